@@ -1,0 +1,100 @@
+"""The policy-gradient half of stage two: advantages, clipped ratio, SubGRPO's step subset and the reference KL (paper, RTDMD)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rtdmd.flow.path import expand
+from rtdmd.flow.precision import at_least_float32, require_finite, sum_dims
+
+Baseline = Literal["group_mean", "leave_one_out"]
+StdScope = Literal["batch", "group"]
+
+
+def group_advantages(
+    rewards: Tensor,
+    groups: Tensor,
+    weights: Tensor,
+    *,
+    baseline: Baseline = "group_mean",
+    std: StdScope = "batch",
+    eps: float = 1e-4,
+    clip: float = 5.0,
+) -> Tensor:
+    """Advantages (N,) of N images with R rewards: normalise each reward, weighted sum, normalise over the batch, clip.
+
+    rewards (R, N); groups (N,) integer, images of one prompt share it; weights (R,). Per reward, r - baseline over
+    (std + eps): baseline is the mean of the group or of its other members; std (population) is the whole batch's
+    (public code) or the group's (paper). Raises ValueError on shapes or on a group of one with 'leave_one_out',
+    FloatingPointError on a non-finite reward.
+    """
+    rewards, weights = at_least_float32(rewards, weights)
+    if rewards.dim() != 2 or groups.shape != rewards.shape[1:] or weights.shape != rewards.shape[:1]:
+        raise ValueError(
+            f"rewards {tuple(rewards.shape)}, groups {tuple(groups.shape)}, weights {tuple(weights.shape)}: need (R, N), (N,), (R,)"
+        )
+    require_finite("rewards", rewards)
+    centred, spread = _centre(rewards, groups, baseline, std)
+    total = (weights[:, None] * centred / (spread + eps)).sum(0)
+    total = (total - total.mean()) / (total.std(correction=0) + eps)
+    return total.clamp(-clip, clip)
+
+
+def _centre(rewards: Tensor, groups: Tensor, baseline: Baseline, std: StdScope) -> tuple[Tensor, Tensor]:
+    """Rewards minus baseline (R, N) and the standard deviation to divide by, broadcastable to (R, N)."""
+    if baseline not in ("group_mean", "leave_one_out") or std not in ("batch", "group"):
+        raise ValueError(f"baseline {baseline!r} or std {std!r} is unknown")
+    _, index, counts = torch.unique(groups, return_inverse=True, return_counts=True)
+    size = counts[index].to(rewards.dtype)
+    centred = rewards - _group_sum(rewards, index, len(counts)) / size
+    spread = rewards.std(dim=1, correction=0, keepdim=True)
+    if std == "group":
+        spread = torch.sqrt(_group_sum(centred**2, index, len(counts)) / size)
+    if baseline == "leave_one_out":
+        if int(counts.min()) < 2:
+            raise ValueError("leave_one_out needs at least two images in every group")
+        centred = centred * size / (size - 1)
+    return centred, spread
+
+
+def _group_sum(values: Tensor, index: Tensor, count: int) -> Tensor:
+    """Sum of (R, N) over each group, given back to every member: (R, N)."""
+    sums = values.new_zeros(values.shape[0], count).index_add_(1, index, values)
+    return sums[:, index]
+
+
+def clipped_policy_loss(
+    logp_new: Tensor, logp_old: Tensor, advantages: Tensor, clip_range: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """PPO's -min(A ρ, A clip(ρ)) per sample (B,), the ratio ρ = exp(logp_new - logp_old) (B,), and the clipped fraction ().
+
+    `clip_range` c bounds the LOG-ratio: ρ in [e^-c, e^c]. For c << 1 that is the usual [1-c, 1+c] (they differ by
+    c²/2); it stays meaningful for the true density, whose log-ratios grow with D, where 1 - c would be negative.
+    State c in the units of the log-density that is passed in.
+    """
+    logp_new, logp_old, advantages = at_least_float32(logp_new, logp_old, advantages)
+    log_ratio = logp_new - logp_old.detach()
+    ratio, clipped = torch.exp(log_ratio), torch.exp(log_ratio.clamp(-clip_range, clip_range))
+    loss = -torch.minimum(advantages * ratio, advantages * clipped)
+    return loss, ratio, (log_ratio.detach().abs() > clip_range).to(ratio.dtype).mean()
+
+
+def draw_step_subset(permutation: Tensor | Sequence[int], trained: int) -> tuple[int, ...]:
+    """SubGRPO's trained steps of an epoch: the first `trained` of a random permutation of the stochastic steps, ascending."""
+    steps = [int(step) for step in permutation]
+    if not 1 <= trained <= len(steps):
+        raise ValueError(f"cannot train {trained} of {len(steps)} stochastic steps")
+    return tuple(sorted(steps[:trained]))
+
+
+def subset_factor(num_steps: int, trained: int) -> float:
+    """(K-1)/M: makes the sum over M of the K-1 stochastic steps unbiased for all (in the paper, not in the public code)."""
+    return (num_steps - 1) / trained
+
+
+def gaussian_kl(mean_p: Tensor, mean_q: Tensor, std: Tensor) -> Tensor:
+    """KL(N(mean_p, std² I) || N(mean_q, std² I)) = |mean_p - mean_q|² / (2 std²), (B,), nats, summed over dimensions. std (B,) > 0."""
+    mean_p, mean_q, std = at_least_float32(mean_p, mean_q, std)
+    return sum_dims(((mean_p - mean_q) / expand(std, mean_p)) ** 2) / 2
