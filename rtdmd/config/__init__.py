@@ -1,0 +1,39 @@
+"""The one strict configuration tree behind `params.yaml`.
+
+One file per section; unknown keys, wrong types and impossible combinations are one-line errors. `rtdmd params world` prints a complete
+file, `rtdmd schema` the JSON schema.
+"""
+
+from rtdmd.config.data import CacheTeacherParams, PreparePromptsParams
+from rtdmd.config.load import load_params, parse_params
+from rtdmd.config.model import AdapterParams, ModelParams
+from rtdmd.config.presets import PRESETS, RECIPES, preset
+from rtdmd.config.results import EvaluateParams, PublishParams, ReportParams
+from rtdmd.config.rewards import RewardParams
+from rtdmd.config.run import RunParams
+from rtdmd.config.train_acdmd import ConsistencyParams, RenoiseParams, TrainAcdmdParams
+from rtdmd.config.train_rtdmd import TermWeights, TrainRtdmdParams
+from rtdmd.config.tree import Params
+
+__all__ = [
+    "PRESETS",
+    "RECIPES",
+    "AdapterParams",
+    "CacheTeacherParams",
+    "ConsistencyParams",
+    "EvaluateParams",
+    "ModelParams",
+    "Params",
+    "PreparePromptsParams",
+    "PublishParams",
+    "RenoiseParams",
+    "ReportParams",
+    "RewardParams",
+    "RunParams",
+    "TermWeights",
+    "TrainAcdmdParams",
+    "TrainRtdmdParams",
+    "load_params",
+    "parse_params",
+    "preset",
+]

@@ -1,0 +1,43 @@
+"""What every section of the configuration shares: strict types, and fields that carry their unit and source."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
+
+
+class Section(BaseModel):
+    """A frozen group of parameters in which an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+def _number(value: Any) -> Any:
+    """A number from YAML. `1e-4` is a string to PyYAML and a float to DVC: here both mean the number."""
+    if isinstance(value, bool):
+        raise ValueError("a truth value is not a number")
+    if isinstance(value, str):
+        return float(value)
+    return value
+
+
+Real = Annotated[float, BeforeValidator(_number, json_schema_input_type=float)]
+"""A finite float; integers and strings that parse as numbers are accepted, truth values are not."""
+
+Whole = Annotated[int, Strict()]
+"""An integer; neither 3.0 nor "3" nor true."""
+
+Flag = Annotated[bool, Strict()]
+"""true or false."""
+
+
+def param(text: str, *, unit: str = "", source: str, **limits: Any) -> Any:
+    """A required field with its documentation.
+
+    `text`: what the value does, in a few words. `unit`: of the value, empty for a pure number or a choice. `source`: where the
+    definition or the usual value comes from: the paper (arXiv 2605.26108), its public code, a library, or our own choice.
+    `limits`: pydantic's (`ge`, `lt`, `min_length`...) and `default` for the few fields that may be left out.
+    """
+    description = text + (f" [{unit}]" if unit else "") + f". Source: {source}"
+    return Field(description=description, json_schema_extra={"unit": unit, "source": source, "summary": text}, **limits)

@@ -1,0 +1,139 @@
+"""Reading `params.yaml`: one line of plain words for whatever is wrong with it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Hashable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from rtdmd.config.tree import Params
+from rtdmd.errors import UserError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load_params(path: Path | str = "params.yaml") -> Params:
+    """The validated tree of a params file. UserError (one line) when it is missing, no YAML, or not allowed."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; `rtdmd params world > {path}` writes one")
+    return parse_params(path.read_text(encoding="utf-8"), str(path))
+
+
+def parse_params(text: str, name: str = "params.yaml") -> Params:
+    """The validated tree of a params file's text; `name` is how errors call it."""
+    return validate(parse_yaml(text, name), name)
+
+
+def parse_yaml(text: str, name: str) -> dict[str, Any]:
+    """A YAML mapping; UserError with the line number otherwise."""
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{name}{line}: not YAML: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(
+            f"{name}: sections are expected, got {type(tree).__name__}; `rtdmd params world` prints a complete file"
+        )
+    return tree
+
+
+def validate(tree: dict[str, Any], name: str = "params.yaml") -> Params:
+    """The validated tree of nested dictionaries; UserError naming key, value and what is allowed."""
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        more = f" ({len(errors) - 1} more after this one)" if len(errors) > 1 else ""
+        raise UserError(f"{name}: {_sentence(errors[0])}{more}") from error
+
+
+def _sentence(error: ErrorDetails) -> str:
+    """One pydantic error as `key: value; what is allowed`."""
+    key = _dotted(error["loc"])
+    if error["type"] == "extra_forbidden":
+        return _unknown_key(error["loc"], error["input"])
+    if error["type"] == "missing":
+        return f"{key} is missing; `rtdmd params world` prints a complete file"
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error" and isinstance(error["input"], dict | BaseModel):
+        return (
+            f"{key}.{message}" if key else message
+        )  # a check between keys: its message names key, value and what is allowed
+    if error["type"] == "literal_error":
+        allowed = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "")
+        return f"{key}: {_short(error['input'])} is not allowed; allowed: {allowed}{_did_you_mean(error['input'], allowed.split(', '))}"
+    return f"{key}: {_short(error['input'])} is not allowed; {message[0].lower()}{message[1:]}"
+
+
+def _unknown_key(location: tuple[int | str, ...], value: Any) -> str:
+    """Unknown keys name their nearest relatives, in the same section first."""
+    *parents, last = location
+    allowed = list(_fields_at(Params, parents))
+    near = difflib.get_close_matches(str(last), allowed, n=1)
+    if not near:
+        leaves = {path.rsplit(".", 1)[-1]: path for path in _all_keys(Params)}
+        near = [leaves[leaf] for leaf in difflib.get_close_matches(str(last), list(leaves), n=1)]
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{_dotted(location)}: unknown key (value {_short(value)}); allowed: {', '.join(allowed)}{hint}"
+
+
+def _fields_at(model: type[BaseModel], parents: list[int | str]) -> Iterator[str]:
+    """Names of the fields of the section found by walking `parents` from `model`."""
+    for part in parents:
+        if isinstance(part, str):
+            model = _section_type(model, part) or model
+    yield from model.model_fields
+
+
+def _section_type(model: type[BaseModel], field: str) -> type[BaseModel] | None:
+    """The section class behind a field (itself or the members of its tuple), None for a plain value."""
+    annotation: Any = model.model_fields[field].annotation
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the tree."""
+    for name in model.model_fields:
+        yield prefix + name
+        section = _section_type(model, name)
+        if section is not None:
+            yield from _all_keys(section, f"{prefix}{name}.")
+
+
+def _did_you_mean(value: Any, allowed: list[str]) -> str:
+    near = difflib.get_close_matches(str(value), allowed, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    """('a', 'b', 0, 'c') -> a.b[0].c"""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
+
+
+def _short(value: Any, width: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= width else text[: width - 3] + "..."

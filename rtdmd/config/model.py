@@ -1,0 +1,77 @@
+"""Sections `model` and `adapter`: the teacher, the few-step sampler on it, and what is trained."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import model_validator
+
+from rtdmd.config.base import Real, Section, Whole, param
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class ModelParams(Section):
+    """The teacher and the K-step sampler of its students."""
+
+    family: Literal["sd3", "flux1", "flux2"] = param(
+        "backbone family (flux1, flux2: not yet available)", source="diffusers"
+    )
+    teacher: str = param(
+        "diffusers folder, or Hub id `owner/name` (a folder of two parts is written ./a/b)",
+        source="diffusers",
+        min_length=1,
+    )
+    revision: str | None = param(
+        "Hub commit of the teacher, 40 hex digits; null for a folder", source="Hugging Face Hub"
+    )
+    resolution: Whole = param("side of the image", unit="pixels", source="public code: 512, SD3-M 1024; world 36", ge=8)
+    dtype: Literal["float32", "bfloat16"] = param("of the frozen base weights", source="public code: bfloat16 on GPU")
+    guidance: Real = param(
+        "teacher's classifier-free guidance weight",
+        source="public code: SD3-M 7.0, SD3.5-M 4.5; world 3.0 (measured)",
+        ge=1,
+    )
+    teacher_steps: Whole = param(
+        "Euler steps of the multi-step teacher", unit="steps", source="diffusers SD3: 28", ge=1
+    )
+    max_sequence_length: Whole = param(
+        "T5 tokens", unit="tokens", source="diffusers SD3: 256; public code: 128; the world has no T5: 1", ge=1, le=512
+    )
+    num_steps: Whole = param("K, steps of the few-step sampler", unit="steps", source="paper and public code: 4", ge=1)
+    eta: Real = param(
+        "CPS noise level: 0 Euler, 1 full renoising", source="public code: 0.9 (arXiv 2509.05952)", ge=0, le=1
+    )
+
+    @property
+    def is_hub_id(self) -> bool:
+        """True when `teacher` names a Hub repository rather than a local folder."""
+        return _HUB_ID.fullmatch(self.teacher) is not None
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelParams:
+        if self.family != "sd3":
+            raise ValueError(f"family: {self.family!r} is not yet available; allowed: sd3")
+        if self.is_hub_id and (self.revision is None or not _COMMIT.fullmatch(self.revision)):
+            raise ValueError(
+                f"revision: {self.revision!r} with the Hub id {self.teacher!r}; allowed: the 40 hex digits of a commit"
+                f" (a local folder of that name is written ./{self.teacher})"
+            )
+        if not self.is_hub_id and self.revision is not None:
+            raise ValueError(f"revision: {self.revision!r} with the folder {self.teacher!r}; allowed: null")
+        return self
+
+
+class AdapterParams(Section):
+    """What is trained on top of the teacher's transformer."""
+
+    mode: Literal["lora", "full"] = param("train an adapter or all weights", source="public code: lora")
+    rank: Whole = param("LoRA rank (lora only)", source="public code: 32; paper v1: 64", ge=1)
+    alpha: Whole = param(
+        "LoRA alpha; the update is scaled by alpha / rank", source="public code: 64; paper v1: 32", ge=1
+    )
+    targets: Literal["attention", "attention_mlp"] = param(
+        "which projections carry LoRA", source="public code: attention"
+    )

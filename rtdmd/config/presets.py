@@ -1,0 +1,134 @@
+"""Named, complete parameter sets: `world` (the demo, also the committed params.yaml) and `smoke` (everything tiny)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rtdmd.config.load import validate
+from rtdmd.config.train_rtdmd import PUBLISHED
+from rtdmd.config.tree import Params
+from rtdmd.errors import UserError
+
+_CLIP = {"name": "clipscore", "model": "data/world/clip", "weight": 1.0}
+_VERIFIER = {"name": "world_verifier", "weight": 1.0, "soft_weight": 0.7}
+
+WORLD: dict[str, Any] = {
+    "run": {"seed": 0, "threads": 2, "device": "cpu"},
+    "model": {
+        "family": "sd3",
+        "teacher": "data/world/teacher",
+        "revision": None,
+        "resolution": 36,
+        "dtype": "float32",
+        "guidance": 3.0,
+        "teacher_steps": 28,
+        "max_sequence_length": 1,
+        "num_steps": 4,
+        "eta": 0.9,
+    },
+    "adapter": {"mode": "lora", "rank": 32, "alpha": 64, "targets": "attention"},
+    "prepare_prompts": {"source": "world", "heldout": "heldout", "train_file": None, "eval_file": None},
+    "cache_teacher": {"batch_size": 64},
+    "train_acdmd": {
+        "iterations": 1000,
+        "batch_size": 48,
+        "generator_every": 5,
+        "lr_generator": 2e-4,
+        "lr_fake": 6e-4,
+        "warmup": 0,
+        "betas": [0.9, 0.999],
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "ema_decay": 0.98,
+        "start": "step",
+        "renoise": {"margin": 0.01, "low": 0.02, "high": 0.98},
+        "weighting": "inverse_variance",
+        "weight_clamp": 10.0,
+        "consistency": {
+            "weight": 0.0,
+            "estimator": "two_sample",
+            "kernel": "published",
+            "delta_min": 0.001,
+            "delta_max": 0.2,
+        },
+        "save_every": 100,
+        "log_every": 10,
+    },
+    "train_rtdmd": {
+        "recipe": "custom",
+        "epochs": 60,
+        "prompts_per_epoch": 24,
+        "group_size": 16,
+        "candidate_steps": 3,
+        "trained_steps": 2,
+        "share_noise": True,
+        "share_initial": False,
+        "subset_factor": False,
+        "baseline": "group_mean",
+        "advantage_std": "batch",
+        "advantage_eps": 1e-4,
+        "advantage_clip": 5.0,
+        "drop_zero_advantage": True,
+        "density": "gaussian",
+        "clip_range": 0.2,
+        "weights": {"policy": 0.5, "matching": 0.3, "backprop": 1.0, "reference_kl": 0.0},
+        "gradient_scaling": "unit_norm",
+        "backprop_margin": 3.0,
+        "fake_updates_per_epoch": 1,
+        "lr_generator": 3e-4,
+        "lr_fake": 6e-4,
+        "betas": [0.9, 0.999],
+        "weight_decay": 1e-4,
+        "max_grad_norm": 1.0,
+        "ema_decay": 0.9,
+        "ema_every": 1,
+        "rewards": [_CLIP, _VERIFIER],
+        "save_every": 10,
+        "log_every": 1,
+    },
+    "evaluate": {
+        "images_per_tag": 150,
+        "batch_size": 150,
+        "models": ["teacher", "teacher_few_step", "train_acdmd", "train_rtdmd"],
+        "rewards": [_CLIP, _VERIFIER],
+        "reference_images": 2000,
+    },
+    "report": {"title": "RTDMD on the embedded world", "grid_prompts": 12},
+    "publish": {"repo_id": None, "private": True, "dry_run": True},
+}
+
+_SMOKE: dict[str, Any] = {
+    "model": {"teacher_steps": 4},
+    "adapter": {"rank": 4, "alpha": 8},
+    "train_acdmd": {
+        "iterations": 4,
+        "batch_size": 4,
+        "generator_every": 2,
+        "consistency": {"weight": 0.01},
+        "save_every": 2,
+        "log_every": 1,
+    },
+    "train_rtdmd": {"epochs": 2, "prompts_per_epoch": 2, "group_size": 2, "save_every": 1},
+    "evaluate": {"images_per_tag": 4, "batch_size": 12, "reference_images": 24},
+    "report": {"title": "RTDMD smoke run", "grid_prompts": 4},
+}
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the leaves of `changes` in place of its own (new dictionaries; the arguments stay as they are)."""
+    result = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, dict) and isinstance(base.get(key), dict)
+        result[key] = merged(base[key], value) if nested else value
+    return result
+
+
+PRESETS: dict[str, dict[str, Any]] = {"world": WORLD, "smoke": merged(WORLD, _SMOKE)}
+RECIPES: dict[str, dict[str, Any]] = {"published": {"train_rtdmd": {"recipe": "published", **PUBLISHED}}}
+
+
+def preset(name: str, changes: dict[str, Any] | None = None) -> Params:
+    """A preset's validated tree, with `changes` (nested dictionaries) laid over it. UserError for an unknown name."""
+    if name not in PRESETS:
+        raise UserError(f"preset {name!r} is unknown; allowed: {', '.join(PRESETS)}")
+    return validate(merged(PRESETS[name], changes or {}), f"preset {name}")

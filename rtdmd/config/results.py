@@ -1,0 +1,56 @@
+"""Sections `evaluate`, `report` and `publish`: what is measured, shown and handed on."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import field_validator, model_validator
+
+from rtdmd.config.base import Flag, Section, Whole, param
+from rtdmd.config.rewards import RewardParams, distinct
+
+ModelName = Literal["teacher", "teacher_few_step", "train_acdmd", "train_rtdmd"]
+
+
+class EvaluateParams(Section):
+    """Held-out prompts, equal seeds for every model."""
+
+    images_per_tag: Whole = param("held-out images per prompt tag and model", unit="images", source="ours: 150", ge=1)
+    batch_size: Whole = param("images per forward; changes no result", unit="images", source="ours", ge=1)
+    models: tuple[ModelName, ...] = param("what is evaluated", source="ours", min_length=1)
+    rewards: tuple[RewardParams, ...] = param("scores reported, each once", source="ours", min_length=1)
+    reference_images: Whole = param(
+        "held-out world images behind the Fréchet distance", unit="images", source="ours: 2000", ge=2
+    )
+
+    _distinct = field_validator("rewards")(distinct)
+
+    @model_validator(mode="after")
+    def _check(self) -> EvaluateParams:
+        if len(set(self.models)) != len(self.models):
+            raise ValueError(f"models: {list(self.models)}; allowed: each model once")
+        return self
+
+
+class ReportParams(Section):
+    """The page."""
+
+    title: str = param("heading of the page", source="ours", min_length=1)
+    grid_prompts: Whole = param("prompts in the picture of the grids", unit="prompts", source="ours: 12", ge=1)
+
+
+class PublishParams(Section):
+    """The model folder, and where it would go."""
+
+    repo_id: str | None = param("Hub repository `owner/name`; null: write the folder only", source="Hugging Face Hub")
+    private: Flag = param("create the repository as private", source="ours")
+    dry_run: Flag = param("write the folder, upload nothing", source="ours")
+
+    @model_validator(mode="after")
+    def _check(self) -> PublishParams:
+        if self.repo_id is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo_id):
+            raise ValueError(f"repo_id: {self.repo_id!r}; allowed: owner/name or null")
+        if not self.dry_run and self.repo_id is None:
+            raise ValueError("repo_id: None with dry_run: false; allowed: owner/name")
+        return self

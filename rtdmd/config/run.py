@@ -1,0 +1,17 @@
+"""Section `run`: what holds for every stage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rtdmd.config.base import Section, Whole, param
+
+
+class RunParams(Section):
+    """Seed and machine."""
+
+    seed: Whole = param("root of every random draw", source="ours", ge=0, lt=2**63)
+    threads: Whole = param(
+        "torch threads of a stage; another count gives other last digits", unit="threads", source="ours", ge=1
+    )
+    device: Literal["cpu", "cuda"] = param("where a stage computes", source="torch")

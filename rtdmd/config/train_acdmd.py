@@ -1,0 +1,85 @@
+"""Section `train_acdmd`: stage one, Ambient-Consistent Distribution Matching Distillation (DMD2 is reachable from here)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from rtdmd.config.base import Real, Section, Whole, param
+
+
+class RenoiseParams(Section):
+    """The renoising time t ~ U(s + margin, 1), clamped to [low, high]."""
+
+    margin: Real = param("smallest distance of t above s", unit="σ", source="public code: 0.01", gt=0, lt=1)
+    low: Real = param("lower clamp of t", unit="σ", source="public code: 0.02", gt=0, lt=1)
+    high: Real = param("upper clamp of t", unit="σ", source="public code: 0.98", gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> RenoiseParams:
+        if self.low >= self.high:
+            raise ValueError(f"low: {self.low} is not below high: {self.high}; allowed: low < high")
+        return self
+
+
+class ConsistencyParams(Section):
+    """The regulariser that keeps the fake score's posterior mean a martingale along its own transitions."""
+
+    weight: Real = param("γ, its weight; 0 turns it off", source="paper and public code: 0.01; world: 0", ge=0)
+    estimator: Literal["two_sample", "one_sample"] = param(
+        "two_sample is unbiased and may be negative", source="paper: two_sample; one_sample ours"
+    )
+    kernel: Literal["published", "eta_star"] = param(
+        "transition to the earlier time: the sampler's η, or the η* that matches the path",
+        source="public code: published",
+    )
+    delta_min: Real = param("smallest backward step δ", unit="σ", source="public code: 1/1000", gt=0, lt=1)
+    delta_max: Real = param("largest backward step δ", unit="σ", source="public code: 200/1000", gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> ConsistencyParams:
+        if self.delta_min > self.delta_max:
+            raise ValueError(
+                f"delta_min: {self.delta_min} is above delta_max: {self.delta_max}; allowed: delta_min <= delta_max"
+            )
+        return self
+
+
+class TrainAcdmdParams(Section):
+    """Stage one."""
+
+    iterations: Whole = param("fake-score updates", unit="updates", source="public code: 15000", ge=1)
+    batch_size: Whole = param("prompts per update", unit="prompts", source="public code: 9 per GPU on 8 GPUs", ge=1)
+    generator_every: Whole = param(
+        "fake-score updates per generator update", source="public code: 10; world: 5 (measured)", ge=1
+    )
+    lr_generator: Real = param("AdamW step size of the generator", source="public code: 3e-5; FLUX.2 1e-6", gt=0)
+    lr_fake: Real = param("AdamW step size of the fake score", source="public code: 3e-5; FLUX.2 1e-6", gt=0)
+    warmup: Whole = param("updates of linear warm-up of both rates", unit="updates", source="public code: 0", ge=0)
+    betas: tuple[Real, Real] = param("AdamW's moment decays", source="public code: 0.9, 0.999")
+    weight_decay: Real = param("AdamW's weight decay", source="public code: 0", ge=0)
+    max_grad_norm: Real = param("gradients are clipped to this norm", source="public code: 1", gt=0)
+    ema_decay: Real = param("of the generator's average, per generator update", source="public code: 0.99", ge=0, lt=1)
+    start: Literal["step", "data"] = param(
+        "renoise from the stopped step's level (AC-DMD) or from s = 0 (DMD2)", source="paper: step"
+    )
+    renoise: RenoiseParams
+    weighting: Literal["clamp", "inverse_variance"] = param(
+        "of the ambient loss: min(1/β², weight_clamp) or 1/β²", source="public code: clamp; inverse_variance ours"
+    )
+    weight_clamp: Real = param("largest weight (clamp only)", source="public code: 10", gt=0)
+    consistency: ConsistencyParams
+    save_every: Whole = param("updates between checkpoints for resuming", unit="updates", source="ours", ge=1)
+    log_every: Whole = param("updates between rows of curves.csv", unit="updates", source="ours", ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainAcdmdParams:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: {list(self.betas)}; allowed: two numbers from 0 to below 1")
+        if self.generator_every > self.iterations:
+            raise ValueError(
+                f"generator_every: {self.generator_every} is above iterations: {self.iterations}, so the generator would never"
+                f" be trained; allowed: 1 to {self.iterations}"
+            )
+        return self

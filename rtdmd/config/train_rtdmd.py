@@ -1,0 +1,142 @@
+"""Section `train_rtdmd`: stage two, reward-tilted distribution matching (SubGRPO, last-step back-propagation, matching).
+
+`PUBLISHED` holds the public code's settings and scalings; `recipe: published` promises exactly those, `recipe: custom` promises nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import field_validator, model_validator
+
+from rtdmd.config.base import Flag, Real, Section, Whole, param
+from rtdmd.config.rewards import RewardParams, distinct
+
+
+class TermWeights(Section):
+    """Weights of the generator's loss terms."""
+
+    policy: Real = param("clipped policy gradient over the stochastic steps", source="public code: 1", ge=0)
+    matching: Real = param("distribution matching on the last step", source="public code: 1e-3", ge=0)
+    backprop: Real = param("reward back-propagation through the last step", source="public code: 1e-4", ge=0)
+    reference_kl: Real = param("KL of the transitions to the stage-one student", source="public code: 0", ge=0)
+
+
+class TrainRtdmdParams(Section):
+    """Stage two."""
+
+    recipe: Literal["published", "custom"] = param(
+        "published: the public code's method settings, checked", source="ours"
+    )
+    epochs: Whole = param(
+        "roll-outs, each followed by one generator update", unit="epochs", source="public code: about 1000", ge=1
+    )
+    prompts_per_epoch: Whole = param("prompts per roll-out", unit="prompts", source="world: 24 (measured)", ge=1)
+    group_size: Whole = param("images per prompt", unit="images", source="public code: 24, SD3-M 16", ge=2)
+    candidate_steps: Whole = param(
+        "first stochastic steps among which the trained ones are drawn", source="public code: 3", ge=1
+    )
+    trained_steps: Whole = param("M, stochastic steps trained per epoch", source="public code: 2", ge=1)
+    share_noise: Flag = param(
+        "one transition noise per group at untrained steps (SubGRPO)", source="paper and public code: true"
+    )
+    share_initial: Flag = param("one initial latent per group", source="paper and public code: false")
+    subset_factor: Flag = param(
+        "scale the policy term by candidate_steps / trained_steps", source="paper: true; public code: false"
+    )
+    baseline: Literal["group_mean", "leave_one_out"] = param(
+        "subtracted from a reward", source="public code: group_mean"
+    )
+    advantage_std: Literal["batch", "group"] = param(
+        "standard deviation that divides it", source="public code: batch; paper: group"
+    )
+    advantage_eps: Real = param("added to that standard deviation", source="public code: 1e-4", gt=0)
+    advantage_clip: Real = param("advantages are clipped to ± this", source="public code: 5", gt=0)
+    drop_zero_advantage: Flag = param(
+        "leave samples with advantage 0 out of the policy term", source="public code: true"
+    )
+    density: Literal["gaussian", "published"] = param(
+        "log-density of a transition: -|x-μ|²/2ρ² summed, or -(x-μ)² averaged",
+        source="paper: gaussian; public code: published",
+    )
+    clip_range: Real = param(
+        "policy ratio is clipped to 1 ± this; only means something with the density", source="public code: 1e-5", gt=0
+    )
+    weights: TermWeights
+    gradient_scaling: Literal["none", "unit_norm"] = param(
+        "each term's gradient is brought to norm 1 before its weight", source="public code: none; unit_norm ours"
+    )
+    backprop_margin: Real = param("m in relu(m - Σ w r), the back-propagated loss", source="public code: 3")
+    fake_updates_per_epoch: Whole = param(
+        "fake-score updates on the cached roll-out", unit="updates", source="public code: 1", ge=0
+    )
+    lr_generator: Real = param("AdamW step size of the generator", source="public code: 3e-6", gt=0)
+    lr_fake: Real = param("AdamW step size of the fake score", source="public code: 3e-6", gt=0)
+    betas: tuple[Real, Real] = param("AdamW's moment decays", source="public code: 0.9, 0.999")
+    weight_decay: Real = param("AdamW's weight decay", source="public code: 1e-4", ge=0)
+    max_grad_norm: Real = param("gradients are clipped to this norm", source="public code: 1", gt=0)
+    ema_decay: Real = param("of the generator's average", source="public code: 0.9", ge=0, lt=1)
+    ema_every: Whole = param(
+        "generator updates between updates of the average", unit="updates", source="public code: 8", ge=1
+    )
+    rewards: tuple[RewardParams, ...] = param(
+        "training rewards, each once", source="public code: four of weight 1", min_length=1
+    )
+    save_every: Whole = param("epochs between checkpoints for resuming", unit="epochs", source="ours", ge=1)
+    log_every: Whole = param("epochs between rows of curves.csv", unit="epochs", source="ours", ge=1)
+
+    _distinct = field_validator("rewards")(distinct)
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainRtdmdParams:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: {list(self.betas)}; allowed: two numbers from 0 to below 1")
+        if self.trained_steps > self.candidate_steps:
+            raise ValueError(
+                f"trained_steps: {self.trained_steps}; allowed: 1 to candidate_steps = {self.candidate_steps}"
+            )
+        if not (self.weights.policy or self.weights.matching or self.weights.backprop):
+            raise ValueError("weights: policy, matching and backprop are all 0; allowed: at least one above 0")
+        if self.weights.backprop > 0 and not any(r.differentiable and r.weight > 0 for r in self.rewards):
+            raise ValueError(
+                f"weights.backprop: {self.weights.backprop} without a differentiable reward; allowed: 0, or clipscore among rewards"
+            )
+        self._check_recipe()
+        return self
+
+    def _check_recipe(self) -> None:
+        """`recipe: published` must mean the published settings."""
+        if self.recipe != "published":
+            return
+        mine = self.model_dump(mode="json")
+        for key, value in PUBLISHED.items():
+            if mine[key] != value:
+                raise ValueError(f"{key}: {mine[key]} with recipe: published; allowed: {value}, or recipe: custom")
+
+
+PUBLISHED: dict[str, Any] = {
+    "candidate_steps": 3,
+    "trained_steps": 2,
+    "share_noise": True,
+    "share_initial": False,
+    "subset_factor": False,
+    "baseline": "group_mean",
+    "advantage_std": "batch",
+    "advantage_eps": 1e-4,
+    "advantage_clip": 5.0,
+    "drop_zero_advantage": True,
+    "density": "published",
+    "clip_range": 1e-5,
+    "weights": {"policy": 1.0, "matching": 1e-3, "backprop": 1e-4, "reference_kl": 0.0},
+    "gradient_scaling": "none",
+    "backprop_margin": 3.0,
+    "fake_updates_per_epoch": 1,
+    "lr_generator": 3e-6,
+    "lr_fake": 3e-6,
+    "betas": [0.9, 0.999],
+    "weight_decay": 1e-4,
+    "max_grad_norm": 1.0,
+    "ema_decay": 0.9,
+    "ema_every": 8,
+}
+"""The public code's method settings (Harahan/RTDMD). Sizes (epochs, prompts, group) and rewards are the run's own."""

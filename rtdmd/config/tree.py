@@ -1,0 +1,42 @@
+"""The whole configuration: one section per stage, and what no section can check alone."""
+
+from __future__ import annotations
+
+from pydantic import model_validator
+
+from rtdmd.config.base import Section
+from rtdmd.config.data import CacheTeacherParams, PreparePromptsParams
+from rtdmd.config.model import AdapterParams, ModelParams
+from rtdmd.config.results import EvaluateParams, PublishParams, ReportParams
+from rtdmd.config.run import RunParams
+from rtdmd.config.train_acdmd import TrainAcdmdParams
+from rtdmd.config.train_rtdmd import TrainRtdmdParams
+
+
+class Params(Section):
+    """`params.yaml`: complete and explicit, so that a diff of two runs is a diff of two files."""
+
+    run: RunParams
+    model: ModelParams
+    adapter: AdapterParams
+    prepare_prompts: PreparePromptsParams
+    cache_teacher: CacheTeacherParams
+    train_acdmd: TrainAcdmdParams
+    train_rtdmd: TrainRtdmdParams
+    evaluate: EvaluateParams
+    report: ReportParams
+    publish: PublishParams
+
+    @model_validator(mode="after")
+    def _check(self) -> Params:
+        stochastic = self.model.num_steps - 1
+        if self.train_rtdmd.weights.policy > 0 and self.train_rtdmd.candidate_steps > stochastic:
+            raise ValueError(
+                f"train_rtdmd.candidate_steps: {self.train_rtdmd.candidate_steps}; allowed: 1 to model.num_steps - 1 = {stochastic}"
+                " (the last step is deterministic)"
+            )
+        if self.train_rtdmd.weights.policy > 0 and self.model.eta == 0:
+            raise ValueError(
+                "model.eta: 0 with train_rtdmd.weights.policy above 0; allowed: above 0 (the policy needs noise)"
+            )
+        return self
