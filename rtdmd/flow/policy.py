@@ -1,4 +1,4 @@
-"""The policy-gradient half of stage two: advantages, clipped ratio, SubGRPO's step subset and the reference KL (paper, RTDMD)."""
+"""The policy-gradient half of stage two (paper, RTDMD): advantages, clipped ratio, SubGRPO's subset, reference KL."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -32,9 +32,8 @@ def group_advantages(
     """
     rewards, weights = at_least_float32(rewards, weights)
     if rewards.dim() != 2 or groups.shape != rewards.shape[1:] or weights.shape != rewards.shape[:1]:
-        raise ValueError(
-            f"rewards {tuple(rewards.shape)}, groups {tuple(groups.shape)}, weights {tuple(weights.shape)}: need (R, N), (N,), (R,)"
-        )
+        shapes = [tuple(tensor.shape) for tensor in (rewards, groups, weights)]
+        raise ValueError(f"rewards, groups, weights must have shapes (R, N), (N,), (R,); got {shapes}")
     require_finite("rewards", rewards)
     centred, spread = _centre(rewards, groups, baseline, std)
     total = (weights[:, None] * centred / (spread + eps)).sum(0)
@@ -68,7 +67,7 @@ def _group_sum(values: Tensor, index: Tensor, count: int) -> Tensor:
 def clipped_policy_loss(
     logp_new: Tensor, logp_old: Tensor, advantages: Tensor, clip_range: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """PPO's -min(A ρ, A clip(ρ)) per sample (B,), the ratio ρ = exp(logp_new - logp_old) (B,), and the clipped fraction ().
+    """PPO's -min(A ρ, A clip(ρ)) (B,), the ratio ρ = exp(logp_new - logp_old) (B,), and the clipped fraction ().
 
     `clip_range` c bounds the LOG-ratio: ρ in [e^-c, e^c]. For c << 1 that is the usual [1-c, 1+c] (they differ by
     c²/2); it stays meaningful for the true density, whose log-ratios grow with D, where 1 - c would be negative.
@@ -82,7 +81,7 @@ def clipped_policy_loss(
 
 
 def draw_step_subset(permutation: Tensor | Sequence[int], trained: int) -> tuple[int, ...]:
-    """SubGRPO's trained steps of an epoch: the first `trained` of a random permutation of the stochastic steps, ascending."""
+    """SubGRPO's steps of an epoch: the first `trained` of a permutation of the stochastic steps, ascending."""
     steps = [int(step) for step in permutation]
     if not 1 <= trained <= len(steps):
         raise ValueError(f"cannot train {trained} of {len(steps)} stochastic steps")
@@ -90,11 +89,11 @@ def draw_step_subset(permutation: Tensor | Sequence[int], trained: int) -> tuple
 
 
 def subset_factor(num_steps: int, trained: int) -> float:
-    """(K-1)/M: makes the sum over M of the K-1 stochastic steps unbiased for all (in the paper, not in the public code)."""
+    """(K-1)/M: makes the sum over M of the K-1 stochastic steps unbiased for all (paper; not in the public code)."""
     return (num_steps - 1) / trained
 
 
 def gaussian_kl(mean_p: Tensor, mean_q: Tensor, std: Tensor) -> Tensor:
-    """KL(N(mean_p, std² I) || N(mean_q, std² I)) = |mean_p - mean_q|² / (2 std²), (B,), nats, summed over dimensions. std (B,) > 0."""
+    """KL(N(mean_p, std² I) || N(mean_q, std² I)) = |mean_p - mean_q|² / (2 std²), (B,), nats, over all dimensions."""
     mean_p, mean_q, std = at_least_float32(mean_p, mean_q, std)
     return sum_dims(((mean_p - mean_q) / expand(std, mean_p)) ** 2) / 2
