@@ -1,7 +1,7 @@
 """Reading, hashing and writing files so that a reader never sees half of one.
 
-Every writer writes to a temporary name beside the target, flushes it to disk and renames it. All formats are deterministic: the same
-content gives the same bytes.
+Every writer writes to a temporary name beside the target, flushes it to disk and renames it. All formats are
+deterministic: the same content gives the same bytes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def sha256_file(path: Path | str) -> str:
 
 
 def tree_files(directory: Path | str) -> Iterator[Path]:
-    """Files under `directory` in a fixed order, without the byte code and engine folders that say nothing about content."""
+    """Files under `directory` in a fixed order, without the byte code and engine folders that say nothing about
+    content."""
     for path in sorted(Path(directory).rglob("*")):
         if path.is_file() and not IGNORED_DIRECTORIES.intersection(path.parts) and path.suffix != ".pyc":
             yield path

@@ -1,7 +1,7 @@
 """The one strict configuration tree behind `params.yaml`.
 
-One file per section; unknown keys, wrong types and impossible combinations are one-line errors. `rtdmd params world` prints a complete
-file, `rtdmd schema` the JSON schema.
+One file per section; unknown keys, wrong types and impossible combinations are one-line errors. `rtdmd params world`
+prints a complete file, `rtdmd schema` the JSON schema.
 """
 
 from rtdmd.config.data import CacheTeacherParams, PreparePromptsParams

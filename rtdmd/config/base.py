@@ -35,9 +35,10 @@ Flag = Annotated[bool, Strict()]
 def param(text: str, *, unit: str = "", source: str, **limits: Any) -> Any:
     """A required field with its documentation.
 
-    `text`: what the value does, in a few words. `unit`: of the value, empty for a pure number or a choice. `source`: where the
-    definition or the usual value comes from: the paper (arXiv 2605.26108), its public code, a library, or our own choice.
-    `limits`: pydantic's (`ge`, `lt`, `min_length`...) and `default` for the few fields that may be left out.
+    `text`: what the value does, in a few words. `unit`: of the value, empty for a pure number or a choice. `source`:
+    where the definition or the usual value comes from: the paper (arXiv 2605.26108), its public code, a library, or
+    our own choice. `limits`: pydantic's (`ge`, `lt`, `min_length`...) and `default` for the few fields that may be
+    left out.
     """
     description = text + (f" [{unit}]" if unit else "") + f". Source: {source}"
     return Field(description=description, json_schema_extra={"unit": unit, "source": source, "summary": text}, **limits)

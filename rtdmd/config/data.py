@@ -1,4 +1,5 @@
-"""Sections `prepare_prompts` and `cache_teacher`: what the models are asked for, and the teacher's text conditioning."""
+"""Sections `prepare_prompts` and `cache_teacher`: what the models are asked for, and the teacher's text
+conditioning."""
 
 from __future__ import annotations
 

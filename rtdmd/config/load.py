@@ -82,7 +82,8 @@ def _sentence(error: ErrorDetails) -> str:
         )  # a check between keys: its message names key, value and what is allowed
     if error["type"] == "literal_error":
         allowed = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "")
-        return f"{key}: {_short(error['input'])} is not allowed; allowed: {allowed}{_did_you_mean(error['input'], allowed.split(', '))}"
+        hint = _did_you_mean(error["input"], allowed.split(", "))
+        return f"{key}: {_short(error['input'])} is not allowed; allowed: {allowed}{hint}"
     return f"{key}: {_short(error['input'])} is not allowed; {message[0].lower()}{message[1:]}"
 
 

@@ -91,6 +91,8 @@ WORLD: dict[str, Any] = {
         "batch_size": 150,
         "models": ["teacher", "teacher_few_step", "train_acdmd", "train_rtdmd"],
         "rewards": [_CLIP, _VERIFIER],
+        "features_model": "data/world/clip",
+        "reference": "world",
         "reference_images": 2000,
     },
     "report": {"title": "RTDMD on the embedded world", "grid_prompts": 12},

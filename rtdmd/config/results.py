@@ -20,8 +20,14 @@ class EvaluateParams(Section):
     batch_size: Whole = param("images per forward; changes no result", unit="images", source="ours", ge=1)
     models: tuple[ModelName, ...] = param("what is evaluated", source="ours", min_length=1)
     rewards: tuple[RewardParams, ...] = param("scores reported, each once", source="ours", min_length=1)
+    features_model: str | None = param(
+        "CLIPModel folder whose image embedding measures Fréchet distance and diversity; null: neither", source="ours"
+    )
+    reference: Literal["world", "none"] = param(
+        "real images to compare with: drawn for the held-out captions, or none", source="ours"
+    )
     reference_images: Whole = param(
-        "held-out world images behind the Fréchet distance", unit="images", source="ours: 2000", ge=2
+        "reference images behind the Fréchet distance", unit="images", source="ours: 2000", ge=2
     )
 
     _distinct = field_validator("rewards")(distinct)

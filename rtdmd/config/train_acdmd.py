@@ -1,4 +1,5 @@
-"""Section `train_acdmd`: stage one, Ambient-Consistent Distribution Matching Distillation (DMD2 is reachable from here)."""
+"""Section `train_acdmd`: stage one, Ambient-Consistent Distribution Matching Distillation (DMD2 is reachable from
+here)."""
 
 from __future__ import annotations
 
@@ -79,7 +80,7 @@ class TrainAcdmdParams(Section):
             raise ValueError(f"betas: {list(self.betas)}; allowed: two numbers from 0 to below 1")
         if self.generator_every > self.iterations:
             raise ValueError(
-                f"generator_every: {self.generator_every} is above iterations: {self.iterations}, so the generator would never"
-                f" be trained; allowed: 1 to {self.iterations}"
+                f"generator_every: {self.generator_every}, so the generator would never be trained;"
+                f" allowed: 1 to iterations = {self.iterations}"
             )
         return self

@@ -1,6 +1,8 @@
-"""Section `train_rtdmd`: stage two, reward-tilted distribution matching (SubGRPO, last-step back-propagation, matching).
+"""Section `train_rtdmd`: stage two, reward-tilted distribution matching (SubGRPO, last-step back-propagation,
+matching).
 
-`PUBLISHED` holds the public code's settings and scalings; `recipe: published` promises exactly those, `recipe: custom` promises nothing.
+`PUBLISHED` holds the public code's settings and scalings; `recipe: published` promises exactly those, `recipe:
+custom` promises nothing.
 """
 
 from __future__ import annotations
@@ -99,7 +101,8 @@ class TrainRtdmdParams(Section):
             raise ValueError("weights: policy, matching and backprop are all 0; allowed: at least one above 0")
         if self.weights.backprop > 0 and not any(r.differentiable and r.weight > 0 for r in self.rewards):
             raise ValueError(
-                f"weights.backprop: {self.weights.backprop} without a differentiable reward; allowed: 0, or clipscore among rewards"
+                f"weights.backprop: {self.weights.backprop} without a differentiable reward;"
+                " allowed: 0, or clipscore among rewards"
             )
         self._check_recipe()
         return self

@@ -32,8 +32,8 @@ class Params(Section):
         stochastic = self.model.num_steps - 1
         if self.train_rtdmd.weights.policy > 0 and self.train_rtdmd.candidate_steps > stochastic:
             raise ValueError(
-                f"train_rtdmd.candidate_steps: {self.train_rtdmd.candidate_steps}; allowed: 1 to model.num_steps - 1 = {stochastic}"
-                " (the last step is deterministic)"
+                f"train_rtdmd.candidate_steps: {self.train_rtdmd.candidate_steps};"
+                f" allowed: 1 to model.num_steps - 1 = {stochastic} (the last step is deterministic)"
             )
         if self.train_rtdmd.weights.policy > 0 and self.model.eta == 0:
             raise ValueError(
