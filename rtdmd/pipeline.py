@@ -10,9 +10,6 @@ import yaml
 
 from rtdmd.errors import UserError
 
-STAGES = ("prepare_prompts", "cache_teacher", "train_acdmd", "train_rtdmd", "evaluate", "report", "publish")
-"""The stages in their order. One name: params section, DVC stage, Snakemake rule, command, module, output folder."""
-
 WORLD_FOLDER = "data/world"
 
 

@@ -16,9 +16,12 @@ class Section(BaseModel):
 def _number(value: Any) -> Any:
     """A number from YAML. `1e-4` is a string to PyYAML and a float to DVC: here both mean the number."""
     if isinstance(value, bool):
-        raise ValueError("a truth value is not a number")
+        raise ValueError("allowed: a number")
     if isinstance(value, str):
-        return float(value)
+        try:
+            return float(value)
+        except ValueError as error:
+            raise ValueError("allowed: a number") from error
     return value
 
 

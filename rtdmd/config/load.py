@@ -63,7 +63,9 @@ def validate(tree: dict[str, Any], name: str = "params.yaml") -> Params:
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
-        errors = error.errors(include_url=False)
+        errors = sorted(
+            error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden"
+        )  # causes first
         more = f" ({len(errors) - 1} more after this one)" if len(errors) > 1 else ""
         raise UserError(f"{name}: {_sentence(errors[0])}{more}") from error
 
@@ -84,7 +86,8 @@ def _sentence(error: ErrorDetails) -> str:
         allowed = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "")
         hint = _did_you_mean(error["input"], allowed.split(", "))
         return f"{key}: {_short(error['input'])} is not allowed; allowed: {allowed}{hint}"
-    return f"{key}: {_short(error['input'])} is not allowed; {message[0].lower()}{message[1:]}"
+    rule = message.removeprefix("allowed: ").removeprefix("Input should be ")
+    return f"{key}: {_short(error['input'])} is not allowed; allowed: {rule[0].lower()}{rule[1:]}"
 
 
 def _unknown_key(location: tuple[int | str, ...], value: Any) -> str:

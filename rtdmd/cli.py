@@ -1,0 +1,148 @@
+"""The command line: small entry points with one name each.
+
+    rtdmd <stage>              one stage of dvc.yaml; reads params.yaml, takes no argument that changes a result
+    rtdmd sample "<prompt>"    a picture from any model of this folder
+    rtdmd params world         a complete params.yaml
+
+Nothing heavy is imported before the command is known, so that `rtdmd --help` answers at once. An error that the user
+can mend is one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from rtdmd import __version__
+from rtdmd.errors import RtdmdError, UserError
+
+STAGES = {
+    "prepare_prompts": "training and held-out prompts, disjoint",
+    "cache_teacher": "the teacher's text conditioning of every prompt",
+    "train_acdmd": "stage one: the few-step student",
+    "train_rtdmd": "stage two: the student reinforced by rewards",
+    "evaluate": "teacher and students on held-out prompts",
+    "report": "one self-contained page",
+    "publish": "a model folder that diffusers loads",
+}
+"""The stages of dvc.yaml in their order, as `--help` shows them (a test holds them in step with dvc.yaml)."""
+
+_ABOUT = """Few-step text-to-image generators: distilled (AC-DMD), then reinforced (RTDMD).
+
+    rtdmd <stage>              one stage of dvc.yaml; reads params.yaml, takes no argument that changes a result
+    rtdmd sample "<prompt>"    a picture from any model of this folder
+    rtdmd params world         a complete params.yaml
+
+`snakemake --cores all` or `dvc repro` run the stages in their order."""
+
+WORLD_PARTS = ("vae", "text", "clip", "teacher", "assemble")
+MODELS = ("teacher", "teacher_few_step", "train_acdmd", "train_rtdmd")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0 done, 1 something went wrong in a run, 2 something the user can
+    mend."""
+    arguments = build_parser().parse_args(argv)
+    action: Callable[[argparse.Namespace], int] = arguments.action
+    try:
+        return action(arguments)
+    except UserError as error:
+        print(f"rtdmd: {error}", file=sys.stderr)
+        return 2
+    except RtdmdError as error:
+        print(f"rtdmd {arguments.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"rtdmd {arguments.command}: stopped; the same command goes on from its last checkpoint", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The argument parser of every command."""
+    parser = argparse.ArgumentParser(
+        prog="rtdmd", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"rtdmd {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, text in STAGES.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(action=_stage)
+    _add_params(commands)
+    _add_sample(commands)
+    _add_compare(commands)
+    _add_verify(commands)
+    world = commands.add_parser("world", help="pre-train a part of the embedded world (`make world` runs them all)")
+    world.add_argument("part", choices=WORLD_PARTS)
+    world.set_defaults(action=_world)
+    return parser
+
+
+def _stage(arguments: argparse.Namespace) -> int:
+    import_module(f"rtdmd.stages.{arguments.command}").run(Path("."))
+    return 0
+
+
+def _world(arguments: argparse.Namespace) -> int:
+    import_module(f"rtdmd.world.pretrain_{arguments.part}").run(Path("."))
+    return 0
+
+
+def _add_params(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    params = commands.add_parser("params", help="print a complete params.yaml, or check the one here")
+    params.add_argument("preset", choices=("world", "smoke", "check"), help="what to print; check: test ./params.yaml")
+    params.add_argument("--recipe", choices=("published",), help="train_rtdmd with a named recipe's settings")
+    params.set_defaults(action=_params)
+    schema = commands.add_parser("schema", help="print the JSON schema of params.yaml")
+    schema.set_defaults(action=_schema)
+
+
+def _params(arguments: argparse.Namespace) -> int:
+    from rtdmd.config import RECIPES, load_params, preset
+    from rtdmd.config.render import params_text
+
+    if arguments.preset == "check":
+        load_params()
+        return 0
+    recipe = arguments.recipe
+    origin = f"rtdmd params {arguments.preset}" + (f" --recipe {recipe}" if recipe else "")
+    sys.stdout.write(params_text(preset(arguments.preset, RECIPES[recipe] if recipe else None), origin))
+    return 0
+
+
+def _schema(_: argparse.Namespace) -> int:
+    from rtdmd.config.render import schema_text
+
+    sys.stdout.write(schema_text())
+    return 0
+
+
+def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sample = commands.add_parser("sample", help="write a PNG grid of images for a prompt")
+    sample.add_argument("prompt")
+    sample.add_argument("--model", choices=MODELS, default="train_rtdmd", help="which model (default: %(default)s)")
+    sample.add_argument("--checkpoint", type=Path, help="a generator.safetensors instead of the model's own")
+    sample.add_argument("--images", type=int, default=16, help="images in the grid (default: %(default)s)")
+    sample.add_argument("--seed", type=int, default=0, help="root of the noise (default: %(default)s)")
+    sample.add_argument("--out", type=Path, default=Path("sample.png"), help="PNG file (default: %(default)s)")
+    sample.set_defaults(action=_command)
+
+
+def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    compare = commands.add_parser("compare", help="paired difference of two models' scores, with 95 %% intervals")
+    compare.add_argument("first", help="a model of results/evaluate/scores.csv, or FILE.csv:model")
+    compare.add_argument("second", help="the model to compare it with")
+    compare.set_defaults(action=_command)
+
+
+def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verify = commands.add_parser("verify", help="check the equations against an oracle in closed form")
+    verify.set_defaults(action=_command)
+
+
+def _command(arguments: argparse.Namespace) -> int:
+    """`rtdmd/commands/<command>.py` has `run(arguments)`."""
+    import_module(f"rtdmd.commands.{arguments.command}").run(arguments)
+    return 0
