@@ -1,0 +1,41 @@
+"""Frechet distance between two sets of feature vectors, each taken as a Gaussian (Dowson and Landau 1982; FID of
+Heusel et al. 2017)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def symmetric_sqrt(matrix: np.ndarray) -> np.ndarray:
+    """Square root of a symmetric positive semi-definite (D, D) matrix; eigenvalues below zero are round-off and count
+    as 0."""
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
+
+
+def gaussian_frechet(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2): squared 2-Wasserstein distance of two Gaussians.
+
+    Means (D,), covariances (D, D), float64. The product is symmetrised so that eigh serves and nothing turns complex.
+    """
+    root = symmetric_sqrt(cov_a)
+    cross = root @ cov_b @ root
+    values = np.linalg.eigvalsh((cross + cross.T) / 2)
+    trace = np.trace(cov_a) + np.trace(cov_b) - 2.0 * np.sqrt(np.clip(values, 0.0, None)).sum()
+    return float(((mean_a - mean_b) ** 2).sum() + max(trace, 0.0))
+
+
+def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
+    """Frechet distance between feature sets (N, D) and (M, D); biased upwards by about tr(C) (1/N + 1/M), so compare
+    equal N.
+
+    Errors: ValueError with fewer than two vectors in a set or a feature that is not finite.
+    """
+    a, b = np.asarray(features_a, dtype=np.float64), np.asarray(features_b, dtype=np.float64)
+    if len(a) < 2 or len(b) < 2:
+        raise ValueError(
+            f"a Frechet distance needs at least two feature vectors on each side, not {len(a)} and {len(b)}"
+        )
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("features hold a number that is not finite")
+    return gaussian_frechet(a.mean(0), np.atleast_2d(np.cov(a.T)), b.mean(0), np.atleast_2d(np.cov(b.T)))

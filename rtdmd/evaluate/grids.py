@@ -1,0 +1,87 @@
+"""Pictures of samples: one grid a model, and the contact sheet with all models side by side for the same prompts and
+seeds."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+GAP = 6  # pixels between images
+LABEL_WIDTH = 250  # pixels for a prompt
+FONT_SIZE = 15
+INK, FAINT, PAPER = (31, 35, 40), (101, 109, 118), (255, 255, 255)
+LINE = (216, 222, 228)
+
+
+def to_bytes(images: np.ndarray) -> np.ndarray:
+    """Images (B, 3, H, W) float in [0, 1] as (B, H, W, 3) uint8, rounded to nearest."""
+    return np.clip(np.rint(images.transpose(0, 2, 3, 1) * 255), 0, 255).astype(np.uint8)
+
+
+def cell_size(height: int) -> int:
+    """Side at which an image is shown: small ones enlarged by the whole factor that reaches at least 108, large ones
+    at 192."""
+    return height * max(1, -(-108 // height)) if height <= 192 else 192
+
+
+def tile(image: np.ndarray) -> Image.Image:
+    """One (H, W, 3) uint8 image at its cell size: nearest neighbour upwards, area-like (Lanczos) downwards."""
+    side = cell_size(image.shape[0])
+    method = Image.Resampling.NEAREST if side >= image.shape[0] else Image.Resampling.LANCZOS
+    return Image.fromarray(image).resize((side, side), method)
+
+
+def grid(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
+    """Rows of (H, W, 3) uint8 images, one row a prompt."""
+    side = cell_size(rows[0][0].shape[0])
+    columns = max(len(row) for row in rows)
+    page = Image.new("RGB", (columns * (side + GAP) + GAP, len(rows) * (side + GAP) + GAP), PAPER)
+    for r, row in enumerate(rows):
+        for c, image in enumerate(row):
+            page.paste(tile(image), (GAP + c * (side + GAP), GAP + r * (side + GAP)))
+    return page
+
+
+def contact_sheet(prompts: Sequence[str], grids: Mapping[str, Image.Image]) -> Image.Image:
+    """The grids of `grids` (heading -> grid, all of one size) side by side, with the prompts at the left."""
+    width, height = next(iter(grids.values())).size
+    head = 2 * FONT_SIZE + 10
+    page = Image.new("RGB", (LABEL_WIDTH + len(grids) * (width + GAP), head + height), PAPER)
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(FONT_SIZE)
+    row_height = (height - GAP) / len(prompts)
+    for r, prompt in enumerate(prompts):
+        top = head + GAP + r * row_height
+        text = "\n".join(wrap(prompt, LABEL_WIDTH - 16, font))
+        draw.multiline_text((8, top + (row_height - GAP) / 2), text, INK, font, anchor="lm", spacing=5)
+        draw.line((0, top - GAP / 2, page.width, top - GAP / 2), LINE)
+    for c, (heading, picture) in enumerate(grids.items()):
+        left = LABEL_WIDTH + c * (width + GAP)
+        title, _, note = heading.partition("\n")
+        draw.text((left + GAP, 4), title, INK, font)
+        draw.text((left + GAP, 4 + FONT_SIZE + 4), note, FAINT, ImageFont.load_default(FONT_SIZE - 2))
+        page.paste(picture.crop((0, GAP, *picture.size)), (left, head + GAP))
+    for r in range(1, len(prompts)):
+        draw.line((0, head + GAP + r * row_height - GAP / 2, page.width, head + GAP + r * row_height - GAP / 2), LINE)
+    return page
+
+
+def wrap(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """Words of `text` in lines no wider than `width` pixels (a single longer word stays whole); at most four lines."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines if len(lines) <= 4 else [*lines[:3], lines[3] + " ..."]
+
+
+def png(image: Image.Image) -> bytes:
+    """PNG bytes: no time stamp, the same image gives the same bytes."""
+    out = io.BytesIO()
+    image.save(out, "PNG", optimize=True)
+    return out.getvalue()

@@ -1,0 +1,115 @@
+"""The files of figures: one line an image (scores.csv), one line a model and tag (per_tag.csv), and reading them
+back."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rtdmd.errors import UserError
+from rtdmd.evaluate.intervals import Estimate, estimate
+from rtdmd.evaluate.plan import Item
+
+KEYS = ("model", "prompt_id", "index", "tag")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of one model's N images, in the order of its scores.csv."""
+
+    prompts: tuple[int, ...]
+    indices: tuple[int, ...]
+    tags: tuple[str, ...]
+    columns: dict[str, np.ndarray]  # score name -> (N,) float64
+
+    def overall(self, name: str) -> Estimate:
+        """Mean over the tags of one score."""
+        return estimate(self.columns[name], self.prompts, self.tags)
+
+    def per_tag(self, name: str) -> dict[str, Estimate]:
+        """Mean of one score within each tag, in the order of first appearance."""
+        tag = np.asarray(self.tags)
+        rows = {t: np.flatnonzero(tag == t) for t in dict.fromkeys(self.tags)}
+        return {
+            t: estimate(self.columns[name][r], np.asarray(self.prompts)[r].tolist(), [t] * len(r))
+            for t, r in rows.items()
+        }
+
+
+def scores_of(items: Sequence[Item], columns: Mapping[str, np.ndarray]) -> Scores:
+    """Scores of planned images; `columns` maps each score to (N,) in the plan's order."""
+    return Scores(
+        prompts=tuple(item.prompt.id for item in items),
+        indices=tuple(item.index for item in items),
+        tags=tuple(item.prompt.tag for item in items),
+        columns={name: np.asarray(values, dtype=np.float64) for name, values in columns.items()},
+    )
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """CSV with Unix line ends; floats in 6 significant digits, None as an empty field."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([_field(value) for value in row] for row in rows)
+    return out.getvalue()
+
+
+def _field(value: object) -> object:
+    if value is None:
+        return ""
+    return format(value, ".6g") if isinstance(value, float) else value
+
+
+def scores_csv(models: Mapping[str, Scores]) -> str:
+    """One line an image: model, prompt_id, index, tag, then every score."""
+    names = list(next(iter(models.values())).columns)
+    rows = (
+        [model, prompt, index, tag, *(float(s.columns[name][i]) for name in names)]
+        for model, s in models.items()
+        for i, (prompt, index, tag) in enumerate(zip(s.prompts, s.indices, s.tags, strict=True))
+    )
+    return csv_text([*KEYS, *names], rows)
+
+
+def per_tag_csv(models: Mapping[str, Scores]) -> str:
+    """One line a model and tag: images, then mean and ci95 of every score (the interval is over noise; see
+    intervals.py)."""
+    names = list(next(iter(models.values())).columns)
+    header = ["model", "tag", "images", *(f"{name}{suffix}" for name in names for suffix in ("", "_ci95"))]
+    rows = []
+    for model, scores in models.items():
+        tables = {name: scores.per_tag(name) for name in names}
+        for tag, first in tables[names[0]].items():
+            values = [value for name in names for value in (tables[name][tag].mean, tables[name][tag].ci95)]
+            rows.append([model, tag, first.n, *values])
+    return csv_text(header, rows)
+
+
+def read_scores(path: Path, model: str) -> Scores:
+    """One model's scores from a scores.csv. Raises UserError naming the file when it, the model or a column is
+    missing."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; `rtdmd evaluate` writes results/evaluate/scores.csv")
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if not set(KEYS) <= set(reader.fieldnames or ()):
+            raise UserError(f"{path}: not a scores.csv (its first line must name {', '.join(KEYS)} and the scores)")
+        every = list(reader)
+    rows = [row for row in every if row["model"] == model]
+    if not rows:
+        raise UserError(
+            f"{path}: no model {model!r}; it holds {', '.join(dict.fromkeys(row['model'] for row in every))}"
+        )
+    names = [name for name in rows[0] if name not in KEYS]
+    return Scores(
+        prompts=tuple(int(row["prompt_id"]) for row in rows),
+        indices=tuple(int(row["index"]) for row in rows),
+        tags=tuple(row["tag"] for row in rows),
+        columns={name: np.array([float(row[name]) for row in rows]) for name in names},
+    )

@@ -1,0 +1,85 @@
+"""Tables written, read back, and compared in pairs."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rtdmd.commands.compare import compare
+from rtdmd.errors import UserError
+from rtdmd.evaluate.pairs import paired_difference
+from rtdmd.evaluate.plan import Prompt, plan_images
+from rtdmd.evaluate.tables import per_tag_csv, read_scores, scores_csv, scores_of
+
+ITEMS = plan_images([Prompt(i, f"p{i}", "ab"[i // 2], None) for i in range(4)], 6)
+
+
+def _models():
+    rng = np.random.default_rng(0)
+    better = scores_of(ITEMS, {"strict": (rng.random(12) < 0.9).astype(float), "clip": rng.random(12)})
+    worse = scores_of(ITEMS, {"strict": (rng.random(12) < 0.4).astype(float), "clip": rng.random(12)})
+    return {"better": better, "worse": worse}
+
+
+def test_scores_survive_the_file(tmp_path):
+    models = _models()
+    (tmp_path / "scores.csv").write_text(scores_csv(models))
+    back = read_scores(tmp_path / "scores.csv", "worse")
+    assert (back.prompts, back.indices, back.tags) == (
+        models["worse"].prompts,
+        models["worse"].indices,
+        models["worse"].tags,
+    )
+    assert back.columns["strict"].tolist() == models["worse"].columns["strict"].tolist()
+    assert back.columns["clip"] == pytest.approx(models["worse"].columns["clip"], rel=1e-5)
+
+
+def test_per_tag_has_a_line_for_each_model_and_tag():
+    lines = per_tag_csv(_models()).splitlines()
+    assert lines[0] == "model,tag,images,strict,strict_ci95,clip,clip_ci95"
+    assert [line.split(",")[:3] for line in lines[1:]] == [
+        ["better", "a", "6"],
+        ["better", "b", "6"],
+        ["worse", "a", "6"],
+        ["worse", "b", "6"],
+    ]
+    mean = _models()["better"].columns["strict"][:6].mean()
+    assert float(lines[1].split(",")[3]) == pytest.approx(mean, rel=1e-5)
+
+
+def test_paired_difference_is_the_paired_t_test_whatever_the_order_of_lines():
+    models = _models()
+    order = np.random.default_rng(1).permutation(12)
+    shuffled = scores_of([ITEMS[i] for i in order], {k: v[order] for k, v in models["worse"].columns.items()})
+    got = paired_difference(models["better"], shuffled).per_tag("clip")["a"]
+    delta = (models["better"].columns["clip"] - models["worse"].columns["clip"])[:6]
+    test = stats.ttest_1samp(delta, 0.0).confidence_interval(0.95)
+    assert got.mean == pytest.approx(delta.mean())
+    assert got.ci95 == pytest.approx((test.high - test.low) / 2)
+
+
+def test_compare_says_on_which_side_of_zero_the_interval_lies(tmp_path):
+    items = plan_images([Prompt(i, f"p{i}", "a", None) for i in range(20)], 60)
+    models = {
+        name: scores_of(items, {"soft": np.linspace(0, 1, 60) + add}) for name, add in (("low", 0.0), ("high", 0.25))
+    }
+    path = tmp_path / "scores.csv"
+    path.write_text(scores_csv(models))
+    lines = compare(f"{path}:high", f"{path}:low").splitlines()
+    assert lines[2].split() == ["soft", "all", "60", "+0.2500", "0.0000", "0.0000", "above", "0"]
+    assert compare(f"{path}:low", f"{path}:low").splitlines()[2].endswith("holds 0")
+
+
+def test_errors_name_what_to_change(tmp_path, monkeypatch):
+    path = tmp_path / "scores.csv"
+    with pytest.raises(UserError, match="no such file"):
+        compare(f"{path}:a", f"{path}:a")
+    path.write_text(scores_csv(_models()))
+    with pytest.raises(UserError, match="it holds better, worse"):
+        compare(f"{path}:best", f"{path}:worse")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"results/evaluate/scores\.csv: no such file"):
+        compare("better", "worse")
+    other = tmp_path / "other.csv"
+    other.write_text(scores_csv({"better": scores_of(ITEMS[:5], {"strict": np.ones(5)})}))
+    with pytest.raises(UserError, match="5 in common"):
+        compare(f"{path}:better", f"{other}:better")

@@ -1,0 +1,43 @@
+"""Figures of real world images are those of the world's definition; a collapsed set shows as one."""
+
+import numpy as np
+import pytest
+
+from rtdmd.evaluate.world_figures import reading, world_figures
+from rtdmd.world.grammar import captions_of
+from rtdmd.world.render import Scenes, render, sample_scenes
+from rtdmd.world.verifier import parse
+
+
+def test_real_images_show_the_worlds_own_frequencies():
+    captions = captions_of("train") * 4
+    figures = world_figures(
+        reading([parse(render(sample_scenes(captions, np.random.default_rng(0))))]), [c.metadata() for c in captions]
+    )
+    wanted = np.mean([sum(item["count"] for item in c.include) for c in captions])
+    assert figures["objects"] == pytest.approx(wanted)
+    assert figures["clutter"] == 0
+    assert figures["small_share"] == pytest.approx(0.5, abs=0.05)
+    assert min(figures[f"{name}_entropy"] for name in ("color", "position", "background")) > 0.99
+
+
+def test_a_collapsed_set_has_no_entropy():
+    caption = next(c for c in captions_of("train") if c.tag == "single_object")
+    mask, color = np.zeros((8, 9), dtype=np.int64), np.zeros((8, 9), dtype=np.int64)
+    mask[:, 4] = 1
+    images = render(Scenes(np.zeros(8, dtype=np.int64), mask, color))
+    figures = world_figures(reading([parse(images[:3]), parse(images[3:])]), [caption.metadata()] * 8)
+    assert figures == {
+        "objects": 1.0,
+        "clutter": 0.0,
+        "small_share": 0.0,
+        "color_entropy": 0.0,
+        "position_entropy": 0.0,
+        "background_entropy": 0.0,
+    }
+
+
+def test_colours_that_the_caption_fixes_do_not_count():
+    caption = next(c for c in captions_of("train") if c.tag == "color_attr")
+    images = render(sample_scenes([caption] * 4, np.random.default_rng(0)))
+    assert world_figures(reading([parse(images)]), [caption.metadata()] * 4)["color_entropy"] is None
