@@ -1,0 +1,1 @@
+"""Commands that are no stages, each with `run(arguments)`."""

@@ -1,0 +1,103 @@
+"""A CLIP image processor in torch alone: bicubic resize with antialiasing, centre crop, normalisation; gradients pass.
+
+Resizing is linear in the image, so it is done as two matrix products with weights that torch's own antialiased
+``interpolate`` gives for the identity: the same numbers, and deterministic gradients on every device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rtdmd.errors import UserError
+from rtdmd.files import read_json
+
+FILTERS = {2: "bilinear", 3: "bicubic"}  # PIL's codes, as processor configs write them
+
+
+@lru_cache(maxsize=32)
+def resize_weights(n_in: int, n_out: int, mode: str) -> Tensor:
+    """(n_out, n_in) float32 weights of an antialiased 1-D resize; mode ``bilinear`` or ``bicubic`` (PIL's a = -0.5)."""
+    eye = torch.eye(n_in)[None, None]
+    return F.interpolate(eye, size=(n_out, n_in), mode=mode, antialias=True, align_corners=False)[0, 0]
+
+
+def resize(images: Tensor, height: int, width: int, mode: str = "bicubic") -> Tensor:
+    """Images (B, C, H, W) resized to (B, C, height, width). Bicubic overshoot is kept."""
+    rows = resize_weights(images.shape[-2], height, mode).to(images)
+    columns = resize_weights(images.shape[-1], width, mode).to(images)
+    return rows @ images @ columns.T
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """What a model's processor config asks for. size: shortest edge, or (height, width); None where a step is off."""
+
+    size: int | tuple[int, int] | None
+    crop: tuple[int, int] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    mode: str
+
+    @staticmethod
+    def from_folder(folder: Path) -> ImageTransform:
+        """Read preprocessor_config.json, or transformers 5's processor_config.json; UserError where neither will do."""
+        plain, nested = folder / "preprocessor_config.json", folder / "processor_config.json"
+        if plain.is_file():
+            return _from_config(read_json(plain), plain)
+        if nested.is_file():
+            return _from_config(read_json(nested)["image_processor"], nested)
+        raise UserError(f"{folder} has no preprocessor_config.json, which says how the model wants its images")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] as the model's pixel values (B, 3, h, w)."""
+        height, width = self._resized(images.shape[-2], images.shape[-1])
+        if (height, width) != tuple(images.shape[-2:]):
+            images = resize(images, height, width, self.mode).clamp(0, 1)  # 8-bit images cannot overshoot
+        if self.crop is not None:
+            images = _centre_crop(images, *self.crop)
+        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (images - mean) / std
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """Size after resizing; the longer side is truncated to whole pixels, as in transformers."""
+        if self.size is None:
+            return height, width
+        if isinstance(self.size, tuple):
+            return self.size
+        short = min(height, width)
+        return self.size * height // short, self.size * width // short
+
+
+def _centre_crop(images: Tensor, height: int, width: int) -> Tensor:
+    top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
+    if top < 0 or left < 0:
+        raise ValueError(f"cannot crop {height}x{width} from {tuple(images.shape[-2:])}")
+    return images[..., top : top + height, left : left + width]
+
+
+def _from_config(config: dict[str, Any], path: Path) -> ImageTransform:
+    """UserError where the config asks for a filter that we do not have."""
+    if config.get("resample", 3) not in FILTERS:
+        raise UserError(f"{path}: resample {config['resample']} is not supported; 2 (bilinear) or 3 (bicubic)")
+    crop = _size(config["crop_size"]) if config["do_center_crop"] else None
+    return ImageTransform(
+        size=_size(config["size"]) if config["do_resize"] else None,
+        crop=(crop, crop) if isinstance(crop, int) else crop,
+        mean=tuple(config["image_mean"]) if config["do_normalize"] else (0.0, 0.0, 0.0),
+        std=tuple(config["image_std"]) if config["do_normalize"] else (1.0, 1.0, 1.0),
+        mode=FILTERS[config.get("resample", 3)],
+    )
+
+
+def _size(value: int | dict[str, int]) -> int | tuple[int, int]:
+    """Configs write a size as n, {"shortest_edge": n} or {"height": h, "width": w}."""
+    if isinstance(value, int):
+        return value
+    return value["shortest_edge"] if "shortest_edge" in value else (value["height"], value["width"])

@@ -1,0 +1,60 @@
+"""What every reward offers, and the checks that they share. An exception is never a score: a fault stops the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rtdmd.errors import RtdmdError, UserError
+
+Metadata = Mapping[str, Any] | None
+
+
+class Reward(Protocol):
+    """A scorer. Higher is better; ``range`` is where scores can lie (used to check them, not to rescale)."""
+
+    name: str
+    differentiable: bool  # whether `score` passes gradients to the images
+    needs_metadata: bool  # whether a prompt without metadata cannot be scored
+    range: tuple[float, float]
+
+    def identity(self) -> dict[str, Any]:
+        """Name, weight hashes, text template and version: what must be equal for two scores to be comparable."""
+        ...
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
+        """Scores (B,) float32 of images (B, 3, H, W) in [0, 1].
+
+        Raises UserError where metadata is needed and missing, ValueError where the lengths differ.
+        """
+        ...
+
+
+def check_batch(images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
+    """ValueError unless there are B images (B, 3, H, W), B prompts and B metadata records."""
+    if images.ndim != 4 or images.shape[1] != 3 or not len(images) == len(prompts) == len(metadata):
+        got = f"{tuple(images.shape)} images, {len(prompts)} prompts, {len(metadata)} metadata records"
+        raise ValueError(f"a reward scores (B, 3, H, W) images with B prompts and B metadata records, got {got}")
+
+
+def require_metadata(name: str, prompts: Sequence[str], metadata: Sequence[Metadata]) -> list[Mapping[str, Any]]:
+    """The metadata, none of it None; UserError that names the first prompt without."""
+    present = [record for record in metadata if record is not None]
+    if len(present) < len(metadata):
+        prompt = prompts[next(i for i, record in enumerate(metadata) if record is None)]
+        raise UserError(
+            f"reward {name} needs metadata, but the prompt {prompt!r} has none; see prepare_prompts in params.yaml"
+        )
+    return present
+
+
+def checked(name: str, scores: Tensor) -> Tensor:
+    """The scores (B,), after checking that they are finite."""
+    if not torch.isfinite(scores).all():
+        raise RtdmdError(
+            f"reward {name} gave a score that is not finite, at image {int((~torch.isfinite(scores)).nonzero()[0])}"
+        )
+    return scores

@@ -1,0 +1,58 @@
+"""world_verifier: the embedded world's exact verdict as a reward, soft_weight * soft + (1 - soft_weight) * strict.
+
+Not differentiable: it stands for GenEval, whose detector and rules pass no gradient either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rtdmd.errors import UserError
+from rtdmd.rewards.protocol import Metadata, check_batch, checked, require_metadata
+from rtdmd.world.verifier import BACKGROUND_TOLERANCE, EMPTY_ENERGY, THRESHOLD, verify
+
+if TYPE_CHECKING:
+    from rtdmd.config import RewardParams
+
+VERSION = 1  # raise it when the verdict of any image changes
+
+
+def load(spec: RewardParams, device: torch.device, root: Path) -> WorldVerifier:
+    """The verifier with the entry's ``soft_weight``. It always computes on the CPU and reads no files."""
+    del device, root
+    if spec.soft_weight is None:
+        raise UserError(
+            "rewards: world_verifier: soft_weight is missing; a number from 0 (strict only) to 1 (soft only)"
+        )
+    return WorldVerifier(spec.soft_weight)
+
+
+class WorldVerifier:
+    """`rtdmd.rewards.protocol.Reward` over `rtdmd.world.verifier.verify`."""
+
+    name = "world_verifier"
+    differentiable = False
+    needs_metadata = True
+    range = (0.0, 1.0)
+
+    def __init__(self, soft_weight: float):
+        self.soft_weight = soft_weight
+
+    def identity(self) -> dict[str, Any]:
+        """See the protocol; there are no weights, so the thresholds stand for them."""
+        thresholds = {"object": THRESHOLD, "empty": EMPTY_ENERGY, "background": BACKGROUND_TOLERANCE}
+        return {"name": self.name, "soft_weight": self.soft_weight, "thresholds": thresholds, "version": VERSION}
+
+    @torch.no_grad()
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
+        """See the protocol: in [0, 1], on the images' device, without gradient."""
+        check_batch(images, prompts, metadata)
+        records = [dict(record) for record in require_metadata(self.name, prompts, metadata)]
+        verdict = verify(images.detach().cpu().float(), records)
+        scores = self.soft_weight * verdict.soft + (1 - self.soft_weight) * verdict.strict
+        return checked(self.name, scores.float()).to(images.device)

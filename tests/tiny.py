@@ -1,0 +1,151 @@
+"""Tiny random models of the real classes: an SD3 pipeline folder and a CLIP folder with the embedded world's shapes.
+
+36x36 images, 4x9x9 latents, patch 3, 12 text tokens. A folder takes well under a second to make and to load.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from rtdmd.torch_setup import quiet_imports
+
+with quiet_imports():
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
+    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+
+IMAGE_SIZE, MAX_TOKENS = 36, 12
+WORDS = [
+    *("a", "photo", "of", "and", "two", "three", "four", "left", "right", "above", "below"),
+    *("circle", "square", "triangle", "cross", "circles", "squares", "triangles", "crosses"),
+    *("red", "green", "blue", "yellow"),
+]
+PRINTABLE = [chr(code) for code in range(33, 127)]
+
+
+def bpe_merges(words: list[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges, most frequent pair first, that make one token of each word."""
+    pieces = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
+    merges: list[tuple[str, str]] = []
+    while pairs := [pair for word in pieces for pair in pairwise(word)]:
+        best = max(sorted(set(pairs)), key=pairs.count)
+        merges.append(best)
+        for word in pieces:
+            for i in range(len(word) - 1, 0, -1):
+                if tuple(word[i - 1 : i + 1]) == best:
+                    word[i - 1 : i + 1] = ["".join(best)]
+    return merges
+
+
+def tiny_tokenizer() -> CLIPTokenizer:
+    """A CLIPTokenizer that has one token for each of WORDS and spells anything else in ASCII letters."""
+    merges = bpe_merges(WORDS)
+    tokens = [*PRINTABLE, *(f"{char}</w>" for char in PRINTABLE), *("".join(pair) for pair in merges)]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
+
+
+def _text_config(tokenizer: CLIPTokenizer, width: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=MAX_TOKENS,
+        projection_dim=width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def tiny_pipeline(seed: int = 0) -> StableDiffusion3Pipeline:
+    """An SD3 pipeline with random weights, no T5, shift 3."""
+    torch.manual_seed(seed)
+    tokenizer = tiny_tokenizer()
+    transformer = SD3Transformer2DModel(
+        sample_size=9,
+        patch_size=3,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        caption_projection_dim=16,
+        pooled_projection_dim=20,
+        pos_embed_max_size=3,
+        qk_norm="rms_norm",
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(4, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=IMAGE_SIZE,
+        scaling_factor=1.3,
+        shift_factor=0.1,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae,
+        text_encoder=CLIPTextModelWithProjection(_text_config(tokenizer, 8)),
+        tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, 12)),
+        tokenizer_2=tokenizer,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+
+
+def make_tiny_teacher(path: Path | str, seed: int = 0) -> Path:
+    """Write a tiny random SD3 pipeline folder to ``path``; loads as ``model.teacher``."""
+    tiny_pipeline(seed).save_pretrained(path, safe_serialization=True)
+    return Path(path)
+
+
+def make_tiny_clip(path: Path | str, seed: int = 0, image_size: int = IMAGE_SIZE) -> Path:
+    """Write a tiny random CLIPModel folder (weights, tokenizer, preprocessor config) to ``path``."""
+    torch.manual_seed(seed)
+    tokenizer = tiny_tokenizer()
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": image_size,
+        "patch_size": 12,
+    }
+    config = CLIPConfig(text_config=_text_config(tokenizer, 16).to_dict(), vision_config=vision, projection_dim=8)
+    CLIPModel(config).save_pretrained(path, safe_serialization=True)
+    tokenizer.save_pretrained(path)
+    preprocessor = {
+        "crop_size": {"height": image_size, "width": image_size},
+        "do_center_crop": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_processor_type": "CLIPImageProcessor",
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"shortest_edge": image_size},
+    }
+    (Path(path) / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n", encoding="utf-8")
+    return Path(path)
