@@ -3,7 +3,6 @@ seeds."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,11 +13,6 @@ LABEL_WIDTH = 250  # pixels for a prompt
 FONT_SIZE = 15
 INK, FAINT, PAPER = (31, 35, 40), (101, 109, 118), (255, 255, 255)
 LINE = (216, 222, 228)
-
-
-def to_bytes(images: np.ndarray) -> np.ndarray:
-    """Images (B, 3, H, W) float in [0, 1] as (B, H, W, 3) uint8, rounded to nearest."""
-    return np.clip(np.rint(images.transpose(0, 2, 3, 1) * 255), 0, 255).astype(np.uint8)
 
 
 def cell_size(height: int) -> int:
@@ -78,10 +72,3 @@ def wrap(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.Image
         else:
             lines.append(word)
     return lines if len(lines) <= 4 else [*lines[:3], lines[3] + " ..."]
-
-
-def png(image: Image.Image) -> bytes:
-    """PNG bytes: no time stamp, the same image gives the same bytes."""
-    out = io.BytesIO()
-    image.save(out, "PNG", optimize=True)
-    return out.getvalue()

@@ -46,7 +46,7 @@ def scores_of(items: Sequence[Item], columns: Mapping[str, np.ndarray]) -> Score
     return Scores(
         prompts=tuple(item.prompt.id for item in items),
         indices=tuple(item.index for item in items),
-        tags=tuple(item.prompt.tag for item in items),
+        tags=tuple(item.tag for item in items),
         columns={name: np.asarray(values, dtype=np.float64) for name, values in columns.items()},
     )
 

@@ -7,8 +7,9 @@ from scipy import stats
 from rtdmd.commands.compare import compare
 from rtdmd.errors import UserError
 from rtdmd.evaluate.pairs import paired_difference
-from rtdmd.evaluate.plan import Prompt, plan_images
+from rtdmd.evaluate.plan import plan_images
 from rtdmd.evaluate.tables import per_tag_csv, read_scores, scores_csv, scores_of
+from rtdmd.prompts import Prompt
 
 ITEMS = plan_images([Prompt(i, f"p{i}", "ab"[i // 2], None) for i in range(4)], 6)
 

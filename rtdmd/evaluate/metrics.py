@@ -1,0 +1,77 @@
+"""metrics.json: every figure of every model, real images beside them, and the paired differences that carry the
+claims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rtdmd.evaluate.diversity import pairwise_diversity
+from rtdmd.evaluate.frechet import frechet_distance
+from rtdmd.evaluate.judge import Judged
+from rtdmd.evaluate.pairs import paired_difference
+from rtdmd.evaluate.world_figures import world_figures
+
+PAIRS = (
+    ("train_rtdmd", "train_acdmd"),
+    ("train_rtdmd", "teacher"),
+    ("train_acdmd", "teacher"),
+    ("train_acdmd", "teacher_few_step"),
+)
+DIGITS = 6
+
+
+def model_metrics(judged: Judged, steps: int, evaluations: int) -> dict[str, Any]:
+    """Scores with intervals, overall and per tag, and the world's figures of one model.
+
+    steps: of its sampler; evaluations: of the transformer per image (a guided step counts two).
+    """
+    names = list(judged.scores.columns)
+    figures = judged_figures(judged)
+    return {
+        "images": len(judged.items),
+        "steps": steps,
+        "network_evaluations": evaluations,
+        **{name: judged.scores.overall(name).as_dict() for name in names},
+        "per_tag": {name: {t: e.as_dict() for t, e in judged.scores.per_tag(name).items()} for name in names},
+        **figures,
+    }
+
+
+def judged_figures(judged: Judged) -> dict[str, float | None]:
+    """Sizes, counts and entropies of what was drawn (world images only)."""
+    if judged.reading is None:
+        return {}
+    metadata = [item.prompt.metadata or {} for item in judged.items]
+    return {name: _rounded(value) for name, value in world_figures(judged.reading, metadata).items()}
+
+
+def feature_metrics(judged: Judged, reference: Judged | None, pool: np.ndarray | None) -> dict[str, float | None]:
+    """Fréchet distance to the reference features `pool` (M, D), and diversity relative to the reference images'.
+
+    Without reference the diversity is the plain mean distance of unit vectors; {} where no features were computed.
+    """
+    if judged.features is None:
+        return {}
+    spread = pairwise_diversity(judged.features, judged.prompt_ids)
+    if reference is None or reference.features is None or pool is None:
+        return {"diversity": _rounded(spread)}
+    unit = pairwise_diversity(reference.features, reference.prompt_ids)
+    relative = spread / unit if spread is not None and unit else None
+    return {"frechet": _rounded(frechet_distance(judged.features, pool)), "diversity": _rounded(relative)}
+
+
+def paired_metrics(models: Mapping[str, Judged]) -> dict[str, Any]:
+    """Differences first - second over the same prompts and noise, with intervals, for the pairs that were evaluated."""
+    found = {}
+    for first, second in PAIRS:
+        if first in models and second in models:
+            difference = paired_difference(models[first].scores, models[second].scores)
+            found[f"{first}-{second}"] = {name: difference.overall(name).as_dict() for name in difference.columns}
+    return found
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, DIGITS)

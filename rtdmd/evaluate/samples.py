@@ -1,0 +1,70 @@
+"""The models under evaluation as samplers: whose velocity, which levels, how noisy, and the images they give for a
+plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from rtdmd.backbones import Backbone, Conditioning, load_backbone
+from rtdmd.config import Params
+from rtdmd.evaluate.judge import Batch
+from rtdmd.evaluate.plan import Item
+from rtdmd.sampling import ImageNoise, Velocity, sample
+from rtdmd.textcache import TextCache
+from rtdmd.train.roles import load_student
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How one model makes images: velocity over levels ``sigmas`` (K+1,) with CPS noise ``eta`` (0: Euler)."""
+
+    backbone: Backbone
+    velocity: Velocity
+    sigmas: Tensor
+    eta: float
+    guided: bool  # two forwards a step
+
+    @property
+    def steps(self) -> int:
+        """Sampler steps."""
+        return len(self.sigmas) - 1
+
+    @property
+    def evaluations(self) -> int:
+        """Transformer evaluations per image."""
+        return self.steps * (2 if self.guided else 1)
+
+
+def load_sampler(name: str, params: Params, cache: TextCache, device: torch.device, root: Path) -> Sampler:
+    """The sampler of one of evaluate.models, on a backbone of its own so that no adapter outlives its model."""
+    backbone = load_backbone(params.model, device=device, root=root)
+    few = backbone.sigmas(params.model.num_steps)
+    if name in ("train_acdmd", "train_rtdmd"):
+        return Sampler(backbone, load_student(params, backbone, name, root), few, params.model.eta, guided=False)
+    null, guidance = cache.null(), params.model.guidance
+
+    def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        return backbone.velocity(backbone.transformer, x, sigma, cond, guidance=guidance, null=null)
+
+    levels = backbone.teacher_sigmas(params.model.teacher_steps) if name == "teacher" else few
+    return Sampler(backbone, velocity, levels, 0.0, guided=guidance != 1)
+
+
+def model_images(
+    sampler: Sampler, items: Sequence[Item], cache: TextCache, seed: int, batch_size: int, name: str = ""
+) -> Iterator[Batch]:
+    """Images (B, 3, H, W) in [0, 1] for the plan's items, batch by batch; their noise is named by seed and item."""
+    device = sampler.backbone.device
+    for start in tqdm(range(0, len(items), batch_size), desc=f"evaluate {name}", unit="batch", disable=None):
+        chunk = items[start : start + batch_size]
+        noise = ImageNoise(seed, [item.key for item in chunk], sampler.backbone.latent_shape(), device)
+        cond = cache.of(item.prompt.prompt for item in chunk)
+        latents = sample(sampler.velocity, noise, cond, sampler.sigmas, sampler.eta)
+        with torch.no_grad():
+            yield chunk, sampler.backbone.decode(latents).clamp(0, 1)

@@ -1,0 +1,126 @@
+"""Stage evaluate: teacher and students on held-out prompts, all with the same prompts and noise.
+
+Run `rtdmd evaluate`: it reads params.yaml, the held-out prompts, the text cache and both students, and writes
+results/evaluate/: metrics.json (every figure), scores.csv (every image), per_tag.csv, a grid a model and
+contact_sheet.png.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from rtdmd.config import EvaluateParams
+from rtdmd.errors import UserError
+from rtdmd.evaluate.grids import contact_sheet, grid
+from rtdmd.evaluate.judge import Judge, Judged, judge_images, load_judge
+from rtdmd.evaluate.metrics import feature_metrics, model_metrics, paired_metrics
+from rtdmd.evaluate.names import LABELS
+from rtdmd.evaluate.plan import Item, grid_prompts, plan_images
+from rtdmd.evaluate.reference import world_images
+from rtdmd.evaluate.samples import load_sampler, model_images
+from rtdmd.evaluate.tables import per_tag_csv, scores_csv
+from rtdmd.files import write_atomic, write_json
+from rtdmd.images import save_png
+from rtdmd.prompts import Prompt, read_prompts
+from rtdmd.stage import Stage, open_stage
+from rtdmd.textcache import open_text_cache
+from rtdmd.torch_setup import configure
+
+GRID_IMAGES = 2  # images of each prompt in the pictures
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One model's findings and what its sampler costs."""
+
+    judged: Judged
+    steps: int
+    evaluations: int
+
+
+def run(root: Path = Path(".")) -> None:
+    """Run the stage in the repository at ``root``."""
+    with open_stage("evaluate", root) as stage:
+        params = stage.params.evaluate
+        _check_models(stage)
+        device = configure(stage.params.run)
+        prompts = read_prompts(stage.input("results/prepare_prompts/eval.jsonl"))
+        cache = open_text_cache(stage, "eval").to(device)
+        items = plan_images(prompts, params.images_per_tag)
+        shown = grid_prompts(items, stage.params.report.grid_prompts)
+        judge = load_judge(params, device, root)
+        keep = {(prompt.id, index) for prompt in shown for index in range(GRID_IMAGES)}
+        models: dict[str, Evaluated] = {}
+        for name in params.models:
+            sampler = load_sampler(name, stage.params, cache, device, root)
+            images = model_images(sampler, items, cache, stage.seed, params.batch_size, name)
+            models[name] = Evaluated(judge_images(judge, images, keep), sampler.steps, sampler.evaluations)
+        reference, pool = real_images(params, judge, prompts, items, stage.seed)
+        write_json(stage.output("metrics.json"), all_metrics(models, reference, pool))
+        _write_tables(stage, {name: found.judged for name, found in models.items()})
+        _write_pictures(stage, models, shown)
+
+
+def _check_models(stage: Stage) -> None:
+    """dvc.yaml declares a grid for each model; say so before hours of sampling, not after."""
+    declared = {Path(out).stem.removeprefix("grid_") for out in stage.entry.outs if Path(out).stem.startswith("grid_")}
+    models = set(stage.params.evaluate.models)
+    if declared != models:
+        names = ", ".join(sorted(declared ^ models))
+        raise UserError(f"evaluate.models and the grids in dvc.yaml's outputs differ by {names}; name the same in both")
+
+
+def real_images(
+    params: EvaluateParams, judge: Judge, prompts: list[Prompt], items: list[Item], seed: int
+) -> tuple[Judged | None, np.ndarray | None]:
+    """Real images of the plan, judged like a model's, and the features (M, D) of an independent pool of them.
+
+    The pool is the reference of the Fréchet distance; the first set shows what that distance is between real images.
+    """
+    if params.reference == "none":
+        return None, None
+    judged = judge_images(judge, world_images(items, seed, "plan", params.batch_size))
+    tags = len({item.tag for item in items})
+    pool = plan_images(prompts, -(-params.reference_images // tags))
+    features = judge_images(judge, world_images(pool, seed, "pool", params.batch_size)).features
+    return judged, features
+
+
+def all_metrics(models: Mapping[str, Evaluated], reference: Judged | None, pool: np.ndarray | None) -> dict[str, Any]:
+    """metrics.json: a section a model, one for the real images, and the paired differences."""
+    metrics: dict[str, Any] = {}
+    for name, found in models.items():
+        section = model_metrics(found.judged, found.steps, found.evaluations)
+        metrics[name] = section | feature_metrics(found.judged, reference, pool)
+    if reference is not None:
+        metrics["reference"] = model_metrics(reference, 0, 0) | feature_metrics(reference, reference, pool)
+    return metrics | {"paired": paired_metrics({name: found.judged for name, found in models.items()})}
+
+
+def _write_tables(stage: Stage, models: Mapping[str, Judged]) -> None:
+    scores = {name: judged.scores for name, judged in models.items()}
+    write_atomic(stage.output("scores.csv"), scores_csv(scores))
+    write_atomic(stage.output("per_tag.csv"), per_tag_csv(scores))
+
+
+def _write_pictures(stage: Stage, models: Mapping[str, Evaluated], shown: list[Prompt]) -> None:
+    """A grid a model, and all of them side by side."""
+    headed: dict[str, Image.Image] = {}
+    for name, found in models.items():
+        kept = found.judged.kept
+        rows = [[kept[p.id, i] for i in range(GRID_IMAGES) if (p.id, i) in kept] for p in shown]
+        picture = grid(rows)
+        save_png(stage.output(f"grid_{name}.png"), np.asarray(picture))
+        headed[f"{LABELS[name]}\n{cost(found.steps, found.evaluations)}"] = picture
+    save_png(stage.output("contact_sheet.png"), np.asarray(contact_sheet([p.prompt for p in shown], headed)))
+
+
+def cost(steps: int, evaluations: int) -> str:
+    """What an image costs, in words."""
+    return f"{steps} steps, {evaluations} network evaluations"
