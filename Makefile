@@ -1,0 +1,62 @@
+# Everything runs in .venv, made from requirements.lock with Python 3.11. Needed before: python3.11, git, make.
+#
+#   make demo      the whole run on params.yaml, with the page results/report/index.html at the end
+#   make test      the tests                      make lint     ruff, snakefmt, snakemake --lint, mypy
+#   make format    write the house format         make smoke    the whole run with tiny settings, in a copy of this folder
+#   make world     pre-train the embedded world   make lock     pin the newest versions that fit together
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types world smoke lock
+
+PYTHON ?= python3.11
+BIN := $(CURDIR)/.venv/bin
+STAMP := .venv/installed-from-lock
+CORES ?= all
+SMK := Snakefile workflow/rules/*.smk
+# Two threads of one process on busy cores wait for each other ten times longer when they spin.
+export OMP_WAIT_POLICY ?= PASSIVE
+export PATH := $(BIN):$(PATH)
+
+help:
+	@sed -n 's/^#  //p' Makefile
+
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: $(STAMP)
+	snakemake --cores $(CORES)
+	@echo "The report: $(CURDIR)/results/report/index.html"
+
+test: $(STAMP)
+	pytest
+
+lint: $(STAMP) types
+	ruff check .
+	ruff format --check .
+	snakefmt --check $(SMK)
+	snakemake --lint
+
+format: $(STAMP)
+	ruff check --fix-only .
+	ruff format .
+	snakefmt $(SMK)
+
+types: $(STAMP)
+	mypy
+
+world: $(STAMP)
+	snakemake world --cores $(CORES)
+
+smoke: $(STAMP)
+	workflow/smoke.sh
+
+lock:
+	$(PYTHON) -m venv --clear .rtdmd/lock
+	.rtdmd/lock/bin/pip install --quiet --editable '.[dev]'
+	{ sed -n '/^#/p' requirements.lock; .rtdmd/lock/bin/pip freeze --all --exclude pip --exclude-editable \
+	  | sed 's/+.*//' | tr 'A-Z_' 'a-z-' | LC_ALL=C sort; } > .rtdmd/requirements.lock
+	mv .rtdmd/requirements.lock requirements.lock

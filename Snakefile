@@ -1,0 +1,23 @@
+# The whole run: prompts -> teacher's text -> stage one -> stage two -> evaluation -> report and model folder.
+#
+#   snakemake --cores all          everything, on the params.yaml of this folder (`make demo`)
+#   snakemake train_acdmd          one stage and what it needs
+#
+# Stages, files and parameters are written in dvc.yaml alone (workflow/rules/common.smk reads them); either engine may drive.
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+include: "workflow/rules/common.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        [path for job in JOBS.values() for path in job.outputs],
+
+
+include: "workflow/rules/data.smk"
+include: "workflow/rules/training.smk"
+include: "workflow/rules/results.smk"

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# `make smoke`: the whole run with tiny settings, in a copy of this folder that is thrown away.
+#
+# First Snakemake drives and then has nothing left to do, and DVC agrees. Then DVC drives a second copy, and Snakemake agrees.
+# KEEP=1 keeps the copies and names them.
+set -euo pipefail
+
+here=$(git rev-parse --show-toplevel)
+copies=$(mktemp -d)
+export OMP_WAIT_POLICY=PASSIVE PATH="$here/.venv/bin:$PATH"
+if [ -z "${KEEP:-}" ]; then trap 'rm -rf "$copies"' EXIT; else echo "copies: $copies"; fi
+
+copy_to() { # the files that Git has or would take, as a repository of their own
+  mkdir -p "$copies/$1"
+  git -C "$here" ls-files -z --cached --others --exclude-standard |
+    (cd "$here" && while IFS= read -r -d '' file; do [ -e "$file" ] || [ -L "$file" ] || continue; printf '%s\0' "$file"; done) |
+    tar -C "$here" --null --files-from=- -c | tar -C "$copies/$1" -x
+  cd "$copies/$1"
+  export PYTHONPATH="$copies/$1"
+  rm -rf results dvc.lock
+  rtdmd params smoke >params.yaml
+  git init -q && git add -A && git -c user.name=smoke -c user.email=smoke@localhost commit -q -m smoke
+}
+
+nothing_to_do() { # for both engines, Snakemake within ten seconds
+  local begin=$SECONDS
+  snakemake --cores 2 2>&1 | tee .rtdmd/second.log | grep -q "Nothing to be done" || { cat .rtdmd/second.log; return 1; }
+  [ $((SECONDS - begin)) -le 10 ] || { echo "the second snakemake took $((SECONDS - begin)) s"; return 1; }
+  dvc status | tee .rtdmd/status.log | grep -q "up to date" || { cat .rtdmd/status.log; return 1; }
+}
+
+begin=$SECONDS
+copy_to snakemake
+snakemake --cores 2
+nothing_to_do
+snakemake --report .rtdmd/report.html --quiet
+[ -s results/report/index.html ] && [ -s .rtdmd/report.html ]
+echo "smoke: snakemake drove the whole run in $((SECONDS - begin)) s; a second run had nothing to do; dvc agrees"
+
+begin=$SECONDS
+copy_to dvc
+dvc repro --quiet
+dvc status | grep -q "up to date"
+snakemake --cores 2 --touch --quiet
+nothing_to_do
+python - "$copies" <<'PY'
+import sys, yaml
+one, two = (yaml.safe_load(open(f"{sys.argv[1]}/{engine}/dvc.lock"))["stages"] for engine in ("snakemake", "dvc"))
+different = [name for name in one if one[name] != two.get(name)]
+sys.exit(f"the engines' dvc.lock differ in {', '.join(different)}" if different or set(one) != set(two) else 0)
+PY
+echo "smoke: dvc drove the whole run in $((SECONDS - begin)) s; same dvc.lock; snakemake agrees"
