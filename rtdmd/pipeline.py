@@ -51,8 +51,8 @@ def maker_of(path: str, pipeline: dict[str, StageEntry]) -> str | None:
 
 
 def covers(declared: str, path: str) -> bool:
-    """True when `path` is `declared` or lies inside it."""
-    return PurePosixPath(path).is_relative_to(declared)
+    """True when `path` is `declared` or lies inside it (a path that goes up with `..` lies nowhere)."""
+    return ".." not in PurePosixPath(path).parts and PurePosixPath(path).is_relative_to(declared)
 
 
 def params_values(tree: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:

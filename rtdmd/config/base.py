@@ -25,7 +25,7 @@ def _number(value: Any) -> Any:
     return value
 
 
-Real = Annotated[float, BeforeValidator(_number, json_schema_input_type=float)]
+Real = Annotated[float, BeforeValidator(_number)]
 """A finite float; integers and strings that parse as numbers are accepted, truth values are not."""
 
 Whole = Annotated[int, Strict()]

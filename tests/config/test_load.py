@@ -1,0 +1,134 @@
+"""What params.yaml may say, and the one line it gets when it says something else."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from rtdmd.config import PRESETS, load_params, parse_params, preset
+from rtdmd.config.load import validate
+from rtdmd.config.presets import RECIPES, merged
+from rtdmd.errors import UserError
+
+
+def message(changes: dict) -> str:
+    """The error of preset world with `changes` over it."""
+    with pytest.raises(UserError) as caught:
+        validate(merged(PRESETS["world"], changes))
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    "text, value", [("1e-4", 1e-4), ("3e-05", 3e-5), ("1", 1.0), ("2.5E-3", 2.5e-3), ('"1e-4"', 1e-4)]
+)
+def test_every_spelling_of_a_number_is_the_number(text: str, value: float) -> None:
+    tree = merged(PRESETS["world"], {"train_acdmd": {"lr_fake": yaml.safe_load(text)}})
+    assert validate(tree).train_acdmd.lr_fake == value
+
+
+def test_unknown_key_names_its_neighbour_and_the_allowed() -> None:
+    text = message({"train_acdmd": {"lr_generatr": 0.5}})
+    assert text.startswith("params.yaml: train_acdmd.lr_generatr: unknown key (value 0.5); allowed: iterations, ")
+    assert text.endswith("did you mean lr_generator?")
+
+
+def test_key_of_another_section_is_pointed_there() -> None:
+    assert message({"adapter": {"group_size": 4}}).endswith("did you mean train_rtdmd.group_size?")
+
+
+def test_misspelt_section_comes_before_the_missing_one() -> None:
+    tree = dict(PRESETS["world"])
+    tree["adaptor"] = tree.pop("adapter")
+    with pytest.raises(UserError, match=r"^params.yaml: adaptor: unknown key .* did you mean adapter\? \(1 more after"):
+        validate(tree)
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"run": {"seed": True}}, "run.seed: True is not allowed; allowed: a valid integer"),
+        ({"run": {"seed": 1.0}}, "run.seed: 1.0 is not allowed; allowed: a valid integer"),
+        ({"run": {"seed": "7"}}, "run.seed: '7' is not allowed; allowed: a valid integer"),
+        ({"model": {"eta": True}}, "model.eta: True is not allowed; allowed: a number"),
+        ({"model": {"eta": "high"}}, "model.eta: 'high' is not allowed; allowed: a number"),
+        ({"model": {"eta": 1.5}}, "model.eta: 1.5 is not allowed; allowed: less than or equal to 1"),
+        ({"model": {"eta": float("nan")}}, "model.eta: nan is not allowed; allowed: a finite number"),
+        (
+            {"model": {"family": "sd33"}},
+            "model.family: 'sd33' is not allowed; allowed: sd3, flux1, flux2; did you mean sd3?",
+        ),
+        ({"model": {"family": "flux2"}}, "model.family: 'flux2' is not yet available; allowed: sd3"),
+        ({"train_rtdmd": {"share_noise": 1}}, "train_rtdmd.share_noise: 1 is not allowed; allowed: a valid boolean"),
+        ({"train_acdmd": {"betas": [0.9]}}, "train_acdmd.betas[1] is missing"),
+        ({"model": {"revision": "abc"}}, "model.revision: 'abc' with the folder 'data/world/teacher'; allowed: null"),
+        (
+            {"model": {"teacher": "a/b"}},
+            "model.revision: None with the Hub id 'a/b'; allowed: the 40 hex digits of a commit",
+        ),
+        (
+            {"train_rtdmd": {"candidate_steps": 4}},
+            "train_rtdmd.candidate_steps: 4; allowed: 1 to model.num_steps - 1 = 3",
+        ),
+        ({"train_rtdmd": {"trained_steps": 4}}, "train_rtdmd.trained_steps: 4; allowed: 1 to candidate_steps = 3"),
+        ({"model": {"eta": 0}}, "model.eta: 0 with train_rtdmd.weights.policy above 0"),
+        ({"train_rtdmd": {"recipe": "published"}}, "with recipe: published; allowed:"),
+        (
+            {"train_rtdmd": {"rewards": [{"name": "world_verifier", "soft_weight": 0.7}]}},
+            "train_rtdmd.weights.backprop: 1.0 without a differentiable reward",
+        ),
+        (
+            {"evaluate": {"rewards": [{"name": "clipscore"}]}},
+            "evaluate.rewards[0].model: None for clipscore; allowed: a CLIPModel folder or Hub id",
+        ),
+        (
+            {"evaluate": {"rewards": [{"name": "clipscore", "model": "a"}, {"name": "clipscore", "model": "b"}]}},
+            "'clipscore' occurs 2 times; allowed: each reward once",
+        ),
+        ({"train_acdmd": {"renoise": {"low": 0.99}}}, "train_acdmd.renoise.low: 0.99 is not below high: 0.98"),
+        ({"prepare_prompts": {"source": "file"}}, "prepare_prompts.train_file: None with source: file"),
+        ({"publish": {"dry_run": False}}, "publish.repo_id: None with dry_run: false; allowed: owner/name"),
+        ({"train_acdmd": {"generator_every": 2000}}, "would never be trained; allowed: 1 to iterations = 1000"),
+    ],
+)
+def test_what_is_wrong_is_one_line_with_key_value_and_allowed(changes: dict, expected: str) -> None:
+    assert expected in message(changes)
+
+
+def test_no_key_may_be_left_out_or_given_twice(tmp_path: Path) -> None:
+    text = Path("params.yaml").read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith("  eta:")]
+    with pytest.raises(UserError, match=r"model.eta is missing"):
+        parse_params(text.replace(line + "\n", ""))
+    number = text.splitlines().index(line) + 2
+    with pytest.raises(UserError, match=f"params.yaml:{number}: not YAML: the key 'eta' is given twice"):
+        parse_params(text.replace(line, f"{line}\n{line}"))
+    with pytest.raises(UserError, match=r"no such file; `rtdmd params world > "):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_the_tree_cannot_be_changed() -> None:
+    params = preset("world")
+    with pytest.raises(ValidationError, match=r"frozen"):
+        params.model.eta = 0.5
+
+
+def test_recipe_published_is_the_public_codes_settings() -> None:
+    stage = preset("world", RECIPES["published"]).train_rtdmd
+    assert (stage.weights.policy, stage.weights.matching, stage.weights.backprop) == (1.0, 1e-3, 1e-4)
+    assert (stage.density, stage.clip_range, stage.advantage_std, stage.subset_factor) == (
+        "published",
+        1e-5,
+        "batch",
+        False,
+    )
+    assert (stage.lr_generator, stage.weight_decay, stage.ema_decay, stage.ema_every) == (3e-6, 1e-4, 0.9, 8)
+
+
+def test_hub_ids_have_exactly_two_parts() -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    assert preset("world", {"model": {"teacher": "stabilityai/sd", "revision": commit}}).model.is_hub_id
+    for folder in ("data/world/teacher", "./a/b", "../a", "/a/b", "teacher"):
+        assert not preset("world", {"model": {"teacher": folder}}).model.is_hub_id

@@ -1,0 +1,96 @@
+"""What the engines know of the stages: the rules mirror dvc.yaml, and dvc.yaml's code dependencies cover the
+imports."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rtdmd.config import load_params
+from rtdmd.engines import load_jobs
+from rtdmd.pipeline import covers, read_pipeline
+
+PIPELINE = read_pipeline(Path("."))
+
+# Read by every stage; a change in them changes no figure, or is seen through params.yaml.
+HARNESS = {
+    "rtdmd/__init__.py",
+    "rtdmd/errors.py",
+    "rtdmd/files.py",
+    "rtdmd/pipeline.py",
+    "rtdmd/provenance.py",
+    "rtdmd/stage.py",
+}
+
+
+def modules_imported(path: Path) -> set[str]:
+    """Files of this package that `path` imports, anywhere in it, type checking apart."""
+    names: set[str] = set()
+    tree = ast.parse(path.read_text())
+    typing_only = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test)]
+    skipped = {id(inner) for node in typing_only for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rtdmd"):
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names if alias.name.startswith("rtdmd")}
+    candidates = {Path(name.replace(".", "/")) for name in names}
+    files = {path.with_suffix(".py") for path in candidates} | {path / "__init__.py" for path in candidates}
+    return {file.as_posix() for file in files if file.is_file() and says_something(file)}
+
+
+def says_something(path: Path) -> bool:
+    """False for a file that holds its docstring and nothing else."""
+    return len(ast.parse(path.read_text()).body) > 1
+
+
+def closure(path: str) -> set[str]:
+    """`path` and all that it imports, the harness and the configuration apart."""
+    found, todo = set(), {path}
+    while todo:
+        current = todo.pop()
+        if current in found or current in HARNESS or covers("rtdmd/config", current):
+            continue
+        found.add(current)
+        todo |= modules_imported(Path(current))
+    return found
+
+
+@pytest.mark.parametrize("name", PIPELINE)
+def test_code_dependencies_cover_the_imports(name: str) -> None:
+    deps = [dep for dep in PIPELINE[name].deps if covers("rtdmd", dep)]
+    imported = closure(f"rtdmd/stages/{name}.py")
+    missing = sorted(file for file in imported if not any(covers(dep, file) for dep in deps))
+    assert not missing, f"dvc.yaml: add these to the deps of {name}"
+    idle = [dep for dep in deps if not any(covers(dep, file) for file in imported)]
+    assert not idle, f"dvc.yaml: stage {name} does not import these"
+
+
+@pytest.mark.parametrize("name", PIPELINE)
+def test_outputs_are_files_of_the_stages_own_folder_and_settings_among_them(name: str) -> None:
+    assert f"results/{name}/resolved.json" in PIPELINE[name].outs
+    assert all(covers(f"results/{name}", out) and Path(out).suffix for out in PIPELINE[name].outs)
+
+
+def test_rules_take_files_and_values_from_dvc() -> None:
+    params = load_params()
+    jobs = load_jobs(params)
+    assert list(jobs) == list(PIPELINE)
+    for name, job in jobs.items():
+        assert sorted(job.outputs) == sorted(PIPELINE[name].outs)
+        assert not [path for path in job.inputs if "__pycache__" in path]
+        assert all(any(covers(dep, path) for dep in PIPELINE[name].deps) for path in job.inputs)
+    flow = {path for path in jobs["train_acdmd"].inputs if covers("rtdmd/flow", path)}
+    assert flow == {path.as_posix() for path in Path("rtdmd/flow").rglob("*.py")}
+    assert jobs["train_acdmd"].params["train_acdmd"] == params.train_acdmd.model_dump(mode="json")
+
+
+def test_snakefile_is_short_and_lints() -> None:
+    assert len(Path("Snakefile").read_text().splitlines()) < 40
+    command = [sys.executable, "-m", "snakemake", "--lint"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "your workflow is in a good condition" in done.stderr + done.stdout
