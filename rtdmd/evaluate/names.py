@@ -1,4 +1,8 @@
-"""What the models and figures are called where people read them."""
+"""What the models and figures are called where people read them, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 LABELS = {
     "teacher": "Teacher",
@@ -15,6 +19,15 @@ SCORES = {
     "clipscore": "CLIP score",
     "world_verifier": "Verifier reward",
 }
+
+
+TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")  # GenEval's order
+
+
+def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
+    """Known names in the given order, then the others by name (JSON files are sorted by key)."""
+    found = list(names)
+    return [name for name in order if name in found] + sorted(name for name in found if name not in order)
 
 
 def score_label(name: str) -> str:

@@ -1,0 +1,147 @@
+"""Charts as inline SVG text: training curves as small multiples, and scores with their intervals. No script, no
+outside font."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from xml.sax.saxutils import escape
+
+from rtdmd.evaluate.intervals import Estimate
+
+COLORS = {
+    "teacher": "#24292f",
+    "teacher_few_step": "#9a6700",
+    "train_acdmd": "#0969da",
+    "train_rtdmd": "#1a7f37",
+}
+OTHER = "#6e7781"
+AXIS, GRID, INK = "#8c959f", "#eaeef2", "#424a53"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A plot's inner rectangle in pixels and its data range; y grows upwards in data, downwards in pixels."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+    def px(self, value: float) -> float:
+        """Pixel column of a data x."""
+        low, high = self.x
+        return self.left + self.width * (value - low) / (high - low if high > low else 1.0)
+
+    def py(self, value: float) -> float:
+        """Pixel row of a data y."""
+        low, high = self.y
+        return self.top + self.height * (1 - (value - low) / (high - low if high > low else 1.0))
+
+
+def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) inside [low, high], about `wanted` of them."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / wanted
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def number(value: float) -> str:
+    """A short number for an axis."""
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return format(value, ".4g")
+    return format(value, ".0e").replace("e-0", "e-").replace("e+0", "e")
+
+
+def _text(x: float, y: float, text: str, anchor: str = "start", color: str = INK, size: int = 11) -> str:
+    style = f'text-anchor="{anchor}" fill="{color}" font-size="{size}"'
+    return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{escape(text)}</text>'
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, color: str, width: float = 1.0) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{color}" stroke-width="{width}"/>'
+
+
+def _svg(width: float, height: float, parts: Sequence[str], label: str) -> str:
+    head = f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img"'
+    return f'{head} aria-label="{escape(label, {chr(34): "&quot;"})}">{"".join(parts)}</svg>'
+
+
+def curve(name: str, x: Sequence[float], y: Sequence[float], x_name: str, size: tuple[int, int] = (360, 170)) -> str:
+    """One training curve: its points as a thin line and, from 30 points on, a running mean over a tenth of them."""
+    width, height = size
+    log = min(y) > 0 and max(y) / min(y) > 100
+    shown = [math.log10(v) for v in y] if log else list(y)
+    low, high = min(shown), max(shown)
+    pad = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
+    frame = Frame(46, 26, width - 58, height - 62, (min(x), max(x)), (low - pad, high + pad))
+    parts = [_text(4, 15, name, size=13)]
+    for tick in ticks(*frame.y, 3):
+        label = number(10**tick) if log else number(tick)
+        parts += [_line(frame.left, frame.py(tick), width - 12, frame.py(tick), GRID)]
+        parts += [_text(frame.left - 5, frame.py(tick) + 4, label, "end", AXIS, 10)]
+    for tick in ticks(*frame.x, 4):
+        parts += [_text(frame.px(tick), height - 22, number(tick), "middle", AXIS, 10)]
+    note = x_name + (", log scale upwards" if log else "")
+    parts += [_text(frame.left + frame.width / 2, height - 7, note, "middle", AXIS, 10)]
+    smooth = running_mean(shown, max(1, len(shown) // 10)) if len(shown) >= 30 else None
+    parts += [_polyline(frame, x, shown, "#0969da", 1.0 if smooth else 1.6, 0.35 if smooth else 1.0)]
+    if smooth:
+        parts += [_polyline(frame, x, smooth, "#0969da", 2.0, 1.0)]
+    return _svg(width, height, parts, f"{name} over {x_name}")
+
+
+def _polyline(frame: Frame, x: Sequence[float], y: Sequence[float], color: str, width: float, opacity: float) -> str:
+    points = " ".join(f"{frame.px(a):.1f},{frame.py(b):.1f}" for a, b in zip(x, y, strict=True))
+    style = f'stroke="{color}" stroke-width="{width}" stroke-opacity="{opacity}" stroke-linejoin="round"'
+    return f'<polyline points="{points}" fill="none" {style}/>'
+
+
+def running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Centred mean over up to `window` values to either side's half; shorter at the ends."""
+    half = window // 2
+    return [sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i - half) : i + half + 1])]
+
+
+def tag_plot(rows: Mapping[str, Mapping[str, Estimate]], labels: Mapping[str, str], width: int = 1112) -> str:
+    """Scores in [0, 1]: a group of dots with interval bars for each tag; `rows` maps model -> tag -> estimate."""
+    tags = list(next(iter(rows.values())))
+    height = 300
+    frame = Frame(40, 34, width - 50, height - 66, (0, len(tags)), (0.0, 1.0))
+    parts = [_legend(frame.left, list(rows), labels)]
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        parts += [_line(frame.left, frame.py(tick), width - 10, frame.py(tick), GRID)]
+        parts += [_text(frame.left - 6, frame.py(tick) + 4, f"{tick:.2f}", "end", AXIS, 10)]
+    for column, tag in enumerate(tags):
+        parts += [_text(frame.px(column + 0.5), height - 12, tag.replace("_", " "), "middle", size=12)]
+        if column:
+            parts += [_line(frame.px(column), frame.top, frame.px(column), frame.top + frame.height, GRID)]
+        for k, (model, values) in enumerate(rows.items()):
+            spread = 0.5 + (k - (len(rows) - 1) / 2) * min(0.18, 0.8 / len(rows))
+            parts += [_dot(frame, column + spread, values[tag], COLORS.get(model, OTHER))]
+    return _svg(width, height, parts, "score of each model for each tag")
+
+
+def _legend(left: float, models: Sequence[str], labels: Mapping[str, str]) -> str:
+    parts = []
+    for k, model in enumerate(models):
+        x = left + 190 * k
+        parts += [f'<circle cx="{x + 6:.1f}" cy="12" r="5" fill="{COLORS.get(model, OTHER)}"/>']
+        parts += [_text(x + 17, 16, labels[model], size=12)]
+    return "".join(parts)
+
+
+def _dot(frame: Frame, x: float, value: Estimate, color: str) -> str:
+    px, py = frame.px(x), frame.py(value.mean)
+    dot = f'<circle cx="{px:.1f}" cy="{py:.1f}" r="4.5" fill="{color}"/>'
+    if value.ci95 is None:
+        return dot
+    low, high = frame.py(max(0.0, value.mean - value.ci95)), frame.py(min(1.0, value.mean + value.ci95))
+    return _line(px, low, px, high, color, 1.6) + dot

@@ -1,0 +1,219 @@
+"""The parts of the report, each from the files it shows: text and tables in, HTML out."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rtdmd.errors import UserError
+from rtdmd.evaluate.intervals import Estimate
+from rtdmd.evaluate.metrics import PAIRS
+from rtdmd.evaluate.names import LABELS, SCORES, TAGS, in_order, score_label
+from rtdmd.report import charts
+from rtdmd.report.html import details, picture, section, table
+
+Metrics = Mapping[str, Any]
+FIGURES = {
+    "objects": "Objects an image",
+    "clutter": "Clutter an image",
+    "small_share": "Share of 9-pixel objects",
+    "color_entropy": "Colour entropy",
+    "position_entropy": "Position entropy",
+    "background_entropy": "Background entropy",
+}
+
+SECTIONS = ("run", "model", "adapter", "train_acdmd", "train_rtdmd", "evaluate")
+
+
+def models_of(metrics: Metrics) -> list[str]:
+    """The evaluated models, in the order in which people compare them."""
+    return [name for name in LABELS if name in metrics and name != "reference"]
+
+
+def score_names(metrics: Metrics) -> list[str]:
+    """The scores of metrics.json; the verifier's reward, a mixture of strict and soft, stands for them only alone."""
+    found = in_order(metrics[models_of(metrics)[0]]["per_tag"], list(SCORES))
+    return [name for name in found if name != "world_verifier"] or found
+
+
+def lead(metrics: Metrics) -> str:
+    """The result in one sentence."""
+    models, name = models_of(metrics), score_names(metrics)[0]
+    parts = [f"{LABELS[m]} {interval(metrics[m][name])} ({metrics[m]['network_evaluations']})" for m in models]
+    return (
+        f"{score_label(name)} score on {metrics[models[0]]['images']} held-out images of each model (in brackets: network"
+        f" evaluations an image): {', '.join(parts)}."
+    )
+
+
+def interval(value: Mapping[str, float | None], digits: int = 3) -> str:
+    """A mean with its half-width over noise, as text."""
+    width = "" if value["ci95"] is None else f" ± {value['ci95']:.{digits}f}"
+    return f"{value['mean']:.{digits}f}{width}"
+
+
+def cell(value: Mapping[str, float | None]) -> str:
+    """The same as a table cell."""
+    width = "" if value["ci95"] is None else f" <small>± {value['ci95']:.3f}</small>"
+    return f"{value['mean']:.3f}{width}"
+
+
+def plain(value: float | None, digits: int = 3) -> str:
+    """A figure without interval."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def results(metrics: Metrics) -> str:
+    """The table of all models, real images last."""
+    names = score_names(metrics)
+    extra = {"frechet": "Fréchet ×1000", "diversity": "Diversity"}
+    extra = {key: text for key, text in extra.items() if key in metrics[models_of(metrics)[0]]}
+    rows, classes = [], []
+    for model in [*models_of(metrics), *(["reference"] if "reference" in metrics else [])]:
+        own = metrics[model]
+        cost = ["–", "–"] if model == "reference" else [str(own["steps"]), str(own["network_evaluations"])]
+        figures = {"frechet": plain(_thousand(own.get("frechet")), 1), "diversity": plain(own.get("diversity"), 2)}
+        rows.append([LABELS[model], *cost, *(cell(own[name]) for name in names), *(figures[key] for key in extra)])
+        classes.append({"reference": "real", "train_rtdmd": "best"}.get(model, ""))
+    header = ["Model", "Steps", "Evaluations", *(score_label(name) for name in names), *extra.values()]
+    return section("Results", _HOW["results"], table(header, rows, classes), "results")
+
+
+def _thousand(value: float | None) -> float | None:
+    return None if value is None else 1000 * value
+
+
+def samples(sheet: Path) -> str:
+    """The contact sheet."""
+    return section("Samples", _HOW["samples"], picture(sheet, "samples of every model for the same prompts"), "samples")
+
+
+def tags(metrics: Metrics) -> str:
+    """Chart and table of the first score for each tag."""
+    models, name = models_of(metrics), score_names(metrics)[0]
+    order = in_order(metrics[models[0]]["per_tag"][name], TAGS)
+    found = {m: {tag: metrics[m]["per_tag"][name][tag] for tag in order} for m in models}
+    counts = {m: metrics[m]["images"] // len(found[m]) for m in models}
+    estimates = {
+        m: {t: Estimate(v["mean"], v["ci95"], v["ci95_prompts"], counts[m]) for t, v in found[m].items()}
+        for m in models
+    }
+    header = ["Model", *(tag.replace("_", " ") for tag in order)]
+    rows = [[LABELS[m], *(cell(value) for value in found[m].values())] for m in models]
+    body = charts.tag_plot(estimates, LABELS) + table(header, rows)
+    return section(f"{score_label(name)} score by tag", _HOW["tags"], body, "tags")
+
+
+def differences(metrics: Metrics) -> str:
+    """Paired differences with both intervals."""
+    names = score_names(metrics)
+    header = ["Difference", *(score_label(name) for name in names)]
+    rows = []
+    for first, second in PAIRS:
+        values = metrics["paired"].get(f"{first}-{second}")
+        if values is None:
+            continue
+        title = f"{LABELS[first]} − {LABELS[second]}"
+        rows.append([escape(title), *(_difference(values[name]) for name in names)])
+    return section("Paired differences", _HOW["differences"], table(header, rows), "differences")
+
+
+def _difference(value: Mapping[str, float | None]) -> str:
+    widths = [text for key in ("ci95", "ci95_prompts") if (text := plain(value[key])) != "–"]
+    small = f" <small>± {' / '.join(widths)}</small>" if widths else ""
+    return f"{value['mean']:+.3f}".replace("-", "−") + small
+
+
+def collapse(metrics: Metrics) -> str:
+    """What the images look like as a whole; empty for prompts outside the embedded world."""
+    models = [*models_of(metrics), *(["reference"] if "reference" in metrics else [])]
+    keys = [key for key in FIGURES if key in metrics[models[0]]]
+    if not keys:
+        return ""
+    rows = [[LABELS[m], *(plain(metrics[m][key]) for key in keys)] for m in models]
+    classes = ["real" if m == "reference" else "" for m in models]
+    body = table(["Model", *(FIGURES[key] for key in keys)], rows, classes)
+    return section("What was drawn", _HOW["collapse"], body, "collapse")
+
+
+def curves(files: Mapping[str, Path]) -> str:
+    """Training curves of each stage: every numeric column of its curves.csv over the first."""
+    body = []
+    for title, path in files.items():
+        x_name, columns = read_curves(path)
+        x = columns.pop(x_name)
+        shown = [charts.curve(name, *_finite(x, y), x_name) for name, y in columns.items() if len(_finite(x, y)[0]) > 1]
+        body.append(f'<h3>{escape(title)}</h3><div class="curves">{"".join(shown)}</div>')
+    return section("Training curves", _HOW["curves"], "".join(body), "curves")
+
+
+def _finite(x: Sequence[float | None], y: Sequence[float | None]) -> tuple[list[float], list[float]]:
+    """The points where both are known."""
+    pairs = [(a, b) for a, b in zip(x, y, strict=True) if a is not None and b is not None]
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def read_curves(path: Path) -> tuple[str, dict[str, list[float | None]]]:
+    """Name of the first column, and all columns of numbers (None for an empty field). UserError for anything else."""
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+        names = list(reader.fieldnames or ())
+    if not names:
+        raise UserError(f"{path}: empty; run the training stage again")
+    try:
+        return names[0], {name: [float(row[name]) if row[name] else None for row in rows] for name in names}
+    except ValueError as error:
+        raise UserError(f"{path}: a field is no number ({error}); run the training stage again") from error
+
+
+def settings(resolved: Mapping[str, Mapping[str, Any]]) -> str:
+    """The parameters that each stage ran with; sections that several used are shown once."""
+    merged: dict[str, Any] = {}
+    for stage in resolved.values():
+        merged |= stage["params"]
+    parts = [
+        details(name, f"<pre>{escape(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).strip())}</pre>")
+        for name, value in ((name, merged[name]) for name in in_order(merged, SECTIONS))
+    ]
+    return section("Settings", _HOW["settings"], "".join(parts), "settings")
+
+
+def provenance(resolved: Mapping[str, Mapping[str, Any]], prompts: Mapping[str, Any], facts: Mapping[str, str]) -> str:
+    """Commit, hashes and versions."""
+    versions = ", ".join(f"{name} {version}" for name, version in resolved["evaluate"]["versions"].items())
+    counts = ", ".join(f"{split}: {prompts[split]['prompts']}" for split in ("train", "eval"))
+    rows = [[escape(k), f"<code>{escape(v)}</code>"] for k, v in facts.items()]
+    rows += [["Package versions", escape(versions)], ["Prompts", escape(f"{prompts['source']} ({counts})")]]
+    body = table([], rows, kind="wide")
+    for stage, values in resolved.items():
+        data = {path: digest for path, digest in values["inputs"].items() if not path.startswith("rtdmd/")}
+        code = {path: digest for path, digest in values["inputs"].items() if path.startswith("rtdmd/")}
+        lines = [[escape(path), f"<code>{digest}</code>"] for path, digest in {**data, **code}.items()]
+        body += details(f"Inputs of {stage}, SHA-256", table([], lines, kind="wide"))
+    return section("Provenance", _HOW["provenance"], body, "provenance")
+
+
+_HOW = {
+    "samples": "Read along a row: every model was given the same prompts and the same starting noise, and nothing was"
+    " picked by hand; a good image shows exactly what the prompt asks for.",
+    "results": "Higher is better except for the Fréchet distance; ± is a 95 % interval over noise on these held-out"
+    " prompts; strict asks for exactly the objects of the prompt and lenient allows more; the Fréchet distance is"
+    " between CLIP image embeddings and real images, whose own row shows how small it can get; diversity is the"
+    " distance among images of one prompt relative to real images (1 = as varied as they, 0 = collapsed).",
+    "tags": "Each dot is a model's mean over the tag's images with its 95 % interval over noise: dots close to the top"
+    " line are right on nearly every image.",
+    "differences": "Row minus row over the same prompts and noise: a difference larger than the first ± is beyond"
+    " chance on these prompts, larger than the second also for other prompts of the kind.",
+    "collapse": "Compare with the last row: a model that collapses leaves the real images' shares first in sizes, then"
+    " in colours, places and backgrounds (entropies are relative to uniform, 1 = all equally often).",
+    "curves": "Thin lines are the logged values and thick ones their running mean: a loss that keeps falling was not"
+    " yet converged, a jump that stays is a fault.",
+    "settings": "The sections of params.yaml that these results were made with; the same file gives the same figures.",
+    "provenance": "Which code and which data made this page: equal hashes mean equal inputs, byte for byte.",
+}

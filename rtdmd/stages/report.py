@@ -1,0 +1,46 @@
+"""Stage report: one self-contained HTML page from the results of the other stages.
+
+Run `rtdmd report`: it reads the pictures, figures, curves and settings under results/ and writes
+results/report/index.html, which needs nothing else: pictures, charts and style are inside it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rtdmd.files import read_json, sha256_file, write_atomic
+from rtdmd.provenance import git_commit, hash_of
+from rtdmd.report import sections
+from rtdmd.report.html import page
+from rtdmd.stage import Stage, open_stage
+
+TRAINING = {"train_acdmd": "Stage one (AC-DMD)", "train_rtdmd": "Stage two (RTDMD)"}
+
+
+def run(root: Path = Path(".")) -> None:
+    """Run the stage in the repository at ``root``."""
+    with open_stage("report", root) as stage:
+        write_atomic(stage.output("index.html"), build(stage))
+
+
+def build(stage: Stage) -> str:
+    """The page."""
+    metrics = read_json(stage.input("results/evaluate/metrics.json"))
+    resolved = {name: read_json(stage.input(f"results/{name}/resolved.json")) for name in (*TRAINING, "evaluate")}
+    curves = {title: stage.input(f"results/{name}/curves.csv") for name, title in TRAINING.items()}
+    facts = {
+        "Git commit": git_commit(stage.root) or "not a Git checkout",
+        "Hash of the settings": hash_of({name: values["params"] for name, values in resolved.items()}),
+        "Hash of the figures": sha256_file(stage.input("results/evaluate/metrics.json")),
+    }
+    parts = [
+        sections.samples(stage.input("results/evaluate/contact_sheet.png")),
+        sections.results(metrics),
+        sections.tags(metrics),
+        sections.differences(metrics),
+        sections.collapse(metrics),
+        sections.curves(curves),
+        sections.settings(resolved),
+        sections.provenance(resolved, read_json(stage.input("results/prepare_prompts/summary.json")), facts),
+    ]
+    return page(stage.params.report.title, sections.lead(metrics), [part for part in parts if part])

@@ -1,0 +1,79 @@
+"""A small repository folder to run real stages in: tiny random teacher and CLIP, smoke parameters, random students.
+
+What training would leave behind (adapters, curves, settings) is written here with random numbers, in the same formats,
+so that the stages after training can be tested without it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rtdmd.config import Params, preset
+from rtdmd.config.render import params_text
+from rtdmd.files import save_tensors, write_json
+from rtdmd.provenance import package_versions
+
+REPOSITORY = Path(__file__).parents[1]
+STAGES = ("train_acdmd", "train_rtdmd")
+SMALL: dict[str, Any] = {
+    "run": {"threads": 1},
+    "model": {"teacher_steps": 3},
+    "evaluate": {"images_per_tag": 4, "batch_size": 24, "reference_images": 24},
+}
+
+
+def make_workspace(root: Path, teacher: Path, clip: Path, changes: dict[str, Any] | None = None) -> Params:
+    """Fill ``root`` so that every stage after prepare_prompts can run; ``changes`` go over the smoke parameters."""
+    (root / "rtdmd").symlink_to(REPOSITORY / "rtdmd")
+    shutil.copy(REPOSITORY / "dvc.yaml", root / "dvc.yaml")
+    (root / "data" / "world").mkdir(parents=True)
+    shutil.copytree(teacher, root / "data" / "world" / "teacher")
+    shutil.copytree(clip, root / "data" / "world" / "clip")
+    params = set_params(root, changes or {})
+    for stage in STAGES:
+        write_random_student(root / "results" / stage, params, seed=STAGES.index(stage))
+        write_training_records(root / "results" / stage, params, stage)
+    return params
+
+
+def set_params(root: Path, changes: dict[str, Any]) -> Params:
+    """Write params.yaml: the smoke preset, SMALL, then ``changes``."""
+    from rtdmd.config.presets import merged
+
+    params = preset("smoke", merged(SMALL, changes))
+    (root / "params.yaml").write_text(params_text(params, "a test"), encoding="utf-8")
+    return params
+
+
+def write_random_student(folder: Path, params: Params, seed: int, scale: float = 0.3) -> Path:
+    """A random adapter in the layout of generator.safetensors, large enough to change every image."""
+    from rtdmd.backbones import load_backbone
+
+    root = folder.parents[1]
+    transformer = load_backbone(params.model, vae=False, root=root)
+    generator = torch.Generator().manual_seed(100 + seed)
+    tensors = {}
+    for name in transformer.lora_targets(params.adapter.targets):
+        outer, inner = transformer.transformer.get_submodule(name).weight.shape
+        tensors[f"{name}.lora_A.weight"] = torch.randn(params.adapter.rank, inner, generator=generator) * scale
+        tensors[f"{name}.lora_B.weight"] = torch.randn(outer, params.adapter.rank, generator=generator) * scale
+    metadata = {"rank": str(params.adapter.rank), "alpha": str(params.adapter.alpha), "stage": folder.name}
+    save_tensors(tensors, folder / "generator.safetensors", metadata)
+    return folder / "generator.safetensors"
+
+
+def write_training_records(folder: Path, params: Params, stage: str) -> None:
+    """curves.csv and resolved.json as a training stage leaves them."""
+    x = "iteration" if stage == "train_acdmd" else "epoch"
+    lines = [f"{x},fake_loss,generator_gradient", *(f"{i},{30 / i:.4f},{0.2 + 0.01 * (i % 7):.4f}" for i in range(1, 61))]
+    (folder / "curves.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    sections = {name: getattr(params, name).model_dump(mode="json") for name in ("run", "model", "adapter", stage)}
+    inputs = {"data/world/teacher": "0" * 64, "rtdmd/train": "1" * 64}
+    write_json(
+        folder / "resolved.json",
+        {"stage": stage, "params": sections, "inputs": inputs, "versions": package_versions()},
+    )
