@@ -138,7 +138,10 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from rtdmd.commands.verify import add_arguments
+
     verify = commands.add_parser("verify", help="check the equations against an oracle in closed form")
+    add_arguments(verify)
     verify.set_defaults(action=_command)
 
 

@@ -35,27 +35,35 @@ def group_advantages(
         shapes = [tuple(tensor.shape) for tensor in (rewards, groups, weights)]
         raise ValueError(f"rewards, groups, weights must have shapes (R, N), (N,), (R,); got {shapes}")
     require_finite("rewards", rewards)
-    centred, spread = _centre(rewards, groups, baseline, std)
-    total = (weights[:, None] * centred / (spread + eps)).sum(0)
+    centred = subtract_baseline(rewards, groups, baseline)
+    total = (weights[:, None] * centred / (_spread(rewards, groups, std) + eps)).sum(0)
     total = (total - total.mean()) / (total.std(correction=0) + eps)
     return total.clamp(-clip, clip)
 
 
-def _centre(rewards: Tensor, groups: Tensor, baseline: Baseline, std: StdScope) -> tuple[Tensor, Tensor]:
-    """Rewards minus baseline (R, N) and the standard deviation to divide by, broadcastable to (R, N)."""
-    if baseline not in ("group_mean", "leave_one_out") or std not in ("batch", "group"):
-        raise ValueError(f"baseline {baseline!r} or std {std!r} is unknown")
-    _, index, counts = torch.unique(groups, return_inverse=True, return_counts=True)
+def subtract_baseline(rewards: Tensor, groups: Tensor, baseline: Baseline) -> Tensor:
+    """Rewards (R, N) minus the mean of their group, or of the group's other members ('leave_one_out', unbiased)."""
+    index, counts = torch.unique(groups, return_inverse=True, return_counts=True)[1:]
     size = counts[index].to(rewards.dtype)
     centred = rewards - _group_sum(rewards, index, len(counts)) / size
-    spread = rewards.std(dim=1, correction=0, keepdim=True)
-    if std == "group":
-        spread = torch.sqrt(_group_sum(centred**2, index, len(counts)) / size)
-    if baseline == "leave_one_out":
-        if int(counts.min()) < 2:
-            raise ValueError("leave_one_out needs at least two images in every group")
-        centred = centred * size / (size - 1)
-    return centred, spread
+    if baseline == "group_mean":
+        return centred
+    if baseline != "leave_one_out":
+        raise ValueError(f"baseline {baseline!r} is unknown; known: group_mean, leave_one_out")
+    if int(counts.min()) < 2:
+        raise ValueError("leave_one_out needs at least two images in every group")
+    return centred * size / (size - 1)
+
+
+def _spread(rewards: Tensor, groups: Tensor, std: StdScope) -> Tensor:
+    """Population standard deviation of each reward over the batch (R, 1) or over each image's group (R, N)."""
+    if std == "batch":
+        return rewards.std(dim=1, correction=0, keepdim=True)
+    if std != "group":
+        raise ValueError(f"std {std!r} is unknown; known: batch, group")
+    index, counts = torch.unique(groups, return_inverse=True, return_counts=True)[1:]
+    centred = subtract_baseline(rewards, groups, "group_mean")
+    return torch.sqrt(_group_sum(centred**2, index, len(counts)) / counts[index])
 
 
 def _group_sum(values: Tensor, index: Tensor, count: int) -> Tensor:

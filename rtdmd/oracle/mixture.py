@@ -7,7 +7,9 @@ float64; results have x's dtype.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,40 +47,70 @@ class Mixture:
         spread = self.covariances + centred[..., :, None] * centred[..., None, :]
         return (self.weights[..., None, None] * spread).sum(1)
 
+    @cached_property
+    def _eigen(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (P, J, d) and eigenvectors (P, J, d, d) of the covariances."""
+        values, vectors = torch.linalg.eigh(self.covariances)
+        return values, vectors
+
+    def noised(self, sigma: float) -> "Mixture":
+        """The law of (1-σ) x_0 + σ ε, again a mixture."""
+        identity = torch.eye(self.dims, dtype=torch.float64, device=self.means.device)
+        covariances = (1 - sigma) ** 2 * self.covariances + sigma**2 * identity
+        return Mixture(self.weights, (1 - sigma) * self.means, covariances)
+
+    def affine(self, shift: Tensor, scale: float) -> "Mixture":
+        """The law of shift + scale x_0; shift (d,)."""
+        return Mixture(self.weights, shift + scale * self.means, scale**2 * self.covariances)
+
     def sample(self, prompt: Tensor, generator: torch.Generator) -> Tensor:
         """x_0 (B, d) for prompt (B,), float64."""
         chosen = _choose(self.weights[prompt], generator)
-        return _gaussian(_pick(self.means[prompt], chosen), _pick(self.covariances[prompt], chosen), generator)
+        values, vectors = (_pick(part[prompt], chosen) for part in self._eigen)
+        return _gaussian(_pick(self.means[prompt], chosen), values, vectors, generator)
 
     def log_density(self, x: Tensor, sigma: Tensor, prompt: Tensor) -> Tensor:
         """log p_σ(x) of the noised law (1-σ) x_0 + σ ε, (B,). x (B, ...), sigma (B,), prompt (B,)."""
-        return torch.logsumexp(self._joint(x, sigma, prompt)[0], 1).to(x.dtype)
+        return torch.logsumexp(self._observe(x, 1 - sigma.double(), sigma.double(), prompt).log_joint, 1).to(x.dtype)
 
-    def score(self, x: Tensor, sigma: Tensor, prompt: Tensor) -> Tensor:
-        """∇ log p_σ(x), shape of x. Finite at σ = 0 too."""
-        log_joint, whitened, _ = self._joint(x, sigma, prompt)
-        return -_average(log_joint, whitened).reshape(x.shape).to(x.dtype)
+    def conditional_means(self, x: Tensor, signal: Tensor, noise: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
+        """E[x_0 | x] and E[ε | x] for x = signal x_0 + noise ε, in the shape of x. signal, noise, prompt (B,)."""
+        seen = self._observe(x, signal.double(), noise.double(), prompt)
+        x0, epsilon = (_average(seen.log_joint, part).reshape(x.shape).to(x.dtype) for part in (seen.x0, seen.noise))
+        return x0, epsilon
 
     def posterior_mean(self, x: Tensor, sigma: Tensor, prompt: Tensor) -> Tensor:
         """E[x_0 | x_σ = x], shape of x."""
-        log_joint, whitened, _ = self._joint(x, sigma, prompt)
-        return _average(log_joint, self._x0(whitened, sigma, prompt)).reshape(x.shape).to(x.dtype)
+        return self.conditional_means(x, 1 - sigma.double(), sigma, prompt)[0]
+
+    def score(self, x: Tensor, sigma: Tensor, prompt: Tensor) -> Tensor:
+        """∇ log p_σ(x), shape of x. Finite at σ = 0 too."""
+        seen = self._observe(x, 1 - sigma.double(), sigma.double(), prompt)
+        return -_average(seen.log_joint, seen.whitened).reshape(x.shape).to(x.dtype)
 
     def velocity(self, x: Tensor, sigma: Tensor, prompt: Tensor) -> Tensor:
         """E[ε - x_0 | x_σ = x], shape of x; exact on the whole of [0, 1]."""
-        log_joint, whitened, _ = self._joint(x, sigma, prompt)
-        noise = sigma.double()[:, None, None] * whitened
-        return _average(log_joint, noise - self._x0(whitened, sigma, prompt)).reshape(x.shape).to(x.dtype)
+        x0, noise = self.conditional_means(x.double(), 1 - sigma.double(), sigma, prompt)
+        return (noise - x0).to(x.dtype)
 
     def posterior_sample(self, x: Tensor, sigma: Tensor, prompt: Tensor, generator: torch.Generator) -> Tensor:
         """One x_0 ~ p(x_0 | x_σ = x) a sample, shape of x."""
-        log_joint, whitened, spread = self._joint(x, sigma, prompt)
-        chosen = _choose(torch.softmax(log_joint, 1), generator)
-        scale = (1 - sigma.double())[:, None, None, None]
-        covariances = self.covariances[prompt]
-        posterior = covariances - scale**2 * covariances @ torch.linalg.solve(spread, covariances)
-        x0 = _gaussian(_pick(self._x0(whitened, sigma, prompt), chosen), _pick(posterior, chosen), generator)
-        return x0.reshape(x.shape).to(x.dtype)
+        signal, noise = 1 - sigma.double(), sigma.double()
+        seen = self._observe(x, signal, noise, prompt)
+        chosen = _choose(torch.softmax(seen.log_joint, 1), generator)
+        values, vectors = (_pick(part[prompt], chosen) for part in self._eigen)
+        remaining = values * noise[:, None] ** 2 / (signal[:, None] ** 2 * values + noise[:, None] ** 2)
+        return _gaussian(_pick(seen.x0, chosen), remaining, vectors, generator).reshape(x.shape).to(x.dtype)
+
+    def posterior_nodes(self, x: Tensor, sigma: Tensor, prompt: Tensor, order: int) -> tuple[Tensor, Tensor]:
+        """Quadrature nodes (J order^d, d) and weights of p(x_0 | x_σ = x), for one sample x (1, ...); float64."""
+        signal, noise = 1 - sigma.double(), sigma.double()
+        seen = self._observe(x, signal, noise, prompt)
+        values, vectors = (part[prompt][0] for part in self._eigen)
+        remaining = values * noise**2 / (signal**2 * values + noise**2)
+        unit, weights = (part.to(x.device) for part in hermite(order, self.dims))
+        nodes = seen.x0[0][:, None] + torch.einsum("jde,je,qe->jqd", vectors, torch.sqrt(remaining), unit)
+        return nodes.reshape(-1, self.dims), (torch.softmax(seen.log_joint, 1)[0][:, None] * weights).reshape(-1)
 
     def tilted(self, linear: Tensor, quadratic: Tensor, beta: float) -> "Mixture":
         """The law p(x) exp(β r(x)) / Z for r(x) = linear·x - ½ xᵀ quadratic x; linear (d,), quadratic (d, d) symmetric.
@@ -94,20 +126,28 @@ class Mixture:
         evidence = evidence + (torch.logdet(covariances) - torch.logdet(self.covariances)) / 2
         return Mixture(torch.softmax(torch.log(self.weights) + evidence, 1), means, covariances)
 
-    def _joint(self, x: Tensor, sigma: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """log w_j N(x; j) (B, J), S_j⁻¹ (x - (1-σ) m_j) (B, J, d), and S_j = (1-σ)² C_j + σ² I (B, J, d, d)."""
-        level = sigma.double()[:, None, None, None]
-        identity = torch.eye(self.dims, dtype=torch.float64, device=x.device)
-        spread = (1 - level) ** 2 * self.covariances[prompt] + level**2 * identity
-        centred = x.double().flatten(1)[:, None] - (1 - level[..., 0]) * self.means[prompt]
-        whitened = torch.linalg.solve(spread, centred[..., None])[..., 0]
-        quadratic = (centred * whitened).sum(-1) + torch.logdet(spread) + self.dims * math.log(2 * math.pi)
-        return torch.log(self.weights[prompt]) - quadratic / 2, whitened, spread
+    def _observe(self, x: Tensor, signal: Tensor, noise: Tensor, prompt: Tensor) -> "Observed":
+        """What x = signal x_0 + noise ε says about each component; x (B, ...), the others (B,) float64."""
+        values, vectors = (part[prompt] for part in self._eigen)
+        signal, noise = signal[:, None, None], noise[:, None, None]
+        spread = signal**2 * values + noise**2
+        centred = x.double().flatten(1)[:, None] - signal * self.means[prompt]
+        turned = torch.einsum("bjde,bjd->bje", vectors, centred)
+        whitened = torch.einsum("bjde,bje->bjd", vectors, turned / spread)
+        gain = torch.einsum("bjde,bje->bjd", vectors, signal * values * turned / spread)
+        quadratic = (turned**2 / spread + torch.log(spread)).sum(-1) + self.dims * math.log(2 * math.pi)
+        log_joint = torch.log(self.weights[prompt]) - quadratic / 2
+        return Observed(log_joint, whitened, self.means[prompt] + gain, noise * whitened)
 
-    def _x0(self, whitened: Tensor, sigma: Tensor, prompt: Tensor) -> Tensor:
-        """E[x_0 | x_σ, component] (B, J, d)."""
-        gain = (self.covariances[prompt] @ whitened[..., None])[..., 0]
-        return self.means[prompt] + (1 - sigma.double())[:, None, None] * gain
+
+@dataclass(frozen=True)
+class Observed:
+    """Per component: log w_j N(x; j) (B, J), S_j⁻¹ (x - mean_j), E[x_0 | x, j] and E[ε | x, j], each (B, J, d)."""
+
+    log_joint: Tensor
+    whitened: Tensor
+    x0: Tensor
+    noise: Tensor
 
 
 def gaussian(mean: Tensor, covariance: Tensor) -> Mixture:
@@ -127,6 +167,15 @@ def ring(prompts: int = 3, components: int = 3, radius: float = 1.5, variance: f
     return Mixture(weights, means, (variance * shape).expand(prompts, components, 2, 2))
 
 
+def hermite(order: int, dims: int) -> tuple[Tensor, Tensor]:
+    """Nodes (order^dims, dims) and weights (order^dims,) with Σ w f(node) = E f(z), z ~ N(0, I); float64."""
+    points, weights = np.polynomial.hermite_e.hermegauss(order)
+    grids = torch.meshgrid(*[torch.from_numpy(points)] * dims, indexing="ij")
+    products = torch.meshgrid(*[torch.from_numpy(weights / weights.sum())] * dims, indexing="ij")
+    nodes = torch.stack([grid.reshape(-1) for grid in grids], 1)
+    return nodes, torch.stack([product.reshape(-1) for product in products]).prod(0)
+
+
 def _average(log_joint: Tensor, values: Tensor) -> Tensor:
     """Responsibility-weighted mean over components: (B, J), (B, J, d) -> (B, d)."""
     return (torch.softmax(log_joint, 1)[..., None] * values).sum(1)
@@ -142,7 +191,7 @@ def _pick(values: Tensor, chosen: Tensor) -> Tensor:
     return values[torch.arange(len(chosen), device=values.device), chosen]
 
 
-def _gaussian(mean: Tensor, covariance: Tensor, generator: torch.Generator) -> Tensor:
-    """One draw a row from N(mean (B, d), covariance (B, d, d))."""
-    noise = torch.randn(mean.shape, dtype=mean.dtype, device=generator.device, generator=generator).to(mean.device)
-    return mean + (torch.linalg.cholesky(covariance) @ noise[..., None])[..., 0]
+def _gaussian(mean: Tensor, values: Tensor, vectors: Tensor, generator: torch.Generator) -> Tensor:
+    """One draw a row from N(mean, covariance) with the covariance's eigenvalues (B, d) and eigenvectors (B, d, d)."""
+    noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
+    return mean + torch.einsum("bde,be->bd", vectors, torch.sqrt(values) * noise)

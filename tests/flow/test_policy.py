@@ -31,7 +31,7 @@ def test_group_std_by_hand():
 
 def test_leave_one_out_subtracts_the_mean_of_the_others():
     rewards, groups = torch.tensor([[1.0, 3.0, 8.0, 2.0, 4.0]]).double(), torch.tensor([0, 0, 0, 1, 1])
-    centred, _ = policy._centre(rewards, groups, "leave_one_out", "batch")
+    centred = policy.subtract_baseline(rewards, groups, "leave_one_out")
     torch.testing.assert_close(centred[0], torch.tensor([-4.5, -1.5, 6.0, -2.0, 2.0]).double(), rtol=0, atol=1e-14)
     with pytest.raises(ValueError, match="at least two"):
         policy.group_advantages(rewards, torch.tensor([0, 0, 0, 1, 2]), WEIGHTS[:1], baseline="leave_one_out")
