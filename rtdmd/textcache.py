@@ -63,11 +63,14 @@ class TextCache:
         """Read a cache and compare its index with ``expect`` (see `cache_key`; prompt files not named there are not
         compared). UserError that names the first difference."""
         found = read_json(index)
+        rows = found.pop("rows")
+        read = expect["prompt_files"]
+        found["prompt_files"] = {split: digest for split, digest in found["prompt_files"].items() if split in read}
         difference = first_difference(found, expect)
         if difference is not None:
             raise UserError(f"the text cache {index} does not fit: {difference}; run `rtdmd cache_teacher`")
         tensors, _ = load_tensors(embeddings)
-        return TextCache(Conditioning(tensors), found["rows"])
+        return TextCache(Conditioning(tensors), rows)
 
     def rows(self, prompts: Iterable[str]) -> Tensor:
         """Row numbers (B,) of prompts; UserError for a prompt that is not in the cache."""
@@ -96,24 +99,22 @@ class TextCache:
 
 
 def open_text_cache(stage: Stage, *splits: str) -> TextCache:
-    """The cache, a declared input, checked against the stage's params and its ``splits``' (train, eval) prompt files."""
+    """The cache, a declared input, checked against the params and the prompt files of ``splits`` (train, eval)."""
     files = {split: stage.input(f"{PROMPT_FOLDER}/{split}.jsonl") for split in splits}
     expect = cache_key(stage.params.model, files, stage.root)
     return TextCache.open(stage.input(f"{FOLDER}/embeddings.safetensors"), stage.input(f"{FOLDER}/index.json"), expect)
 
 
 def first_difference(found: Mapping[str, Any], expect: Mapping[str, Any], prefix: str = "") -> str | None:
-    """The first key of ``expect`` (by name, nested) whose value differs in ``found``, in words; None if all agree."""
-    for key in sorted(expect):
-        wanted, name = expect[key], f"{prefix}{key}"
-        if key not in found:
-            return f"{name} is {_short(wanted)} now, and absent from the cache"
-        if isinstance(wanted, Mapping) and isinstance(found[key], Mapping):
-            inner = first_difference(found[key], wanted, f"{name}.")
+    """The first key (by name, nested) whose value differs between what the cache says and what is, in words, or None."""
+    for key in sorted({*found, *expect}):
+        then, now, name = found.get(key, "absent"), expect.get(key, "absent"), f"{prefix}{key}"
+        if isinstance(then, Mapping) and isinstance(now, Mapping):
+            inner = first_difference(then, now, f"{name}.")
             if inner is not None:
                 return inner
-        elif found[key] != wanted:
-            return f"{name} is {_short(wanted)} now, and was {_short(found[key])} when it was made"
+        elif then != now:
+            return f"{name} is {_short(now)} now, and was {_short(then)} when it was made"
     return None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ with quiet_imports():
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams
 
-Pipeline = Vae = Any  # StableDiffusion3Pipeline and AutoencoderKL: diffusers sets their attributes at run time
+Pipeline: TypeAlias = Any  # a StableDiffusion3Pipeline: diffusers sets its attributes at run time
+Vae: TypeAlias = Any  # an AutoencoderKL, likewise
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
 # As published: the joint attention only, so SD3.5's second self-attention (attn2) carries no adapter.
 ATTENTION = tuple(

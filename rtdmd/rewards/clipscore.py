@@ -42,6 +42,13 @@ def load(spec: RewardParams, device: torch.device, root: Path) -> ClipScore:
     return ClipScore(folder, device)
 
 
+def _load_model(folder: Path, device: torch.device) -> Any:
+    """The folder's CLIPModel, frozen, in float32."""
+    with quiet_loading():
+        model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32)
+    return model.to(device).requires_grad_(False).eval()
+
+
 class ClipScore:
     """`rtdmd.rewards.protocol.Reward`. Text embeddings are kept: each prompt is embedded once, alone, so that a score
     depends neither on its batch nor on what was scored before."""
@@ -52,11 +59,7 @@ class ClipScore:
     range = (-1.0, 1.0)
 
     def __init__(self, folder: Path, device: torch.device):
-        with quiet_loading():
-            self.model = CLIPModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-            )
-        self.model.to(device).requires_grad_(False).eval()
+        self.model = _load_model(folder, device)
         self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         self.transform = ImageTransform.from_folder(folder)
         self.device = device

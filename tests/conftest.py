@@ -1,0 +1,23 @@
+"""Fixtures that several test folders share: tiny random model folders, made once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SD3 pipeline folder."""
+    from tests.tiny import make_tiny_teacher
+
+    return make_tiny_teacher(tmp_path_factory.mktemp("models") / "teacher")
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIPModel folder."""
+    from tests.tiny import make_tiny_clip
+
+    return make_tiny_clip(tmp_path_factory.mktemp("models") / "clip")
