@@ -106,7 +106,7 @@ def open_text_cache(stage: Stage, *splits: str) -> TextCache:
 
 
 def first_difference(found: Mapping[str, Any], expect: Mapping[str, Any], prefix: str = "") -> str | None:
-    """The first key (by name, nested) whose value differs between what the cache says and what is, in words, or None."""
+    """The first key (by name, nested) whose value differs between the cache and what is now, in words, or None."""
     for key in sorted({*found, *expect}):
         then, now, name = found.get(key, "absent"), expect.get(key, "absent"), f"{prefix}{key}"
         if isinstance(then, Mapping) and isinstance(now, Mapping):
