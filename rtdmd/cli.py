@@ -122,9 +122,14 @@ def _schema(_: argparse.Namespace) -> int:
 def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     sample = commands.add_parser("sample", help="write a PNG grid of images for a prompt")
     sample.add_argument("prompt")
-    sample.add_argument("--model", choices=MODELS, default="train_rtdmd", help="which model (default: %(default)s)")
-    sample.add_argument("--checkpoint", type=Path, help="a generator.safetensors instead of the model's own")
-    sample.add_argument("--images", type=int, default=16, help="images in the grid (default: %(default)s)")
+    sample.add_argument(
+        "--from",
+        dest="source",
+        default="train_rtdmd",
+        metavar="MODEL",
+        help=f"{', '.join(MODELS)}, or a published folder (default: %(default)s)",
+    )
+    sample.add_argument("--images", type=int, default=8, help="images in the grid (default: %(default)s)")
     sample.add_argument("--seed", type=int, default=0, help="root of the noise (default: %(default)s)")
     sample.add_argument("--out", type=Path, default=Path("sample.png"), help="PNG file (default: %(default)s)")
     sample.set_defaults(action=_command)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+PUBLISHED = "pytorch_lora_weights.safetensors"  # diffusers' name of an adapter file
 LoraKind = Literal["attention", "attention_mlp"]
 
 
@@ -110,4 +112,8 @@ class Backbone(Protocol):
 
     def lora_targets(self, kind: LoraKind) -> list[str]:
         """Full names of the linear layers that carry an adapter."""
+        ...
+
+    def load_published(self, folder: Path) -> None:
+        """Put the adapter of a published folder on the transformer, read by diffusers' own loader."""
         ...

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from rtdmd.backbones.protocol import Conditioning, LoraKind
+from rtdmd.backbones.protocol import PUBLISHED, Conditioning, LoraKind
 from rtdmd.backbones.snapshot import model_index, teacher_folder
 from rtdmd.errors import UserError
 from rtdmd.torch_setup import DTYPES, quiet_imports, quiet_loading
@@ -164,6 +164,10 @@ class SD3Backbone:
     def lora_targets(self, kind: LoraKind) -> list[str]:
         """See the protocol. ``attention``: projections of the joint attention; ``attention_mlp``: and both MLPs."""
         return list(self._targets[kind])
+
+    def load_published(self, folder: Path) -> None:
+        """See the protocol."""
+        self.pipeline.load_lora_weights(folder, weight_name=PUBLISHED)
 
 
 def _dotted(names: Sequence[str]) -> tuple[str, ...]:

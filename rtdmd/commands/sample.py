@@ -1,0 +1,84 @@
+"""`rtdmd sample "<prompt>"`: a PNG grid of one prompt's images from any model of this folder.
+
+    rtdmd sample "a photo of a red circle" --from results/train_rtdmd --images 8 --seed 0 --out grid.png
+
+``--from`` is teacher (all its steps, guided), teacher_few_step (K steps, guided), a training stage (train_acdmd,
+train_rtdmd, or their folders in results/), or a folder that publish wrote. Everything else comes from params.yaml. Image
+i starts from the noise of (seed, i) for every model and prompt, so that grids can be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rtdmd.backbones import Conditioning, load_backbone
+from rtdmd.backbones.protocol import PUBLISHED
+from rtdmd.config import Params, load_params
+from rtdmd.errors import UserError
+from rtdmd.evaluate.samples import Sampler, load_sampler
+from rtdmd.images import grid, save_png
+from rtdmd.sampling import ImageNoise, sample
+from rtdmd.textcache import NULL_PROMPT, TextCache
+from rtdmd.torch_setup import configure
+
+MODELS = ("teacher", "teacher_few_step", "train_acdmd", "train_rtdmd")
+LEAST_SIDE = 144  # smaller images are enlarged to about this many pixels in the grid
+
+
+def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
+    """Write the grid of ``arguments`` (prompt, source, images, seed, out) and print its path."""
+    if arguments.images < 1:
+        raise UserError(f"--images {arguments.images}: at least 1")
+    params = load_params(root / "params.yaml")
+    device = configure(params.run)
+    text = encoded(arguments.prompt, params, device, root)
+    sampler = find_sampler(arguments.source, params, text, device, root)
+    images = draw(sampler, text.of([arguments.prompt]), arguments.images, arguments.seed, params.evaluate.batch_size)
+    scale = max(1, LEAST_SIDE // params.model.resolution)
+    save_png(arguments.out, grid(images, columns=math.ceil(math.sqrt(arguments.images)), scale=scale))
+    print(arguments.out)
+
+
+def encoded(prompt: str, params: Params, device: torch.device, root: Path) -> TextCache:
+    """A text cache of the null prompt and ``prompt``, by the teacher's own text encoders (released afterwards)."""
+    backbone = load_backbone(params.model, text=True, vae=False, device=device, root=root)
+    prompts = list(dict.fromkeys([NULL_PROMPT, prompt]))
+    return TextCache(backbone.encode(prompts), {text: row for row, text in enumerate(prompts)})
+
+
+def find_sampler(source: str, params: Params, text: TextCache, device: torch.device, root: Path) -> Sampler:
+    """The model that ``--from`` names; UserError that lists what it may be."""
+    name = source.removeprefix("results/").rstrip("/")
+    if name in MODELS:
+        return load_sampler(name, params, text, device, root)
+    if (root / source / PUBLISHED).is_file():
+        return published_sampler(root / source, params, device, root)
+    raise UserError(f"--from {source}: neither one of {', '.join(MODELS)} nor a folder with {PUBLISHED}")
+
+
+def published_sampler(folder: Path, params: Params, device: torch.device, root: Path) -> Sampler:
+    """A published adapter on the teacher, read by diffusers itself; few steps, no guidance, the params' η."""
+    backbone = load_backbone(params.model, device=device, root=root)
+    backbone.load_published(folder)
+
+    def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        return backbone.velocity(backbone.transformer, x, sigma, cond)
+
+    return Sampler(backbone, velocity, backbone.sigmas(params.model.num_steps), params.model.eta, guided=False)
+
+
+@torch.no_grad()
+def draw(sampler: Sampler, cond: Conditioning, count: int, seed: int, batch_size: int) -> Tensor:
+    """``count`` images (count, 3, H, W) in [0, 1] of one prompt (``cond``: one row)."""
+    backbone, batches = sampler.backbone, []
+    for start in range(0, count, batch_size):
+        images = [(0, i) for i in range(start, min(start + batch_size, count))]
+        noise = ImageNoise(seed, images, backbone.latent_shape(), backbone.device)
+        latents = sample(sampler.velocity, noise, cond.expand(len(images)), sampler.sigmas, sampler.eta)
+        batches.append(backbone.decode(latents).cpu())
+    return torch.cat(batches)
