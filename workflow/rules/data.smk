@@ -21,7 +21,7 @@ rule prepare_prompts:
     message:
         "prepare_prompts: {}".format(JOBS["prepare_prompts"].description)
     shell:
-        "(dvc --wait-for-lock repro --single-item prepare_prompts) 2>&1 | tee {log} >&2"
+        "(dvc --wait-for-lock repro --quiet --single-item prepare_prompts) 2>&1 | tee {log} >&2"
 
 
 rule cache_teacher:
@@ -44,4 +44,4 @@ rule cache_teacher:
     message:
         "cache_teacher: {}".format(JOBS["cache_teacher"].description)
     shell:
-        "(dvc --wait-for-lock repro --single-item cache_teacher) 2>&1 | tee {log} >&2"
+        "(dvc --wait-for-lock repro --quiet --single-item cache_teacher) 2>&1 | tee {log} >&2"

@@ -21,7 +21,7 @@ rule evaluate:
     message:
         "evaluate: {}".format(JOBS["evaluate"].description)
     shell:
-        "(dvc --wait-for-lock repro --single-item evaluate) 2>&1 | tee {log} >&2"
+        "(dvc --wait-for-lock repro --quiet --single-item evaluate) 2>&1 | tee {log} >&2"
 
 
 rule report:
@@ -44,7 +44,7 @@ rule report:
     message:
         "report: {}".format(JOBS["report"].description)
     shell:
-        "(dvc --wait-for-lock repro --single-item report) 2>&1 | tee {log} >&2"
+        "(dvc --wait-for-lock repro --quiet --single-item report) 2>&1 | tee {log} >&2"
 
 
 rule publish:
@@ -67,4 +67,4 @@ rule publish:
     message:
         "publish: {}".format(JOBS["publish"].description)
     shell:
-        "(dvc --wait-for-lock repro --single-item publish) 2>&1 | tee {log} >&2"
+        "(dvc --wait-for-lock repro --quiet --single-item publish) 2>&1 | tee {log} >&2"

@@ -21,7 +21,7 @@ rule train_acdmd:
     message:
         "train_acdmd: {}".format(JOBS["train_acdmd"].description)
     shell:
-        "(dvc --wait-for-lock repro --single-item train_acdmd) 2>&1 | tee {log} >&2"
+        "(dvc --wait-for-lock repro --quiet --single-item train_acdmd) 2>&1 | tee {log} >&2"
 
 
 rule train_rtdmd:
@@ -44,4 +44,4 @@ rule train_rtdmd:
     message:
         "train_rtdmd: {}".format(JOBS["train_rtdmd"].description)
     shell:
-        "(dvc --wait-for-lock repro --single-item train_rtdmd) 2>&1 | tee {log} >&2"
+        "(dvc --wait-for-lock repro --quiet --single-item train_rtdmd) 2>&1 | tee {log} >&2"
