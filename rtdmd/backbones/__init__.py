@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rtdmd.backbones.protocol import Backbone, Conditioning
+from rtdmd.backbones.protocol import Backbone, Conditioning, PipelineBackbone
 from rtdmd.errors import UserError
 
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams
 
-__all__ = ["Backbone", "Conditioning", "load_backbone"]
+__all__ = ["Backbone", "Conditioning", "PipelineBackbone", "load_backbone"]
 
 
 def load_backbone(
@@ -23,7 +23,7 @@ def load_backbone(
     vae: bool = True,
     device: torch.device | str = "cpu",
     root: Path = Path("."),
-) -> Backbone:
+) -> PipelineBackbone:
     """Load the teacher named by ``params.model``, frozen, in ``model.dtype``, in evaluation mode.
 
     text: load the text encoders too (only `rtdmd cache_teacher` and `rtdmd sample` need them).

@@ -114,6 +114,10 @@ class Backbone(Protocol):
         """Full names of the linear layers that carry an adapter."""
         ...
 
+
+class PipelineBackbone(Backbone, Protocol):
+    """A backbone that stands on a diffusers pipeline, as all that `load_backbone` gives do."""
+
     def load_published(self, folder: Path) -> None:
         """Put the adapter of a published folder on the transformer, read by diffusers' own loader."""
         ...

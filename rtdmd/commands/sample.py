@@ -3,8 +3,8 @@
     rtdmd sample "a photo of a red circle" --from results/train_rtdmd --images 8 --seed 0 --out grid.png
 
 ``--from`` is teacher (all its steps, guided), teacher_few_step (K steps, guided), a training stage (train_acdmd,
-train_rtdmd, or their folders in results/), or a folder that publish wrote. Everything else comes from params.yaml. Image
-i starts from the noise of (seed, i) for every model and prompt, so that grids can be compared.
+train_rtdmd, or their folders in results/), or a folder that publish wrote. Everything else comes from params.yaml.
+Image i starts from the noise of (seed, i) for every model and prompt, so that grids can be compared.
 """
 
 from __future__ import annotations
