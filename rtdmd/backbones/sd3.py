@@ -166,8 +166,9 @@ class SD3Backbone:
         return list(self._targets[kind])
 
     def load_published(self, folder: Path) -> None:
-        """See the protocol."""
-        self.pipeline.load_lora_weights(folder, weight_name=PUBLISHED)
+        """See the protocol. The transformer alone: a published folder adapts no text encoder."""
+        state, metadata = self.pipeline.lora_state_dict(folder, weight_name=PUBLISHED, return_lora_metadata=True)
+        self.pipeline.load_lora_into_transformer(state, self.transformer, metadata=metadata)
 
 
 def _dotted(names: Sequence[str]) -> tuple[str, ...]:

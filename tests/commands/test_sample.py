@@ -1,0 +1,66 @@
+"""`rtdmd sample` on a tiny teacher: a grid from every kind of model, the same again for the same seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rtdmd.cli import build_parser
+from rtdmd.commands import sample
+from rtdmd.errors import UserError
+from rtdmd.images import PADDING
+from tests.workspace import make_workspace
+
+PROMPT = "a photo of a red circle"
+
+
+@pytest.fixture(scope="module")
+def root(tiny_teacher: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("workspace")
+    make_workspace(folder, tiny_teacher, tiny_clip)
+    return folder
+
+
+def drawn(root: Path, source: str, *options: str, prompt: str = PROMPT) -> Path:
+    out = root / "grids" / "grid.png"
+    arguments = build_parser().parse_args(["sample", prompt, "--from", source, "--out", str(out), *options])
+    sample.run(arguments, root)
+    return out
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def test_a_grid_of_enlarged_images(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = drawn(root, "teacher", "--images", "5")
+    side = 4 * 36 + PADDING
+    assert pixels(out).shape == (2 * side + PADDING, 3 * side + PADDING, 3)
+    assert capsys.readouterr().out == f"{out}\n"
+
+
+def test_models_differ_and_seeds_repeat(root: Path) -> None:
+    sheets = {}
+    for source in ("teacher", "teacher_few_step", "train_acdmd", "results/train_rtdmd"):
+        sheets[source] = drawn(root, source, "--images", "2").read_bytes()
+        assert drawn(root, source, "--images", "2").read_bytes() == sheets[source]
+    assert len(set(sheets.values())) == 4
+    assert drawn(root, "teacher", "--images", "2", "--seed", "1").read_bytes() != sheets["teacher"]
+    assert drawn(root, "teacher", "--images", "2", prompt="a photo of two squares").read_bytes() != sheets["teacher"]
+
+
+def test_an_image_does_not_depend_on_how_many_are_drawn(root: Path) -> None:
+    one, four = (pixels(drawn(root, "train_acdmd", "--images", n)) for n in ("1", "4"))
+    inside = slice(PADDING, PADDING + 144)
+    assert np.abs(one[inside, inside].astype(int) - four[inside, inside].astype(int)).max() <= 1
+
+
+def test_what_is_no_model_is_said(root: Path) -> None:
+    with pytest.raises(UserError, match=r"--from nowhere: neither one of teacher, .* nor a folder with pytorch_lora"):
+        drawn(root, "nowhere")
+    with pytest.raises(UserError, match="--images 0: at least 1"):
+        drawn(root, "teacher", "--images", "0")
