@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from string import ascii_lowercase
 
 import torch
 
@@ -20,7 +21,16 @@ with quiet_imports():
         SD3Transformer2DModel,
         StableDiffusion3Pipeline,
     )
-    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers import (
+        CLIPConfig,
+        CLIPModel,
+        CLIPTextConfig,
+        CLIPTextModelWithProjection,
+        CLIPTokenizer,
+        T5Config,
+        T5EncoderModel,
+        T5TokenizerFast,
+    )
 
 IMAGE_SIZE, MAX_TOKENS = 36, 12
 WORDS = [
@@ -69,9 +79,18 @@ def _text_config(tokenizer: CLIPTokenizer, width: int) -> CLIPTextConfig:
     )
 
 
-def tiny_pipeline(seed: int = 0) -> StableDiffusion3Pipeline:
-    """An SD3 pipeline with random weights, no T5, shift 3."""
+def tiny_t5(width: int) -> tuple[T5EncoderModel, T5TokenizerFast]:
+    """A T5 encoder with random weights, and its tokenizer, which spells words in letters."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("▁", -2.0), *((c, -3.0) for c in ascii_lowercase)]
+    tokenizer = T5TokenizerFast(vocab=pieces, extra_ids=0)
+    config = T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    return T5EncoderModel(config), tokenizer
+
+
+def tiny_pipeline(seed: int = 0, t5: bool = False) -> StableDiffusion3Pipeline:
+    """An SD3 pipeline with random weights and shift 3; like the embedded world's, it has no T5 unless asked for."""
     torch.manual_seed(seed)
+    text_encoder_3, tokenizer_3 = tiny_t5(width=24) if t5 else (None, None)
     tokenizer = tiny_tokenizer()
     transformer = SD3Transformer2DModel(
         sample_size=9,
@@ -108,14 +127,14 @@ def tiny_pipeline(seed: int = 0) -> StableDiffusion3Pipeline:
         tokenizer=tokenizer,
         text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, 12)),
         tokenizer_2=tokenizer,
-        text_encoder_3=None,
-        tokenizer_3=None,
+        text_encoder_3=text_encoder_3,
+        tokenizer_3=tokenizer_3,
     )
 
 
-def make_tiny_teacher(path: Path | str, seed: int = 0) -> Path:
+def make_tiny_teacher(path: Path | str, seed: int = 0, t5: bool = False) -> Path:
     """Write a tiny random SD3 pipeline folder to ``path``; loads as ``model.teacher``."""
-    tiny_pipeline(seed).save_pretrained(path, safe_serialization=True)
+    tiny_pipeline(seed, t5).save_pretrained(path, safe_serialization=True)
     return Path(path)
 
 

@@ -30,10 +30,11 @@ Vae: TypeAlias = Any  # an AutoencoderKL, likewise
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
 # As published: the joint attention only, so SD3.5's second self-attention (attn2) carries no adapter.
 ATTENTION = tuple(
-    f"attn.{name}"
+    f".attn.{name}"
     for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 )
-MLP = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
+MLP = (".ff.net.0.proj", ".ff.net.2", ".ff_context.net.0.proj", ".ff_context.net.2")
+ENDINGS: dict[LoraKind, tuple[str, ...]] = {"attention": ATTENTION, "attention_mlp": ATTENTION + MLP}
 
 
 def load_sd3(model: ModelParams, *, text: bool, vae: bool, device: torch.device, root: Path = Path(".")) -> SD3Backbone:
@@ -67,11 +68,8 @@ class SD3Backbone:
         for module in (part for part in pipeline.components.values() if isinstance(part, nn.Module)):
             module.requires_grad_(False).eval()
         self._latent_shape = _latent_shape(pipeline, folder, resolution)
-        linears = [name for name, module in self.transformer.named_modules() if isinstance(module, nn.Linear)]
-        self._targets = {  # taken before any adapter wraps the layers
-            kind: [name for name in linears if name.startswith("transformer_blocks.") and name.endswith(ends)]
-            for kind, ends in (("attention", _dotted(ATTENTION)), ("attention_mlp", _dotted(ATTENTION + MLP)))
-        }
+        # taken before any adapter wraps the layers
+        self._targets = {kind: adapted_layers(self.transformer, kind) for kind in ENDINGS}
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -171,8 +169,10 @@ class SD3Backbone:
         self.pipeline.load_lora_into_transformer(state, self.transformer, metadata=metadata)
 
 
-def _dotted(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(f".{name}" for name in names)
+def adapted_layers(transformer: nn.Module, kind: LoraKind) -> list[str]:
+    """Full names of the linear layers of an SD3Transformer2DModel's blocks that ``kind`` of adapter sits on."""
+    linears = (name for name, module in transformer.named_modules() if isinstance(module, nn.Linear))
+    return [name for name in linears if name.startswith("transformer_blocks.") and name.endswith(ENDINGS[kind])]
 
 
 def _latent_shape(pipeline: Pipeline, folder: Path, resolution: int) -> tuple[int, int, int]:

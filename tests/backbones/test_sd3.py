@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rtdmd.backbones import Conditioning, load_backbone
-from rtdmd.backbones.sd3 import SD3Backbone
+from rtdmd.backbones.sd3 import SD3Backbone, adapted_layers
 from rtdmd.config import ModelParams, preset
 from rtdmd.errors import UserError
 from rtdmd.flow.schedule import raw_few_steps, shift_static
@@ -49,6 +49,21 @@ def test_encode_is_the_pipelines_encode_prompt_bit_for_bit(backbone: SD3Backbone
     assert torch.equal(cond.tensors["pooled_projections"], pooled)
     assert hidden.shape == (2, 12 + 1, 24)  # 12 CLIP tokens and one zero in the place of T5
     assert not hidden.requires_grad
+
+
+def test_with_t5_its_tokens_follow_the_clip_tokens(tmp_path: Path) -> None:
+    folder = make_tiny_teacher(tmp_path / "t5", t5=True)
+    backbone = load_backbone(model_params(folder, max_sequence_length=7), text=True)
+    prompts = ["a red circle", "no"]
+    hidden, _, pooled, _ = backbone.pipeline.encode_prompt(
+        prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=7
+    )
+    cond = backbone.encode(prompts)
+    assert torch.equal(cond.tensors["encoder_hidden_states"], hidden)
+    assert torch.equal(cond.tensors["pooled_projections"], pooled)
+    assert hidden.shape == (2, 12 + 7, 24) and hidden[:, 12:].abs().min() > 0
+    without = load_backbone(model_params(folder))
+    assert without.pipeline.text_encoder_3 is None
 
 
 def test_null_conditioning_is_the_pipelines_negative_prompt(backbone: SD3Backbone, null: Conditioning) -> None:
@@ -155,6 +170,33 @@ def test_lora_targets_are_exactly_the_joint_attentions_linear_layers(backbone: S
     mlp |= {f"transformer_blocks.0.ff_context.net.{part}" for part in ("0.proj", "2")}
     assert set(backbone.lora_targets("attention_mlp")) == attention | mlp
     assert len(backbone.lora_targets("attention_mlp")) == 15 + 6
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters", "targets"),
+    [
+        # stabilityai/stable-diffusion-3-medium and 3.5-medium, transformer/config.json
+        ({"pos_embed_max_size": 192}, 2.03e9, 24 * 7 + 23),
+        ({"pos_embed_max_size": 384, "qk_norm": "rms_norm", "dual_attention_layers": range(13)}, 2.24e9, 24 * 7 + 23),
+    ],
+)
+def test_lora_targets_at_published_sizes(config: dict[str, object], parameters: float, targets: int) -> None:
+    from diffusers import SD3Transformer2DModel
+
+    with torch.device("meta"):
+        transformer = SD3Transformer2DModel(
+            num_layers=24,
+            num_attention_heads=24,
+            joint_attention_dim=4096,
+            caption_projection_dim=1536,
+            pooled_projection_dim=2048,
+            **config,
+        )
+    assert sum(p.numel() for p in transformer.parameters()) == pytest.approx(parameters, rel=0.005)
+    names = adapted_layers(transformer, "attention")
+    assert len(names) == targets
+    assert not [name for name in names if "attn2" in name]
+    assert len(adapted_layers(transformer, "attention_mlp")) == targets + 24 * 2 + 23 * 2
 
 
 def test_lora_targets_fit_peft_by_full_name(tiny_teacher: Path) -> None:
