@@ -4,10 +4,11 @@
 #   make test      the tests                      make lint     ruff, snakefmt, snakemake --lint, mypy
 #   make format    write the house format         make smoke    the whole run with tiny settings, in a copy of this folder
 #   make world     pre-train the embedded world   make lock     pin the newest versions that fit together
+#   make generated write params.yaml (preset world) and its JSON schema from rtdmd/config
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types world smoke lock
+.PHONY: help demo test lint format types world smoke lock generated
 
 PYTHON ?= python3.11
 BIN := $(CURDIR)/.venv/bin
@@ -23,7 +24,7 @@ help:
 
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -53,6 +54,10 @@ world: $(STAMP)
 
 smoke: $(STAMP)
 	workflow/smoke.sh
+
+generated: $(STAMP)
+	rtdmd params world > .rtdmd-params && mv .rtdmd-params params.yaml
+	rtdmd schema > workflow/schemas/params.schema.json
 
 lock:
 	$(PYTHON) -m venv --clear .rtdmd/lock

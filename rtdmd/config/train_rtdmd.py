@@ -13,6 +13,7 @@ from pydantic import field_validator, model_validator
 
 from rtdmd.config.base import Flag, Real, Section, Whole, param
 from rtdmd.config.rewards import RewardParams, distinct
+from rtdmd.config.train_acdmd import ConsistencyParams, RenoiseParams
 
 
 class TermWeights(Section):
@@ -72,6 +73,18 @@ class TrainRtdmdParams(Section):
     fake_updates_per_epoch: Whole = param(
         "fake-score updates on the cached roll-out", unit="updates", source="public code: 1", ge=0
     )
+    fake_batch_size: Whole = param(
+        "images of the roll-out per fake-score update", unit="images", source="ours; public code: all of them", ge=1
+    )
+    micro_batch: Whole = param(
+        "images per forward pass; only memory and rounding depend on it", unit="images", source="ours", ge=1
+    )
+    renoise: RenoiseParams
+    weighting: Literal["clamp", "inverse_variance"] = param(
+        "of the ambient loss, as in train_acdmd", source="public code: clamp; inverse_variance ours"
+    )
+    weight_clamp: Real = param("largest weight (clamp only)", source="public code: 10", gt=0)
+    consistency: ConsistencyParams
     lr_generator: Real = param("AdamW step size of the generator", source="public code: 3e-6", gt=0)
     lr_fake: Real = param("AdamW step size of the fake score", source="public code: 3e-6", gt=0)
     betas: tuple[Real, Real] = param("AdamW's moment decays", source="public code: 0.9, 0.999")
@@ -134,6 +147,8 @@ PUBLISHED: dict[str, Any] = {
     "gradient_scaling": "none",
     "backprop_margin": 3.0,
     "fake_updates_per_epoch": 1,
+    "weighting": "clamp",
+    "weight_clamp": 10.0,
     "lr_generator": 3e-6,
     "lr_fake": 3e-6,
     "betas": [0.9, 0.999],

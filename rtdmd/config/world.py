@@ -1,4 +1,4 @@
-"""`data/world/params.yaml`: how the embedded world's teacher, its text encoders, autoencoder and CLIP are pre-trained."""
+"""`data/world/params.yaml`: how the embedded world's teacher, text encoders, autoencoder and CLIP are made."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class TextEncoderParams(Section):
 class TextParams(Section):
     """Parsing pre-training of the two text encoders."""
 
+    captions: Whole = param("random captions of a wider grammar", unit="captions", source=OURS, ge=0)
     iterations: Whole = param("optimizer steps per encoder", unit="steps", source=OURS, ge=1)
     batch_size: Whole = param("captions a step", unit="captions", source=OURS, ge=1)
     lr: Real = param("AdamW step size", source=OURS, gt=0)
@@ -36,7 +37,9 @@ class TextParams(Section):
 class VaeParams(Section):
     """The autoencoder."""
 
-    channels: tuple[Whole, ...] = param("channels of each level", unit="channels", source=OURS, min_length=3, max_length=3)
+    channels: tuple[Whole, ...] = param(
+        "channels of each level", unit="channels", source=OURS, min_length=3, max_length=3
+    )
     latent_channels: Whole = param("latent channels", unit="channels", source=OURS, ge=1)
     iterations: Whole = param("optimizer steps", unit="steps", source=OURS, ge=1)
     batch_size: Whole = param("images a step", unit="images", source=OURS, ge=1)

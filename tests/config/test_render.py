@@ -20,26 +20,30 @@ SCHEMA = Path("workflow/schemas/params.schema.json")
 
 def test_params_yaml_is_the_world_preset() -> None:
     assert Path("params.yaml").read_text() == params_text(preset("world"), "rtdmd params world"), (
-        "`rtdmd params world > params.yaml`, or change rtdmd/config/presets.py"
+        "`make generated`, or change rtdmd/config/presets.py"
     )
 
 
 def test_schema_is_the_trees() -> None:
-    assert SCHEMA.read_text() == schema_text(), f"`rtdmd schema > {SCHEMA}`"
+    assert SCHEMA.read_text() == schema_text(), "`make generated`"
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_survive_being_written_and_pass_the_schema(name: str) -> None:
     text = params_text(preset(name), "x")
     assert parse_params(text) == preset(name)
-    jsonschema.validate(yaml.safe_load(text), json.loads(SCHEMA.read_text()))
+    assert schema_errors(yaml.safe_load(text)) == []
+
+
+def schema_errors(tree: dict[str, Any]) -> list[str]:
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+    return [error.message for error in validator.iter_errors(tree)]
 
 
 def test_schema_refuses_what_the_tree_refuses() -> None:
     tree = yaml.safe_load(params_text(preset("world"), "x"))
     tree["model"]["eta"] = 2
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(tree, json.loads(SCHEMA.read_text()))
+    assert schema_errors(tree) == ["2 is greater than the maximum of 1"]
 
 
 def test_yaml_1_1_and_1_2_read_the_same_values() -> None:
