@@ -2,6 +2,7 @@
 imports."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,8 @@ def modules_imported(path: Path) -> set[str]:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names if alias.name.startswith("rtdmd")}
+        elif isinstance(node, ast.Constant) and re.fullmatch(r"rtdmd(\.\w+)+", str(node.value)):
+            names.add(str(node.value))  # the name of a module that import_module gets
     candidates = {Path(name.replace(".", "/")) for name in names}
     files = {path.with_suffix(".py") for path in candidates} | {path / "__init__.py" for path in candidates}
     return {file.as_posix() for file in files if file.is_file() and says_something(file)}
