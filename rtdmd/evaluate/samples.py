@@ -61,7 +61,7 @@ def model_images(
 ) -> Iterator[Batch]:
     """Images (B, 3, H, W) in [0, 1] for the plan's items, batch by batch; their noise is named by seed and item."""
     device = sampler.backbone.device
-    for start in tqdm(range(0, len(items), batch_size), desc=f"evaluate {name}", unit="batch", disable=None):
+    for start in tqdm(range(0, len(items), batch_size), desc=f"evaluate {name}", unit="batch", mininterval=1):
         chunk = items[start : start + batch_size]
         noise = ImageNoise(seed, [item.key for item in chunk], sampler.backbone.latent_shape(), device)
         cond = cache.of(item.prompt.prompt for item in chunk)

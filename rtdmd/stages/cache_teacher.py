@@ -31,5 +31,5 @@ def run(root: Path = Path(".")) -> None:
 
 def encode_all(backbone: Backbone, prompts: list[str], batch_size: int) -> Conditioning:
     """Conditioning of all prompts on the CPU, ``batch_size`` at a time."""
-    starts = tqdm(range(0, len(prompts), batch_size), desc="cache_teacher", unit="batch", disable=None)
+    starts = tqdm(range(0, len(prompts), batch_size), desc="cache_teacher", unit="batch", mininterval=1)
     return Conditioning.cat([backbone.encode(prompts[start : start + batch_size]).to("cpu") for start in starts])
