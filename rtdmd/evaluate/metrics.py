@@ -11,15 +11,10 @@ import numpy as np
 from rtdmd.evaluate.diversity import pairwise_diversity
 from rtdmd.evaluate.frechet import frechet_distance
 from rtdmd.evaluate.judge import Judged
+from rtdmd.evaluate.names import PAIRS
 from rtdmd.evaluate.pairs import paired_difference
 from rtdmd.evaluate.world_figures import world_figures
 
-PAIRS = (
-    ("train_rtdmd", "train_acdmd"),
-    ("train_rtdmd", "teacher"),
-    ("train_acdmd", "teacher"),
-    ("train_acdmd", "teacher_few_step"),
-)
 DIGITS = 6
 
 

@@ -12,6 +12,13 @@ LABELS = {
     "reference": "Real images",
 }
 
+PAIRS = (
+    ("train_rtdmd", "train_acdmd"),
+    ("train_rtdmd", "teacher"),
+    ("train_acdmd", "teacher"),
+    ("train_acdmd", "teacher_few_step"),
+)  # differences that carry a claim: first - second
+
 SCORES = {
     "strict": "Strict",
     "lenient": "Lenient",
@@ -33,3 +40,9 @@ def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:
 def score_label(name: str) -> str:
     """A score's name in a table's head."""
     return SCORES.get(name, name)
+
+
+def score_title(name: str) -> str:
+    """A score's name in a sentence or a heading: "Strict score", "CLIP score"."""
+    label = score_label(name)
+    return label if label.endswith("score") else f"{label} score"

@@ -21,8 +21,10 @@ p { margin: 0 0 10px; }
 .read { color: #59636e; font-size: 14px; max-width: 980px; }
 section { background: #fff; border: 1px solid #d8dee4; border-radius: 8px; padding: 20px 24px 22px; margin: 18px 0; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; margin: 10px 0 4px; font-variant-numeric: tabular-nums; font-size:
-14px; } th, td { padding: 6px 8px; text-align: right; white-space: nowrap; vertical-align: bottom; border-bottom: 1px solid #eaeef2; }
+table { border-collapse: collapse; width: 100%; margin: 10px 0 4px; }
+table { font-variant-numeric: tabular-nums; font-size: 14px; }
+th, td { padding: 6px 8px; text-align: right; white-space: nowrap; vertical-align: bottom; }
+td { border-bottom: 1px solid #eaeef2; }
 th { white-space: normal; font-weight: 600; line-height: 1.3; color: #59636e; border-bottom: 1px solid #d0d7de; }
 th:first-child, td:first-child { text-align: left; }
 tr.best td { background: #f0f9f3; }

@@ -12,8 +12,7 @@ import yaml
 
 from rtdmd.errors import UserError
 from rtdmd.evaluate.intervals import Estimate
-from rtdmd.evaluate.metrics import PAIRS
-from rtdmd.evaluate.names import LABELS, SCORES, TAGS, in_order, score_label
+from rtdmd.evaluate.names import LABELS, PAIRS, SCORES, TAGS, in_order, score_label, score_title
 from rtdmd.report import charts
 from rtdmd.report.html import details, picture, section, table
 
@@ -45,10 +44,8 @@ def lead(metrics: Metrics) -> str:
     """The result in one sentence."""
     models, name = models_of(metrics), score_names(metrics)[0]
     parts = [f"{LABELS[m]} {interval(metrics[m][name])} ({metrics[m]['network_evaluations']})" for m in models]
-    return (
-        f"{score_label(name)} score on {metrics[models[0]]['images']} held-out images of each model (in brackets: network"
-        f" evaluations an image): {', '.join(parts)}."
-    )
+    head = f"{score_title(name)} on {metrics[models[0]]['images']} held-out images of each model"
+    return f"{head} (in brackets: network evaluations an image): {', '.join(parts)}."
 
 
 def interval(value: Mapping[str, float | None], digits: int = 3) -> str:
@@ -106,7 +103,7 @@ def tags(metrics: Metrics) -> str:
     header = ["Model", *(tag.replace("_", " ") for tag in order)]
     rows = [[LABELS[m], *(cell(value) for value in found[m].values())] for m in models]
     body = charts.tag_plot(estimates, LABELS) + table(header, rows)
-    return section(f"{score_label(name)} score by tag", _HOW["tags"], body, "tags")
+    return section(f"{score_title(name)} by tag", _HOW["tags"], body, "tags")
 
 
 def differences(metrics: Metrics) -> str:

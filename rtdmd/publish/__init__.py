@@ -1,0 +1,1 @@
+"""Publishing: the folder that plain diffusers loads, its model card and its provenance."""

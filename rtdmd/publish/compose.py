@@ -1,0 +1,75 @@
+"""Several LoRA adapters on one base, stacked one on the other, as ONE adapter of the summed rank.
+
+With A (r, in), B (out, r) and scale = alpha / r, the adapters add ``sum_i scale_i B_i A_i`` to a base weight.
+Concatenating the rows of A and the columns of ``scale B`` gives the same sum in one product; the composed adapter has
+scale 1 (alpha = rank), so a loader that overlooks the alpha still applies it in the right strength.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from rtdmd.errors import UserError
+
+A, B = ".lora_A.weight", ".lora_B.weight"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Tensors ``<module>.lora_A.weight`` (r, in) and ``<module>.lora_B.weight`` (out, r), relative to the
+    transformer."""
+
+    tensors: dict[str, Tensor]
+    rank: int
+    alpha: float
+
+    def modules(self) -> list[str]:
+        """Names of the adapted modules, sorted."""
+        return sorted(key.removesuffix(A) for key in self.tensors if key.endswith(A))
+
+    def delta(self, module: str) -> Tensor:
+        """What the adapter adds to the module's weight, (out, in)."""
+        return self.alpha / self.rank * self.tensors[module + B] @ self.tensors[module + A]
+
+
+def read_adapter(path: Path) -> Adapter:
+    """An adapter file as the training stages write it. Raises UserError when it is not one, or holds a non-finite
+    number."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
+    if not {"rank", "alpha"} <= metadata.keys() or not all(key.endswith((A, B)) for key in tensors):
+        raise UserError(f"{path} is no LoRA adapter; publish hands on adapters: train with adapter.mode: lora")
+    bad = [key for key, value in tensors.items() if not torch.isfinite(value).all()]
+    if bad:
+        raise UserError(f"{path}: {bad[0]} holds numbers that are not finite; train that stage again")
+    return Adapter(tensors, int(metadata["rank"]), float(metadata["alpha"]))
+
+
+def compose(adapters: Sequence[Adapter]) -> Adapter:
+    """The sum of the adapters as one of rank ``sum r_i`` and scale 1; a module that an adapter lacks gets zeros in its
+    place."""
+    modules = sorted({module for adapter in adapters for module in adapter.modules()})
+    tensors = {}
+    for module in modules:
+        parts = [_parts(adapter, module, adapters) for adapter in adapters]
+        tensors[module + A] = torch.cat([a for a, _ in parts], dim=0).contiguous()
+        tensors[module + B] = torch.cat([b for _, b in parts], dim=1).contiguous()
+    rank = sum(adapter.rank for adapter in adapters)
+    return Adapter(tensors, rank=rank, alpha=float(rank))
+
+
+def _parts(adapter: Adapter, module: str, adapters: Sequence[Adapter]) -> tuple[Tensor, Tensor]:
+    """A (r, in) and scale B (out, r) of one adapter, in float32."""
+    if module + A in adapter.tensors:
+        scale = adapter.alpha / adapter.rank
+        return adapter.tensors[module + A].float(), scale * adapter.tensors[module + B].float()
+    other = next(a for a in adapters if module + A in a.tensors)
+    inner, outer = other.tensors[module + A].shape[1], other.tensors[module + B].shape[0]
+    return torch.zeros(adapter.rank, inner), torch.zeros(outer, adapter.rank)

@@ -1,0 +1,84 @@
+"""Charts: the right place for each number, and text that cannot break the page."""
+
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from rtdmd.errors import UserError
+from rtdmd.evaluate.intervals import Estimate
+from rtdmd.report.charts import Frame, curve, number, running_mean, tag_plot, ticks
+from rtdmd.report.html import details, page, section, table
+from rtdmd.report.sections import read_curves
+
+
+def test_frame_maps_corners_to_corners():
+    frame = Frame(10, 20, 100, 50, (0, 4), (-1, 1))
+    assert [frame.px(v) for v in (0, 2, 4)] == [10, 60, 110]
+    assert [frame.py(v) for v in (-1, 0, 1)] == [70, 45, 20]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "found"),
+    [(0, 1, [0, 0.5, 1]), (0, 1000, [0, 500, 1000]), (-0.31, 0.42, [-0.2, 0, 0.2, 0.4]), (3, 3, [3])],
+)
+def test_ticks_are_round_numbers_inside(low, high, found):
+    assert ticks(low, high, 3) == pytest.approx(found)
+
+
+def test_numbers_on_axes_are_short():
+    assert [number(v) for v in (0, 0.25, 1234.0, 2e-5, 3e6)] == ["0", "0.25", "1234", "2e-5", "3e6"]
+
+
+def test_running_mean_is_the_mean_and_keeps_the_length():
+    assert running_mean([0, 1, 2, 3, 4], 3) == [0.5, 1, 2, 3, 3.5]
+    assert running_mean([5.0], 1) == [5.0]
+
+
+def test_a_curve_is_valid_svg_with_its_points():
+    svg = ET.fromstring(curve("loss <a & b>", [0, 1, 2], [1.0, 3.0, 2.0], "iteration"))
+    (line,) = svg.findall("polyline")
+    points = [tuple(map(float, p.split(","))) for p in line.attrib["points"].split()]
+    assert points[1][1] < points[2][1] < points[0][1]  # larger is higher up
+    assert svg.findall("text")[0].text == "loss <a & b>"
+
+
+def test_a_wide_range_is_drawn_on_a_log_scale():
+    svg = curve("loss", [0, 1, 2], [1e-3, 1.0, 1e3], "epoch")
+    (line,) = re.findall(r'points="([^"]+)"', svg)
+    rows = [float(p.split(",")[1]) for p in line.split()]
+    assert rows[0] - rows[1] == pytest.approx(rows[1] - rows[2], abs=0.2)
+    assert "log scale" in svg
+
+
+def test_constant_curves_do_not_divide_by_zero():
+    ET.fromstring(curve("flat", [1, 2], [0.0, 0.0], "epoch"))
+    ET.fromstring(curve("one", [1], [2.0], "epoch"))
+
+
+def test_tag_plot_has_a_dot_for_each_model_and_tag():
+    value = Estimate(0.5, 0.1, None, 10)
+    rows = {m: {"colors": value, "counting": Estimate(1.0, None, None, 1)} for m in ("teacher", "train_rtdmd")}
+    svg = ET.fromstring(tag_plot(rows, {"teacher": "Teacher", "train_rtdmd": "Stage two"}))
+    assert len(svg.findall("circle")) == 4 + 2  # and two in the legend
+
+
+def test_pieces_escape_their_texts():
+    text = page(
+        "<t>", "a < b", [section("<s>", "x & y", table(["<h>"], [["<b>cell</b>"]]), "s"), details("<d>", "<p>ok</p>")]
+    )
+    for escaped in ("&lt;t&gt;", "a &lt; b", "&lt;s&gt;", "x &amp; y", "&lt;h&gt;", "&lt;d&gt;"):
+        assert escaped in text
+    assert "<td><b>cell</b></td>" in text
+
+
+def test_curves_keep_gaps_and_name_a_damaged_file(tmp_path):
+    path = tmp_path / "curves.csv"
+    path.write_text("epoch,a,b\n1,0.5,\n2,,3\n")
+    assert read_curves(path) == ("epoch", {"epoch": [1, 2], "a": [0.5, None], "b": [None, 3]})
+    path.write_text("epoch,a\n1,oops\n")
+    with pytest.raises(UserError, match=r"curves\.csv: a field is no number"):
+        read_curves(path)
+    path.write_text("")
+    with pytest.raises(UserError, match="empty"):
+        read_curves(path)

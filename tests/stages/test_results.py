@@ -1,0 +1,156 @@
+"""Stages evaluate, report and publish, run for real on tiny models."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from rtdmd.config import load_params
+from rtdmd.errors import UserError
+from rtdmd.evaluate.plan import plan_images
+from rtdmd.evaluate.reference import world_images
+from rtdmd.evaluate.samples import load_sampler, model_images
+from rtdmd.evaluate.tables import read_scores
+from rtdmd.files import read_json
+from rtdmd.prompts import read_prompts
+from rtdmd.stages import cache_teacher, evaluate, prepare_prompts, publish, report
+from rtdmd.textcache import FOLDER, TextCache
+from tests.workspace import make_workspace, set_params
+
+SCORES = ("strict", "lenient", "soft", "clipscore", "world_verifier")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_clip: Path) -> Path:
+    """A workspace in which everything after training has run once."""
+    root = tmp_path_factory.mktemp("results")
+    make_workspace(root, tiny_teacher, tiny_clip)
+    for stage in (prepare_prompts, cache_teacher, evaluate, report, publish):
+        stage.run(root)
+    return root
+
+
+@pytest.fixture
+def copy(root: Path, tmp_path: Path) -> Path:
+    """A copy of the workspace to change."""
+    shutil.copytree(root, tmp_path / "copy", symlinks=True)
+    return tmp_path / "copy"
+
+
+def test_metrics_hold_every_model_and_the_real_images(root: Path) -> None:
+    metrics = read_json(root / "results/evaluate/metrics.json")
+    cost = {name: metrics[name]["network_evaluations"] for name in metrics if name != "paired"}
+    assert cost == {"teacher": 6, "teacher_few_step": 8, "train_acdmd": 4, "train_rtdmd": 4, "reference": 0}
+    assert metrics["teacher"]["images"] == 24
+    real = metrics["reference"]
+    assert (real["strict"]["mean"], real["lenient"]["mean"], real["diversity"], real["clutter"]) == (1.0, 1.0, 1.0, 0.0)
+    assert real["frechet"] < metrics["train_rtdmd"]["frechet"]
+    pair = metrics["paired"]["train_rtdmd-train_acdmd"]["clipscore"]
+    difference = metrics["train_rtdmd"]["clipscore"]["mean"] - metrics["train_acdmd"]["clipscore"]["mean"]
+    assert pair["mean"] == pytest.approx(difference, abs=2e-6)
+    assert pair["mean"] != 0  # stage two's adapter sits on stage one's and changes the images
+
+
+def test_scores_agree_with_the_metrics(root: Path) -> None:
+    metrics = read_json(root / "results/evaluate/metrics.json")
+    scores = read_scores(root / "results/evaluate/scores.csv", "train_acdmd")
+    assert tuple(scores.columns) == SCORES
+    for name in SCORES:
+        assert scores.overall(name).mean == pytest.approx(metrics["train_acdmd"][name]["mean"], abs=1e-5)
+
+
+def test_same_inputs_same_bytes(root: Path, copy: Path) -> None:
+    evaluate.run(copy)
+    publish.run(copy)
+    for name in ("evaluate", "publish"):
+        for path in (root / "results" / name).rglob("*.*"):
+            again = copy / path.relative_to(root)
+            assert again.read_bytes() == path.read_bytes(), path.name
+
+
+def test_batch_size_changes_nothing(root: Path) -> None:
+    params = load_params(root / "params.yaml")
+    cache = TextCache.open(
+        root / f"{FOLDER}/embeddings.safetensors", root / f"{FOLDER}/index.json", {"prompt_files": {}}
+    )
+    items = plan_images(read_prompts(root / "results/prepare_prompts/eval.jsonl"), 2)
+    sampler = load_sampler("train_rtdmd", params, cache, torch.device("cpu"), root)
+    one, other = (
+        torch.cat([images for _, images in model_images(sampler, items, cache, seed=5, batch_size=size)])
+        for size in (12, 5)
+    )
+    assert one.shape == (12, 3, 36, 36)
+    assert (one - other).abs().max() < 1e-5
+    real = [torch.cat([images for _, images in world_images(items, 5, "plan", size)]) for size in (12, 5)]
+    assert torch.equal(*real)
+
+
+def test_a_grid_that_is_declared_and_not_evaluated_is_said_before_sampling(copy: Path) -> None:
+    set_params(copy, {"evaluate": {"models": ["teacher", "teacher_few_step", "train_acdmd"]}})
+    with pytest.raises(UserError, match=r"evaluate\.models .* differ by train_rtdmd"):
+        evaluate.run(copy)
+
+
+def test_without_reference_and_features_only_the_scores_remain(copy: Path) -> None:
+    clip = {"name": "clipscore", "model": "data/world/clip"}
+    set_params(copy, {"evaluate": {"rewards": [clip], "features_model": None, "reference": "none"}})
+    evaluate.run(copy)
+    metrics = read_json(copy / "results/evaluate/metrics.json")
+    assert "reference" not in metrics
+    found = set(metrics["train_rtdmd"])
+    assert found == {"images", "steps", "network_evaluations", "clipscore", "per_tag"}
+    report.run(copy)
+    page = (copy / "results/report/index.html").read_text(encoding="utf-8")
+    assert "CLIP score by tag" in page
+    assert "What was drawn" not in page
+
+
+def test_pictures_show_the_asked_prompts(root: Path) -> None:
+    sheet = Image.open(root / "results/evaluate/contact_sheet.png")
+    grids = [Image.open(root / f"results/evaluate/grid_{name}.png") for name in ("teacher", "train_rtdmd")]
+    assert grids[0].size == grids[1].size == (2 * 114 + 6, 4 * 114 + 6)
+    assert sheet.width > 4 * grids[0].width
+
+
+def test_the_page_needs_nothing_else(root: Path) -> None:
+    page = (root / "results/report/index.html").read_text(encoding="utf-8")
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+    assert "url(" not in page
+    assert "<script" not in page
+    for title in (
+        "Samples",
+        "Results",
+        "Strict score by tag",
+        "Paired differences",
+        "Training curves",
+        "Settings",
+        "Provenance",
+    ):
+        assert f"<h2>{title}</h2>" in page
+    strict = read_json(root / "results/evaluate/metrics.json")["teacher"]["clipscore"]["mean"]
+    assert f"{strict:.3f}" in page
+    assert page.count("<svg") == 5  # the tags, and two curves for each stage
+
+
+def test_the_cards_snippet_runs_as_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    card = (root / "results/publish/README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    assert Image.open(root / "sample.png").size == (36, 36)
+    (root / "sample.png").unlink()
+
+
+def test_provenance_names_settings_inputs_and_weights(root: Path) -> None:
+    record = json.loads((root / "results/publish/provenance.json").read_text(encoding="utf-8"))
+    assert record["adapter"]["rank"] == record["adapter"]["alpha"] == 8
+    assert record["sampling"]["sigmas"] == pytest.approx([1.0, 0.9, 0.75, 0.5, 0.0])
+    assert record["settings"]["train_rtdmd"]["epochs"] == 2
+    assert len(record["inputs"]["publish"]["results/train_rtdmd/generator.safetensors"]) == 64
+    assert set(record["inputs"]) == {"train_acdmd", "train_rtdmd", "evaluate", "publish"}
