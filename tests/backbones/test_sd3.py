@@ -97,6 +97,22 @@ def test_euler_on_our_velocity_equals_the_pipelines_latents(
     assert (ours - x1).abs().max() > 0.1  # the chain went somewhere
 
 
+def test_few_euler_steps_equal_the_pipeline_given_the_raw_levels(
+    backbone: SD3Backbone, cond: Conditioning, null: Conditioning
+) -> None:
+    x1 = normal((2, *backbone.latent_shape()), 1, "latent")
+    options = {"height": 36, "width": 36, "max_sequence_length": 1, "output_type": "latent", "guidance_scale": 3.0}
+    raw = [1.0, 0.75, 0.5, 0.25]  # the scheduler shifts them, once
+    theirs = backbone.pipeline(PROMPTS, num_inference_steps=4, sigmas=raw, latents=x1.clone(), **options).images
+
+    @torch.no_grad()
+    def velocity(x: torch.Tensor, sigma: torch.Tensor, c: Conditioning) -> torch.Tensor:
+        return backbone.velocity(backbone.transformer, x, sigma, c, guidance=3.0, null=null)
+
+    ours = rollout(velocity, x1, cond, backbone.sigmas(4), 0.0, None)[-1]
+    assert (ours - theirs).abs().max() < 1e-5
+
+
 def test_guided_velocity_is_the_extrapolation_of_two_single_ones(
     backbone: SD3Backbone, cond: Conditioning, null: Conditioning
 ) -> None:
