@@ -1,0 +1,140 @@
+"""`rtdmd train_acdmd`: stage one, Ambient-Consistent Distribution Matching Distillation (Algorithm 1, first half).
+
+Reads the teacher, the text cache and the training prompts; writes the averaged generator, the fake score and curves.
+
+Where this departs from the public code: the renoising time has no atoms and exceeds s by construction; the fake score's
+velocity is computed once a step and serves both its own loss and the generator's; non-finite values stop the run.
+DMD2 is `start: data` with `consistency.weight: 0`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rtdmd.backbones import load_backbone
+from rtdmd.backbones.protocol import Conditioning
+from rtdmd.config import Params
+from rtdmd.files import save_tensors
+from rtdmd.flow.cps import cps_step
+from rtdmd.rng import integers
+from rtdmd.stage import Stage, open_stage
+from rtdmd.torch_setup import configure
+from rtdmd.train.engine import Learner, Loop, write_curves
+from rtdmd.train.prompts import TrainingPrompts
+from rtdmd.train.roles import STACKS, Average, Roles
+from rtdmd.train.terms import Draws, consistency_loss, fake_ambient_loss, matching_loss, renoised
+
+NAME = "train_acdmd"
+
+
+def run(root: Path = Path(".")) -> None:
+    """Run the stage in ``root``."""
+    with open_stage(NAME, root) as stage:
+        train(stage)
+
+
+def train(stage: Stage) -> None:
+    """Train generator and fake score, resuming from the run folder where it holds a checkpoint."""
+    params, p = stage.params, stage.params.train_acdmd
+    device = configure(params.run)
+    backbone = load_backbone(params.model, text=False, vae=False, device=device, root=stage.root)
+    roles = Roles(backbone, params.adapter, STACKS[NAME], stage.seed)
+    weights = roles.trainable("acdmd")
+    average = Average(weights, p.ema_decay)
+    generator = Learner.adamw(weights, p.lr_generator, p, warmup=p.warmup, average=average)
+    fake = Learner.adamw(roles.trainable("fake"), p.lr_fake, p, warmup=p.warmup)
+    prompts = TrainingPrompts.open(stage, device)
+    sigmas = backbone.sigmas(params.model.num_steps).to(device)
+    players = Players(params, roles, generator, fake, average, prompts.cache.null(), sigmas)
+    learners = {"generator": generator, "fake": fake}
+    loop = Loop(stage.run_dir, p.iterations, p.save_every, p.log_every, learners, NAME, "iteration")
+
+    for step in loop:
+        cond = prompts.conditioning(prompts.batch(step, p.batch_size, NAME))
+        draws = Draws(stage.seed, NAME, step, tuple(range(p.batch_size)), backbone.latent_shape(), device)
+        try:
+            loop.log(step, iteration(players, cond, draws, generator_turn=(step + 1) % p.generator_every == 0))
+        except FloatingPointError as error:
+            raise loop.fault(step, error) from error
+
+    write_outputs(stage, roles, average)
+    write_curves(loop.rows, stage.output("curves.csv"))
+
+
+@dataclass(frozen=True)
+class Players:
+    """Everything that an iteration works with; sigmas (K+1,)."""
+
+    params: Params
+    roles: Roles
+    generator: Learner
+    fake: Learner
+    average: Average
+    null: Conditioning
+    sigmas: Tensor
+
+
+def iteration(players: Players, cond: Conditioning, draws: Draws, generator_turn: bool) -> dict[str, float]:
+    """One iteration of Algorithm 1 on B prompts: a fake-score update and, on its turn, a generator update."""
+    params, roles, p = players.params, players.roles, players.params.train_acdmd
+    eta = params.model.eta
+    # 1. Roll out with a random stop k ~ U{1..K}; only the last executed step carries gradient.
+    stop = integers(0, len(players.sigmas) - 1, draws.seed, draws.stream, draws.step, "stop")
+    levels = players.sigmas[: stop + 2].clone()
+    if p.start == "data":  # DMD2: the stopped step jumps to its estimate of the data
+        levels[-1] = 0.0
+    x_s, s = roll_out(roles, cond, levels, eta, draws, gradient=generator_turn)
+    # 2. Subinterval renoising x_s -> x_t.
+    point = renoised(x_s, s, p.renoise, draws)
+    # 3. Fake score: ambient flow matching,  4. and the consistency regulariser.
+    v_fake = roles.velocity("fake", point.x_t, point.t, cond)
+    loss = fake_ambient_loss(point, v_fake, p.weighting, p.weight_clamp).mean()
+    values = {"fake_ambient": loss.item()}
+    if p.consistency.weight > 0:
+        consistency = consistency_loss(roles, point, v_fake, cond, p.consistency, eta, draws).mean()
+        loss = loss + p.consistency.weight * consistency
+        values["fake_consistency"] = consistency.item()
+    fake_gradients = players.fake.gradients(loss)
+    # 5. Generator, every n-th iteration: match the teacher along y_fake - y_teacher.
+    if generator_turn:
+        with torch.no_grad():
+            v_teacher = roles.velocity(
+                "teacher", point.x_t, point.t, cond, guidance=params.model.guidance, null=players.null
+            )
+        matching = matching_loss(x_s, point, v_fake, v_teacher, eta, draws).mean()
+        values["generator_grad_norm"] = players.generator.step(players.generator.gradients(matching))
+        values |= {"matching": matching.item(), "gap": (v_fake - v_teacher).square().mean().item()}
+        values["sample_std"] = x_s.std().item()
+        # 6. Moving average of the generator.
+        players.average.update()
+    values["fake_grad_norm"] = players.fake.step(fake_gradients)
+    return values
+
+
+def roll_out(
+    roles: Roles, cond: Conditioning, levels: Tensor, eta: float, draws: Draws, gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """(x_s (B, C, H, W), s (B,)): the generator's CPS chain from pure noise down ``levels``; the last step may carry
+    gradient."""
+    x = draws.normal("initial")
+    steps = list(pairwise(levels))
+    for k, (sigma, tau) in enumerate(steps):
+        level, lower = sigma.expand(len(x)), tau.expand(len(x))
+        with torch.set_grad_enabled(gradient and k == len(steps) - 1):
+            v = roles.velocity("generator", x, level, cond)
+            x = cps_step(x, v, level, lower, eta, draws.normal(f"transition-{k}"))
+    return x, lower
+
+
+def write_outputs(stage: Stage, roles: Roles, average: Average) -> None:
+    """The averaged generator and the fake score, with what is needed to read them."""
+    adapter = stage.params.adapter
+    about = {"stage": NAME, "mode": adapter.mode, "rank": str(adapter.rank), "alpha": str(adapter.alpha)}
+    save_tensors(roles.state("fake"), stage.output("fake.safetensors"), about | {"role": "fake"})
+    average.swap()
+    save_tensors(roles.state("acdmd"), stage.output("generator.safetensors"), about | {"role": "generator"})

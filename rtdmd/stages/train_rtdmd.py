@@ -1,0 +1,167 @@
+"""`rtdmd train_rtdmd`: stage two, reward-tilted distribution matching (Algorithm 1, second half).
+
+Reads stage one's generator and fake score, the teacher, the text cache and the rewards; writes the averaged stage-two
+adapter, which sits on top of stage one's, and the curves.
+
+Where this departs from the public code (each a parameter): the true Gaussian log-density; zero-advantage images leave
+the policy term only, not the last step's; each term's gradient can be brought to norm 1 before its weight. `recipe:
+published` refuses any setting that is not the public code's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rtdmd.backbones import load_backbone
+from rtdmd.backbones.protocol import Backbone, Conditioning
+from rtdmd.config import Params
+from rtdmd.files import load_tensors, save_tensors
+from rtdmd.flow.policy import draw_step_subset
+from rtdmd.rewards import Reward, load_reward
+from rtdmd.rng import integers, permutation
+from rtdmd.stage import Stage, open_stage
+from rtdmd.torch_setup import configure
+from rtdmd.train.engine import Learner, Loop, write_curves
+from rtdmd.train.prompts import TrainingPrompts
+from rtdmd.train.reinforce import (
+    Rollout,
+    advantages_of,
+    combine,
+    last_step_gradients,
+    policy_gradient,
+    roll_out,
+    score,
+)
+from rtdmd.train.roles import STACKS, Average, Roles
+from rtdmd.train.terms import Draws, consistency_loss, fake_ambient_loss, renoised
+
+NAME = "train_rtdmd"
+
+
+def run(root: Path = Path(".")) -> None:
+    """Run the stage in ``root``."""
+    with open_stage(NAME, root) as stage:
+        train(stage)
+
+
+def train(stage: Stage) -> None:
+    """Reinforce the stage-one generator, resuming from the run folder where it holds a checkpoint."""
+    params, p = stage.params, stage.params.train_rtdmd
+    device = configure(params.run)
+    backbone = load_backbone(params.model, text=False, vae=True, device=device, root=stage.root)
+    roles = load_roles(stage, backbone)
+    weights = roles.trainable("rtdmd")
+    average = Average(weights, p.ema_decay)
+    generator = Learner.adamw(weights, p.lr_generator, p, average=average)
+    fake = Learner.adamw(roles.trainable("fake"), p.lr_fake, p)
+    prompts = TrainingPrompts.open(stage, device)
+    rewards: dict[str, Reward] = {spec.name: load_reward(spec, device, stage.root) for spec in p.rewards}
+    sigmas = backbone.sigmas(params.model.num_steps).to(device)
+    players = Players(params, roles, generator, fake, average, prompts.cache.null(), sigmas, backbone, rewards)
+    learners = {"generator": generator, "fake": fake}
+    loop = Loop(stage.run_dir, p.epochs, p.save_every, p.log_every, learners, NAME, "epoch")
+
+    for step in loop:
+        records = [r for r in prompts.batch(step, p.prompts_per_epoch, NAME) for _ in range(p.group_size)]
+        draws = Draws(stage.seed, NAME, step, tuple(range(len(records))), backbone.latent_shape(), device)
+        try:
+            loop.log(step, epoch(players, prompts.conditioning(records), records, draws))
+        except FloatingPointError as error:
+            raise loop.fault(step, error) from error
+
+    average.swap()
+    about = {"stage": NAME, "mode": params.adapter.mode, "rank": str(params.adapter.rank)}
+    about |= {"alpha": str(params.adapter.alpha), "role": "generator"}
+    save_tensors(roles.state("rtdmd"), stage.output("generator.safetensors"), about)
+    write_curves(loop.rows, stage.output("curves.csv"))
+
+
+@dataclass(frozen=True)
+class Players:
+    """Everything that an epoch works with; sigmas (K+1,)."""
+
+    params: Params
+    roles: Roles
+    generator: Learner
+    fake: Learner
+    average: Average
+    null: Conditioning
+    sigmas: Tensor
+    backbone: Backbone
+    rewards: dict[str, Reward]
+
+
+def load_roles(stage: Stage, backbone: Backbone) -> Roles:
+    """Roles of stage two: stage one's generator frozen below a new adapter, and stage one's fake score."""
+    roles = Roles(backbone, stage.params.adapter, STACKS[NAME], stage.seed)
+    for adapter, name in (("acdmd", "generator"), ("fake", "fake")):
+        path = f"results/train_acdmd/{name}.safetensors"
+        tensors, _ = load_tensors(stage.input(path))
+        roles.load(adapter, tensors, path)
+        if adapter == "acdmd" and roles.full:
+            roles.load("rtdmd", tensors, path)
+    return roles
+
+
+def epoch(players: Players, cond: Conditioning, records: list[dict[str, Any]], draws: Draws) -> dict[str, float]:
+    """One epoch of Algorithm 1 on N = M prompts x G images: roll-out, advantages, one generator update, fake updates.
+
+    cond and records have N rows, the images of a prompt next to each other.
+    """
+    params, roles, p = players.params, players.roles, players.params.train_rtdmd
+    eta, weights = params.model.eta, p.weights
+    # 3. SubGRPO: the trained subset of the stochastic steps; elsewhere a group shares its noise.
+    order = permutation(p.candidate_steps, draws.seed, draws.stream, draws.step, "subset")
+    trained = draw_step_subset(order, p.trained_steps)
+    # 1. Roll out M prompts x G images.
+    groups = torch.arange(len(records)) // p.group_size
+    rollout = roll_out(roles, cond, records, groups, players.sigmas, trained, p, eta, draws)
+    # 2. Rewards and advantages.
+    scores = score(rollout, players.rewards, players.backbone, p.micro_batch)
+    advantages = advantages_of(scores, groups, p)
+    # 4. Policy gradient over the trained steps, with the optional reference KL.
+    policy, anchor, values = policy_gradient(roles, players.generator, rollout, advantages, trained, p, eta)
+    # 5. Last step: distribution matching at s = 0, and back-propagation of the differentiable rewards.
+    pathwise = [(spec.weight, players.rewards[spec.name]) for spec in p.rewards if spec.differentiable]
+    guided = {"guidance": params.model.guidance, "null": players.null}
+    matching, backprop, more = last_step_gradients(
+        roles, players.generator, rollout, pathwise, players.backbone, p, guided, eta, draws
+    )
+    terms = {"policy": (weights.policy, policy), "matching": (weights.matching, matching)}
+    terms |= {"backprop": (weights.backprop, backprop), "reference_kl": (weights.reference_kl, anchor)}
+    gradient, norms = combine(terms, p.gradient_scaling)
+    values |= more | norms | {"generator_grad_norm": players.generator.step(gradient)}
+    if (draws.step + 1) % p.ema_every == 0:
+        players.average.update()
+    # 6. Fake-score updates from the cached roll-out.
+    for update in range(p.fake_updates_per_epoch):
+        values |= fake_update(params, roles, players.fake, rollout, update, draws)
+    values |= {f"reward_{name}": value.mean().item() for name, value in scores.items()}
+    values |= {"advantage_std": advantages.std().item(), "sample_std": rollout.states[-1].std().item()}
+    return values
+
+
+def fake_update(
+    params: Params, roles: Roles, fake: Learner, rollout: Rollout, update: int, draws: Draws
+) -> dict[str, float]:
+    """One ambient update of the fake score on images of the roll-out, taken at a random level of their chains."""
+    p, count = params.train_rtdmd, len(rollout)
+    rows = permutation(count, draws.seed, draws.stream, draws.step, "fake-rows", update)[: p.fake_batch_size]
+    k = integers(1, len(rollout.sigmas), draws.seed, draws.stream, draws.step, "fake-level", update)
+    own = Draws(draws.seed, f"{draws.stream}-fake-{update}", draws.step, tuple(rows), draws.shape, draws.device)
+    cond, s = rollout.cond.index(rows), rollout.sigmas[k].expand(len(rows))
+    point = renoised(rollout.states[k][rows], s, p.renoise, own)
+    v_fake = roles.velocity("fake", point.x_t, point.t, cond)
+    loss = fake_ambient_loss(point, v_fake, p.weighting, p.weight_clamp).mean()
+    values = {"fake_ambient": loss.item()}
+    if p.consistency.weight > 0:
+        consistency = consistency_loss(roles, point, v_fake, cond, p.consistency, params.model.eta, own).mean()
+        loss = loss + p.consistency.weight * consistency
+        values["fake_consistency"] = consistency.item()
+    values["fake_grad_norm"] = fake.step(fake.gradients(loss))
+    return values

@@ -1,0 +1,174 @@
+"""The mechanics both stages share: an optimizer with its average, one guarded step, and the resumable loop state."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from rtdmd.errors import RtdmdError
+from rtdmd.files import write_atomic
+from rtdmd.train import state
+from rtdmd.train.roles import Average
+
+
+class AdamWParams(Protocol):
+    """The optimizer's part of a training section of params.yaml."""
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """Moment decays."""
+        ...
+
+    @property
+    def weight_decay(self) -> float:
+        """Decoupled weight decay."""
+        ...
+
+    @property
+    def max_grad_norm(self) -> float:
+        """Norm to which gradients are clipped."""
+        ...
+
+
+@dataclass
+class Learner:
+    """The trained parameters of one role, their AdamW, and optionally their moving average."""
+
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.AdamW
+    lr: float
+    warmup: int
+    max_grad_norm: float
+    average: Average | None = None
+    updates: int = 0
+
+    @staticmethod
+    def adamw(
+        parameters: Sequence[nn.Parameter],
+        lr: float,
+        settings: AdamWParams,
+        *,
+        warmup: int = 0,
+        average: Average | None = None,
+    ) -> Learner:
+        """AdamW over an explicit parameter list; fused kernels stay off, since their bytes differ between machines."""
+        owned = list(parameters)
+        optimizer = torch.optim.AdamW(
+            owned, lr=lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=False
+        )
+        return Learner(owned, optimizer, lr, warmup, settings.max_grad_norm, average)
+
+    def step(self, gradients: Sequence[Tensor]) -> float:
+        """One clipped update from the given gradients; returns their norm before clipping. Raises FloatingPointError
+        where the norm is not finite (the parameters are then untouched)."""
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm, error_if_nonfinite=False)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"gradient norm is {norm.item()}")
+        self.updates += 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * min(1.0, self.updates / self.warmup) if self.warmup else self.lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm.item()
+
+    def gradients(self, loss: Tensor) -> list[Tensor]:
+        """Gradients of a scalar loss; a parameter that the loss does not reach is an error."""
+        return list(torch.autograd.grad(loss, self.parameters))
+
+    def tensors(self, name: str) -> dict[str, dict[str, Tensor]]:
+        """Everything that resuming needs, as named tensor groups."""
+        groups = {
+            f"{name}_parameters": state.indexed(self.parameters),
+            f"{name}_optimizer": state.optimizer_tensors(self.optimizer),
+            f"{name}_updates": {"updates": torch.tensor(self.updates)},
+        }
+        if self.average is not None:
+            groups[f"{name}_average"] = state.indexed(self.average.tensors)
+        return groups
+
+    def restore(self, name: str, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """The inverse of ``tensors``."""
+        state.copy_indexed(self.parameters, groups[f"{name}_parameters"])
+        state.restore_optimizer(self.optimizer, groups[f"{name}_optimizer"])
+        self.updates = int(groups[f"{name}_updates"]["updates"])
+        if self.average is not None:
+            state.copy_indexed(self.average.tensors, groups[f"{name}_average"])
+
+
+@dataclass
+class Loop:
+    """A resumable loop over steps: restores the newest checkpoint, saves every ``save_every``, collects curve rows."""
+
+    folder: Path
+    total: int
+    save_every: int
+    log_every: int
+    learners: Mapping[str, Learner]
+    title: str
+    unit: str
+    rows: list[dict[str, float]] = field(default_factory=list)
+    _sums: dict[str, list[float]] = field(default_factory=dict)
+    _bar: Any = None
+
+    def __iter__(self) -> Iterator[int]:
+        """Steps still to do, with a progress bar on standard error."""
+        first = self._resume()
+        self._bar = tqdm(range(first, self.total), initial=first, total=self.total, desc=self.title, mininterval=1)
+        for step in self._bar:
+            yield step
+            if (step + 1) % self.save_every == 0 or step + 1 == self.total:
+                self._save(step + 1)
+
+    def _resume(self) -> int:
+        snapshot = state.load(self.folder)
+        if snapshot is None:
+            return 0
+        for name, learner in self.learners.items():
+            learner.restore(name, snapshot.tensors)
+        self.rows, self._sums = snapshot.curve["rows"], snapshot.curve["pending"]
+        return snapshot.step
+
+    def _save(self, step: int) -> None:
+        groups = {key: group for name, learner in self.learners.items() for key, group in learner.tensors(name).items()}
+        state.save(self.folder, state.Snapshot(step, groups, {"rows": self.rows, "pending": self._sums}))
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Collect values; every ``log_every`` steps their means become a row. Raises FloatingPointError on a
+        non-finite value, naming it."""
+        for name, value in values.items():
+            if value != value or value in (float("inf"), float("-inf")):
+                raise FloatingPointError(f"{name} is {value}")
+            self._sums.setdefault(name, []).append(value)
+        if (step + 1) % self.log_every == 0 or step + 1 == self.total:
+            means = {name: sum(seen) / len(seen) for name, seen in self._sums.items()}
+            self.rows.append({self.unit: step + 1, **means})
+            self._sums = {}
+            self._bar.set_postfix({name: f"{value:.3g}" for name, value in list(means.items())[:4]})
+
+    def fault(self, step: int, error: FloatingPointError) -> RtdmdError:
+        """The error that ends a run whose values went non-finite."""
+        snapshot = state.load(self.folder)
+        last = (
+            f"the last good checkpoint is {self.unit} {snapshot.step} in {self.folder}" if snapshot else "no checkpoint"
+        )
+        return RtdmdError(f"{self.title} stopped at {self.unit} {step}: {error}; {last}")
+
+
+def write_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Rows as CSV with the union of their columns, numbers to 8 significant digits."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([[f"{row[name]:.8g}" if name in row else "" for name in columns] for row in rows])
+    write_atomic(path, text.getvalue())

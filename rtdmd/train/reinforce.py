@@ -1,0 +1,250 @@
+"""Stage two's parts: grouped roll-outs with SubGRPO's shared noise, advantages, and the gradient of each loss term.
+
+Shapes: N images = prompts x group size, K steps, D = C H W, M trained steps. Every pass over the N images goes in
+micro-batches, always in the same order, so that only memory and rounding depend on their size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rtdmd.flow.cps import cps_mean_std, gaussian_log_prob, published_log_prob
+from rtdmd.flow.path import x0_from_velocity
+from rtdmd.flow.policy import clipped_policy_loss, gaussian_kl, group_advantages, subset_factor
+from rtdmd.rewards import Reward
+from rtdmd.rng import normal_batch
+from rtdmd.train.terms import Draws, Renoised, Velocities, matching_loss, renoised
+
+if TYPE_CHECKING:
+    from rtdmd.backbones.protocol import Backbone, Conditioning
+    from rtdmd.config.train_rtdmd import TrainRtdmdParams
+    from rtdmd.train.engine import Learner
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A finished roll-out of N images: states[k] is x at sigmas[k] (K+1 of them), means[k] and stds[k] of the K-1
+    stochastic transitions, conditioning, and each image's prompt record and group number."""
+
+    states: list[Tensor]
+    means: list[Tensor]
+    stds: list[Tensor]
+    sigmas: Tensor
+    cond: Conditioning
+    records: list[dict[str, Any]]
+    groups: Tensor
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def level(self, k: int, rows: slice) -> Tensor:
+        """σ_k for the images of ``rows``, (B,)."""
+        return self.sigmas[k].expand(len(self.groups[rows]))
+
+
+def micro_batches(count: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most ``size``."""
+    for first in range(0, count, size):
+        yield slice(first, min(first + size, count))
+
+
+def group_noise(draws: Draws, groups: Tensor, name: str) -> Tensor:
+    """(N, C, H, W) noise that all images of a group share, keyed by (seed, stage, epoch, group, name)."""
+    keys = [(draws.seed, draws.stream, draws.step, "group", int(group), name) for group in groups]
+    return normal_batch(draws.shape, keys).to(draws.device)
+
+
+@torch.no_grad()
+def roll_out(
+    roles: Velocities,
+    cond: Conditioning,
+    records: list[dict[str, Any]],
+    groups: Tensor,
+    sigmas: Tensor,
+    trained: Sequence[int],
+    p: TrainRtdmdParams,
+    eta: float,
+    draws: Draws,
+) -> Rollout:
+    """Run the whole chain for N images (method, stage two, steps 1 and 3): fresh noise at trained steps, the group's
+    shared noise at the others."""
+    initial = group_noise(draws, groups, "initial") if p.share_initial else draws.normal("initial")
+    states, means, stds = [initial], [], []
+    for k, (sigma, tau) in enumerate(pairwise(sigmas)):
+        x, last = states[-1], k == len(sigmas) - 2
+        v = torch.cat(
+            [
+                roles.velocity("generator", x[rows], sigma.expand(len(x[rows])), cond.index(rows))
+                for rows in micro_batches(len(x), p.micro_batch)
+            ]
+        )
+        mean, std = cps_mean_std(x, v, sigma.expand(len(x)), tau.expand(len(x)), eta)
+        if last:
+            states.append(mean)
+            break
+        share = p.share_noise and k not in trained
+        noise = group_noise(draws, groups, f"transition-{k}") if share else draws.normal(f"transition-{k}")
+        states.append(mean + std[:, None, None, None] * noise)
+        means.append(mean)
+        stds.append(std)
+    return Rollout(states, means, stds, sigmas, cond, records, groups)
+
+
+@torch.no_grad()
+def score(rollout: Rollout, rewards: Mapping[str, Reward], backbone: Backbone, size: int) -> dict[str, Tensor]:
+    """Scores (N,) of the roll-out's final images by each reward."""
+    parts: dict[str, list[Tensor]] = {name: [] for name in rewards}
+    for rows in micro_batches(len(rollout), size):
+        images = backbone.decode(rollout.states[-1][rows])
+        prompts, metadata = describe(rollout.records[rows])
+        for name, reward in rewards.items():
+            parts[name].append(reward.score(images, prompts, metadata))
+    return {name: torch.cat(scores) for name, scores in parts.items()}
+
+
+def describe(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any] | None]]:
+    """Prompts and metadata of records."""
+    return [record["prompt"] for record in records], [record["metadata"] for record in records]
+
+
+def advantages_of(scores: Mapping[str, Tensor], groups: Tensor, p: TrainRtdmdParams) -> Tensor:
+    """Advantages (N,) (method, stage two, step 2)."""
+    rewards = torch.stack([scores[spec.name] for spec in p.rewards]).float()
+    weights = torch.tensor([spec.weight for spec in p.rewards])
+    return group_advantages(
+        rewards,
+        groups,
+        weights,
+        baseline=p.baseline,
+        std=p.advantage_std,
+        eps=p.advantage_eps,
+        clip=p.advantage_clip,
+    )
+
+
+@dataclass
+class Gradients:
+    """Sums of one term's gradients over micro-batches, one tensor for each trained parameter."""
+
+    learner: Learner
+    total: list[Tensor] | None = None
+
+    def add(self, loss: Tensor, retain_graph: bool = False) -> None:
+        """Add the gradient of a scalar loss."""
+        new = torch.autograd.grad(loss, self.learner.parameters, retain_graph=retain_graph)
+        self.total = list(new) if self.total is None else [a + b for a, b in zip(self.total, new, strict=True)]
+
+    def norm(self) -> float:
+        """Euclidean norm over all parameters, 0 where nothing was added."""
+        return (
+            0.0 if self.total is None else torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.total))).item()
+        )
+
+
+def policy_gradient(
+    roles: Velocities,
+    learner: Learner,
+    rollout: Rollout,
+    advantages: Tensor,
+    trained: Sequence[int],
+    p: TrainRtdmdParams,
+    eta: float,
+) -> tuple[Gradients, Gradients, dict[str, float]]:
+    """Gradients of the clipped policy loss and of the reference KL over the trained steps (method, stage two, step 4).
+
+    Images of zero advantage are left out of the policy term only. Values: clip fraction, and the largest
+    |log ratio|, which is exactly 0 at the first update of an epoch.
+    """
+    policy, anchor = Gradients(learner), Gradients(learner)
+    kept = torch.nonzero(advantages != 0).flatten() if p.drop_zero_advantage else torch.arange(len(rollout))
+    factor = subset_factor(p.candidate_steps + 1, len(trained)) if p.subset_factor else 1.0
+    values = {"kept": len(kept) / len(rollout), "clip_fraction": 0.0, "ratio_error": 0.0}
+    passes = 0
+    for k in trained:
+        for rows in micro_batches(len(rollout), p.micro_batch):
+            x, x_next = rollout.states[k][rows], rollout.states[k + 1][rows]
+            v = roles.velocity("generator", x, rollout.level(k, rows), rollout.cond.index(rows))
+            mean, std = cps_mean_std(x, v, rollout.level(k, rows), rollout.level(k + 1, rows), eta)
+            if p.density == "gaussian":
+                new, old = gaussian_log_prob(x_next, mean, std), gaussian_log_prob(x_next, rollout.means[k][rows], std)
+            else:
+                new, old = published_log_prob(x_next, mean), published_log_prob(x_next, rollout.means[k][rows])
+            loss, ratio, clipped = clipped_policy_loss(new, old, advantages[rows], p.clip_range)
+            mask = (advantages[rows] != 0) | (not p.drop_zero_advantage)
+            term = factor * (loss * mask).sum() / max(1, len(kept)) / len(trained)
+            with_anchor = p.weights.reference_kl > 0
+            policy.add(term, retain_graph=with_anchor)
+            if with_anchor:
+                with torch.no_grad():
+                    v_ref = roles.velocity("reference", x, rollout.level(k, rows), rollout.cond.index(rows))
+                    mean_ref, _ = cps_mean_std(x, v_ref, rollout.level(k, rows), rollout.level(k + 1, rows), eta)
+                anchor.add(gaussian_kl(mean, mean_ref, std).sum() / len(rollout) / len(trained))
+            values["clip_fraction"] += clipped.item()
+            values["ratio_error"] = max(values["ratio_error"], (ratio - 1).abs().max().item())
+            passes += 1
+    values["clip_fraction"] /= passes
+    return policy, anchor, values
+
+
+def last_step_gradients(
+    roles: Velocities,
+    learner: Learner,
+    rollout: Rollout,
+    rewards: Sequence[tuple[float, Reward]],
+    backbone: Backbone,
+    p: TrainRtdmdParams,
+    guided: Mapping[str, Any],
+    eta: float,
+    draws: Draws,
+) -> tuple[Gradients, Gradients, dict[str, float]]:
+    """Gradients of distribution matching at s = 0 and of reward back-propagation, both through the deterministic last
+    step (method, stage two, step 5). ``rewards``: (weight, differentiable reward)."""
+    matching, backprop = Gradients(learner), Gradients(learner)
+    values = {"matching": 0.0, "backprop": 0.0, "gap": 0.0}
+    count, last = len(rollout), len(rollout.sigmas) - 2
+    point = renoised(rollout.states[-1], torch.zeros(count, device=draws.device), p.renoise, draws)
+    for rows in micro_batches(count, p.micro_batch):
+        x, cond = rollout.states[last][rows], rollout.cond.index(rows)
+        level = rollout.level(last, rows)
+        x0 = x0_from_velocity(x, roles.velocity("generator", x, level, cond), level)
+        share = len(x) / count
+        if p.weights.backprop > 0:
+            images = backbone.decode(x0)
+            prompts, metadata = describe(rollout.records[rows])
+            scores = [weight * reward.score(images, prompts, metadata) for weight, reward in rewards]
+            loss = torch.relu(p.backprop_margin - torch.stack(scores).sum(0)).mean() * share
+            backprop.add(loss, retain_graph=True)
+            values["backprop"] += loss.item()
+        if p.weights.matching > 0:
+            here = Renoised(*(field[rows] for field in vars(point).values()))
+            with torch.no_grad():
+                v_fake = roles.velocity("fake", here.x_t, here.t, cond)
+                v_teacher = roles.velocity("teacher", here.x_t, here.t, cond, **guided)
+            part = Draws(draws.seed, draws.stream, draws.step, draws.samples[rows], draws.shape, draws.device)
+            loss = matching_loss(x0, here, v_fake, v_teacher, eta, part).mean() * share
+            matching.add(loss)
+            values["matching"] += loss.item()
+            values["gap"] += (v_fake - v_teacher).square().mean().item() * share
+    return matching, backprop, values
+
+
+def combine(terms: Mapping[str, tuple[float, Gradients]], scaling: str) -> tuple[list[Tensor], dict[str, float]]:
+    """Weighted sum of the terms' gradients, each brought to norm 1 first where ``scaling`` is ``unit_norm``; and their
+    norms. A term of weight 0 or without gradient is left out."""
+    norms = {name: gradients.norm() for name, (_, gradients) in terms.items()}
+    out: list[Tensor] | None = None
+    for name, (weight, gradients) in terms.items():
+        if gradients.total is None or weight == 0 or norms[name] == 0:
+            continue
+        factor = weight / norms[name] if scaling == "unit_norm" else weight
+        scaled = [factor * g for g in gradients.total]
+        out = scaled if out is None else [a + b for a, b in zip(out, scaled, strict=True)]
+    if out is None:
+        raise FloatingPointError("no loss term has a gradient: every advantage is zero and no other term is weighted")
+    return out, {f"grad_{name}": value for name, value in norms.items()}
