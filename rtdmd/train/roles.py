@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,7 @@ from rtdmd.rng import key_seed
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Backbone, Conditioning
-    from rtdmd.config import AdapterParams
+    from rtdmd.config import AdapterParams, Params
 
 Stack = tuple[str, ...]
 STACKS: dict[str, dict[str, Stack]] = {
@@ -144,7 +145,7 @@ class Average:
 
 
 def load_student(
-    params: Params, backbone: Backbone, stage: str, root: Path = Path(".")
+    params: Params, backbone: Backbone, stage: str, root: Path = Path()
 ) -> Callable[[Tensor, Tensor, Conditioning], Tensor]:
     """Velocity (x, sigma, cond) of the generator that training stage ``stage`` left in ``root``/results, frozen.
 
