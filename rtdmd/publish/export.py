@@ -17,7 +17,8 @@ with quiet_imports():
 
 def adapter_metadata(adapter: Adapter) -> dict[str, Any]:
     """PEFT's LoraConfig entries that a loader needs, for the file's header."""
-    return {"r": adapter.rank, "lora_alpha": adapter.alpha, "target_modules": adapter.modules(), "bias": "none"}
+    alpha = int(adapter.alpha) if adapter.alpha.is_integer() else adapter.alpha
+    return {"r": adapter.rank, "lora_alpha": alpha, "target_modules": adapter.modules(), "bias": "none"}
 
 
 def write_lora(adapter: Adapter, path: Path) -> None:

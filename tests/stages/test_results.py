@@ -20,7 +20,7 @@ from rtdmd.evaluate.tables import read_scores
 from rtdmd.files import read_json
 from rtdmd.prompts import read_prompts
 from rtdmd.stages import cache_teacher, evaluate, prepare_prompts, publish, report
-from rtdmd.textcache import FOLDER, TextCache
+from rtdmd.textcache import FOLDER, TextCache, cache_key
 from tests.workspace import make_workspace, set_params
 
 SCORES = ("strict", "lenient", "soft", "clipscore", "world_verifier")
@@ -76,9 +76,8 @@ def test_same_inputs_same_bytes(root: Path, copy: Path) -> None:
 
 def test_batch_size_changes_nothing(root: Path) -> None:
     params = load_params(root / "params.yaml")
-    cache = TextCache.open(
-        root / f"{FOLDER}/embeddings.safetensors", root / f"{FOLDER}/index.json", {"prompt_files": {}}
-    )
+    key = cache_key(params.model, {"eval": root / "results/prepare_prompts/eval.jsonl"}, root)
+    cache = TextCache.open(root / f"{FOLDER}/embeddings.safetensors", root / f"{FOLDER}/index.json", key)
     items = plan_images(read_prompts(root / "results/prepare_prompts/eval.jsonl"), 2)
     sampler = load_sampler("train_rtdmd", params, cache, torch.device("cpu"), root)
     one, other = (
