@@ -5,12 +5,13 @@ because they answer two questions:
 
 - ``ci95``: how far would the figure move with other noise? Images are independent given the fixed held-out prompts. The
   variance is the images' own within each tag, so it also counts the spread between a tag's prompts and is, if anything,
-  too wide. For a 0/1 score it is the binomial interval that most published tables show.
+  too wide. For a 0/1 score it is the binomial interval that most published tables show, with two successes and two
+  failures added to the variance (Agresti and Coull 1998), so that 150 of 150 is not shown as certain.
 - ``ci95_prompts``: how far would it move with other prompts too? Images of one prompt share its difficulty, so the
   prompts are the clusters of a cluster-robust variance. It is wide where a tag has few prompts (a tag with one prompt
   only falls back to its images), and it is the one to quote for a claim about prompts in general.
 
-Both use Student's t with the strata's pooled degrees of freedom. A score that every image of a tag shares has width 0.
+Both use Student's t with the strata's pooled degrees of freedom.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ def estimate(values: Sequence[float] | np.ndarray, prompts: Sequence[int], tags:
     if not np.isfinite(x).all():
         raise ValueError("values hold a number that is not finite")
     strata = [(x[tag == t], prompt[tag == t]) for t in np.unique(tag)]
+    spread = _binary_variance if np.isin(x, (0.0, 1.0)).all() else _image_variance
     return Estimate(
         mean=float(np.mean([v.mean() for v, _ in strata])),
-        ci95=_half_width([_variance(v, np.ones(len(v))) for v, _ in strata]),
+        ci95=_half_width([spread(v) for v, _ in strata]),
         ci95_prompts=_half_width([_variance(*_by_prompt(v, p)) for v, p in strata]),
         n=len(x),
     )
@@ -63,6 +65,18 @@ def _by_prompt(values: np.ndarray, prompts: np.ndarray) -> tuple[np.ndarray, np.
     if len(ids) == 1:
         return values, np.ones(len(values))
     return np.bincount(group, values), np.bincount(group).astype(np.float64)
+
+
+def _image_variance(values: np.ndarray) -> tuple[float, int] | None:
+    """Variance of the mean of independent values (n,), and its degrees of freedom; None when n = 1."""
+    return _variance(values, np.ones(len(values)))
+
+
+def _binary_variance(values: np.ndarray) -> tuple[float, int] | None:
+    """The same for zeros and ones: p (1 - p) / n with two of each added."""
+    n = len(values) + 4
+    share = (values.sum() + 2) / n
+    return (float(share * (1 - share) / n), len(values) - 1) if len(values) > 1 else None
 
 
 def _variance(sums: np.ndarray, counts: np.ndarray) -> tuple[float, int] | None:

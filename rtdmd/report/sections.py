@@ -201,8 +201,9 @@ _HOW = {
     " picked by hand; a good image shows exactly what the prompt asks for.",
     "results": "Higher is better except for the Fréchet distance; ± is a 95 % interval over noise on these held-out"
     " prompts; strict asks for exactly the objects of the prompt and lenient allows more; the Fréchet distance is"
-    " between CLIP image embeddings and real images, whose own row shows how small it can get; diversity is the"
-    " distance among images of one prompt relative to real images (1 = as varied as they, 0 = collapsed).",
+    " between the CLIP embeddings of a model's images and of real ones, whose own row shows how small it can get;"
+    " diversity is the distance among images of one prompt relative to real images (1 = as varied as they, 0 ="
+    " collapsed).",
     "tags": "Each dot is a model's mean over the tag's images with its 95 % interval over noise: dots close to the top"
     " line are right on nearly every image.",
     "differences": "Row minus row over the same prompts and noise: a difference larger than the first ± is beyond"
