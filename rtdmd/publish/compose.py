@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from rtdmd.errors import UserError
+from rtdmd.files import load_tensors
 
 A, B = ".lora_A.weight", ".lora_B.weight"
 
@@ -41,9 +41,7 @@ class Adapter:
 def read_adapter(path: Path) -> Adapter:
     """An adapter file as the training stages write it. Raises UserError when it is not one, or holds a non-finite
     number."""
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
+    tensors, metadata = load_tensors(path)
     if not {"rank", "alpha"} <= metadata.keys() or not all(key.endswith((A, B)) for key in tensors):
         raise UserError(f"{path} is no LoRA adapter; publish hands on adapters: train with adapter.mode: lora")
     bad = [key for key, value in tensors.items() if not torch.isfinite(value).all()]

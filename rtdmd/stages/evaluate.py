@@ -8,7 +8,7 @@ contact_sheet.png.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,8 @@ def real_images(
     judged = judge_images(judge, world_images(items, seed, "plan", params.batch_size))
     tags = len({item.tag for item in items})
     pool = plan_images(prompts, -(-params.reference_images // tags))
-    features = judge_images(judge, world_images(pool, seed, "pool", params.batch_size)).features
-    return judged, features
+    only_features = replace(judge, rewards=(), world=False)
+    return judged, judge_images(only_features, world_images(pool, seed, "pool", params.batch_size)).features
 
 
 def all_metrics(models: Mapping[str, Evaluated], reference: Judged | None, pool: np.ndarray | None) -> dict[str, Any]:
