@@ -10,16 +10,20 @@ copies=$(mktemp -d)
 export OMP_WAIT_POLICY=PASSIVE PATH="$here/.venv/bin:$PATH"
 if [ -z "${KEEP:-}" ]; then trap 'rm -rf "$copies"' EXIT; else echo "copies: $copies"; fi
 
-copy_to() { # the files that Git has or would take, as a repository of their own
-  mkdir -p "$copies/$1"
+copy_to() { # the files that Git has or would take, committed in a repository of their own
+  mkdir -p "$1"
   git -C "$here" ls-files -z --cached --others --exclude-standard |
     (cd "$here" && while IFS= read -r -d '' file; do [ -e "$file" ] || [ -L "$file" ] || continue; printf '%s\0' "$file"; done) |
-    tar -C "$here" --null --files-from=- -c | tar -C "$copies/$1" -x
-  cd "$copies/$1"
-  export PYTHONPATH="$copies/$1"
+    tar -C "$here" --null --files-from=- -c | tar -C "$1" -x
+  enter "$1"
   rm -rf results dvc.lock
   rtdmd params smoke >params.yaml
   git init -q && git add -A && git -c user.name=smoke -c user.email=smoke@localhost commit -q -m smoke
+}
+
+enter() { # work in a copy, with the copy's own code
+  cd "$1"
+  export PYTHONPATH=$1
 }
 
 nothing_to_do() { # for both engines, Snakemake within ten seconds
@@ -30,7 +34,7 @@ nothing_to_do() { # for both engines, Snakemake within ten seconds
 }
 
 begin=$SECONDS
-copy_to snakemake
+copy_to "$copies/snakemake"
 snakemake --cores 2
 nothing_to_do
 snakemake --report .rtdmd/report.html --quiet
@@ -38,7 +42,8 @@ snakemake --report .rtdmd/report.html --quiet
 echo "smoke: snakemake drove the whole run in $((SECONDS - begin)) s; a second run had nothing to do; dvc agrees"
 
 begin=$SECONDS
-copy_to dvc
+git clone -q "$copies/snakemake" "$copies/dvc"  # the same commit, which the report names
+enter "$copies/dvc"
 dvc repro --quiet
 dvc status | grep -q "up to date"
 snakemake --cores 2 --touch --quiet
