@@ -103,6 +103,29 @@ def captions_of(split: str) -> list[Caption]:
     return [caption for caption in captions() if caption.split == split]
 
 
+@lru_cache(maxsize=1)
+def auxiliary() -> tuple[Caption, ...]:
+    """Captions outside the six tags that only the teacher trains on: numbers and relations of coloured objects.
+
+    The world's own counting captions are twelve and its single objects four; a teacher trained on them alone draws two
+    circles for the held-out "a circle" and four squares for the held-out "three squares". None of these is one of the
+    284 captions.
+    """
+    out = [
+        Caption(
+            f"a photo of {word} {c} {PLURALS[s]}", "counted_color", ({"class": s, "count": n, "color": c},), (), "train"
+        )
+        for (n, word), c, s in product(NUMBERS.items(), COLORS, SHAPES)
+    ]
+    for (a, b), rel, ca, cb in product(permutations(SHAPES, 2), RELATIONS, COLORS, COLORS):
+        include = (
+            {"class": b, "count": 1, "color": cb},
+            {"class": a, "count": 1, "color": ca, "position": [rel, 0]},
+        )
+        out.append(Caption(f"a photo of a {ca} {a} {rel} a {cb} {b}", "colored_position", include, (), "train"))
+    return tuple(out)
+
+
 def words() -> list[str]:
     """Every word a caption can contain, sorted: the vocabulary of the world's tokenizer."""
     return sorted({word for caption in captions() for word in caption.prompt.split()})

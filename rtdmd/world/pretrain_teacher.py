@@ -21,7 +21,7 @@ from rtdmd.files import save_tensors
 from rtdmd.rng import numpy_generator, torch_generator
 from rtdmd.world import GRID, IMAGE_SIZE
 from rtdmd.world.common import WORK, cosine_after, finish, part_folder, start
-from rtdmd.world.grammar import TAGS, Caption, captions_of
+from rtdmd.world.grammar import TAGS, Caption, auxiliary, captions_of
 from rtdmd.world.render import render, sample_scenes
 from rtdmd.world.verifier import verify
 
@@ -170,7 +170,7 @@ def run(root: Path = Path(".")) -> None:
     params = load_world_params(root)
     start(params)
     pipe = assemble_pipeline(root, params)
-    captions, rng = captions_of("train"), numpy_generator(params.seed, "teacher-data")
+    captions, rng = [*captions_of("train"), *auxiliary()], numpy_generator(params.seed, "teacher-data")
     cond = encode_prompts(pipe, ["", *(c.prompt for c in captions)])
     rows = draw_captions(params, captions, rng)
     latents = encode_images(pipe.vae, captions, rows, rng)
