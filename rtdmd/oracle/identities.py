@@ -126,11 +126,11 @@ def _self_consistency_at(
     """`mixture_self_consistency` at one point x (1, 2)."""
     r, t = setting.level(rt[0], 1), setting.level(rt[1], 1)
     x0, weights = (
-        law.posterior_nodes(x, t, prompt, order=16)
+        law.posterior_nodes(x, t, prompt, order=10)
         if posterior
         else (law.posterior_mean(x.double(), t, prompt), torch.ones(1).double().to(x.device))
     )
-    noise, noise_weights = (part.to(setting.device) for part in hermite(16, 2))
+    noise, noise_weights = (part.to(setting.device) for part in hermite(10, 2))
     n = len(x0) * len(noise)
     weights = (weights[:, None] * noise_weights).reshape(n)
     x0, noise = x0.repeat_interleave(len(noise), 0).to(setting.real), noise.repeat(len(x0), 1).to(setting.real)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rtdmd.flow import cps
-from rtdmd.oracle import gradients, identities
+from rtdmd.oracle import gradients, identities, training
 from rtdmd.oracle.setting import Precision, Setting
 
 
@@ -207,6 +207,20 @@ STATEMENTS: tuple[Statement, ...] = (
         Bound(low=10.0),
     ),
     Statement("T7", "what sharing saves, linear chain, D = 128", "|Var ratio - closed form|", _sharing, Bound(0.08)),
+    Statement(
+        "T8",
+        "stage one's own iteration reaches the teacher's law",
+        "mean energy distance (few-step teacher: 0.13)",
+        training.stage_one_distance,
+        Bound(0.025),
+    ),
+    Statement(
+        "T8",
+        "DMD2 with the same budget does not",
+        "mean energy distance, renoised from s = 0 only",
+        lambda setting: training.stage_one_distance(setting, start="data"),
+        Bound(low=0.025),
+    ),
 )
 
 

@@ -1,0 +1,128 @@
+"""The oracle behind the protocols of a real model: an exact teacher as a `Backbone`, the oracle's tilt as a `Reward`.
+
+The transformer's velocity is the teacher's exact one plus a small network whose last layer is zero at first. A fresh
+copy therefore is the teacher, as a fresh LoRA is, and the roles of `rtdmd.train` (mode: full) train copies of it
+unchanged. Latents are (B, 2, 1, 1); a prompt is the index of a mixture, as text.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rtdmd.backbones.protocol import Conditioning, LoraKind
+from rtdmd.flow.schedule import raw_few_steps, shift_static
+from rtdmd.oracle.identities import reward
+from rtdmd.oracle.mixture import Mixture
+
+SHIFT = 3.0
+
+
+class OracleTransformer(nn.Module):
+    """v(x, σ, prompt) + residual: three SiLU layers over (x, features of σ, one-hot prompt), zero at first."""
+
+    def __init__(self, law: Mixture, width: int = 64, seed: int = 0) -> None:
+        super().__init__()
+        self.law = law
+        self.width = width
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            last = nn.Linear(width, 2)
+            self.residual = nn.Sequential(
+                *(nn.Linear(2 + 5 + law.prompts, width), nn.SiLU()),
+                *(nn.Linear(width, width), nn.SiLU()),
+                *(nn.Linear(width, width), nn.SiLU()),
+                last,
+            )
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, x: Tensor, sigma: Tensor, prompt: Tensor) -> Tensor:
+        """Velocity (B, 2, 1, 1) at x (B, 2, 1, 1), sigma (B,), prompt (B,)."""
+        flat = x.flatten(1)
+        angle = sigma[:, None] * math.pi
+        waves = [sigma[:, None], torch.sin(angle), torch.cos(angle), torch.sin(2 * angle), torch.cos(2 * angle)]
+        kind = nn.functional.one_hot(prompt, self.law.prompts)
+        features = torch.cat([flat, *waves, kind.to(flat.dtype)], 1)
+        return self.law.velocity(x, sigma, prompt) + self.residual(features).reshape(x.shape)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "OracleTransformer":
+        """A copy with its own network and the same law."""
+        twin = OracleTransformer(self.law, self.width)
+        twin.load_state_dict(self.state_dict())
+        return twin
+
+
+class OracleBackbone:
+    """`rtdmd.backbones.protocol.Backbone` on a mixture: no text encoder, no decoder, exact velocities."""
+
+    family = "oracle"
+
+    def __init__(self, law: Mixture, width: int = 64, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
+        self.law, self.dtype, self.device = law, dtype, law.means.device
+        self.transformer: nn.Module = OracleTransformer(law, width, seed).to(self.device)
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Prompts "0", "1", ... are indices of mixtures."""
+        return Conditioning({"prompt": torch.tensor([int(prompt) for prompt in prompts], device=self.device)})
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(2, 1, 1)."""
+        return 2, 1, 1
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        """SD3's few-step levels: 1, 0.9, 0.75, 0.5, 0 for four steps."""
+        return torch.cat([shift_static(raw_few_steps(num_steps), SHIFT), torch.zeros(1)])
+
+    def teacher_sigmas(self, num_steps: int) -> Tensor:
+        """The same rule with many steps."""
+        return self.sigmas(num_steps)
+
+    def velocity(
+        self,
+        transformer: nn.Module,
+        x: Tensor,
+        sigma: Tensor,
+        cond: Conditioning,
+        *,
+        guidance: float = 1.0,
+        null: Conditioning | None = None,
+    ) -> Tensor:
+        """Velocity of the teacher or of a trained copy. The oracle knows no guidance: anything but 1 is a
+        ValueError."""
+        if guidance != 1.0:
+            raise ValueError(f"the oracle has no unconditional law; guidance must be 1, got {guidance}")
+        velocity: Tensor = transformer(x.to(self.dtype).float(), sigma.float(), cond.tensors["prompt"].expand(len(x)))
+        return velocity.to(self.dtype).float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents are the images: (B, 2, 1, 1)."""
+        return latents
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Latents are the images."""
+        return images
+
+    def lora_targets(self, kind: LoraKind) -> list[str]:
+        """The linear layers of the residual network."""
+        return [f"residual.{i}" for i in (0, 2, 4, 6)]
+
+
+class OracleReward:
+    """`rtdmd.rewards.protocol.Reward`: scale times the oracle's r(x)."""
+
+    name = "oracle"
+    differentiable = True
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+
+    def identity(self) -> dict[str, str | float]:
+        """The formula and its scale."""
+        return {"formula": "scale (b.x - x'Qx/2)", "scale": self.scale}
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Any]) -> Tensor:
+        """(B,) float32 rewards of (B, 2, 1, 1) samples; the prompts do not matter."""
+        return self.scale * reward(images)

@@ -1,0 +1,123 @@
+"""T8: the functions of stage one, unchanged, on the oracle. Does the generator reach the teacher's law?
+
+`rtdmd.stages.train_acdmd.iteration` gets the oracle's backbone behind the real `Roles` (mode: full), real `Params`
+and real `Learner`s. Only the noise is drawn in one piece a batch instead of one generator a sample, because 2-D
+samples are cheaper than their keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rtdmd.backbones.protocol import Conditioning
+from rtdmd.config import Params
+from rtdmd.config.load import validate
+from rtdmd.config.presets import WORLD, merged
+from rtdmd.flow.cps import cps_step
+from rtdmd.oracle.backbone import OracleBackbone
+from rtdmd.oracle.mixture import Mixture, ring
+from rtdmd.oracle.setting import Setting
+from rtdmd.rng import torch_generator
+from rtdmd.stages import train_acdmd
+from rtdmd.train.engine import Learner
+from rtdmd.train.roles import STACKS, Average, Roles
+from rtdmd.train.terms import Draws
+
+
+@dataclass(frozen=True)
+class BatchDraws(Draws):
+    """`Draws` with one generator for the whole batch: same names, cheaper for thousands of tiny samples."""
+
+    def normal(self, name: str) -> Tensor:
+        """(B, C, H, W) standard normal noise called `name`."""
+        generator = torch_generator(self.seed, self.stream, self.step, name)
+        return torch.randn((len(self.samples), *self.shape), generator=generator).to(self.device)
+
+    def uniform(self, name: str) -> Tensor:
+        """(B,) uniform numbers in [0, 1) called `name`."""
+        generator = torch_generator(self.seed, self.stream, self.step, name)
+        return torch.rand(len(self.samples), generator=generator).to(self.device)
+
+
+def oracle_params(section: str, changes: dict[str, Any]) -> Params:
+    """The world preset without guidance, in mode full, with changes to one section (nested as in params.yaml)."""
+    oracle = {"model": {"guidance": 1.0}, "adapter": {"mode": "full"}, section: changes}
+    return validate(merged(WORLD, oracle), "the oracle's params")
+
+
+def train_stage_one(law: Mixture, changes: dict[str, Any], setting: Setting, width: int = 64) -> Roles:
+    """Stage one on the oracle; returns the roles with the averaged generator in place. `changes` to train_acdmd."""
+    params = oracle_params("train_acdmd", changes)
+    precision = torch.bfloat16 if setting.dtype == "bfloat16" else torch.float32
+    p, seed, backbone = params.train_acdmd, setting.seed, OracleBackbone(law, width, setting.seed, precision)
+    roles = Roles(backbone, params.adapter, STACKS["train_acdmd"], seed)
+    weights = roles.trainable("acdmd")
+    average = Average(weights, p.ema_decay)
+    generator = Learner.adamw(weights, p.lr_generator, p, warmup=p.warmup, average=average)
+    fake = Learner.adamw(roles.trainable("fake"), p.lr_fake, p, warmup=p.warmup)
+    cond, sigmas = every_prompt(law, p.batch_size), backbone.sigmas(params.model.num_steps).to(backbone.device)
+    players = train_acdmd.Players(params, roles, generator, fake, average, cond, sigmas)
+    for step in range(p.iterations):
+        draws = BatchDraws(seed, "oracle", step, tuple(range(p.batch_size)), backbone.latent_shape(), backbone.device)
+        train_acdmd.iteration(players, cond, draws, generator_turn=(step + 1) % p.generator_every == 0)
+    average.swap()
+    return roles
+
+
+def every_prompt(law: Mixture, n: int) -> Conditioning:
+    """Prompts 0, 1, ..., 0, 1, ... for n samples."""
+    return Conditioning({"prompt": torch.arange(n, device=law.means.device) % law.prompts})
+
+
+@torch.no_grad()
+def sample_generator(roles: Roles, law: Mixture, n: int, seed: int, eta: float = 0.9) -> Tensor:
+    """x̂_0 (n, 2) of the few-step generator for prompts 0, 1, ..., 0, 1, ..."""
+    generator = torch_generator(seed, "oracle", "sample")
+    sigmas, cond = roles.backbone.sigmas(4), every_prompt(law, n)
+    x = torch.randn(n, 2, 1, 1, generator=generator).to(law.means.device)
+    for sigma, tau in pairwise(sigmas):
+        level, lower = sigma.expand(n).to(x.device), tau.expand(n).to(x.device)
+        v = roles.velocity("generator", x, level, cond)
+        x = cps_step(x, v, level, lower, eta, torch.randn(x.shape, generator=generator).to(x.device))
+    return x.flatten(1)
+
+
+def energy_distance(x: Tensor, y: Tensor) -> float:
+    """2 E|x - y| - E|x - x'| - E|y - y'| (N, d), unbiased; 0 for equal laws."""
+    n, m = len(x), len(y)
+    within = torch.cdist(x, x).sum() / (n * (n - 1)) + torch.cdist(y, y).sum() / (m * (m - 1))
+    return float(2 * torch.cdist(x, y).mean() - within)
+
+
+def teacher_distance(roles: Roles, law: Mixture, n: int = 6000, seed: int = 1) -> float:
+    """Mean over prompts of the energy distance between the generator's samples and the teacher's exact law."""
+    samples = sample_generator(roles, law, n, seed).double()
+    prompt = every_prompt(law, n).tensors["prompt"]
+    exact = law.sample(prompt, torch.Generator(law.means.device).manual_seed(seed))
+    distances = [energy_distance(samples[prompt == p], exact[prompt == p]) for p in range(law.prompts)]
+    return sum(distances) / len(distances)
+
+
+LAW = ring(variance=0.2)
+"""Teacher of T8: three prompts, three overlapping modes each."""
+
+STAGE_ONE: dict[str, Any] = {
+    "iterations": 1500,
+    "batch_size": 256,
+    "generator_every": 2,
+    "lr_generator": 3e-3,
+    "lr_fake": 1e-2,
+    "ema_decay": 0.99,
+}
+"""Settings of T8 (a tiny network wants large rates); everything else is the world preset's."""
+
+
+def stage_one_distance(setting: Setting, **changes: Any) -> float:
+    """T8. Mean energy distance of the stage-one generator to the teacher's law; the few-step teacher starts at 0.13."""
+    law = LAW.to(setting.device)
+    return teacher_distance(train_stage_one(law, STAGE_ONE | changes, setting), law)
