@@ -36,8 +36,10 @@ class TrainRtdmdParams(Section):
     )
     prompts_per_epoch: Whole = param("prompts per roll-out", unit="prompts", source="world: 24 (measured)", ge=1)
     group_size: Whole = param("images per prompt", unit="images", source="public code: 24, SD3-M 16", ge=2)
-    candidate_steps: Whole = param(
-        "first stochastic steps among which the trained ones are drawn", source="public code: 3", ge=1
+    candidate_steps: tuple[Whole, ...] = param(
+        "stochastic steps among which the trained ones are drawn, 0 the first",
+        source="public code: 0, 1, 2; world: 2, where the signal is (measured)",
+        min_length=1,
     )
     trained_steps: Whole = param("M, stochastic steps trained per epoch", source="public code: 2", ge=1)
     share_noise: Flag = param(
@@ -45,7 +47,7 @@ class TrainRtdmdParams(Section):
     )
     share_initial: Flag = param("one initial latent per group", source="paper and public code: false")
     subset_factor: Flag = param(
-        "scale the policy term by candidate_steps / trained_steps", source="paper: true; public code: false"
+        "scale the policy term by the number of candidate_steps / trained_steps", source="paper: true; public code: false"
     )
     baseline: Literal["group_mean", "leave_one_out"] = param(
         "subtracted from a reward", source="public code: group_mean"
@@ -106,9 +108,13 @@ class TrainRtdmdParams(Section):
     def _check(self) -> TrainRtdmdParams:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: {list(self.betas)}; allowed: two numbers from 0 to below 1")
-        if self.trained_steps > self.candidate_steps:
+        if min(self.candidate_steps) < 0 or sorted(set(self.candidate_steps)) != list(self.candidate_steps):
             raise ValueError(
-                f"trained_steps: {self.trained_steps}; allowed: 1 to candidate_steps = {self.candidate_steps}"
+                f"candidate_steps: {list(self.candidate_steps)}; allowed: step numbers from 0, ascending, each once"
+            )
+        if self.trained_steps > len(self.candidate_steps):
+            raise ValueError(
+                f"trained_steps: {self.trained_steps}; allowed: 1 to {len(self.candidate_steps)}, the candidate_steps"
             )
         if not (self.weights.policy or self.weights.matching or self.weights.backprop):
             raise ValueError("weights: policy, matching and backprop are all 0; allowed: at least one above 0")
@@ -131,7 +137,7 @@ class TrainRtdmdParams(Section):
 
 
 PUBLISHED: dict[str, Any] = {
-    "candidate_steps": 3,
+    "candidate_steps": [0, 1, 2],
     "trained_steps": 2,
     "share_noise": True,
     "share_initial": False,

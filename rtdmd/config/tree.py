@@ -30,10 +30,10 @@ class Params(Section):
     @model_validator(mode="after")
     def _check(self) -> Params:
         stochastic = self.model.num_steps - 1
-        if self.train_rtdmd.weights.policy > 0 and self.train_rtdmd.candidate_steps > stochastic:
+        if self.train_rtdmd.weights.policy > 0 and max(self.train_rtdmd.candidate_steps) >= stochastic:
             raise ValueError(
-                f"train_rtdmd.candidate_steps: {self.train_rtdmd.candidate_steps};"
-                f" allowed: 1 to model.num_steps - 1 = {stochastic} (the last step is deterministic)"
+                f"train_rtdmd.candidate_steps: {list(self.train_rtdmd.candidate_steps)};"
+                f" allowed: 0 to model.num_steps - 2 = {stochastic - 1} (the last step is deterministic)"
             )
         if self.train_rtdmd.weights.policy > 0 and self.model.eta == 0:
             raise ValueError(

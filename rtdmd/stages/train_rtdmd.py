@@ -116,8 +116,8 @@ def epoch(players: Players, cond: Conditioning, records: list[dict[str, Any]], d
     params, roles, p = players.params, players.roles, players.params.train_rtdmd
     eta, weights = params.model.eta, p.weights
     # 3. SubGRPO: the trained subset of the stochastic steps; elsewhere a group shares its noise.
-    order = permutation(p.candidate_steps, draws.seed, draws.stream, draws.step, "subset")
-    trained = draw_step_subset(order, p.trained_steps)
+    order = permutation(len(p.candidate_steps), draws.seed, draws.stream, draws.step, "subset")
+    trained = [p.candidate_steps[i] for i in draw_step_subset(order, p.trained_steps)]
     # 1. Roll out M prompts x G images.
     groups = torch.arange(len(records)) // p.group_size
     rollout = roll_out(roles, cond, records, groups, players.sigmas, trained, p, eta, draws)

@@ -163,7 +163,7 @@ def policy_gradient(
     """
     policy, anchor = Gradients(learner), Gradients(learner)
     kept = torch.nonzero(advantages != 0).flatten() if p.drop_zero_advantage else torch.arange(len(rollout))
-    factor = subset_factor(p.candidate_steps + 1, len(trained)) if p.subset_factor else 1.0
+    factor = subset_factor(len(p.candidate_steps) + 1, len(trained)) if p.subset_factor else 1.0
     values = {"kept": len(kept) / len(rollout), "clip_fraction": 0.0, "ratio_error": 0.0}
     passes = 0
     for k in trained:
