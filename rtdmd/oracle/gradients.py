@@ -8,6 +8,7 @@ group. Legend: G groups, N members a group, B = G N chains, M trained steps.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -123,6 +124,7 @@ class Bias:
     chi_square: float
 
 
+@cache
 def policy_gradient_bias(
     setting: Setting,
     *,
@@ -137,7 +139,8 @@ def policy_gradient_bias(
     """T6 (all steps, own noises) and T7 (M steps, shared noises): hybrid against the pathwise gradient of the full
     chain.
 
-    Both use the same chains where they can; the true gradient is the pathwise mean.
+    Both use the same chains where they can; the true gradient is the pathwise mean. Cached: two rows read one
+    measurement.
     """
     law = ring().to(setting.device)
     chains = draw_chains(setting, groups, members, 2, "T6")

@@ -1,0 +1,98 @@
+"""Stage two's own roll-out, policy gradient and last step on the oracle: together the gradient of E r (T6, T7)."""
+
+import pytest
+import torch
+
+from rtdmd.flow.policy import subtract_baseline
+from rtdmd.oracle import training
+from rtdmd.oracle.backbone import OracleBackbone, OracleReward
+from rtdmd.oracle.gradients import Chains, roll_out
+from rtdmd.oracle.identities import reward
+from rtdmd.oracle.mixture import ring
+from rtdmd.train import reinforce
+from rtdmd.train.engine import Learner
+from rtdmd.train.roles import STACKS, Roles
+
+LAW, ETA, MEMBERS, COUNT = ring(variance=0.2), 0.9, 6, 12_000
+CHANGES = {
+    "density": "gaussian",
+    "baseline": "leave_one_out",
+    "clip_range": 1e-3,
+    "advantage_clip": 1e6,
+    "backprop_margin": 1e3,
+    "group_size": MEMBERS,
+    "micro_batch": COUNT,
+    "weights": {"matching": 0.0, "backprop": 1.0},
+}
+
+
+def stage_two(seed: int = 0, **changes):
+    """(params, roles, learner, conditioning, records, groups, draws) of one epoch on the oracle."""
+    params = training.oracle_params("train_rtdmd", CHANGES | changes)
+    roles = Roles(OracleBackbone(LAW, width=8), params.adapter, STACKS["train_rtdmd"], 0)
+    learner = Learner.adamw(roles.trainable("rtdmd"), 1e-3, params.train_rtdmd)
+    groups = torch.arange(COUNT) // MEMBERS
+    cond = training.every_prompt(LAW, LAW.prompts).index(groups % LAW.prompts)
+    draws = training.BatchDraws(seed, "test", 0, tuple(range(COUNT)), (2, 1, 1), torch.device("cpu"))
+    records = [{"prompt": str(int(group) % LAW.prompts), "metadata": None} for group in groups]
+    return params.train_rtdmd, roles, learner, cond, records, groups, draws
+
+
+def flat(gradients) -> torch.Tensor:
+    """One vector of a term's gradient over the last layer: the earlier ones have none, the last starts at zero."""
+    return torch.cat([part.reshape(-1) for part in gradients.total[-2:]])
+
+
+def hybrid_gradient(trained, **changes):
+    """Stage two's estimate of ∇E r, its largest |ratio - 1|, with the advantages' scale taken out."""
+    p, roles, learner, cond, records, groups, draws = stage_two(**changes)
+    sigmas = roles.backbone.sigmas(4)
+    rollout = reinforce.roll_out(roles, cond, records, groups, sigmas, trained, p, ETA, draws)
+    scores = reward(rollout.states[-1])
+    advantages = reinforce.advantages_of({spec.name: scores for spec in p.rewards}, groups, p)
+    centred = subtract_baseline(scores[None], groups, "leave_one_out")[0]
+    scale = float((advantages @ centred) / (centred @ centred))
+    policy, _, values = reinforce.policy_gradient(roles, learner, rollout, advantages, trained, p, ETA)
+    terms = [(1.0, OracleReward())]
+    _, backprop, _ = reinforce.last_step_gradients(roles, learner, rollout, terms, roles.backbone, p, {}, ETA, draws)
+    return -(flat(policy) / scale * len(trained) + flat(backprop)), values["ratio_error"]
+
+
+def exact_gradient():
+    """Pathwise through the whole chain."""
+    _, roles, learner, cond, _, groups, draws = stage_two(seed=1)
+    noises = [draws.normal(f"{k}").flatten(1) for k in range(4)]
+
+    def velocity(x, sigma):
+        return roles.velocity("generator", x[..., None, None], sigma, cond).flatten(1)
+
+    final, _ = roll_out(velocity, Chains(noises[0], torch.stack(noises[1:]), groups), pathwise=True)
+    gradient = torch.autograd.grad(reward(final).mean(), learner.parameters[-2:])
+    return torch.cat([part.reshape(-1) for part in gradient])
+
+
+def relative(estimate, exact) -> float:
+    return float((estimate - exact).norm() / exact.norm())
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return exact_gradient()
+
+
+def test_all_steps_trained_is_the_gradient_of_the_reward_and_the_ratio_is_one(exact):
+    estimate, ratio_error = hybrid_gradient((0, 1, 2))
+    assert ratio_error == 0.0
+    assert relative(estimate, exact) < 0.08
+
+
+def test_shared_noise_with_the_subset_factor_is_unbiased(exact):
+    """Mean over the three subsets of two steps, each with (K-1)/M: the policy term averages over trained steps."""
+    parts = [hybrid_gradient(steps, subset_factor=True)[0] for steps in ((0, 1), (0, 2), (1, 2))]
+    assert relative(sum(parts) / 3, exact) < 0.08
+
+
+def test_without_the_factor_or_with_the_published_density_it_is_not(exact):
+    parts = [hybrid_gradient(steps, subset_factor=False)[0] for steps in ((0, 1), (0, 2), (1, 2))]
+    assert relative(sum(parts) / 3, exact) > 0.1
+    assert relative(hybrid_gradient((0, 1, 2), density="published")[0], exact) > 0.1
