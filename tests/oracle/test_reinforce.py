@@ -20,6 +20,8 @@ CHANGES = {
     "clip_range": 1e-3,
     "advantage_clip": 1e6,
     "backprop_margin": 1e3,
+    "candidate_steps": [0, 1, 2],
+    "trained_steps": 2,
     "group_size": MEMBERS,
     "micro_batch": COUNT,
     "weights": {"matching": 0.0, "backprop": 1.0},
