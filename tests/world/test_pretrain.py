@@ -1,0 +1,301 @@
+"""How the world's parts are trained: the recipe file, their pieces by numbers, and a tiny run of the whole chain."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from rtdmd.backbones import load_backbone
+from rtdmd.config import RewardParams, preset
+from rtdmd.config.world import WORLD_PARAMS, WorldParams, load_world_params
+from rtdmd.errors import RtdmdError, UserError
+from rtdmd.files import load_tensors, read_json, sha256_file, sha256_tree, tree_files, write_json
+from rtdmd.rewards import load_reward
+from rtdmd.rng import numpy_generator, torch_generator
+from rtdmd.world import (
+    pretrain_assemble,
+    pretrain_clip,
+    pretrain_teacher,
+    pretrain_text,
+    pretrain_vae,
+)
+from rtdmd.world.common import cosine_after
+from rtdmd.world.grammar import TAGS, captions, captions_of
+from rtdmd.world.pretrain_clip import compatible, contrast_loss
+from rtdmd.world.pretrain_teacher import draw_captions, draw_times
+from rtdmd.world.pretrain_vae import loss_weight
+from rtdmd.world.render import render, sample_scenes
+from rtdmd.world.verifier import _judge, parse
+
+REPOSITORY = Path(__file__).parents[2]
+TINY: dict[str, Any] = {
+    "text": {
+        "captions": 50,
+        "iterations": 2,
+        "batch_size": 8,
+        "encoder": {"width": 16, "layers": 2, "heads": 2},
+        "encoder_2": {"width": 8, "layers": 2, "heads": 2},
+    },
+    "vae": {"channels": [8, 8, 8], "iterations": 2, "batch_size": 4},
+    "clip": {"width": 16, "layers": 1, "heads": 2, "projection": 8, "iterations": 2, "batch_size": 8},
+    "teacher": {"width": 16, "layers": 2, "heads": 2, "images": 60, "iterations": 2, "batch_size": 8},
+}
+
+
+def write_recipe(root: Path, changes: dict[str, Any]) -> Path:
+    """The committed recipe with ``changes`` of each part laid over it, in ``root``."""
+    recipe = yaml.safe_load((REPOSITORY / WORLD_PARAMS).read_text())
+    for part, values in changes.items():
+        recipe[part] = recipe[part] | values if isinstance(values, dict) else values
+    path = root / WORLD_PARAMS
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root folder in which all four parts were trained for two steps (checks shortened)."""
+    root = tmp_path_factory.mktemp("world")
+    write_recipe(root, TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        for part in (pretrain_text, pretrain_vae, pretrain_clip, pretrain_teacher):
+            part.run(root)
+    return root
+
+
+def shorten(patch: pytest.MonkeyPatch) -> None:
+    """The parts' closing checks on few images."""
+    by_tag, verified = pretrain_teacher.strict_by_tag, pretrain_vae.verified
+    patch.setattr(pretrain_teacher, "strict_by_tag", functools.partial(by_tag, per_tag=1))
+    patch.setattr(pretrain_vae, "verified", lambda vae, split, count, seed: verified(vae, split, 20, seed))
+
+
+def test_the_committed_recipe_is_complete() -> None:
+    params = load_world_params(REPOSITORY)
+    assert sum(params.teacher.tag_weights.values()) == pytest.approx(1.0)
+    assert set(params.teacher.tag_weights) == {*TAGS, "counted_color", "colored_position"}
+    assert params.teacher.width % params.teacher.heads == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vae": {"kl_wait": 1}}, r"vae\.kl_wait: Extra inputs are not permitted"),
+        ({"vae": {"lr": -1}}, r"vae\.lr: Input should be greater than 0"),
+        ({"vae": {"channels": [8, 8]}}, r"vae\.channels: .* at least 3 items"),
+        ({"teacher": {"ema_decay": 1.0}}, r"teacher\.ema_decay: Input should be less than 1"),
+        ({"text": {"encoder": {"width": 16, "layers": 2}}}, r"text\.encoder\.heads: Field required"),
+        ({"threads": 0}, r"threads: Input should be greater than or equal to 1"),
+    ],
+)
+def test_a_wrong_recipe_names_file_and_key(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    write_recipe(tmp_path, changes)
+    with pytest.raises(UserError, match=rf"data/world/params\.yaml: {message}"):
+        load_world_params(tmp_path)
+
+
+def test_a_missing_recipe_says_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such file; `git checkout data/world/params\.yaml` restores it"):
+        load_world_params(tmp_path)
+
+
+def test_the_rate_warms_up_stays_and_ends_at_zero() -> None:
+    rates = [cosine_after(step, 1000, 0.4) for step in range(1000)]
+    assert rates[0] == pytest.approx(1 / 20) and rates[19] == rates[20] == rates[599] == 1.0
+    assert rates[800] == pytest.approx(0.5) and rates[999] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_training_times_lie_inside_and_lean_towards_noise() -> None:
+    times = draw_times(20000, 4.0, torch_generator(0, "times"))
+    assert times.min() > 0 and times.max() < 1
+    assert times.median().item() == pytest.approx(0.8, abs=0.01)  # 4 / (4 + 1): the logit-normal's median is 1/2
+    plain = draw_times(20000, 1.0, torch_generator(0, "times"))
+    assert plain.median().item() == pytest.approx(0.5, abs=0.01)
+    assert torch.allclose(times, 4 * plain / (1 + 3 * plain))
+
+
+def test_training_images_have_their_tags_shares(tmp_path: Path) -> None:
+    write_recipe(tmp_path, {"teacher": {"images": 20000}})
+    params, rows = load_world_params(tmp_path), [*captions_of("train"), *pretrain_teacher.auxiliary()]
+    drawn = draw_captions(params, rows, numpy_generator(0, "draw"))
+    for tag, share in params.teacher.tag_weights.items():
+        assert sum(rows[i].tag == tag for i in drawn) / 20000 == pytest.approx(share, abs=0.013), tag
+
+
+def test_compatible_agrees_with_the_verifier() -> None:
+    """If an image of one caption shows another exactly, the two are compatible, and compatible ones share images."""
+    chosen = [caption for tag in TAGS for caption in captions() if caption.tag == tag][::2]
+    chosen = [caption for caption in chosen if {item["class"] for item in caption.include} <= {"circle", "cross"}]
+    truth = [caption for caption in chosen for _ in range(8)]
+    read = parse(render(sample_scenes(truth, numpy_generator(0, "compatible"))))
+    seen = 0
+    for other in chosen:
+        fits = _judge(read, other.metadata())[0].view(len(chosen), 8).sum(1).tolist()
+        for one, count in zip(chosen, fits, strict=True):
+            assert compatible(one, other) == compatible(other, one)
+            assert count == 0 or compatible(one, other), (one.prompt, other.prompt)
+            seen += count
+    assert len(chosen) > 20 and seen > 9 * len(chosen)  # more than each caption with itself
+
+
+def test_compatible_by_hand() -> None:
+    found = {caption.prompt.removeprefix("a photo of "): caption for caption in captions()}
+    truth = {
+        ("a circle", "a red circle"): True,
+        ("a red circle", "a blue circle"): False,
+        ("a circle and a cross", "a cross and a circle"): True,
+        ("a circle and a cross", "a circle left of a cross"): True,
+        ("a circle left of a cross", "a cross right of a circle"): True,
+        ("a circle left of a cross", "a cross left of a circle"): False,
+        ("a circle left of a cross", "a circle above a cross"): True,
+        ("a red circle and a blue cross", "a circle left of a cross"): True,
+        ("a red circle and a blue cross", "a blue cross and a red circle"): True,
+        ("a red circle and a blue cross", "a blue circle and a red cross"): False,
+        ("two circles", "three circles"): False,
+        ("a circle", "two circles"): False,
+        ("a circle", "a circle and a cross"): False,
+    }
+    for (one, other), expected in truth.items():
+        assert compatible(found[one], found[other]) == compatible(found[other], found[one]) == expected, (one, other)
+
+
+def test_contrast_leaves_right_answers_out() -> None:
+    """Three captions, two of which fit the same image: that pair is in neither direction of the contrast."""
+    vectors = torch.eye(3)
+    truth, none, pair = torch.tensor([0, 2]), torch.zeros(3, 3, dtype=torch.bool), torch.zeros(3, 3, dtype=torch.bool)
+    pair[0, 1] = pair[1, 0] = True
+    images = torch.stack([vectors[0] + vectors[1], vectors[2]])
+    confused = contrast_loss(images, vectors, torch.tensor(1.0), truth, none)
+    freed = contrast_loss(images, vectors, torch.tensor(1.0), truth, pair)
+    e = float(torch.e)
+    own, other = -torch.log(torch.tensor(e / (2 * e + 1))), -torch.log(torch.tensor(e / (e + 2)))
+    back = -torch.log(torch.tensor(e / (e + 1)))
+    assert confused.item() == pytest.approx(float((own + other) / 2 + back) / 2, rel=1e-5)
+    assert freed.item() == pytest.approx(float((back + other) / 2 + back) / 2, rel=1e-5)
+
+
+def test_the_autoencoders_loss_weighs_objects_and_one_pixel_around() -> None:
+    coverage = torch.zeros(1, 1, 7, 7)
+    coverage[0, 0, 3, 3] = 1.0
+    weight = loss_weight(coverage, 4.0)
+    assert weight.sum() == 49 + 3 * 9 and weight[0, 0, 2, 2] == 4 and weight[0, 0, 1, 3] == 1
+
+
+def test_text_encoders_learn_to_parse_the_training_captions(tmp_path: Path) -> None:
+    recipe = {"text": TINY["text"] | {"iterations": 80, "batch_size": 32, "captions": 0, "lr": 5e-3}}
+    write_recipe(tmp_path, recipe)
+    params = load_world_params(tmp_path)
+    data = pretrain_text.corpus(params, pretrain_text.make_tokenizer())
+    ids, target = data["train"]
+    parser = pretrain_text.train_encoder(params, params.text.encoder, ids, target, "test")
+    with torch.no_grad():
+        losses = [pretrain_text.answer_loss(logits, target).item() for logits in parser(ids)]
+    shares = [column.bincount(minlength=5) / len(target) for column in target.T]
+    blind = -sum(torch.xlogy(share, share).sum().item() for share in shares)  # the best that ignores the text
+    assert 8 < blind < 12 and max(losses) < 0.75 * blind, (losses, blind)
+
+
+def test_the_parts_load_as_any_teacher_does(made: Path) -> None:
+    work = made / "results/world"
+    figures = {part: read_json(work / part / "metrics.json") for part in ("text", "vae", "clip", "teacher")}
+    assert set(figures["teacher"]) == {
+        f"strict.{s}{t}" for s in ("train", "heldout") for t in ("", *(f".{t}" for t in TAGS))
+    }
+    assert set(figures["vae"]) == {"strict.train", "strict.heldout"}
+    assert set(figures["clip"]) == {"top1.train", "top1.heldout"}
+    assert len(figures["text"]) == 8
+    assert all(0 <= value <= 1 for part in figures.values() for value in part.values())
+    model = preset("world", {"model": {"teacher": "results/world/teacher/teacher"}}).model
+    backbone = load_backbone(model, text=True, root=made)
+    assert backbone.latent_shape() == (4, 9, 9)
+    assert backbone.sigmas(4).tolist() == pytest.approx([1.0, 0.9, 0.75, 0.5, 0.0])
+    images = render(sample_scenes(captions()[:40], numpy_generator(0, "latents")))
+    latents = backbone.encode_images(images)
+    assert latents.mean().abs() < 0.3 and 0.5 < latents.std() < 2  # the config's shift and scale centre them
+    cond = backbone.encode([caption.prompt for caption in captions()[:3]])
+    assert cond.tensors["encoder_hidden_states"].shape == (3, 13 + 1, 24)
+    v = backbone.velocity(backbone.transformer, latents[:3], torch.full((3,), 0.5), cond)
+    assert v.shape == (3, 4, 9, 9) and torch.isfinite(v).all()
+
+
+def test_the_clip_part_loads_as_a_reward_with_the_text_tower_kept(made: Path) -> None:
+    work = made / "results/world"
+    reward = load_reward(RewardParams(name="clipscore", model="results/world/clip/clip"), root=made)
+    images = render(sample_scenes(captions()[:4], numpy_generator(0, "clip")))
+    scores = reward.score(images, [caption.prompt for caption in captions()[:4]], [None] * 4)
+    assert scores.shape == (4,) and scores.abs().max() <= 1
+    clip, _ = load_tensors(work / "clip/clip/model.safetensors")
+    text, _ = load_tensors(work / "text/text_encoder/model.safetensors")
+    shared = [name for name in text if name.startswith("text_model.")]
+    assert len(shared) > 10 and all(torch.equal(clip[name], text[name]) for name in shared)
+
+
+def test_the_same_recipe_gives_the_same_bytes(made: Path) -> None:
+    folder = made / "results/world/text"
+    before = sha256_tree(folder)
+    torch.manual_seed(12345)  # whatever came before
+    pretrain_text.run(made)
+    assert sha256_tree(folder) == before
+
+
+def test_assemble_refuses_poor_figures_and_pins_good_ones(made: Path) -> None:
+    work, target = made / "results/world", made / "data/world"
+    with pytest.raises(RtdmdError, match=r"vae: strict\.heldout is 0\.\d+, below 0\.99; data/world stays as it is"):
+        pretrain_assemble.run(made)
+    assert not (target / "teacher").exists()
+    write_json(work / "vae/metrics.json", {"strict.heldout": 0.999})
+    good = {f"strict.heldout.{tag}": 0.95 for tag in TAGS} | {"strict.heldout": 0.95}
+    write_json(work / "teacher/metrics.json", good | {"strict.heldout.counting": 0.7})
+    with pytest.raises(RtdmdError, match=r"teacher: strict\.heldout\.counting is 0\.700, below 0\.75"):
+        pretrain_assemble.run(made)
+    assert not (target / "teacher").exists()
+    write_json(work / "teacher/metrics.json", good)
+    pretrain_assemble.run(made)
+    check_manifest(target)
+    manifest = read_json(target / "manifest.json")
+    assert manifest["figures"]["teacher"] == good and "teacher/model_index.json" in manifest["files"]
+    assert manifest["recipe"]["params.yaml"] == sha256_file(target / "params.yaml")
+    assert load_backbone(preset("world").model, vae=False, root=made).latent_shape() == (4, 9, 9)
+
+
+def test_assemble_refuses_a_world_too_large_to_commit(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, target = made / "results/world", made / "data/world"
+    good = {f"strict.heldout.{tag}": 0.95 for tag in TAGS} | {"strict.heldout": 0.995}
+    for part in ("vae", "teacher"):
+        write_json(work / part / "metrics.json", good)
+    (work / "clip/clip/notes.json").write_text("{}")  # so that a copy would show
+    before = sha256_tree(target)
+    monkeypatch.setattr(pretrain_assemble, "LARGEST", 1000)
+    with pytest.raises(RtdmdError, match=r"data/world would hold \d+ bytes, more than 1000"):
+        pretrain_assemble.run(made)
+    assert sha256_tree(target) == before
+
+
+def check_manifest(folder: Path) -> None:
+    """The manifest pins every file of teacher/ and clip/ as it is, and nothing else."""
+    manifest = read_json(folder / "manifest.json")
+    files = [file for part in ("clip", "teacher") for file in tree_files(folder / part)]
+    assert {file.relative_to(folder).as_posix(): sha256_file(file) for file in files} == manifest["files"]
+    assert sum(file.stat().st_size for file in files) == manifest["bytes"] <= 16 * 2**20
+
+
+def test_the_committed_world_is_what_its_manifest_pins() -> None:
+    folder = REPOSITORY / "data/world"
+    if not (folder / "manifest.json").is_file():
+        assert not (folder / "teacher").exists()  # a world without its manifest is not pinned
+        return
+    check_manifest(folder)
+    manifest = read_json(folder / "manifest.json")
+    assert manifest["recipe"]["params.yaml"] == sha256_file(folder / "params.yaml")
+    figures = manifest["figures"]
+    assert figures["vae"]["strict.heldout"] >= 0.99
+    assert figures["teacher"]["strict.heldout"] >= 0.90
+    assert min(figures["teacher"][f"strict.heldout.{tag}"] for tag in TAGS) >= 0.75
+    assert WorldParams.model_validate(yaml.safe_load((folder / "params.yaml").read_text())).seed == 0
