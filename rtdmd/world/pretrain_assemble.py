@@ -33,18 +33,17 @@ def run(root: Path = Path(".")) -> None:
                     f"{part}: {name} is {figures[part][name]:.3f}, below {floor}; data/world stays as it is"
                 )
     target = root / TARGET
-    for name in ("teacher", "clip"):
+    sources = {name: root / WORK / name / name for name in ("clip", "teacher")}
+    size = sum(file.stat().st_size for source in sources.values() for file in tree_files(source))
+    if size > LARGEST:
+        raise RtdmdError(f"data/world would hold {size} bytes, more than {LARGEST}; it stays as it is")
+    for name, source in sources.items():
         partial = target / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(root / WORK / name / name, partial)
+        shutil.copytree(source, partial)
         shutil.rmtree(target / name, ignore_errors=True)
         partial.replace(target / name)
-    files = {
-        file.relative_to(target).as_posix(): file for name in ("clip", "teacher") for file in tree_files(target / name)
-    }
-    size = sum(file.stat().st_size for file in files.values())
-    if size > LARGEST:
-        raise RtdmdError(f"data/world would hold {size} bytes, more than {LARGEST}")
+    files = {file.relative_to(target).as_posix(): file for name in sources for file in tree_files(target / name)}
     manifest = {
         "files": {name: sha256_file(file) for name, file in files.items()},
         "bytes": size,
