@@ -67,7 +67,8 @@ class TrainAcdmdParams(Section):
     )
     renoise: RenoiseParams
     weighting: Literal["clamp", "inverse_variance"] = param(
-        "of the ambient loss: min(1/β², weight_clamp) or 1/β²", source="public code: clamp; inverse_variance ours"
+        "of the ambient loss: β² min(1/β², weight_clamp), or 1/Var(target)",
+        source="public code: clamp; inverse_variance ours",
     )
     weight_clamp: Real = param("largest weight (clamp only)", source="public code: 10", gt=0)
     consistency: ConsistencyParams

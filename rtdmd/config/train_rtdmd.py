@@ -47,7 +47,8 @@ class TrainRtdmdParams(Section):
     )
     share_initial: Flag = param("one initial latent per group", source="paper and public code: false")
     subset_factor: Flag = param(
-        "scale the policy term by the number of candidate_steps / trained_steps", source="paper: true; public code: false"
+        "scale the policy term by the number of candidate_steps / trained_steps",
+        source="paper: true; public code: false",
     )
     baseline: Literal["group_mean", "leave_one_out"] = param(
         "subtracted from a reward", source="public code: group_mean"
@@ -65,7 +66,7 @@ class TrainRtdmdParams(Section):
         source="paper: gaussian; public code: published",
     )
     clip_range: Real = param(
-        "policy ratio is clipped to 1 ± this; only means something with the density", source="public code: 1e-5", gt=0
+        "log of the policy ratio is clipped to ± this, in the density's units", source="public code: 1e-5", gt=0
     )
     weights: TermWeights
     gradient_scaling: Literal["none", "unit_norm"] = param(

@@ -163,7 +163,8 @@ def policy_gradient(
     """
     policy, anchor = Gradients(learner), Gradients(learner)
     kept = torch.nonzero(advantages != 0).flatten() if p.drop_zero_advantage else torch.arange(len(rollout))
-    factor = subset_factor(len(p.candidate_steps) + 1, len(trained)) if p.subset_factor else 1.0
+    # The public code averages over the trained steps; the paper's (K-1)/M makes their sum unbiased for all of them.
+    factor = subset_factor(len(p.candidate_steps) + 1, len(trained)) if p.subset_factor else 1 / len(trained)
     values = {"kept": len(kept) / len(rollout), "clip_fraction": 0.0, "ratio_error": 0.0}
     passes = 0
     for k in trained:
@@ -177,7 +178,7 @@ def policy_gradient(
                 new, old = published_log_prob(x_next, mean), published_log_prob(x_next, rollout.means[k][rows])
             loss, ratio, clipped = clipped_policy_loss(new, old, advantages[rows], p.clip_range)
             mask = (advantages[rows] != 0) | (not p.drop_zero_advantage)
-            term = factor * (loss * mask).sum() / max(1, len(kept)) / len(trained)
+            term = factor * (loss * mask).sum() / max(1, len(kept))
             with_anchor = p.weights.reference_kl > 0
             policy.add(term, retain_graph=with_anchor)
             if with_anchor:

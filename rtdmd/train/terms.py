@@ -115,12 +115,21 @@ def consistency_loss(
     return consistency_two_sample(h_t, h_r, h_r2)
 
 
-def matching_loss(x_s: Tensor, point: Renoised, v_fake: Tensor, v_teacher: Tensor, eta: float, draws: Draws) -> Tensor:
+def matching_loss(
+    x_s: Tensor,
+    point: Renoised,
+    v_fake: Tensor,
+    v_teacher: Tensor,
+    eta: float,
+    draws: Draws,
+    normalise: bool = True,
+) -> Tensor:
     """Distribution matching (method, stage one, step 5), (B,): projections of x_t to s from both scores, same noise.
 
-    ``x_s`` carries the generator's gradient; everything else is detached.
+    ``x_s`` carries the generator's gradient; everything else is detached. ``normalise``: divide by the sample's mean
+    distance to the teacher's projection (published); it changes the direction in low dimension only.
     """
     noise = draws.normal("projection")
     y_fake = projection(point.x_t, v_fake.detach(), point.t, point.s, eta, noise)
     y_teacher = projection(point.x_t, v_teacher, point.t, point.s, eta, noise)
-    return dmd_loss(x_s, dmd_direction(y_fake, y_teacher, point.x_s, normalise=True))
+    return dmd_loss(x_s, dmd_direction(y_fake, y_teacher, point.x_s, normalise))
