@@ -135,12 +135,14 @@ class Loop:
             return 0
         for name, learner in self.learners.items():
             learner.restore(name, snapshot.tensors)
-        self.rows, self._sums = snapshot.curve["rows"], snapshot.curve["pending"]
+        self.rows, self._sums = [dict(row) for row in snapshot.curve["rows"]], dict(snapshot.curve["pending"])
         return snapshot.step
 
     def _save(self, step: int) -> None:
         groups = {key: group for name, learner in self.learners.items() for key, group in learner.tensors(name).items()}
-        state.save(self.folder, state.Snapshot(step, groups, {"rows": self.rows, "pending": self._sums}))
+        # pairs: JSON objects are written in the order of their keys, and the columns have an order of their own
+        curve = {"rows": [list(row.items()) for row in self.rows], "pending": list(self._sums.items())}
+        state.save(self.folder, state.Snapshot(step, groups, curve))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Collect values; every ``log_every`` steps their means become a row. Raises FloatingPointError on a
