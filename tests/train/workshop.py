@@ -1,0 +1,75 @@
+"""What the training tests share: a tiny backbone to put roles on, conditioning, and a workspace ready to train."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rtdmd.backbones import load_backbone
+from rtdmd.backbones.protocol import Backbone, Conditioning
+from rtdmd.config import AdapterParams, Params, preset
+from rtdmd.rng import normal
+from rtdmd.stages import cache_teacher, prepare_prompts
+from rtdmd.train.roles import STACKS, Roles
+from tests.workspace import make_workspace
+
+SHAPE = (4, 9, 9)
+LEVELS = torch.tensor([1.0, 0.9, 0.75, 0.5, 0.0])
+
+
+def tiny_backbone(teacher: Path, vae: bool = False, dtype: str = "float32") -> Backbone:
+    """The tiny teacher behind the backbone protocol."""
+    return load_backbone(preset("smoke", {"model": {"teacher": str(teacher), "dtype": dtype}}).model, vae=vae)
+
+
+def adapter(mode: str = "lora", rank: int = 4) -> AdapterParams:
+    """The adapter section."""
+    return AdapterParams(mode=mode, rank=rank, alpha=2 * rank, targets="attention")  # type: ignore[arg-type]
+
+
+def roles_on(backbone: Backbone, stage: str = "train_acdmd", mode: str = "lora", seed: int = 0) -> Roles:
+    """Roles of a stage on a copy of ``backbone``, whose own transformer stays as it is."""
+    return Roles(copy.deepcopy(backbone), adapter(mode), STACKS[stage], seed)
+
+
+def disturb(roles: Roles, *names: str, scale: float = 0.05) -> None:
+    """Move the adapters away from where they start (a fresh LoRA adds nothing), by fixed random numbers."""
+    for name in names:
+        state = roles.state(name)
+        moved = {key: value + scale * normal(value.shape, name, key).to(value) for key, value in state.items()}
+        roles.load(name, moved, "a test")
+
+
+def conditioning(rows: int, name: str = "cond") -> Conditioning:
+    """Random conditioning of the tiny teacher's widths."""
+    sequence, pooled = normal((rows, 13, 24), name, "sequence"), normal((rows, 20), name, "pooled")
+    return Conditioning({"encoder_hidden_states": sequence, "pooled_projections": pooled})
+
+
+def batch(rows: int) -> tuple[Tensor, Tensor, Conditioning]:
+    """x (B, 4, 9, 9), sigma (B,), conditioning."""
+    return normal((rows, *SHAPE), "x"), torch.linspace(0.1, 1.0, rows), conditioning(rows)
+
+
+def make_trainable(root: Path, teacher: Path, clip: Path) -> Params:
+    """A workspace in which the training stages' inputs are there: prompts and text cache."""
+    params = make_workspace(root, teacher, clip)
+    prepare_prompts.run(root)
+    cache_teacher.run(root)
+    return params
+
+
+def results(root: Path, stage: str) -> dict[str, bytes]:
+    """The outputs of a stage."""
+    return {path.name: path.read_bytes() for path in sorted((root / "results" / stage).iterdir())}
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """A CSV of numbers; empty cells are left out."""
+    header, *lines = path.read_text(encoding="utf-8").splitlines()
+    cells = [zip(header.split(","), line.split(","), strict=True) for line in lines]
+    return [{name: float(value) for name, value in row if value} for row in cells]
