@@ -17,6 +17,7 @@ from torch import Tensor
 from rtdmd.flow.cps import cps_mean_std, gaussian_log_prob, published_log_prob
 from rtdmd.flow.path import x0_from_velocity
 from rtdmd.flow.policy import clipped_policy_loss, gaussian_kl, group_advantages, subset_factor
+from rtdmd.flow.precision import require_finite
 from rtdmd.rewards import Reward
 from rtdmd.rng import normal_batch
 from rtdmd.train.terms import Draws, Renoised, Velocities, matching_loss, renoised
@@ -84,6 +85,7 @@ def roll_out(
                 for rows in micro_batches(len(x), p.micro_batch)
             ]
         )
+        require_finite(f"the generator's velocity at step {k}", v)
         mean, std = cps_mean_std(x, v, sigma.expand(len(x)), tau.expand(len(x)), eta)
         if last:
             states.append(mean)
@@ -101,7 +103,7 @@ def score(rollout: Rollout, rewards: Mapping[str, Reward], backbone: Backbone, s
     """Scores (N,) of the roll-out's final images by each reward."""
     parts: dict[str, list[Tensor]] = {name: [] for name in rewards}
     for rows in micro_batches(len(rollout), size):
-        images = backbone.decode(rollout.states[-1][rows])
+        images = require_finite("the decoder's images", backbone.decode(rollout.states[-1][rows]))
         prompts, metadata = describe(rollout.records[rows])
         for name, reward in rewards.items():
             parts[name].append(reward.score(images, prompts, metadata))

@@ -16,6 +16,7 @@ from rtdmd.flow.ambient import ambient_loss, ambient_target, draw_renoise_time, 
 from rtdmd.flow.consistency import consistency_one_sample, consistency_two_sample, posterior_mean
 from rtdmd.flow.cps import cps_step, eta_star
 from rtdmd.flow.matching import dmd_direction, dmd_loss, projection
+from rtdmd.flow.precision import require_finite
 from rtdmd.rng import normal_batch, uniform_batch
 
 if TYPE_CHECKING:
@@ -77,15 +78,17 @@ class Renoised:
 
 
 def renoised(x_s: Tensor, s: Tensor, params: RenoiseParams, draws: Draws) -> Renoised:
-    """Subinterval renoising of detached samples (method, stage one, step 2)."""
+    """Subinterval renoising of detached samples (method, stage one, step 2). FloatingPointError where one is not
+    finite."""
     t = draw_renoise_time(draws.uniform("time"), s, params.margin, params.low, params.high)
     z = draws.normal("renoise")
-    x_s = x_s.detach()
+    x_s = require_finite("the generator's sample x_s", x_s.detach())
     return Renoised(x_s, s, renoise(x_s, z, s, t), t, z)
 
 
 def fake_ambient_loss(point: Renoised, v_fake: Tensor, weighting: str, clamp_max: float) -> Tensor:
     """Ambient flow matching of the fake score (method, stage one, step 3), (B,)."""
+    require_finite("the fake score's velocity v_fake", v_fake)
     target = ambient_target(point.x_s, point.z, point.s, point.t)
     return ambient_loss(v_fake, target, point.s, point.t, weighting, clamp_max)  # type: ignore[arg-type]
 
