@@ -1,0 +1,286 @@
+"""`train_acdmd` through its own run(root): exact resume, repeatable bytes, and every setting of the method."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rtdmd.errors import RtdmdError
+from rtdmd.files import load_tensors
+from rtdmd.stages import train_acdmd
+from rtdmd.train import roles as roles_module
+from rtdmd.train import terms
+from tests.train.workshop import make_trainable, results, rows_of
+from tests.workspace import REPOSITORY, set_params
+
+STAGE = "train_acdmd"
+EIGHT = {"train_acdmd": {"iterations": 8, "save_every": 3, "log_every": 2}}
+FILES = ["curves.csv", "fake.safetensors", "generator.safetensors", "resolved.json"]
+
+
+@pytest.fixture(scope="module")
+def root(tiny_teacher: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stage-one")
+    make_trainable(folder, tiny_teacher, tiny_clip)
+    return folder
+
+
+def train(root: Path, changes: dict[str, Any], fresh: bool = True) -> dict[str, bytes]:
+    """Run the stage with smoke parameters and ``changes``; ``fresh``: without a checkpoint to go on from."""
+    set_params(root, changes)
+    if fresh:
+        shutil.rmtree(root / ".rtdmd", ignore_errors=True)
+    shutil.rmtree(root / "results" / STAGE, ignore_errors=True)
+    train_acdmd.run(root)
+    return results(root, STAGE)
+
+
+@pytest.fixture(scope="module")
+def whole(root: Path) -> dict[str, bytes]:
+    """Eight iterations without interruption."""
+    return train(root, EIGHT)
+
+
+def dies_at(step: int, kind: type[BaseException] = KeyboardInterrupt) -> Callable[..., dict[str, float]]:
+    """The iteration, which ends the process at one step."""
+    real = train_acdmd.iteration
+
+    def iteration(players: Any, cond: Any, draws: Any, generator_turn: bool) -> dict[str, float]:
+        if draws.step == step:
+            raise kind
+        return real(players, cond, draws, generator_turn)
+
+    return iteration
+
+
+def test_two_runs_give_the_same_bytes(root: Path, whole: dict[str, bytes]) -> None:
+    assert sorted(whole) == FILES
+    torch.manual_seed(77)  # whatever came before
+    assert train(root, EIGHT) == whole
+
+
+@pytest.mark.parametrize("step", [1, 4, 6, 7])
+def test_killed_and_resumed_is_the_uninterrupted_run(
+    root: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Killed before the first checkpoint, between two of them in the middle of a row, and right after one."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_acdmd, "iteration", dies_at(step))
+        train(root, EIGHT)
+    assert results(root, STAGE) == {}
+    assert train(root, EIGHT, fresh=False) == whole
+
+
+def test_killed_twice_and_after_the_last_iteration(
+    root: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (5, 7):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(train_acdmd, "iteration", dies_at(step))
+            train(root, EIGHT, fresh=step == 5)
+
+    def dying(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_acdmd, "write_outputs", dying)
+        train(root, EIGHT, fresh=False)
+    seen: list[int] = []
+    monkeypatch.setattr(train_acdmd, "iteration", lambda players, cond, draws, generator_turn: seen.append(draws.step))
+    assert train(root, EIGHT, fresh=False) == whole
+    assert seen == []
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from rtdmd.stages import train_acdmd
+from rtdmd.train import state
+
+saves, real = [], state.save_tensors
+
+def save_tensors(tensors, path):
+    real(tensors, path)
+    saves.append(path)
+    if len(saves) == 10:  # eight groups a checkpoint: in the middle of the second one
+        os.kill(os.getpid(), signal.SIGKILL)
+
+state.save_tensors = save_tensors
+train_acdmd.run(Path(sys.argv[1]))
+"""
+
+
+def test_kill_9_inside_a_save_and_resume(root: Path, whole: dict[str, bytes]) -> None:
+    set_params(root, EIGHT)
+    shutil.rmtree(root / ".rtdmd", ignore_errors=True)
+    shutil.rmtree(root / "results" / STAGE, ignore_errors=True)
+    command = [sys.executable, "-c", KILLED, str(root)]
+    killed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert killed.returncode == -9, killed.stderr
+    (run_dir,) = (root / ".rtdmd/runs").iterdir()
+    assert sorted(path.name for path in run_dir.iterdir()) == [".step-00000006.partial", "LATEST", "step-00000003"]
+    assert train(root, EIGHT, fresh=False) == whole
+    assert not list(run_dir.glob(".*.partial"))
+    assert not list((root / "results" / STAGE).glob(".partial-*"))
+
+
+def test_another_seed_is_another_run(root: Path, whole: dict[str, bytes]) -> None:
+    other = train(root, EIGHT | {"run": {"seed": 1, "threads": 1}})
+    assert all(other[name] != whole[name] for name in FILES)
+
+
+def test_curves_tell_what_happened(root: Path, whole: dict[str, bytes]) -> None:
+    train(root, EIGHT)
+    rows = rows_of(root / "results" / STAGE / "curves.csv")
+    assert [row["iteration"] for row in rows] == [2, 4, 6, 8]
+    names = {
+        "fake_ambient",
+        "fake_consistency",
+        "fake_grad_norm",
+        "generator_grad_norm",
+        "matching",
+        "gap",
+        "sample_std",
+    }
+    assert all(set(row) == names | {"iteration"} for row in rows)
+    assert rows[0]["gap"] > 0 and all(row["generator_grad_norm"] > 0 for row in rows)
+    assert all(0.1 < row["sample_std"] < 10 for row in rows)
+
+
+def test_what_is_written_is_the_average_and_not_the_last_generator(root: Path, whole: dict[str, bytes]) -> None:
+    folder = root / "results" / STAGE
+    train(root, EIGHT | {"train_acdmd": EIGHT["train_acdmd"] | {"ema_decay": 0.0}})
+    last, about = load_tensors(folder / "generator.safetensors")
+    assert about == {"stage": STAGE, "mode": "lora", "rank": "4", "alpha": "8", "role": "generator"}
+    (run_dir,) = (root / ".rtdmd/runs").iterdir()
+    live, _ = load_tensors(run_dir / "step-00000008/generator_parameters.safetensors")
+    assert sum(value.sum().item() for value in last.values()) == pytest.approx(
+        sum(value.sum().item() for value in live.values()), abs=1e-5
+    )  # decay 0: the average is the live generator
+    train(root, EIGHT)
+    averaged, _ = load_tensors(folder / "generator.safetensors")
+    moved = [(value - averaged[name]).abs().max().item() for name, value in last.items()]
+    assert 0 < max(moved) < 2e-3  # four updates of 2e-4
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "dmd2": {"start": "data", "consistency": {"weight": 0.0}},
+    "clamp": {"weighting": "clamp", "consistency": {"weight": 0.0}},
+    "one_sample": {"consistency": {"weight": 0.1, "estimator": "one_sample"}},
+    "eta_star": {"consistency": {"weight": 0.1, "kernel": "eta_star"}},
+    "eta_star, one_sample": {"consistency": {"weight": 0.1, "kernel": "eta_star", "estimator": "one_sample"}},
+    "warmup": {"warmup": 10, "weight_decay": 0.1},
+}
+
+
+def watched(patch: pytest.MonkeyPatch) -> list[tuple[float, float, float]]:
+    """Collects (s, least t, largest t) of every renoising."""
+    seen: list[tuple[float, float, float]] = []
+    real = terms.renoised
+
+    def renoised(*arguments: Any) -> terms.Renoised:
+        point = real(*arguments)
+        assert point.s.min() == point.s.max()
+        seen.append((point.s[0].item(), point.t.min().item(), point.t.max().item()))
+        return point
+
+    patch.setattr(train_acdmd, "renoised", renoised)
+    return seen
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_runs_and_is_its_own_run(root: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    seen = watched(monkeypatch)
+    settings = {"iterations": 6, "log_every": 1} | SETTINGS[name]
+    out = train(root, {"train_acdmd": settings})
+    rows = rows_of(root / "results" / STAGE / "curves.csv")
+    assert len(rows) == len(seen) == 6
+    has_term = SETTINGS[name].get("consistency", {"weight": 0.01})["weight"] > 0
+    assert all(("fake_consistency" in row) == has_term for row in rows)
+    assert [("matching" in row) for row in rows] == [False, True] * 3
+    if name == "dmd2":
+        assert {s for s, _, _ in seen} == {0.0}
+    else:
+        assert len({s for s, _, _ in seen}) > 1
+        assert {round(s, 4) for s, _, _ in seen} <= {0.9, 0.75, 0.5, 0.0}
+    assert all(low >= s + 0.01 - 1e-6 and high <= 1 for s, low, high in seen)
+    monkeypatch.undo()
+    assert train(root, {"train_acdmd": settings | {"start": "step"}}) != out or name != "dmd2"
+
+
+def test_full_mode_trains_resumes_and_leaves_the_teacher(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"adapter": {"mode": "full"}, "train_acdmd": {"iterations": 4, "save_every": 1}}
+    whole = train(root, changes)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_acdmd, "iteration", dies_at(2))
+        train(root, changes)
+    assert train(root, changes, fresh=False) == whole
+    base, _ = load_tensors(root / "data/world/teacher/transformer/diffusion_pytorch_model.safetensors")
+    full, about = load_tensors(root / "results" / STAGE / "generator.safetensors")
+    assert about["mode"] == "full" and full.keys() == base.keys()
+    moved = [(full[name] - value).abs().max().item() for name, value in base.items()]
+    assert 0 < max(moved) < 1e-3
+
+
+def test_a_non_finite_value_stops_the_run_with_step_name_and_checkpoint(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = roles_module.Roles.velocity
+    calls: list[str] = []
+
+    def velocity(self: Any, role: str, *arguments: Any, **more: Any) -> torch.Tensor:
+        v = real(self, role, *arguments, **more)
+        calls.append(role)
+        return v * float("nan") if role == "teacher" and calls.count("teacher") == 3 else v
+
+    monkeypatch.setattr(roles_module.Roles, "velocity", velocity)
+    with pytest.raises(RtdmdError) as caught:
+        train(root, EIGHT)
+    (run_dir,) = (root / ".rtdmd/runs").iterdir()
+    assert str(caught.value) == (
+        "train_acdmd stopped at iteration 5: the teacher's projection y_teacher has 1296 non-finite values of 1296;"
+        f" the last good checkpoint is iteration 3 in {run_dir}"
+    )
+    assert results(root, STAGE) == {}
+
+
+@pytest.mark.parametrize(("role", "name"), [("fake", "the fake score"), ("generator", "the generator")])
+def test_a_non_finite_role_is_named(root: Path, monkeypatch: pytest.MonkeyPatch, role: str, name: str) -> None:
+    """At an iteration without a generator update, where nothing but the fake score's loss sees it."""
+    real = roles_module.Roles.velocity
+    calls: list[str] = []
+
+    def velocity(self: Any, which: str, *arguments: Any, **more: Any) -> torch.Tensor:
+        calls.append(which)
+        v = real(self, which, *arguments, **more)
+        return v * float("nan") if which == role else v
+
+    monkeypatch.setattr(roles_module.Roles, "velocity", velocity)
+    with pytest.raises(RtdmdError, match=rf"train_acdmd stopped at iteration 0: .*{name}.*; no checkpoint"):
+        train(root, EIGHT)
+
+
+def test_a_generator_turn_moves_the_generator_and_other_turns_do_not(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, states = train_acdmd.iteration, []
+
+    def iteration(players: Any, *arguments: Any, **more: Any) -> dict[str, float]:
+        before = [p.detach().clone() for p in (*players.generator.parameters, *players.fake.parameters)]
+        values = real(players, *arguments, **more)
+        after = (*players.generator.parameters, *players.fake.parameters)
+        moved = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+        half = len(players.generator.parameters)
+        states.append((any(moved[:half]), any(moved[half:])))
+        return values
+
+    monkeypatch.setattr(train_acdmd, "iteration", iteration)
+    train(root, {"train_acdmd": {"iterations": 6, "generator_every": 3}})
+    assert states == [(False, True), (False, True), (True, True)] * 2
