@@ -16,6 +16,9 @@ from rtdmd.rng import permutation
 SHAPES = ("circle", "square", "triangle", "cross")
 PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
 COLORS = ("red", "green", "blue", "yellow")
+# Nouns that only the text encoders read: from many they learn that "a" means one, whatever follows.
+OTHER_NOUNS = ("ring", "tree", "bird", "boat", "key", "bell", "drum", "hat", "lamp", "clock", "chair", "apple")
+OTHER_NOUNS += ("kite", "flower", "button", "arrow", "cup", "ball", "door", "fork", "lemon", "sofa", "fan", "mug")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 RELATIONS = ("left of", "right of", "above", "below")
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
@@ -127,5 +130,6 @@ def auxiliary() -> tuple[Caption, ...]:
 
 
 def words() -> list[str]:
-    """Every word a caption can contain, sorted: the vocabulary of the world's tokenizer."""
-    return sorted({word for caption in captions() for word in caption.prompt.split()})
+    """Every word that one token stands for, sorted: the captions' words and the text encoders' further nouns."""
+    seen = {word for caption in captions() for word in caption.prompt.split()}
+    return sorted(seen | {form for noun in OTHER_NOUNS for form in (noun, noun + "s")})
