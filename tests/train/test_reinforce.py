@@ -1,0 +1,340 @@
+"""Stage two's parts on a tiny teacher: shared noise, what a zero advantage leaves out, scalings, micro-batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rtdmd.backbones.protocol import Backbone, Conditioning
+from rtdmd.config import RewardParams, TrainRtdmdParams, preset
+from rtdmd.flow.cps import cps_mean_std, gaussian_log_prob, published_log_prob
+from rtdmd.rewards import load_reward
+from rtdmd.train.engine import Learner
+from rtdmd.train.reinforce import (
+    Gradients,
+    Rollout,
+    advantages_of,
+    combine,
+    last_step_gradients,
+    micro_batches,
+    policy_gradient,
+    roll_out,
+    score,
+)
+from rtdmd.train.roles import Roles
+from rtdmd.train.terms import Draws
+from rtdmd.world.grammar import captions
+from tests.train.workshop import LEVELS, SHAPE, conditioning, disturb, roles_on, tiny_backbone
+
+GROUPS, SIZE, ETA = 3, 4, 0.9
+COUNT = GROUPS * SIZE
+GROUP_OF = torch.arange(COUNT) // SIZE
+RECORDS = [captions()[80 * int(group)].metadata() for group in GROUP_OF]
+
+
+def settings(**changes: Any) -> TrainRtdmdParams:
+    """Stage two's section: all three stochastic steps are candidates, two are trained, no shared start."""
+    own = {"candidate_steps": [0, 1, 2], "trained_steps": 2, "share_initial": False, "micro_batch": 5}
+    return preset("smoke", {"train_rtdmd": own | changes}).train_rtdmd
+
+
+@dataclass
+class Table:
+    """Roles of stage two, away from where they start, and a learner over the trained adapter."""
+
+    roles: Roles
+    learner: Learner
+    backbone: Backbone
+    cond: Conditioning
+
+    def roll_out(self, p: TrainRtdmdParams, trained: tuple[int, ...], seed: int = 0) -> Rollout:
+        records = [{"prompt": record["prompt"], "metadata": record} for record in RECORDS]
+        return roll_out(self.roles, self.cond, records, GROUP_OF, LEVELS, trained, p, ETA, draws(seed))
+
+
+def draws(seed: int = 0, step: int = 3) -> Draws:
+    return Draws(seed, "train_rtdmd", step, tuple(range(COUNT)), SHAPE, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def table(tiny_teacher: Path) -> Table:
+    backbone = tiny_backbone(tiny_teacher, vae=True)
+    roles = roles_on(backbone, "train_rtdmd")
+    disturb(roles, "acdmd", "rtdmd", "fake")
+    learner = Learner.adamw(roles.trainable("rtdmd"), 1e-3, settings())
+    return Table(roles, learner, backbone, conditioning(GROUPS).repeat_interleave(SIZE))
+
+
+def noise_of(rollout: Rollout, k: int) -> Tensor:
+    """The noise of transition k, (N, D)."""
+    return ((rollout.states[k + 1] - rollout.means[k]) / rollout.stds[k][:, None, None, None]).flatten(1)
+
+
+def within_groups(noise: Tensor) -> float:
+    """Largest difference between members of a group, over all groups."""
+    members = noise.view(GROUPS, SIZE, -1)
+    return (members - members[:, :1]).abs().max().item()
+
+
+def flat(gradients: Gradients) -> Tensor:
+    assert gradients.total is not None
+    return torch.cat([gradient.flatten() for gradient in gradients.total])
+
+
+def relative(one: Tensor, other: Tensor) -> float:
+    return ((one - other).norm() / other.norm()).item()
+
+
+def some_advantages() -> Tensor:
+    return torch.linspace(-1.5, 1.5, COUNT) ** 3 + 0.1
+
+
+def test_a_group_shares_its_noise_at_untrained_steps_only(table: Table) -> None:
+    rollout = table.roll_out(settings(), trained=(0, 2))
+    assert len(rollout.states) == 5 and len(rollout.means) == len(rollout.stds) == 3
+    assert within_groups(noise_of(rollout, 1)) < 1e-5
+    assert within_groups(noise_of(rollout, 0)) > 3 and within_groups(noise_of(rollout, 2)) > 3
+    one, two = noise_of(rollout, 1)[0], noise_of(rollout, 1)[SIZE]
+    assert (one - two).abs().max() > 2  # each group its own
+    assert within_groups(rollout.states[0].flatten(1)) > 3
+    assert rollout.stds[1][0].item() == pytest.approx(0.75 * torch.sin(torch.tensor(0.45 * torch.pi)).item())
+    free = table.roll_out(settings(share_noise=False), trained=(0, 2))
+    assert within_groups(noise_of(free, 1)) > 3
+
+
+def test_the_initial_latent_is_shared_where_asked_for(table: Table) -> None:
+    rollout = table.roll_out(settings(share_initial=True), trained=(2,))
+    assert within_groups(rollout.states[0].flatten(1)) == 0
+    # all shared up to step 2: the members of a group are still one image there
+    assert within_groups(rollout.states[2].flatten(1)) < 1e-4
+    assert within_groups(rollout.states[3].flatten(1)) > 1
+
+
+def test_shared_noise_depends_on_the_runs_seed_and_the_epoch(table: Table) -> None:
+    same, other = (noise_of(table.roll_out(settings(), (0, 2), seed), 1) for seed in (0, 1))
+    assert torch.allclose(same, noise_of(table.roll_out(settings(), (0, 2), 0), 1))
+    assert (same - other).abs().max() > 2
+    later = roll_out(
+        table.roles,
+        table.cond,
+        [{"prompt": "", "metadata": None}] * COUNT,
+        GROUP_OF,
+        LEVELS,
+        (0, 2),
+        settings(),
+        ETA,
+        draws(step=4),
+    )
+    assert (noise_of(later, 1) - same).abs().max() > 2
+
+
+def test_the_roll_outs_noise_is_standard(table: Table) -> None:
+    rollout = table.roll_out(settings(share_noise=False), (0, 1))
+    noise = torch.cat([noise_of(rollout, k) for k in range(3)])
+    assert noise.mean().item() == pytest.approx(0, abs=0.05) and noise.std().item() == pytest.approx(1, abs=0.04)
+
+
+@pytest.mark.parametrize("density", ["gaussian", "published"])
+@pytest.mark.parametrize("micro", [1, 5, 12, 96])
+def test_the_ratio_is_exactly_one_at_the_first_update(table: Table, density: str, micro: int) -> None:
+    p = settings(density=density, micro_batch=micro)
+    rollout = table.roll_out(p, (0, 2))
+    *_, values = policy_gradient(table.roles, table.learner, rollout, some_advantages(), (0, 2), p, ETA)
+    assert values == {"kept": 1.0, "clip_fraction": 0.0, "ratio_error": 0.0}
+
+
+@pytest.mark.parametrize("density", ["gaussian", "published"])
+def test_on_policy_it_is_the_score_function_gradient(table: Table, density: str) -> None:
+    """∇ of -mean over trained steps and images of A log p, by one plain pass over everything."""
+    p = settings(density=density, clip_range=0.2)
+    rollout, advantages = table.roll_out(p, (0, 2)), some_advantages()
+    policy, _, _ = policy_gradient(table.roles, table.learner, rollout, advantages, (0, 2), p, ETA)
+    loss = torch.zeros(())
+    for k in (0, 2):
+        sigma, tau = LEVELS[k].expand(COUNT), LEVELS[k + 1].expand(COUNT)
+        v = table.roles.velocity("generator", rollout.states[k], sigma, table.cond)
+        mean, std = cps_mean_std(rollout.states[k], v, sigma, tau, ETA)
+        x = rollout.states[k + 1]
+        logp = gaussian_log_prob(x, mean, std) if density == "gaussian" else published_log_prob(x, mean)
+        loss = loss - (advantages * logp).mean() / 2
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, table.learner.parameters)])
+    assert relative(flat(policy), expected) < 1e-5
+
+
+def test_the_papers_factor_is_the_number_of_candidates_over_the_mean(table: Table) -> None:
+    """(K-1)/M over the sum of M steps: three times the mean over the two trained ones."""
+    rollout, advantages = table.roll_out(settings(), (0, 2)), some_advantages()
+    mean, scaled = (
+        policy_gradient(table.roles, table.learner, rollout, advantages, (0, 2), settings(subset_factor=factor), ETA)[0]
+        for factor in (False, True)
+    )
+    assert relative(flat(scaled), 3 * flat(mean)) < 1e-6
+
+
+def test_zero_advantage_leaves_the_policy_term_only(table: Table) -> None:
+    """Four of twelve at zero: they are gone from the policy's mean, and still in the last step's terms."""
+    advantages = some_advantages()
+    advantages[::3] = 0
+    rollout = table.roll_out(settings(), (0, 2))
+
+    def policy(**changes: Any) -> tuple[Tensor, dict[str, float]]:
+        gradients, _, values = policy_gradient(
+            table.roles, table.learner, rollout, advantages, (0, 2), settings(**changes), ETA
+        )
+        return flat(gradients), values
+
+    dropped, values = policy()
+    kept, others = policy(drop_zero_advantage=False)
+    assert values["kept"] == pytest.approx(8 / 12) and others["kept"] == 1.0
+    assert relative(dropped, kept * 12 / 8) < 1e-5
+
+
+def test_without_any_advantage_the_other_terms_still_train(table: Table, tiny_clip: Path) -> None:
+    p = settings()
+    rollout = table.roll_out(p, (0, 2))
+    policy, _, values = policy_gradient(table.roles, table.learner, rollout, torch.zeros(COUNT), (0, 2), p, ETA)
+    assert values["kept"] == 0.0 and policy.norm() == 0.0
+    matching, backprop, _ = last_step(table, rollout, p, tiny_clip)
+    gradient, norms = combine(
+        {"policy": (0.5, policy), "matching": (0.3, matching), "backprop": (1.0, backprop)}, "unit_norm"
+    )
+    assert norms["grad_policy"] == 0.0 and norms["grad_matching"] > 0 and norms["grad_backprop"] > 0
+    assert sum(g.abs().sum().item() for g in gradient) > 0
+    with pytest.raises(FloatingPointError, match="no loss term has a gradient"):
+        combine({"policy": (0.5, policy), "matching": (0.0, matching)}, "unit_norm")
+
+
+def last_step(
+    table: Table, rollout: Rollout, p: TrainRtdmdParams, clip: Path
+) -> tuple[Gradients, Gradients, dict[str, float]]:
+    """Matching and back-propagation of clipscore, guidance 3."""
+    reward = load_reward(RewardParams(name="clipscore", model=str(clip)))
+    guided = {"guidance": 3.0, "null": conditioning(1, "null")}
+    return last_step_gradients(
+        table.roles, table.learner, rollout, [(1.0, reward)], table.backbone, p, guided, ETA, draws()
+    )
+
+
+def test_the_micro_batch_changes_nothing_but_rounding(table: Table, tiny_clip: Path) -> None:
+    reward = {"clipscore": load_reward(RewardParams(name="clipscore", model=str(tiny_clip)))}
+    whole = settings(micro_batch=COUNT, weights={"reference_kl": 0.1})
+    rollout, advantages = table.roll_out(whole, (0, 2)), some_advantages()
+    first = [
+        *policy_gradient(table.roles, table.learner, rollout, advantages, (0, 2), whole, ETA)[:2],
+        *last_step(table, rollout, whole, tiny_clip)[:2],
+    ]
+    scores = score(rollout, reward, table.backbone, COUNT)["clipscore"]
+    for size in (1, 5):
+        p = settings(micro_batch=size, weights={"reference_kl": 0.1})
+        again = table.roll_out(p, (0, 2))
+        for one, other in zip(again.states, rollout.states, strict=True):
+            assert relative(one, other) < 1e-5
+        terms = [
+            *policy_gradient(table.roles, table.learner, rollout, advantages, (0, 2), p, ETA)[:2],
+            *last_step(table, rollout, p, tiny_clip)[:2],
+        ]
+        assert [relative(flat(a), flat(b)) < 1e-5 for a, b in zip(terms, first, strict=True)] == [True] * 4
+        assert torch.allclose(score(rollout, reward, table.backbone, size)["clipscore"], scores, atol=1e-6)
+    assert [(r.start, r.stop) for r in micro_batches(12, 5)] == [(0, 5), (5, 10), (10, 12)]
+
+
+def test_the_last_steps_gradients_are_those_of_their_losses(table: Table, tiny_clip: Path) -> None:
+    """Back-propagation moves the reward: a small step down its gradient raises the mean score by step times |g|²."""
+    p = settings(weights={"matching": 0.3, "backprop": 1.0}, backprop_margin=2.0)
+    rollout = table.roll_out(p, (0, 2))
+    _, backprop, values = last_step(table, rollout, p, tiny_clip)
+    reward = load_reward(RewardParams(name="clipscore", model=str(tiny_clip)))
+
+    def mean_score() -> float:
+        with torch.no_grad():
+            sigma = LEVELS[3].expand(COUNT)
+            v = table.roles.velocity("generator", rollout.states[3], sigma, table.cond)
+            images = table.backbone.decode(rollout.states[3] - 0.5 * v)
+            return reward.score(images, [r["prompt"] for r in RECORDS], RECORDS).double().mean().item()
+
+    before = mean_score()
+    assert values["backprop"] == pytest.approx(2.0 - before, abs=1e-5)
+    assert backprop.total is not None
+    slope, size = backprop.norm() ** 2, 0.02 / backprop.norm()
+    kept = [w.detach().clone() for w in table.learner.parameters]
+    with torch.no_grad():
+        for w, g in zip(table.learner.parameters, backprop.total, strict=True):
+            w.sub_(size * g)
+    after = mean_score()
+    with torch.no_grad():
+        for w, k in zip(table.learner.parameters, kept, strict=True):
+            w.copy_(k)
+    assert after - before == pytest.approx(size * slope, rel=0.15)
+
+
+def test_terms_of_weight_zero_are_not_computed(table: Table, tiny_clip: Path) -> None:
+    rollout = table.roll_out(settings(), (0, 2))
+    for off, on in (("matching", "backprop"), ("backprop", "matching")):
+        p = settings(weights={off: 0.0, on: 1.0})
+        matching, backprop, values = last_step(table, rollout, p, tiny_clip)
+        named = {"matching": matching, "backprop": backprop}
+        assert named[off].total is None and values[off] == 0.0
+        assert named[on].norm() > 0 and values[on] > 0
+
+
+def test_the_reference_kl_pulls_towards_stage_one(table: Table) -> None:
+    """Zero gradient where generator and reference agree; else that of |μ - μ_ref|² / 2ρ²."""
+    p = settings(weights={"reference_kl": 0.1})
+    rollout = table.roll_out(p, (1,))
+    _, anchor, _ = policy_gradient(table.roles, table.learner, rollout, some_advantages(), (1,), p, ETA)
+    sigma, tau = LEVELS[1].expand(COUNT), LEVELS[2].expand(COUNT)
+    means = [
+        cps_mean_std(
+            rollout.states[1], table.roles.velocity(role, rollout.states[1], sigma, table.cond), sigma, tau, ETA
+        )
+        for role in ("generator", "reference")
+    ]
+    away = (means[0][0] - means[1][0].detach()) / means[0][1][:, None, None, None]
+    loss = away.square().flatten(1).sum(1).mean() / 2
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, table.learner.parameters)])
+    assert loss > 0.001 and relative(flat(anchor), expected) < 1e-5
+    fresh = roles_on(table.backbone, "train_rtdmd")
+    learner = Learner.adamw(fresh.trainable("rtdmd"), 1e-3, p)
+    _, anchor, _ = policy_gradient(fresh, learner, rollout, some_advantages(), (1,), p, ETA)
+    assert anchor.norm() == 0.0
+    _, none, _ = policy_gradient(table.roles, table.learner, rollout, some_advantages(), (1,), settings(), ETA)
+    assert none.total is None
+
+
+def test_unit_norm_gives_each_term_its_weight_as_norm() -> None:
+    learner = Learner.adamw([torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1))], 0.1, settings())
+    a = Gradients(learner, [torch.tensor([3.0, 0.0]), torch.tensor([4.0])])
+    b = Gradients(learner, [torch.tensor([0.0, 1e-6]), torch.tensor([0.0])])
+    empty = Gradients(learner)
+    terms = {"policy": (0.5, a), "matching": (0.3, b), "backprop": (1.0, empty)}
+    scaled, norms = combine(terms, "unit_norm")
+    assert norms == pytest.approx({"grad_policy": 5.0, "grad_matching": 1e-6, "grad_backprop": 0.0})
+    assert torch.cat(scaled).tolist() == pytest.approx([0.3, 0.3, 0.4])
+    for name, (weight, gradients) in list(terms.items())[:2]:
+        alone, _ = combine({name: (weight, gradients)}, "unit_norm")
+        assert torch.cat(alone).norm().item() == pytest.approx(weight)
+    plain, _ = combine(terms, "none")
+    assert torch.cat(plain).tolist() == pytest.approx([1.5, 3e-7, 2.0])
+
+
+def test_advantages_come_from_the_named_rewards_and_their_weights() -> None:
+    specs = [
+        {"name": "clipscore", "model": "data/world/clip", "weight": 1.0},
+        {"name": "world_verifier", "weight": 0.0, "soft_weight": 0.7},
+    ]
+    generator = torch.Generator().manual_seed(0)
+    scores = {name: torch.rand(COUNT, generator=generator) for name in ("world_verifier", "clipscore")}
+    mine = advantages_of(scores, GROUP_OF, settings(rewards=specs))
+    centred = scores["clipscore"].view(GROUPS, SIZE) - scores["clipscore"].view(GROUPS, SIZE).mean(1, keepdim=True)
+    expected = (centred / centred.std(correction=0)).flatten()
+    assert torch.allclose(mine, expected, atol=2e-3)
+    assert mine.view(GROUPS, SIZE).mean(1).abs().max() < 1e-5
+    only = settings(rewards=[specs[0] | {"weight": 0.0}, specs[1] | {"weight": 2.0}], weights={"backprop": 0.0})
+    verifier = scores["world_verifier"].view(GROUPS, SIZE)
+    expected = (verifier - verifier.mean(1, keepdim=True)).flatten()
+    assert torch.allclose(advantages_of(scores, GROUP_OF, only), expected / expected.std(correction=0), atol=2e-3)

@@ -1,0 +1,254 @@
+"""`train_rtdmd` through its own run(root): exact resume, repeatable bytes, and every recipe and weighting."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rtdmd.config.train_rtdmd import PUBLISHED
+from rtdmd.errors import RtdmdError, UserError
+from rtdmd.files import load_tensors
+from rtdmd.rewards.world_verifier import WorldVerifier
+from rtdmd.stages import train_acdmd, train_rtdmd
+from rtdmd.train import roles as roles_module
+from rtdmd.train.reinforce import Rollout
+from tests.train.workshop import make_trainable, results, rows_of
+from tests.workspace import set_params
+
+STAGE = "train_rtdmd"
+SIX = {"epochs": 6, "save_every": 2, "log_every": 4, "candidate_steps": [0, 1, 2], "trained_steps": 2}
+FILES = ["curves.csv", "generator.safetensors", "resolved.json"]
+
+
+@pytest.fixture(scope="module")
+def root(tiny_teacher: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace after a short stage one."""
+    folder = tmp_path_factory.mktemp("stage-two")
+    make_trainable(folder, tiny_teacher, tiny_clip)
+    set_params(folder, {"train_acdmd": {"lr_generator": 0.02, "lr_fake": 0.02}})
+    train_acdmd.run(folder)
+    return folder
+
+
+def train(root: Path, changes: dict[str, Any], fresh: bool = True, **sections: Any) -> dict[str, bytes]:
+    """Run the stage with smoke parameters and ``changes``; ``fresh``: without a checkpoint to go on from."""
+    set_params(root, {STAGE: changes, **sections})
+    if fresh:
+        shutil.rmtree(root / ".rtdmd", ignore_errors=True)
+    shutil.rmtree(root / "results" / STAGE, ignore_errors=True)
+    train_rtdmd.run(root)
+    return results(root, STAGE)
+
+
+def curves(root: Path) -> list[dict[str, Any]]:
+    return rows_of(root / "results" / STAGE / "curves.csv")
+
+
+@pytest.fixture(scope="module")
+def whole(root: Path) -> dict[str, bytes]:
+    """Six epochs without interruption."""
+    return train(root, SIX)
+
+
+def dies_at(step: int) -> Callable[..., dict[str, float]]:
+    """The epoch, which ends the process at one step."""
+    real = train_rtdmd.epoch
+
+    def epoch(players: Any, cond: Any, records: Any, draws: Any) -> dict[str, float]:
+        if draws.step == step:
+            raise KeyboardInterrupt
+        return real(players, cond, records, draws)
+
+    return epoch
+
+
+def test_two_runs_give_the_same_bytes(root: Path, whole: dict[str, bytes]) -> None:
+    assert sorted(whole) == FILES
+    torch.manual_seed(77)  # whatever came before
+    assert train(root, SIX) == whole
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_killed_and_resumed_is_the_uninterrupted_run(
+    root: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_rtdmd, "epoch", dies_at(step))
+        train(root, SIX)
+    assert results(root, STAGE) == {}
+    assert train(root, SIX, fresh=False) == whole
+
+
+def test_another_seed_is_another_run(root: Path, whole: dict[str, bytes]) -> None:
+    other = train(root, SIX, run={"seed": 1, "threads": 1})
+    assert all(other[name] != whole[name] for name in FILES)
+
+
+def test_curves_tell_what_happened(root: Path) -> None:
+    train(root, SIX | {"log_every": 1})
+    rows = curves(root)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    for row in rows:
+        assert row["ratio_error"] == 0.0 and row["clip_fraction"] == 0.0  # one update a roll-out: on policy
+        assert row["grad_matching"] > 0 and row["grad_backprop"] > 0 and row["grad_reference_kl"] == 0
+        assert 0 <= row["reward_world_verifier"] <= 1 and -1 <= row["reward_clipscore"] <= 1
+        assert row["backprop"] == pytest.approx(3 - row["reward_clipscore"], abs=1e-4)  # margin 3, weight 1
+        assert row["generator_grad_norm"] <= 0.5 + 0.3 + 1.0 + 1e-5  # unit norms under the weights
+        assert row["fake_grad_norm"] > 0 and row["fake_ambient"] > 0
+
+
+def test_stage_two_starts_at_stage_one_and_moves_a_little(root: Path) -> None:
+    """The written adapter is stage two's alone, zero at the start, and stage one's file is left as it is."""
+    before = (root / "results/train_acdmd/generator.safetensors").read_bytes()
+    train(root, SIX | {"epochs": 1, "lr_generator": 1e-3, "ema_decay": 0.0})
+    adapter, about = load_tensors(root / "results" / STAGE / "generator.safetensors")
+    assert about == {"stage": STAGE, "mode": "lora", "rank": "4", "alpha": "8", "role": "generator"}
+    moved = [value.abs().max().item() for name, value in adapter.items() if "lora_B" in name]
+    assert 0 < max(moved) < 1.01e-3  # one AdamW step from zero
+    assert (root / "results/train_acdmd/generator.safetensors").read_bytes() == before
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "no matching": {"weights": {"matching": 0.0}},
+    "no backprop": {"weights": {"backprop": 0.0}},
+    "no policy": {"weights": {"policy": 0.0}},
+    "matching only": {"weights": {"policy": 0.0, "backprop": 0.0}},
+    "reference": {"weights": {"reference_kl": 0.1}},
+    "plain": {"gradient_scaling": "none", "share_noise": False, "subset_factor": True, "drop_zero_advantage": False},
+    "paper": {"advantage_std": "group", "baseline": "leave_one_out", "subset_factor": True, "ema_every": 2},
+    "no fake updates": {"fake_updates_per_epoch": 0},
+    "two fake updates": {
+        "fake_updates_per_epoch": 2,
+        "consistency": {"weight": 0.1, "estimator": "one_sample", "kernel": "eta_star"},
+    },
+    "published density": {"density": "published", "clip_range": 1e-5},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_setting_runs(root: Path, name: str) -> None:
+    train(root, SIX | {"epochs": 2, "log_every": 1} | VARIANTS[name])
+    rows = curves(root)
+    assert len(rows) == 2 and all(row["generator_grad_norm"] > 0 and row["ratio_error"] == 0 for row in rows)
+    weights = {"policy": 1.0, "matching": 1.0, "backprop": 1.0} | VARIANTS[name].get("weights", {})
+    assert all((row["grad_matching"] > 0) == (weights["matching"] > 0) for row in rows)
+    assert all((row["grad_backprop"] > 0) == (weights["backprop"] > 0) for row in rows)
+    if name == "matching only":
+        assert all(row["generator_grad_norm"] == pytest.approx(0.3, rel=1e-4) for row in rows)
+    if name == "reference":
+        assert rows[0]["grad_reference_kl"] == 0 < rows[1]["grad_reference_kl"]
+    assert all(("fake_ambient" in row) == (name != "no fake updates") for row in rows)
+
+
+def test_the_published_recipe_runs(root: Path) -> None:
+    train(root, {"recipe": "published", **PUBLISHED, "log_every": 1})
+    rows = curves(root)
+    assert all(row["ratio_error"] == 0.0 for row in rows)
+    adapter, _ = load_tensors(root / "results" / STAGE / "generator.safetensors")
+    assert all(
+        value.abs().max() == 0 for name, value in adapter.items() if "lora_B" in name
+    )  # averaged every 8th epoch
+
+
+def test_full_mode_starts_from_stage_ones_weights_and_resumes(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = tmp_path / "full"
+    shutil.copytree(root, copied, symlinks=True)
+    full = {"adapter": {"mode": "full"}}
+    set_params(copied, full)
+    train_acdmd.run(copied)
+    whole = train(copied, {"epochs": 2, "save_every": 1}, **full)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_rtdmd, "epoch", dies_at(1))
+        train(copied, {"epochs": 2, "save_every": 1}, **full)
+    assert train(copied, {"epochs": 2, "save_every": 1}, fresh=False, **full) == whole
+    one, two = (load_tensors(copied / f"results/{s}/generator.safetensors")[0] for s in ("train_acdmd", STAGE))
+    moved = [(two[name] - value).abs().max().item() for name, value in one.items()]
+    assert 0 < max(moved) < 1e-3
+
+
+class Constant(WorldVerifier):
+    """A reward that is the same for every image."""
+
+    def score(self, images: Any, prompts: Any, metadata: Any) -> torch.Tensor:
+        return torch.full((len(images),), 0.25)
+
+
+def test_rewards_that_say_nothing_leave_the_last_step(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal rewards: no advantage, no policy gradient, and the other terms still train."""
+    monkeypatch.setattr(train_rtdmd, "load_reward", lambda spec, device, root: Constant(0.5))
+    only = [{"name": "world_verifier", "weight": 1.0, "soft_weight": 0.5}]
+    train(root, SIX | {"epochs": 2, "log_every": 1, "rewards": only, "weights": {"backprop": 0.0}})
+    for row in curves(root):
+        assert row["reward_world_verifier"] == 0.25
+        assert row["kept"] == row["grad_policy"] == row["advantage_std"] == 0
+        assert row["generator_grad_norm"] == pytest.approx(0.3, rel=1e-4)
+    with pytest.raises(RtdmdError, match="stopped at epoch 0: no loss term has a gradient: every advantage is zero"):
+        train(root, SIX | {"rewards": only, "weights": {"backprop": 0.0, "matching": 0.0}})
+
+
+def test_an_epoch_trains_the_drawn_steps_of_the_candidates(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+    real = train_rtdmd.policy_gradient
+
+    def policy_gradient(roles: Any, learner: Any, rollout: Rollout, advantages: Any, trained: Any, *more: Any) -> Any:
+        seen.append(tuple(trained))
+        assert len(rollout.states) == 5 and len(rollout) == 4
+        assert rollout.groups.tolist() == [0, 0, 1, 1]
+        assert rollout.records[0]["prompt"] == rollout.records[1]["prompt"] != rollout.records[2]["prompt"]
+        return real(roles, learner, rollout, advantages, trained, *more)
+
+    monkeypatch.setattr(train_rtdmd, "policy_gradient", policy_gradient)
+    train(root, SIX | {"epochs": 8, "candidate_steps": [0, 2], "trained_steps": 1})
+    assert set(seen) == {(0,), (2,)} and len(seen) == 8
+
+
+def test_a_non_finite_value_stops_the_run_with_step_name_and_checkpoint(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = roles_module.Roles.velocity
+    calls: list[str] = []
+
+    def velocity(self: Any, role: str, *arguments: Any, **more: Any) -> torch.Tensor:
+        calls.append(role)
+        v = real(self, role, *arguments, **more)
+        return v * float("nan") if role == "teacher" and calls.count("teacher") == 4 else v
+
+    with monkeypatch.context() as patch, pytest.raises(RtdmdError) as caught:
+        patch.setattr(roles_module.Roles, "velocity", velocity)
+        train(root, SIX)
+    (run_dir,) = (root / ".rtdmd/runs").iterdir()
+    assert str(caught.value) == (
+        "train_rtdmd stopped at epoch 3: the teacher's projection y_teacher has 1296 non-finite values of 1296;"
+        f" the last good checkpoint is epoch 2 in {run_dir}"
+    )
+    assert results(root, STAGE) == {}
+
+
+@pytest.mark.parametrize(
+    ("role", "name"),
+    [("generator", "the generator's velocity at step 0"), ("fake", "the fake score's projection y_fake")],
+)
+def test_a_non_finite_role_is_named(root: Path, monkeypatch: pytest.MonkeyPatch, role: str, name: str) -> None:
+    real = roles_module.Roles.velocity
+
+    def velocity(self: Any, which: str, *arguments: Any, **more: Any) -> torch.Tensor:
+        v = real(self, which, *arguments, **more)
+        return v * float("nan") if which == role else v
+
+    monkeypatch.setattr(roles_module.Roles, "velocity", velocity)
+    with pytest.raises(
+        RtdmdError, match=rf"train_rtdmd stopped at epoch 0: {name} has \d+ non-finite .*; no checkpoint"
+    ):
+        train(root, SIX)
+
+
+def test_a_stage_one_of_another_rank_is_refused(root: Path) -> None:
+    with pytest.raises(UserError, match=r"results/train_acdmd/generator\.safetensors does not fit the adapter section"):
+        train(root, SIX, adapter={"rank": 3})
