@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 PUBLISHED = "pytorch_lora_weights.safetensors"  # diffusers' name of an adapter file
-LoraKind = Literal["attention", "attention_mlp"]
+LoraKind = Literal["attention", "attention_mlp", "all"]
 
 
 @dataclass(frozen=True)

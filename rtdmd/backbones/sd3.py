@@ -34,7 +34,7 @@ ATTENTION = tuple(
     for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 )
 MLP = (".ff.net.0.proj", ".ff.net.2", ".ff_context.net.0.proj", ".ff_context.net.2")
-ENDINGS: dict[LoraKind, tuple[str, ...]] = {"attention": ATTENTION, "attention_mlp": ATTENTION + MLP}
+ENDINGS: dict[LoraKind, tuple[str, ...]] = {"attention": ATTENTION, "attention_mlp": ATTENTION + MLP, "all": ("",)}
 
 
 def load_sd3(model: ModelParams, *, text: bool, vae: bool, device: torch.device, root: Path = Path(".")) -> SD3Backbone:
@@ -160,7 +160,8 @@ class SD3Backbone:
         return self.pipeline.vae
 
     def lora_targets(self, kind: LoraKind) -> list[str]:
-        """See the protocol. ``attention``: projections of the joint attention; ``attention_mlp``: and both MLPs."""
+        """See the protocol. ``attention``: projections of the joint attention; ``attention_mlp``: and both MLPs;
+        ``all``: every linear layer, the modulations, embedders and the output among them."""
         return list(self._targets[kind])
 
     def load_published(self, folder: Path) -> None:
@@ -170,9 +171,9 @@ class SD3Backbone:
 
 
 def adapted_layers(transformer: nn.Module, kind: LoraKind) -> list[str]:
-    """Full names of the linear layers of an SD3Transformer2DModel's blocks that ``kind`` of adapter sits on."""
+    """Full names of the linear layers of an SD3Transformer2DModel that ``kind`` of adapter sits on."""
     linears = (name for name, module in transformer.named_modules() if isinstance(module, nn.Linear))
-    return [name for name in linears if name.startswith("transformer_blocks.") and name.endswith(ENDINGS[kind])]
+    return [name for name in linears if name.endswith(ENDINGS[kind])]
 
 
 def _latent_shape(pipeline: Pipeline, folder: Path, resolution: int) -> tuple[int, int, int]:

@@ -72,6 +72,6 @@ class AdapterParams(Section):
     alpha: Whole = param(
         "LoRA alpha; the update is scaled by alpha / rank", source="public code: 64; paper v1: 32", ge=1
     )
-    targets: Literal["attention", "attention_mlp"] = param(
-        "which projections carry LoRA", source="public code: attention"
+    targets: Literal["attention", "attention_mlp", "all"] = param(
+        "which linear layers carry LoRA", source="public code: attention; all: ours, for the world"
     )

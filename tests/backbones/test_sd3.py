@@ -186,6 +186,8 @@ def test_lora_targets_are_exactly_the_joint_attentions_linear_layers(backbone: S
     mlp |= {f"transformer_blocks.0.ff_context.net.{part}" for part in ("0.proj", "2")}
     assert set(backbone.lora_targets("attention_mlp")) == attention | mlp
     assert len(backbone.lora_targets("attention_mlp")) == 15 + 6
+    everything = {name for name, m in backbone.transformer.named_modules() if isinstance(m, torch.nn.Linear)}
+    assert set(backbone.lora_targets("all")) == everything > attention | mlp
 
 
 @pytest.mark.parametrize(
