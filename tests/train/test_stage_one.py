@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from rtdmd.errors import RtdmdError
@@ -66,7 +67,7 @@ def test_two_runs_give_the_same_bytes(root: Path, whole: dict[str, bytes]) -> No
     assert train(root, EIGHT) == whole
 
 
-@pytest.mark.parametrize("step", [1, 4, 6, 7])
+@pytest.mark.parametrize("step", [1, 4, 6])
 def test_killed_and_resumed_is_the_uninterrupted_run(
     root: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
@@ -136,36 +137,25 @@ def test_another_seed_is_another_run(root: Path, whole: dict[str, bytes]) -> Non
     assert all(other[name] != whole[name] for name in FILES)
 
 
-def test_curves_tell_what_happened(root: Path, whole: dict[str, bytes]) -> None:
-    train(root, EIGHT)
-    rows = rows_of(root / "results" / STAGE / "curves.csv")
+def test_curves_tell_what_happened(whole: dict[str, bytes]) -> None:
+    rows = rows_of(whole["curves.csv"])
     assert [row["iteration"] for row in rows] == [2, 4, 6, 8]
-    names = {
-        "fake_ambient",
-        "fake_consistency",
-        "fake_grad_norm",
-        "generator_grad_norm",
-        "matching",
-        "gap",
-        "sample_std",
-    }
-    assert all(set(row) == names | {"iteration"} for row in rows)
+    names = {"fake_ambient", "fake_consistency", "fake_grad_norm", "generator_grad_norm", "matching", "gap"}
+    assert all(set(row) == names | {"iteration", "sample_std"} for row in rows)
     assert rows[0]["gap"] > 0 and all(row["generator_grad_norm"] > 0 for row in rows)
     assert all(0.1 < row["sample_std"] < 10 for row in rows)
 
 
 def test_what_is_written_is_the_average_and_not_the_last_generator(root: Path, whole: dict[str, bytes]) -> None:
-    folder = root / "results" / STAGE
-    train(root, EIGHT | {"train_acdmd": EIGHT["train_acdmd"] | {"ema_decay": 0.0}})
-    last, about = load_tensors(folder / "generator.safetensors")
+    train(root, {"train_acdmd": EIGHT["train_acdmd"] | {"ema_decay": 0.0}})
+    last, about = load_tensors(root / "results" / STAGE / "generator.safetensors")
     assert about == {"stage": STAGE, "mode": "lora", "rank": "4", "alpha": "8", "role": "generator"}
     (run_dir,) = (root / ".rtdmd/runs").iterdir()
     live, _ = load_tensors(run_dir / "step-00000008/generator_parameters.safetensors")
     assert sum(value.sum().item() for value in last.values()) == pytest.approx(
         sum(value.sum().item() for value in live.values()), abs=1e-5
     )  # decay 0: the average is the live generator
-    train(root, EIGHT)
-    averaged, _ = load_tensors(folder / "generator.safetensors")
+    averaged = safetensors.torch.load(whole["generator.safetensors"])
     moved = [(value - averaged[name]).abs().max().item() for name, value in last.items()]
     assert 0 < max(moved) < 2e-3  # four updates of 2e-4
 
@@ -173,10 +163,8 @@ def test_what_is_written_is_the_average_and_not_the_last_generator(root: Path, w
 SETTINGS: dict[str, dict[str, Any]] = {
     "dmd2": {"start": "data", "consistency": {"weight": 0.0}},
     "clamp": {"weighting": "clamp", "consistency": {"weight": 0.0}},
-    "one_sample": {"consistency": {"weight": 0.1, "estimator": "one_sample"}},
-    "eta_star": {"consistency": {"weight": 0.1, "kernel": "eta_star"}},
-    "eta_star, one_sample": {"consistency": {"weight": 0.1, "kernel": "eta_star", "estimator": "one_sample"}},
-    "warmup": {"warmup": 10, "weight_decay": 0.1},
+    "one_sample": {"consistency": {"weight": 0.1, "estimator": "one_sample"}, "warmup": 10},
+    "eta_star": {"consistency": {"weight": 0.1, "kernel": "eta_star"}, "weight_decay": 0.1},
 }
 
 
@@ -196,11 +184,11 @@ def watched(patch: pytest.MonkeyPatch) -> list[tuple[float, float, float]]:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_every_setting_runs_and_is_its_own_run(root: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_every_setting_runs(root: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     seen = watched(monkeypatch)
     settings = {"iterations": 6, "log_every": 1} | SETTINGS[name]
     out = train(root, {"train_acdmd": settings})
-    rows = rows_of(root / "results" / STAGE / "curves.csv")
+    rows = rows_of(out["curves.csv"])
     assert len(rows) == len(seen) == 6
     has_term = SETTINGS[name].get("consistency", {"weight": 0.01})["weight"] > 0
     assert all(("fake_consistency" in row) == has_term for row in rows)
@@ -211,8 +199,6 @@ def test_every_setting_runs_and_is_its_own_run(root: Path, monkeypatch: pytest.M
         assert len({s for s, _, _ in seen}) > 1
         assert {round(s, 4) for s, _, _ in seen} <= {0.9, 0.75, 0.5, 0.0}
     assert all(low >= s + 0.01 - 1e-6 and high <= 1 for s, low, high in seen)
-    monkeypatch.undo()
-    assert train(root, {"train_acdmd": settings | {"start": "step"}}) != out or name != "dmd2"
 
 
 def test_full_mode_trains_resumes_and_leaves_the_teacher(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

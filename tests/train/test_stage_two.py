@@ -46,7 +46,7 @@ def train(root: Path, changes: dict[str, Any], fresh: bool = True, **sections: A
 
 
 def curves(root: Path) -> list[dict[str, Any]]:
-    return rows_of(root / "results" / STAGE / "curves.csv")
+    return rows_of((root / "results" / STAGE / "curves.csv").read_bytes())
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_two_runs_give_the_same_bytes(root: Path, whole: dict[str, bytes]) -> No
     assert train(root, SIX) == whole
 
 
-@pytest.mark.parametrize("step", [1, 3, 5])
+@pytest.mark.parametrize("step", [1, 3])
 def test_killed_and_resumed_is_the_uninterrupted_run(
     root: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
@@ -114,19 +114,19 @@ def test_stage_two_starts_at_stage_one_and_moves_a_little(root: Path) -> None:
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "no matching": {"weights": {"matching": 0.0}},
-    "no backprop": {"weights": {"backprop": 0.0}},
-    "no policy": {"weights": {"policy": 0.0}},
+    "no matching": {"weights": {"matching": 0.0}, "fake_updates_per_epoch": 0},
+    "no backprop": {"weights": {"backprop": 0.0}, "share_noise": False, "drop_zero_advantage": False},
+    "no policy": {"weights": {"policy": 0.0}, "gradient_scaling": "none"},
     "matching only": {"weights": {"policy": 0.0, "backprop": 0.0}},
     "reference": {"weights": {"reference_kl": 0.1}},
-    "plain": {"gradient_scaling": "none", "share_noise": False, "subset_factor": True, "drop_zero_advantage": False},
-    "paper": {"advantage_std": "group", "baseline": "leave_one_out", "subset_factor": True, "ema_every": 2},
-    "no fake updates": {"fake_updates_per_epoch": 0},
-    "two fake updates": {
+    "paper": {
+        "advantage_std": "group",
+        "baseline": "leave_one_out",
+        "subset_factor": True,
+        "ema_every": 2,
         "fake_updates_per_epoch": 2,
         "consistency": {"weight": 0.1, "estimator": "one_sample", "kernel": "eta_star"},
     },
-    "published density": {"density": "published", "clip_range": 1e-5},
 }
 
 
@@ -142,7 +142,7 @@ def test_every_setting_runs(root: Path, name: str) -> None:
         assert all(row["generator_grad_norm"] == pytest.approx(0.3, rel=1e-4) for row in rows)
     if name == "reference":
         assert rows[0]["grad_reference_kl"] == 0 < rows[1]["grad_reference_kl"]
-    assert all(("fake_ambient" in row) == (name != "no fake updates") for row in rows)
+    assert all(("fake_ambient" in row) == (name != "no matching") for row in rows)
 
 
 def test_the_published_recipe_runs(root: Path) -> None:
@@ -205,8 +205,8 @@ def test_an_epoch_trains_the_drawn_steps_of_the_candidates(root: Path, monkeypat
         return real(roles, learner, rollout, advantages, trained, *more)
 
     monkeypatch.setattr(train_rtdmd, "policy_gradient", policy_gradient)
-    train(root, SIX | {"epochs": 8, "candidate_steps": [0, 2], "trained_steps": 1})
-    assert set(seen) == {(0,), (2,)} and len(seen) == 8
+    train(root, SIX | {"epochs": 5, "candidate_steps": [0, 2], "trained_steps": 1})
+    assert set(seen) == {(0,), (2,)} and len(seen) == 5
 
 
 def test_a_non_finite_value_stops_the_run_with_step_name_and_checkpoint(

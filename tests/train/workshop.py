@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rtdmd.config import AdapterParams, Params, preset
 from rtdmd.rng import normal
 from rtdmd.stages import cache_teacher, prepare_prompts
 from rtdmd.train.roles import STACKS, Roles
-from tests.workspace import make_workspace
+from tests.workspace import REPOSITORY, make_workspace
 
 SHAPE = (4, 9, 9)
 LEVELS = torch.tensor([1.0, 0.9, 0.75, 0.5, 0.0])
@@ -56,8 +57,11 @@ def batch(rows: int) -> tuple[Tensor, Tensor, Conditioning]:
 
 
 def make_trainable(root: Path, teacher: Path, clip: Path) -> Params:
-    """A workspace in which the training stages' inputs are there: prompts and text cache."""
+    """A workspace in which the training stages' inputs are there: prompts and text cache. Its code is a copy, so that
+    an edit while the tests run does not look like another run."""
     params = make_workspace(root, teacher, clip)
+    (root / "rtdmd").unlink()
+    shutil.copytree(REPOSITORY / "rtdmd", root / "rtdmd", ignore=shutil.ignore_patterns("__pycache__"))
     prepare_prompts.run(root)
     cache_teacher.run(root)
     return params
@@ -68,8 +72,8 @@ def results(root: Path, stage: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((root / "results" / stage).iterdir())}
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
+def rows_of(csv: bytes) -> list[dict[str, Any]]:
     """A CSV of numbers; empty cells are left out."""
-    header, *lines = path.read_text(encoding="utf-8").splitlines()
+    header, *lines = csv.decode().splitlines()
     cells = [zip(header.split(","), line.split(","), strict=True) for line in lines]
     return [{name: float(value) for name, value in row if value} for row in cells]

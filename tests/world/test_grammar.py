@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 
 from rtdmd.rng import numpy_generator
-from rtdmd.world.grammar import HELDOUT, TAGS, auxiliary, captions, captions_of, words
-from rtdmd.world.pretrain_text import HELDOUT_PROMPTS, QUESTIONS, labels, random_caption
+from rtdmd.world.grammar import HELDOUT, PLURALS, RELATIONS, TAGS, auxiliary, captions, captions_of, words
+from rtdmd.world.pretrain_text import HELDOUT_PROMPTS, QUESTIONS, in_text_order, labels, random_caption
 
 SIZES = {"single_object": 4, "two_object": 12, "counting": 12, "colors": 16, "position": 48, "color_attr": 192}
 
@@ -85,26 +85,42 @@ def test_a_record_is_a_copy() -> None:
 
 
 def test_labels_answer_every_question() -> None:
-    """Shapes circle 0 to cross 3, colours red 0 to yellow 3; 4 is "not said"."""
-    include = [
+    """Shapes circle 0 to cross 3, another noun 4, no noun 5; colours red 0 to yellow 3, not said 4."""
+    pair = [
+        {"class": "circle", "count": 1, "position": ["left of", 1]},
         {"class": "cross", "count": 1, "color": "blue"},
-        {"class": "circle", "count": 1, "position": ["left of", 0]},
     ]
-    relations, numbers, colors = [0, 3, 4, 4], [1, 0, 0, 1], [4, 4, 4, 2]
-    assert labels(include) == [*relations, *numbers, *colors]
-    assert list(QUESTIONS.values()) == [5] * 12
-    assert labels([{"class": "square", "count": 4, "color": "red"}]) == [4, 4, 4, 4, 0, 4, 0, 0, 4, 0, 4, 4]
+    sides, numbers, colors = [0, 3, 5, 5], [1, 0, 0, 1], [4, 4, 4, 2]
+    assert labels(pair) == [*sides, *numbers, *colors, 1, 1, 4, 2]
+    assert list(QUESTIONS.values()) == [6] * 4 + [5] * 12
+    one = labels([{"class": "square", "count": 4, "color": "red"}])
+    assert one == [5, 5, 5, 5, 0, 4, 0, 0, 4, 0, 4, 4, 4, 0, 0, 4]
+    other = [{"class": "bird", "count": 2, "position": ["above", 1]}, {"class": "circle", "count": 1}]
+    assert labels(other) == [5, 5, 4, 0, 1, 0, 0, 0, 4, 4, 4, 4, 2, 1, 4, 4]
+
+
+def test_a_captions_entries_in_text_order() -> None:
+    for caption in captions():
+        nouns = in_text_order(caption)
+        assert len(nouns) == len(caption.include)
+        places = [caption.prompt.index(item["class"]) for item in nouns]
+        assert places == sorted(places)
+        assert all("position" not in item for item in nouns[1:])
 
 
 def test_a_random_caption_says_what_its_entries_say() -> None:
     rng = numpy_generator(1, "test")
-    for _ in range(200):
-        prompt, include = random_caption(rng)
-        assert len(include) in (1, 2)
-        for item in include:
-            assert item["class"] in prompt and 1 <= item["count"] <= 4
-            assert item.get("color", "") in prompt
-        if len(include) == 2 and "position" in include[1]:
-            relation, reference = include[1]["position"]
-            assert reference == 0 and f" {relation} " in prompt
-            assert prompt.index(include[1]["class"]) < prompt.index(relation) < prompt.rindex(include[0]["class"])
+    seen: Counter[str] = Counter()
+    for _ in range(300):
+        prompt, nouns = random_caption(rng)
+        places = [prompt.index(item["class"]) for item in nouns]
+        assert places == sorted(places) and len(nouns) in (1, 2)
+        for item in nouns:
+            number = {1: "a", 2: "two", 3: "three", 4: "four"}[item["count"]]
+            ending = "" if item["count"] == 1 else PLURALS.get(item["class"], "s").removeprefix(item["class"])
+            words_of = [number, *([item["color"]] if "color" in item else []), item["class"] + ending]
+            assert " ".join(words_of) in prompt
+        relation = nouns[0].get("position", ["and" if len(nouns) == 2 else "alone"])[0]
+        assert relation == "alone" or f" {relation} " in prompt
+        seen[relation] += 1
+    assert set(seen) == {"alone", "and", *RELATIONS} and min(seen.values()) > 10

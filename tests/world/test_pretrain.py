@@ -189,7 +189,7 @@ def test_the_autoencoders_loss_weighs_objects_and_one_pixel_around() -> None:
 
 
 def test_text_encoders_learn_to_parse_the_training_captions(tmp_path: Path) -> None:
-    recipe = {"text": TINY["text"] | {"iterations": 80, "batch_size": 32, "captions": 0, "lr": 5e-3}}
+    recipe = {"text": TINY["text"] | {"iterations": 110, "batch_size": 32, "captions": 0, "lr": 5e-3}}
     write_recipe(tmp_path, recipe)
     params = load_world_params(tmp_path)
     data = pretrain_text.corpus(params, pretrain_text.make_tokenizer())
@@ -199,7 +199,7 @@ def test_text_encoders_learn_to_parse_the_training_captions(tmp_path: Path) -> N
         losses = [pretrain_text.answer_loss(logits, target).item() for logits in parser(ids)]
     shares = [column.bincount(minlength=5) / len(target) for column in target.T]
     blind = -sum(torch.xlogy(share, share).sum().item() for share in shares)  # the best that ignores the text
-    assert 8 < blind < 12 and max(losses) < 0.75 * blind, (losses, blind)
+    assert 10 < blind < 15 and max(losses) < 0.75 * blind, (losses, blind)
 
 
 def test_the_parts_load_as_any_teacher_does(made: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from rtdmd.rng import numpy_generator
-from rtdmd.world.grammar import auxiliary, captions, words
+from rtdmd.world.grammar import OTHER_NOUNS, auxiliary, captions, words
 from rtdmd.world.pretrain_text import random_caption
 from rtdmd.world.tokenizer import MAX_LENGTH, make_tokenizer
 
@@ -19,7 +19,7 @@ def tokenizer() -> CLIPTokenizer:
 
 
 def test_one_token_a_word_and_letters_otherwise(tokenizer: CLIPTokenizer) -> None:
-    assert len(words()) == 23
+    assert len(words()) == 23 + 2 * len(OTHER_NOUNS) == 71
     for word in words():
         assert tokenizer.tokenize(word) == [f"{word}</w>"]
     assert tokenizer.tokenize("zebu!") == ["z", "e", "b", "u</w>", "!</w>"]
