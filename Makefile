@@ -32,6 +32,8 @@ demo: $(STAMP)
 	snakemake --cores $(CORES)
 	@echo "The report: $(CURDIR)/results/report/index.html"
 
+# The tests' tensors are tiny: a second thread only waits.
+test: export OMP_NUM_THREADS ?= 1
 test: $(STAMP)
 	pytest
 
