@@ -1,8 +1,12 @@
-"""The two exceptions of this package: what we raise, and what the user can mend."""
+"""The exceptions of this package: what we raise, and what the user can mend."""
 
 
 class RtdmdError(Exception):
     """Anything that this package finds wrong while it runs (a non-finite tensor, a damaged file)."""
+
+
+class NonFiniteError(RtdmdError, FloatingPointError):
+    """A value that is not finite; a training stage adds the step and the last good checkpoint."""
 
 
 class UserError(RtdmdError):

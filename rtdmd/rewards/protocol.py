@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rtdmd.errors import RtdmdError, UserError
+from rtdmd.errors import NonFiniteError, UserError
 
 Metadata = Mapping[str, Any] | None
 
@@ -54,7 +54,7 @@ def require_metadata(name: str, prompts: Sequence[str], metadata: Sequence[Metad
 def checked(name: str, scores: Tensor) -> Tensor:
     """The scores (B,), after checking that they are finite."""
     if not torch.isfinite(scores).all():
-        raise RtdmdError(
+        raise NonFiniteError(
             f"reward {name} gave a score that is not finite, at image {int((~torch.isfinite(scores)).nonzero()[0])}"
         )
     return scores

@@ -169,7 +169,7 @@ def policy_gradient(
     factor = subset_factor(len(p.candidate_steps) + 1, len(trained)) if p.subset_factor else 1 / len(trained)
     values = {"kept": len(kept) / len(rollout), "clip_fraction": 0.0, "ratio_error": 0.0}
     passes = 0
-    for k in trained:
+    for k in trained if p.weights.policy > 0 or p.weights.reference_kl > 0 else ():
         for rows in micro_batches(len(rollout), p.micro_batch):
             x, x_next = rollout.states[k][rows], rollout.states[k + 1][rows]
             v = roles.velocity("generator", x, rollout.level(k, rows), rollout.cond.index(rows))
@@ -191,7 +191,7 @@ def policy_gradient(
             values["clip_fraction"] += clipped.item()
             values["ratio_error"] = max(values["ratio_error"], (ratio - 1).abs().max().item())
             passes += 1
-    values["clip_fraction"] /= passes
+    values["clip_fraction"] /= max(1, passes)
     return policy, anchor, values
 
 

@@ -110,12 +110,13 @@ def consistency_loss(
         x_r = cps_step(point.x_t, v_fake, point.t, r, level, draws.normal("consistency"))
     h_t = posterior_mean(point.x_t, v_fake, point.t)
     if params.estimator == "one_sample":
-        return consistency_one_sample(h_t, posterior_mean(x_r, roles.velocity("fake", x_r, r, cond), r))
+        h_r = posterior_mean(x_r, roles.velocity("fake", x_r, r, cond), r)
+        return require_finite("the consistency term", consistency_one_sample(h_t, h_r))
     with torch.no_grad():
         other = cps_step(point.x_t, v_fake, point.t, r, level, draws.normal("consistency-2"))
     both, times = torch.cat([x_r, other]), torch.cat([r, r])
     h_r, h_r2 = posterior_mean(both, roles.velocity("fake", both, times, cond.cat([cond, cond])), times).chunk(2)
-    return consistency_two_sample(h_t, h_r, h_r2)
+    return require_finite("the consistency term", consistency_two_sample(h_t, h_r, h_r2))
 
 
 def matching_loss(
