@@ -29,6 +29,7 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $@
 
 demo: $(STAMP)
+	@rtdmd params check
 	snakemake --cores $(CORES)
 	@echo "The report: $(CURDIR)/results/report/index.html"
 
