@@ -31,7 +31,7 @@ class ModelParams(Section):
     dtype: Literal["float32", "bfloat16"] = param("of the frozen base weights", source="public code: bfloat16 on GPU")
     guidance: Real = param(
         "teacher's classifier-free guidance weight",
-        source="public code: SD3-M 7.0, SD3.5-M 4.5; world 3.0 (measured)",
+        source="public code: SD3-M 7.0, SD3.5-M 4.5; world 2.0 (measured)",
         ge=1,
     )
     teacher_steps: Whole = param(

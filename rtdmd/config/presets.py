@@ -20,7 +20,7 @@ WORLD: dict[str, Any] = {
         "revision": None,
         "resolution": 36,
         "dtype": "float32",
-        "guidance": 3.0,
+        "guidance": 2.0,
         "teacher_steps": 28,
         "max_sequence_length": 1,
         "num_steps": 4,
@@ -30,7 +30,7 @@ WORLD: dict[str, Any] = {
     "prepare_prompts": {"source": "world", "heldout": "heldout", "train_file": None, "eval_file": None},
     "cache_teacher": {"batch_size": 64},
     "train_acdmd": {
-        "iterations": 1200,
+        "iterations": 1600,
         "batch_size": 48,
         "generator_every": 4,
         "lr_generator": 1e-3,
@@ -56,7 +56,7 @@ WORLD: dict[str, Any] = {
     },
     "train_rtdmd": {
         "recipe": "custom",
-        "epochs": 60,
+        "epochs": 80,
         "prompts_per_epoch": 24,
         "group_size": 8,
         "candidate_steps": [2],

@@ -76,6 +76,7 @@ class TeacherParams(Section):
     ema_decay: Real = param("of the weight average that is kept", source=OURS, ge=0, lt=1)
     time_shift: Real = param("static shift of the logit-normal training times", source=OURS, gt=0)
     caption_dropout: Real = param("share of images trained on the null prompt", source="SD3 report: 0.1", ge=0, lt=1)
+    guidance: Real = param("classifier-free guidance at which the teacher is judged", source=OURS, ge=1)
     tag_weights: dict[str, Real] = param("share of each tag among the training images", source=OURS)
 
 

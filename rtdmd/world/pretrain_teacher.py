@@ -145,7 +145,7 @@ def train_teacher(
 
 
 def strict_by_tag(
-    pipe: StableDiffusion3Pipeline, split: str, seed: int, per_tag: int = 150, guidance: float = 3.0
+    pipe: StableDiffusion3Pipeline, split: str, seed: int, guidance: float, per_tag: int = 150
 ) -> dict[str, float]:
     """Strict score of the pipeline's own 28-step guided images for each tag of a split, and their mean."""
     out = {}
@@ -165,6 +165,12 @@ def strict_by_tag(
     return out | {f"strict.{split}": sum(out.values()) / len(out)}
 
 
+def figures(pipe: StableDiffusion3Pipeline, params: WorldParams) -> dict[str, float]:
+    """Strict scores of the pipeline on both splits at the recipe's guidance."""
+    by_split = [strict_by_tag(pipe, split, params.seed, params.teacher.guidance) for split in ("train", "heldout")]
+    return by_split[0] | by_split[1]
+
+
 def run(root: Path = Path(".")) -> None:
     """Train the teacher; writes transformer/ under the world's work folder and reports its strict score."""
     params = load_world_params(root)
@@ -180,4 +186,4 @@ def run(root: Path = Path(".")) -> None:
     folder = part_folder(root, "teacher")
     pipe.transformer.eval()
     pipe.save_pretrained(folder / "teacher")
-    finish(folder, strict_by_tag(pipe, "train", params.seed) | strict_by_tag(pipe, "heldout", params.seed))
+    finish(folder, figures(pipe, params))

@@ -91,7 +91,7 @@ def test_misspelt_section_comes_before_the_missing_one() -> None:
         ({"train_acdmd": {"renoise": {"low": 0.99}}}, "train_acdmd.renoise.low: 0.99 is not below high: 0.98"),
         ({"prepare_prompts": {"source": "file"}}, "prepare_prompts.train_file: None with source: file"),
         ({"publish": {"dry_run": False}}, "publish.repo_id: None with dry_run: false; allowed: owner/name"),
-        ({"train_acdmd": {"generator_every": 2000}}, "would never be trained; allowed: 1 to iterations = 1200"),
+        ({"train_acdmd": {"generator_every": 2000}}, "would never be trained; allowed: 1 to iterations = 1600"),
     ],
 )
 def test_what_is_wrong_is_one_line_with_key_value_and_allowed(changes: dict, expected: str) -> None:

@@ -252,8 +252,8 @@ def test_assemble_refuses_poor_figures_and_pins_good_ones(made: Path) -> None:
     assert not (target / "teacher").exists()
     write_json(work / "vae/metrics.json", {"strict.heldout": 0.999})
     good = {f"strict.heldout.{tag}": 0.95 for tag in TAGS} | {"strict.heldout": 0.95}
-    write_json(work / "teacher/metrics.json", good | {"strict.heldout.counting": 0.7})
-    with pytest.raises(RtdmdError, match=r"teacher: strict\.heldout\.counting is 0\.700, below 0\.75"):
+    write_json(work / "teacher/metrics.json", good | {"strict.heldout.counting": 0.6})
+    with pytest.raises(RtdmdError, match=r"teacher: strict\.heldout\.counting is 0\.600, below 0\.7"):
         pretrain_assemble.run(made)
     assert not (target / "teacher").exists()
     write_json(work / "teacher/metrics.json", good)
@@ -295,7 +295,5 @@ def test_the_committed_world_is_what_its_manifest_pins() -> None:
     manifest = read_json(folder / "manifest.json")
     assert manifest["recipe"]["params.yaml"] == sha256_file(folder / "params.yaml")
     figures = manifest["figures"]
-    assert figures["vae"]["strict.heldout"] >= 0.99
-    assert figures["teacher"]["strict.heldout"] >= 0.90
-    assert min(figures["teacher"][f"strict.heldout.{tag}"] for tag in TAGS) >= 0.75
-    assert WorldParams.model_validate(yaml.safe_load((folder / "params.yaml").read_text())).seed == 0
+    for part, floors in pretrain_assemble.FLOORS.items():
+        assert all(figures[part][name] >= floor for name, floor in floors.items())
