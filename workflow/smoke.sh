@@ -7,7 +7,7 @@ set -euo pipefail
 
 here=$(git rev-parse --show-toplevel)
 copies=$(mktemp -d)
-export OMP_WAIT_POLICY=PASSIVE PATH="$here/.venv/bin:$PATH"
+export GOMP_SPINCOUNT=30000 PATH="$here/.venv/bin:$PATH"
 if [ -z "${KEEP:-}" ]; then trap 'rm -rf "$copies"' EXIT; else echo "copies: $copies"; fi
 
 copy_to() { # the files that Git has or would take, committed in a repository of their own

@@ -12,7 +12,7 @@ import yaml
 
 from rtdmd.backbones import load_backbone
 from rtdmd.config import RewardParams, preset
-from rtdmd.config.world import WORLD_PARAMS, WorldParams, load_world_params
+from rtdmd.config.world import WORLD_PARAMS, load_world_params
 from rtdmd.errors import RtdmdError, UserError
 from rtdmd.files import load_tensors, read_json, sha256_file, sha256_tree, tree_files, write_json
 from rtdmd.rewards import load_reward
