@@ -1,7 +1,8 @@
 """`rtdmd verify`: is every formula that the training uses right? Each is measured against a closed form.
 
-    rtdmd verify                               float64 on the CPU: the proof rtdmd verify --device cuda --dtype
-    bfloat16    what precision costs: the network rounds, levels and equations stay float32 rtdmd verify --only T1 T4
+    rtdmd verify                                      float64 on the CPU: the proof
+    rtdmd verify --only T1 T4                         some statements
+    rtdmd verify --device cuda --dtype bfloat16       what precision costs: the network rounds, levels stay float32
 
 Prints one row a statement and raises an error (exit code 1) when any fails. The statements are in
 rtdmd/oracle/statements.py.
