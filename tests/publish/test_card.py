@@ -58,7 +58,7 @@ def test_the_text_names_levels_scores_and_origin():
         "rewards: clipscore, world_verifier",
         "c" * 40,
         "d" * 64,
-        "1000 iterations of 48",
+        f"{preset('world').train_acdmd.iterations} iterations of 48",
     ):
         assert text in card
 

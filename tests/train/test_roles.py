@@ -233,7 +233,8 @@ def test_the_average_is_exponential_and_swapping_twice_changes_nothing() -> None
 
 @pytest.fixture
 def workspace(tiny_teacher: Path, tiny_clip: Path, tmp_path: Path) -> tuple[Path, Params]:
-    return tmp_path, make_workspace(tmp_path, tiny_teacher, tiny_clip)
+    changes = {"adapter": {"targets": "attention"}}  # what `roles_on` puts its adapters on
+    return tmp_path, make_workspace(tmp_path, tiny_teacher, tiny_clip, changes)
 
 
 def test_load_student_puts_stage_two_on_stage_one(workspace: tuple[Path, Params], backbone: Backbone) -> None:

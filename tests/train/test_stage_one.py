@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from rtdmd.config import preset
 from rtdmd.errors import RtdmdError
 from rtdmd.files import load_tensors
 from rtdmd.stages import train_acdmd
@@ -157,7 +158,7 @@ def test_what_is_written_is_the_average_and_not_the_last_generator(root: Path, w
     )  # decay 0: the average is the live generator
     averaged = safetensors.torch.load(whole["generator.safetensors"])
     moved = [(value - averaged[name]).abs().max().item() for name, value in last.items()]
-    assert 0 < max(moved) < 2e-3  # four updates of 2e-4
+    assert 0 < max(moved) < 4.04 * preset("smoke").train_acdmd.lr_generator  # AdamW: about the rate, four times
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
