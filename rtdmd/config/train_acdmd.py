@@ -53,7 +53,7 @@ class TrainAcdmdParams(Section):
     iterations: Whole = param("fake-score updates", unit="updates", source="public code: 15000", ge=1)
     batch_size: Whole = param("prompts per update", unit="prompts", source="public code: 9 per GPU on 8 GPUs", ge=1)
     generator_every: Whole = param(
-        "fake-score updates per generator update", source="public code: 10; world: 5 (measured)", ge=1
+        "fake-score updates per generator update", source="public code: 10; world: 4 (ours)", ge=1
     )
     lr_generator: Real = param("AdamW step size of the generator", source="public code: 3e-5; FLUX.2 1e-6", gt=0)
     lr_fake: Real = param("AdamW step size of the fake score", source="public code: 3e-5; FLUX.2 1e-6", gt=0)

@@ -34,11 +34,11 @@ class TrainRtdmdParams(Section):
     epochs: Whole = param(
         "roll-outs, each followed by one generator update", unit="epochs", source="public code: about 1000", ge=1
     )
-    prompts_per_epoch: Whole = param("prompts per roll-out", unit="prompts", source="world: 24 (measured)", ge=1)
+    prompts_per_epoch: Whole = param("prompts per roll-out", unit="prompts", source="world: 32 (ours)", ge=1)
     group_size: Whole = param("images per prompt", unit="images", source="public code: 24, SD3-M 16", ge=2)
     candidate_steps: tuple[Whole, ...] = param(
         "stochastic steps among which the trained ones are drawn, 0 the first",
-        source="public code: 0, 1, 2; world: 2, where the signal is (measured)",
+        source="public code: 0, 1, 2; world: 2 (short runs, docs/findings.md)",
         min_length=1,
     )
     trained_steps: Whole = param("M, stochastic steps trained per epoch", source="public code: 2", ge=1)
