@@ -59,8 +59,8 @@ def load_judge(params: EvaluateParams, device: torch.device, root: Path) -> Judg
     rewards = tuple(load_reward(spec, device, root) for spec in params.rewards)
     clip = None
     if params.features_model is not None:
-        spec = RewardParams(name="clipscore", model=params.features_model)
-        clip = load_clip(spec, device, root)
+        spec = RewardParams(name="clipscore", model=str((root / params.features_model).absolute()))
+        clip = load_clip(spec, device)
     return Judge(rewards, clip, any(reward.name == "world_verifier" for reward in rewards))
 
 

@@ -29,16 +29,16 @@ TEMPLATE = "{prompt}"
 VERSION = 1
 
 
-def load(spec: RewardParams, device: torch.device, root: Path) -> ClipScore:
-    """The scorer of ``spec.model``, a folder. UserError where it is missing or holds another kind of model."""
-    folder = root / (spec.model or "")
+def load(params: RewardParams, device: torch.device) -> ClipScore:
+    """The scorer of ``params.model``, a folder. UserError where it is missing or holds another kind of model."""
+    folder = Path(params.model or "")
     config = folder / "config.json"
-    if spec.model is None or not config.is_file():
+    if params.model is None or not config.is_file():
         hint = "fetch one with `hf download openai/clip-vit-large-patch14 --local-dir <folder>`"
-        raise UserError(f"rewards: clipscore: model: {spec.model} is not a CLIP model folder; {hint}")
+        raise UserError(f"rewards: clipscore: model: {params.model} is not a CLIP model folder; {hint}")
     kind = read_json(config)["model_type"]
     if kind != "clip":
-        raise UserError(f"rewards: clipscore: model: {spec.model} holds a {kind!r} model, not a 'clip' one")
+        raise UserError(f"rewards: clipscore: model: {params.model} holds a {kind!r} model, not a 'clip' one")
     return ClipScore(folder, device)
 
 

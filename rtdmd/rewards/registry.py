@@ -1,4 +1,14 @@
-"""Rewards by name. A new one is a file beside this one and a line in LOADERS; it is imported only when it is used."""
+"""Rewards by name. A scorer is the file of its name beside this one, imported only when it is used.
+
+To add one (or to switch on one whose fields rtdmd/config/rewards.py already lists in SCORERS):
+1. `rtdmd/rewards/<name>.py` with `def load(params: RewardParams, device: torch.device) -> Reward`. By then every folder
+   in `params` (model, base, colour_model) is on this machine: relative paths start from the run's root and a Hub id
+   was fetched at its commit, so `Path(params.model)` is a folder to read. Import torch and transformers in that file
+   freely; nothing imports it before it is used. `rtdmd.rewards.weights` reads .pt/.safetensors safely and checks keys.
+2. Its name in `RewardName` of rtdmd/config/rewards.py (and its entry in SCORERS), and its line in LOADERS below.
+   Fields that only it has: an optional field of RewardParams that SCORERS names in `needs` or `optional`.
+3. Its row in docs/rewards.md, and `make generated`.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +20,12 @@ import torch
 
 from rtdmd.errors import UserError
 from rtdmd.rewards.protocol import Reward
+from rtdmd.rewards.weights import on_this_machine
 
 if TYPE_CHECKING:
     from rtdmd.config import RewardParams
 
-# name -> module, which has `load(spec, device, root) -> Reward`
+# name -> module (written out: the engines' test of code dependencies reads imports from here)
 LOADERS = {
     "clipscore": "rtdmd.rewards.clipscore",
     "world_verifier": "rtdmd.rewards.world_verifier",
@@ -22,12 +33,13 @@ LOADERS = {
 NAMES = tuple(LOADERS)
 
 
-def load_reward(spec: RewardParams, device: torch.device | str = "cpu", root: Path = Path(".")) -> Reward:
+def load_reward(params: RewardParams, device: torch.device | str = "cpu", root: Path = Path(".")) -> Reward:
     """The scorer that a ``rewards:`` entry of params.yaml names, frozen, on ``device``; paths start from ``root``.
 
-    Raises UserError for an unknown name and for a model folder that is missing or of another kind.
+    Raises UserError for an unknown name and for weights that are missing or of another kind.
     """
-    if spec.name not in LOADERS:
-        raise UserError(f"rewards: {spec.name!r} is unknown; available: {', '.join(NAMES)}")
-    reward: Reward = import_module(LOADERS[spec.name]).load(spec, torch.device(device), root)
+    if params.name not in LOADERS:
+        raise UserError(f"rewards: {params.name!r} is unknown; available: {', '.join(NAMES)}")
+    found = on_this_machine(params, root)
+    reward: Reward = import_module(LOADERS[params.name]).load(found, torch.device(device))
     return reward

@@ -6,7 +6,6 @@ Not differentiable: it stands for GenEval, whose detector and rules pass no grad
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,14 +21,14 @@ if TYPE_CHECKING:
 VERSION = 1  # raise it when the verdict of any image changes
 
 
-def load(spec: RewardParams, device: torch.device, root: Path) -> WorldVerifier:
+def load(params: RewardParams, device: torch.device) -> WorldVerifier:
     """The verifier with the entry's ``soft_weight``. It always computes on the CPU and reads no files."""
-    del device, root
-    if spec.soft_weight is None:
+    del device
+    if params.soft_weight is None:
         raise UserError(
             "rewards: world_verifier: soft_weight is missing; a number from 0 (strict only) to 1 (soft only)"
         )
-    return WorldVerifier(spec.soft_weight)
+    return WorldVerifier(params.soft_weight)
 
 
 class WorldVerifier:

@@ -1,0 +1,131 @@
+"""Published weights: fetched at a pinned commit, read without running anything, and loaded to the last key."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rtdmd.config.rewards import SOURCES
+from rtdmd.errors import UserError
+from rtdmd.files import load_tensors, sha256_file
+
+if TYPE_CHECKING:
+    from rtdmd.config import RewardParams
+
+_TEXTS = ["*.json", "*.txt", "*.model", "*.jinja"]
+_ALL = [*_TEXTS, "*.safetensors"]
+WANTED = {
+    ("hpsv2", "model"): ["HPS_v2.1_compressed.pt"],
+    ("hpsv2", "base"): _TEXTS,
+    ("imagereward", "model"): ["ImageReward.pt", "med_config.json"],
+    ("imagereward", "base"): _TEXTS,
+    ("aesthetic", "model"): ["*.pth", "*.safetensors"],
+    ("hpsv3", "model"): [*_TEXTS, "HPSv3.safetensors"],
+    ("hpsv3", "base"): _TEXTS,
+    ("pickscore", "base"): _TEXTS,
+}
+"""(scorer, field) -> what is fetched of a Hub repository; elsewhere configs, tokenizers and safetensors."""
+
+
+def on_this_machine(params: RewardParams, root: Path) -> RewardParams:
+    """The same entry with a folder in each field of SOURCES: relative ones from ``root``, Hub ids downloaded.
+
+    Raises UserError that says what to do: a gated or unknown repository, no such commit, no connection.
+    """
+    found = {}
+    for source, pin in SOURCES.items():
+        value, revision = getattr(params, source), getattr(params, pin)
+        if value is not None:
+            hub = params.is_hub_id(source)
+            found[source] = str(_download(params.name, source, value, revision) if hub else root / value)
+    return params.model_copy(update=found)
+
+
+def _download(name: str, source: str, repository: str, revision: str) -> Path:
+    from huggingface_hub import errors, snapshot_download
+
+    page, key = f"https://huggingface.co/{repository}", f"rewards: {name}: {source}"
+    try:
+        patterns = WANTED.get((name, source), _ALL)
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except errors.GatedRepoError as error:
+        raise UserError(f"{key}: accept the licence on {page}, then run `hf auth login`") from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(f"{key}: {page} does not exist, or needs `hf auth login`") from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"{key}: {repository} has no commit {revision}; see {page}/commits") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise UserError(
+            f"{key}: {repository} at {revision} is not on this machine and the Hub cannot be reached"
+        ) from error
+    except errors.HfHubHTTPError as error:
+        raise UserError(f"{key}: the Hub refused {repository} at {revision}: {error}") from error
+
+
+def file_in(folder: Path, key: str, *names: str) -> Path:
+    """The first of ``names`` (globs allowed, one match each) that ``folder`` has; UserError that lists them.
+
+    key: how the message names the setting, for example ``rewards: hpsv2: model``.
+    """
+    for name in names:
+        found = sorted(folder.glob(name))
+        if len(found) > 1:
+            raise UserError(f"{key}: {folder} has {len(found)} files {name}, which of them is meant? Keep one")
+        if found:
+            return found[0]
+    raise UserError(f"{key}: {folder} has no {' or '.join(names)}")
+
+
+def read_weights(path: Path, key: str = "") -> dict[str, Tensor]:
+    """Tensors by name of a .safetensors, .pt, .pth or .bin file, on the CPU; the latter by ``weights_only`` alone.
+
+    A checkpoint that wraps them (``{"state_dict": ...}`` or ``{"model": ...}``) is unwrapped. UserError (with ``key``
+    in front) where the file is damaged, holds more than tensors or none.
+    """
+    prefix = f"{key}: " if key else ""
+    if path.suffix == ".safetensors":
+        return load_tensors(path)[0]
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{prefix}{path} cannot be read as plain tensors ({str(error).splitlines()[0]})") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(wrapper), Mapping):
+            found = found[wrapper]
+    if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
+        raise UserError(f"{prefix}{path} does not hold named tensors, so it is not a weights file")
+    return dict(found)
+
+
+def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], key: str, ignored: Iterable[str] = ()) -> None:
+    """Copy every tensor into ``module``: UserError that names missing, unexpected and wrongly shaped keys.
+
+    ignored: keys of the file that say nothing (position counters of old layouts, say), left out if they are there.
+    Buffers that the module does not save are not asked for.
+    """
+    given = {name: value for name, value in tensors.items() if name not in set(ignored)}
+    wanted = module.state_dict()
+    problems = {
+        "missing": sorted(wanted.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - wanted.keys()),
+        "of another shape": sorted(n for n in wanted.keys() & given.keys() if wanted[n].shape != given[n].shape),
+    }
+    found = [f"{what}: {_few(names)}" for what, names in problems.items() if names]
+    if found:
+        raise UserError(f"{key}: the weights are not this model's; {'; '.join(found)}")
+    module.load_state_dict(given)
+
+
+def _few(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def file_hashes(*paths: Path) -> dict[str, str]:
+    """sha256 by file name, for `Reward.identity`."""
+    return {path.name: sha256_file(path) for path in sorted(paths)}
