@@ -31,6 +31,7 @@ WORLD: dict[str, Any] = {
     "cache_teacher": {"batch_size": 64},
     "train_acdmd": {
         "iterations": 1600,
+        "prompt_order": "by_tag",
         "batch_size": 48,
         "generator_every": 4,
         "lr_generator": 1e-3,
@@ -58,6 +59,7 @@ WORLD: dict[str, Any] = {
         "recipe": "custom",
         "epochs": 80,
         "prompts_per_epoch": 32,
+        "prompt_order": "by_tag",
         "group_size": 8,
         "candidate_steps": [2],
         "trained_steps": 1,

@@ -51,6 +51,10 @@ class TrainAcdmdParams(Section):
     """Stage one."""
 
     iterations: Whole = param("fake-score updates", unit="updates", source="public code: 15000", ge=1)
+    prompt_order: Literal["uniform", "by_tag"] = param(
+        "uniform: every prompt equally often; by_tag: every tag equally often",
+        source="public code: uniform; by_tag ours",
+    )
     batch_size: Whole = param("prompts per update", unit="prompts", source="public code: 9 per GPU on 8 GPUs", ge=1)
     generator_every: Whole = param(
         "fake-score updates per generator update", source="public code: 10; world: 4 (ours)", ge=1

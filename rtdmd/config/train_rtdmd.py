@@ -35,6 +35,10 @@ class TrainRtdmdParams(Section):
         "roll-outs, each followed by one generator update", unit="epochs", source="public code: about 1000", ge=1
     )
     prompts_per_epoch: Whole = param("prompts per roll-out", unit="prompts", source="world: 32 (ours)", ge=1)
+    prompt_order: Literal["uniform", "by_tag"] = param(
+        "uniform: every prompt equally often; by_tag: every tag equally often",
+        source="public code: uniform; by_tag ours",
+    )
     group_size: Whole = param("images per prompt", unit="images", source="public code: 24, SD3-M 16", ge=2)
     candidate_steps: tuple[Whole, ...] = param(
         "stochastic steps among which the trained ones are drawn, 0 the first",

@@ -48,7 +48,7 @@ def train(stage: Stage) -> None:
     average = Average(weights, p.ema_decay)
     generator = Learner.adamw(weights, p.lr_generator, p, warmup=p.warmup, average=average)
     fake = Learner.adamw(roles.trainable("fake"), p.lr_fake, p, warmup=p.warmup)
-    prompts = TrainingPrompts.open(stage, device)
+    prompts = TrainingPrompts.open(stage, device, p.prompt_order)
     sigmas = backbone.sigmas(params.model.num_steps).to(device)
     players = Players(params, roles, generator, fake, average, prompts.cache.null(), sigmas)
     learners = {"generator": generator, "fake": fake}

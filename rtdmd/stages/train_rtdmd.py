@@ -59,7 +59,7 @@ def train(stage: Stage) -> None:
     average = Average(weights, p.ema_decay)
     generator = Learner.adamw(weights, p.lr_generator, p, average=average)
     fake = Learner.adamw(roles.trainable("fake"), p.lr_fake, p)
-    prompts = TrainingPrompts.open(stage, device)
+    prompts = TrainingPrompts.open(stage, device, p.prompt_order)
     rewards: dict[str, Reward] = {spec.name: load_reward(spec, device, stage.root) for spec in p.rewards}
     sigmas = backbone.sigmas(params.model.num_steps).to(device)
     players = Players(params, roles, generator, fake, average, prompts.cache.null(), sigmas, backbone, rewards)

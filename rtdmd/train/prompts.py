@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 
 from rtdmd.backbones.protocol import Conditioning
+from rtdmd.errors import UserError
 from rtdmd.files import read_jsonl
 from rtdmd.rng import epoch_order
 from rtdmd.stage import Stage
@@ -16,22 +18,50 @@ from rtdmd.textcache import TextCache, open_text_cache
 
 @dataclass(frozen=True)
 class TrainingPrompts:
-    """The training prompts in file order, the text cache, and the run's seed."""
+    """The training prompts in file order, the text cache, the run's seed, and the order in which prompts come."""
 
     records: list[dict[str, Any]]
     cache: TextCache
     seed: int
+    order: Literal["uniform", "by_tag"] = "uniform"
 
     @staticmethod
-    def open(stage: Stage, device: torch.device) -> TrainingPrompts:
+    def open(stage: Stage, device: torch.device, order: Literal["uniform", "by_tag"]) -> TrainingPrompts:
         """The training prompts of an open stage, conditioning on ``device``."""
         records = read_jsonl(stage.input("results/prepare_prompts/train.jsonl"))
-        return TrainingPrompts(records, open_text_cache(stage, "train").to(device), stage.seed)
+        return TrainingPrompts(records, open_text_cache(stage, "train").to(device), stage.seed, order)
 
     def batch(self, step: int, size: int, stream: str) -> list[dict[str, Any]]:
-        """Records of step ``step``: a window of an endless stream, one seeded permutation of all prompts an epoch."""
-        rows = epoch_order(len(self.records), step * size, size, self.seed, stream, "prompts")
-        return [self.records[row] for row in rows]
+        """Records of step ``step``: a window of an endless stream, a function of the position in it alone.
+
+        uniform: one seeded permutation of all prompts after another. by_tag: one permutation of all tags after
+        another, each followed by the next prompt of its own permutation, so that every tag comes equally often.
+        Raises UserError where by_tag meets a prompt without a tag.
+        """
+        if self.order == "uniform":
+            rows = epoch_order(len(self.records), step * size, size, self.seed, stream, "prompts")
+            return [self.records[row] for row in rows]
+        return [self._by_tag(position, stream) for position in range(step * size, (step + 1) * size)]
+
+    def _by_tag(self, position: int, stream: str) -> dict[str, Any]:
+        """The record at one position of the by_tag stream."""
+        tags = list(self._tags)
+        tag = tags[epoch_order(len(tags), position, 1, self.seed, stream, "tags")[0]]
+        rows = self._tags[tag]
+        return self.records[rows[epoch_order(len(rows), position // len(tags), 1, self.seed, stream, "prompts", tag)[0]]]
+
+    @cached_property
+    def _tags(self) -> dict[str, list[int]]:
+        """Rows of each tag, tags in the order of their first prompt."""
+        out: dict[str, list[int]] = {}
+        for row, record in enumerate(self.records):
+            if record["tag"] is None:
+                raise UserError(
+                    f"prompt_order: by_tag needs a tag for every prompt, but {record['prompt']!r} has none;"
+                    " allowed: uniform, or prompts with tags"
+                )
+            out.setdefault(record["tag"], []).append(row)
+        return out
 
     def conditioning(self, records: list[dict[str, Any]]) -> Conditioning:
         """Conditioning of records, one row each."""
