@@ -21,6 +21,7 @@ class StageEntry:
     deps: tuple[str, ...]
     params: tuple[str, ...]  # dotted keys of params.yaml
     outs: tuple[str, ...]  # outs, metrics and plots
+    command: str = ""
 
 
 def read_pipeline(root: Path) -> dict[str, StageEntry]:
@@ -34,7 +35,9 @@ def read_pipeline(root: Path) -> dict[str, StageEntry]:
 
 def _entry(name: str, value: dict[str, Any]) -> StageEntry:
     outs = [path for kind in ("outs", "metrics", "plots") for path in _paths(value.get(kind, []))]
-    return StageEntry(name, _paths(value.get("deps", [])), tuple(value.get("params", [])), tuple(outs))
+    return StageEntry(
+        name, _paths(value.get("deps", [])), tuple(value.get("params", [])), tuple(outs), value.get("cmd", "")
+    )
 
 
 def _paths(items: list[str | dict[str, Any]]) -> tuple[str, ...]:

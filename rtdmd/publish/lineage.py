@@ -1,0 +1,223 @@
+"""The lineage of a result: the stages behind it, each with its command, inputs, settings and outputs.
+
+It is told by `dvc.lock` (MD5, for the results of this folder), or by the record that travels with published weights
+(SHA-256, see lineage_record.py). Either is a list of steps, causes first, and either can be compared with the files
+and parameters that are here: `differences` goes from the first cause on, so that the first thing it names is why all
+that follows differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from rtdmd.errors import UserError
+from rtdmd.files import sha256_tree, tree_files
+from rtdmd.pipeline import read_pipeline
+from rtdmd.provenance import hash_of
+
+Hasher = Callable[[Path], str]
+_NOTHING = "nothing"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage as it was run. Paths are relative to the repository's root, with forward slashes."""
+
+    name: str
+    inputs: dict[str, str]  # path -> hash
+    outputs: dict[str, str] = field(default_factory=dict)
+    params: dict[str, Any] = field(default_factory=dict)  # dotted key of params.yaml -> value
+    command: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that is not here as it was recorded."""
+
+    stage: str
+    what: str  # a path, a parameter, a package
+    recorded: str
+    here: str
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.what}: {self.recorded} recorded, {self.here} here"
+
+
+def read_lock(root: Path) -> dict[str, Step]:
+    """Every stage of `root/dvc.lock`, by name. UserError when it is missing or cannot be read."""
+    path = root / "dvc.lock"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; `snakemake --cores all` or `dvc repro` runs the stages and writes it")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return {name: _step(name, entry) for name, entry in tree["stages"].items()}
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a lock file of DVC ({error}); `git checkout dvc.lock`") from error
+
+
+def _step(name: str, entry: Mapping[str, Any]) -> Step:
+    hashes = {kind: {item["path"]: item["md5"] for item in entry.get(kind, [])} for kind in ("deps", "outs")}
+    params = entry.get("params", {}).get("params.yaml", {})
+    return Step(name, hashes["deps"], hashes["outs"], params, entry["cmd"])
+
+
+def behind(name: str, steps: Mapping[str, Step]) -> list[Step]:
+    """The step ``name`` and all that it needs, causes first; the order depends on nothing but names."""
+    if name not in steps:
+        raise UserError(f"dvc.lock: no stage {name!r}; `snakemake {name}` runs it")
+    makers = {path: step.name for step in steps.values() for path in step.outputs}
+    found: dict[str, Step] = {}
+
+    def visit(step: Step) -> None:
+        for maker in sorted({makers[path] for path in step.inputs if path in makers}):
+            if maker not in found:
+                visit(steps[maker])
+        found[step.name] = step
+
+    visit(steps[name])
+    return list(found.values())
+
+
+def lock_hash(steps: Sequence[Step]) -> str:
+    """SHA-256 of what dvc.lock says of these stages. Their order in the file (it varies after parallel runs) and all
+    other stages do not count."""
+    return hash_of(lock_tree(steps))
+
+
+def lock_tree(steps: Sequence[Step]) -> dict[str, Any]:
+    """What dvc.lock says of these stages, for JSON."""
+    return {
+        step.name: {"cmd": step.command, "deps": step.inputs, "params": step.params, "outs": step.outputs}
+        for step in steps
+    }
+
+
+def md5_like_dvc(path: Path) -> str:
+    """The hash that DVC gives a file or folder: a folder's is that of its list of files, and ends in ".dir"."""
+    if path.is_file():
+        return _md5_file(path)
+    files = {file.relative_to(path).as_posix(): file for file in tree_files(path)}
+    entries = [{"md5": _md5_file(files[name]), "relpath": name} for name in sorted(files)]
+    return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def _md5_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def differences(root: Path, steps: Sequence[Step], hasher: Hasher = md5_like_dvc) -> Iterator[Difference]:
+    """What is here in ``root`` and not as the steps say, causes first: command, parameters, inputs, outputs.
+
+    Each file is hashed and named once, where it first differs. For steps of dvc.lock this finds what `dvc status`
+    finds.
+    """
+    here = flat(_params_file(root))
+    hashes: dict[str, str] = {}
+    named: set[str] = set()
+    for step in steps:
+        yield from _of_declaration(root, step)
+        yield from _of_params(step, here)
+        for path, digest in [*step.inputs.items(), *step.outputs.items()]:
+            if path not in hashes:
+                hashes[path] = _hash(root / path, hasher)
+            if hashes[path] != digest and path not in named:
+                named.add(path)
+                yield Difference(step.name, path, short(digest), short(hashes[path]))
+
+
+def _of_declaration(root: Path, step: Step) -> Iterator[Difference]:
+    """Where dvc.yaml says something else than was run (a record from elsewhere has no command: nothing to compare)."""
+    if step.command is None:
+        return
+    pipeline = read_pipeline(root)
+    if step.name not in pipeline:
+        yield Difference(step.name, "dvc.yaml", f"`{step.command}`", "no such stage")
+        return
+    entry = pipeline[step.name]
+    if entry.command != step.command:
+        yield Difference(step.name, "command", f"`{step.command}`", f"`{entry.command}`")
+    kinds = (
+        ("input", step.inputs, entry.deps),
+        ("params", step.params, entry.params),
+        ("output", step.outputs, entry.outs),
+    )
+    for kind, recorded, here in kinds:
+        yield from (
+            Difference(step.name, f"{kind} {name}", "nothing", "declared") for name in here if name not in recorded
+        )
+        yield from (
+            Difference(step.name, f"{kind} {name}", "declared", "nothing") for name in recorded if name not in here
+        )
+
+
+def _params_file(root: Path) -> Mapping[str, Any]:
+    path = root / "params.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _of_params(step: Step, here: Mapping[str, Any]) -> Iterator[Difference]:
+    recorded = flat(step.params)
+    new = [key for key in here if key not in recorded and any(_inside(key, section) for section in step.params)]
+    for key in [*recorded, *new]:
+        was, now = recorded.get(key, _NOTHING), here.get(key, _NOTHING)
+        if was != now:
+            yield Difference(step.name, f"params.yaml {key}", _shown(was), _shown(now))
+
+
+def _inside(key: str, section: str) -> bool:
+    return key == section or key.startswith((f"{section}.", f"{section}["))
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys (``train.rewards[0].name``) and plain values. A number is a number however YAML wrote it (``1e-05``
+    is text to YAML 1.1); within a list's sections null is the same as nothing."""
+    if isinstance(tree, Mapping):
+        pairs = [(f"{prefix}.{key}" if prefix else str(key), value) for key, value in tree.items()]
+        return {name: inner for key, value in pairs for name, inner in flat(value, key).items()}
+    if isinstance(tree, list | tuple) and any(isinstance(item, Mapping) for item in tree):
+        items = [{key: value for key, value in item.items() if value is not None} for item in tree]
+        return {name: inner for i, item in enumerate(items) for name, inner in flat(item, f"{prefix}[{i}]").items()}
+    return {prefix: _plain(tree)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        return float(value)
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _hash(path: Path, hasher: Hasher) -> str:
+    return hasher(path) if path.exists() else "missing"
+
+
+def sha256_here(path: Path) -> str:
+    """The hash that the stages give their inputs."""
+    return sha256_tree(path)
+
+
+def short(digest: str) -> str:
+    """A hash to read: its first 12 digits."""
+    return digest[:12] if re.fullmatch(r"[0-9a-f]{32,}(\.dir)?", digest) else digest
+
+
+def stage_of(path: str, steps: Mapping[str, Step]) -> str | None:
+    """The stage that makes ``path`` or, for a folder of results, the files in it."""
+    for step in steps.values():
+        if any(out == path or PurePosixPath(out).is_relative_to(path) for out in step.outputs):
+            return step.name
+    return None

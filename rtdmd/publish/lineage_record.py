@@ -1,0 +1,135 @@
+"""The record that travels with published weights: everything about their making that inputs and settings decide.
+
+`provenance.json` and the header of the weights hold it. Same inputs, same bytes: no time, host or Git commit is in it;
+those are known when a folder leaves (upload_plan.py writes them to `upload.json`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rtdmd.config.rewards import SOURCES
+from rtdmd.errors import UserError
+from rtdmd.provenance import hash_of
+from rtdmd.publish.lineage import Step
+
+HEADER_KEY = "rtdmd_provenance"
+PROMPTS = {
+    "train": "results/prepare_prompts/train.jsonl",
+    "held_out": "results/prepare_prompts/eval.jsonl",
+}
+Resolved = Mapping[str, Any]  # a stage's resolved.json
+
+
+def lineage_record(lineage: Mapping[str, Resolved]) -> dict[str, Any]:
+    """What the settings files (``resolved.json``) of the stages behind the weights say together.
+
+    Keys: settings (all of them) and settings_sha256, inputs (stage -> path -> SHA-256), versions (stage -> package ->
+    version), seeds, teacher, prompts and scorers, each with its hash or revision.
+    """
+    settings = {key: value for record in lineage.values() for key, value in record["params"].items()}
+    inputs = {name: dict(record["inputs"]) for name, record in lineage.items()}
+    everything = {path: digest for paths in inputs.values() for path, digest in paths.items()}
+    model = settings["model"]
+    return {
+        "settings": settings,
+        "settings_sha256": hash_of(settings),
+        "inputs": inputs,
+        "versions": {name: dict(record["versions"]) for name, record in lineage.items()},
+        "seeds": {"run": settings["run"]["seed"]},
+        "teacher": _source(model["teacher"], model["revision"], everything),
+        "prompts": {name: {"path": path, "sha256": everything.get(path)} for name, path in PROMPTS.items()},
+        "scorers": _scorers(settings, everything),
+    }
+
+
+def _scorers(settings: Mapping[str, Any], inputs: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Every scorer that trained or judged the weights, once for each way in which it is set."""
+    found: dict[str, dict[str, Any]] = {}
+    for stage in ("train_rtdmd", "evaluate"):
+        for reward in settings.get(stage, {}).get("rewards", []):
+            what = {key: value for key, value in reward.items() if value is not None and key != "weight"}
+            scorer = found.setdefault(hash_of(what), {"name": reward["name"], "settings": what, "used_by": []})
+            scorer["used_by"].append(stage)
+            scorer["weights"] = {
+                key: _source(reward[key], reward.get(pin), inputs) for key, pin in SOURCES.items() if reward.get(key)
+            }
+    return list(found.values())
+
+
+def _source(name: str, revision: str | None, inputs: Mapping[str, str]) -> dict[str, str | None]:
+    """A model by its Hub commit, or by the hash of the local folder that was an input."""
+    return {"name": name, "revision": revision, "sha256": inputs.get(name)}
+
+
+def weights_metadata(record: Mapping[str, Any]) -> dict[str, str]:
+    """The record as an entry of a safetensors header, so that weights that lost their folder still tell."""
+    return {HEADER_KEY: json.dumps(record, sort_keys=True, ensure_ascii=False, separators=(",", ":"))}
+
+
+def header_of(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file: tensor names, and ``__metadata__``. UserError when it is no such file."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if not 0 < size <= min(100_000_000, path.stat().st_size - 8):
+            raise UserError(f"{path}: not a safetensors file")
+        text = file.read(size)
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: not a safetensors file ({error})") from error
+    return dict(header)
+
+
+def record_of_weights(path: Path) -> dict[str, Any] | None:
+    """The record in the header of a safetensors file; None when it holds none."""
+    text = header_of(path).get("__metadata__", {}).get(HEADER_KEY)
+    return json.loads(text) if text else None
+
+
+def steps_of_record(record: Mapping[str, Any], name: str) -> list[Step]:
+    """The steps that a record tells of, causes first. ``name`` is what errors call the record.
+
+    A section of the settings belongs to the stage of its name, what all share (run, model, adapter) to the first one.
+    """
+    try:
+        inputs: Mapping[str, Mapping[str, str]] = record["inputs"]
+        settings, versions = dict(record["settings"]), record["versions"]
+        order = _causes_first(inputs)
+        shared = {key: value for key, value in settings.items() if key not in order}
+        steps = []
+        for stage in order:
+            params = {
+                **(shared if stage == order[0] else {}),
+                **({stage: settings[stage]} if stage in settings else {}),
+            }
+            steps.append(Step(stage, dict(inputs[stage]), params=params, versions=_versions_of(versions, stage)))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{name}: not a record of this package ({error!r} is missing or of another kind)") from error
+    return steps
+
+
+def _versions_of(versions: Mapping[str, Any], stage: str) -> dict[str, str]:
+    """Versions by stage, or (records of 0.1) one list for all."""
+    return (
+        dict(versions.get(stage, {}))
+        if all(isinstance(value, Mapping) for value in versions.values())
+        else dict(versions)
+    )
+
+
+def _causes_first(inputs: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Stages in an order in which none comes before one whose results it reads."""
+    needs = {
+        stage: {path.split("/")[1] for path in paths if path.startswith("results/")} for stage, paths in inputs.items()
+    }
+    order: list[str] = []
+    while len(order) < len(needs):
+        ready = sorted(s for s in needs if s not in order and not (needs[s] & needs.keys()) - {*order, s})
+        if not ready:
+            raise KeyError("an order of stages: they read each other's results")
+        order.append(ready[0])
+    return order
