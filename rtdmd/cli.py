@@ -74,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sample(commands)
     _add_compare(commands)
     _add_verify(commands)
+    _add_hub(commands)
     world = commands.add_parser("world", help="pre-train a part of the embedded world (`make world` runs them all)")
     world.add_argument("part", choices=WORLD_PARTS)
     world.set_defaults(action=_world)
@@ -148,6 +149,15 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     verify = commands.add_parser("verify", help="check the equations against an oracle in closed form")
     add_arguments(verify)
     verify.set_defaults(action=_command)
+
+
+def _add_hub(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from rtdmd.commands import trace, upload
+
+    trace.add_arguments(commands.add_parser("trace", help="where a result comes from, and what differs here"))
+    upload.add_arguments(commands.add_parser("upload", help="send results/publish to the Hub (no --yes: only show it)"))
+    for name in ("trace", "upload"):
+        commands.choices[name].set_defaults(action=_command)
 
 
 def _command(arguments: argparse.Namespace) -> int:
