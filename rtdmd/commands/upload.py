@@ -1,5 +1,5 @@
-"""`rtdmd upload`: send results/publish to the Hub. Without `--yes` (or publish.dry_run: false) it only shows what it would
-send, and sends nothing.
+"""`rtdmd upload`: send results/publish to the Hub. Without `--yes` (or publish.dry_run: false) it only shows what it
+would send, and sends nothing.
 
 The files go to a branch, are downloaded again and compared by SHA-256, and only then reach `main` and get a tag with
 the hash of their lineage in dvc.lock. Run again after an interruption: it goes on where it stopped; when all is there,

@@ -29,7 +29,7 @@ from rtdmd.publish.lineage import (
 )
 from rtdmd.publish.lineage_record import record_of_weights, steps_of_record
 
-PROVENANCE, PUBLISHED_FROM, RESOLVED = "provenance.json", "upload.json", "resolved.json"
+PROVENANCE, PUBLISHED_FROM, RESOLVED, GATE = "provenance.json", "upload.json", "resolved.json", "gate.json"
 FOLDER, VERSIONS = "the folder itself", "package versions"
 
 
@@ -133,9 +133,10 @@ def published_from(upload: Mapping[str, Any]) -> list[str]:
 
 
 def _damage(folder: Path) -> list[Difference]:
-    """Files of a published folder that are not what was uploaded."""
-    upload = read_json(folder / PUBLISHED_FROM) if (folder / PUBLISHED_FROM).is_file() else {}
-    recorded: dict[str, str] = dict(upload.get("files", {}))
+    """Files of a published folder that are not what was uploaded or, in a folder that never was, passed the gate."""
+    files = [folder / PUBLISHED_FROM, folder / GATE]
+    records = [read_json(path) for path in files if path.is_file()]
+    recorded: dict[str, str] = next((record.get("files") or record.get("sha256", {}) for record in records), {})
     return damage(recorded, {name: sha256_file(folder / name) for name in recorded if (folder / name).is_file()})
 
 

@@ -1,0 +1,197 @@
+"""What would be uploaded, and whether it may be.
+
+To the stage's own files (results/publish, which depend on inputs alone) come what only the moment of leaving knows: the
+Git commit, what it and dvc.lock do not hold, the lineage in dvc.lock, the class of hardware. It is written to
+`upload.json` and, for people, at the end of the model card. Only what dvc.yaml declares as the stage's output can
+leave, and of weights only weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rtdmd.errors import UserError
+from rtdmd.files import json_text, read_json, sha256_bytes, sha256_file, tree_files
+from rtdmd.pipeline import read_pipeline
+from rtdmd.provenance import GitState, git_state, hardware_class, hash_of, package_versions
+from rtdmd.publish.lineage import Step, behind, differences, lock_hash, lock_tree, read_lock
+from rtdmd.publish.lineage_record import header_of
+from rtdmd.publish.trace import PUBLISHED_FROM
+
+STAGE = "publish"
+CARD, GATE = "README.md", "gate.json"
+NOT_GATED = frozenset({GATE, "resolved.json"})  # written after the gate, from its inputs
+KINDS = frozenset({".json", ".md", ".png", ".py", ".safetensors"})
+STATE_WORDS = frozenset({"exp_avg", "exp_avg_sq", "momentum_buffer", "optimizer", "optim", "grad", "step", "rng_state"})
+"""Parts of tensor names by which optimizer and run state are known (PyTorch's own names)."""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """The files that leave, by their path in the repository, and what they are called there."""
+
+    repo_id: str
+    private: bool
+    tag: str
+    files: dict[str, bytes | Path]
+    sha256: dict[str, str]
+    record: dict[str, Any]  # upload.json
+    left_here: tuple[str, ...]  # files of the folder that do not leave
+
+    @property
+    def branch(self) -> str:
+        """Where the files wait until they are verified."""
+        return f"upload-{self.tag}"
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it cannot be made again from its commit alone; empty when it can."""
+        return _reasons(self.record["changed_files"], self.record["stale"], self.record["git_commit"])
+
+    def size(self, path: str) -> int:
+        """Bytes of one file."""
+        content = self.files[path]
+        return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def make_publication(root: Path, repo_id: str | None, private: bool, allow_dirty: bool = False) -> Publication:
+    """The publication of `root/results/publish`.
+
+    UserError without a repository, for files that are missing or must not leave, and, unless ``allow_dirty``, when the
+    commit or dvc.lock does not hold what is here.
+    """
+    if repo_id is None:
+        raise UserError("publish.repo_id: null; set it to owner/name, or give --repo owner/name")
+    steps = behind(STAGE, read_lock(root))
+    state = git_state(root, [path for step in steps for path in step.inputs])
+    stale = [str(one) for one in differences(root, steps)]
+    reasons = _reasons(state.changed, stale, state.commit)
+    if reasons and not allow_dirty:
+        raise UserError(_refusal(reasons, stale))
+    folder = stage_files(root)
+    check_gate(folder)
+    record = _record(root, steps, state, stale, {path: sha256_file(file) for path, file in folder.items()})
+    files: dict[str, bytes | Path] = dict(folder)
+    files[CARD] = with_section(folder[CARD].read_text(encoding="utf-8"), repo_id, record, reasons).encode()
+    sha256 = {path: _sha256(content) for path, content in sorted(files.items())}
+    record["files"] = dict(sha256)
+    files[PUBLISHED_FROM] = json_text(record).encode()
+    sha256[PUBLISHED_FROM] = _sha256(files[PUBLISHED_FROM])
+    left = tuple(path for path in _all_files(root) if path not in folder)
+    return Publication(repo_id, private, record["tag"], files, sha256, record, left)
+
+
+def _reasons(changed: list[str] | tuple[str, ...], stale: list[str], commit: str | None) -> list[str]:
+    outside = [] if commit else ["this folder is no Git checkout"]
+    return [*outside, *(f"{path} is not as in the commit" for path in changed), *stale]
+
+
+def _refusal(reasons: list[str], stale: list[str]) -> str:
+    """One line: what is wrong first, and what to do about it."""
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    what = "run the stages again (`snakemake publish`)" if stale else "commit (dvc.lock and results/ too)"
+    return f"not published: {(stale or reasons)[0]}{more}; {what}, or publish it as it is with --allow-dirty"
+
+
+def stage_files(root: Path) -> dict[str, Path]:
+    """The outputs that dvc.yaml declares for stage publish, by their path in the repository; checked one by one."""
+    folder = f"results/{STAGE}"
+    pipeline = read_pipeline(root)
+    found = {}
+    for out in pipeline[STAGE].outs:
+        path, name = root / out, PurePosixPath(out).relative_to(folder).as_posix()
+        if not path.is_file():
+            raise UserError(f"{out}: no such file; `snakemake {STAGE}` makes it")
+        if path.suffix not in KINDS:
+            raise UserError(f"{out}: files of this kind do not leave; allowed: {', '.join(sorted(KINDS))}")
+        if path.suffix == ".safetensors":
+            check_weights(path, out)
+        found[name] = path
+    return found
+
+
+def check_gate(folder: Mapping[str, Path]) -> None:
+    """UserError unless `gate.json` says that exactly these files passed the stage's gate."""
+    if GATE not in folder:
+        raise UserError(f"results/{STAGE}: no {GATE}, so no upload; `snakemake {STAGE}` tests the folder and writes it")
+    passed: dict[str, str] = read_json(folder[GATE])["sha256"]
+    for name, path in folder.items():
+        if name not in NOT_GATED and passed.get(name) != sha256_file(path):
+            raise UserError(
+                f"results/{STAGE}/{name} is not what passed the gate; `snakemake {STAGE}` makes and tests it"
+            )
+
+
+def check_weights(path: Path, name: str) -> None:
+    """UserError when a file of weights holds the state of an optimizer or of a run."""
+    for tensor in header_of(path):
+        if STATE_WORDS.intersection(tensor.split(".")):
+            raise UserError(f"{name}: the tensor {tensor} is state of a training, no weight; it does not leave")
+
+
+def _all_files(root: Path) -> list[str]:
+    folder = root / "results" / STAGE
+    return [path.relative_to(folder).as_posix() for path in tree_files(folder)]
+
+
+def _sha256(content: bytes | Path) -> str:
+    return sha256_bytes(content) if isinstance(content, bytes) else sha256_file(content)
+
+
+def _record(
+    root: Path, steps: list[Step], state: GitState, stale: list[str], folder: Mapping[str, str]
+) -> dict[str, Any]:
+    """upload.json without the list of files: nothing in it changes from one attempt to the next on one machine."""
+    lineage = lock_hash(steps)
+    tag = f"dvc-{lineage[:16]}"
+    if _reasons(state.changed, stale, state.commit):  # a name of its own: the clean one is for what can be made again
+        contents = {path: _sha256(root / path) for path in state.changed if (root / path).is_file()}
+        tag += f"-dirty-{hash_of([contents, stale, dict(folder)])[:8]}"
+    return {
+        "tag": tag,
+        "git_commit": state.commit,
+        "changed_files": list(state.changed),
+        "stale": stale,
+        "dvc_lock": {"sha256": lineage, "stages": lock_tree(steps)},
+        "uploaded_from": {"hardware": hardware_class(), "versions": package_versions()},
+        "folder": dict(folder),
+    }
+
+
+def with_section(card: str, repo_id: str, record: Mapping[str, Any], reasons: list[str]) -> str:
+    """The card with where it was published from and, when that is so, that it cannot be made again."""
+    commit = f"commit `{record['git_commit']}`" if record["git_commit"] else "no Git commit"
+    lines = [
+        card.rstrip(),
+        "",
+        "## Published from",
+        "",
+        f"Code: {commit}. Lineage in `dvc.lock`: `{record['dvc_lock']['sha256']}`, tag `{record['tag']}`."
+        f" `{PUBLISHED_FROM}` holds that lineage and the SHA-256 of every file; `rtdmd trace {repo_id}` compares both"
+        " with a checkout.",
+    ]
+    if reasons:
+        lines += [
+            "",
+            "**Published with `--allow-dirty`: the commit and `dvc.lock` do not hold all that made this.**",
+            "",
+        ]
+        lines += [f"- {reason}" for reason in reasons]
+    return "\n".join(lines) + "\n"
+
+
+def plan_text(publication: Publication) -> str:
+    """What would be sent where."""
+    kind = "private" if publication.private else "public"
+    lines = [f"{publication.repo_id} ({kind}), tag {publication.tag}"]
+    lines += [
+        f"  {path:42} {publication.size(path):>12,} bytes  {digest[:12]}"
+        for path, digest in sorted(publication.sha256.items())
+    ]
+    if publication.left_here:
+        lines.append(f"  stays here: {', '.join(publication.left_here)}")
+    lines += [f"  not clean: {reason}" for reason in publication.reasons]
+    return "\n".join(lines)
