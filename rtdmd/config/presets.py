@@ -110,7 +110,14 @@ WORLD: dict[str, Any] = {
         "reference_images": 2000,
     },
     "report": {"title": "RTDMD on the embedded world", "grid_prompts": 12},
-    "publish": {"repo_id": None, "private": True, "dry_run": True},
+    "publish": {
+        "format": "both",
+        "prompt": "a photo of a red circle and a blue square",
+        "datasets": [],
+        "repo_id": None,
+        "private": True,
+        "dry_run": True,
+    },
 }
 
 _SMOKE: dict[str, Any] = {

@@ -49,6 +49,13 @@ class ReportParams(Section):
 class PublishParams(Section):
     """The model folder, and where it would go."""
 
+    format: Literal["lora", "merged", "both"] = param(
+        "weights: one adapter, the whole transformer with the adapters merged in, or both"
+        " (adapter.mode full: merged); dvc.yaml lists the files",
+        source="ours",
+    )
+    prompt: str = param("of the card's example and its picture", source="ours", min_length=1)
+    datasets: tuple[str, ...] = param("Hub ids of the training prompts' data sets, for the card", source="ours")
     repo_id: str | None = param("Hub repository `owner/name`; null: write the folder only", source="Hugging Face Hub")
     private: Flag = param("create the repository as private", source="ours")
     dry_run: Flag = param("write the folder, upload nothing", source="ours")

@@ -33,9 +33,13 @@ class Adapter:
         """Names of the adapted modules, sorted."""
         return sorted(key.removesuffix(A) for key in self.tensors if key.endswith(A))
 
+    def shape(self, module: str) -> tuple[int, int]:
+        """(out, in) of the weight that the module's factors belong to."""
+        return self.tensors[module + B].shape[0], self.tensors[module + A].shape[1]
+
     def delta(self, module: str) -> Tensor:
-        """What the adapter adds to the module's weight, (out, in)."""
-        return self.alpha / self.rank * self.tensors[module + B] @ self.tensors[module + A]
+        """What the adapter adds to the module's weight, (out, in), computed in float32."""
+        return self.alpha / self.rank * self.tensors[module + B].float() @ self.tensors[module + A].float()
 
 
 def read_adapter(path: Path) -> Adapter:

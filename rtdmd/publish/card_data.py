@@ -1,0 +1,138 @@
+"""What the Hub reads from the model card: metadata, licence, and the figures of the model-index.
+
+Everything on it comes from the stage's inputs, so the same inputs give the same card; the commit of the code is known
+at upload only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from rtdmd.config import ModelParams
+from rtdmd.evaluate.names import SCORES, in_order
+from rtdmd.publish.export import BaseModel
+
+STABILITY = ("other", "stabilityai-ai-community")
+BASE_LICENCES = {
+    "stabilityai/stable-diffusion-3-medium-diffusers": STABILITY,
+    "stabilityai/stable-diffusion-3.5-medium": STABILITY,
+    "black-forest-labs/FLUX.1-dev": ("other", "flux-1-dev-non-commercial-license"),
+}
+SAMPLES = "samples.png"
+WIDGET = "widget.png"
+WORLD = "data/world/"  # the embedded world belongs to this repository and carries its licence
+Metrics = Mapping[str, Any]
+
+MADE_OF = {"world_verifier": ("strict", "lenient", "soft")}  # figures that a reward is made of
+FEATURES = {"frechet": "Fréchet distance (lower is nearer)", "diversity": "Diversity (1: as real images)"}
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the card tells about the export."""
+
+    model: ModelParams
+    base: BaseModel
+    sigmas: Sequence[float]  # trained levels, K + 1, ending in 0
+    stochastic: bool  # the folder's scheduler draws all noise anew (CPS with eta = 1), else takes Euler steps
+    forms: Sequence[str]  # "lora", "merged"
+    rank: int | None  # of the adapter; None where only merged weights are published
+    prompt: str  # example
+    folder: str  # what the snippets call the folder: its path, or the repository's id
+    settings: Mapping[str, Any]  # params sections of the stages behind it; empty for an import
+    metrics: Metrics  # metrics.json; empty where nothing was evaluated
+    settings_sha256: str
+    datasets: Sequence[str] = ()
+    sources: Mapping[str, str] | None = None  # imported checkpoints: file name -> SHA-256
+
+    @property
+    def rewards(self) -> list[str]:
+        """Names of the training rewards."""
+        return [reward["name"] for reward in self.settings.get("train_rtdmd", {}).get("rewards", [])]
+
+    @property
+    def title(self) -> str:
+        """The card's heading."""
+        return f"{base_name(self.model)}, {self.model.num_steps} steps, RTDMD"
+
+
+def card_data(found: Published) -> ModelCardData:
+    """The card's metadata. base_model is left out for a local teacher: the Hub knows repositories only."""
+    model = found.model
+    licence, licence_name = licence_of(model)
+    hub, adapter = model.is_hub_id, "lora" in found.forms
+    results = eval_results(found)
+    return ModelCardData(
+        license=licence,
+        license_name=licence_name,
+        license_link=f"https://huggingface.co/{model.teacher}" if hub and licence == "other" else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=[*("diffusers", "text-to-image", "few-step", "distillation", "rtdmd"), model.family, *["lora"] * adapter],
+        datasets=list(found.datasets) or None,
+        model_name=found.title if results else None,
+        eval_results=results or None,
+        base_model=model.teacher if hub else None,
+        base_model_relation=("adapter" if adapter else "finetune") if hub else None,
+        widget=[{"text": found.prompt, "output": {"url": WIDGET}}],
+    )
+
+
+def licence_of(model: ModelParams) -> tuple[str, str | None]:
+    """(licence, its name where the licence is "other"): what is made from a model inherits its licence."""
+    if model.is_hub_id:
+        return BASE_LICENCES.get(model.teacher, ("other", "licence-of-the-base-model"))
+    if model.teacher.startswith(WORLD):
+        return "apache-2.0", None
+    return "other", "licence-of-the-base-model"
+
+
+def base_name(model: ModelParams) -> str:
+    """The teacher's name without its owner or path."""
+    return model.teacher.split("/")[-1] if model.is_hub_id else Path(model.teacher).name
+
+
+def trained_on(name: str, rewards: Sequence[str]) -> bool:
+    """Whether a score was a training reward, or a figure that such a reward is made of."""
+    return name in rewards or any(name in MADE_OF.get(reward, ()) for reward in rewards)
+
+
+def score_names(metrics: Metrics) -> list[str]:
+    """Scores of the published student, in their usual order."""
+    return in_order(metrics["train_rtdmd"]["per_tag"], list(SCORES)) if metrics else []
+
+
+def eval_results(found: Published) -> list[EvalResult]:
+    """The student's figures for the Hub's model-index: scores that were training rewards apart from the others."""
+    if not found.metrics:
+        return []
+    student = found.metrics["train_rtdmd"]
+    results = []
+    for name in score_names(found.metrics):
+        value, half = student[name]["mean"], student[name]["ci95"]
+        results.append(_result(name, value, half, student["images"], trained_on(name, found.rewards)))
+    return results + [
+        _result(name, student[name], None, student["images"], trained=False)
+        for name in FEATURES
+        if student.get(name) is not None
+    ]
+
+
+def _result(name: str, value: float, half: float | None, images: int, trained: bool) -> EvalResult:
+    label = SCORES.get(name) or FEATURES.get(name) or name
+    interval = f" ± {half:.3f} (95 %)" if half is not None else ""
+    return EvalResult(
+        task_type="text-to-image",
+        dataset_type="held-out-prompts",
+        dataset_name=f"Held-out prompts, {'training rewards' if trained else 'held-out rewards'}",
+        dataset_config="training-rewards" if trained else "held-out-rewards",
+        metric_type=name,
+        metric_name=f"{label}{interval}, {images} images",
+        metric_value=value,
+        metric_args={"ci95": half, "images": images} if half is not None else {"images": images},
+    )

@@ -1,0 +1,179 @@
+"""One export from its parts to the gate: weights, scheduler, card, and the test that they must pass.
+
+Stage publish and `rtdmd import` write the same folder; they differ in where the student comes from. ``place(name)``
+says where a file of the folder is written; nothing here decides what becomes of the folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rtdmd.backbones import Backbone, Conditioning, load_backbone
+from rtdmd.backbones.protocol import PUBLISHED
+from rtdmd.backbones.snapshot import teacher_folder
+from rtdmd.config import ModelParams
+from rtdmd.errors import UserError
+from rtdmd.files import write_atomic, write_json
+from rtdmd.images import grid, save_png
+from rtdmd.publish.card import model_card
+from rtdmd.publish.card_data import WIDGET, Published
+from rtdmd.publish.compose import Adapter, compose
+from rtdmd.publish.export import BaseModel, base_model, write_lora
+from rtdmd.publish.gate import Export, Fixed, fixed_inputs, run_gate, student_latents
+from rtdmd.publish.merge import CONFIG, MERGED, Weights, full_weights, merged_weights, write_merged
+from rtdmd.publish.scheduler import scheduler_config
+from rtdmd.sampling import ImageNoise, Velocity, sample
+from rtdmd.torch_setup import DTYPES
+
+SCHEDULER = "scheduler/scheduler_config.json"
+CARD, GATE, PROVENANCE = "README.md", "gate.json", "provenance.json"
+FORMS: dict[str, tuple[str, ...]] = {"lora": ("lora",), "merged": ("merged",), "both": ("lora", "merged")}
+FILES = {"lora": (PUBLISHED,), "merged": (MERGED, CONFIG)}
+RENOISE_FROM = 0.5  # trained eta from which diffusers' re-noising (eta = 1) is nearer than its Euler step (eta = 0)
+PICTURES, LEAST_SIDE = 4, 144  # images of the example, and about how large each is shown
+
+Place = Callable[[str], Path]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The student to export."""
+
+    model: ModelParams
+    forms: Sequence[str]
+    adapters: Mapping[str, Adapter]  # by stage, in their order; empty where all weights were trained
+    full: Path | None  # the weights of such a student
+    student: Callable[[Backbone], Velocity]  # the student in memory, on a backbone of its own
+    prompt: str
+    called: str  # the card's name of the folder
+    threads: int
+    seed: int
+    metadata: Mapping[str, str]  # for the headers of the weights
+    root: Path = Path(".")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the weights' making leaves for the rest."""
+
+    base: BaseModel
+    adapter: Adapter | None  # composed
+    sigmas: list[float]
+    fixed: Fixed
+    latents: dict[str, dict[str, Tensor]]  # form -> noise level -> the student's latents
+
+
+def check_forms(params_format: str, mode: str) -> tuple[str, ...]:
+    """The forms of ``publish.format``; UserError where a student of ``adapter.mode`` cannot have one of them."""
+    forms = FORMS[params_format]
+    if mode == "full" and "lora" in forms:
+        raise UserError(
+            f"publish.format: {params_format} with adapter.mode: full, which trains no adapter; allowed for it: merged"
+        )
+    return forms
+
+
+def make_weights(source: Source, place: Place) -> Made:
+    """Write the weights and the example's picture; sample what the gate will compare with."""
+    base = base_model(teacher_folder(source.model, text=True, root=source.root))
+    backbone = load_backbone(source.model, text=True, device=source.device, root=source.root)
+    state = dict(backbone.transformer.state_dict())  # before any adapter wraps the layers
+    cond = backbone.encode([source.prompt, ""])
+    sigmas, shape = backbone.sigmas(source.model.num_steps), backbone.latent_shape()
+    velocity = source.student(backbone)
+    _draw_example(source, backbone, velocity, cond, sigmas, place(WIDGET))
+    if source.model.dtype != "float32":  # compared in float32, and merged in float32
+        backbone = load_backbone(_exact(source.model), vae=False, device=source.device, root=source.root)
+        state = dict(backbone.transformer.state_dict())
+        velocity = source.student(backbone)
+    adapter = compose(list(source.adapters.values())) if source.adapters else None
+    if "lora" in source.forms and adapter is not None:
+        write_lora(adapter, place(PUBLISHED), source.metadata, base.pipeline)
+    fixed = fixed_inputs(shape, cond, sigmas)
+    latents = {"lora": student_latents(velocity, fixed, source.model.eta)}
+    if "merged" in source.forms:
+        weights = _whole(source, adapter, state)
+        place(CONFIG)
+        write_merged(weights, base.transformer_config, place(MERGED).parent.parent, source.metadata)
+        latents["merged"] = latents["lora"]
+        if source.model.dtype != "float32":
+            latents["merged"] = _rounded_student(source, weights, fixed)
+    return Made(base, adapter, sigmas.tolist(), fixed, latents)
+
+
+def _exact(model: ModelParams) -> ModelParams:
+    return model.model_copy(update={"dtype": "float32"})
+
+
+def _whole(source: Source, adapter: Adapter | None, state: Mapping[str, Tensor]) -> Weights:
+    """The transformer's weights with the student in them, in the published dtype."""
+    dtype = DTYPES[source.model.dtype]
+    if adapter is not None:
+        return merged_weights(state, adapter, dtype)
+    if source.full is None:
+        raise ValueError("a student without adapters needs its weights")
+    return full_weights(source.full, state, dtype)
+
+
+def _rounded_student(source: Source, weights: Weights, fixed: Fixed) -> dict[str, Tensor]:
+    """What the merged weights give in memory: below float32 their cast moves every one of them a little, so they are
+    compared with themselves; the cast is told from the file by its dtype."""
+    backbone = load_backbone(_exact(source.model), vae=False, device=source.device, root=source.root)
+    backbone.transformer.load_state_dict({name: value.float() for name, value in weights.items()}, strict=True)
+
+    def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        return backbone.velocity(backbone.transformer, x, sigma, cond)
+
+    return student_latents(velocity, fixed, source.model.eta)
+
+
+@torch.no_grad()
+def _draw_example(
+    source: Source, backbone: Backbone, velocity: Velocity, cond: Conditioning, sigmas: Tensor, path: Path
+) -> None:
+    """The example's picture: a few images of the prompt by the trained sampler."""
+    noise = ImageNoise(source.seed, [(0, i) for i in range(PICTURES)], backbone.latent_shape(), backbone.device)
+    latents = sample(velocity, noise, cond.index([0]).expand(PICTURES), sigmas, source.model.eta)
+    scale = max(1, LEAST_SIDE // source.model.resolution)
+    save_png(path, grid(backbone.decode(latents).cpu(), columns=PICTURES // 2, scale=scale))
+
+
+def finish(source: Source, made: Made, place: Place, told: Mapping[str, Any]) -> dict[str, Any]:
+    """Write scheduler and card, put the folder through the gate, write its record; RtdmdError when it is refused.
+
+    told: the card's settings, settings_sha256, metrics, datasets and sources. Every other file of the folder is there.
+    """
+    stochastic = source.model.eta >= RENOISE_FROM
+    write_json(place(SCHEDULER), scheduler_config(made.sigmas, stochastic))
+    found = Published(
+        model=source.model,
+        base=made.base,
+        sigmas=made.sigmas,
+        stochastic=stochastic,
+        forms=source.forms,
+        rank=made.adapter.rank if made.adapter is not None else None,
+        prompt=source.prompt,
+        folder=source.called,
+        **told,
+    )
+    write_atomic(place(CARD), model_card(found))
+    export = Export(
+        folder=place(CARD).parent,
+        called=source.called,
+        model=source.model,
+        base=made.base,
+        forms=source.forms,
+        stages=source.adapters,
+        threads=source.threads,
+        device=str(source.device),
+    )
+    record = run_gate(export, made.fixed, made.latents)
+    write_json(place(GATE), record)
+    return record

@@ -1,0 +1,234 @@
+"""The gate: no export leaves that a stranger's diffusers does not load, run and reproduce.
+
+A fresh process with nothing of ours (gate_check.py) runs the card's Python as it is printed, loads every published
+form, and samples from fixed latents. Here its answer is judged: every tensor consumed, no warning, latents within 1e-4
+of the student's in memory (float32, at the trained noise level, at 0 and at 1), and ten times nearer to the student
+than to the base model, which also catches an adapter that changes little and is loaded at a wrong scale.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rtdmd.backbones.protocol import Conditioning
+from rtdmd.config import ModelParams
+from rtdmd.errors import RtdmdError, UserError
+from rtdmd.files import read_json, save_tensors, sha256_file, tree_files, write_json
+from rtdmd.publish.compose import Adapter
+from rtdmd.publish.export import BaseModel, write_lora
+from rtdmd.rng import normal
+from rtdmd.sampling import Velocity, rollout
+
+TOLERANCE = 1e-4  # largest difference of a latent, float32
+MARGIN = 10.0  # the base model must be this many times farther than the student
+SEED = 2605  # of the fresh noise
+RELEASED = ("torch", "diffusers", "transformers", "peft", "safetensors")
+INPUTS = {"sd3": {"prompt_embeds": "encoder_hidden_states", "pooled_prompt_embeds": "pooled_projections"}}
+PROGRAM = "rtdmd.publish.gate_check"
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The inputs on which student and export are compared: B latents, their conditioning, and the fresh noise."""
+
+    latents: Tensor  # (B, C, H, W)
+    noises: Tensor  # (K-1, B, C, H, W)
+    cond: Conditioning  # B rows, float32
+    sigmas: Tensor  # (K+1,)
+
+
+@dataclass(frozen=True)
+class Export:
+    """What is tested, and how the card calls it."""
+
+    folder: Path
+    called: str  # the card's name of the folder
+    model: ModelParams
+    base: BaseModel
+    forms: Sequence[str]  # "lora", "merged"
+    stages: Mapping[str, Adapter]  # adapters that were composed, in their order; empty where there are none
+    threads: int
+    device: str
+
+
+def fixed_inputs(shape: tuple[int, int, int], cond: Conditioning, sigmas: Tensor) -> Fixed:
+    """Latents from a fixed key, and the noise that torch gives after ``torch.manual_seed(SEED)`` on the same device."""
+    device = next(iter(cond.tensors.values())).device
+    batch = (len(cond), *shape)
+    generator = torch.Generator(device).manual_seed(SEED)
+    drawn = [torch.randn(batch, generator=generator, device=device) for _ in range(len(sigmas) - 2)]
+    noises = torch.stack(drawn) if drawn else torch.empty(0, *batch, device=device)
+    latents = normal(batch, "publish", "gate", "latents").to(device)
+    return Fixed(latents, noises, cond.to(dtype=torch.float32), sigmas)
+
+
+def noise_levels(eta: float) -> list[str]:
+    """The noise levels compared: Euler, the trained one, all noise anew."""
+    return [f"{value:g}" for value in sorted({0.0, eta, 1.0})]
+
+
+@torch.no_grad()
+def student_latents(velocity: Velocity, fixed: Fixed, eta: float) -> dict[str, Tensor]:
+    """The student's latents x̂_0 (B, C, H, W) at every noise level, by our own sampler."""
+    return {
+        level: rollout(velocity, fixed.latents, fixed.cond, fixed.sigmas, float(level), fixed.noises)[-1]
+        for level in noise_levels(eta)
+    }
+
+
+def blocks_of(card: str) -> list[str]:
+    """The card's Python blocks, in order."""
+    return re.findall(r"```python\n(.*?)\n```", card, flags=re.DOTALL)
+
+
+def run_gate(export: Export, fixed: Fixed, student: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+    """Test ``export`` and return what gate.json holds; RtdmdError with every reason when it is refused.
+
+    student: form -> noise level -> latents of the student in memory, for each of ``export.forms`` ("lora" also stands
+    for the stacked stages).
+    """
+    if export.model.family not in INPUTS:
+        raise UserError(
+            f"model.family: {export.model.family}: publish's gate does not know its pipeline's arguments;"
+            " add them to INPUTS in rtdmd/publish/gate.py"
+        )
+    answer = _ask(export, fixed, student)
+    problems = [*answer["problems"], *_judge(answer)]
+    if problems:
+        raise RtdmdError(
+            f"the gate refuses this export, nothing was published: {'; '.join(problems)}\n{table(answer['forms'])}"
+        )
+    return {
+        "forms": _rounded(answer["forms"]),
+        "tolerance": TOLERANCE,
+        "margin": MARGIN,
+        "snippets": len(blocks_of((export.folder / "README.md").read_text(encoding="utf-8"))),
+        "warnings": len(answer["warnings"]),
+        "versions": {name: version(name) for name in RELEASED},
+        "sha256": {path.relative_to(export.folder).as_posix(): sha256_file(path) for path in tree_files(export.folder)},
+    }
+
+
+def _ask(export: Export, fixed: Fixed, student: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+    """Write the request, run the program in a fresh process, read its answer."""
+    with tempfile.TemporaryDirectory(prefix="rtdmd-gate-") as name:
+        work = Path(name)
+        _link(work, export.called, export.folder)
+        _link(work, export.model.teacher, export.base.folder)
+        write_json(work / "request.json", _request(export, fixed))
+        tensors = {f"input.{key}": value for key, value in fixed.cond.tensors.items()} | {"latents": fixed.latents}
+        for form, levels in student.items():
+            tensors |= {f"{form}.{level}": value.clone() for level, value in levels.items()}
+        save_tensors(tensors, work / "tensors.safetensors")
+        for stage, adapter in export.stages.items():
+            write_lora(adapter, work / f"{stage}.safetensors", pipeline=export.base.pipeline)
+        done = subprocess.run(
+            [sys.executable, "-I", _program(), str(work)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+        )
+        if done.returncode != 0:
+            last = "\n".join(done.stderr.strip().splitlines()[-12:])
+            raise RtdmdError(f"the gate refuses this export, nothing was published; its process ended with:\n{last}")
+        answer: dict[str, Any] = read_json(work / "answer.json")
+    return answer
+
+
+def _program() -> str:
+    """The file of the gate's program, found without importing it."""
+    spec = find_spec(PROGRAM)
+    if spec is None or spec.origin is None:
+        raise RtdmdError(f"{PROGRAM} is not installed; install rtdmd again")
+    return spec.origin
+
+
+def _link(work: Path, name: str, target: Path) -> None:
+    """Let ``name``, as the card writes it, lead to ``target`` in the working directory of the check."""
+    if PurePosixPath(name).is_absolute():
+        return
+    if ".." in PurePosixPath(name).parts:
+        raise UserError(f"model.teacher: {name}: the card cannot use a path with `..`; write the whole path")
+    place = work / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(target.resolve(), target_is_directory=True)
+
+
+def _request(export: Export, fixed: Fixed) -> dict[str, Any]:
+    model, index = export.model, export.base
+    return {
+        "blocks": blocks_of((export.folder / "README.md").read_text(encoding="utf-8")),
+        "export": str(export.folder.resolve()),
+        "base": str(index.folder.resolve()),
+        "pipeline": index.pipeline,
+        "transformer": index.transformer,
+        "left_out": list(index.text_parts),
+        "forms": list(export.forms),
+        "stages": list(export.stages),
+        "inputs": {name: f"input.{key}" for name, key in INPUTS[model.family].items()} | {"latents": "latents"},
+        "settings": {
+            "num_inference_steps": model.num_steps,
+            "guidance_scale": 1.0,
+            "height": model.resolution,
+            "width": model.resolution,
+            "max_sequence_length": model.max_sequence_length,
+        },
+        "etas": noise_levels(model.eta),
+        "seed": SEED,
+        "threads": export.threads,
+        "device": export.device,
+    }
+
+
+def _judge(answer: Mapping[str, Any]) -> list[str]:
+    """Every reason to refuse."""
+    problems = [f"a warning while loading: {text}" for text in answer["warnings"]]
+    problems += [f"the process imported {name}" for name in answer["ours"]]
+    for form, found in answer["forms"].items():
+        consumed, keys = found["keys"]
+        if consumed != keys or keys == 0:
+            problems.append(f"{form}: {consumed} of {keys} tensors were consumed")
+        for level, off in found["from_student"].items():
+            base = found["from_base"][level]
+            if not off <= TOLERANCE:
+                problems.append(f"{form}, eta {level}: {off:.1e} from the student in memory, allowed {TOLERANCE:.0e}")
+            if not base > 0 or not base >= MARGIN * off:
+                problems.append(f"{form}, eta {level}: {off:.1e} from the student and {base:.1e} from the base model")
+    return problems
+
+
+def _rounded(forms: Mapping[str, Any]) -> dict[str, Any]:
+    """Differences to two digits."""
+    return {
+        form: {
+            key: value if key == "keys" else {level: float(f"{number:.1e}") for level, number in value.items()}
+            for key, value in found.items()
+        }
+        for form, found in forms.items()
+    }
+
+
+def table(forms: Mapping[str, Any]) -> str:
+    """Plain text: a row a form; keys consumed, largest difference to the student at each noise level, to the base."""
+    levels = list(next(iter(forms.values()))["from_student"])
+    head = ["form", "keys", *(f"student, eta {level}" for level in levels), f"base, eta {levels[0]}"]
+    rows = [head]
+    for form, found in forms.items():
+        numbers = [f"{found['from_student'][level]:.1e}" for level in levels]
+        rows.append([form, "{} of {}".format(*found["keys"]), *numbers, f"{found['from_base'][levels[0]]:.2f}"])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)

@@ -1,0 +1,216 @@
+"""The gate's own program: `python -I gate_check.py FOLDER`, a fresh process with released packages and nothing of ours.
+
+FOLDER holds request.json (the Python of the model card in it) and tensors.safetensors, and becomes the working
+directory, in which the names that the card uses lead to the export and to the base model. It writes answer.json: what
+was measured, and every reason to refuse the export. It judges nothing that it cannot see here, and repairs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+BENIGN = ("requires torchvision",)  # said at import where torchvision is not installed; our packages do without it
+LIBRARIES = ("diffusers", "transformers", "peft", "huggingface_hub", "accelerate", "py.warnings")
+WEIGHTS = "pytorch_lora_weights.safetensors"
+Tensors = dict[str, Any]
+
+
+class Recorder(logging.Handler):
+    """Every warning and error that a library logs or warns of, in the order of their coming."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = f"{record.name}: {record.getMessage()}".strip()
+        if not any(text in message for text in BENIGN):
+            self.messages.append(message)
+
+
+def listen() -> Recorder:
+    """Install a recorder on the root logger and on the libraries' own (which do not propagate)."""
+    recorder = Recorder()
+    logging.captureWarnings(True)
+    for name in ("", *LIBRARIES):
+        logging.getLogger(name).addHandler(recorder)
+    return recorder
+
+
+@contextmanager
+def quiet(recorder: Recorder, benign: str) -> Iterator[None]:
+    """Forget warnings that hold ``benign`` inside the ``with``."""
+    start = len(recorder.messages)
+    yield
+    recorder.messages[start:] = [text for text in recorder.messages[start:] if benign not in text]
+
+
+def run_card(blocks: list[str]) -> dict[str, Any]:
+    """Run the card's Python blocks one after the other in one namespace, as a reader would; the namespace."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for number, code in enumerate(blocks, start=1):
+        exec(compile(code, f"README.md, block {number}", "exec"), names)
+    return names
+
+
+def pictures(folder: Path) -> list[str]:
+    """What is wrong with the pictures that the card's blocks saved."""
+    from PIL import Image
+
+    problems = []
+    found = sorted(folder.glob("sample*.png"))
+    if not found:
+        problems.append("the card's snippet saved no picture")
+    for path in found:
+        with Image.open(path) as image:
+            channels = image.convert("RGB").split()
+            if all(len(set(channel.tobytes())) == 1 for channel in channels):
+                problems.append(f"{path.name}, drawn by the card's snippet, is of one colour")
+    return problems
+
+
+def adapter_keys(transformer: Any, path: Path, adapter: str) -> tuple[int, int]:
+    """(tensors of the file that arrived in the transformer unchanged, tensors that are in either)."""
+    import torch
+    from safetensors.torch import load_file
+
+    stored = load_file(path)
+    held = {
+        "transformer." + name.replace(f".{adapter}.", "."): value.detach().cpu()
+        for name, value in transformer.named_parameters()
+        if ".lora_" in name and f".{adapter}." in name
+    }
+    equal = [key for key in stored if key in held and torch.equal(stored[key].float(), held[key].float())]
+    return len(equal), len(stored.keys() | held.keys())
+
+
+def merged_keys(transformer: Any, path: Path) -> tuple[int, int]:
+    """As `adapter_keys`, for a file of all weights."""
+    import torch
+    from safetensors.torch import load_file
+
+    stored, held = load_file(path), transformer.state_dict()
+    equal = [key for key in stored if key in held and torch.equal(stored[key].float(), held[key].cpu().float())]
+    return len(equal), len(stored.keys() | held.keys())
+
+
+class Bench:
+    """A pipeline of the base model in float32, and what it gives on the fixed inputs."""
+
+    def __init__(self, request: dict[str, Any], tensors: Tensors, cps: Any) -> None:
+        import diffusers
+        import torch
+
+        self.request, self.tensors, self.cps, self.torch = request, tensors, cps, torch
+        parts = dict.fromkeys(request["left_out"])
+        self.pipe = getattr(diffusers, request["pipeline"]).from_pretrained(
+            request["base"], dtype=torch.float32, **parts
+        )
+        self.pipe.set_progress_bar_config(disable=True)
+        self.pipe.to(request["device"])
+        self.levels = [key for key in tensors if key.startswith("expected.")]
+
+    def scheduler(self, eta: float) -> Any:
+        """The folder's scheduler, as the card sets it, at a noise level."""
+        import diffusers
+
+        folder = self.request["export"]
+        if eta in (0.0, 1.0):
+            return diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(
+                folder, subfolder="scheduler", stochastic_sampling=eta == 1.0
+            )
+        scheduler = self.cps.from_pretrained(folder, subfolder="scheduler")
+        scheduler.eta = eta
+        return scheduler
+
+    def chain(self, eta: float) -> Any:
+        """Latents at the end of the pipeline's own loop, from the fixed latents, with the fixed seed's fresh noise."""
+        self.pipe.scheduler = self.scheduler(eta)
+        inputs = {name: self.tensors[key].to(self.pipe.device) for name, key in self.request["inputs"].items()}
+        self.torch.manual_seed(self.request["seed"])
+        return self.pipe(**inputs, **self.request["settings"], output_type="latent").images.cpu()
+
+    def outputs(self) -> Tensors:
+        """Every chain that there is an expectation of."""
+        with self.torch.no_grad():
+            return {eta: self.chain(float(eta)) for eta in self.request["etas"]}
+
+
+def distance(one: Tensors, other: Tensors) -> dict[str, float]:
+    """Largest absolute difference, by noise level."""
+    return {eta: float((one[eta].float() - other[eta].float()).abs().max()) for eta in one}
+
+
+def expected(tensors: Tensors, form: str, etas: list[str]) -> Tensors:
+    """What the student in memory gave."""
+    return {eta: tensors[f"{form}.{eta}"] for eta in etas}
+
+
+def forms(bench: Bench, recorder: Recorder) -> dict[str, Any]:
+    """Load each published form, and the two stages as two adapters, and compare with the student in memory."""
+    import diffusers
+
+    request, base, found = bench.request, bench.outputs(), {}
+    folder, stages = Path(request["export"]), request["stages"]
+
+    def compared(form: str, keys: tuple[int, int]) -> dict[str, Any]:
+        outputs = bench.outputs()
+        student = expected(bench.tensors, form, request["etas"])
+        return {"keys": list(keys), "from_student": distance(outputs, student), "from_base": distance(outputs, base)}
+
+    transformer = bench.pipe.transformer
+    if "lora" in request["forms"]:
+        transformer.load_lora_adapter(str(folder), weight_name=WEIGHTS, adapter_name="published")
+        found["lora"] = compared("lora", adapter_keys(transformer, folder / WEIGHTS, "published"))
+        transformer.delete_adapters("published")
+    if stages:
+        with quiet(recorder, "Already found a `peft_config`"):  # two adapters at once are the point
+            for name in stages:
+                transformer.load_lora_adapter(".", weight_name=f"{name}.safetensors", adapter_name=name)
+        transformer.set_adapters(stages)
+        keys = [adapter_keys(transformer, Path(f"{name}.safetensors"), name) for name in stages]
+        found["stacked"] = compared("lora", (sum(k for k, _ in keys), sum(n for _, n in keys)))
+        transformer.delete_adapters(stages)
+    if "merged" in request["forms"]:
+        bench.pipe.transformer, told = getattr(diffusers, request["transformer"]).from_pretrained(
+            str(folder), subfolder="transformer", dtype=bench.torch.float32, output_loading_info=True
+        )
+        if any(told.values()):
+            recorder.messages.append(f"diffusers: loading the merged transformer: {told}")
+        bench.pipe.transformer.to(request["device"]).eval()
+        weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+        found["merged"] = compared("merged", merged_keys(bench.pipe.transformer, weights))
+    return found
+
+
+def main(folder: Path) -> None:
+    """Run the whole check in ``folder`` and write answer.json."""
+    os.chdir(folder)
+    recorder = listen()
+    import torch
+    from safetensors.torch import load_file
+
+    request = json.loads(Path("request.json").read_text(encoding="utf-8"))
+    torch.set_num_threads(request["threads"])
+    names = run_card(request["blocks"])
+    problems = pictures(Path())
+    bench = Bench(request, load_file("tensors.safetensors"), names.get("CPSScheduler"))
+    answer = {
+        "forms": forms(bench, recorder),
+        "problems": problems,
+        "warnings": recorder.messages,
+        "ours": sorted(name for name in sys.modules if re.fullmatch(r"rtdmd(\..*)?", name)),
+    }
+    Path("answer.json").write_text(json.dumps(answer), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
