@@ -1,21 +1,19 @@
-"""Prompts: where they come from, and the one JSONL schema in which every later stage reads them.
+"""Prompts: the one JSONL schema in which every later stage reads them, and how the two sets are made from sources.
 
 A line is {"id": int, "prompt": str, "tag": str | null, "metadata": {...} | null}. Ids run through training and then
-evaluation prompts, so that an id names one prompt of a run; noise is keyed by it.
+evaluation prompts, so that an id names one prompt of a run; noise is keyed by it. Where sources are read:
+`rtdmd.sources`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rtdmd.errors import UserError
 from rtdmd.files import read_jsonl
-
-SUFFIXES = (".txt", ".json", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -42,13 +40,41 @@ class Source:
     where: str
 
 
+class BadPrompt(UserError):
+    """A prompt that cannot be used. ``reason``: one word to count it by; ``where``: its file and line."""
+
+    def __init__(self, reason: str, where: str, says: str):
+        super().__init__(f"{where}: {says}")
+        self.reason, self.where, self.says = reason, where, says
+
+
+class Faults:
+    """What becomes of faulty prompts: the first one stops everything (``drop`` false), or all are dropped and kept
+    on record."""
+
+    def __init__(self, drop: bool = False):
+        self.drop = drop
+        self.dropped: list[dict[str, str]] = []
+
+    def add(self, bad: BadPrompt) -> None:
+        """Raise ``bad``, or record that it was dropped."""
+        if not self.drop:
+            raise bad
+        self.dropped.append({"where": bad.where, "reason": bad.reason, "says": bad.says})
+
+
 @dataclass(frozen=True)
 class PromptSets:
-    """Training and evaluation prompts, disjoint, and how many duplicates were dropped from each."""
+    """Training and evaluation prompts, disjoint.
+
+    ``ids``: for each source of a set, in order, the first id of its prompts and the one after its last;
+    ``duplicates``: repeated prompts left out, likewise.
+    """
 
     train: list[Prompt]
     eval: list[Prompt]
-    duplicates: dict[str, int]
+    ids: dict[str, list[tuple[int, int]]]
+    duplicates: dict[str, list[int]]
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -56,111 +82,58 @@ def read_prompts(path: Path) -> list[Prompt]:
     return [Prompt(**row) for row in read_jsonl(path)]
 
 
-def world_sources(split: str) -> list[Source]:
-    """The embedded world's captions of ``split``: "train" or "heldout"."""
-    from rtdmd.world.grammar import captions
+def make_sets(train: Sequence[Sequence[Source]], evaluation: Sequence[Sequence[Source]], faults: Faults) -> PromptSets:
+    """Leave out repeated prompts, check that the two sets share none, and number them. Each set: a list of sources.
 
-    chosen = [caption for caption in captions() if caption.split == split]
-    return [Source(c.prompt, c.tag, c.metadata(), f"the world's {split} captions") for c in chosen]
-
-
-def file_sources(path: Path) -> list[Source]:
-    """The prompts of a user's file; every fault is a UserError with file and line.
-
-    .txt: one prompt a line. .json: a list, .jsonl: one a line, of strings or objects with "prompt" and, where there are
-    any, "tag" and "metadata". An object with other keys (GenEval's include and exclude) is its own metadata.
+    Faulty are a prompt that comes with two different tags or metadata (the later one), and a training prompt that is
+    also in the evaluation set, which stays whole. UserError where nothing is left of a set.
     """
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: prompts are read from {', '.join(SUFFIXES)} files")
-    lines = _lines(path)
-    if path.suffix == ".txt":
-        sources = [_source(line, f"{path}:{number}") for number, line in lines]
-    elif path.suffix == ".jsonl":
-        sources = [_source(_parse(line, f"{path}:{number}"), f"{path}:{number}") for number, line in lines]
-    else:
-        values = _parse("\n".join(line for _, line in lines), str(path))
-        if not isinstance(values, list):
-            raise UserError(f"{path}: a list of prompts is expected, got {type(values).__name__}")
-        sources = [_source(value, f"{path}: item {number}") for number, value in enumerate(values, start=1)]
-    if not sources:
-        raise UserError(f"{path}: there is no prompt in it")
-    return sources
+    kept_eval, repeated_eval = _distinct(evaluation, faults)
+    kept_train, repeated_train = _distinct(train, faults)
+    held_out = {source.prompt: source for group in kept_eval for source in group}
+    kept_train = [[source for source in group if _apart(source, held_out, faults)] for group in kept_train]
+    for split, groups in (("training", kept_train), ("evaluation", kept_eval)):
+        if not any(groups):
+            raise UserError(f"prepare_prompts: no {split} prompt is left; see the sources in params.yaml")
+    ids, first = [], 0
+    for group in (*kept_train, *kept_eval):
+        ids.append((first, first + len(group)))
+        first += len(group)
+    flat = [source for group in (*kept_train, *kept_eval) for source in group]
+    prompts = [Prompt(i, source.prompt, source.tag, source.metadata) for i, source in enumerate(flat)]
+    half, count = len(kept_train), sum(map(len, kept_train))
+    return PromptSets(
+        train=prompts[:count],
+        eval=prompts[count:],
+        ids={"train": ids[:half], "eval": ids[half:]},
+        duplicates={"train": repeated_train, "eval": repeated_eval},
+    )
 
 
-def make_sets(train: Sequence[Source], evaluation: Sequence[Source]) -> PromptSets:
-    """Drop repeated prompts, check that the two sets share none, and number them.
-
-    UserError where one prompt comes with two different tags or metadata, or stands in both sets.
-    """
-    seen_train, seen_eval = _distinct(train), _distinct(evaluation)
-    for prompt, source in seen_eval.items():
-        if prompt in seen_train:
-            both = f"{seen_train[prompt].where} (training) and {source.where} (evaluation)"
-            raise UserError(f"the prompt {prompt!r} is in {both}; take it out of one, the sets must be disjoint")
-    numbered = [
-        Prompt(i, source.prompt, source.tag, source.metadata)
-        for i, source in enumerate([*seen_train.values(), *seen_eval.values()])
-    ]
-    duplicates = {"train": len(train) - len(seen_train), "eval": len(evaluation) - len(seen_eval)}
-    return PromptSets(numbered[: len(seen_train)], numbered[len(seen_train) :], duplicates)
-
-
-def _distinct(sources: Sequence[Source]) -> dict[str, Source]:
-    """First occurrence of each prompt, in order."""
+def _distinct(groups: Sequence[Sequence[Source]], faults: Faults) -> tuple[list[list[Source]], list[int]]:
+    """First occurrence of each prompt, in order and by source, and the number of repetitions in each source."""
     seen: dict[str, Source] = {}
-    for source in sources:
-        first = seen.setdefault(source.prompt, source)
-        if (first.tag, first.metadata) != (source.tag, source.metadata):
-            raise UserError(f"{source.where}: the prompt {source.prompt!r} has other metadata than at {first.where}")
-    return seen
+    kept: list[list[Source]] = []
+    repeated = []
+    for group in groups:
+        kept.append([])
+        repeated.append(0)
+        for source in group:
+            first = seen.setdefault(source.prompt, source)
+            if first is source:
+                kept[-1].append(source)
+            elif (first.tag, first.metadata) == (source.tag, source.metadata):
+                repeated[-1] += 1
+            else:
+                says = f"the prompt {source.prompt!r} has other metadata than at {first.where}"
+                faults.add(BadPrompt("conflict", source.where, says))
+    return kept, repeated
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
-    """(line number, line) of the lines that are not blank; UserError at the first line that is not UTF-8."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); see prepare_prompts in params.yaml") from error
-    lines = []
-    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        try:
-            line = raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}:{number}: not UTF-8 (byte {error.start + 1}); save the file as UTF-8") from error
-        if line.strip():
-            lines.append((number, line))
-    return lines
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg}, column {error.colno})") from error
-
-
-def _source(value: Any, where: str) -> Source:
-    """One entry of a file: a string, or an object with a prompt."""
-    if isinstance(value, str):
-        return Source(_text(value, where), None, None, where)
-    if not isinstance(value, dict) or "prompt" not in value:
-        raise UserError(f'{where}: a string or an object with "prompt" is expected, got {json.dumps(value)[:80]}')
-    prompt = _text(value["prompt"], where)
-    tag = _typed(value, "tag", str, where)
-    if "metadata" in value:
-        return Source(prompt, tag, _typed(value, "metadata", dict, where), where)
-    own = set(value) - {"prompt", "tag", "id"}
-    return Source(prompt, tag, {**value, "prompt": prompt} if own else None, where)
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where}: the prompt is {json.dumps(value)[:80]}; a text that is not empty is expected")
-    return value.strip()
-
-
-def _typed(value: dict[str, Any], key: str, kind: Callable[..., Any], where: str) -> Any:
-    found = value.get(key)
-    if found is not None and not isinstance(found, kind):  # type: ignore[arg-type]
-        raise UserError(f"{where}: {key} is {json.dumps(found)[:80]}; {kind.__name__} or null is expected")
-    return found
+def _apart(source: Source, held_out: dict[str, Source], faults: Faults) -> bool:
+    """True where the training prompt is not in the evaluation set; a fault otherwise."""
+    if source.prompt not in held_out:
+        return True
+    says = f"the prompt {source.prompt!r} (training) is also at {held_out[source.prompt].where} (evaluation)"
+    faults.add(BadPrompt("overlap", source.where, f"{says}; take it out of one, the sets must be disjoint"))
+    return False

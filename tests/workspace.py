@@ -31,6 +31,7 @@ def make_workspace(root: Path, teacher: Path, clip: Path, changes: dict[str, Any
     (root / "rtdmd").symlink_to(REPOSITORY / "rtdmd")
     shutil.copy(REPOSITORY / "dvc.yaml", root / "dvc.yaml")
     (root / "data" / "world").mkdir(parents=True)
+    (root / "data" / "prompts").mkdir()
     shutil.copytree(teacher, root / "data" / "world" / "teacher")
     shutil.copytree(clip, root / "data" / "world" / "clip")
     params = set_params(root, changes or {})

@@ -89,7 +89,7 @@ def test_misspelt_section_comes_before_the_missing_one() -> None:
             "'clipscore' occurs 2 times; allowed: each reward once",
         ),
         ({"train_acdmd": {"renoise": {"low": 0.99}}}, "train_acdmd.renoise.low: 0.99 is not below high: 0.98"),
-        ({"prepare_prompts": {"source": "file"}}, "prepare_prompts.train_file: None with source: file"),
+        ({"prepare_prompts": {"train": [{"name": "world"}]}}, "prepare_prompts.train[0].split: None with name: world"),
         ({"publish": {"dry_run": False}}, "publish.repo_id: None with dry_run: false; allowed: owner/name"),
         ({"train_acdmd": {"generator_every": 2000}}, "would never be trained; allowed: 1 to iterations = 1600"),
     ],

@@ -1,4 +1,4 @@
-"""Stage prepare_prompts in a folder of its own: the world's captions, the user's files, and their faults."""
+"""Stage prepare_prompts in a folder of its own: every kind of source, their faults, and what both engines see."""
 
 from __future__ import annotations
 
@@ -12,17 +12,26 @@ import pytest
 from rtdmd.config import preset
 from rtdmd.config.render import params_text
 from rtdmd.errors import UserError
-from rtdmd.files import read_json, sha256_file
+from rtdmd.files import read_json, sha256_bytes, sha256_file
 from rtdmd.prompts import read_prompts
 from rtdmd.stages import prepare_prompts
 from rtdmd.world.grammar import captions
 from tests.workspace import REPOSITORY
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+HELD_OUT = [{"name": "world", "split": "heldout"}]
+# What the demo's prompts are; later stages key noise and text by them.
+WORLD_BYTES = {
+    "train.jsonl": "fb34782d1d2f9414dffa3725c769a04a3f83208c7af0b909cbd788b0f2526372",
+    "eval.jsonl": "4424acf5cf3d99b81d1e9a3234508f3b57fe16da513f5d23588f44ba44436876",
+}
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     (tmp_path / "rtdmd").symlink_to(REPOSITORY / "rtdmd")
     shutil.copy(REPOSITORY / "dvc.yaml", tmp_path / "dvc.yaml")
+    (tmp_path / "data" / "prompts").mkdir(parents=True)
     set_prompts(tmp_path)
     return tmp_path
 
@@ -31,16 +40,13 @@ def set_prompts(root: Path, **section: Any) -> None:
     (root / "params.yaml").write_text(params_text(preset("smoke", {"prepare_prompts": section}), "test"))
 
 
-def use_files(root: Path, train: str, evaluation: str) -> None:
-    """Source: file, with the files declared as the stage's dependencies."""
-    set_prompts(root, source="file", train_file="data/mine/train.txt", eval_file="data/mine/eval.jsonl")
-    (root / "data" / "mine").mkdir(parents=True, exist_ok=True)
-    (root / "data" / "mine" / "train.txt").write_text(train)
-    (root / "data" / "mine" / "eval.jsonl").write_text(evaluation)
-    dvc = (REPOSITORY / "dvc.yaml").read_text()
-    (root / "dvc.yaml").write_text(
-        dvc.replace("      - rtdmd/prompts.py\n", "      - data/mine\n      - rtdmd/prompts.py\n", 1)
-    )
+def use_files(root: Path, train: str | bytes, evaluation: str, **section: Any) -> None:
+    """Training from a .txt file, evaluation from a .jsonl file."""
+    for name, content in (("train.txt", train), ("eval.jsonl", evaluation)):
+        data = content if isinstance(content, bytes) else content.encode()
+        (root / "data" / "prompts" / name).write_bytes(data)
+    files = [[{"name": "prompts", "path": f"data/prompts/{name}"}] for name in ("train.txt", "eval.jsonl")]
+    set_prompts(root, **{"train": files[0], "eval": files[1], **section})
 
 
 def results(root: Path, name: str) -> Path:
@@ -56,9 +62,10 @@ def test_the_worlds_captions_by_split(root: Path) -> None:
         (c.prompt, c.tag, c.metadata()) for c in expected["heldout"]
     ]
     summary = read_json(results(root, "summary.json"))
-    assert summary["source"] == "world"
+    assert set(summary) == {"source", "train", "eval"} and summary["source"] == "world"
     assert summary["train"]["prompts"] + summary["eval"]["prompts"] == 284
-    assert summary["eval"]["sha256"] == sha256_file(results(root, "eval.jsonl"))
+    assert {f"{split}.jsonl": summary[split]["sha256"] for split in ("train", "eval")} == WORLD_BYTES
+    assert {name: sha256_file(results(root, name)) for name in WORLD_BYTES} == WORLD_BYTES
     assert sum(summary["eval"]["per_tag"].values()) == summary["eval"]["with_metadata"] == len(evaluation)
 
 
@@ -70,24 +77,148 @@ def test_the_same_params_give_the_same_bytes(root: Path) -> None:
 
 
 def test_prompts_from_files(root: Path) -> None:
-    use_files(root, "a dog\na cat\na dog\n", json.dumps({"prompt": "two cows", "metadata": {"n": 2}}))
+    train = "a dog\na cat\na dog\n"
+    use_files(root, train, json.dumps({"prompt": "two cows", "metadata": {"n": 2}}))
     prepare_prompts.run(root)
     rows = [json.loads(line) for line in results(root, "train.jsonl").read_text().splitlines()]
     assert rows == [{"id": i, "prompt": p, "tag": None, "metadata": None} for i, p in enumerate(("a dog", "a cat"))]
     assert [(p.id, p.metadata) for p in read_prompts(results(root, "eval.jsonl"))] == [(2, {"n": 2})]
     assert read_json(results(root, "summary.json"))["train"]["duplicates_dropped"] == 1
+    sources = read_json(results(root, "sources.json"))
+    assert sources["dropped"] == []
+    assert sources["train"] == [
+        {
+            "name": "prompts",
+            "path": "data/prompts/train.txt",
+            "sha256": sha256_bytes(train.encode()),
+            "read": 3,
+            "duplicates": 1,
+            "ids": [0, 2],
+        }
+    ]
 
 
 def test_a_fault_leaves_the_last_result_alone(root: Path) -> None:
     prepare_prompts.run(root)
-    before = results(root, "train.jsonl").read_bytes()
+    before = {path.name: path.read_bytes() for path in results(root, ".").iterdir()}
     use_files(root, "a dog\n", '{"prompt": "a dog"}')
-    with pytest.raises(UserError, match=r"'a dog' is in .*train\.txt:1 \(training\) and .*eval\.jsonl:1"):
+    with pytest.raises(
+        UserError, match=r"^data/prompts/train\.txt:1: the prompt 'a dog' .* data/prompts/eval\.jsonl:1"
+    ):
         prepare_prompts.run(root)
-    assert results(root, "train.jsonl").read_bytes() == before
+    use_files(root, b"a dog\na caf\xe9\n", '"a cat"')
+    with pytest.raises(UserError, match=r"^data/prompts/train\.txt:2: not UTF-8"):
+        prepare_prompts.run(root)
+    assert {path.name: path.read_bytes() for path in results(root, ".").iterdir()} == before
 
 
-def test_an_undeclared_file_says_where_to_declare_it(root: Path) -> None:
-    set_prompts(root, source="file", train_file="elsewhere.txt", eval_file="other.txt")
-    with pytest.raises(UserError, match=r"dvc\.yaml: stage prepare_prompts reads elsewhere\.txt .*add it to"):
+def test_dropped_prompts_are_counted_and_listed(root: Path) -> None:
+    train = b"a dog\na caf\xe9\na cat\n" + b"x" * 30 + b"\n"
+    use_files(root, train, '"a cat"\n{"prompt": ""}\n', on_bad="drop", max_characters=20)
+    prepare_prompts.run(root)
+    assert [p.prompt for p in read_prompts(results(root, "train.jsonl"))] == ["a dog"]
+    summary = read_json(results(root, "summary.json"))
+    assert summary["dropped"] == {"empty": 1, "encoding": 1, "overlong": 1, "overlap": 1}
+    listed = read_json(results(root, "sources.json"))["dropped"]
+    assert [(d["where"].removeprefix("data/prompts/"), d["reason"]) for d in listed] == [
+        ("eval.jsonl:2", "empty"),
+        ("train.txt:2", "encoding"),
+        ("train.txt:4", "overlong"),
+        ("train.txt:3", "overlap"),
+    ]
+
+
+def test_a_hub_dataset_is_read_as_a_file_laid_out_alike(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    downloaded = root / "hub.csv"
+    downloaded.write_text('Prompts,Category\n"a red car",Colors\n"two cats",Counting\n')
+    asked = []
+
+    def download(repo: str, path: str, **options: Any) -> str:
+        asked.append((repo, path, options))
+        return str(downloaded)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    hub = {"name": "drawbench", "repo": "a/b", "revision": COMMIT, "path": "drawbench.csv"}
+    set_prompts(root, train=[{"name": "world", "split": "train"}], eval=[*HELD_OUT, hub])
+    prepare_prompts.run(root)
+    assert asked == [("a/b", "drawbench.csv", {"repo_type": "dataset", "revision": COMMIT})]
+    evaluation = read_prompts(results(root, "eval.jsonl"))
+    assert [(p.prompt, p.tag) for p in evaluation[38:]] == [("a red car", "Colors"), ("two cats", "Counting")]
+    (_, origin) = read_json(results(root, "sources.json"))["eval"]
+    assert origin == hub | {"sha256": sha256_file(downloaded), "read": 2, "duplicates": 0, "ids": [284, 286]}
+    assert read_json(results(root, "summary.json"))["source"] == "world, drawbench"
+    downloaded.write_text("Prompts,Category\na red car,Colors,7\n")
+    with pytest.raises(UserError, match=r"^a/b@01234567/drawbench\.csv:2: 2 columns are expected, got 3"):
         prepare_prompts.run(root)
+
+
+def test_generated_prompts_avoid_evaluations(root: Path) -> None:
+    singles = {"name": "generated", "tags": {"single_object": 70}}
+    set_prompts(root, train=[singles | {"tags": {"single_object": 10, "counting": 5}}], eval=[singles])
+    prepare_prompts.run(root)
+    train, evaluation = (read_prompts(results(root, f"{split}.jsonl")) for split in ("train", "eval"))
+    assert [p.tag for p in train] == ["single_object"] * 10 + ["counting"] * 5
+    assert len({p.prompt for p in train + evaluation}) == 85
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"train": []}, r"prepare_prompts\.train: "),
+        (
+            {"eval": [{"name": "world"}]},
+            r"prepare_prompts\.eval\[0\]\.split: None with name: world; its keys are split",
+        ),
+        (
+            {"train": [{"name": "prompts", "path": "mine.txt"}]},
+            r"path: 'mine.txt'; allowed: a file below data/prompts/",
+        ),
+        ({"train": [{"name": "ocr", "path": "data/prompts/../x.txt"}]}, r"allowed: a file below data/prompts/"),
+        (
+            {"train": [{"name": "ocr", "path": "x.txt", "repo": "a/b"}]},
+            r"revision: None with name: ocr; its keys are pa",
+        ),
+        (
+            {"train": [{"name": "ocr", "path": "x.txt", "repo": "a/b", "revision": "main"}]},
+            r"revision: 'main'; allowed: the 40 hex digits of a commit",
+        ),
+        (
+            {"train": [{"name": "ocr", "path": "x.txt", "repo": "ab", "revision": COMMIT}]},
+            r"repo: 'ab'; allowed: owner/name",
+        ),
+        (
+            {"train": [{"name": "generated", "tags": {"colours": 3}}]},
+            r"tags: colours: 3; allowed: at least 1 of single",
+        ),
+        ({"train": [{"name": "generated", "tags": {}}]}, r"tags: {}; allowed: at least 1 of single_object"),
+        (
+            {"train": [{"name": "generated", "split": "train"}]},
+            r"split: 'train' with name: generated; its keys are tags",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_source_is_named(section: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        preset("smoke", {"prepare_prompts": section})
+
+
+def test_both_engines_see_a_change_of_a_prompt_file(root: Path) -> None:
+    """The declared folder is what DVC hashes; the rules get its files one by one."""
+    from rtdmd.config import load_params
+    from rtdmd.engines import load_jobs
+    from rtdmd.pipeline import read_pipeline
+    from rtdmd.stage import open_stage
+
+    use_files(root, "a dog\n", '"a cat"')
+    assert "data/prompts" in read_pipeline(root)["prepare_prompts"].deps
+    hashes = []
+    for text in ("a dog\n", "a cow\n"):
+        (root / "data" / "prompts" / "train.txt").write_text(text)
+        with pytest.raises(InterruptedError), open_stage("prepare_prompts", root) as stage:
+            hashes.append(stage.inputs["data/prompts"])
+            raise InterruptedError
+    assert hashes[0] != hashes[1]
+    (root / ".dvc").mkdir()
+    (root / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    job = load_jobs(load_params(root / "params.yaml"), root)["prepare_prompts"]
+    assert {"data/prompts/train.txt", "data/prompts/eval.jsonl"} <= set(job.inputs)
