@@ -57,8 +57,9 @@ class TrainRtdmdParams(Section):
     baseline: Literal["group_mean", "leave_one_out"] = param(
         "subtracted from a reward", source="public code: group_mean"
     )
-    advantage_std: Literal["batch", "group"] = param(
-        "standard deviation that divides it", source="public code: batch; paper: group"
+    advantage_std: Literal["batch", "group", "none"] = param(
+        "standard deviation that divides it; none keeps the rewards' units, those of backprop",
+        source="public code: batch; paper: group; none ours",
     )
     advantage_eps: Real = param("added to that standard deviation", source="public code: 1e-4", gt=0)
     advantage_clip: Real = param("advantages are clipped to ± this", source="public code: 5", gt=0)
@@ -73,12 +74,24 @@ class TrainRtdmdParams(Section):
         "log of the policy ratio is clipped to ± this, in the density's units", source="public code: 1e-5", gt=0
     )
     weights: TermWeights
+    matching_path: Literal["last_step", "whole_chain", "reward"] = param(
+        "where matching acts: the last step; all steps, recomputed; or the last, and as a reward on the trained steps",
+        source="public code: last_step; whole_chain and reward ours (docs/proved.md)",
+    )
+    normalise_matching: Flag = param(
+        "divide each image's matching direction by its mean distance to the teacher's projection",
+        source="public code: true",
+    )
     gradient_scaling: Literal["none", "unit_norm"] = param(
         "each term's gradient is brought to norm 1 before its weight", source="public code: none; unit_norm ours"
     )
     backprop_margin: Real = param("m in relu(m - Σ w r), the back-propagated loss", source="public code: 3")
     fake_updates_per_epoch: Whole = param(
         "fake-score updates on the cached roll-out", unit="updates", source="public code: 1", ge=0
+    )
+    fake_start: Literal["chain", "data"] = param(
+        "what the fake score learns from: a random level of the roll-out, or its images, which matching compares",
+        source="public code: chain; data ours (docs/proved.md)",
     )
     fake_batch_size: Whole = param(
         "images of the roll-out per fake-score update", unit="images", source="ours; public code: all of them", ge=1
@@ -128,8 +141,16 @@ class TrainRtdmdParams(Section):
                 f"weights.backprop: {self.weights.backprop} without a differentiable reward;"
                 " allowed: 0, or clipscore among rewards"
             )
+        self._check_matching()
         self._check_recipe()
         return self
+
+    def _check_matching(self) -> None:
+        """Matching on the reinforced steps needs its term, and as a reward a density that has a gradient."""
+        if self.matching_path != "last_step" and self.weights.matching == 0:
+            raise ValueError(f"matching_path: {self.matching_path} with weights.matching: 0; allowed: last_step")
+        if self.matching_path == "reward" and self.density != "gaussian":
+            raise ValueError(f"matching_path: reward with density: {self.density}; allowed: density: gaussian")
 
     def _check_recipe(self) -> None:
         """`recipe: published` must mean the published settings."""
@@ -155,9 +176,12 @@ PUBLISHED: dict[str, Any] = {
     "density": "published",
     "clip_range": 1e-5,
     "weights": {"policy": 1.0, "matching": 1e-3, "backprop": 1e-4, "reference_kl": 0.0},
+    "matching_path": "last_step",
+    "normalise_matching": True,
     "gradient_scaling": "none",
     "backprop_margin": 3.0,
     "fake_updates_per_epoch": 1,
+    "fake_start": "chain",
     "weighting": "clamp",
     "weight_clamp": 10.0,
     "lr_generator": 3e-6,

@@ -10,6 +10,7 @@ so descending along y_φ - y_ψ descends KL(q_t || p_t), with the factor κ = k 
 
 import math
 
+import torch
 from torch import Tensor
 
 from rtdmd.flow.cps import cps_step
@@ -49,3 +50,33 @@ def dmd_loss(x_s: Tensor, direction: Tensor) -> Tensor:
     """½ mean |x_s - stopgrad(x_s - g)|², (B,); its gradient in x_s is g/D. x_s, direction (B, C, H, W)."""
     x_s, direction = at_least_float32(x_s, direction)
     return 0.5 * mean_dims((x_s - (x_s - direction).detach()) ** 2)
+
+
+def matching_rewards(x: Tensor, direction: Tensor, groups: Tensor) -> Tensor:
+    """Minus the matching objective of each image against its group's other members, (N,): matching as a reward.
+
+    The objective F(x) = E_t κ_t log(q_t/p_t)(x_t), up to a constant, is not computable, but g/D is its gradient, and
+    only differences within a group matter. The trapezoid rule along the line between two members i, j gives
+
+        F(x_i) - F(x_j) = ½ (g_i + g_j)·(x_i - x_j) / D
+
+    exactly where log(q_t/p_t) is quadratic; the mean over the other members j is F(x_i) less a leave-one-out
+    baseline, from the directions that the last step computes anyway (own derivation, statement T8). Minus the size of
+    g, the other reward that suggests itself, does not hold: a shifted law has a large |g| that is the same everywhere.
+    x, direction (N, C, H, W); groups (N,) integer. Raises ValueError for a group of one.
+    """
+    x, direction = (part.flatten(1) for part in at_least_float32(x, direction))
+    index, counts = torch.unique(groups.to(x.device), return_inverse=True, return_counts=True)[1:]
+    if int(counts.min()) < 2:
+        raise ValueError("matching as a reward needs at least two images in every group")
+    size = counts.to(x.dtype)[:, None]
+    x = x - _group_sum(x, index, len(counts))[index] / size[index]  # the differences stay; the cross term Σ x is 0
+    along = (direction * x).sum(1, keepdim=True)
+    pull = (_group_sum(direction, index, len(counts))[index] * x).sum(1, keepdim=True)
+    total = size[index] * along + pull - _group_sum(along, index, len(counts))[index]
+    return -(total / (2 * (size[index] - 1)))[:, 0] / x.shape[1]
+
+
+def _group_sum(values: Tensor, index: Tensor, count: int) -> Tensor:
+    """(N, D) summed over each group, (count, D)."""
+    return values.new_zeros(count, values.shape[1]).index_add_(0, index, values)

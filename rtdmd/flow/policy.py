@@ -10,7 +10,7 @@ from rtdmd.flow.path import expand
 from rtdmd.flow.precision import at_least_float32, require_finite, sum_dims
 
 Baseline = Literal["group_mean", "leave_one_out"]
-StdScope = Literal["batch", "group"]
+StdScope = Literal["batch", "group", "none"]
 
 
 def group_advantages(
@@ -27,8 +27,9 @@ def group_advantages(
 
     rewards (R, N); groups (N,) integer, images of one prompt share it; weights (R,). Per reward, r - baseline over
     (std + eps): baseline is the mean of the group or of its other members; std (population) is the whole batch's
-    (public code) or the group's (paper). Raises ValueError on shapes or on a group of one with 'leave_one_out',
-    FloatingPointError on a non-finite reward.
+    (public code) or the group's (paper). 'none' divides by nothing, neither here nor over the batch: advantages in
+    the rewards' own units, whose policy gradient is the gradient of E Σ w r (statement T6). Raises ValueError on
+    shapes or on a group of one with 'leave_one_out', FloatingPointError on a non-finite reward.
     """
     rewards, weights = at_least_float32(rewards, weights)
     if rewards.dim() != 2 or groups.shape != rewards.shape[1:] or weights.shape != rewards.shape[:1]:
@@ -36,6 +37,8 @@ def group_advantages(
         raise ValueError(f"rewards, groups, weights must have shapes (R, N), (N,), (R,); got {shapes}")
     require_finite("rewards", rewards)
     centred = subtract_baseline(rewards, groups, baseline)
+    if std == "none":
+        return (weights[:, None] * centred).sum(0).clamp(-clip, clip)
     total = (weights[:, None] * centred / (_spread(rewards, groups, std) + eps)).sum(0)
     total = (total - total.mean()) / (total.std(correction=0) + eps)
     return total.clamp(-clip, clip)
@@ -60,7 +63,7 @@ def _spread(rewards: Tensor, groups: Tensor, std: StdScope) -> Tensor:
     if std == "batch":
         return rewards.std(dim=1, correction=0, keepdim=True)
     if std != "group":
-        raise ValueError(f"std {std!r} is unknown; known: batch, group")
+        raise ValueError(f"std {std!r} is unknown; known: batch, group, none")
     index, counts = torch.unique(groups, return_inverse=True, return_counts=True)[1:]
     centred = subtract_baseline(rewards, groups, "group_mean")
     return torch.sqrt(_group_sum(centred**2, index, len(counts)) / counts[index])

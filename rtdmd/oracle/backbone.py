@@ -6,7 +6,7 @@ unchanged. Latents are (B, 2, 1, 1); a prompt is the index of a mixture, as text
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -111,18 +111,20 @@ class OracleBackbone:
 
 
 class OracleReward:
-    """`rtdmd.rewards.protocol.Reward`: scale times the oracle's r(x)."""
+    """`rtdmd.rewards.protocol.Reward`: scale times a formula, the oracle's quadratic r(x) unless another is given."""
 
     name = "oracle"
     differentiable = True
+    needs_metadata = False
+    range = (-math.inf, math.inf)
 
-    def __init__(self, scale: float = 1.0) -> None:
-        self.scale = scale
+    def __init__(self, scale: float = 1.0, formula: Callable[[Tensor], Tensor] = reward) -> None:
+        self.scale, self.formula = scale, formula
 
     def identity(self) -> dict[str, str | float]:
-        """The formula and its scale."""
-        return {"formula": "scale (b.x - x'Qx/2)", "scale": self.scale}
+        """The formula's name and its scale."""
+        return {"formula": self.formula.__name__, "scale": self.scale}
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Any]) -> Tensor:
         """(B,) float32 rewards of (B, 2, 1, 1) samples; the prompts do not matter."""
-        return self.scale * reward(images)
+        return self.scale * self.formula(images)

@@ -38,6 +38,12 @@ class BatchDraws(Draws):
         generator = torch_generator(self.seed, self.stream, self.step, name)
         return torch.randn((len(self.samples), *self.shape), generator=generator).to(self.device)
 
+    def group_normal(self, groups: Tensor, name: str) -> Tensor:
+        """(B, C, H, W) noise called `name`, one draw a group."""
+        generator = torch_generator(self.seed, self.stream, self.step, "group", name)
+        noise = torch.randn((int(groups.max()) + 1, *self.shape), generator=generator)
+        return noise[groups].to(self.device)
+
     def uniform(self, name: str) -> Tensor:
         """(B,) uniform numbers in [0, 1) called `name`."""
         generator = torch_generator(self.seed, self.stream, self.step, name)

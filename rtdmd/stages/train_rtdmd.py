@@ -34,6 +34,7 @@ from rtdmd.train.reinforce import (
     combine,
     last_step_gradients,
     policy_gradient,
+    require_on_policy,
     roll_out,
     score,
 )
@@ -124,18 +125,19 @@ def epoch(players: Players, cond: Conditioning, records: list[dict[str, Any]], d
     # 2. Rewards and advantages.
     scores = score(rollout, players.rewards, players.backbone, p.micro_batch)
     advantages = advantages_of(scores, groups, p)
-    # 4. Policy gradient over the trained steps, with the optional reference KL.
-    policy, anchor, values = policy_gradient(roles, players.generator, rollout, advantages, trained, p, eta)
     # 5. Last step: distribution matching at s = 0, and back-propagation of the differentiable rewards.
     pathwise = [(spec.weight, players.rewards[spec.name]) for spec in p.rewards if spec.differentiable]
     guided = {"guidance": params.model.guidance, "null": players.null}
-    matching, backprop, more = last_step_gradients(
+    matching, backprop, held, values = last_step_gradients(
         roles, players.generator, rollout, pathwise, players.backbone, p, guided, eta, draws
     )
+    # 4. Policy gradient over the trained steps, with the optional reference KL and matching as a reward.
+    policy, anchor, more = policy_gradient(roles, players.generator, rollout, advantages, trained, p, eta, held)
+    require_on_policy(more["ratio_error"], p.clip_range)
     terms = {"policy": (weights.policy, policy), "matching": (weights.matching, matching)}
     terms |= {"backprop": (weights.backprop, backprop), "reference_kl": (weights.reference_kl, anchor)}
     gradient, norms = combine(terms, p.gradient_scaling)
-    values |= more | norms | {"generator_grad_norm": players.generator.step(gradient)}
+    values = more | values | norms | {"generator_grad_norm": players.generator.step(gradient)}
     if (draws.step + 1) % p.ema_every == 0:
         players.average.update()
     # 6. Fake-score updates from the cached roll-out.
@@ -152,8 +154,10 @@ def fake_update(
     """One ambient update of the fake score on images of the roll-out, taken at a random level of their chains."""
     p, count = params.train_rtdmd, len(rollout)
     rows = permutation(count, draws.seed, draws.stream, draws.step, "fake-rows", update)[: p.fake_batch_size]
-    k = integers(1, len(rollout.sigmas), draws.seed, draws.stream, draws.step, "fake-level", update)
-    own = Draws(draws.seed, f"{draws.stream}-fake-{update}", draws.step, tuple(rows), draws.shape, draws.device)
+    k = last = len(rollout.sigmas) - 1
+    if p.fake_start == "chain":
+        k = integers(1, last + 1, draws.seed, draws.stream, draws.step, "fake-level", update)
+    own = draws.of(rows, f"{draws.stream}-fake-{update}")
     cond, s = rollout.cond.index(rows), rollout.sigmas[k].expand(len(rows))
     point = renoised(rollout.states[k][rows], s, p.renoise, own)
     v_fake = roles.velocity("fake", point.x_t, point.t, cond)

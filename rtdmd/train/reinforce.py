@@ -13,19 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from rtdmd.flow.cps import cps_mean_std, gaussian_log_prob, published_log_prob
+from rtdmd.flow.matching import dmd_loss, matching_rewards
 from rtdmd.flow.path import x0_from_velocity
 from rtdmd.flow.policy import clipped_policy_loss, gaussian_kl, group_advantages, subset_factor
 from rtdmd.flow.precision import require_finite
 from rtdmd.rewards import Reward
-from rtdmd.rng import normal_batch
-from rtdmd.train.terms import Draws, Renoised, Velocities, matching_loss, renoised
+from rtdmd.train.terms import Draws, Renoised, Velocities, matching_direction, renoised
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Backbone, Conditioning
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
     from rtdmd.train.engine import Learner
+
+
+CLIP_SHARE = 0.1  # of the clip range, which rounding may take at the first update of an epoch
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,12 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.groups)
 
+    def take(self, rows: Sequence[int]) -> Rollout:
+        """The chosen images, in the chosen order."""
+        parts = [[x[list(rows)] for x in part] for part in (self.states, self.means, self.stds)]
+        records = [self.records[row] for row in rows]
+        return Rollout(*parts, self.sigmas, self.cond.index(rows), records, self.groups[list(rows)])
+
     def level(self, k: int, rows: slice) -> Tensor:
         """σ_k for the images of ``rows``, (B,)."""
         return self.sigmas[k].expand(len(self.groups[rows]))
@@ -53,12 +63,6 @@ def micro_batches(count: int, size: int) -> Iterator[slice]:
     """Consecutive slices of at most ``size``."""
     for first in range(0, count, size):
         yield slice(first, min(first + size, count))
-
-
-def group_noise(draws: Draws, groups: Tensor, name: str) -> Tensor:
-    """(N, C, H, W) noise that all images of a group share, keyed by (seed, stage, epoch, group, name)."""
-    keys = [(draws.seed, draws.stream, draws.step, "group", int(group), name) for group in groups]
-    return normal_batch(draws.shape, keys).to(draws.device)
 
 
 @torch.no_grad()
@@ -75,7 +79,7 @@ def roll_out(
 ) -> Rollout:
     """Run the whole chain for N images (method, stage two, steps 1 and 3): fresh noise at trained steps, the group's
     shared noise at the others."""
-    initial = group_noise(draws, groups, "initial") if p.share_initial else draws.normal("initial")
+    initial = draws.group_normal(groups, "initial") if p.share_initial else draws.normal("initial")
     states, means, stds = [initial], [], []
     for k, (sigma, tau) in enumerate(pairwise(sigmas)):
         x, last = states[-1], k == len(sigmas) - 2
@@ -91,7 +95,7 @@ def roll_out(
             states.append(mean)
             break
         share = p.share_noise and k not in trained
-        noise = group_noise(draws, groups, f"transition-{k}") if share else draws.normal(f"transition-{k}")
+        noise = draws.group_normal(groups, f"transition-{k}") if share else draws.normal(f"transition-{k}")
         states.append(mean + std[:, None, None, None] * noise)
         means.append(mean)
         stds.append(std)
@@ -149,6 +153,14 @@ class Gradients:
         )
 
 
+@dataclass(frozen=True)
+class Held:
+    """Distribution matching as a reward of each image, (N,), and the term to which its policy gradient belongs."""
+
+    rewards: Tensor
+    term: Gradients
+
+
 def policy_gradient(
     roles: Velocities,
     learner: Learner,
@@ -157,11 +169,13 @@ def policy_gradient(
     trained: Sequence[int],
     p: TrainRtdmdParams,
     eta: float,
+    held: Held | None = None,
 ) -> tuple[Gradients, Gradients, dict[str, float]]:
     """Gradients of the clipped policy loss and of the reference KL over the trained steps (method, stage two, step 4).
 
-    Images of zero advantage are left out of the policy term only. Values: clip fraction, and the largest
-    |log ratio|, which is exactly 0 at the first update of an epoch.
+    Images of zero advantage are left out of the policy term only. ``held`` adds the policy gradient of matching as a
+    reward to its term, unbiased for all candidate steps. Values: clip fraction, and the largest |ratio - 1|, which
+    is 0 at the first update of an epoch.
     """
     policy, anchor = Gradients(learner), Gradients(learner)
     kept = torch.nonzero(advantages != 0).flatten() if p.drop_zero_advantage else torch.arange(len(rollout))
@@ -169,7 +183,7 @@ def policy_gradient(
     factor = subset_factor(len(p.candidate_steps) + 1, len(trained)) if p.subset_factor else 1 / len(trained)
     values = {"kept": len(kept) / len(rollout), "clip_fraction": 0.0, "ratio_error": 0.0}
     passes = 0
-    for k in trained if p.weights.policy > 0 or p.weights.reference_kl > 0 else ():
+    for k in trained if p.weights.policy > 0 or p.weights.reference_kl > 0 or held is not None else ():
         for rows in micro_batches(len(rollout), p.micro_batch):
             x, x_next = rollout.states[k][rows], rollout.states[k + 1][rows]
             v = roles.velocity("generator", x, rollout.level(k, rows), rollout.cond.index(rows))
@@ -182,7 +196,11 @@ def policy_gradient(
             mask = (advantages[rows] != 0) | (not p.drop_zero_advantage)
             term = factor * (loss * mask).sum() / max(1, len(kept))
             with_anchor = p.weights.reference_kl > 0
-            policy.add(term, retain_graph=with_anchor)
+            policy.add(term, retain_graph=with_anchor or held is not None)
+            if held is not None:
+                pull, *_ = clipped_policy_loss(new, old, held.rewards[rows], p.clip_range)
+                whole = subset_factor(len(p.candidate_steps) + 1, len(trained))
+                held.term.add(whole * pull.sum() / len(rollout), retain_graph=with_anchor)
             if with_anchor:
                 with torch.no_grad():
                     v_ref = roles.velocity("reference", x, rollout.level(k, rows), rollout.cond.index(rows))
@@ -195,6 +213,41 @@ def policy_gradient(
     return policy, anchor, values
 
 
+def require_on_policy(ratio_error: float, clip_range: float) -> None:
+    """FloatingPointError unless max |ratio - 1| at the first update of an epoch is at most a tenth of the clip range.
+
+    The generator has not moved since the roll-out, so the ratio is 1 by construction and anything else is an error of
+    computation. A tenth of the range leaves nine tenths to what clipping is for; beyond it images are clipped, and
+    lose their gradient, by rounding.
+    """
+    if not ratio_error <= CLIP_SHARE * clip_range:
+        raise FloatingPointError(
+            f"the policy ratio is {ratio_error:.2g} off 1 at the first update of an epoch, above {CLIP_SHARE:g} x"
+            f" clip_range: {clip_range:g}; roll-out and policy pass disagree about the transition means: a kernel"
+            " gives other numbers at a second call (model.dtype: float32 shows it), or clip_range is below the"
+            " rounding of train_rtdmd.density"
+        )
+
+
+def whole_chain(roles: Velocities, rollout: Rollout, rows: slice, eta: float) -> Tensor:
+    """x̂_0 (B, C, H, W) of ``rows`` with the gradient of all K steps, the roll-out's noises fixed.
+
+    Each step's activations are dropped and computed again during the backward pass, so the memory is that of one step
+    and K latents; the time is that of 2 K forward and K backward passes.
+    """
+    cond, last = rollout.cond.index(rows), len(rollout.sigmas) - 2
+
+    def step(x: Tensor, k: int) -> Tensor:
+        sigma, tau = rollout.level(k, rows), rollout.level(k + 1, rows)
+        mean, _ = cps_mean_std(x, roles.velocity("generator", x, sigma, cond), sigma, tau, eta)
+        return mean if k == last else mean + (rollout.states[k + 1][rows] - rollout.means[k][rows])
+
+    x = rollout.states[0][rows]
+    for k in range(last + 1):
+        x = checkpoint(step, x, k, use_reentrant=False, preserve_rng_state=False)  # no step draws a number
+    return x
+
+
 def last_step_gradients(
     roles: Velocities,
     learner: Learner,
@@ -205,11 +258,14 @@ def last_step_gradients(
     guided: Mapping[str, Any],
     eta: float,
     draws: Draws,
-) -> tuple[Gradients, Gradients, dict[str, float]]:
+) -> tuple[Gradients, Gradients, Held | None, dict[str, float]]:
     """Gradients of distribution matching at s = 0 and of reward back-propagation, both through the deterministic last
-    step (method, stage two, step 5). ``rewards``: (weight, differentiable reward)."""
-    matching, backprop = Gradients(learner), Gradients(learner)
+    step (method, stage two, step 5); matching through the whole chain, or with its reward for the stochastic steps,
+    as ``p.matching_path`` says. ``rewards``: (weight, differentiable reward)."""
+    matching, backprop, directions = Gradients(learner), Gradients(learner), list[Tensor]()
     values = {"matching": 0.0, "backprop": 0.0, "gap": 0.0}
+    if p.weights.matching == 0 and p.weights.backprop == 0:
+        return matching, backprop, None, values
     count, last = len(rollout), len(rollout.sigmas) - 2
     point = renoised(rollout.states[-1], torch.zeros(count, device=draws.device), p.renoise, draws)
     for rows in micro_batches(count, p.micro_batch):
@@ -222,19 +278,25 @@ def last_step_gradients(
             prompts, metadata = describe(rollout.records[rows])
             scores = [weight * reward.score(images, prompts, metadata) for weight, reward in rewards]
             loss = torch.relu(p.backprop_margin - torch.stack(scores).sum(0)).mean() * share
-            backprop.add(loss, retain_graph=True)
+            backprop.add(loss, retain_graph=p.matching_path != "whole_chain")
             values["backprop"] += loss.item()
         if p.weights.matching > 0:
             here = Renoised(*(field[rows] for field in vars(point).values()))
             with torch.no_grad():
                 v_fake = roles.velocity("fake", here.x_t, here.t, cond)
                 v_teacher = roles.velocity("teacher", here.x_t, here.t, cond, **guided)
-            part = Draws(draws.seed, draws.stream, draws.step, draws.samples[rows], draws.shape, draws.device)
-            loss = matching_loss(x0, here, v_fake, v_teacher, eta, part).mean() * share
+            part = draws.of(draws.samples[rows])
+            direction = matching_direction(here, v_fake, v_teacher, eta, part, p.normalise_matching)
+            sample = whole_chain(roles, rollout, rows, eta) if p.matching_path == "whole_chain" else x0
+            loss = dmd_loss(sample, direction).mean() * share
             matching.add(loss)
+            directions.append(direction)
             values["matching"] += loss.item()
             values["gap"] += (v_fake - v_teacher).square().mean().item() * share
-    return matching, backprop, values
+    held = None
+    if p.matching_path == "reward":
+        held = Held(matching_rewards(rollout.states[-1], torch.cat(directions), rollout.groups), matching)
+    return matching, backprop, held, values
 
 
 def combine(terms: Mapping[str, tuple[float, Gradients]], scaling: str) -> tuple[list[Tensor], dict[str, float]]:

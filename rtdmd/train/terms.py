@@ -6,7 +6,8 @@ functions of their arguments alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -60,6 +61,15 @@ class Draws:
     def normal(self, name: str) -> Tensor:
         """(B, C, H, W) standard normal noise called ``name``."""
         return normal_batch(self.shape, self._keys(name)).to(self.device)
+
+    def group_normal(self, groups: Tensor, name: str) -> Tensor:
+        """(B, C, H, W) noise called ``name`` that all images of a group (B,) share."""
+        keys = [(self.seed, self.stream, self.step, "group", int(group), name) for group in groups]
+        return normal_batch(self.shape, keys).to(self.device)
+
+    def of(self, samples: Sequence[int], stream: str | None = None) -> Draws:
+        """The draws of some of the samples, of another stream where one is named."""
+        return replace(self, samples=tuple(samples), stream=stream or self.stream)
 
     def uniform(self, name: str) -> Tensor:
         """(B,) uniform numbers in [0, 1) called ``name``."""
@@ -119,21 +129,20 @@ def consistency_loss(
     return require_finite("the consistency term", consistency_two_sample(h_t, h_r, h_r2))
 
 
-def matching_loss(
-    x_s: Tensor,
-    point: Renoised,
-    v_fake: Tensor,
-    v_teacher: Tensor,
-    eta: float,
-    draws: Draws,
-    normalise: bool = True,
+def matching_direction(
+    point: Renoised, v_fake: Tensor, v_teacher: Tensor, eta: float, draws: Draws, normalise: bool = True
 ) -> Tensor:
-    """Distribution matching (method, stage one, step 5), (B,): projections of x_t to s from both scores, same noise.
+    """g (B, C, H, W), along which x_s leaves the teacher's law: projections of x_t to s from both scores, same noise.
 
-    ``x_s`` carries the generator's gradient; everything else is detached. ``normalise``: divide by the sample's mean
-    distance to the teacher's projection (published); it changes the direction in low dimension only.
+    ``normalise``: divide by the sample's mean distance to the teacher's projection (published); it changes the
+    direction in low dimension only.
     """
     noise = draws.normal("projection")
     y_fake = projection(point.x_t, v_fake.detach(), point.t, point.s, eta, noise)
     y_teacher = projection(point.x_t, v_teacher, point.t, point.s, eta, noise)
-    return dmd_loss(x_s, dmd_direction(y_fake, y_teacher, point.x_s, normalise))
+    return dmd_direction(y_fake, y_teacher, point.x_s, normalise)
+
+
+def matching_loss(x_s: Tensor, point: Renoised, v_fake: Tensor, v_teacher: Tensor, eta: float, draws: Draws) -> Tensor:
+    """Distribution matching (method, stage one, step 5), (B,). ``x_s`` carries the generator's gradient."""
+    return dmd_loss(x_s, matching_direction(point, v_fake, v_teacher, eta, draws))

@@ -109,3 +109,30 @@ def test_a_non_finite_tensor_is_named(name):
 def test_a_zero_normaliser_is_an_error_and_not_a_zero():
     with pytest.raises(FloatingPointError, match="direction"):
         matching.dmd_direction(torch.ones(1, 4), torch.zeros(1, 4), torch.zeros(1, 4), normalise=True)
+
+
+def test_matching_as_a_reward_is_the_objective_itself_where_it_is_quadratic():
+    """F = ½ x'Ax + b·x has the direction Ax + b; against the other members' mean the trapezoid is exact."""
+    x, groups = draw(9, 3, 1, 1), torch.tensor([5, 5, 5, 2, 2, 2, 2, 9, 9])
+    turned = draw(3, 3, seed=1)
+    form, slope = turned @ turned.T, draw(3, seed=2)
+    direction = (x.flatten(1) @ form + slope).reshape(x.shape)
+    objective = torch.einsum("nd,de,ne->n", x.flatten(1), form, x.flatten(1)) / 2 + x.flatten(1) @ slope
+    others = [objective[(groups == group) & (torch.arange(9) != i)].mean() for i, group in enumerate(groups)]
+    expected = -(objective - torch.stack(others)) / 3
+    torch.testing.assert_close(matching.matching_rewards(x, direction, groups), expected, rtol=1e-12, atol=1e-12)
+    assert (matching.matching_rewards(x, 2 * direction, groups) - expected).abs().max() > 0.1
+    with pytest.raises(ValueError, match="at least two images in every group"):
+        matching.matching_rewards(x, direction, torch.tensor([5, 5, 5, 2, 2, 2, 2, 9, 8]))
+
+
+def test_the_size_of_the_direction_would_not_hold_a_shifted_law():
+    """Equal Gaussians one of which is shifted: the same direction everywhere, so its size tells no image from another,
+    while the line integral prefers those nearer the teacher."""
+    x, t = draw(12, 2), torch.full((12,), 0.5).double()
+    teacher, fake = (gaussian(torch.full((2,), shift), 0.3 * torch.eye(2)) for shift in (0.0, 0.8))
+    prompt = torch.zeros(12, dtype=torch.long)
+    direction = fake.score(x, t, prompt) - teacher.score(x, t, prompt)
+    assert float(direction.square().sum(1).std()) < 1e-10
+    rewards = matching.matching_rewards(x, direction, prompt)
+    assert float(torch.corrcoef(torch.stack([rewards, -x.sum(1)]))[0, 1]) > 0.999

@@ -109,3 +109,25 @@ def test_reference_kl_is_torchs():
     normal = torch.distributions.Normal
     golden = torch.distributions.kl_divergence(normal(p, wide), normal(q, wide)).flatten(1).sum(1)
     torch.testing.assert_close(policy.gaussian_kl(p, q, std), golden, rtol=1e-12, atol=0)
+
+
+def test_without_a_std_advantages_keep_the_rewards_units():
+    """Group means 2 and 4 (0 and 0.5), weighted sum, nothing else but the clip."""
+    expected = torch.tensor([-1.0, 1.0, -1.75, 1.75]).double()
+    for factor in (1.0, 100.0):
+        advantages = policy.group_advantages(factor * REWARDS, GROUPS, WEIGHTS, std="none", clip=1e3)
+        torch.testing.assert_close(advantages, factor * expected, rtol=1e-12, atol=0)
+    assert policy.group_advantages(REWARDS, GROUPS, WEIGHTS, std="none", clip=1.5).abs().max() == 1.5
+
+
+def test_the_batch_normalisation_takes_the_leave_one_out_baseline_out_again():
+    """Leave-one-out is the group mean's advantage times N/(N-1); dividing by the batch's std removes a factor."""
+    generator = torch.Generator().manual_seed(0)
+    rewards = torch.rand(2, 24, generator=generator, dtype=torch.float64)
+    groups = torch.arange(24) // 6
+    mean, others = (
+        [policy.group_advantages(rewards, groups, WEIGHTS, baseline=baseline, std=std) for std in ("batch", "none")]
+        for baseline in ("group_mean", "leave_one_out")
+    )
+    torch.testing.assert_close(mean[0], others[0], rtol=1e-3, atol=0)
+    torch.testing.assert_close(mean[1] * 6 / 5, others[1], rtol=1e-12, atol=0)

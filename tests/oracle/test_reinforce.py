@@ -56,7 +56,7 @@ def hybrid_gradient(trained, **changes):
     scale = float((advantages @ centred) / (centred @ centred))
     policy, _, values = reinforce.policy_gradient(roles, learner, rollout, advantages, trained, p, ETA)
     terms = [(1.0, OracleReward())]
-    _, backprop, _ = reinforce.last_step_gradients(roles, learner, rollout, terms, roles.backbone, p, {}, ETA, draws)
+    _, backprop, *_ = reinforce.last_step_gradients(roles, learner, rollout, terms, roles.backbone, p, {}, ETA, draws)
     steps = 1 if p.subset_factor else len(trained)  # without the factor the term is the mean over the trained steps
     return -(flat(policy) / scale * steps + flat(backprop)), values["ratio_error"]
 

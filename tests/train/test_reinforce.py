@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,22 @@ from torch import Tensor
 from rtdmd.backbones.protocol import Backbone, Conditioning
 from rtdmd.config import RewardParams, TrainRtdmdParams, preset
 from rtdmd.flow.cps import cps_mean_std, gaussian_log_prob, published_log_prob
+from rtdmd.flow.path import x0_from_velocity
 from rtdmd.rewards import load_reward
 from rtdmd.train.engine import Learner
 from rtdmd.train.reinforce import (
     Gradients,
+    Held,
     Rollout,
     advantages_of,
     combine,
     last_step_gradients,
     micro_batches,
     policy_gradient,
+    require_on_policy,
     roll_out,
     score,
+    whole_chain,
 )
 from rtdmd.train.roles import Roles
 from rtdmd.train.terms import Draws
@@ -199,7 +203,7 @@ def test_without_any_advantage_the_other_terms_still_train(table: Table, tiny_cl
     rollout = table.roll_out(p, (0, 2))
     policy, _, values = policy_gradient(table.roles, table.learner, rollout, torch.zeros(COUNT), (0, 2), p, ETA)
     assert values["kept"] == 0.0 and policy.norm() == 0.0
-    matching, backprop, _ = last_step(table, rollout, p, tiny_clip)
+    matching, backprop, _, _ = last_step(table, rollout, p, tiny_clip)
     gradient, norms = combine(
         {"policy": (0.5, policy), "matching": (0.3, matching), "backprop": (1.0, backprop)}, "unit_norm"
     )
@@ -211,7 +215,7 @@ def test_without_any_advantage_the_other_terms_still_train(table: Table, tiny_cl
 
 def last_step(
     table: Table, rollout: Rollout, p: TrainRtdmdParams, clip: Path
-) -> tuple[Gradients, Gradients, dict[str, float]]:
+) -> tuple[Gradients, Gradients, Held | None, dict[str, float]]:
     """Matching and back-propagation of clipscore, guidance 3."""
     reward = load_reward(RewardParams(name="clipscore", model=str(clip)))
     guided = {"guidance": 3.0, "null": conditioning(1, "null")}
@@ -247,7 +251,7 @@ def test_the_last_steps_gradients_are_those_of_their_losses(table: Table, tiny_c
     """Back-propagation moves the reward: a small step down its gradient raises the mean score by step times |g|²."""
     p = settings(weights={"matching": 0.3, "backprop": 1.0}, backprop_margin=2.0)
     rollout = table.roll_out(p, (0, 2))
-    _, backprop, values = last_step(table, rollout, p, tiny_clip)
+    _, backprop, _, values = last_step(table, rollout, p, tiny_clip)
     reward = load_reward(RewardParams(name="clipscore", model=str(tiny_clip)))
 
     def mean_score() -> float:
@@ -276,7 +280,7 @@ def test_terms_of_weight_zero_are_not_computed(table: Table, tiny_clip: Path) ->
     rollout = table.roll_out(settings(), (0, 2))
     for off, on in (("matching", "backprop"), ("backprop", "matching")):
         p = settings(weights={off: 0.0, on: 1.0})
-        matching, backprop, values = last_step(table, rollout, p, tiny_clip)
+        matching, backprop, _, values = last_step(table, rollout, p, tiny_clip)
         named = {"matching": matching, "backprop": backprop}
         assert named[off].total is None and values[off] == 0.0
         assert named[on].norm() > 0 and values[on] > 0
@@ -338,3 +342,106 @@ def test_advantages_come_from_the_named_rewards_and_their_weights() -> None:
     verifier = scores["world_verifier"].view(GROUPS, SIZE)
     expected = (verifier - verifier.mean(1, keepdim=True)).flatten()
     assert torch.allclose(advantages_of(scores, GROUP_OF, only), expected / expected.std(correction=0), atol=2e-3)
+
+
+def chain(table: Table, rollout: Rollout) -> Tensor:
+    """x̂_0 through all steps with the roll-out's noises, in one piece and without checkpoints."""
+    x = rollout.states[0]
+    for k in range(4):
+        sigma, tau = LEVELS[k].expand(COUNT), LEVELS[k + 1].expand(COUNT)
+        mean, std = cps_mean_std(x, table.roles.velocity("generator", x, sigma, table.cond), sigma, tau, ETA)
+        x = mean if k == 3 else mean + std[:, None, None, None] * noise_of(rollout, k).view_as(x)
+    return x
+
+
+def test_the_whole_chain_is_the_roll_out_with_a_gradient(table: Table) -> None:
+    rollout = table.roll_out(settings(), (0, 2))
+    mine, plain = whole_chain(table.roles, rollout, slice(0, COUNT), ETA), chain(table, rollout)
+    assert relative(mine, rollout.states[-1]) < 1e-6
+    gradients = [torch.autograd.grad(x.square().mean(), table.learner.parameters) for x in (mine, plain)]
+    one, other = (torch.cat([part.flatten() for part in gradient]) for gradient in gradients)
+    assert relative(one, other) < 1e-4
+    last = x0_from_velocity(
+        rollout.states[3],
+        table.roles.velocity("generator", rollout.states[3], LEVELS[3].expand(COUNT), table.cond),
+        LEVELS[3].expand(COUNT),
+    )
+    only = torch.autograd.grad(last.square().mean(), table.learner.parameters)
+    assert relative(torch.cat([part.flatten() for part in only]), one) > 0.1
+
+
+def test_the_whole_chain_keeps_no_activations(table: Table) -> None:
+    """What autograd holds for the backward pass: some latents a step, far below one step's activations."""
+    rollout = table.roll_out(settings(), (0, 2))
+    held: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        held.append(tensor.numel())
+        return tensor
+
+    sizes = []
+    for build in (lambda: whole_chain(table.roles, rollout, slice(0, COUNT), ETA), lambda: chain(table, rollout)):
+        held.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            build()
+        sizes.append(sum(held))
+    assert sizes[0] < 0.05 * sizes[1]
+
+
+@pytest.mark.parametrize("micro", [5, 12])
+def test_matching_through_the_chain_has_its_own_gradient_and_the_same_loss(
+    table: Table, tiny_clip: Path, micro: int
+) -> None:
+    rollout = table.roll_out(settings(), (0, 2))
+    whole, last = (
+        last_step(table, rollout, settings(matching_path=path, micro_batch=micro), tiny_clip)
+        for path in ("whole_chain", "last_step")
+    )
+    assert whole[3] == pytest.approx(last[3], rel=1e-4) and whole[2] is last[2] is None
+    assert relative(flat(whole[1]), flat(last[1])) < 1e-5  # back-propagation of the reward stays on the last step
+    assert relative(flat(whole[0]), flat(last[0])) > 0.1
+
+
+def test_matching_as_a_reward_adds_its_policy_gradient(table: Table, tiny_clip: Path) -> None:
+    """The term's gradient is the last step's plus that of -(K-1)/M Σ_k mean A log p with A the matching rewards."""
+    p = settings(matching_path="reward", subset_factor=False)
+    rollout, advantages = table.roll_out(p, (0, 2)), some_advantages()
+    matching, _, held, _ = last_step(table, rollout, p, tiny_clip)
+    plain, _, none, _ = last_step(table, rollout, settings(), tiny_clip)
+    assert held is not None and none is None and held.term is matching
+    assert held.rewards.view(GROUPS, SIZE).mean(1).abs().max() < 1e-3 * held.rewards.abs().max()
+    before = flat(matching)
+    assert relative(before, flat(plain)) < 1e-5
+    policy, _, _ = policy_gradient(table.roles, table.learner, rollout, advantages, (0, 2), p, ETA, held)
+    alone, _, _ = policy_gradient(table.roles, table.learner, rollout, held.rewards, (0, 2), p, ETA)
+    assert relative(flat(matching) - before, 3 * flat(alone)) < 1e-4
+    unheld, _, _ = policy_gradient(table.roles, table.learner, rollout, advantages, (0, 2), p, ETA)
+    assert relative(flat(policy), flat(unheld)) < 1e-6
+
+
+def test_a_ratio_off_one_at_the_first_update_is_an_error_tied_to_the_clip_range(table: Table) -> None:
+    """Means that differ by 1e-5, as from another kernel: too much for a clip range of 1e-3, nothing for one of 10."""
+    p = settings(density="gaussian")
+    rollout = table.roll_out(p, (0, 2))
+    moved = replace(rollout, means=[mean + 1e-5 for mean in rollout.means])
+    *_, values = policy_gradient(table.roles, table.learner, moved, some_advantages(), (0, 2), p, ETA)
+    assert 1e-4 < values["ratio_error"] < 1.0
+    with pytest.raises(
+        FloatingPointError, match=r"off 1 at the first update of an epoch, .* clip_range: 0.001; roll-out"
+    ):
+        require_on_policy(values["ratio_error"], 1e-3)
+    require_on_policy(values["ratio_error"], 10.0)
+    require_on_policy(0.0, 1e-5)
+    with pytest.raises(FloatingPointError, match="ratio is nan"):
+        require_on_policy(float("nan"), 0.2)
+
+
+def test_without_matching_and_back_propagation_the_last_step_is_not_run(
+    table: Table, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p = settings(weights={"matching": 0.0, "backprop": 0.0})
+    rollout = table.roll_out(p, (0, 2))
+    monkeypatch.setattr(Roles, "velocity", lambda *_, **__: pytest.fail("a forward pass for nothing"))
+    matching, backprop, held, values = last_step(table, rollout, p, tiny_clip)
+    assert matching.total is backprop.total is held is None
+    assert values == {"matching": 0.0, "backprop": 0.0, "gap": 0.0}

@@ -1,0 +1,150 @@
+"""T8: the functions of stage two, unchanged, on the oracle. Where does reinforcement end, and where should it?
+
+`rtdmd.stages.train_rtdmd.epoch` gets the oracle's backbone and a linear reward behind the real `Roles` (mode: full),
+`Params` and `Learner`s. For a Gaussian teacher the end is known. Matching and reward together minimise
+
+    F(q) = w_m/D E_t κ_t KL(q_t || p_t) - w_r E_q r,   κ_t = t²/(1-t)² (s = 0, statement T4), D = 2 dimensions
+
+over the law q of x̂_0. With p = N(m, V) and r = b·x the best q is N(m + δ, V): any other covariance only adds to the
+KL, and in the mean F is quadratic,
+
+    δ = (D w_r/w_m) Λ⁻¹ b,   Λ = E_t[t² ((1-t)² V + t² I)⁻¹]
+
+That is not p exp(β r), whose shift is β V b: the renoised KL holds a mean less than the plain one does.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rtdmd.flow.ambient import draw_renoise_time
+from rtdmd.oracle.backbone import OracleBackbone, OracleReward
+from rtdmd.oracle.identities import LINEAR
+from rtdmd.oracle.mixture import Mixture, ring
+from rtdmd.oracle.setting import Setting
+from rtdmd.oracle.training import BatchDraws, energy_distance, every_prompt, oracle_params, sample_generator
+from rtdmd.stages import train_rtdmd
+from rtdmd.train.engine import Learner
+from rtdmd.train.roles import STACKS, Average, Roles
+
+LAW = ring(prompts=2, components=1, radius=1.0, variance=0.3)
+"""Teacher of T8's second half: two prompts, one Gaussian each."""
+
+REWARD = "clipscore"  # in whose place the oracle's linear reward stands: a differentiable reward that params know
+
+CORRECTED: dict[str, Any] = {
+    "epochs": 300,
+    "prompts_per_epoch": 64,
+    "group_size": 8,
+    "micro_batch": 512,
+    "candidate_steps": [0, 1, 2],
+    "trained_steps": 3,
+    "share_noise": False,
+    "share_initial": False,
+    "subset_factor": True,
+    "baseline": "leave_one_out",
+    "advantage_std": "none",
+    "advantage_clip": 100.0,
+    "density": "gaussian",
+    "weights": {"policy": 0.2, "matching": 1.0, "backprop": 0.2, "reference_kl": 0.0},
+    "matching_path": "whole_chain",
+    "normalise_matching": False,
+    "gradient_scaling": "none",
+    "backprop_margin": 100.0,
+    "fake_start": "data",
+    "fake_updates_per_epoch": 4,
+    "fake_batch_size": 512,
+    "lr_generator": 3e-3,
+    "lr_fake": 1e-2,
+    "weight_decay": 0.0,
+    "ema_decay": 0.97,
+    "ema_every": 1,
+    "rewards": [{"name": REWARD, "model": "the oracle", "weight": 1.0}],
+}
+"""Settings of T8's stage two; everything else is the world preset's."""
+
+
+def linear_reward(x: Tensor) -> Tensor:
+    """b·x (B,) of samples (B, ...) with two numbers each."""
+    return x.flatten(1) @ torch.tensor(LINEAR, dtype=x.dtype, device=x.device)
+
+
+def fixed_point(law: Mixture, changes: dict[str, Any] | None = None) -> Mixture:
+    """The law at which stage two with a linear reward should end, for one Gaussian a prompt; ValueError for more."""
+    if law.means.shape[1] != 1:
+        raise ValueError(f"the fixed point is known for one Gaussian a prompt, got {law.means.shape[1]} components")
+    p = oracle_params("train_rtdmd", CORRECTED | (changes or {})).train_rtdmd
+    u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    t = draw_renoise_time(u, torch.zeros_like(u), p.renoise.margin, p.renoise.low, p.renoise.high)[:, None]
+    values, vectors = torch.linalg.eigh(law.covariances[:, 0])
+    hold = (t**2 / ((1 - t) ** 2 * values[:, None] + t**2)).mean(1)
+    pushed = torch.einsum("pde,d->pe", vectors, torch.tensor(LINEAR, dtype=torch.float64)) / hold
+    shift = law.dims * p.weights.backprop / p.weights.matching * torch.einsum("pde,pe->pd", vectors, pushed)
+    return Mixture(law.weights, law.means + shift[:, None], law.covariances)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trained stage two against its fixed point: gained reward over the predicted gain, total variance over the
+    predicted one (of the prompt that is furthest off), mean energy distance between the two laws, seconds, and the
+    samples."""
+
+    reward: float
+    variance: float
+    distance: float
+    seconds: float
+    samples: Tensor
+
+
+def start_stage_two(law: Mixture, changes: dict[str, Any], setting: Setting, width: int = 32) -> train_rtdmd.Players:
+    """Everything an epoch works with; the generator starts as the few-step teacher, the fake score as the teacher."""
+    params = oracle_params("train_rtdmd", CORRECTED | changes)
+    p = params.train_rtdmd
+    precision = torch.bfloat16 if setting.dtype == "bfloat16" else torch.float32
+    backbone = OracleBackbone(law, width, setting.seed, precision)
+    roles = Roles(backbone, params.adapter, STACKS["train_rtdmd"], setting.seed)
+    weights = roles.trainable("rtdmd")
+    average = Average(weights, p.ema_decay)
+    generator = Learner.adamw(weights, p.lr_generator, p, average=average)
+    fake = Learner.adamw(roles.trainable("fake"), p.lr_fake, p)
+    sigmas = backbone.sigmas(params.model.num_steps).to(backbone.device)
+    rewards = {REWARD: OracleReward(formula=linear_reward)}
+    null = every_prompt(law, 1)
+    return train_rtdmd.Players(params, roles, generator, fake, average, null, sigmas, backbone, rewards)
+
+
+def train_stage_two(law: Mixture, changes: dict[str, Any], setting: Setting, width: int = 32) -> Roles:
+    """Stage two on the oracle; returns the roles with the averaged generator in place. `changes` to CORRECTED."""
+    players = start_stage_two(law, changes, setting, width)
+    p, shape, device = players.params.train_rtdmd, players.backbone.latent_shape(), players.backbone.device
+    count = p.prompts_per_epoch * p.group_size
+    prompts = torch.arange(count) // p.group_size % law.prompts
+    cond = every_prompt(law, law.prompts).index(prompts.to(device))
+    records = [{"prompt": str(int(prompt)), "metadata": None} for prompt in prompts]
+    for step in range(p.epochs):
+        draws = BatchDraws(setting.seed, "oracle two", step, tuple(range(count)), shape, device)
+        train_rtdmd.epoch(players, cond, records, draws)
+    players.average.swap()
+    return players.roles
+
+
+def outcome(setting: Setting, law: Mixture = LAW, width: int = 32, **changes: Any) -> Outcome:
+    """Train stage two with `changes` and compare it with its fixed point, on 20 000 samples."""
+    law, start = law.to(setting.device), time.perf_counter()
+    roles = train_stage_two(law, changes, setting, width)
+    seconds, target = time.perf_counter() - start, fixed_point(law.to("cpu"), changes)
+    samples = sample_generator(roles, law, 20_000, seed=1).double().cpu()
+    prompt = torch.arange(len(samples)) % law.prompts
+    parts = [samples[prompt == p] for p in range(law.prompts)]
+    teacher, aim = linear_reward(law.to("cpu").mean()).mean(), linear_reward(target.mean()).mean()
+    ratios = [float(torch.cov(part.T).trace() / target.covariance()[p].trace()) for p, part in enumerate(parts)]
+    exact = target.sample(torch.arange(6000) % law.prompts, torch.Generator().manual_seed(1))
+    distances = [energy_distance(part[:3000], exact[p :: law.prompts]) for p, part in enumerate(parts)]
+    gain = torch.stack([linear_reward(part).mean() for part in parts]).mean() - teacher
+    furthest = max(ratios, key=lambda ratio: abs(ratio - 1))
+    return Outcome(float(gain / (aim - teacher)), furthest, sum(distances) / len(distances), seconds, samples)
