@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from rtdmd.backbones.protocol import Backbone, Conditioning, PipelineBackbone
-from rtdmd.errors import UserError
 
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams
 
-__all__ = ["Backbone", "Conditioning", "PipelineBackbone", "load_backbone"]
+__all__ = ["FAMILIES", "Backbone", "Conditioning", "PipelineBackbone", "load_backbone"]
+
+# model.family -> module, which has `load(model, text, vae, device, root) -> PipelineBackbone`; imported when used
+FAMILIES = {
+    "sd3": "rtdmd.backbones.sd3",
+    "flux1": "rtdmd.backbones.flux1",
+    "flux2": "rtdmd.backbones.flux2",
+}
 
 
 def load_backbone(
@@ -30,8 +37,6 @@ def load_backbone(
     vae: load the decoder too. root: where a relative ``model.teacher`` starts.
     Raises UserError where the teacher cannot be had or is of another family.
     """
-    if model.family == "sd3":
-        from rtdmd.backbones.sd3 import load_sd3
-
-        return load_sd3(model, text=text, vae=vae, device=torch.device(device), root=root)
-    raise UserError(f"model.family: {model.family} is not available yet; available: sd3")
+    module = import_module(FAMILIES[model.family])
+    backbone: PipelineBackbone = module.load(model, text=text, vae=vae, device=torch.device(device), root=root)
+    return backbone

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,8 @@ LoraKind = Literal["attention", "attention_mlp", "all"]
 class Conditioning:
     """The text side of a transformer's input: named tensors that share their leading batch dimension.
 
-    sd3: ``encoder_hidden_states`` (B, L, D) and ``pooled_projections`` (B, P). Anything that is the same for every
-    prompt (position ids, the guidance input) is not conditioning; the backbone adds it.
+    sd3, flux1: ``encoder_hidden_states`` (B, L, D) and ``pooled_projections`` (B, P); flux2: the first alone. Anything
+    that is the same for every prompt (position ids, the guidance input) is not conditioning; the backbone adds it.
     """
 
     tensors: dict[str, Tensor]
@@ -117,6 +117,15 @@ class Backbone(Protocol):
 
 class PipelineBackbone(Backbone, Protocol):
     """A backbone that stands on a diffusers pipeline, as all that `load_backbone` gives do."""
+
+    pipeline: Any
+    """The diffusers pipeline; parts that were not asked for are None."""
+
+    def own_scheduler(self) -> dict[str, Any] | None:
+        """The base scheduler's configuration, where the family's pipeline asks it for the few-step levels by itself
+        (at the trained resolution, for K steps). None where it spaces K steps otherwise, so that a published folder
+        needs another configuration (`rtdmd.publish.scheduler`)."""
+        ...
 
     def load_published(self, folder: Path) -> None:
         """Put the adapter of a published folder on the transformer, read by diffusers' own loader."""

@@ -17,7 +17,7 @@ class ModelParams(Section):
     """The teacher and the K-step sampler of its students."""
 
     family: Literal["sd3", "flux1", "flux2"] = param(
-        "backbone family (flux1, flux2: not yet available)", source="diffusers"
+        "backbone family: SD3 and 3.5, FLUX.1 [dev], FLUX.2 [klein]", source="diffusers"
     )
     teacher: str = param(
         "diffusers folder, or Hub id `owner/name` (a folder of two parts is written ./a/b)",
@@ -52,8 +52,6 @@ class ModelParams(Section):
 
     @model_validator(mode="after")
     def _check(self) -> ModelParams:
-        if self.family != "sd3":
-            raise ValueError(f"family: {self.family!r} is not yet available; allowed: sd3")
         if self.is_hub_id and (self.revision is None or not _COMMIT.fullmatch(self.revision)):
             raise ValueError(
                 f"revision: {self.revision!r} with the Hub id {self.teacher!r}; allowed: the 40 hex digits of a commit"

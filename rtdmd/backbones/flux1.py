@@ -1,0 +1,166 @@
+"""FLUX.1 [dev]: FluxPipeline's own parts behind the backbone protocol.
+
+The guidance weight is an input of the transformer (it was distilled into it), so guided velocities cost one forward and
+need no null prompt; student and fake score get the input 1. Latents here are (B, 16, H/8, W/8), the VAE's scaled by its
+factor; the transformer's 2x2 packing stays inside this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rtdmd.backbones.parts import (
+    Endings,
+    Pipeline,
+    adapted_layers,
+    decoded,
+    encoded,
+    fresh_scheduler,
+    latent_side,
+    load_pipeline,
+    need_text,
+    need_vae,
+    scheduler_settings,
+    unit_timestep,
+)
+from rtdmd.backbones.protocol import PUBLISHED, Conditioning, LoraKind
+from rtdmd.errors import UserError
+from rtdmd.torch_setup import quiet_imports
+
+with quiet_imports():
+    from diffusers import FluxPipeline
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+if TYPE_CHECKING:
+    from rtdmd.config import ModelParams
+
+TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+PATCH = 2  # latent pixels a side that make one token
+# As published: every attention projection of both kinds of block. A single-stream block has no projection of its own
+# behind its attention: `proj_out` reads attention and MLP together and counts as MLP.
+ATTENTION = tuple(
+    f".attn.{name}"
+    for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+)
+MLP = (".ff.net.0.proj", ".ff.net.2", ".ff_context.net.0.proj", ".ff_context.net.2", ".proj_mlp", ".proj_out")
+ENDINGS: Endings = {"attention": ATTENTION, "attention_mlp": ATTENTION + MLP, "all": ("",)}
+
+
+def load(model: ModelParams, *, text: bool, vae: bool, device: torch.device, root: Path = Path(".")) -> Flux1:
+    """Load a FLUX.1 folder or pinned Hub id; arguments as in `rtdmd.backbones.load_backbone`.
+
+    UserError where a guidance is asked of a transformer that has no input for it (FLUX.1 [schnell]).
+    """
+    pipeline, folder = load_pipeline(model, FluxPipeline, TEXT_PARTS, text=text, vae=vae, device=device, root=root)
+    if model.guidance != 1 and not pipeline.transformer.config.guidance_embeds:
+        raise UserError(f"model.guidance: {model.guidance:g}, but {folder} has no input for it; allowed for it: 1")
+    side = latent_side(folder, model.resolution, PATCH)
+    return Flux1(pipeline, side, model.max_sequence_length)
+
+
+class Flux1:
+    """`rtdmd.backbones.protocol.PipelineBackbone` over a FluxPipeline."""
+
+    family = "flux1"
+
+    def __init__(self, pipeline: Pipeline, side: int, max_sequence_length: int):
+        self.pipeline = pipeline
+        self.transformer: nn.Module = pipeline.transformer
+        self.device: torch.device = pipeline.transformer.device
+        self.dtype: torch.dtype = pipeline.transformer.dtype
+        self.max_sequence_length = max_sequence_length
+        self._latent_shape = (pipeline.transformer.config.in_channels // PATCH**2, side, side)
+        # taken before any adapter wraps the layers
+        self._targets = {kind: adapted_layers(self.transformer, endings) for kind, endings in ENDINGS.items()}
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """See the protocol. T5's ``max_sequence_length`` tokens, and CLIP's pooled output."""
+        need_text(self.pipeline)
+        hidden, pooled, _ = self.pipeline.encode_prompt(
+            prompt=list(prompts), prompt_2=None, device=self.device, max_sequence_length=self.max_sequence_length
+        )
+        return Conditioning({"encoder_hidden_states": hidden, "pooled_projections": pooled})
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        """See the protocol."""
+        return self._latent_shape
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        """See the protocol. μ grows linearly with the number of image tokens: 0.63 at 512 pixels, 1.15 at 1024."""
+        return self._levels(fresh_scheduler(self.pipeline), num_steps)
+
+    def teacher_sigmas(self, num_steps: int) -> Tensor:
+        """See the protocol. The pipeline spaces its steps as the few-step sampler does, so this is ``sigmas``."""
+        return self.sigmas(num_steps)
+
+    def _levels(self, scheduler: Any, num_steps: int) -> Tensor:
+        """The levels that ``pipeline(..., num_inference_steps=num_steps)`` sets on ``scheduler``."""
+        config = scheduler.config
+        tokens = (self._latent_shape[1] // PATCH) * (self._latent_shape[2] // PATCH)
+        lengths = config.base_image_seq_len, config.max_image_seq_len
+        mu = float(calculate_shift(tokens, *lengths, config.base_shift, config.max_shift))
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
+        levels: Tensor = scheduler.sigmas
+        return levels.clone()
+
+    def own_scheduler(self) -> dict[str, Any]:
+        """See the protocol."""
+        return scheduler_settings(self.pipeline)
+
+    def velocity(
+        self,
+        transformer: nn.Module,
+        x: Tensor,
+        sigma: Tensor,
+        cond: Conditioning,
+        *,
+        guidance: float = 1.0,
+        null: Conditioning | None = None,
+    ) -> Tensor:
+        """See the protocol. ``guidance`` is an input of the transformer; ``null`` is not used."""
+        rows, channels, height, width = x.shape
+        pipeline, config = self.pipeline, self.pipeline.transformer.config
+        if guidance != 1 and not config.guidance_embeds:
+            raise ValueError(f"guidance {guidance}: this transformer has no input for it")
+        inputs = {name: tensor.to(self.dtype) for name, tensor in cond.tensors.items()}
+        length = inputs["encoder_hidden_states"].shape[1]
+        tokens = transformer(
+            hidden_states=pipeline._pack_latents(x.to(self.dtype), rows, channels, height, width),
+            timestep=unit_timestep(sigma, self.dtype),
+            guidance=torch.full((rows,), guidance, device=x.device) if config.guidance_embeds else None,
+            txt_ids=torch.zeros(length, 3, device=x.device, dtype=self.dtype),
+            img_ids=pipeline._prepare_latent_image_ids(rows, height // PATCH, width // PATCH, x.device, self.dtype),
+            return_dict=False,
+            **inputs,
+        )[0]
+        v: Tensor = pipeline._unpack_latents(tokens, height, width, 1)  # in latent pixels: a VAE factor of 1
+        return v.float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See the protocol."""
+        vae = need_vae(self.pipeline)
+        return decoded(vae, latents / vae.config.scaling_factor + vae.config.shift_factor)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """See the protocol. The mode of the encoder's distribution."""
+        vae = need_vae(self.pipeline)
+        return (encoded(vae, images) - vae.config.shift_factor) * vae.config.scaling_factor
+
+    def lora_targets(self, kind: LoraKind) -> list[str]:
+        """See the protocol. ``attention``: projections of the attention in both kinds of block; ``attention_mlp``: and
+        the MLPs with the single-stream blocks' output; ``all``: every linear layer."""
+        return list(self._targets[kind])
+
+    def load_published(self, folder: Path) -> None:
+        """See the protocol. The transformer alone: a published folder adapts no text encoder."""
+        state, alphas, metadata = self.pipeline.lora_state_dict(
+            folder, weight_name=PUBLISHED, return_alphas=True, return_lora_metadata=True
+        )
+        self.pipeline.load_lora_into_transformer(state, alphas, self.transformer, metadata=metadata)

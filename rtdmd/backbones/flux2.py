@@ -1,0 +1,180 @@
+"""FLUX.2 [klein]: Flux2KleinPipeline's own parts behind the backbone protocol.
+
+Conditioning is three hidden layers of Qwen3 (9, 18, 27) side by side, guidance is classifier-free, μ is the pipeline's
+empirical one (it depends on image tokens and on the number of steps). Latents here are the transformer's: the VAE's in
+2x2 patches, normalised by the running statistics of the VAE's batch norm, (B, 128, H/16, W/16).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rtdmd.backbones.parts import (
+    Endings,
+    Pipeline,
+    Vae,
+    adapted_layers,
+    classifier_free,
+    decoded,
+    encoded,
+    fresh_scheduler,
+    latent_side,
+    load_pipeline,
+    need_text,
+    need_vae,
+    scheduler_settings,
+    unit_timestep,
+)
+from rtdmd.backbones.protocol import PUBLISHED, Conditioning, LoraKind
+from rtdmd.errors import UserError
+from rtdmd.torch_setup import quiet_imports
+
+with quiet_imports():
+    from diffusers import Flux2KleinPipeline
+    from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+if TYPE_CHECKING:
+    from rtdmd.config import ModelParams
+
+TEXT_PARTS = ("text_encoder", "tokenizer")
+PATCH = 2  # latent pixels a side that make one token
+# As published: the attention projections of the double-stream blocks, and in the single-stream blocks the two layers
+# into which attention and MLP projections are fused.
+DOUBLE = tuple(
+    f".attn.{name}"
+    for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+)
+SINGLE = (".attn.to_qkv_mlp_proj", ".attn.to_out")
+MLP = (".ff.linear_in", ".ff.linear_out", ".ff_context.linear_in", ".ff_context.linear_out")
+ENDINGS: Endings = {"attention": DOUBLE + SINGLE, "attention_mlp": DOUBLE + SINGLE + MLP, "all": ("",)}
+
+
+def load(model: ModelParams, *, text: bool, vae: bool, device: torch.device, root: Path = Path(".")) -> Flux2:
+    """Load a FLUX.2 [klein] folder or pinned Hub id; arguments as in `rtdmd.backbones.load_backbone`.
+
+    UserError where guidance is asked of a step-distilled model: its pipeline would ignore it.
+    """
+    pipeline, folder = load_pipeline(
+        model, Flux2KleinPipeline, TEXT_PARTS, text=text, vae=vae, device=device, root=root
+    )
+    if model.guidance != 1 and pipeline.config.is_distilled:
+        raise UserError(
+            f"model.guidance: {model.guidance:g}, but {folder} is step-distilled and takes none;"
+            " name a base model as model.teacher, or set it to 1"
+        )
+    side = latent_side(folder, model.resolution, PATCH)
+    return Flux2(pipeline, side, model.max_sequence_length)
+
+
+class Flux2:
+    """`rtdmd.backbones.protocol.PipelineBackbone` over a Flux2KleinPipeline."""
+
+    family = "flux2"
+
+    def __init__(self, pipeline: Pipeline, side: int, max_sequence_length: int):
+        self.pipeline = pipeline
+        self.transformer: nn.Module = pipeline.transformer
+        self.device: torch.device = pipeline.transformer.device
+        self.dtype: torch.dtype = pipeline.transformer.dtype
+        self.max_sequence_length = max_sequence_length
+        self._latent_shape = (pipeline.transformer.config.in_channels, side // PATCH, side // PATCH)
+        # taken before any adapter wraps the layers
+        self._targets = {kind: adapted_layers(self.transformer, endings) for kind, endings in ENDINGS.items()}
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """See the protocol. The chat template's tokens, padded to ``max_sequence_length``; the padding is read too."""
+        need_text(self.pipeline)
+        hidden, _ = self.pipeline.encode_prompt(
+            prompt=list(prompts), device=self.device, max_sequence_length=self.max_sequence_length
+        )
+        return Conditioning({"encoder_hidden_states": hidden})
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        """See the protocol."""
+        return self._latent_shape
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        """See the protocol. μ is the pipeline's for as many steps: 2.03 for 4 steps at 512 pixels."""
+        return self._levels(fresh_scheduler(self.pipeline), num_steps)
+
+    def teacher_sigmas(self, num_steps: int) -> Tensor:
+        """See the protocol. The pipeline spaces its steps as the few-step sampler does, so this is ``sigmas``."""
+        return self.sigmas(num_steps)
+
+    def _levels(self, scheduler: Any, num_steps: int) -> Tensor:
+        """The levels that ``pipeline(..., num_inference_steps=num_steps)`` sets on ``scheduler``."""
+        mu = compute_empirical_mu(self._latent_shape[1] * self._latent_shape[2], num_steps)
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
+        levels: Tensor = scheduler.sigmas
+        return levels.clone()
+
+    def own_scheduler(self) -> dict[str, Any]:
+        """See the protocol."""
+        return scheduler_settings(self.pipeline)
+
+    def velocity(
+        self,
+        transformer: nn.Module,
+        x: Tensor,
+        sigma: Tensor,
+        cond: Conditioning,
+        *,
+        guidance: float = 1.0,
+        null: Conditioning | None = None,
+    ) -> Tensor:
+        """See the protocol. Classifier-free: v_u + w (v_c - v_u), one forward of 2 B rows; w = 1 needs no ``null``."""
+
+        def forward(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+            return self._forward(transformer, x, sigma, cond)
+
+        return classifier_free(forward, x, sigma, cond, guidance, null)
+
+    def _forward(self, transformer: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        hidden, pipeline = cond.tensors["encoder_hidden_states"].to(self.dtype), self.pipeline
+        tokens = transformer(
+            hidden_states=pipeline._pack_latents(x.to(self.dtype)),
+            timestep=unit_timestep(sigma, self.dtype),
+            guidance=None,
+            encoder_hidden_states=hidden,
+            txt_ids=pipeline._prepare_text_ids(hidden[:1]).to(x.device),  # every row has the same ids
+            img_ids=pipeline._prepare_latent_ids(x[:1]).to(x.device),
+            return_dict=False,
+        )[0]
+        v: Tensor = tokens.transpose(1, 2).reshape(x.shape)  # (B, H W, C) -> (B, C, H, W)
+        return v.float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See the protocol."""
+        vae = need_vae(self.pipeline)
+        mean, std = _statistics(vae)
+        return decoded(vae, self.pipeline._unpatchify_latents(latents * std + mean))
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """See the protocol. The mode of the encoder's distribution."""
+        vae = need_vae(self.pipeline)
+        mean, std = _statistics(vae)
+        latents: Tensor = (self.pipeline._patchify_latents(encoded(vae, images)) - mean) / std
+        return latents
+
+    def lora_targets(self, kind: LoraKind) -> list[str]:
+        """See the protocol. ``attention``: the double-stream blocks' attention projections and both fused layers of the
+        single-stream blocks; ``attention_mlp``: and the double-stream MLPs; ``all``: every linear layer."""
+        return list(self._targets[kind])
+
+    def load_published(self, folder: Path) -> None:
+        """See the protocol."""
+        state, metadata = self.pipeline.lora_state_dict(folder, weight_name=PUBLISHED, return_lora_metadata=True)
+        self.pipeline.load_lora_into_transformer(state, self.transformer, metadata=metadata)
+
+
+def _statistics(vae: Vae) -> tuple[Tensor, Tensor]:
+    """(mean, standard deviation), (1, C, 1, 1) float32, of the VAE's patchified latents."""
+    mean, variance = (tensor.float().view(1, -1, 1, 1) for tensor in (vae.bn.running_mean, vae.bn.running_var))
+    return mean, (variance + vae.config.batch_norm_eps).sqrt()

@@ -1,0 +1,137 @@
+"""What the families share: a pipeline's parts loaded and frozen, classifier-free guidance, images, adapter names.
+
+Each family stays one readable file; nothing here knows a family.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from rtdmd.backbones.protocol import Conditioning, LoraKind
+from rtdmd.backbones.snapshot import model_index, teacher_folder
+from rtdmd.errors import UserError
+from rtdmd.torch_setup import DTYPES, quiet_imports, quiet_loading
+
+with quiet_imports():
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+if TYPE_CHECKING:
+    from rtdmd.config import ModelParams
+
+Pipeline: TypeAlias = Any  # a diffusers pipeline: its attributes are set at run time
+Vae: TypeAlias = Any  # an autoencoder of diffusers, likewise
+Endings: TypeAlias = Mapping[LoraKind, tuple[str, ...]]
+Forward = Callable[[Tensor, Tensor, Conditioning], Tensor]  # (x (B, C, H, W), sigma (B,), cond) -> v (B, C, H, W)
+
+
+def load_pipeline(
+    model: ModelParams,
+    pipeline_class: Any,
+    text_parts: Iterable[str],
+    *,
+    text: bool,
+    vae: bool,
+    device: torch.device,
+    root: Path,
+) -> tuple[Pipeline, Path]:
+    """(pipeline, its folder): the teacher in ``model.dtype``, frozen, in evaluation mode, on ``device``.
+
+    Parts that are not asked for, and those that the folder's index has no class for, stay out. UserError where the
+    folder holds another class of pipeline than the family's.
+    """
+    folder = teacher_folder(model, text=text, vae=vae, root=root)
+    index = model_index(folder)
+    name, wanted = index["_class_name"], pipeline_class.__name__
+    if name != wanted:
+        raise UserError(f"model.family: {model.family} needs a {wanted}, but {folder} is a {name}")
+    left_out: list[str] = [part for part, value in index.items() if value == [None, None]]  # diffusers wants these said
+    left_out += [] if text else text_parts
+    left_out += [] if vae else ["vae"]
+    with quiet_loading():
+        pipeline = pipeline_class.from_pretrained(
+            folder, dtype=DTYPES[model.dtype], local_files_only=True, use_safetensors=True, **dict.fromkeys(left_out)
+        )
+    for module in (part for part in pipeline.components.values() if isinstance(part, nn.Module)):
+        module.requires_grad_(False).eval()
+    return pipeline.to(device), folder
+
+
+def latent_side(folder: Path, resolution: int, patch: int) -> int:
+    """Side of the VAE's latents at ``resolution`` pixels, in latent pixels; the transformer sees ``patch`` of them as
+    one token. UserError where that does not divide."""
+    config = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+    factor: int = 2 ** (len(config["block_out_channels"]) - 1)
+    if resolution % (factor * patch):
+        raise UserError(f"model.resolution: {resolution} is not a multiple of {factor * patch}, which {folder} needs")
+    return resolution // factor
+
+
+def fresh_scheduler(pipeline: Pipeline) -> Any:
+    """A copy of the pipeline's scheduler, so that the pipeline's own keeps its state."""
+    return FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+
+
+def scheduler_settings(pipeline: Pipeline) -> dict[str, Any]:
+    """The scheduler's configuration as a published folder holds it: its class and its public entries, sorted."""
+    config = pipeline.scheduler.config
+    public = {key: config[key] for key in sorted(config) if not key.startswith("_")}
+    return {"_class_name": type(pipeline.scheduler).__name__, **public}
+
+
+def classifier_free(
+    forward: Forward, x: Tensor, sigma: Tensor, cond: Conditioning, guidance: float, null: Conditioning | None
+) -> Tensor:
+    """v_u + w (v_c - v_u) from one forward of 2 B rows; w = 1 is v_c alone and needs no ``null`` (one row or B)."""
+    if guidance == 1.0:
+        return forward(x, sigma, cond)
+    if null is None:
+        raise ValueError("classifier-free guidance needs the null prompt's conditioning")
+    both = Conditioning.cat([null.expand(len(x)), cond])
+    unconditional, conditional = forward(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def unit_timestep(sigma: Tensor, dtype: torch.dtype) -> Tensor:
+    """σ as the FLUX pipelines hand it to their transformers: t = 1000 σ in the model's dtype, then divided by 1000.
+
+    In float32 this is σ to the last digit but one, in bfloat16 it rounds as they do.
+    """
+    return (sigma * 1000).to(dtype) / 1000
+
+
+def need_text(pipeline: Pipeline) -> None:
+    """ValueError where the text encoders were left out."""
+    if pipeline.tokenizer is None:
+        raise ValueError("this backbone was loaded without its text encoders; use load_backbone(..., text=True)")
+
+
+def need_vae(pipeline: Pipeline) -> Vae:
+    """The pipeline's VAE; ValueError where it was left out."""
+    if pipeline.vae is None:
+        raise ValueError("this backbone was loaded without its VAE; use load_backbone(..., vae=True)")
+    return pipeline.vae
+
+
+def decoded(vae: Vae, latents: Tensor) -> Tensor:
+    """Images (B, 3, H, W) float32 in [0, 1] of the VAE's own latents, clamped as a pipeline's images are: a saturated
+    pixel passes no gradient."""
+    images = vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
+    return (images / 2 + 0.5).clamp(0, 1)
+
+
+def encoded(vae: Vae, images: Tensor) -> Tensor:
+    """The VAE's own latents float32 of images (B, 3, H, W) in [0, 1]: the mode of the encoder's distribution."""
+    mode: Tensor = vae.encode((2 * images - 1).to(vae.dtype)).latent_dist.mode()
+    return mode.float()
+
+
+def adapted_layers(transformer: nn.Module, endings: tuple[str, ...]) -> list[str]:
+    """Full names of the linear layers whose name ends with one of ``endings``, in the model's order."""
+    linears = (name for name, module in transformer.named_modules() if isinstance(module, nn.Linear))
+    return [name for name in linears if name.endswith(endings)]

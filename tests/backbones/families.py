@@ -1,0 +1,143 @@
+"""The families under the conformance suite. A new backbone adds one entry here, and every test of
+test_conformance.py and test_student.py runs on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rtdmd.backbones import Conditioning, PipelineBackbone, load_backbone
+from rtdmd.config import ModelParams, preset
+from tests.backbones.tiny_flux import SIDE, make, tiny_flux1, tiny_flux2
+from tests.tiny import IMAGE_SIZE, tiny_pipeline
+
+PROMPTS = ["a photo of a red circle", "two squares and a zebra"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How plain diffusers is asked for what a backbone gives: the pipeline, its call, and its latents' layout."""
+
+    name: str
+    pipeline: Callable[[], Any]  # a tiny random pipeline with all parts, of the real classes
+    resolution: int
+    guidance: float  # the guided weight under test
+    tokens: int  # max_sequence_length
+    encoded: Callable[[Any, list[str], int], dict[str, Tensor]]  # (pipeline, prompts, length) -> what encode gives
+    given: Callable[[Any, Tensor], Tensor]  # our latents as the pipeline's `latents=` argument
+    returned: Callable[[Any, Tensor], Tensor]  # our latents as the pipeline returns them for output_type="latent"
+    unguided: dict[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
+    targets: tuple[int, int] = (0, 0)  # adapted layers of the tiny transformer: attention, attention_mlp
+
+    def params(self, folder: Path, **changes: object) -> ModelParams:
+        """`model` section for the tiny pipeline in ``folder``."""
+        about = {"family": self.name, "teacher": str(folder), "resolution": self.resolution}
+        about |= {"guidance": self.guidance, "max_sequence_length": self.tokens}
+        return preset("world", {"model": about | changes}).model
+
+    def load(self, folder: Path, text: bool = True, vae: bool = True, **changes: object) -> PipelineBackbone:
+        """Our backbone on that folder."""
+        return load_backbone(self.params(folder, **changes), text=text, vae=vae)
+
+    def call(self, pipeline: Any, x1: Tensor, steps: int, prompts: Sequence[str] = PROMPTS, **options: Any) -> Tensor:
+        """What the pipeline's own ``__call__`` gives from our initial latents x1 (B, C, H, W)."""
+        defaults = {"height": self.resolution, "width": self.resolution, "max_sequence_length": self.tokens}
+        defaults |= {"output_type": "latent", "num_inference_steps": steps, "latents": self.given(pipeline, x1.clone())}
+        images: Tensor = pipeline(prompt=list(prompts), **defaults | options).images
+        return images
+
+
+def sd3_encoded(pipeline: Any, prompts: list[str], length: int) -> dict[str, Tensor]:
+    hidden, _, pooled, _ = pipeline.encode_prompt(
+        prompts, None, None, do_classifier_free_guidance=False, max_sequence_length=length
+    )
+    return {"encoder_hidden_states": hidden, "pooled_projections": pooled}
+
+
+def flux1_encoded(pipeline: Any, prompts: list[str], length: int) -> dict[str, Tensor]:
+    hidden, pooled, _ = pipeline.encode_prompt(prompts, None, max_sequence_length=length)
+    return {"encoder_hidden_states": hidden, "pooled_projections": pooled}
+
+
+def flux1_packed(pipeline: Any, x: Tensor) -> Tensor:
+    tokens: Tensor = pipeline._pack_latents(x, *x.shape)
+    return tokens
+
+
+def flux2_raw(pipeline: Any, x: Tensor) -> Tensor:
+    """Without the batch norm's scale, in the VAE's own layout."""
+    norm, eps = pipeline.vae.bn, pipeline.vae.config.batch_norm_eps
+    std = torch.sqrt(norm.running_var.view(1, -1, 1, 1) + eps)
+    latents: Tensor = pipeline._unpatchify_latents(x * std + norm.running_mean.view(1, -1, 1, 1))
+    return latents
+
+
+SD3 = Family(
+    name="sd3",
+    pipeline=lambda: tiny_pipeline(t5=True),
+    resolution=IMAGE_SIZE,
+    guidance=4.5,
+    tokens=40,
+    encoded=sd3_encoded,
+    given=lambda _, x: x,
+    returned=lambda _, x: x,
+    targets=(15, 21),
+)
+FLUX1 = Family(
+    name="flux1",
+    pipeline=tiny_flux1,
+    resolution=SIDE,
+    guidance=3.5,
+    tokens=40,
+    encoded=flux1_encoded,
+    given=flux1_packed,
+    returned=flux1_packed,
+    targets=(8 + 2 * 3, 8 + 2 * 3 + 4 + 2 * 2),
+)
+FLUX2 = Family(
+    name="flux2",
+    pipeline=tiny_flux2,
+    resolution=SIDE,
+    guidance=4.0,
+    tokens=80,
+    encoded=lambda pipeline, prompts, length: {
+        "encoder_hidden_states": pipeline.encode_prompt(prompts, max_sequence_length=length)[0]
+    },
+    given=lambda _, x: x,
+    returned=flux2_raw,
+    targets=(8 + 2 * 2, 8 + 2 * 2 + 4),
+)
+FAMILIES = {family.name: family for family in (SD3, FLUX1, FLUX2)}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A family's tiny folder, plain diffusers on it, and our backbone on it."""
+
+    family: Family
+    folder: Path
+    pipeline: Any
+    backbone: PipelineBackbone
+    cond: Conditioning
+    null: Conditioning
+
+
+def load(family: Family, folder: Path) -> Loaded:
+    """Write the family's tiny pipeline to ``folder`` and open it twice."""
+    make(family.pipeline(), folder)
+    backbone = family.load(folder)
+    return Loaded(family, folder, plain(family, folder), backbone, backbone.encode(PROMPTS), backbone.encode([""]))
+
+
+def plain(family: Family, folder: Path) -> Any:
+    """Plain diffusers on the folder, by the class that its index names."""
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

@@ -1,0 +1,131 @@
+"""Tiny random FLUX pipelines of the real classes, tokenizers included: FLUX.1 with distilled guidance, FLUX.2 [klein].
+
+32x32 images; the VAEs halve twice, so latents are 8x8 and 16 tokens of 2x2. Text: 12 CLIP tokens, T5 in letters, Qwen3
+in bytes behind a chat template of the real one's shape.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rtdmd.torch_setup import quiet_imports
+from tests.tiny import _text_config, tiny_t5, tiny_tokenizer
+
+with quiet_imports():
+    from diffusers import (
+        AutoencoderKL,
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
+        FluxPipeline,
+        FluxTransformer2DModel,
+    )
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTextModel, Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+SIDE = 32
+CHAT = (
+    "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+    "{%- if enable_thinking is defined and not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
+    "{%- endif %}"
+)
+VAE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "block_out_channels": (4, 8, 8),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "latent_channels": 4,
+    "sample_size": SIDE,
+}
+
+
+def flux_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """The configuration that FLUX.1 [dev] and FLUX.2 ship."""
+    return FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+
+
+def tiny_qwen_tokenizer() -> Qwen2TokenizerFast:
+    """A Qwen2 tokenizer that spells everything in bytes and pads with <|endoftext|>, as FLUX.2's does."""
+    vocab = {char: i for i, char in enumerate(sorted(ByteLevel.alphabet()))}
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocab |= {token: len(vocab) + i for i, token in enumerate(special)}
+    return Qwen2TokenizerFast(
+        vocab=vocab, merges=[], eos_token="<|im_end|>", additional_special_tokens=special[:2], chat_template=CHAT
+    )
+
+
+def tiny_flux1(seed: int = 0, guidance_embeds: bool = True) -> FluxPipeline:
+    """A FLUX.1 pipeline with random weights: one double-stream block, two single-stream blocks."""
+    torch.manual_seed(seed)
+    tokenizer = tiny_tokenizer()
+    text_encoder_2, tokenizer_2 = tiny_t5(width=24)
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        pooled_projection_dim=8,
+        guidance_embeds=guidance_embeds,
+        axes_dims_rope=(2, 2, 4),
+    )
+    vae = AutoencoderKL(**VAE, scaling_factor=1.3, shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False)
+    return FluxPipeline(
+        scheduler=flux_scheduler(),
+        vae=vae,
+        text_encoder=CLIPTextModel(_text_config(tokenizer, 8)),
+        tokenizer=tokenizer,
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=tokenizer_2,
+        transformer=transformer,
+    )
+
+
+def tiny_flux2(seed: int = 0, is_distilled: bool = False) -> Flux2KleinPipeline:
+    """A FLUX.2 [klein] pipeline with random weights, 28 thin Qwen3 layers and a batch norm with statistics."""
+    torch.manual_seed(seed)
+    tokenizer = tiny_qwen_tokenizer()
+    text = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=28,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=128,
+    )
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        axes_dims_rope=(2, 2, 2, 2),
+        guidance_embeds=False,
+    )
+    vae = AutoencoderKLFlux2(**VAE)
+    vae.bn.running_mean.normal_(0, 0.3)
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    return Flux2KleinPipeline(
+        scheduler=flux_scheduler(),
+        vae=vae,
+        text_encoder=Qwen3ForCausalLM(text),
+        tokenizer=tokenizer,
+        transformer=transformer,
+        is_distilled=is_distilled,
+    )
+
+
+def make(pipeline: Any, path: Path) -> Path:
+    """Write a pipeline folder to ``path``; loads as ``model.teacher``."""
+    pipeline.save_pretrained(path, safe_serialization=True)
+    return path
