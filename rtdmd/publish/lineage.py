@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from rtdmd.config.load import parse_yaml
 from rtdmd.errors import UserError
 from rtdmd.files import sha256_tree, tree_files
 from rtdmd.pipeline import read_pipeline
@@ -162,7 +163,7 @@ def _of_declaration(root: Path, step: Step) -> Iterator[Difference]:
 
 def _params_file(root: Path) -> Mapping[str, Any]:
     path = root / "params.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return parse_yaml(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else {}
 
 
 def _of_params(step: Step, here: Mapping[str, Any]) -> Iterator[Difference]:

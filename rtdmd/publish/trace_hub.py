@@ -13,7 +13,7 @@ from huggingface_hub.hf_api import RepoFile
 from rtdmd.errors import UserError
 from rtdmd.files import read_json, sha256_file
 from rtdmd.publish.trace import PROVENANCE, PUBLISHED_FROM, Traced, damage, published_from, trace_record
-from rtdmd.publish.upload_http import Patience
+from rtdmd.publish.upload_http import Patience, hub_session
 
 _TARGET = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
@@ -53,16 +53,21 @@ def trace_hub(target: str, api: HfApi | None = None, patience: Patience | None =
     if match is None:
         raise UserError(f"{target}: no such file or folder, and no Hub repository's name (owner/name[@revision])")
     remote = _Remote(api or HfApi(), match["repo"], match["revision"] or "main", patience or Patience())
+    with hub_session(write=False):
+        return _traced(remote, f"{target} on the Hub")
+
+
+def _traced(remote: _Remote, title: str) -> Traced:
     there = remote.files()
     if PROVENANCE not in there:
-        raise UserError(f"{target}: no {PROVENANCE} in it; it was not published by `rtdmd upload`")
+        raise UserError(f"{title}: no {PROVENANCE} in it; it was not published by `rtdmd upload`")
     with tempfile.TemporaryDirectory() as folder:
         record = read_json(remote.download(PROVENANCE, folder))
         upload = read_json(remote.download(PUBLISHED_FROM, folder)) if PUBLISHED_FROM in there else {}
         files: dict[str, str] = upload.get("files", {})
         here = {path: _sha256(remote, there[path], folder) for path in files if path in there}
     notes = published_from(upload) if upload else []
-    return trace_record(record, f"{target} on the Hub", damage(files, here), notes)
+    return trace_record(record, title, damage(files, here), notes)
 
 
 def _sha256(remote: _Remote, file: RepoFile, folder: str) -> str:

@@ -13,7 +13,6 @@ started again, and a second run sends nothing; `main` never holds a file that wa
 from __future__ import annotations
 
 import hashlib
-import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,18 +30,13 @@ from rtdmd.publish.upload_plan import Publication
 MAIN = "main"
 
 
-def narrate(line: str) -> None:
-    """What happens, for people: to the terminal's error stream."""
-    print(f"upload: {line}", file=sys.stderr, flush=True)
-
-
 @dataclass
 class Uploader:
     """Brings one publication to its repository."""
 
     publication: Publication
     api: HfApi = field(default_factory=lambda: HfApi(token=True))  # True: the usual token, asked for when needed
-    patience: Patience = field(default_factory=lambda: Patience(say=narrate))
+    patience: Patience = field(default_factory=Patience)
 
     def run(self, review: bool = False) -> str:
         """Publish and say in a line what is where. ``review``: stop at the verified branch.
@@ -94,7 +88,8 @@ class Uploader:
                 self.api.create_repo(publication.repo_id, private=publication.private, exist_ok=True)
                 return self.api.model_info(publication.repo_id).private
 
-        if publication.private and self.patience.call("repository", ensure) is False:
+        private = self.patience.call("repository", ensure)
+        if publication.private and private is False:
             raise UserError(
                 f"{publication.repo_id} is public, publish.private is true; make the repository private on the Hub, or"
                 " set publish.private: false"
@@ -205,7 +200,7 @@ class Uploader:
             if got != wanted:
                 raise RtdmdError(
                     f"{path}: the Hub gives back SHA-256 {got}, {wanted} was sent; nothing reached {MAIN}, and no tag"
-                    f" was set; delete the branch {self.publication.branch} on the Hub and upload again"
+                    f" was set (branch {self.publication.branch})"
                 )
 
     def _check_arrived(self, commit: str) -> None:

@@ -40,6 +40,11 @@ LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, to a token that may writ
 HIDDEN = "<token>"
 
 
+def narrate(line: str) -> None:
+    """Tell people what happens, on the error stream: what a command prints is its result."""
+    print(line, file=sys.stderr, flush=True)
+
+
 @dataclass(frozen=True)
 class Patience:
     """How often and how long to wait for what passes: first, 2 first, 4 first, ... seconds, or as long as the Hub's
@@ -49,7 +54,7 @@ class Patience:
     first: float = 1.0  # s
     longest: float = 60.0  # s
     sleep: Callable[[float], None] = time.sleep
-    say: Callable[[str], None] = print
+    say: Callable[[str], None] = narrate
 
     def call(self, what: str, action: Callable[[], T]) -> T:
         """The action's result. RtdmdError when faults outlast the patience, UserError for what waiting cannot mend;
@@ -95,7 +100,8 @@ class Fault:
         status = error.response.status_code
         message = redact(error.server_message or "").splitlines()
         text = f"the Hub answers {status}" + (f" ({message[0][:200]})" if message else "")
-        return cls(text, status in PASSING_STATUS, status, _asked_for(error.response))
+        damaged = status == 400 and error.response.request.method == "PUT"  # the store compares what arrived
+        return cls(text, damaged or status in PASSING_STATUS, status, _asked_for(error.response))
 
     def final(self, what: str) -> RtdmdError:
         """The error for a fault that waiting does not mend."""
@@ -142,14 +148,14 @@ class _Redacting(logging.Filter):
 
 
 @contextmanager
-def hub_session() -> Iterator[None]:
+def hub_session(write: bool = True) -> Iterator[None]:
     """A session with the Hub: requests time out, and what the client logs holds no secret.
 
-    UserError without a token, or when the client is told to stay offline.
+    UserError without a token to ``write`` with, or when the client is told to stay offline.
     """
     if constants.is_offline_mode():
-        raise UserError("HF_HUB_OFFLINE is set: nothing can be sent; unset it")
-    if get_token() is None:
+        raise UserError("HF_HUB_OFFLINE is set: the Hub cannot be asked; unset it")
+    if write and get_token() is None:
         raise UserError(f"no token for the Hub; {LOG_IN}")
     logger, hidden = logging.getLogger("huggingface_hub"), _Redacting()
     handlers = [*logger.handlers, *logging.getLogger().handlers]

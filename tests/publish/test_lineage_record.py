@@ -1,0 +1,106 @@
+"""The record beside weights and in their header."""
+
+from pathlib import Path
+
+import pytest
+
+from rtdmd.errors import UserError
+from rtdmd.files import json_text
+from rtdmd.provenance import hash_of
+from rtdmd.publish.lineage_record import (
+    header_of,
+    lineage_record,
+    record_of_weights,
+    steps_of_record,
+    weights_metadata,
+)
+from tests.publish.publication import weights
+
+CLIP = {"name": "clipscore", "model": "data/clip", "revision": None, "weight": 0.1}
+HPS = {"name": "hpsv2", "model": "owner/hps", "revision": "a" * 40, "base": "owner/clip", "base_revision": "b" * 40}
+SHARED = {"run": {"seed": 7}, "model": {"teacher": "data/teacher", "revision": None}}
+LINEAGE = {
+    "evaluate": {
+        "params": {**SHARED, "evaluate": {"rewards": [{**CLIP, "weight": 1.0}, HPS]}},
+        "inputs": {
+            "results/train_rtdmd/generator.safetensors": "1" * 64,
+            "results/prepare_prompts/eval.jsonl": "2" * 64,
+        },
+        "versions": {"torch": "2.13.0"},
+    },
+    "train_rtdmd": {
+        "params": {**SHARED, "train_rtdmd": {"rewards": [CLIP]}},
+        "inputs": {
+            "results/train_acdmd/generator.safetensors": "3" * 64,
+            "results/prepare_prompts/train.jsonl": "4" * 64,
+            "data/teacher": "5" * 64,
+            "data/clip": "6" * 64,
+        },
+        "versions": {"torch": "2.13.0"},
+    },
+    "train_acdmd": {"params": SHARED, "inputs": {"data/teacher": "5" * 64}, "versions": {"torch": "2.12.0"}},
+}
+
+
+def test_the_record_names_teacher_prompts_scorers_and_seeds() -> None:
+    record = lineage_record(LINEAGE)
+    assert record["teacher"] == {"name": "data/teacher", "revision": None, "sha256": "5" * 64}
+    assert record["prompts"] == {
+        "train": {"path": "results/prepare_prompts/train.jsonl", "sha256": "4" * 64},
+        "held_out": {"path": "results/prepare_prompts/eval.jsonl", "sha256": "2" * 64},
+    }
+    assert record["seeds"] == {"run": 7}
+    assert record["settings_sha256"] == hash_of(record["settings"])
+    clip, hps = record["scorers"]
+    assert clip["used_by"] == ["train_rtdmd", "evaluate"]  # the same scorer, whatever it weighs
+    assert clip["weights"] == {"model": {"name": "data/clip", "revision": None, "sha256": "6" * 64}}
+    assert hps["used_by"] == ["evaluate"]
+    assert hps["weights"]["base"] == {"name": "owner/clip", "revision": "b" * 40, "sha256": None}
+
+
+def test_the_record_depends_on_its_sources_only_and_not_on_their_order() -> None:
+    turned = dict(reversed(LINEAGE.items()))
+    assert weights_metadata(lineage_record(LINEAGE)) != {}
+    assert json_text(lineage_record(turned)["inputs"]) == json_text(lineage_record(LINEAGE)["inputs"])
+    assert lineage_record(turned)["settings_sha256"] == lineage_record(LINEAGE)["settings_sha256"]
+
+
+def test_weights_carry_their_record(tmp_path: Path) -> None:
+    record = lineage_record(LINEAGE)
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(weights(record))
+    assert record_of_weights(path) == record
+    assert set(header_of(path)) == {"__metadata__", "transformer.proj.lora_A.weight"}
+
+
+def test_steps_come_causes_first_and_carry_their_settings() -> None:
+    steps = steps_of_record(lineage_record(LINEAGE), "a record")
+    assert [step.name for step in steps] == ["train_acdmd", "train_rtdmd", "evaluate"]
+    assert [list(step.params) for step in steps] == [["run", "model"], ["train_rtdmd"], ["evaluate"]]
+    assert [step.versions["torch"] for step in steps] == ["2.12.0", "2.13.0", "2.13.0"]
+    assert steps[1].inputs == LINEAGE["train_rtdmd"]["inputs"]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        {"inputs": [], "settings": {}, "versions": {}},
+        {
+            "inputs": {"a": {"results/b/x.txt": "1"}, "b": {"results/a/x.txt": "2"}},
+            "settings": {},
+            "versions": {},
+        },
+    ],
+)
+def test_a_damaged_record_is_a_user_error(record: dict) -> None:
+    with pytest.raises(UserError, match="a record: not a record of this package"):
+        steps_of_record(record, "a record")
+
+
+@pytest.mark.parametrize("data", [b"", b"\x00" * 8, b"\xff" * 20, b"\x02" + b"\x00" * 7 + b"{]"])
+def test_what_is_no_safetensors_file(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="not a safetensors file"):
+        header_of(path)
