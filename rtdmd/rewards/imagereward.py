@@ -1,0 +1,103 @@
+"""imagereward: ImageReward v1.0, the standardised score of BLIP with a reward head (arXiv 2304.05977). Differentiable.
+
+As in the public code the prompt is cut to 35 tokens, starts with [CLS], and is padded to 35. The tokenizer knows BLIP's
+[DEC] and [ENC] (they are in the published vocabulary), but the score reads the [CLS] position.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rtdmd.errors import UserError
+from rtdmd.files import read_json
+from rtdmd.rewards.imagereward_model import build
+from rtdmd.rewards.preprocess import ImageTransform
+from rtdmd.rewards.protocol import Metadata, check_batch, checked
+from rtdmd.rewards.weights import file_hashes, file_in, read_weights
+from rtdmd.torch_setup import quiet_imports
+
+with quiet_imports():
+    from transformers import BertTokenizer
+
+if TYPE_CHECKING:
+    from rtdmd.config import RewardParams
+
+MAX_TOKENS = 35
+IMAGE_MEAN, IMAGE_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
+TEMPLATE = "{prompt}"
+VERSION = 1
+
+
+def load(params: RewardParams, device: torch.device) -> ImageReward:
+    """The scorer of ``params.model`` (ImageReward.pt, med_config.json) and ``params.base`` (BERT's tokenizer).
+
+    Raises UserError where a file is missing or another model's.
+    """
+    key = "rewards: imagereward"
+    model, base = Path(params.model or ""), Path(params.base or "")
+    weights = file_in(model, f"{key}: model", "ImageReward.pt", "ImageReward.safetensors")
+    config = file_in(model, f"{key}: model", "med_config.json")
+    vocabulary = file_in(base, f"{key}: base", "tokenizer.json", "vocab.txt")
+    return ImageReward(weights, config, vocabulary, device)
+
+
+def tokenizer_of(folder: Path, vocabulary_size: int) -> BertTokenizer:
+    """BERT's tokenizer with BLIP's two tokens after its own; UserError where that is not the model's vocabulary."""
+    tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer.add_special_tokens({"bos_token": "[DEC]"})
+    tokenizer.add_tokens(["[ENC]"], special_tokens=True)
+    if len(tokenizer) != vocabulary_size:
+        raise UserError(
+            f"rewards: imagereward: base: {folder} makes {len(tokenizer)} tokens where the model has "
+            f"{vocabulary_size}; ImageReward reads google-bert/bert-base-uncased"
+        )
+    return tokenizer
+
+
+def centre(pixels: Tensor, side: int) -> Tensor:
+    """The middle (B, 3, side, side) of pixels (B, 3, H, W); a half pixel is rounded to the even one, as torchvision
+    does in the public code (transformers' processors round it down)."""
+    top, left = (round((length - side) / 2) for length in pixels.shape[-2:])
+    return pixels[..., top : top + side, left : left + side]
+
+
+class ImageReward:
+    """`rtdmd.rewards.protocol.Reward`."""
+
+    name = "imagereward"
+    differentiable = True
+    needs_metadata = False
+    range = (-math.inf, math.inf)
+
+    def __init__(self, weights: Path, config: Path, vocabulary: Path, device: torch.device):
+        med_config = read_json(config)
+        key = "rewards: imagereward: model"
+        self.model = build(read_weights(weights, key), med_config, f"{key}: {weights}").to(device)
+        self.tokenizer = tokenizer_of(vocabulary.parent, med_config["vocab_size"])
+        self.side: int = self.model.vision.config.image_size
+        self.transform = ImageTransform(self.side, None, IMAGE_MEAN, IMAGE_STD, "bicubic")
+        self.device = device
+        self._files = file_hashes(weights, config, vocabulary)
+
+    def identity(self) -> dict[str, Any]:
+        """See the protocol; ``files`` are the sha256 of weights, text configuration and vocabulary."""
+        return {"name": self.name, "files": self._files, "template": TEMPLATE, "version": VERSION}
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
+        """See the protocol: about -2.5 to 2, mean 0 over ImageReward's own data; gradients reach the images."""
+        check_batch(images, prompts, metadata)
+        pixels = centre(self.transform(images.to(self.device, torch.float32)), self.side)
+        tokens = self.tokenizer(
+            [TEMPLATE.format(prompt=prompt) for prompt in prompts],
+            padding="max_length",
+            truncation=True,
+            max_length=MAX_TOKENS,
+            return_tensors="pt",
+        ).to(self.device)
+        return checked(self.name, self.model(pixels, tokens["input_ids"], tokens["attention_mask"]))
