@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 from rtdmd.config.base import Real, Section, param
 
-RewardName = Literal["clipscore", "world_verifier"]
+RewardName = Literal["aesthetic", "clipscore", "hpsv2", "imagereward", "ocr", "pickscore", "world_verifier"]
 """The scorers that exist. A new one adds its name here once its module does."""
 
 NAMES: tuple[str, ...] = get_args(RewardName)

@@ -62,8 +62,7 @@ class ImageTransform:
             images = resize(images, height, width, self.mode).clamp(0, 1)  # 8-bit images cannot overshoot
         if self.crop is not None:
             images = _centre_crop(images, *self.crop)
-        mean, std = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
-        return (images - mean) / std
+        return _normalised(images, self.mean, self.std)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         """Size after resizing; the longer side is truncated to whole pixels, as in transformers."""
@@ -73,6 +72,33 @@ class ImageTransform:
             return self.size
         short = min(height, width)
         return self.size * height // short, self.size * width // short
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """HPS v2's transform: the longer side resized to ``size``, black above and below or left and right of the rest.
+
+    It resizes floats, so bicubic overshoot stays (ImageTransform's processors resize bytes, which cannot overshoot).
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] as pixel values (B, 3, size, size)."""
+        scale = self.size / max(images.shape[-2:])
+        height, width = (round(side * scale) for side in images.shape[-2:])
+        if (height, width) != tuple(images.shape[-2:]):
+            images = resize(images, height, width)
+        top, left = (self.size - height) // 2, (self.size - width) // 2
+        images = F.pad(images, (left, self.size - width - left, top, self.size - height - top))
+        return _normalised(images, self.mean, self.std)
+
+
+def _normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    means, stds = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (mean, std))
+    return (images - means) / stds
 
 
 def _centre_crop(images: Tensor, height: int, width: int) -> Tensor:

@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
 # name -> module (written out: the engines' test of code dependencies reads imports from here)
 LOADERS = {
+    "aesthetic": "rtdmd.rewards.aesthetic",
     "clipscore": "rtdmd.rewards.clipscore",
+    "hpsv2": "rtdmd.rewards.hpsv2",
+    "imagereward": "rtdmd.rewards.imagereward",
+    "ocr": "rtdmd.rewards.ocr",
+    "pickscore": "rtdmd.rewards.pickscore",
     "world_verifier": "rtdmd.rewards.world_verifier",
 }
 NAMES = tuple(LOADERS)

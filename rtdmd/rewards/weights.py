@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rtdmd.config.rewards import SOURCES
 from rtdmd.errors import UserError
 from rtdmd.files import load_tensors, sha256_file
+from rtdmd.torch_setup import quiet_loading
 
 if TYPE_CHECKING:
     from rtdmd.config import RewardParams
@@ -88,11 +90,11 @@ def read_weights(path: Path, key: str = "") -> dict[str, Tensor]:
     in front) where the file is damaged, holds more than tensors or none.
     """
     prefix = f"{key}: " if key else ""
-    if path.suffix == ".safetensors":
-        return load_tensors(path)[0]
     try:
+        if path.suffix == ".safetensors":
+            return load_tensors(path)[0]
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
         raise UserError(f"{prefix}{path} cannot be read as plain tensors ({str(error).splitlines()[0]})") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(wrapper), Mapping):
@@ -108,6 +110,26 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], key: str, ign
     ignored: keys of the file that say nothing (position counters of old layouts, say), left out if they are there.
     Buffers that the module does not save are not asked for.
     """
+    module.load_state_dict(checked_keys(module, tensors, key, ignored))
+
+
+def assemble(kind: Any, config: Any, tensors: Mapping[str, Tensor], key: str, ignored: Iterable[str] = ()) -> Any:
+    """A transformers model of class ``kind`` in float32, evaluation mode and frozen, with exactly these tensors.
+
+    Unlike `from_pretrained` alone, which only warns, a missing or unexpected key is an error; see `load_exactly`.
+    """
+    with torch.device("meta"):
+        empty = kind(config)
+    given = {name: value.float() for name, value in checked_keys(empty, tensors, key, ignored).items()}
+    with quiet_loading():
+        model = kind.from_pretrained(None, config=config, state_dict=given, dtype=torch.float32)
+    return model.requires_grad_(False).eval()
+
+
+def checked_keys(
+    module: nn.Module, tensors: Mapping[str, Tensor], key: str, ignored: Iterable[str] = ()
+) -> dict[str, Tensor]:
+    """The tensors that are not ``ignored``, once their names and shapes are exactly the module's; else UserError."""
     given = {name: value for name, value in tensors.items() if name not in set(ignored)}
     wanted = module.state_dict()
     problems = {
@@ -118,7 +140,7 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], key: str, ign
     found = [f"{what}: {_few(names)}" for what, names in problems.items() if names]
     if found:
         raise UserError(f"{key}: the weights are not this model's; {'; '.join(found)}")
-    module.load_state_dict(given)
+    return given
 
 
 def _few(names: list[str]) -> str:

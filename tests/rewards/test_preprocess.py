@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from rtdmd.errors import UserError
-from rtdmd.rewards.preprocess import ImageTransform, resize
+from rtdmd.rewards.preprocess import ImageTransform, Letterbox, resize
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -52,6 +52,30 @@ def test_equals_the_clip_processor_up_to_its_8_bit_rounding(height: int, width: 
     difference = (ours - theirs).abs() * torch.tensor(STD).view(3, 1, 1) * 255  # in 8-bit levels
     assert difference.max() < 1.2  # PIL rounds after each direction: 0.5, and 0.5 times the absolute weights
     assert difference.mean() < 0.4
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("sizes", [((512, 512), (224, 224)), ((1024, 768), (298, 224)), ((36, 36), (224, 224))])
+def test_resize_equals_pils_own_on_floats(sizes: tuple[tuple[int, int], tuple[int, int]], mode: str) -> None:
+    """PIL is what the published processors resize with; on its float pictures it rounds nothing."""
+    image = torch.rand(sizes[0], generator=torch.Generator().manual_seed(0))
+    code = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[mode]
+    theirs = np.asarray(Image.fromarray(image.numpy()).resize(sizes[1][::-1], code))
+    ours = resize(image[None, None].expand(1, 3, -1, -1), *sizes[1], mode)[0, 0]
+    assert np.abs(ours.numpy() - theirs).max() < 2e-5  # torch places the taps in float32: 1024 * 2^-24 of a pixel
+
+
+@pytest.mark.parametrize(("height", "width", "inner"), [(60, 40, (36, 24)), (30, 77, (14, 36)), (18, 18, (36, 36))])
+def test_a_letterbox_keeps_the_whole_picture_on_black(height: int, width: int, inner: tuple[int, int]) -> None:
+    images = smooth_images(height, width)
+    pixels = Letterbox(36, (0.0,) * 3, (1.0,) * 3)(images)
+    assert pixels.shape == (2, 3, 36, 36)
+    top, left = (36 - inner[0]) // 2, (36 - inner[1]) // 2
+    middle = pixels[..., top : top + inner[0], left : left + inner[1]]
+    assert torch.equal(middle, resize(images, *inner))
+    assert pixels.abs().sum().item() == pytest.approx(middle.abs().sum().item(), rel=1e-6)
+    normal = Letterbox(36, MEAN, STD)(images)
+    assert torch.equal(normal, (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1))
 
 
 def test_the_same_size_is_not_touched_but_normalised() -> None:

@@ -1,0 +1,82 @@
+"""aesthetic: LAION's improved aesthetic predictor, five linear layers on CLIP ViT-L/14's image embedding.
+
+Trained to predict people's ratings from 1 to 10; the prompt does not matter. Differentiable.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rtdmd.errors import UserError
+from rtdmd.rewards.clip import clip_model, embed_images, folder_hashes
+from rtdmd.rewards.preprocess import ImageTransform
+from rtdmd.rewards.protocol import Metadata, check_batch, checked
+from rtdmd.rewards.weights import file_hashes, file_in, load_exactly, read_weights
+
+if TYPE_CHECKING:
+    from rtdmd.config import RewardParams
+
+KEY = "rewards: aesthetic"
+FILES = ("sac+logos+ava1-l14-linearMSE.pth", "*.pth", "*.safetensors")
+LAYERS = (0, 2, 4, 6, 7)
+"""Places of the linear layers in the published file; between them lies dropout, which does nothing here."""
+VERSION = 1
+
+
+def load(params: RewardParams, device: torch.device) -> Aesthetic:
+    """The scorer of ``params.model`` (the predictor's file) and ``params.base`` (the CLIP folder it was trained on).
+
+    Raises UserError where a file is missing or a key of the weights is missing or unexpected.
+    """
+    folder, base = Path(params.model or ""), Path(params.base or "")
+    weights = file_in(folder, f"{KEY}: model", *FILES)
+    key = f"{KEY}: model: {weights}"
+    head = predictor(read_weights(weights, f"{KEY}: model"), key)
+    clip = clip_model(base, f"{KEY}: base", "openai/clip-vit-large-patch14", device)
+    width, expected = head[0].in_features, clip.config.projection_dim
+    if width != expected:
+        raise UserError(f"{key}: predicts from {width} numbers, but {base} embeds images in {expected}")
+    named = {f"base/{n}": h for n, h in folder_hashes(base, ".safetensors", ".bin", ".json").items()}
+    return Aesthetic(clip, head.to(device), ImageTransform.from_folder(base), file_hashes(weights) | named, device)
+
+
+def predictor(tensors: Mapping[str, Tensor], key: str) -> nn.Sequential:
+    """The linear layers of the published file, frozen, of the widths that it has; UserError for any other layout."""
+    names = {f"layers.{place}.weight": f"{i}.weight" for i, place in enumerate(LAYERS)}
+    names |= {f"layers.{place}.bias": f"{i}.bias" for i, place in enumerate(LAYERS)}
+    missing = sorted(names.keys() - tensors.keys())
+    if missing:
+        raise UserError(f"{key}: the weights are not this model's; missing: {', '.join(missing)}")
+    shapes = [tensors[f"layers.{place}.weight"].shape for place in LAYERS]
+    model = nn.Sequential(*(nn.Linear(wide, narrow, device="meta") for narrow, wide in shapes)).to_empty(device="cpu")
+    load_exactly(model, {names.get(name, name): value.float() for name, value in tensors.items()}, key)
+    return model.requires_grad_(False).eval()
+
+
+class Aesthetic:
+    """`rtdmd.rewards.protocol.Reward`."""
+
+    name = "aesthetic"
+    differentiable = True
+    needs_metadata = False
+    range = (-math.inf, math.inf)  # ratings are 1 to 10; a linear predictor is not bound to them
+
+    def __init__(self, model: Any, head: nn.Module, transform: Any, files: Mapping[str, str], device: torch.device):
+        self.model, self.head, self.transform, self.device = model, head, transform, device
+        self._files = dict(files)
+
+    def identity(self) -> dict[str, Any]:
+        """See the protocol; there is no template, because the prompt is not read."""
+        return {"name": self.name, "files": self._files, "template": None, "version": VERSION}
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
+        """See the protocol: about 1 to 10; gradients reach the images."""
+        check_batch(images, prompts, metadata)
+        embedded = embed_images(self.model, self.transform(images.to(self.device, torch.float32)))
+        return checked(self.name, self.head(embedded)[:, 0])

@@ -1,0 +1,121 @@
+"""What the scorers on CLIP share: two towers, a tokenizer and an image transform; a score is a scaled cosine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rtdmd.errors import UserError
+from rtdmd.files import read_json
+from rtdmd.rewards.protocol import Metadata, check_batch, checked
+from rtdmd.rewards.weights import assemble, file_hashes, file_in, read_weights
+from rtdmd.torch_setup import quiet_imports
+
+with quiet_imports():
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+TEMPLATE = "{prompt}"
+COUNTERS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
+"""0, 1, 2, ...: older files carry them, the model makes its own."""
+
+
+def clip_config(folder: Path, key: str, repository: str, activation: str | None = None) -> CLIPConfig:
+    """config.json of a CLIPModel folder. UserError where it is missing, of another kind or of another activation.
+
+    key: how a message names the setting. repository: where such a folder can be had. activation: the one that the
+    weights need, where they do not say so.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        hint = f"fetch one with `hf download {repository} --local-dir <folder>`"
+        raise UserError(f"{key}: {folder} is not a CLIP model folder; {hint}")
+    kind = read_json(path).get("model_type")
+    if kind != "clip":
+        raise UserError(f"{key}: {folder} holds a {kind!r} model, not a 'clip' one")
+    config = CLIPConfig.from_pretrained(folder, local_files_only=True)
+    found = {config.text_config.hidden_act, config.vision_config.hidden_act}
+    if activation is not None and found != {activation}:
+        raise UserError(f"{key}: {path} has hidden_act {sorted(found)}, but these weights need {activation!r}")
+    return config
+
+
+def clip_model(folder: Path, key: str, repository: str, device: torch.device) -> Any:
+    """The folder's CLIPModel with every key consumed, frozen, in float32. UserError as in `clip_config`."""
+    config = clip_config(folder, key, repository)
+    tensors = read_weights(file_in(folder, key, "model.safetensors", "pytorch_model.bin"), key)
+    return assemble(CLIPModel, config, tensors, key, COUNTERS).to(device)
+
+
+def load_tokenizer(folder: Path, key: str) -> CLIPTokenizer:
+    """The folder's CLIPTokenizer; UserError where it has none."""
+    file_in(folder, key, "tokenizer.json", "vocab.json")
+    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def embed_images(model: Any, pixels: Tensor) -> Tensor:
+    """Unit image embeddings (B, D) of a CLIPModel's pixel values (B, 3, h, w); gradients pass."""
+    return F.normalize(model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
+
+
+def folder_hashes(folder: Path, *suffixes: str) -> dict[str, str]:
+    """sha256 by name of the folder's files with one of these suffixes."""
+    return file_hashes(*(path for path in folder.iterdir() if path.suffix in suffixes))
+
+
+class ClipReward:
+    """`rtdmd.rewards.protocol.Reward`: ``scale`` times the cosine of image and text embedding.
+
+    Text embeddings are kept: each prompt is embedded once, alone, so that a score depends neither on its batch nor on
+    what was scored before.
+    """
+
+    name: str
+    differentiable = True
+    needs_metadata = False
+    range: tuple[float, float] = (-1.0, 1.0)
+    version: ClassVar[int] = 1  # raise it when the score of any image changes
+
+    def __init__(self, model: Any, tokenizer: Any, transform: Any, files: Mapping[str, str], device: torch.device):
+        """transform: images (B, 3, H, W) in [0, 1] to pixel values; files: sha256 by name, for `identity`."""
+        self.model, self.tokenizer, self.transform = model, tokenizer, transform
+        self.device = device
+        self._files = dict(files)
+        self._texts: dict[str, Tensor] = {}
+
+    def identity(self) -> dict[str, Any]:
+        """See the protocol; ``files`` are the sha256 of weights, tokenizer and preprocessing."""
+        return {"name": self.name, "files": self._files, "template": TEMPLATE, "version": self.version}
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
+        """See the protocol; gradients reach the images."""
+        check_batch(images, prompts, metadata)
+        texts = torch.stack([self._text(prompt) for prompt in prompts])
+        return checked(self.name, self._scaled((self.embed(images) * texts).sum(-1)))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Unit image embeddings (B, D) of images (B, 3, H, W) in [0, 1]."""
+        return embed_images(self.model, self.transform(images.to(self.device, torch.float32)))
+
+    def _scaled(self, cosine: Tensor) -> Tensor:
+        return cosine
+
+    @torch.no_grad()
+    def _text(self, prompt: str) -> Tensor:
+        """Unit text embedding (D,) of one prompt, cut to the model's longest text."""
+        if prompt not in self._texts:
+            length = self.model.config.text_config.max_position_embeddings
+            tokens = self.tokenizer(
+                TEMPLATE.format(prompt=prompt),
+                padding="max_length",
+                max_length=length,
+                truncation=True,
+                return_tensors="pt",
+            ).to(self.device)
+            features = self.model.get_text_features(**tokens).pooler_output
+            self._texts[prompt] = F.normalize(features, dim=-1)[0]
+        return self._texts[prompt]

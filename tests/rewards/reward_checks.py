@@ -1,0 +1,58 @@
+"""What every differentiable scorer has to pass, and the pictures and prompts for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rtdmd.rewards import Reward
+
+PROMPTS = ["a photo of a red circle", "a photo of two squares", "a photo of a blue cross"]
+NONE = [None] * 3
+MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(3, 1, 1)
+STD = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(3, 1, 1)
+
+
+def pictures(height: int = 36, width: int | None = None) -> Tensor:
+    shape = (3, 3, height, width or height)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(1))
+
+
+def set_activation(folder: Path, name: str) -> None:
+    """Write another hidden_act into a CLIP folder's config."""
+    config = json.loads((folder / "config.json").read_text())
+    for part in ("text_config", "vision_config"):
+        config[part]["hidden_act"] = name
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def check_gradient(reward: Reward, size: int, step: float = 2e-3, rel: float = 0.02) -> None:
+    """The directional derivative along a random direction equals the central difference."""
+    images = (0.2 + 0.6 * pictures(size)).requires_grad_()
+    (gradient,) = torch.autograd.grad(reward.score(images, PROMPTS, NONE).sum(), images)
+    direction = torch.randn(images.shape, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        up, down = (reward.score(images + s * step * direction, PROMPTS, NONE).sum() for s in (1, -1))
+    assert (gradient * direction).sum().item() == pytest.approx((up - down).item() / (2 * step), rel=rel)
+    assert gradient.abs().max() > 0
+
+
+def check_one_by_one(reward: Reward, tolerance: float = 1e-6) -> None:
+    """A batch's scores are those of its images alone, and they differ from each other."""
+    together = reward.score(pictures(), PROMPTS, NONE)
+    alone = torch.cat([reward.score(pictures()[i : i + 1], PROMPTS[i : i + 1], [None]) for i in range(3)])
+    assert together.shape == (3,) and together.dtype == torch.float32
+    assert (together - alone).abs().max() < tolerance
+    assert together.unique().numel() == 3
+
+
+def check_identity(reward: Reward, weights: str) -> None:
+    """JSON that names the scorer, its weights' hash, template and version."""
+    identity = reward.identity()
+    assert json.loads(json.dumps(identity)) == identity
+    assert len(identity["files"][weights]) == 64
+    assert {"name", "files", "template", "version"} <= identity.keys()

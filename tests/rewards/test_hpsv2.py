@@ -1,0 +1,110 @@
+"""hpsv2: weights in open_clip's layout, loaded into transformers' CLIP, against a plain evaluation of that layout."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPTokenizer
+
+from rtdmd.config import RewardParams
+from rtdmd.errors import UserError
+from rtdmd.rewards import Reward, load_reward
+from rtdmd.rewards.hpsv2 import from_open_clip
+from tests.rewards.open_clip_layout import OpenClip
+from tests.rewards.reward_checks import (
+    MEAN,
+    NONE,
+    PROMPTS,
+    STD,
+    check_gradient,
+    check_identity,
+    check_one_by_one,
+    pictures,
+    set_activation,
+)
+
+NAME = "HPS_v2.1_compressed.pt"
+
+
+@pytest.fixture(scope="module")
+def base(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Config, tokenizer and preprocessing without weights."""
+    folder = tmp_path_factory.mktemp("base")
+    for path in tiny_clip.glob("*.json"):
+        shutil.copy(path, folder)
+    set_activation(folder, "gelu")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def original(base: Path) -> OpenClip:
+    return OpenClip(len(CLIPTokenizer.from_pretrained(base))).eval()
+
+
+@pytest.fixture(scope="module")
+def model(original: OpenClip, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file as published: wrapped, with other things beside the weights."""
+    folder = tmp_path_factory.mktemp("hps")
+    torch.save({"state_dict": original.state_dict(), "epoch": 7, "name": "HPS"}, folder / NAME)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reward(model: Path, base: Path) -> Reward:
+    return load_reward(RewardParams(name="hpsv2", model=str(model), base=str(base)))
+
+
+def test_equals_a_plain_evaluation_of_the_original_layout(reward: Reward, original: OpenClip, base: Path) -> None:
+    ids = CLIPTokenizer.from_pretrained(base)(PROMPTS, padding=True, return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected = (original.image((pictures() - MEAN) / STD) * original.text(ids)).sum(-1)
+    assert (reward.score(pictures(), PROMPTS, NONE) - expected).abs().max() < 1e-6
+
+
+def test_gradients_batches_and_identity(reward: Reward) -> None:
+    check_gradient(reward, 36)
+    check_gradient(reward, 50)
+    check_one_by_one(reward)
+    check_identity(reward, NAME)
+    assert {"base/config.json", "base/tokenizer.json"} <= set(reward.identity()["files"])
+
+
+def test_half_precision_files_are_computed_in_float32(
+    original: OpenClip, reward: Reward, base: Path, tmp_path: Path
+) -> None:
+    torch.save({"state_dict": {k: v.half() for k, v in original.state_dict().items()}}, tmp_path / NAME)
+    half = load_reward(RewardParams(name="hpsv2", model=str(tmp_path), base=str(base)))
+    difference = half.score(pictures(), PROMPTS, NONE) - reward.score(pictures(), PROMPTS, NONE)
+    assert 0 < difference.abs().max() < 1e-2  # weights rounded to 11 bits, the arithmetic is not
+
+
+def test_every_key_is_consumed(original: OpenClip, base: Path, tmp_path: Path) -> None:
+    tensors = original.state_dict()
+    assert len(from_open_clip(tensors)) == len(tensors) + 4 * (3 - 1) * 2  # in_proj becomes three, weight and bias
+    more = {**tensors, "score_predictor.weight": torch.ones(2)}
+    less = {k: v for k, v in tensors.items() if k != "visual.transformer.resblocks.1.attn.in_proj_bias"}
+    other = {**tensors, "text_projection": torch.ones(16, 9)}
+    for bad, message in (
+        (more, r"unexpected: score_predictor\.weight"),
+        (less, r"missing: vision_model\.encoder\.layers\.1\.self_attn\.k_proj\.bias"),
+        (other, r"of another shape: text_projection\.weight"),
+    ):
+        torch.save({"state_dict": bad}, tmp_path / NAME)
+        with pytest.raises(UserError, match=message):
+            load_reward(RewardParams(name="hpsv2", model=str(tmp_path), base=str(base)))
+
+
+def test_a_base_of_another_activation_or_missing_files_are_errors(model: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"hidden_act \['quick_gelu'\], but these weights need 'gelu'"):
+        load_reward(RewardParams(name="hpsv2", model=str(model), base=str(tiny_clip)))
+    with pytest.raises(UserError, match=r"hpsv2: base: .* is not a CLIP model folder; fetch one .*laion"):
+        load_reward(RewardParams(name="hpsv2", model=str(model), base=str(tmp_path)))
+
+
+def test_the_file_is_read_without_running_what_is_in_it(base: Path, tmp_path: Path) -> None:
+    torch.save({"state_dict": {"x": Path("y")}}, tmp_path / NAME)  # a pickled object, not a tensor
+    with pytest.raises(UserError, match=r"hpsv2: model: .* cannot be read as plain tensors"):
+        load_reward(RewardParams(name="hpsv2", model=str(tmp_path), base=str(base)))
