@@ -1,19 +1,31 @@
-"""Stage cache_teacher: the teacher's own text conditioning of every prompt and of the null prompt.
+"""Stage cache_teacher: the teacher on this machine, and its own text conditioning of every prompt and of the null
+prompt.
 
-Run `rtdmd cache_teacher`: it reads params.yaml and the prompt files and writes results/cache_teacher/.
+Run `rtdmd cache_teacher`: it reads params.yaml and the prompt files and writes results/cache_teacher/. Killed, it goes
+on where it stopped. The rows are spread over the embeddings files that dvc.yaml declares (one, unless you add some).
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 
+import torch
 from tqdm import tqdm
 
-from rtdmd.backbones import Backbone, Conditioning, load_backbone
+from rtdmd.backbones import Conditioning
+from rtdmd.backbones.snapshot import teacher_folder
+from rtdmd.config.data import CacheTeacherParams
+from rtdmd.errors import UserError
 from rtdmd.prompts import read_prompts
-from rtdmd.stage import open_stage
-from rtdmd.textcache import NULL_PROMPT, PROMPT_FOLDER, cache_key, write_cache
+from rtdmd.stage import Stage, open_stage
+from rtdmd.textcache import NULL_PROMPT, PROMPT_FOLDER, cache_key, storage_key, text_encoder, write_index
+from rtdmd.textstore import Encode, Layout, NotZeroError, RowWriter
 from rtdmd.torch_setup import configure
+
+GIB = 2**30
 
 
 def run(root: Path = Path(".")) -> None:
@@ -23,13 +35,78 @@ def run(root: Path = Path(".")) -> None:
         device = configure(params.run)
         files = {split: stage.input(f"{PROMPT_FOLDER}/{split}.jsonl") for split in ("train", "eval")}
         prompts = [NULL_PROMPT, *dict.fromkeys(p.prompt for path in files.values() for p in read_prompts(path))]
-        backbone = load_backbone(params.model, text=True, vae=False, device=device, root=root)
-        cond = encode_all(backbone, prompts, params.cache_teacher.batch_size)
-        key = cache_key(params.model, files, root)
-        write_cache(stage.output("embeddings.safetensors"), stage.output("index.json"), prompts, cond, key)
+        teacher_folder(
+            params.model, text=True, vae=True, root=root
+        )  # all of it: the stages after this one stay offline
+        encode = text_encoder(params.model, device, root)
+        stored = prompts if params.cache_teacher.mode == "cache" else prompts[:1]
+        writer = embed(stage.run_dir, embeddings_files(stage), stored, encode, params.cache_teacher)
+        outputs = [stage.output(name) for name in writer.names]
+        writer.move(outputs)
+        key = cache_key(params.model, files, root) | {"cache_teacher": storage_key(params.cache_teacher)}
+        spans = dict(zip(outputs, writer.spans(), strict=True))
+        write_index(stage.output("index.json"), prompts, spans, writer.layout, key)
 
 
-def encode_all(backbone: Backbone, prompts: list[str], batch_size: int) -> Conditioning:
-    """Conditioning of all prompts on the CPU, ``batch_size`` at a time."""
-    starts = tqdm(range(0, len(prompts), batch_size), desc="cache_teacher", unit="batch", mininterval=1)
-    return Conditioning.cat([backbone.encode(prompts[start : start + batch_size]).to("cpu") for start in starts])
+def embeddings_files(stage: Stage) -> list[str]:
+    """Names of the embeddings files that dvc.yaml declares, in the order of their rows."""
+    outs = [PurePosixPath(out).name for out in stage.entry.outs]
+    return [name for name in outs if name.startswith("embeddings") and name.endswith(".safetensors")]
+
+
+def embed(
+    folder: Path, names: Sequence[str], prompts: Sequence[str], encode: Encode, params: CacheTeacherParams
+) -> RowWriter:
+    """The complete writer of the conditioning of ``prompts``, gone on with where ``folder`` holds a beginning.
+
+    UserError, before anything is written, where the files would exceed the budget or the disk.
+    """
+    writer = RowWriter.resume(folder, names, len(prompts))
+    if writer is None:
+        layout = Layout.of(encode(prompts[: params.batch_size]), params.storage_dtype, params.unpadded)
+        writer = begin(folder, names, len(prompts), layout, params)
+    try:
+        return _fill(writer, prompts, encode, params.batch_size)
+    except NotZeroError:  # the first batch looked padded, and is not: every number is stored
+        layout = Layout(params.storage_dtype, writer.layout.shapes, {})
+        return _fill(begin(folder, names, len(prompts), layout, params), prompts, encode, params.batch_size)
+
+
+def begin(folder: Path, names: Sequence[str], rows: int, layout: Layout, params: CacheTeacherParams) -> RowWriter:
+    """A writer of empty files, after saying how large they become; UserError where that is too large."""
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    size, free = rows * layout.row_bytes(), shutil.disk_usage(folder).free
+    says = f"cache_teacher: {rows} prompts x {layout.row_bytes()} bytes in {layout.dtype}: {size / GIB:.3g} GiB"
+    print(f"{says} (budget {params.budget_gib:g} GiB, free on disk {free / GIB:.3g} GiB)", file=sys.stderr)
+    instead = "set cache_teacher.mode: on_the_fly, or store less (storage_dtype, unpadded, model.max_sequence_length)"
+    if size > params.budget_gib * GIB:
+        raise UserError(f"{says}, above cache_teacher.budget_gib: {params.budget_gib:g}; raise it, {instead}")
+    if size > free:
+        raise UserError(f"{says}, and the disk of {folder.parent} has {free / GIB:.3g} GiB; make room, {instead}")
+    writer = RowWriter(folder, names, rows, layout)
+    writer.begin()
+    return writer
+
+
+def _fill(writer: RowWriter, prompts: Sequence[str], encode: Encode, batch_size: int) -> RowWriter:
+    """Encode and write all rows that are not yet there, ``batch_size`` at a time."""
+    batches = range(writer.done, len(prompts), batch_size)
+    total = -(-len(prompts) // batch_size)
+    for start in tqdm(
+        batches, desc="cache_teacher", unit="batch", mininterval=1, initial=total - len(batches), total=total
+    ):
+        batch = prompts[start : start + batch_size]
+        cond = encode(batch)
+        check_finite(cond, batch)
+        writer.write(cond)
+    return writer
+
+
+def check_finite(cond: Conditioning, prompts: Sequence[str]) -> None:
+    """UserError that names the first prompt whose conditioning is not finite."""
+    for name, tensor in cond.tensors.items():
+        bad = ~torch.isfinite(tensor).flatten(1).all(1)
+        if bad.any():
+            prompt = prompts[int(bad.nonzero()[0])]
+            raise UserError(f"the text encoders' {name} of {prompt!r} is not finite; see model.dtype")
