@@ -4,7 +4,7 @@ test_conformance.py and test_student.py runs on it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ class Family:
     tokens: int  # max_sequence_length
     encoded: Callable[[Any, list[str], int], dict[str, Tensor]]  # (pipeline, prompts, length) -> what encode gives
     given: Callable[[Any, Tensor], Tensor]  # our latents as the pipeline's `latents=` argument
+    inner: Callable[[Any, Tensor], Tensor]  # our latents as they are inside the pipeline's loop
     returned: Callable[[Any, Tensor], Tensor]  # our latents as the pipeline returns them for output_type="latent"
-    unguided: dict[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
-    targets: tuple[int, int] = (0, 0)  # adapted layers of the tiny transformer: attention, attention_mlp
+    targets: tuple[int, int]  # adapted layers of the tiny transformer: attention, attention_mlp
+    distilled: bool = False  # the guidance is an input of the transformer
 
     def params(self, folder: Path, **changes: object) -> ModelParams:
         """`model` section for the tiny pipeline in ``folder``."""
@@ -64,6 +65,10 @@ def flux1_encoded(pipeline: Any, prompts: list[str], length: int) -> dict[str, T
     return {"encoder_hidden_states": hidden, "pooled_projections": pooled}
 
 
+def unchanged(_: Any, x: Tensor) -> Tensor:
+    return x
+
+
 def flux1_packed(pipeline: Any, x: Tensor) -> Tensor:
     tokens: Tensor = pipeline._pack_latents(x, *x.shape)
     return tokens
@@ -84,8 +89,9 @@ SD3 = Family(
     guidance=4.5,
     tokens=40,
     encoded=sd3_encoded,
-    given=lambda _, x: x,
-    returned=lambda _, x: x,
+    given=unchanged,
+    inner=unchanged,
+    returned=unchanged,
     targets=(15, 21),
 )
 FLUX1 = Family(
@@ -96,8 +102,10 @@ FLUX1 = Family(
     tokens=40,
     encoded=flux1_encoded,
     given=flux1_packed,
+    inner=flux1_packed,
     returned=flux1_packed,
     targets=(8 + 2 * 3, 8 + 2 * 3 + 4 + 2 * 2),
+    distilled=True,
 )
 FLUX2 = Family(
     name="flux2",
@@ -108,7 +116,8 @@ FLUX2 = Family(
     encoded=lambda pipeline, prompts, length: {
         "encoder_hidden_states": pipeline.encode_prompt(prompts, max_sequence_length=length)[0]
     },
-    given=lambda _, x: x,
+    given=unchanged,
+    inner=lambda pipeline, x: pipeline._pack_latents(x),
     returned=flux2_raw,
     targets=(8 + 2 * 2, 8 + 2 * 2 + 4),
 )

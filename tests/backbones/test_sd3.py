@@ -165,31 +165,3 @@ def test_a_relative_teacher_starts_from_root(tmp_path: Path) -> None:
     make_tiny_teacher(tmp_path / "models" / "here")
     model = preset("world", {"model": {"teacher": "./models/here"}}).model
     assert load_backbone(model, vae=False, root=tmp_path).latent_shape() == (4, 9, 9)
-
-
-def test_a_published_adapter_is_applied_in_its_strength(
-    tiny_teacher: Path, tmp_path: Path, cond: Conditioning, capfd: pytest.CaptureFixture[str]
-) -> None:
-    from diffusers import StableDiffusion3Pipeline
-    from peft import LoraConfig, get_peft_model_state_dict
-
-    trained, loaded = (load_backbone(model_params(tiny_teacher)) for _ in range(2))
-    config = LoraConfig(r=2, lora_alpha=6, target_modules=trained.lora_targets("attention"))
-    trained.transformer.add_adapter(config)
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in trained.transformer.named_parameters():
-        if ".lora_B." in name:
-            torch.nn.init.normal_(parameter, generator=generator)
-    StableDiffusion3Pipeline.save_lora_weights(
-        tmp_path,
-        transformer_lora_layers=get_peft_model_state_dict(trained.transformer),
-        transformer_lora_adapter_metadata=config.to_dict(),
-    )
-    x, sigma = normal((2, 4, 9, 9), 0, "x"), torch.tensor([0.9, 0.3])
-    before = loaded.velocity(loaded.transformer, x, sigma, cond)
-    capfd.readouterr()
-    loaded.load_published(tmp_path)
-    assert capfd.readouterr() == ("", "")
-    after = loaded.velocity(loaded.transformer, x, sigma, cond)
-    assert torch.allclose(after, trained.velocity(trained.transformer, x, sigma, cond), atol=1e-6)
-    assert (after - before).abs().max() > 1e-2

@@ -1,0 +1,66 @@
+"""Golden levels of the five presets at 512 and 1024 pixels, written out, from the published scheduler settings."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rtdmd.flow.schedule import raw_few_steps, shift_dynamic, shift_static
+from tests.backbones.real import backbone
+
+SD3 = (1.0, 0.9, 0.75, 0.5, 0.0)
+FEW = {  # (preset, pixels): K = 4
+    ("sd3m", 512): SD3,
+    ("sd3m", 1024): SD3,
+    ("sd35m", 512): SD3,
+    ("sd35m", 1024): SD3,
+    ("flux1-dev", 512): (1.0, 0.849235, 0.652489, 0.384945, 0.0),
+    ("flux1-dev", 1024): (1.0, 0.904531, 0.759511, 0.512844, 0.0),
+    ("flux2-klein-4b", 512): (1.0, 0.958085, 0.883982, 0.717497, 0.0),
+    ("flux2-klein-4b", 1024): (1.0, 0.967384, 0.908144, 0.767200, 0.0),
+    ("flux2-klein-9b", 512): (1.0, 0.958085, 0.883982, 0.717497, 0.0),
+    ("flux2-klein-9b", 1024): (1.0, 0.967384, 0.908144, 0.767200, 0.0),
+}
+TEACHER = {  # (preset, pixels, N): the second, third and last level but one
+    ("sd35m", 512, 28): (0.987381, 0.974108, 0.008929),
+    ("flux1-dev", 512, 28): (0.980656, 0.960644, 0.065020),
+    ("flux1-dev", 1024, 28): (0.988409, 0.976222, 0.104721),
+    ("flux2-klein-4b", 512, 50): (0.996293, 0.992460, 0.100664),
+    ("flux2-klein-4b", 1024, 50): (0.997309, 0.994521, 0.133719),
+}
+
+
+@pytest.mark.parametrize(("preset", "pixels"), FEW)
+def test_few_step_levels(preset: str, pixels: int) -> None:
+    levels = backbone(preset, pixels).sigmas(4)
+    assert torch.allclose(levels, torch.tensor(FEW[preset, pixels]), atol=6e-7)  # six digits are written out
+
+
+@pytest.mark.parametrize(("preset", "pixels", "steps"), TEACHER)
+def test_teacher_levels(preset: str, pixels: int, steps: int) -> None:
+    levels = backbone(preset, pixels).teacher_sigmas(steps)
+    assert levels.shape == (steps + 1,) and levels[0] == 1 and levels[-1] == 0
+    expected = torch.tensor(TEACHER[preset, pixels, steps])
+    assert torch.allclose(levels[[1, 2, -2]], expected, atol=6e-7)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+@pytest.mark.parametrize("pixels", [512, 1024])
+def test_levels_are_the_raw_steps_shifted_once(pixels: int, steps: int) -> None:
+    """Closed forms: SD3's factor 3; FLUX.1's μ linear between (256 tokens, 0.5) and (4096, 1.15); FLUX.2's μ linear in
+    the steps between its lines for 10 and for 200 steps (diffusers' constants)."""
+    raw, tokens = raw_few_steps(steps), (pixels // 16) ** 2
+    linear = 0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256)
+    ten, many = 8.73809524e-05 * tokens + 1.89833333, 0.00016927 * tokens + 0.45666666
+    empirical = ten + (many - ten) * (steps - 10) / 190
+    expected = {
+        "sd35m": shift_static(raw, 3.0),
+        "flux1-dev": shift_dynamic(raw, linear),
+        "flux2-klein-9b": shift_dynamic(raw, empirical),
+    }
+    for preset, levels in expected.items():
+        assert torch.allclose(backbone(preset, pixels).sigmas(steps)[:-1], levels, atol=1e-6), preset
+    if pixels == 512:
+        assert math.isclose(linear, 0.63) and (steps != 4 or math.isclose(empirical, 2.0307, abs_tol=1e-4))
