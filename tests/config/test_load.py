@@ -80,6 +80,15 @@ def test_misspelt_section_comes_before_the_missing_one() -> None:
             "train_rtdmd.weights.backprop: 0.3 without a differentiable reward",
         ),
         (
+            {"train_rtdmd": {"matching_path": "whole_chain", "weights": {"matching": 0.0}}},
+            "train_rtdmd.matching_path: whole_chain with weights.matching: 0; allowed: last_step",
+        ),
+        (
+            {"train_rtdmd": {"matching_path": "reward", "density": "published"}},
+            "train_rtdmd.matching_path: reward with density: published; allowed: density: gaussian",
+        ),
+        ({"train_rtdmd": {"matching_path": "chain"}}, "allowed: last_step, whole_chain, reward"),
+        (
             {"evaluate": {"rewards": [{"name": "clipscore"}]}},
             "evaluate.rewards[0].model: None for clipscore; allowed: a CLIPModel folder or Hub id",
         ),

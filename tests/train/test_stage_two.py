@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no policy": {"weights": {"policy": 0.0}, "gradient_scaling": "none"},
     "matching only": {"weights": {"policy": 0.0, "backprop": 0.0}},
     "reference": {"weights": {"reference_kl": 0.1}},
+    "whole chain": {"matching_path": "whole_chain", "fake_start": "data"},
+    "matching as a reward": {"matching_path": "reward", "normalise_matching": False, "advantage_std": "none"},
     "paper": {
         "advantage_std": "group",
         "baseline": "leave_one_out",
@@ -174,6 +177,20 @@ def test_full_mode_starts_from_stage_ones_weights_and_resumes(
     one, two = (load_tensors(copied / f"results/{s}/generator.safetensors")[0] for s in ("train_acdmd", STAGE))
     moved = [(two[name] - value).abs().max().item() for name, value in one.items()]
     assert 0 < max(moved) < 1e-3
+
+
+def test_a_roll_out_that_the_policy_pass_does_not_repeat_stops_the_run(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = train_rtdmd.roll_out
+
+    def roll_out(*arguments: Any) -> Rollout:
+        rollout = real(*arguments)
+        return replace(rollout, means=[mean + 1e-2 for mean in rollout.means])
+
+    monkeypatch.setattr(train_rtdmd, "roll_out", roll_out)
+    with pytest.raises(RtdmdError, match=r"train_rtdmd stopped at epoch 0: the policy ratio is .* off 1 at the first"):
+        train(root, SIX)
 
 
 class Constant(WorldVerifier):
