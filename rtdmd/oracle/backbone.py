@@ -21,17 +21,19 @@ SHIFT = 3.0
 
 
 class OracleTransformer(nn.Module):
-    """v(x, σ, prompt) + residual: three SiLU layers over (x, features of σ, one-hot prompt), zero at first."""
+    """v(x, σ, prompt) + residual: three SiLU layers over (x, features of σ, one-hot prompt), zero at first.
 
-    def __init__(self, law: Mixture, width: int = 64, seed: int = 0) -> None:
+    ``steps`` > 0: the residual also reads which of so many sampler steps made the sample (one-hot, zero where untold).
+    """
+
+    def __init__(self, law: Mixture, width: int = 64, seed: int = 0, steps: int = 0) -> None:
         super().__init__()
-        self.law = law
-        self.width = width
+        self.law, self.width, self.steps = law, width, steps
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             last = nn.Linear(width, 2)
             self.residual = nn.Sequential(
-                *(nn.Linear(2 + 5 + law.prompts, width), nn.SiLU()),
+                *(nn.Linear(2 + 5 + law.prompts + steps, width), nn.SiLU()),
                 *(nn.Linear(width, width), nn.SiLU()),
                 *(nn.Linear(width, width), nn.SiLU()),
                 last,
@@ -39,18 +41,21 @@ class OracleTransformer(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
-    def forward(self, x: Tensor, sigma: Tensor, prompt: Tensor) -> Tensor:
-        """Velocity (B, 2, 1, 1) at x (B, 2, 1, 1), sigma (B,), prompt (B,)."""
+    def forward(self, x: Tensor, sigma: Tensor, prompt: Tensor, step: Tensor | None = None) -> Tensor:
+        """Velocity (B, 2, 1, 1) at x (B, 2, 1, 1), sigma (B,), prompt (B,); step (B,) where the network is told it."""
         flat = x.flatten(1)
         angle = sigma[:, None] * math.pi
         waves = [sigma[:, None], torch.sin(angle), torch.cos(angle), torch.sin(2 * angle), torch.cos(2 * angle)]
-        kind = nn.functional.one_hot(prompt, self.law.prompts)
-        features = torch.cat([flat, *waves, kind.to(flat.dtype)], 1)
+        kinds = [nn.functional.one_hot(prompt, self.law.prompts).to(flat.dtype)]
+        if self.steps:
+            told = flat.new_zeros(len(x), self.steps)
+            kinds.append(told if step is None else nn.functional.one_hot(step, self.steps).to(flat.dtype))
+        features = torch.cat([flat, *waves, *kinds], 1)
         return self.law.velocity(x, sigma, prompt) + self.residual(features).reshape(x.shape)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OracleTransformer":
         """A copy with its own network and the same law."""
-        twin = OracleTransformer(self.law, self.width)
+        twin = OracleTransformer(self.law, self.width, steps=self.steps)
         twin.load_state_dict(self.state_dict())
         return twin
 
@@ -60,9 +65,11 @@ class OracleBackbone:
 
     family = "oracle"
 
-    def __init__(self, law: Mixture, width: int = 64, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, law: Mixture, width: int = 64, seed: int = 0, dtype: torch.dtype = torch.float32, steps: int = 0
+    ) -> None:
         self.law, self.dtype, self.device = law, dtype, law.means.device
-        self.transformer: nn.Module = OracleTransformer(law, width, seed).to(self.device)
+        self.transformer: nn.Module = OracleTransformer(law, width, seed, steps).to(self.device)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Prompts "0", "1", ... are indices of mixtures."""
@@ -94,7 +101,9 @@ class OracleBackbone:
         ValueError."""
         if guidance != 1.0:
             raise ValueError(f"the oracle has no unconditional law; guidance must be 1, got {guidance}")
-        velocity: Tensor = transformer(x.to(self.dtype).float(), sigma.float(), cond.tensors["prompt"].expand(len(x)))
+        step = cond.tensors.get("step")
+        prompt = cond.tensors["prompt"].expand(len(x))
+        velocity: Tensor = transformer(x.to(self.dtype).float(), sigma.float(), prompt, step)
         return velocity.to(self.dtype).float()
 
     def decode(self, latents: Tensor) -> Tensor:

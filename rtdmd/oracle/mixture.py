@@ -37,6 +37,10 @@ class Mixture:
         """The same laws on another device."""
         return Mixture(self.weights.to(device), self.means.to(device), self.covariances.to(device))
 
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights, means and covariances."""
+        return self.weights, self.means, self.covariances
+
     def mean(self) -> Tensor:
         """E[x_0] of each prompt, (P, d)."""
         return (self.weights[..., None] * self.means).sum(1)

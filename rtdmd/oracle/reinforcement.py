@@ -17,22 +17,27 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from rtdmd.backbones.protocol import Conditioning
 from rtdmd.flow.ambient import draw_renoise_time
+from rtdmd.flow.cps import cps_mean_std
 from rtdmd.oracle.backbone import OracleBackbone, OracleReward
-from rtdmd.oracle.identities import LINEAR
+from rtdmd.oracle.gradients import ETA, LEVELS
+from rtdmd.oracle.identities import LINEAR, relative_error
 from rtdmd.oracle.mixture import Mixture, ring
 from rtdmd.oracle.setting import Setting
 from rtdmd.oracle.training import BatchDraws, energy_distance, every_prompt, oracle_params, sample_generator
 from rtdmd.stages import train_rtdmd
+from rtdmd.train import reinforce
 from rtdmd.train.engine import Learner
 from rtdmd.train.roles import STACKS, Average, Roles
 
-LAW = ring(prompts=2, components=1, radius=1.0, variance=0.3)
+LAW = ring(prompts=2, components=1, radius=1.0, variance=1.0)
 """Teacher of T8's second half: two prompts, one Gaussian each."""
 
 REWARD = "clipscore"  # in whose place the oracle's linear reward stands: a differentiable reward that params know
@@ -101,13 +106,62 @@ class Outcome:
     samples: Tensor
 
 
+def student_law(law: Mixture) -> Mixture:
+    """The Gaussians whose own few-step sampler ends in ``law``: stage one's perfect result in closed form.
+
+    With the exact velocity of N(m, V) every step is affine, the mean stays, and the sampler ends in a smaller V. Along
+    each eigenvector of the covariance the starting variance is found by bisection.
+    """
+    values, vectors = torch.linalg.eigh(law.covariances)
+    low, high = values.clone(), 100 * values
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = few_step_variance(middle) < values
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return Mixture(law.weights, law.means, torch.einsum("pjde,pje,pjfe->pjdf", vectors, low, vectors))
+
+
+def few_step_variance(variance: Tensor) -> Tensor:
+    """Variance of x̂_0 from the exact velocity of N(m, variance) in one dimension, any shape, by the CPS equations."""
+    flat = variance.reshape(-1)
+    total = torch.ones_like(flat)
+    for sigma, tau in pairwise(LEVELS):
+        level, lower = torch.full_like(flat, sigma), torch.full_like(flat, tau)
+        slope = (sigma - (1 - sigma) * flat) / ((1 - sigma) ** 2 * flat + sigma**2)
+        gain, std = cps_mean_std(torch.ones_like(flat)[:, None], slope[:, None], level, lower, ETA)
+        total = gain[:, 0] ** 2 * total + std**2
+    return total.reshape(variance.shape)
+
+
+class StudentRoles(Roles):
+    """Roles on the teacher's laws followed by the student's: the generator (and reference) reads the latter."""
+
+    def velocity(
+        self,
+        role: str,
+        x: Tensor,
+        sigma: Tensor,
+        cond: Conditioning,
+        *,
+        guidance: float = 1.0,
+        null: Conditioning | None = None,
+    ) -> Tensor:
+        """As `Roles`; cond has the teacher's prompt, 0 to P - 1."""
+        if role in ("generator", "reference"):
+            prompt = cond.tensors["prompt"]
+            cond = Conditioning({"prompt": prompt + cast(OracleBackbone, self.backbone).law.prompts // 2})
+        return super().velocity(role, x, sigma, cond, guidance=guidance, null=null)
+
+
 def start_stage_two(law: Mixture, changes: dict[str, Any], setting: Setting, width: int = 32) -> train_rtdmd.Players:
-    """Everything an epoch works with; the generator starts as the few-step teacher, the fake score as the teacher."""
+    """Everything an epoch works with; the generator starts at the teacher's law, the fake score as the teacher."""
     params = oracle_params("train_rtdmd", CORRECTED | changes)
     p = params.train_rtdmd
     precision = torch.bfloat16 if setting.dtype == "bfloat16" else torch.float32
-    backbone = OracleBackbone(law, width, setting.seed, precision)
-    roles = Roles(backbone, params.adapter, STACKS["train_rtdmd"], setting.seed)
+    student = student_law(law)
+    both = (torch.cat(pair) for pair in zip(law.parts(), student.parts(), strict=True))
+    backbone = OracleBackbone(Mixture(*both), width, setting.seed, precision)
+    roles = StudentRoles(backbone, params.adapter, STACKS["train_rtdmd"], setting.seed)
     weights = roles.trainable("rtdmd")
     average = Average(weights, p.ema_decay)
     generator = Learner.adamw(weights, p.lr_generator, p, average=average)
@@ -118,16 +172,60 @@ def start_stage_two(law: Mixture, changes: dict[str, Any], setting: Setting, wid
     return train_rtdmd.Players(params, roles, generator, fake, average, null, sigmas, backbone, rewards)
 
 
+@dataclass(frozen=True)
+class OtherFake:
+    """`Velocities` whose fake score is exact for another law, so that matching has a known direction everywhere."""
+
+    roles: Roles
+    law: Mixture
+
+    def velocity(self, role: str, x: Tensor, sigma: Tensor, cond: Conditioning, **more: Any) -> Tensor:
+        """Velocity (B, 2, 1, 1) of a role."""
+        if role == "fake":
+            return self.law.velocity(x, sigma, cond.tensors["prompt"])
+        return self.roles.velocity(role, x, sigma, cond, **more)
+
+
+def images(players: train_rtdmd.Players, law: Mixture) -> tuple[Conditioning, list[dict[str, Any]], Tensor]:
+    """Conditioning, records and groups of one epoch: prompts 0, 1, ..., 0, 1, ..., a group each."""
+    p = players.params.train_rtdmd
+    groups = torch.arange(p.prompts_per_epoch * p.group_size) // p.group_size
+    prompts = groups % law.prompts
+    records = [{"prompt": str(int(prompt)), "metadata": None} for prompt in prompts]
+    return every_prompt(law, law.prompts).index(prompts.to(law.means.device)), records, groups
+
+
+def matching_as_a_reward(setting: Setting, path: str = "reward", size: int = 4000) -> float:
+    """T8. Matching's gradient by the last step and a reward for the others, against that through the whole chain:
+    relative error over the generator's last layer (the earlier ones start with none), `size` groups of 8."""
+    law = LAW.to(setting.device)
+    other = law.affine(torch.tensor([0.3, 0.4], dtype=torch.float64, device=setting.device), 1.3)
+    sums = []
+    for name in (path, "whole_chain"):
+        changes = {"matching_path": name, "prompts_per_epoch": size, "micro_batch": 8 * size}
+        players = start_stage_two(law, changes, setting, width=8)
+        p, learner, roles = players.params.train_rtdmd, players.generator, OtherFake(players.roles, other)
+        cond, records, groups = images(players, law)
+        draws = BatchDraws(setting.seed, "oracle two", 0, tuple(range(len(records))), (2, 1, 1), law.means.device)
+        args = (roles, cond, records, groups, players.sigmas, p.candidate_steps, p, ETA, draws)
+        rollout = reinforce.roll_out(*args)
+        terms = (roles, learner, rollout, [(1.0, players.rewards[REWARD])], players.backbone, p, {}, ETA, draws)
+        gradient, _, held, _ = reinforce.last_step_gradients(*terms)
+        nothing = torch.zeros(len(records))
+        reinforce.policy_gradient(roles, learner, rollout, nothing, p.candidate_steps, p, ETA, held)
+        if gradient.total is None:
+            raise ValueError("matching has no gradient")
+        sums.append(torch.cat([part.flatten() for part in gradient.total[-2:]]))
+    return relative_error(*sums)
+
+
 def train_stage_two(law: Mixture, changes: dict[str, Any], setting: Setting, width: int = 32) -> Roles:
     """Stage two on the oracle; returns the roles with the averaged generator in place. `changes` to CORRECTED."""
     players = start_stage_two(law, changes, setting, width)
     p, shape, device = players.params.train_rtdmd, players.backbone.latent_shape(), players.backbone.device
-    count = p.prompts_per_epoch * p.group_size
-    prompts = torch.arange(count) // p.group_size % law.prompts
-    cond = every_prompt(law, law.prompts).index(prompts.to(device))
-    records = [{"prompt": str(int(prompt)), "metadata": None} for prompt in prompts]
+    cond, records, _ = images(players, law)
     for step in range(p.epochs):
-        draws = BatchDraws(setting.seed, "oracle two", step, tuple(range(count)), shape, device)
+        draws = BatchDraws(setting.seed, "oracle two", step, tuple(range(len(records))), shape, device)
         train_rtdmd.epoch(players, cond, records, draws)
     players.average.swap()
     return players.roles

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rtdmd.flow import cps
-from rtdmd.oracle import gradients, identities, training
+from rtdmd.oracle import gradients, identities, reinforcement, training
 from rtdmd.oracle.setting import Precision, Setting
 
 
@@ -220,6 +220,13 @@ STATEMENTS: tuple[Statement, ...] = (
         "mean energy distance, renoised from s = 0 only",
         lambda setting: training.stage_one_distance(setting, start="data"),
         Bound(low=0.025),
+    ),
+    Statement(
+        "T8",
+        "matching as a reward = matching through the chain",
+        "Σ A∇log p + last step = ∇F, relative error",
+        reinforcement.matching_as_a_reward,
+        Bound(0.08),
     ),
 )
 

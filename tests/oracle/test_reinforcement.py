@@ -1,0 +1,72 @@
+"""T8, stage two: the fixed point in closed form, and the two ways to hold the reinforced steps against each other."""
+
+import pytest
+import torch
+
+from rtdmd.flow import matching
+from rtdmd.oracle import reinforcement
+from rtdmd.oracle.identities import LINEAR
+from rtdmd.oracle.mixture import Mixture, gaussian, ring
+from rtdmd.oracle.quadrature import relative_entropy
+from rtdmd.oracle.setting import Setting
+from rtdmd.oracle.statements import STATEMENTS
+from rtdmd.train import reinforce
+
+EXACT = Setting()
+TIMES = torch.linspace(0.02, 0.98, 97, dtype=torch.float64)
+
+
+def objective(law: Mixture, teacher: Mixture, weight: float) -> float:
+    """F of the module for prompt 0, the KL by quadrature and E_t by the trapezoid rule: D/w_m times it."""
+    parts = [t**2 / (1 - t) ** 2 * relative_entropy(law.noised(float(t)), teacher.noised(float(t)), 4) for t in TIMES]
+    held = torch.trapezoid(torch.stack(parts), TIMES) / (TIMES[-1] - TIMES[0])
+    return float(held - law.dims * weight * (law.mean()[0] @ torch.tensor(LINEAR, dtype=torch.float64)))
+
+
+def test_the_fixed_point_is_the_lowest_of_the_laws_around_it():
+    teacher = gaussian(torch.tensor([0.3, -0.2]), torch.tensor([[0.5, 0.2], [0.2, 0.4]]))
+    changes = {"weights": {"matching": 2.0, "backprop": 0.3, "policy": 0.3}}
+    end = reinforcement.fixed_point(teacher, changes)
+    lowest = objective(end, teacher, 0.3 / 2.0)
+    for shift, scale in [((0.02, 0.0), 1.0), ((-0.02, 0.0), 1.0), ((0.0, 0.02), 1.0), ((0.0, -0.02), 1.0)]:
+        assert objective(end.affine(torch.tensor(shift).double(), scale), teacher, 0.15) > lowest + 1e-5
+    for scale in (0.98, 1.02):  # about its own mean
+        law = end.affine((1 - scale) * end.mean()[0], scale)
+        assert objective(law, teacher, 0.15) > lowest + 1e-5
+
+
+def test_the_fixed_point_is_not_the_tilted_law_and_is_known_for_one_gaussian_only():
+    end, linear = reinforcement.fixed_point(reinforcement.LAW), torch.tensor(LINEAR, dtype=torch.float64)
+    shift = float((end.mean()[0] - reinforcement.LAW.mean()[0]) @ linear)
+    tilted = 0.4 * float(linear @ reinforcement.LAW.covariances[0, 0] @ linear)
+    assert shift > 1.3 * tilted
+    with pytest.raises(ValueError, match="one Gaussian a prompt, got 3 components"):
+        reinforcement.fixed_point(ring())
+
+
+def bound() -> float:
+    return next(s for s in STATEMENTS if s.claim.startswith("matching as a reward")).bound.limit("float64")
+
+
+def size_of_the_direction(x, direction, groups):
+    return -direction.flatten(1).square().mean(1)
+
+
+def one_sided(x, direction, groups):
+    """g_i (x_i - mean): the rectangle in the place of the trapezoid."""
+    means = torch.stack([x[groups == group].mean(0) for group in groups.unique()])
+    return -((x - means[groups]) * direction).flatten(1).mean(1)
+
+
+def twice(x, direction, groups):
+    return 2 * matching.matching_rewards(x, direction, groups)
+
+
+@pytest.mark.parametrize("wrong", [size_of_the_direction, one_sided, twice])
+def test_another_reward_for_matching_is_not_the_gradient_of_the_chain(monkeypatch, wrong):
+    monkeypatch.setattr(reinforce, "matching_rewards", wrong)
+    assert reinforcement.matching_as_a_reward(EXACT) > 2 * bound()
+
+
+def test_the_last_step_alone_is_not_the_gradient_of_the_chain():
+    assert reinforcement.matching_as_a_reward(EXACT, path="last_step") > 2 * bound()
