@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FAMILIES", "Backbone", "Conditioning", "PipelineBackbone", "load_backbone"]
 
-# model.family -> module, which has `load(model, text, vae, device, root) -> PipelineBackbone`; imported when used
+# model.family -> module, which has `load(model, *, text, vae, transformer, device, root) -> PipelineBackbone`; imported
+# when used
 FAMILIES = {
     "sd3": "rtdmd.backbones.sd3",
     "flux1": "rtdmd.backbones.flux1",
@@ -28,15 +29,20 @@ def load_backbone(
     *,
     text: bool = False,
     vae: bool = True,
+    transformer: bool = True,
     device: torch.device | str = "cpu",
     root: Path = Path("."),
 ) -> PipelineBackbone:
     """Load the teacher named by ``params.model``, frozen, in ``model.dtype``, in evaluation mode.
 
     text: load the text encoders too (only `rtdmd cache_teacher` and `rtdmd sample` need them).
-    vae: load the decoder too. root: where a relative ``model.teacher`` starts.
+    vae: load the decoder too. transformer: without it the backbone can do no more than `encode`.
+    root: where a relative ``model.teacher`` starts.
     Raises UserError where the teacher cannot be had or is of another family.
     """
     module = import_module(FAMILIES[model.family])
-    backbone: PipelineBackbone = module.load(model, text=text, vae=vae, device=torch.device(device), root=root)
+    parts = {"text": text, "vae": vae, "transformer": transformer}
+    backbone: PipelineBackbone = module.load(model, device=torch.device(device), root=root, **parts)
+    if not transformer:
+        backbone.device = torch.device(device)  # not its skeleton's
     return backbone

@@ -52,12 +52,12 @@ MLP = (".ff.net.0.proj", ".ff.net.2", ".ff_context.net.0.proj", ".ff_context.net
 ENDINGS: Endings = {"attention": ATTENTION, "attention_mlp": ATTENTION + MLP, "all": ("",)}
 
 
-def load(model: ModelParams, *, text: bool, vae: bool, device: torch.device, root: Path = Path(".")) -> Flux1:
+def load(model: ModelParams, *, device: torch.device, root: Path = Path("."), **parts: bool) -> Flux1:
     """Load a FLUX.1 folder or pinned Hub id; arguments as in `rtdmd.backbones.load_backbone`.
 
     UserError where a guidance is asked of a transformer that has no input for it (FLUX.1 [schnell]).
     """
-    pipeline, folder = load_pipeline(model, FluxPipeline, TEXT_PARTS, text=text, vae=vae, device=device, root=root)
+    pipeline, folder = load_pipeline(model, FluxPipeline, TEXT_PARTS, device=device, root=root, **parts)
     if model.guidance != 1 and not pipeline.transformer.config.guidance_embeds:
         raise UserError(f"model.guidance: {model.guidance:g}, but {folder} has no input for it; allowed for it: 1")
     side = latent_side(folder, model.resolution, PATCH)

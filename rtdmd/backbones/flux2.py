@@ -55,14 +55,12 @@ MLP = (".ff.linear_in", ".ff.linear_out", ".ff_context.linear_in", ".ff_context.
 ENDINGS: Endings = {"attention": DOUBLE + SINGLE, "attention_mlp": DOUBLE + SINGLE + MLP, "all": ("",)}
 
 
-def load(model: ModelParams, *, text: bool, vae: bool, device: torch.device, root: Path = Path(".")) -> Flux2:
+def load(model: ModelParams, *, device: torch.device, root: Path = Path("."), **parts: bool) -> Flux2:
     """Load a FLUX.2 [klein] folder or pinned Hub id; arguments as in `rtdmd.backbones.load_backbone`.
 
     UserError where guidance is asked of a step-distilled model: its pipeline would ignore it.
     """
-    pipeline, folder = load_pipeline(
-        model, Flux2KleinPipeline, TEXT_PARTS, text=text, vae=vae, device=device, root=root
-    )
+    pipeline, folder = load_pipeline(model, Flux2KleinPipeline, TEXT_PARTS, device=device, root=root, **parts)
     if model.guidance != 1 and pipeline.config.is_distilled:
         raise UserError(
             f"model.guidance: {model.guidance:g}, but {folder} is step-distilled and takes none;"

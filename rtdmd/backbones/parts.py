@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -37,13 +38,15 @@ def load_pipeline(
     *,
     text: bool,
     vae: bool,
+    transformer: bool = True,
     device: torch.device,
     root: Path,
 ) -> tuple[Pipeline, Path]:
     """(pipeline, its folder): the teacher in ``model.dtype``, frozen, in evaluation mode, on ``device``.
 
-    Parts that are not asked for, and those that the folder's index has no class for, stay out. UserError where the
-    folder holds another class of pipeline than the family's.
+    Parts that are not asked for, and those that the folder's index has no class for, stay out; of the transformer its
+    configuration stays, on the meta device. UserError where the folder holds another class of pipeline than the
+    family's.
     """
     folder = teacher_folder(model, text=text, vae=vae, root=root)
     index = model_index(folder)
@@ -53,13 +56,30 @@ def load_pipeline(
     left_out: list[str] = [part for part, value in index.items() if value == [None, None]]  # diffusers wants these said
     left_out += [] if text else text_parts
     left_out += [] if vae else ["vae"]
+    given: dict[str, Any] = dict.fromkeys(left_out)
+    if not transformer:
+        given["transformer"] = _skeleton(folder, index["transformer"])
     with quiet_loading():
         pipeline = pipeline_class.from_pretrained(
-            folder, dtype=DTYPES[model.dtype], local_files_only=True, use_safetensors=True, **dict.fromkeys(left_out)
+            folder, dtype=DTYPES[model.dtype], local_files_only=True, use_safetensors=True, **given
         )
-    for module in (part for part in pipeline.components.values() if isinstance(part, nn.Module)):
+    modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    for module in modules:
         module.requires_grad_(False).eval()
-    return pipeline.to(device), folder
+    if transformer:
+        return pipeline.to(device), folder
+    for module in modules:
+        if module is not pipeline.transformer:
+            module.to(device)
+    return pipeline, folder
+
+
+def _skeleton(folder: Path, entry: list[str]) -> nn.Module:
+    """The transformer of the index's [library, class], without weights: `encode_prompt` asks for its configuration."""
+    kind = getattr(import_module(entry[0]), entry[1])
+    with torch.device("meta"):
+        module: nn.Module = kind.from_config(kind.load_config(folder / "transformer", local_files_only=True))
+    return module
 
 
 def latent_side(folder: Path, resolution: int, patch: int) -> int:

@@ -46,11 +46,9 @@ MLP = (".ff.net.0.proj", ".ff.net.2", ".ff_context.net.0.proj", ".ff_context.net
 ENDINGS: Endings = {"attention": ATTENTION, "attention_mlp": ATTENTION + MLP, "all": ("",)}
 
 
-def load(model: ModelParams, *, text: bool, vae: bool, device: torch.device, root: Path = Path(".")) -> SD3Backbone:
+def load(model: ModelParams, *, device: torch.device, root: Path = Path("."), **parts: bool) -> SD3Backbone:
     """Load an SD3 pipeline folder or pinned Hub id; arguments as in `rtdmd.backbones.load_backbone`."""
-    pipeline, folder = load_pipeline(
-        model, StableDiffusion3Pipeline, TEXT_PARTS, text=text, vae=vae, device=device, root=root
-    )
+    pipeline, folder = load_pipeline(model, StableDiffusion3Pipeline, TEXT_PARTS, device=device, root=root, **parts)
     side = latent_side(folder, model.resolution, pipeline.transformer.config.patch_size)
     return SD3Backbone(pipeline, side, model.max_sequence_length)
 
