@@ -136,7 +136,7 @@ def redact(text: str) -> str:
     token = get_token()
     if token:
         text = text.replace(token, HIDDEN)
-    text = re.sub(r"\b(hf|api_org|hf_oauth|hf_jwt)_[A-Za-z0-9._-]{8,}", HIDDEN, text)
+    text = re.sub(r"\b(hf|api_org|hf_oauth|hf_jwt)_[A-Za-z0-9][A-Za-z0-9.-]{18,}", HIDDEN, text)
     text = re.sub(r"(?i)\b(bearer)\s+\S+", rf"\1 {HIDDEN}", text)
     return re.sub(r"(?i)([?&][^=&\s]*(?:signature|sig|token|credential)[^=&\s]*=)[^&\s'\"]+", rf"\1{HIDDEN}", text)
 

@@ -40,6 +40,7 @@ class Fault:
     "html"         a proxy's page (502) instead of an answer
     "echo"         a 500 that repeats the request's token
     "moved"        someone else commits to the branch just before
+    "hang"         nothing happens until the server's ``released`` is set; it sets ``hanging``
     """
 
     route: str
@@ -107,6 +108,7 @@ class HubServer:
         self.requests: Counter[str] = Counter()  # by route
         self.received: Counter[str] = Counter()  # LFS objects stored, by SHA-256
         self.lock = threading.RLock()
+        self.hanging, self.released = threading.Event(), threading.Event()
         handler = type("BoundHandler", (Handler,), {"hub": self})
         self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
         self.url, self.store = (f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers)
@@ -249,7 +251,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _faulty(self, fault: Fault, function: Callable[..., Answer], match: re.Match[str]) -> None:
         size = int(self.headers.get("Content-Length") or 0)
-        if fault.kind == "cut":
+        if fault.kind == "hang":
+            self.hub.hanging.set()
+            self.hub.released.wait(30)
+        if fault.kind in ("cut", "hang"):
             return self._cut()
         if fault.kind == "cut half" and size:
             self.rfile.read(size // 2)
