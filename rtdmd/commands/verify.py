@@ -3,6 +3,7 @@
     rtdmd verify                                      float64 on the CPU: the proof
     rtdmd verify --only T1 T4                         some statements
     rtdmd verify --device cuda --dtype bfloat16       what precision costs: the network rounds, levels stay float32
+    rtdmd verify --study docs/proved                  its choices side by side, minutes: study.csv, clouds.png
 
 Prints one row a statement and raises an error (exit code 1) when any fails. The statements are in
 rtdmd/oracle/statements.py.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import unicodedata
+from pathlib import Path
 
 from rtdmd.errors import RtdmdError, UserError
 
@@ -24,11 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--dtype", default="float64", choices=("float64", "float32", "bfloat16"), help="of the network")
     parser.add_argument("--seed", type=int, default=0, help="of every draw (default: 0)")
+    parser.add_argument("--study", type=Path, metavar="FOLDER", help="compare the method's choices instead")
     parser.add_argument("--only", nargs="+", default=[], choices=NAMES, metavar="T", help=f"among {' '.join(NAMES)}")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print the table, and raise RtdmdError when a statement fails."""
+    if arguments.study is not None:
+        _study(arguments)
+        return
     import torch
 
     from rtdmd.oracle.setting import Setting
@@ -51,6 +57,16 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{count - len(failed)} of {count} statements hold ({setting.dtype}, {setting.device}), {seconds:.1f} s")
     if failed:
         raise RtdmdError(f"{len(failed)} of {count} statements fail: {'; '.join(failed)}")
+
+
+def _study(arguments: argparse.Namespace) -> None:
+    """Every variant of rtdmd/oracle/study.py; UserError with an option that it does not have."""
+    from rtdmd.oracle import study
+
+    if (arguments.device, arguments.dtype, arguments.seed, arguments.only) != ("cpu", "float64", 0, []):
+        raise UserError("--study: goes alone; its device, precision and seeds are part of what it measures")
+    for line in study.run(arguments.study):
+        print(line, flush=True)
 
 
 def _pad(text: str, width: int) -> str:

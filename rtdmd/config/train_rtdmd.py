@@ -1,8 +1,8 @@
 """Section `train_rtdmd`: stage two, reward-tilted distribution matching (SubGRPO, last-step back-propagation,
 matching).
 
-`PUBLISHED` holds the public code's settings and scalings; `recipe: published` promises exactly those, `recipe:
-custom` promises nothing.
+`recipe: published` promises the public code's settings and scalings, `recipe: corrected` those that hold the
+oracle's fixed point (docs/proved.md), `recipe: custom` nothing. What each promises is in `RECIPES`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class TermWeights(Section):
 class TrainRtdmdParams(Section):
     """Stage two."""
 
-    recipe: Literal["published", "custom"] = param(
-        "published: the public code's method settings, checked", source="ours"
+    recipe: Literal["published", "corrected", "custom"] = param(
+        "published: the public code's method settings; corrected: those of docs/proved.md; both checked", source="ours"
     )
     epochs: Whole = param(
         "roll-outs, each followed by one generator update", unit="epochs", source="public code: about 1000", ge=1
@@ -106,7 +106,7 @@ class TrainRtdmdParams(Section):
     weight_clamp: Real = param("largest weight (clamp only)", source="public code: 10", gt=0)
     consistency: ConsistencyParams
     lr_generator: Real = param("AdamW step size of the generator", source="public code: 3e-6", gt=0)
-    lr_fake: Real = param("AdamW step size of the fake score", source="public code: 3e-6", gt=0)
+    lr_fake: Real = param("AdamW step size of the fake score", source="public code: SD3 3e-5, FLUX 1e-6", gt=0)
     betas: tuple[Real, Real] = param("AdamW's moment decays", source="public code: 0.9, 0.999")
     weight_decay: Real = param("AdamW's weight decay", source="public code: 1e-4", ge=0)
     max_grad_norm: Real = param("gradients are clipped to this norm", source="public code: 1", gt=0)
@@ -153,13 +153,11 @@ class TrainRtdmdParams(Section):
             raise ValueError(f"matching_path: reward with density: {self.density}; allowed: density: gaussian")
 
     def _check_recipe(self) -> None:
-        """`recipe: published` must mean the published settings."""
-        if self.recipe != "published":
-            return
+        """A named recipe must mean its settings."""
         mine = self.model_dump(mode="json")
-        for key, value in PUBLISHED.items():
+        for key, value in RECIPES.get(self.recipe, {}).items():
             if mine[key] != value:
-                raise ValueError(f"{key}: {mine[key]} with recipe: published; allowed: {value}, or recipe: custom")
+                raise ValueError(f"{key}: {mine[key]} with recipe: {self.recipe}; allowed: {value}, or recipe: custom")
 
 
 PUBLISHED: dict[str, Any] = {
@@ -185,11 +183,28 @@ PUBLISHED: dict[str, Any] = {
     "weighting": "clamp",
     "weight_clamp": 10.0,
     "lr_generator": 3e-6,
-    "lr_fake": 3e-6,
     "betas": [0.9, 0.999],
     "weight_decay": 1e-4,
     "max_grad_norm": 1.0,
     "ema_decay": 0.9,
     "ema_every": 8,
 }
-"""The public code's method settings (Harahan/RTDMD). Sizes (epochs, prompts, group) and rewards are the run's own."""
+"""The public code's method settings (Harahan/RTDMD). Sizes (epochs, prompts, group), rewards and
+the fake score's rate (SD3 3e-5, FLUX 1e-6) are the run's own; its fake score has no weight decay, ours shares one."""
+
+CORRECTED: dict[str, Any] = {
+    "candidate_steps": [0, 1, 2],
+    "share_noise": True,
+    "subset_factor": True,
+    "baseline": "leave_one_out",
+    "advantage_std": "none",
+    "density": "gaussian",
+    "clip_range": 0.2,
+    "matching_path": "reward",
+    "fake_start": "data",
+    "weighting": "inverse_variance",
+}
+"""What holds the oracle's fixed point. Weights, their scaling and the rates are the run's own."""
+
+RECIPES: dict[str, dict[str, Any]] = {"published": PUBLISHED, "corrected": CORRECTED}
+"""Settings that a named recipe promises; a section with `recipe: <name>` and any other value there is refused."""

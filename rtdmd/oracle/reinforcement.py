@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any, cast
 
@@ -246,3 +247,19 @@ def outcome(setting: Setting, law: Mixture = LAW, width: int = 32, **changes: An
     gain = torch.stack([linear_reward(part).mean() for part in parts]).mean() - teacher
     furthest = max(ratios, key=lambda ratio: abs(ratio - 1))
     return Outcome(float(gain / (aim - teacher)), furthest, sum(distances) / len(distances), seconds, samples)
+
+
+@cache
+def reached(setting: Setting, path: str) -> Outcome:
+    """The outcome of one way of matching; cached, since two rows of the table read one training."""
+    return outcome(setting, matching_path=path)
+
+
+def reward_error(setting: Setting, path: str) -> float:
+    """T8. |gained reward / predicted gain - 1|."""
+    return abs(reached(setting, path).reward - 1)
+
+
+def variance_error(setting: Setting, path: str) -> float:
+    """T8. |total variance / the teacher's - 1| of the prompt that is furthest off."""
+    return abs(reached(setting, path).variance - 1)
