@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rtdmd.errors import NonFiniteError, UserError
@@ -58,3 +60,14 @@ def checked(name: str, scores: Tensor) -> Tensor:
             f"reward {name} gave a score that is not finite, at image {int((~torch.isfinite(scores)).nonzero()[0])}"
         )
     return scores
+
+
+def as_bytes(name: str, images: Tensor) -> NDArray[np.uint8]:
+    """Images (B, 3, H, W) in [0, 1] as a PNG would keep them, (B, H, W, 3): for scorers that pass no gradient.
+
+    Raises NonFiniteError that names the first image with a pixel that is not finite.
+    """
+    finite = torch.isfinite(images).flatten(1).all(1)
+    if not finite.all():
+        raise NonFiniteError(f"reward {name} got a pixel that is not finite, at image {int((~finite).nonzero()[0])}")
+    return (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
