@@ -38,6 +38,7 @@ _ABOUT = """Few-step text-to-image generators: distilled (AC-DMD), then reinforc
 
 `snakemake --cores all` or `dvc repro` run the stages in their order."""
 
+PRESETS = ("world", "smoke", "sd3m", "sd35m", "flux1-dev", "flux2-klein-4b", "flux2-klein-9b")
 WORLD_PARTS = ("vae", "text", "clip", "teacher", "assemble")
 MODELS = ("teacher", "teacher_few_step", "train_acdmd", "train_rtdmd")
 
@@ -75,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_verify(commands)
     _add_hub(commands)
+    _add_import(commands)
     world = commands.add_parser("world", help="pre-train a part of the embedded world (`make world` runs them all)")
     world.add_argument("part", choices=WORLD_PARTS)
     world.set_defaults(action=_world)
@@ -93,15 +95,15 @@ def _world(arguments: argparse.Namespace) -> int:
 
 def _add_params(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     params = commands.add_parser("params", help="print a complete params.yaml, or check the one here")
-    params.add_argument("preset", choices=("world", "smoke", "check"), help="what to print; check: test ./params.yaml")
-    params.add_argument("--recipe", choices=("published",), help="train_rtdmd with a named recipe's settings")
+    params.add_argument("preset", choices=(*PRESETS, "check"), help="what to print; check: test ./params.yaml")
+    params.add_argument("--recipe", choices=("published", "corrected"), help="with train_rtdmd as a recipe has it")
     params.set_defaults(action=_params)
     schema = commands.add_parser("schema", help="print the JSON schema of params.yaml")
     schema.set_defaults(action=_schema)
 
 
 def _params(arguments: argparse.Namespace) -> int:
-    from rtdmd.config import RECIPES, load_params, preset
+    from rtdmd.config import NOTES, RECIPES, load_params, preset
     from rtdmd.config.render import params_text
 
     if arguments.preset == "check":
@@ -109,7 +111,8 @@ def _params(arguments: argparse.Namespace) -> int:
         return 0
     recipe = arguments.recipe
     origin = f"rtdmd params {arguments.preset}" + (f" --recipe {recipe}" if recipe else "")
-    sys.stdout.write(params_text(preset(arguments.preset, RECIPES[recipe] if recipe else None), origin))
+    tree, notes = preset(arguments.preset, RECIPES[recipe] if recipe else None), NOTES.get(arguments.preset, ())
+    sys.stdout.write(params_text(tree, origin, notes))
     return 0
 
 
@@ -158,6 +161,20 @@ def _add_hub(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     upload.add_arguments(commands.add_parser("upload", help="send results/publish to the Hub (no --yes: only show it)"))
     for name in ("trace", "upload"):
         commands.choices[name].set_defaults(action=_command)
+
+
+def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    found = commands.add_parser("import", help="checkpoints of the public code as a folder that diffusers loads")
+    found.add_argument("files", nargs="+", type=Path, metavar="FILE", help="checkpoints in the order of their training")
+    found.add_argument("--base", type=Path, help="diffusers folder of the base model (default: model.teacher)")
+    found.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
+    found.add_argument("--alpha", type=float, help="LoRA alpha of files that do not say it (default: 64)")
+    found.set_defaults(action=_import)
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    import_module("rtdmd.commands.import_checkpoint").run(arguments)  # `import` is no name for a module
+    return 0
 
 
 def _command(arguments: argparse.Namespace) -> int:

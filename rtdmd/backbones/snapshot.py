@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rtdmd.config.pins import require_pin
 from rtdmd.errors import UserError
 from rtdmd.files import sha256_file
 
@@ -56,6 +57,7 @@ def text_identity(model: ModelParams, root: Path = Path(".")) -> dict[str, Any]:
 def _download(model: ModelParams, *, text: bool, vae: bool) -> Path:
     from huggingface_hub import errors, snapshot_download
 
+    require_pin("model.revision", model.teacher, model.revision)
     wanted = ["model_index.json", "scheduler/*", "transformer/*", "vae/*" if vae else "vae/config.json"]
     wanted += [f"{name}*/*" for name in TEXT_PARTS] if text else []
     page = f"https://huggingface.co/{model.teacher}"

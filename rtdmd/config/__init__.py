@@ -8,6 +8,7 @@ from rtdmd.config.data import CacheTeacherParams, PreparePromptsParams
 from rtdmd.config.load import load_params, parse_params
 from rtdmd.config.model import AdapterParams, ModelParams
 from rtdmd.config.presets import PRESETS, RECIPES, preset
+from rtdmd.config.real import NOTES
 from rtdmd.config.results import EvaluateParams, PublishParams, ReportParams
 from rtdmd.config.rewards import RewardParams
 from rtdmd.config.run import RunParams
@@ -16,6 +17,7 @@ from rtdmd.config.train_rtdmd import TermWeights, TrainRtdmdParams
 from rtdmd.config.tree import Params
 
 __all__ = [
+    "NOTES",
     "PRESETS",
     "RECIPES",
     "AdapterParams",

@@ -1,11 +1,13 @@
-"""Named, complete parameter sets: `world` (the demo, also the committed params.yaml) and `smoke` (everything tiny)."""
+"""Named, complete parameter sets: `world` (the demo, also the committed params.yaml), `smoke` (everything tiny) and the
+five real backbones of rtdmd/config/real.py."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from rtdmd.config import train_rtdmd
 from rtdmd.config.load import validate
-from rtdmd.config.train_rtdmd import PUBLISHED
+from rtdmd.config.real import COMMON, REAL
 from rtdmd.config.tree import Params
 from rtdmd.errors import UserError
 
@@ -169,7 +171,10 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 PRESETS: dict[str, dict[str, Any]] = {"world": WORLD, "smoke": merged(WORLD, _SMOKE)}
-RECIPES: dict[str, dict[str, Any]] = {"published": {"train_rtdmd": {"recipe": "published", **PUBLISHED}}}
+PRESETS |= {name: merged(merged(WORLD, COMMON), own) for name, own in REAL.items()}
+RECIPES: dict[str, dict[str, Any]] = {
+    name: {"train_rtdmd": {"recipe": name, **settings}} for name, settings in train_rtdmd.RECIPES.items()
+}
 
 
 def preset(name: str, changes: dict[str, Any] | None = None) -> Params:

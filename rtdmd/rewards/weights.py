@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from rtdmd.config.pins import require_pin
 from rtdmd.config.rewards import SOURCES
 from rtdmd.errors import UserError
 from rtdmd.files import load_tensors, sha256_file
@@ -52,6 +53,7 @@ def _download(name: str, source: str, repository: str, revision: str) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     page, key = f"https://huggingface.co/{repository}", f"rewards: {name}: {source}"
+    require_pin(f"rewards: {name}: {SOURCES[source]}", repository, revision)
     try:
         patterns = WANTED.get((name, source), _ALL)
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))

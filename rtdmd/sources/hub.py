@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rtdmd.config.pins import require_pin
 from rtdmd.errors import UserError
 
 
@@ -13,6 +14,7 @@ def dataset_file(repo: str, revision: str, path: str) -> Path:
     from huggingface_hub import errors, hf_hub_download
 
     page = f"https://huggingface.co/datasets/{repo}"
+    require_pin("prepare_prompts: revision", repo, revision, kind="dataset")
     try:
         return Path(hf_hub_download(repo, path, repo_type="dataset", revision=revision))
     except errors.GatedRepoError as error:

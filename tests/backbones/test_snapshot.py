@@ -47,6 +47,13 @@ def test_what_the_hub_refuses_is_one_sentence(error: Exception, says: str, monke
         teacher_folder(hub_model(), text=True)
 
 
+def test_an_unfilled_revision_is_refused_before_anything_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("it was asked for"))
+    says = r"model\.revision: still the placeholder; write the commit of stabilityai/.* that you trust: python -c"
+    with pytest.raises(UserError, match=says):
+        teacher_folder(preset("sd35m").model, text=True)
+
+
 @pytest.mark.parametrize(("text", "vae"), [(False, True), (True, False)])
 def test_only_what_is_asked_for_is_downloaded_at_the_pinned_commit(
     text: bool, vae: bool, monkeypatch: pytest.MonkeyPatch, tiny_teacher: Path

@@ -1,0 +1,234 @@
+"""Presets of the five real backbones: the public code's settings (Harahan/RTDMD, its configs/ folder) in our keys.
+
+Each is laid over the world preset and replaces every setting of teacher, prompts, training and evaluation. `NOTES` are
+printed above the file: where the sizes come from, what departs from the public code, and the result to expect.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rtdmd.config.pins import UNPINNED
+from rtdmd.config.train_rtdmd import PUBLISHED
+
+_VIT_L = {"base": "openai/clip-vit-large-patch14", "base_revision": UNPINNED}
+_VIT_H = {"base": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "base_revision": UNPINNED}
+_BERT = {"base": "google-bert/bert-base-uncased", "base_revision": UNPINNED}
+_CLIPSCORE = {"name": "clipscore", "model": "openai/clip-vit-large-patch14", "revision": UNPINNED}
+_HPSV2 = {"name": "hpsv2", "model": "xswu/HPSv2", "revision": UNPINNED, **_VIT_H}
+_PICKSCORE = {"name": "pickscore", "model": "yuvalkirstain/PickScore_v1", "revision": UNPINNED, **_VIT_H}
+_IMAGEREWARD = {"name": "imagereward", "model": "zai-org/ImageReward", "revision": UNPINNED, **_BERT}
+_AESTHETIC = {"name": "aesthetic", "model": "./models/aesthetic", **_VIT_L}
+_CONSISTENCY = {
+    "weight": 0.01,
+    "estimator": "two_sample",
+    "kernel": "published",
+    "delta_min": 0.001,
+    "delta_max": 0.2,
+}
+_RENOISE = {"margin": 0.01, "low": 0.02, "high": 0.98}
+
+COMMON: dict[str, Any] = {
+    "run": {"seed": 42, "threads": 8, "device": "cuda"},
+    "model": {"revision": UNPINNED, "resolution": 512, "dtype": "bfloat16", "num_steps": 4, "eta": 0.9},
+    "adapter": {"mode": "lora", "rank": 32, "alpha": 64, "targets": "attention"},
+    "prepare_prompts": {
+        "train": [{"name": "pickscore", "path": "data/prompts/pickscore_train.txt"}],
+        "eval": [{"name": "drawbench", "path": "data/prompts/drawbench.txt"}],
+        "on_bad": "drop",
+        "max_characters": 2000,
+    },
+    "cache_teacher": {
+        "mode": "cache",
+        "batch_size": 16,
+        "storage_dtype": "bfloat16",
+        "unpadded": True,
+        "budget_gib": 40.0,
+    },
+    "train_acdmd": {
+        "iterations": 15000,
+        "prompt_order": "uniform",
+        "batch_size": 72,
+        "generator_every": 10,
+        "lr_generator": 3e-5,
+        "lr_fake": 3e-5,
+        "warmup": 0,
+        "betas": [0.9, 0.999],
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "ema_decay": 0.99,
+        "start": "step",
+        "renoise": _RENOISE,
+        "weighting": "clamp",
+        "weight_clamp": 10.0,
+        "consistency": _CONSISTENCY,
+        "save_every": 500,
+        "log_every": 10,
+    },
+    "train_rtdmd": PUBLISHED
+    | {
+        "recipe": "published",
+        "epochs": 1000,
+        "prompts_per_epoch": 64,
+        "prompt_order": "uniform",
+        "group_size": 24,
+        "fake_batch_size": 1536,
+        "renoise": _RENOISE,
+        "consistency": _CONSISTENCY,
+        "rewards": [_CLIPSCORE, _HPSV2, _PICKSCORE],
+        "save_every": 50,
+        "log_every": 1,
+    },
+    "evaluate": {
+        "images_per_tag": 200,
+        "batch_size": 16,
+        "models": ["teacher", "teacher_few_step", "train_acdmd", "train_rtdmd"],
+        "rewards": [_CLIPSCORE, _AESTHETIC, _PICKSCORE, _HPSV2, _IMAGEREWARD],
+        "features_model": None,
+        "reference": "none",
+        "reference_images": 2,
+    },
+    "report": {"grid_prompts": 12},
+    "publish": {"prompt": "a photo of an astronaut riding a horse on the moon"},
+}
+_ON_THE_FLY = {"cache_teacher": {"mode": "on_the_fly", "unpadded": False}}
+
+REAL: dict[str, dict[str, Any]] = {
+    "sd3m": {
+        "model": {
+            "family": "sd3",
+            "teacher": "stabilityai/stable-diffusion-3-medium-diffusers",
+            "resolution": 1024,
+            "guidance": 7.0,
+            "teacher_steps": 50,
+            "max_sequence_length": 128,
+        },
+        "train_rtdmd": {
+            "prompts_per_epoch": 32,
+            "group_size": 16,
+            "fake_batch_size": 512,
+            "micro_batch": 2,
+            "lr_fake": 3e-5,
+        },
+        "report": {"title": "RTDMD on SD3-M"},
+    },
+    "sd35m": {
+        "model": {
+            "family": "sd3",
+            "teacher": "stabilityai/stable-diffusion-3.5-medium",
+            "guidance": 4.5,
+            "teacher_steps": 40,
+            "max_sequence_length": 128,
+        },
+        "train_rtdmd": {"prompts_per_epoch": 48, "fake_batch_size": 1152, "micro_batch": 9, "lr_fake": 3e-5},
+        "report": {"title": "RTDMD on SD3.5-M"},
+    },
+    "flux1-dev": _ON_THE_FLY
+    | {
+        "model": {
+            "family": "flux1",
+            "teacher": "black-forest-labs/FLUX.1-dev",
+            "guidance": 3.5,
+            "teacher_steps": 50,
+            "max_sequence_length": 512,
+        },
+        "train_rtdmd": {"micro_batch": 3, "lr_fake": 1e-6, "consistency": {"weight": 0.0}},
+        "report": {"title": "RTDMD on FLUX.1 [dev]"},
+    },
+    "flux2-klein-4b": _ON_THE_FLY
+    | {
+        "model": {
+            "family": "flux2",
+            "teacher": "black-forest-labs/FLUX.2-klein-base-4B",
+            "guidance": 4.0,
+            "teacher_steps": 50,
+            "max_sequence_length": 512,
+        },
+        "train_acdmd": {"lr_generator": 1e-6, "lr_fake": 1e-6},
+        "train_rtdmd": {"micro_batch": 6, "lr_fake": 1e-6},
+        "report": {"title": "RTDMD on FLUX.2 [klein] 4B"},
+    },
+    "flux2-klein-9b": _ON_THE_FLY
+    | {
+        "model": {
+            "family": "flux2",
+            "teacher": "black-forest-labs/FLUX.2-klein-base-9B",
+            "guidance": 4.0,
+            "teacher_steps": 50,
+            "max_sequence_length": 512,
+        },
+        "train_acdmd": {"lr_generator": 1e-6, "lr_fake": 1e-6},
+        "train_rtdmd": {"micro_batch": 3, "lr_fake": 1e-6, "consistency": {"weight": 0.0}},
+        "report": {"title": "RTDMD on FLUX.2 [klein] 9B"},
+    },
+}
+"""Name -> what differs from COMMON."""
+
+_FILL_IN = (
+    "To fill in before a run: every revision of forty zeros (the first stage that needs one prints the command that"
+    " finds it), and the files that are named: data/prompts/pickscore_train.txt is dataset/pickscore/train.txt of the"
+    " public code, data/prompts/drawbench.txt has DrawBench's prompts, one a line; models/aesthetic holds"
+    " sac+logos+ava1-l14-linearMSE.pth of christophschuhmann/improved-aesthetic-predictor."
+)
+_DEPARTS = (
+    "Departs from the public code: that reinforces on GenEval's training prompts, with geneval as a fourth reward; here"
+    " both stages read PickScore's prompts. Its fake score has no weight decay in stage two; here both roles share one."
+)
+_ONE_BASE = (
+    "Departs further: its generator starts from the step-distilled {}. Here every role stands on the base model: one"
+    " copy of the weights ({} GiB in bfloat16) instead of two, and a student that learns the few steps in stage one."
+)
+_SIZES = (
+    "Published sizes are totals over GPUs: stage one 9 prompts x 8, 15000 updates; stage two {}, about 1000 epochs. One"
+    " process here takes the whole batch: lower batch_size, prompts_per_epoch or micro_batch where memory is short."
+)
+_ON_THE_FLY_NOTE = "Text is encoded while training ({} resident): a cache of 25 632 prompts would take {} GiB."
+_UNKNOWN = "To expect: no figures are published, only a checkpoint ({})."
+_SCORES = "CLIPScore {} / Aesthetic {} / PickScore {} / HPSv2 {} / ImageReward {}"
+
+NOTES: dict[str, list[str]] = {
+    "sd3m": [
+        _SIZES.format("32 prompts x 16 images (2 x 16 batches x 16 GPUs)"),
+        "To expect on DrawBench in 4 steps (paper, table 1): "
+        + _SCORES.format("0.3161", "5.9642", "22.8593", "0.3211", "1.3024")
+        + "; the teacher in 100 passes: "
+        + _SCORES.format("0.2936", "5.5711", "22.3236", "0.2810", "1.0759"),
+        _DEPARTS,
+        _FILL_IN,
+    ],
+    "sd35m": [
+        _SIZES.format("48 prompts x 24 images (9 x 16 batches x 8 GPUs)"),
+        "To expect on DrawBench in 4 steps (paper, ablations): CLIPScore 0.2843 / PickScore 23.57 / HPSv2 0.3456; after"
+        " stage one alone 0.2822 / 22.51 / 0.2942. With GenEval as the only reward: overall 0.94 (teacher 0.63).",
+        _DEPARTS,
+        _FILL_IN,
+    ],
+    "flux1-dev": [
+        _SIZES.format("64 prompts x 24 images (3 x 16 batches x 32 GPUs)"),
+        _UNKNOWN.format("Harahan/FLUX1-12B-RTDMD"),
+        _ON_THE_FLY_NOTE.format("T5", "100"),
+        _DEPARTS,
+        _FILL_IN,
+    ],
+    "flux2-klein-4b": [
+        _SIZES.format("64 prompts x 24 images (6 x 16 batches x 16 GPUs)"),
+        "To expect in 4 steps (paper, table 2): "
+        + _SCORES.format("0.3219", "5.7746", "23.9642", "0.3516", "1.3712")
+        + " / HPSv3 15.5772 / GenEval 0.9046 / GenEval2 0.2755 / OCR 0.6858; the teacher in 50: "
+        + _SCORES.format("0.2834", "5.3333", "22.3938", "0.2771", "0.8538")
+        + " / HPSv3 11.7025 / GenEval 0.7631 / GenEval2 0.2207 / OCR 0.6133",
+        _ON_THE_FLY_NOTE.format("Qwen3", "188"),
+        _DEPARTS,
+        _ONE_BASE.format("FLUX.2-klein-4B", "7.2"),
+        _FILL_IN,
+    ],
+    "flux2-klein-9b": [
+        _SIZES.format("64 prompts x 24 images (3 x 16 batches x 32 GPUs)"),
+        _UNKNOWN.format("Harahan/FLUX2-9B-RTDMD"),
+        _ON_THE_FLY_NOTE.format("Qwen3", "300"),
+        _DEPARTS,
+        _ONE_BASE.format("FLUX.2-klein-9B", "16.9"),
+        _FILL_IN,
+    ],
+}
+"""Name -> paragraphs above the printed file."""

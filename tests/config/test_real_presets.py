@@ -1,0 +1,85 @@
+"""The five real presets: complete, free of the world's values, published settings, and unfilled pins that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from rtdmd import cli
+from rtdmd.config import NOTES, PRESETS, parse_params, preset
+from rtdmd.config.pins import UNPINNED, require_pin
+from rtdmd.config.real import REAL
+from rtdmd.config.render import params_text
+from rtdmd.config.train_rtdmd import PUBLISHED
+from rtdmd.errors import UserError
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from leaves(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from leaves(inner)
+    else:
+        yield value
+
+
+def test_the_command_offers_every_preset() -> None:
+    assert tuple(PRESETS) == cli.PRESETS and REAL.keys() == NOTES.keys()
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_printed_presets_are_read_back_and_carry_their_notes(name: str) -> None:
+    text = params_text(preset(name), f"rtdmd params {name}", NOTES[name])
+    assert parse_params(text) == preset(name)
+    head = " ".join(line.removeprefix("#").strip() for line in text.split("\n\nrun:")[0].splitlines())
+    assert all(note in head for note in NOTES[name])
+    assert "To expect" in head and "Departs from the public code" in head and "To fill in" in head
+    assert max(len(line) for line in text.split("\n\nrun:")[0].splitlines()) <= 120
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_nothing_of_the_world_is_left_in_a_real_preset(name: str) -> None:
+    values = [value for value in leaves(PRESETS[name]) if isinstance(value, str)]
+    assert not [value for value in values if "world" in value]
+    params = preset(name)
+    assert params.run.device == "cuda" and params.model.dtype == "bfloat16" and params.adapter.targets == "attention"
+
+
+@pytest.mark.parametrize(
+    ("name", "resolution", "guidance", "length", "images", "rates"),
+    [
+        ("sd3m", 1024, 7.0, 128, 32 * 16, (3e-5, 3e-5, 3e-5)),
+        ("sd35m", 512, 4.5, 128, 48 * 24, (3e-5, 3e-5, 3e-5)),
+        ("flux1-dev", 512, 3.5, 512, 64 * 24, (3e-5, 3e-5, 1e-6)),
+        ("flux2-klein-4b", 512, 4.0, 512, 64 * 24, (1e-6, 1e-6, 1e-6)),
+        ("flux2-klein-9b", 512, 4.0, 512, 64 * 24, (1e-6, 1e-6, 1e-6)),
+    ],
+)
+def test_figures_of_the_public_code(
+    name: str, resolution: int, guidance: float, length: int, images: int, rates: tuple[float, float, float]
+) -> None:
+    """Harahan/RTDMD, configs/cold_start and configs/rtdmd."""
+    params = preset(name)
+    model, one, two = params.model, params.train_acdmd, params.train_rtdmd
+    assert (model.resolution, model.guidance, model.max_sequence_length) == (resolution, guidance, length)
+    assert (params.adapter.rank, params.adapter.alpha, model.num_steps, model.eta) == (32, 64, 4, 0.9)
+    assert (one.iterations, one.batch_size, one.generator_every, one.ema_decay) == (15000, 9 * 8, 10, 0.99)
+    assert (one.lr_generator, one.lr_fake, two.lr_fake) == rates
+    assert two.recipe == "published" and two.prompts_per_epoch * two.group_size == two.fake_batch_size == images
+    assert two.model_dump(mode="json").items() >= PUBLISHED.items()
+    consistent = {"flux1-dev": 0.0, "flux2-klein-9b": 0.0}.get(name, 0.01)
+    assert (one.consistency.weight, two.consistency.weight) == (0.01, consistent)
+    assert {reward.name for reward in two.rewards} == {"clipscore", "hpsv2", "pickscore"}
+
+
+def test_an_unfilled_pin_is_refused_with_the_command_that_finds_it() -> None:
+    assert preset("sd35m").model.revision == UNPINNED
+    with pytest.raises(UserError, match=r"^model\.revision: still the placeholder; .*model_info\('a/b'\)\.sha"):
+        require_pin("model.revision", "a/b", UNPINNED)
+    with pytest.raises(UserError, match=r"dataset_info\('a/b'\)"):
+        require_pin("prepare_prompts: revision", "a/b", UNPINNED, kind="dataset")
+    require_pin("model.revision", "a/b", "1" * 40)
