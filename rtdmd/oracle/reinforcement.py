@@ -44,7 +44,7 @@ LAW = ring(prompts=2, components=1, radius=1.0, variance=1.0)
 REWARD = "clipscore"  # in whose place the oracle's linear reward stands: a differentiable reward that params know
 
 CORRECTED: dict[str, Any] = {
-    "epochs": 300,
+    "epochs": 250,
     "prompts_per_epoch": 64,
     "group_size": 8,
     "micro_batch": 512,
@@ -68,7 +68,7 @@ CORRECTED: dict[str, Any] = {
     "lr_generator": 3e-3,
     "lr_fake": 1e-2,
     "weight_decay": 0.0,
-    "ema_decay": 0.97,
+    "ema_decay": 0.98,
     "ema_every": 1,
     "rewards": [{"name": REWARD, "model": "the oracle", "weight": 1.0}],
 }
@@ -233,11 +233,11 @@ def train_stage_two(law: Mixture, changes: dict[str, Any], setting: Setting, wid
 
 
 def outcome(setting: Setting, law: Mixture = LAW, width: int = 32, **changes: Any) -> Outcome:
-    """Train stage two with `changes` and compare it with its fixed point, on 20 000 samples."""
+    """Train stage two with `changes` and compare it with its fixed point, on 100 000 samples."""
     law, start = law.to(setting.device), time.perf_counter()
     roles = train_stage_two(law, changes, setting, width)
     seconds, target = time.perf_counter() - start, fixed_point(law.to("cpu"), changes)
-    samples = sample_generator(roles, law, 20_000, seed=1).double().cpu()
+    samples = sample_generator(roles, law, 100_000, seed=1).double().cpu()
     prompt = torch.arange(len(samples)) % law.prompts
     parts = [samples[prompt == p] for p in range(law.prompts)]
     teacher, aim = linear_reward(law.to("cpu").mean()).mean(), linear_reward(target.mean()).mean()
