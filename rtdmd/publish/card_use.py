@@ -68,7 +68,7 @@ def _draw(found: Published) -> list[str]:
         f'    "max_sequence_length": {model.max_sequence_length},',
         "}",
         "torch.manual_seed(0)",
-        f"image = pipe({json.dumps(found.prompt, ensure_ascii=False)}, **settings).images[0]",
+        f"image = pipe(prompt={json.dumps(found.prompt, ensure_ascii=False)}, **settings).images[0]",
         'image.save("sample.png")',
     ]
 
@@ -83,7 +83,7 @@ def cps_snippet(found: Published) -> str:
             'pipe.scheduler = CPSScheduler.from_pretrained(folder, subfolder="scheduler")',
             f"pipe.scheduler.eta = {found.model.eta:g}",
             "torch.manual_seed(0)",
-            f"image = pipe({json.dumps(found.prompt, ensure_ascii=False)}, **settings).images[0]",
+            f"image = pipe(prompt={json.dumps(found.prompt, ensure_ascii=False)}, **settings).images[0]",
             'image.save("sample_cps.png")',
         ]
     )

@@ -66,6 +66,7 @@ class Made:
     base: BaseModel
     adapter: Adapter | None  # composed
     sigmas: list[float]
+    scheduler: Mapping[str, Any] | None  # the base's own configuration, where its pipeline runs the levels with it
     fixed: Fixed
     latents: dict[str, dict[str, Tensor]]  # form -> noise level -> the student's latents
 
@@ -86,7 +87,7 @@ def make_weights(source: Source, place: Place) -> Made:
     backbone = load_backbone(source.model, text=True, device=source.device, root=source.root)
     state = dict(backbone.transformer.state_dict())  # before any adapter wraps the layers
     cond = backbone.encode([source.prompt, ""])
-    sigmas, shape = backbone.sigmas(source.model.num_steps), backbone.latent_shape()
+    sigmas = backbone.sigmas(source.model.num_steps)
     velocity = source.student(backbone)
     _draw_example(source, backbone, velocity, cond, sigmas, place(WIDGET))
     if source.model.dtype != "float32":  # compared in float32, and merged in float32
@@ -96,7 +97,7 @@ def make_weights(source: Source, place: Place) -> Made:
     adapter = compose(list(source.adapters.values())) if source.adapters else None
     if "lora" in source.forms and adapter is not None:
         write_lora(adapter, place(PUBLISHED), source.metadata, base.pipeline)
-    fixed = fixed_inputs(shape, cond, sigmas)
+    fixed = fixed_inputs(backbone, source.model.family, cond, sigmas)
     latents = {"lora": student_latents(velocity, fixed, source.model.eta)}
     if "merged" in source.forms:
         weights = _whole(source, adapter, state)
@@ -105,7 +106,7 @@ def make_weights(source: Source, place: Place) -> Made:
         latents["merged"] = latents["lora"]
         if source.model.dtype != "float32":
             latents["merged"] = _rounded_student(source, weights, fixed)
-    return Made(base, adapter, sigmas.tolist(), fixed, latents)
+    return Made(base, adapter, sigmas.tolist(), backbone.own_scheduler(), fixed, latents)
 
 
 def _exact(model: ModelParams) -> ModelParams:
@@ -151,7 +152,9 @@ def finish(source: Source, made: Made, place: Place, told: Mapping[str, Any]) ->
     told: the card's settings, settings_sha256, metrics, datasets and sources. Every other file of the folder is there.
     """
     stochastic = source.model.eta >= RENOISE_FROM
-    write_json(place(SCHEDULER), scheduler_config(made.sigmas, stochastic))
+    own = made.scheduler
+    config = {**own, "stochastic_sampling": stochastic} if own else scheduler_config(made.sigmas, stochastic)
+    write_json(place(SCHEDULER), config)
     found = Published(
         model=source.model,
         base=made.base,

@@ -116,7 +116,6 @@ class Bench:
         )
         self.pipe.set_progress_bar_config(disable=True)
         self.pipe.to(request["device"])
-        self.levels = [key for key in tensors if key.startswith("expected.")]
 
     def scheduler(self, eta: float) -> Any:
         """The folder's scheduler, as the card sets it, at a noise level."""
@@ -136,7 +135,14 @@ class Bench:
         self.pipe.scheduler = self.scheduler(eta)
         inputs = {name: self.tensors[key].to(self.pipe.device) for name, key in self.request["inputs"].items()}
         self.torch.manual_seed(self.request["seed"])
-        return self.pipe(**inputs, **self.request["settings"], output_type="latent").images.cpu()
+        last: Tensors = {}
+
+        def keep(_pipe: Any, _step: int, _timestep: Any, tensors: Tensors) -> Tensors:
+            last.update(tensors)
+            return {}
+
+        self.pipe(**inputs, **self.request["settings"], output_type="latent", callback_on_step_end=keep)
+        return last["latents"].cpu()
 
     def outputs(self) -> Tensors:
         """Every chain that there is an expectation of."""
@@ -164,7 +170,12 @@ def forms(bench: Bench, recorder: Recorder) -> dict[str, Any]:
     def compared(form: str, keys: tuple[int, int]) -> dict[str, Any]:
         outputs = bench.outputs()
         student = expected(bench.tensors, form, request["etas"])
-        return {"keys": list(keys), "from_student": distance(outputs, student), "from_base": distance(outputs, base)}
+        return {
+            "keys": list(keys),
+            "from_student": distance(outputs, student),
+            "from_base": distance(outputs, base),
+            "scale": {eta: float(value.float().pow(2).mean().sqrt()) for eta, value in student.items()},
+        }
 
     transformer = bench.pipe.transformer
     if "lora" in request["forms"]:

@@ -1,70 +1,144 @@
 """The model card: what the Hub reads from it, and what a person needs."""
 
 import ast
+from pathlib import Path
 
 import pytest
 import yaml
 
 from rtdmd.config import preset
-from rtdmd.publish.card import Published, licence_of, model_card, snippet
+from rtdmd.publish.card import model_card
+from rtdmd.publish.card_data import Published, eval_results, licence_of
+from rtdmd.publish.card_use import cps_snippet, load_snippet
+from rtdmd.publish.export import BaseModel
+from rtdmd.publish.gate import blocks_of
 
 METRICS = {
     name: {
         "images": 900,
         "network_evaluations": cost,
         "strict": {"mean": mean, "ci95": 0.02, "ci95_prompts": 0.03},
-        "per_tag": {"strict": {"counting": {"mean": mean, "ci95": 0.04, "ci95_prompts": None}}},
+        "pickscore": {"mean": mean / 2, "ci95": None, "ci95_prompts": None},
+        "frechet": 0.031,
+        "diversity": None,
+        "per_tag": {
+            "strict": {"counting": {"mean": mean, "ci95": 0.04, "ci95_prompts": None}},
+            "pickscore": {"counting": {"mean": mean / 2, "ci95": None, "ci95_prompts": None}},
+        },
     }
     for name, cost, mean in (("teacher", 56, 0.94), ("train_acdmd", 4, 0.79), ("train_rtdmd", 4, 0.9))
 }
+BASE = BaseModel(
+    Path("teacher"), "StableDiffusion3Pipeline", "SD3Transformer2DModel", ("text_encoder_3",), ("text_encoder_3",)
+)
+HUB = {"model": {"teacher": "stabilityai/stable-diffusion-3.5-medium", "revision": "a" * 40, "resolution": 512}}
 
 
-def _found(changes=None) -> Published:
+def _found(changes=None, **other) -> Published:
     params = preset("world", changes)
-    record = {"git_commit": "c" * 40, "settings": params.model_dump(mode="json"), "settings_sha256": "d" * 64}
-    return Published(params.model, [1.0, 0.9, 0.75, 0.5, 0.0], True, ["text_encoder_3"], 64, METRICS, record)
+    told = {
+        "forms": ("lora", "merged"),
+        "rank": 64,
+        "settings": params.model_dump(mode="json"),
+        "metrics": METRICS,
+        "settings_sha256": "d" * 64,
+    } | other
+    return Published(
+        model=params.model,
+        base=BASE,
+        sigmas=[1.0, 0.9, 0.75, 0.5, 0.0],
+        stochastic=True,
+        prompt='two "red" circles',
+        folder="results/publish",
+        **told,
+    )
 
 
 def _metadata(card: str) -> dict:
     return yaml.safe_load(card.split("---")[1])
 
 
-def test_metadata_of_the_embedded_world():
-    metadata = _metadata(model_card(_found()))
+def test_metadata_of_the_embedded_world() -> None:
+    metadata = _metadata(model_card(_found(datasets=["owner/prompts"])))
     assert metadata["license"] == "apache-2.0"
     assert metadata["library_name"] == "diffusers"
     assert metadata["pipeline_tag"] == "text-to-image"
+    assert metadata["datasets"] == ["owner/prompts"]
+    assert {"lora", "few-step", "sd3"} < set(metadata["tags"])
+    assert metadata["widget"] == [{"text": 'two "red" circles', "output": {"url": "widget.png"}}]
     assert "base_model" not in metadata  # a folder is no repository of the Hub
-    (result,) = metadata["model-index"][0]["results"]
-    assert result["metrics"] == [{"type": "strict", "value": 0.9, "name": "Strict (900 images)"}]
 
 
-def test_an_adapter_of_a_hub_model_inherits_its_licence():
-    hub = {"model": {"teacher": "stabilityai/stable-diffusion-3.5-medium", "revision": "a" * 40, "resolution": 512}}
-    found = _found(hub)
-    metadata = _metadata(model_card(found))
+def test_figures_with_intervals_training_rewards_apart() -> None:
+    """strict is what the training reward world_verifier is made of; pickscore and Fréchet distance were not trained."""
+    trained, held_out = _metadata(model_card(_found()))["model-index"][0]["results"]
+    assert trained["dataset"]["name"] == "Held-out prompts, training rewards"
+    (strict,) = trained["metrics"]
+    assert strict == {
+        "type": "strict",
+        "value": 0.9,
+        "name": "Strict ± 0.020 (95 %), 900 images",
+        "args": {"ci95": 0.02, "images": 900},
+    }
+    assert held_out["dataset"]["config"] == "held-out-rewards"
+    assert [(one["type"], one["value"]) for one in held_out["metrics"]] == [("pickscore", 0.45), ("frechet", 0.031)]
+    card = model_card(_found())
+    first, second = card.index("Training rewards (clipscore"), card.index("Held-out: never a training reward")
+    assert first < card.index("| Stage two (RTDMD) | 4 | 0.900 ± 0.020 |") < second
+    assert second < card.index("| Stage two (RTDMD) | 4 | 0.450 | 0.031 |")
+
+
+def test_what_is_made_of_a_hub_model_inherits_its_licence() -> None:
+    adapter, merged = _found(HUB), _found(HUB, forms=("merged",), rank=None)
+    metadata = _metadata(model_card(adapter))
     assert metadata["base_model"] == "stabilityai/stable-diffusion-3.5-medium"
     assert metadata["base_model_relation"] == "adapter"
+    assert _metadata(model_card(merged))["base_model_relation"] == "finetune"
+    assert "lora" not in _metadata(model_card(merged))["tags"]
     assert (metadata["license"], metadata["license_name"]) == ("other", "stabilityai-ai-community")
-    assert f'revision="{"a" * 40}"' in snippet(found)
+    assert metadata["license_link"].endswith("stabilityai/stable-diffusion-3.5-medium")
+    assert f'revision="{"a" * 40}"' in load_snippet(adapter, merged=False)
     assert licence_of(preset("world", {"model": {"teacher": "elsewhere/x/y"}}).model)[0] == "other"
 
 
-def test_the_text_names_levels_scores_and_origin():
+def test_the_text_names_levels_samplers_recipe_limits_and_origin() -> None:
     card = model_card(_found())
     for text in (
         "σ = 1, 0.9, 0.75, 0.5, 0",
-        "| Stage two (RTDMD) | 4 | 0.900 ± 0.020 |",
-        "rewards: clipscore, world_verifier",
-        "c" * 40,
-        "d" * 64,
+        "| `CPSScheduler`, below (`pipe.scheduler.eta = 0.9`) | 0.9, as trained | 0.900 ± 0.020 |",
+        "| the folder's own, as above | 1 | not scored |",
+        "| the same with `stochastic_sampling=False` | 0 | not scored |",
         f"{preset('world').train_acdmd.iterations} iterations of 48",
+        "clipscore x 0.1, world_verifier x 1",
+        "## Limits",
+        "d" * 64,
     ):
         assert text in card
 
 
+def test_at_eta_one_diffusers_own_scheduler_is_the_trained_one() -> None:
+    card = model_card(_found({"model": {"eta": 1.0}}))
+    assert "| the folder's own, as above | 1, as trained | 0.900 ± 0.020 |" in card
+    assert "CPSScheduler" not in card
+
+
+def test_an_import_has_sources_and_no_figures() -> None:
+    found = _found(metrics={}, settings={}, sources={"generator_ema.pt": "e" * 64})
+    assert eval_results(found) == []
+    card = model_card(found)
+    assert "model-index" not in _metadata(card)
+    assert f"| generator_ema.pt | `{'e' * 64}` |" in card
+    assert "Not evaluated here." in card
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_snippet_is_python(dtype):
-    code = snippet(_found({"model": {"dtype": dtype}}))
-    ast.parse(code)
-    assert f"dtype=torch.{dtype}, text_encoder_3=None)" in code
+def test_every_snippet_is_python_and_on_the_card(dtype: str) -> None:
+    found = _found({"model": {"dtype": dtype}})
+    blocks = blocks_of(model_card(found))
+    assert blocks == [load_snippet(found, merged=False), cps_snippet(found), load_snippet(found, merged=True)]
+    for code in blocks:
+        ast.parse(code)
+    assert f"dtype=torch.{dtype}, text_encoder_3=None)" in blocks[0]
+    assert r'pipe(prompt="two \"red\" circles", **settings)' in blocks[0]
+    assert 'subfolder="transformer"' in blocks[2]
+    assert blocks_of(model_card(_found(forms=("merged",), rank=None)))[0].count("load_lora_adapter") == 0

@@ -13,11 +13,10 @@ from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.config import Params
 from rtdmd.errors import UserError
 from rtdmd.files import load_tensors, write_json
-from rtdmd.publish.compose import compose, read_adapter
+from rtdmd.publish.compose import Adapter, compose, read_adapter
 from rtdmd.publish.export import write_lora
 from rtdmd.publish.scheduler import scheduler_config
 from rtdmd.sampling import rollout
-from rtdmd.stages.publish import check_supported
 from rtdmd.train.roles import load_student
 from tests.workspace import STAGES, make_workspace
 
@@ -108,10 +107,11 @@ def test_every_tensor_is_consumed_and_the_file_is_the_same_every_time(
     assert (tmp_path / PUBLISHED).read_bytes() == (folder / PUBLISHED).read_bytes()
 
 
-def test_what_publish_cannot_do_is_refused_by_name() -> None:
-    from rtdmd.config import preset
-
-    with pytest.raises(UserError, match=r"publish\.dry_run: false"):
-        check_supported(preset("world", {"publish": {"dry_run": False, "repo_id": "a/b"}}))
-    with pytest.raises(UserError, match=r"adapter\.mode: full"):
-        check_supported(preset("world", {"adapter": {"mode": "full"}}))
+def test_the_header_takes_what_is_told_and_another_pipeline_writes_too(folder: Path, tmp_path: Path) -> None:
+    adapter = Adapter({"m.lora_A.weight": torch.ones(2, 3), "m.lora_B.weight": torch.ones(4, 2)}, 2, 4.0)
+    write_lora(adapter, tmp_path / PUBLISHED, {"told": "x"}, pipeline="FluxPipeline")
+    tensors, header = load_tensors(tmp_path / PUBLISHED)
+    assert set(tensors) == {"transformer.m.lora_A.weight", "transformer.m.lora_B.weight"}
+    assert header["told"] == "x"
+    with pytest.raises(UserError, match=r"diffusers' AutoencoderKL writes no LoRA files"):
+        write_lora(adapter, tmp_path / PUBLISHED, pipeline="AutoencoderKL")

@@ -140,10 +140,14 @@ def test_the_page_needs_nothing_else(root: Path) -> None:
 def test_the_cards_snippet_runs_as_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
     card = (root / "results/publish/README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
-    exec(compile(code, "README.md", "exec"), {})
-    assert Image.open(root / "sample.png").size == (36, 36)
-    (root / "sample.png").unlink()
+    blocks = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    assert len(blocks) == 3
+    names: dict[str, object] = {}
+    for code in blocks:
+        exec(compile(code, "README.md", "exec"), names)
+    for name in ("sample.png", "sample_cps.png"):
+        assert Image.open(root / name).size == (36, 36)
+        (root / name).unlink()
 
 
 def test_provenance_names_settings_inputs_and_weights(root: Path) -> None:
