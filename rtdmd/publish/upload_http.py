@@ -33,7 +33,13 @@ from rtdmd.errors import RtdmdError, UserError
 T = TypeVar("T")
 PASSING_STATUS = frozenset({408, 409, 412, 429, 500, 502, 503, 504})
 """409: another commit is under way; 412: the branch has moved since we looked. Both are looked at again."""
-NETWORK = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)
+NETWORK = (
+    httpx2.TimeoutException,
+    httpx2.NetworkError,
+    httpx2.RemoteProtocolError,
+    ConnectionError,  # hf_xet raises Python's own
+    TimeoutError,
+)
 TIMEOUT = httpx2.Timeout(30.0, read=300.0, write=300.0)  # seconds; the client's own default is to wait for ever
 LONGEST_ASKED = 600.0  # s; two of the Hub's own windows of five minutes
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, to a token that may write to the repository"

@@ -15,7 +15,8 @@ from rtdmd.publish.trace_table import table
 from rtdmd.publish.upload import Uploader
 from rtdmd.publish.upload_http import Patience
 from rtdmd.publish.upload_plan import make_publication
-from tests.publish.hub_server import Fault, HubServer
+from tests.publish.hub_server import HubServer
+from tests.publish.hub_store import Fault
 from tests.publish.publication import REPO, TOKEN, copy_repository, usual_client, weights
 
 VERSIONS = {"python": "3.11.0"}
@@ -107,6 +108,7 @@ def test_versions_count_last(root: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert "package versions\n  ≠ python" in table(trace_path(folder), found)
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own
 def test_a_repository_on_the_hub(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usual_client(monkeypatch)
     patience = Patience(sleep=lambda _: None)

@@ -10,7 +10,8 @@ from rtdmd.errors import UserError
 from rtdmd.publish.upload import Uploader
 from rtdmd.publish.upload_http import Patience
 from rtdmd.publish.upload_plan import Publication, make_publication
-from tests.publish.hub_server import Blob, HubServer
+from tests.publish.hub_server import HubServer
+from tests.publish.hub_store import Blob
 from tests.publish.publication import REPO, TOKEN, commit, copy_repository, publish_again, usual_client, write
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own

@@ -18,7 +18,8 @@ from rtdmd.publish.upload import Uploader
 from rtdmd.publish.upload_http import HIDDEN, Patience, redact
 from rtdmd.publish.upload_http import Fault as Found
 from rtdmd.publish.upload_plan import Publication, make_publication
-from tests.publish.hub_server import Fault, HubServer
+from tests.publish.hub_server import HubServer
+from tests.publish.hub_store import Fault
 from tests.publish.publication import REPO, TOKEN, copy_repository, usual_client, write
 from tests.publish.test_upload import WRITES, contents, published_files
 
