@@ -49,7 +49,11 @@ PUBLISHED = SUBSET | {
 }
 """The public code's choices; weights, rates and sizes are the oracle's, since its own are made for real images."""
 
-ANCHOR = {"policy": 0.4, "matching": 1.0, "backprop": 0.4}
+
+def _anchored(weight: float) -> dict[str, float]:
+    """The oracle's weights with a reference KL."""
+    return {**reinforcement.CORRECTED["weights"], "reference_kl": weight}
+
 
 VARIANTS: tuple[Variant, ...] = (
     Variant("AC-DMD", "one", seeds=(0, 1, 2)),
@@ -63,29 +67,26 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("matching as a reward", "two", {"matching_path": "reward"}),
     Variant("matching on the last step", "two", {"matching_path": "last_step"}),
     Variant("published choices together", "two", PUBLISHED),
-    Variant(
-        "last step, reference KL 0.1",
-        "two",
-        {"matching_path": "last_step", "weights": ANCHOR | {"reference_kl": 0.1}},
-        (0,),
-    ),
-    Variant(
-        "last step, reference KL 1",
-        "two",
-        {"matching_path": "last_step", "weights": ANCHOR | {"reference_kl": 1.0}},
-        (0,),
-    ),
-    Variant("as a reward, fake score from the chain", "two", {"matching_path": "reward", "fake_start": "chain"}),
+    Variant("last step, reference KL 0.1", "two", {"matching_path": "last_step", "weights": _anchored(0.1)}, (0,)),
+    Variant("last step, reference KL 1", "two", {"matching_path": "last_step", "weights": _anchored(1.0)}, (0,)),
+    Variant("as a reward, fake score from the chain", "two", {"matching_path": "reward", "fake_start": "chain"}, (0,)),
     Variant("as a reward, one fake update", "two", {"matching_path": "reward", "fake_updates_per_epoch": 1}, (0,)),
     Variant("as a reward, published weighting", "two", {"matching_path": "reward", "weighting": "clamp"}, (0,)),
-    Variant("as a reward, SubGRPO (M = 2)", "two", {"matching_path": "reward"} | SUBSET),
-    Variant("as a reward, SubGRPO, shared start", "two", {"matching_path": "reward", "share_initial": True} | SUBSET),
-    Variant("as a reward, SubGRPO, no factor", "two", {"matching_path": "reward", "subset_factor": False} | SUBSET),
+    Variant("as a reward, SubGRPO (M = 2)", "two", {"matching_path": "reward"} | SUBSET, (0,)),
+    Variant(
+        "as a reward, SubGRPO, shared start", "two", {"matching_path": "reward", "share_initial": True} | SUBSET, (0,)
+    ),
+    Variant(
+        "as a reward, SubGRPO, no factor", "two", {"matching_path": "reward", "subset_factor": False} | SUBSET, (0,)
+    ),
     Variant("as a reward, group mean", "two", {"matching_path": "reward", "baseline": "group_mean"}, (0,)),
     Variant(
         "as a reward, advantages over their std", "two", {"matching_path": "reward", "advantage_std": "batch"}, (0,)
     ),
     Variant("as a reward, matching normalised", "two", {"matching_path": "reward", "normalise_matching": True}, (0,)),
+    Variant(
+        "as a reward, every term at norm 1", "two", {"matching_path": "reward", "gradient_scaling": "unit_norm"}, (0,)
+    ),
 )
 
 
