@@ -75,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sample(commands)
     _add_compare(commands)
     _add_verify(commands)
+    _add_rewards(commands)
     _add_hub(commands)
     _add_import(commands)
     world = commands.add_parser("world", help="pre-train a part of the embedded world (`make world` runs them all)")
@@ -152,6 +153,14 @@ def _add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     verify = commands.add_parser("verify", help="check the equations against an oracle in closed form")
     add_arguments(verify)
     verify.set_defaults(action=_command)
+
+
+def _add_rewards(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from rtdmd.commands.rewards import add_arguments
+
+    rewards = commands.add_parser("rewards", help="try the scorers of params.yaml, record or serve them")
+    add_arguments(rewards)
+    rewards.set_defaults(action=_command)
 
 
 def _add_hub(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -10,7 +10,7 @@ from pydantic import model_validator
 
 from rtdmd.config.base import Real, Section, param
 
-RewardName = Literal["aesthetic", "clipscore", "hpsv2", "imagereward", "ocr", "pickscore", "world_verifier"]
+RewardName = Literal["aesthetic", "clipscore", "geneval", "hpsv2", "imagereward", "ocr", "pickscore", "world_verifier"]
 """The scorers that exist. A new one adds its name here once its module does."""
 
 NAMES: tuple[str, ...] = get_args(RewardName)
@@ -105,6 +105,12 @@ class RewardParams(Section):
         source="ours: 0.7",
         ge=0,
         le=1,
+        default=None,
+    )
+
+    socket: str | None = param(
+        "Unix socket of a process that runs this scorer (`rtdmd rewards serve`); null: this process",
+        source="ours",
         default=None,
     )
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 LOADERS = {
     "aesthetic": "rtdmd.rewards.aesthetic",
     "clipscore": "rtdmd.rewards.clipscore",
+    "geneval": "rtdmd.rewards.geneval",
     "hpsv2": "rtdmd.rewards.hpsv2",
     "imagereward": "rtdmd.rewards.imagereward",
     "ocr": "rtdmd.rewards.ocr",
@@ -41,8 +42,18 @@ NAMES = tuple(LOADERS)
 def load_reward(params: RewardParams, device: torch.device | str = "cpu", root: Path = Path(".")) -> Reward:
     """The scorer that a ``rewards:`` entry of params.yaml names, frozen, on ``device``; paths start from ``root``.
 
-    Raises UserError for an unknown name and for weights that are missing or of another kind.
+    With a ``socket`` it is another process that computes, on the device that it was started with. Raises UserError for
+    an unknown name, for weights that are missing or of another kind, and where nobody answers on the socket.
     """
+    if params.socket is not None:
+        from rtdmd.rewards.remote import RemoteReward
+
+        return RemoteReward(params, root)
+    return load_here(params, device, root)
+
+
+def load_here(params: RewardParams, device: torch.device | str = "cpu", root: Path = Path(".")) -> Reward:
+    """As `load_reward`, always in this process."""
     if params.name not in LOADERS:
         raise UserError(f"rewards: {params.name!r} is unknown; available: {', '.join(NAMES)}")
     found = on_this_machine(params, root)
