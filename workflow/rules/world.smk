@@ -108,7 +108,7 @@ rule pretrain_teacher:
         settings=WORLD["teacher"],
         seed=WORLD["seed"],
     message:
-        "world: the multi-step teacher (the long part: 30 to 60 minutes)"
+        "world: the multi-step teacher (the long part: about an hour)"
     shell:
         "(rtdmd world teacher) 2>&1 | tee {log} >&2"
 
