@@ -20,7 +20,7 @@ class TermWeights(Section):
     """Weights of the generator's loss terms."""
 
     policy: Real = param("clipped policy gradient over the stochastic steps", source="public code: 1", ge=0)
-    matching: Real = param("distribution matching on the last step", source="public code: 1e-3", ge=0)
+    matching: Real = param("distribution matching, where matching_path says", source="public code: 1e-3", ge=0)
     backprop: Real = param("reward back-propagation through the last step", source="public code: 1e-4", ge=0)
     reference_kl: Real = param("KL of the transitions to the stage-one student", source="public code: 0", ge=0)
 
@@ -74,9 +74,10 @@ class TrainRtdmdParams(Section):
         "log of the policy ratio is clipped to ± this, in the density's units", source="public code: 1e-5", gt=0
     )
     weights: TermWeights
-    matching_path: Literal["last_step", "whole_chain", "reward"] = param(
-        "where matching acts: the last step; all steps, recomputed; or the last, and as a reward on the trained steps",
-        source="public code: last_step; whole_chain and reward ours (docs/proved.md)",
+    matching_path: Literal["last_step", "random_step", "whole_chain", "reward"] = param(
+        "where matching acts: the last step; a random one, as in stage one; all steps, recomputed; or the last, and"
+        " as a reward on the trained steps",
+        source="public code: last_step; paper: all steps; whole_chain and reward ours (docs/proved.md)",
     )
     normalise_matching: Flag = param(
         "divide each image's matching direction by its mean distance to the teacher's projection",
@@ -95,6 +96,12 @@ class TrainRtdmdParams(Section):
     )
     fake_batch_size: Whole = param(
         "images of the roll-out per fake-score update", unit="images", source="ours; public code: all of them", ge=1
+    )
+    last_step_batch_size: Whole = param(
+        "images of the roll-out per update of the last step's terms",
+        unit="images",
+        source="ours; public code: all of them",
+        ge=1,
     )
     micro_batch: Whole = param(
         "images per forward pass; only memory and rounding depend on it", unit="images", source="ours", ge=1
@@ -147,10 +154,15 @@ class TrainRtdmdParams(Section):
 
     def _check_matching(self) -> None:
         """Matching on the reinforced steps needs its term, and as a reward a density that has a gradient."""
-        if self.matching_path != "last_step" and self.weights.matching == 0:
+        if self.matching_path in ("whole_chain", "reward") and self.weights.matching == 0:
             raise ValueError(f"matching_path: {self.matching_path} with weights.matching: 0; allowed: last_step")
         if self.matching_path == "reward" and self.density != "gaussian":
             raise ValueError(f"matching_path: reward with density: {self.density}; allowed: density: gaussian")
+        if self.matching_path == "reward" and self.last_step_batch_size < self.prompts_per_epoch * self.group_size:
+            raise ValueError(
+                f"last_step_batch_size: {self.last_step_batch_size} with matching_path: reward, which needs all;"
+                f" allowed: at least prompts_per_epoch x group_size = {self.prompts_per_epoch * self.group_size}"
+            )
 
     def _check_recipe(self) -> None:
         """A named recipe must mean its settings."""

@@ -22,7 +22,7 @@ from rtdmd.backbones.protocol import Backbone, Conditioning
 from rtdmd.config import Params
 from rtdmd.files import load_tensors, save_tensors
 from rtdmd.flow.policy import draw_step_subset
-from rtdmd.rewards import Reward, load_reward
+from rtdmd.rewards import Reward, check_rewards, load_reward
 from rtdmd.rng import integers, permutation
 from rtdmd.stage import Stage, open_stage
 from rtdmd.torch_setup import configure
@@ -62,6 +62,7 @@ def train(stage: Stage) -> None:
     fake = Learner.adamw(roles.trainable("fake"), p.lr_fake, p)
     prompts = TrainingPrompts.open(stage, device, p.prompt_order)
     rewards: dict[str, Reward] = {spec.name: load_reward(spec, device, stage.root) for spec in p.rewards}
+    check_rewards(rewards.values(), stage.root)
     sigmas = backbone.sigmas(params.model.num_steps).to(device)
     players = Players(params, roles, generator, fake, average, prompts.cache.null(), sigmas, backbone, rewards)
     learners = {"generator": generator, "fake": fake}
@@ -128,8 +129,9 @@ def epoch(players: Players, cond: Conditioning, records: list[dict[str, Any]], d
     # 5. Last step: distribution matching at s = 0, and back-propagation of the differentiable rewards.
     pathwise = [(spec.weight, players.rewards[spec.name]) for spec in p.rewards if spec.differentiable]
     guided = {"guidance": params.model.guidance, "null": players.null}
+    rows = permutation(len(rollout), draws.seed, draws.stream, draws.step, "last-rows")[: p.last_step_batch_size]
     matching, backprop, held, values = last_step_gradients(
-        roles, players.generator, rollout, pathwise, players.backbone, p, guided, eta, draws
+        roles, players.generator, rollout.take(rows), pathwise, players.backbone, p, guided, eta, draws.of(rows)
     )
     # 4. Policy gradient over the trained steps, with the optional reference KL and matching as a reward.
     policy, anchor, more = policy_gradient(roles, players.generator, rollout, advantages, trained, p, eta, held)

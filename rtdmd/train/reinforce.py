@@ -21,6 +21,7 @@ from rtdmd.flow.path import x0_from_velocity
 from rtdmd.flow.policy import clipped_policy_loss, gaussian_kl, group_advantages, subset_factor
 from rtdmd.flow.precision import require_finite
 from rtdmd.rewards import Reward
+from rtdmd.rng import integers
 from rtdmd.train.terms import Draws, Renoised, Velocities, matching_direction, renoised
 
 if TYPE_CHECKING:
@@ -78,23 +79,26 @@ def roll_out(
     draws: Draws,
 ) -> Rollout:
     """Run the whole chain for N images (method, stage two, steps 1 and 3): fresh noise at trained steps, the group's
-    shared noise at the others."""
+    shared noise at the others. While a group has shared all noise its images are equal, and one of them is run."""
     initial = draws.group_normal(groups, "initial") if p.share_initial else draws.normal("initial")
     states, means, stds = [initial], [], []
+    equal = p.share_initial
     for k, (sigma, tau) in enumerate(pairwise(sigmas)):
-        x, last = states[-1], k == len(sigmas) - 2
+        x, last, share = states[-1], k == len(sigmas) - 2, p.share_noise and k not in trained
+        copies = p.group_size if equal and share else 1  # trained steps run as the policy pass will, to the last bit
+        one, one_cond = x[::copies], cond.index(slice(None, None, copies))
         v = torch.cat(
             [
-                roles.velocity("generator", x[rows], sigma.expand(len(x[rows])), cond.index(rows))
-                for rows in micro_batches(len(x), p.micro_batch)
+                roles.velocity("generator", one[rows], sigma.expand(len(one[rows])), one_cond.index(rows))
+                for rows in micro_batches(len(one), p.micro_batch)
             ]
-        )
+        ).repeat_interleave(copies, 0)
         require_finite(f"the generator's velocity at step {k}", v)
         mean, std = cps_mean_std(x, v, sigma.expand(len(x)), tau.expand(len(x)), eta)
         if last:
             states.append(mean)
             break
-        share = p.share_noise and k not in trained
+        equal = equal and share
         noise = draws.group_normal(groups, f"transition-{k}") if share else draws.normal(f"transition-{k}")
         states.append(mean + std[:, None, None, None] * noise)
         means.append(mean)
@@ -235,17 +239,20 @@ def whole_chain(roles: Velocities, rollout: Rollout, rows: slice, eta: float) ->
     Each step's activations are dropped and computed again during the backward pass, so the memory is that of one step
     and K latents; the time is that of 2 K forward and K backward passes.
     """
-    cond, last = rollout.cond.index(rows), len(rollout.sigmas) - 2
-
-    def step(x: Tensor, k: int) -> Tensor:
-        sigma, tau = rollout.level(k, rows), rollout.level(k + 1, rows)
-        mean, _ = cps_mean_std(x, roles.velocity("generator", x, sigma, cond), sigma, tau, eta)
-        return mean if k == last else mean + (rollout.states[k + 1][rows] - rollout.means[k][rows])
-
     x = rollout.states[0][rows]
-    for k in range(last + 1):
-        x = checkpoint(step, x, k, use_reentrant=False, preserve_rng_state=False)  # no step draws a number
+    for k in range(len(rollout.sigmas) - 1):
+        # No step draws a number, so there is no state of a generator to keep.
+        x = checkpoint(one_step, roles, rollout, rows, k, x, eta, use_reentrant=False, preserve_rng_state=False)
     return x
+
+
+def one_step(roles: Velocities, rollout: Rollout, rows: slice, k: int, x: Tensor, eta: float) -> Tensor:
+    """x_{k+1} (B, C, H, W) from x at step k of ``rows``, the roll-out's noise fixed."""
+    sigma, tau = rollout.level(k, rows), rollout.level(k + 1, rows)
+    v = roles.velocity("generator", x, sigma, rollout.cond.index(rows))
+    if k == len(rollout.sigmas) - 2:
+        return x0_from_velocity(x, v, sigma)
+    return cps_mean_std(x, v, sigma, tau, eta)[0] + (rollout.states[k + 1][rows] - rollout.means[k][rows])
 
 
 def last_step_gradients(
@@ -259,26 +266,29 @@ def last_step_gradients(
     eta: float,
     draws: Draws,
 ) -> tuple[Gradients, Gradients, Held | None, dict[str, float]]:
-    """Gradients of distribution matching at s = 0 and of reward back-propagation, both through the deterministic last
-    step (method, stage two, step 5); matching through the whole chain, or with its reward for the stochastic steps,
-    as ``p.matching_path`` says. ``rewards``: (weight, differentiable reward)."""
+    """Gradients of reward back-propagation through the deterministic last step, and of distribution matching (method,
+    stage two, step 5), as ``p.matching_path`` says: at s = 0 through the last step or through the whole chain, or with
+    its reward for the stochastic steps; or, as in stage one, through one step k ~ U{1..K} of the roll-out, at its
+    lower level s. ``rewards``: (weight, differentiable reward)."""
     matching, backprop, directions = Gradients(learner), Gradients(learner), list[Tensor]()
     values = {"matching": 0.0, "backprop": 0.0, "gap": 0.0}
     if p.weights.matching == 0 and p.weights.backprop == 0:
         return matching, backprop, None, values
     count, last = len(rollout), len(rollout.sigmas) - 2
-    point = renoised(rollout.states[-1], torch.zeros(count, device=draws.device), p.renoise, draws)
+    stop = last
+    if p.matching_path == "random_step":
+        stop = integers(0, last + 1, draws.seed, draws.stream, draws.step, "matching-stop")
+    point = renoised(rollout.states[stop + 1], rollout.sigmas[stop + 1].expand(count), p.renoise, draws)
     for rows in micro_batches(count, p.micro_batch):
-        x, cond = rollout.states[last][rows], rollout.cond.index(rows)
-        level = rollout.level(last, rows)
-        x0 = x0_from_velocity(x, roles.velocity("generator", x, level, cond), level)
-        share = len(x) / count
+        cond, share = rollout.cond.index(rows), len(rollout.groups[rows]) / count
+        if p.weights.backprop > 0 or stop == last:
+            x0 = one_step(roles, rollout, rows, last, rollout.states[last][rows], eta)
         if p.weights.backprop > 0:
             images = backbone.decode(x0)
             prompts, metadata = describe(rollout.records[rows])
             scores = [weight * reward.score(images, prompts, metadata) for weight, reward in rewards]
             loss = torch.relu(p.backprop_margin - torch.stack(scores).sum(0)).mean() * share
-            backprop.add(loss, retain_graph=p.matching_path != "whole_chain")
+            backprop.add(loss, retain_graph=True)
             values["backprop"] += loss.item()
         if p.weights.matching > 0:
             here = Renoised(*(field[rows] for field in vars(point).values()))
@@ -287,7 +297,11 @@ def last_step_gradients(
                 v_teacher = roles.velocity("teacher", here.x_t, here.t, cond, **guided)
             part = draws.of(draws.samples[rows])
             direction = matching_direction(here, v_fake, v_teacher, eta, part, p.normalise_matching)
-            sample = whole_chain(roles, rollout, rows, eta) if p.matching_path == "whole_chain" else x0
+            if p.matching_path == "whole_chain":
+                sample = whole_chain(roles, rollout, rows, eta)
+            else:
+                x = rollout.states[stop][rows]
+                sample = x0 if stop == last else one_step(roles, rollout, rows, stop, x, eta)
             loss = dmd_loss(sample, direction).mean() * share
             matching.add(loss)
             directions.append(direction)

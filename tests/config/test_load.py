@@ -87,7 +87,7 @@ def test_misspelt_section_comes_before_the_missing_one() -> None:
             {"train_rtdmd": {"matching_path": "reward", "density": "published"}},
             "train_rtdmd.matching_path: reward with density: published; allowed: density: gaussian",
         ),
-        ({"train_rtdmd": {"matching_path": "chain"}}, "allowed: last_step, whole_chain, reward"),
+        ({"train_rtdmd": {"matching_path": "chain"}}, "allowed: last_step, random_step, whole_chain, reward"),
         (
             {"evaluate": {"rewards": [{"name": "clipscore"}]}},
             "evaluate.rewards[0].model: None for clipscore; allowed: a CLIPModel folder or Hub id",

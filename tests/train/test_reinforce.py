@@ -15,6 +15,7 @@ from rtdmd.config import RewardParams, TrainRtdmdParams, preset
 from rtdmd.flow.cps import cps_mean_std, gaussian_log_prob, published_log_prob
 from rtdmd.flow.path import x0_from_velocity
 from rtdmd.rewards import load_reward
+from rtdmd.rng import integers
 from rtdmd.train.engine import Learner
 from rtdmd.train.reinforce import (
     Gradients,
@@ -31,7 +32,7 @@ from rtdmd.train.reinforce import (
     whole_chain,
 )
 from rtdmd.train.roles import Roles
-from rtdmd.train.terms import Draws
+from rtdmd.train.terms import Draws, matching_loss, renoised
 from rtdmd.world.grammar import captions
 from tests.train.workshop import LEVELS, SHAPE, conditioning, disturb, roles_on, tiny_backbone
 
@@ -44,6 +45,7 @@ RECORDS = [captions()[80 * int(group)].metadata() for group in GROUP_OF]
 def settings(**changes: Any) -> TrainRtdmdParams:
     """Stage two's section: all three stochastic steps are candidates, two are trained, no shared start."""
     own = {"candidate_steps": [0, 1, 2], "trained_steps": 2, "share_initial": False, "micro_batch": 5}
+    own |= {"matching_path": "last_step", "prompts_per_epoch": GROUPS, "group_size": SIZE}
     return preset("smoke", {"train_rtdmd": own | changes}).train_rtdmd
 
 
@@ -117,6 +119,25 @@ def test_the_initial_latent_is_shared_where_asked_for(table: Table) -> None:
     # all shared up to step 2: the members of a group are still one image there
     assert within_groups(rollout.states[2].flatten(1)) < 1e-4
     assert within_groups(rollout.states[3].flatten(1)) > 1
+
+
+def test_images_that_are_still_equal_are_run_once(table: Table) -> None:
+    """Steps 0 and 1 of a group with one start: the same states as when each image is run."""
+    p = settings(share_initial=True, micro_batch=COUNT)
+    images: list[int] = []
+    whole = table.roles.velocity
+
+    def counted(role: str, x: Tensor, *rest: Any, **more: Any) -> Tensor:
+        images.append(len(x))
+        return whole(role, x, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table.roles, "velocity", counted)
+        once = table.roll_out(p, (2,))
+        alone = table.roll_out(p.model_copy(update={"group_size": 1}), (2,))
+    assert images == [GROUPS, GROUPS, COUNT, COUNT] + 4 * [COUNT]
+    for one, other in zip(once.states, alone.states, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 def test_shared_noise_depends_on_the_runs_seed_and_the_epoch(table: Table) -> None:
@@ -214,14 +235,17 @@ def test_without_any_advantage_the_other_terms_still_train(table: Table, tiny_cl
 
 
 def last_step(
-    table: Table, rollout: Rollout, p: TrainRtdmdParams, clip: Path
+    table: Table, rollout: Rollout, p: TrainRtdmdParams, clip: Path, own: Draws | None = None
 ) -> tuple[Gradients, Gradients, Held | None, dict[str, float]]:
     """Matching and back-propagation of clipscore, guidance 3."""
     reward = load_reward(RewardParams(name="clipscore", model=str(clip)))
-    guided = {"guidance": 3.0, "null": conditioning(1, "null")}
     return last_step_gradients(
-        table.roles, table.learner, rollout, [(1.0, reward)], table.backbone, p, guided, ETA, draws()
+        table.roles, table.learner, rollout, [(1.0, reward)], table.backbone, p, guided(), ETA, own or draws()
     )
+
+
+def guided() -> dict[str, Any]:
+    return {"guidance": 3.0, "null": conditioning(1, "null")}
 
 
 def test_the_micro_batch_changes_nothing_but_rounding(table: Table, tiny_clip: Path) -> None:
@@ -400,6 +424,43 @@ def test_matching_through_the_chain_has_its_own_gradient_and_the_same_loss(
     assert whole[3] == pytest.approx(last[3], rel=1e-4) and whole[2] is last[2] is None
     assert relative(flat(whole[1]), flat(last[1])) < 1e-5  # back-propagation of the reward stays on the last step
     assert relative(flat(whole[0]), flat(last[0])) > 0.1
+
+
+def test_matching_at_a_random_step_is_stage_ones_at_that_step(table: Table, tiny_clip: Path) -> None:
+    """Over epochs every step is met; each gradient is one plain pass of stage one's loss at the step's lower level."""
+    p = settings(matching_path="random_step", micro_batch=COUNT)
+    rollout, met = table.roll_out(p, (0, 2)), set()
+    for epoch in range(12):
+        own = draws(step=epoch)
+        matching, _, held, _ = last_step(table, rollout, p, tiny_clip, own)
+        k = integers(0, 4, own.seed, own.stream, epoch, "matching-stop")
+        met.add(k)
+        sigma, tau = LEVELS[k].expand(COUNT), LEVELS[k + 1].expand(COUNT)
+        v = table.roles.velocity("generator", rollout.states[k], sigma, table.cond)
+        x_s, _ = cps_mean_std(rollout.states[k], v, sigma, tau, ETA)
+        if k < 3:
+            x_s = x_s + rollout.states[k + 1] - rollout.means[k]
+        point = renoised(rollout.states[k + 1], tau, p.renoise, own)
+        with torch.no_grad():
+            v_fake = table.roles.velocity("fake", point.x_t, point.t, table.cond)
+            v_teacher = table.roles.velocity("teacher", point.x_t, point.t, table.cond, **guided())
+        loss = matching_loss(x_s, point, v_fake, v_teacher, ETA, own).mean()
+        expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, table.learner.parameters)])
+        assert held is None and relative(flat(matching), expected) < 1e-4
+    assert met == {0, 1, 2, 3}
+
+
+def test_the_last_step_sees_the_chosen_images_with_their_own_noise(table: Table, tiny_clip: Path) -> None:
+    """The mean over two halves, each in any order, is the whole."""
+    rollout = table.roll_out(settings(), (0, 2))
+
+    def term(rows: list[int]) -> tuple[Tensor, Tensor]:
+        matching, backprop, _, _ = last_step(table, rollout.take(rows), settings(), tiny_clip, draws().of(rows))
+        return flat(matching), flat(backprop)
+
+    whole, one, two = term(list(range(COUNT))), term([7, 0, 3, 11, 2, 9]), term([1, 4, 5, 6, 8, 10])
+    for of_all, of_one, of_two in zip(whole, one, two, strict=True):
+        assert relative((of_one + of_two) / 2, of_all) < 1e-5 and relative(of_one, of_all) > 0.05
 
 
 def test_matching_as_a_reward_adds_its_policy_gradient(table: Table, tiny_clip: Path) -> None:
