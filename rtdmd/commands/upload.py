@@ -13,9 +13,8 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Whether, where to, and how far."""
+    """Whether, and how far. Where to is publish.repo_id, which the model card names."""
     parser.add_argument("--yes", action="store_true", help="send, whatever publish.dry_run says")
-    parser.add_argument("--repo", metavar="OWNER/NAME", help="Hub repository (default: publish.repo_id)")
     parser.add_argument(
         "--review", action="store_true", help="stop at the verified branch; without it later: go on to main"
     )
@@ -33,7 +32,7 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     from rtdmd.publish.upload_plan import make_publication, plan_text
 
     settings = load_params(root / "params.yaml").publish
-    publication = make_publication(root, arguments.repo or settings.repo_id, settings.private, arguments.allow_dirty)
+    publication = make_publication(root, settings.repo_id, settings.private, arguments.allow_dirty)
     print(plan_text(publication), flush=True)
     if settings.dry_run and not arguments.yes:
         print("nothing was sent (publish.dry_run: true); `rtdmd upload --yes` sends it")

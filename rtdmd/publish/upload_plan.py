@@ -17,9 +17,9 @@ from rtdmd.errors import UserError
 from rtdmd.files import json_text, read_json, sha256_bytes, sha256_file, tree_files
 from rtdmd.pipeline import read_pipeline
 from rtdmd.provenance import GitState, git_state, hardware_class, hash_of, package_versions
-from rtdmd.publish.lineage import Step, behind, differences, lock_hash, lock_tree, read_lock
+from rtdmd.publish.lineage import Step, behind, differences, flat, lock_hash, lock_tree, read_lock
 from rtdmd.publish.lineage_record import header_of
-from rtdmd.publish.trace import PUBLISHED_FROM
+from rtdmd.publish.trace import PROVENANCE, PUBLISHED_FROM
 
 STAGE = "publish"
 CARD, GATE = "README.md", "gate.json"
@@ -64,7 +64,7 @@ def make_publication(root: Path, repo_id: str | None, private: bool, allow_dirty
     commit or dvc.lock does not hold what is here.
     """
     if repo_id is None:
-        raise UserError("publish.repo_id: null; set it to owner/name, or give --repo owner/name")
+        raise UserError(f"publish.repo_id: null; set it to owner/name and run `snakemake {STAGE}`: the card names it")
     steps = behind(STAGE, read_lock(root))
     state = git_state(root, [path for step in steps for path in step.inputs])
     stale = [str(one) for one in differences(root, steps)]
@@ -73,6 +73,7 @@ def make_publication(root: Path, repo_id: str | None, private: bool, allow_dirty
         raise UserError(_refusal(reasons, stale))
     folder = stage_files(root)
     check_gate(folder)
+    check_named(folder, repo_id)
     record = _record(root, steps, state, stale, {path: sha256_file(file) for path, file in folder.items()})
     files: dict[str, bytes | Path] = dict(folder)
     files[CARD] = with_section(folder[CARD].read_text(encoding="utf-8"), repo_id, record, reasons).encode()
@@ -123,6 +124,16 @@ def check_gate(folder: Mapping[str, Path]) -> None:
             raise UserError(
                 f"results/{STAGE}/{name} is not what passed the gate; `snakemake {STAGE}` makes and tests it"
             )
+
+
+def check_named(folder: Mapping[str, Path], repo_id: str) -> None:
+    """UserError when the card, whose code passed the gate, was written for another repository."""
+    settings = read_json(folder[PROVENANCE])["settings"] if PROVENANCE in folder else {}
+    named = flat(settings).get("publish.repo_id")
+    if named != repo_id:
+        raise UserError(
+            f"publish.repo_id: {repo_id}, but the card was written for {named}; `snakemake {STAGE}` writes it anew"
+        )
 
 
 def check_weights(path: Path, name: str) -> None:

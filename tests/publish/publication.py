@@ -42,7 +42,7 @@ stages:
   publish:
     cmd: cp -r made/. results/publish/
     deps: [made, results/train_rtdmd/generator.safetensors, results/evaluate/scores.csv]
-    params: [run, publish]
+    params: [run, publish.repo_id]
     outs:
       - results/publish/README.md
       - results/publish/gate.json
@@ -57,7 +57,7 @@ run: {seed: 0, device: cpu}
 model: {teacher: data/teacher.txt, revision: null}
 train_rtdmd: {lr: 1e-05, epochs: 80, betas: [0.9, 0.999], rewards: [{name: clipscore, weight: 0.1}]}
 evaluate: {images: 900, batch_size: 30}
-publish: {repo_id: null, private: true, dry_run: true}
+publish: {repo_id: somebody/few-steps, private: true, dry_run: true}
 """
 TEACHER = "a teacher\n" * 100
 CARD = "---\nlicense: apache-2.0\n---\n\n# Few steps\n\nA card.\n"
@@ -109,7 +109,7 @@ def run_stages(root: Path) -> None:
 
 def make_export(folder: Path, seed: int = 0, picture: str = "samples.png") -> None:
     """What stage publish would write: a card, weights (60 kB), a picture (30 kB), and the records of them."""
-    record = lineage_record({"train_rtdmd": resolved("train_rtdmd"), "evaluate": resolved("evaluate")})
+    record = lineage_record({name: resolved(name) for name in ("train_rtdmd", "evaluate", "publish")})
     write(folder, "README.md", CARD)
     write(folder, "pytorch_lora_weights.safetensors", weights(record, seed))
     write(folder, picture, random.Random(seed + 1).randbytes(30_000))
@@ -126,6 +126,8 @@ def make_export(folder: Path, seed: int = 0, picture: str = "samples.png") -> No
 
 def resolved(stage: str) -> dict[str, object]:
     """A stage's settings file, as its harness writes it."""
+    if stage == "publish":
+        return {"stage": stage, "params": {"publish.repo_id": REPO}, "inputs": {}, "versions": {"python": "3.11.0"}}
     inputs = {"data/teacher.txt": hashlib.sha256(TEACHER.encode()).hexdigest()}
     if stage == "evaluate":
         inputs["results/train_rtdmd/generator.safetensors"] = inputs["data/teacher.txt"]  # its train.sh copies it

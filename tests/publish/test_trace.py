@@ -124,7 +124,7 @@ def test_a_repository_on_the_hub(root: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert traced.compare(root) == []
         assert traced.notes == [f"published as {publication.tag} from commit {publication.record['git_commit']}"]
         tagged = trace_hub(f"{REPO}@{publication.tag}", api, patience)
-        assert [step.name for step in tagged.steps] == ["train_rtdmd", "evaluate"]
+        assert [step.name for step in tagged.steps] == ["publish", "train_rtdmd", "evaluate"]
         repo = hub.repos[REPO]
         oid = repo.branches["main"]
         del repo.commits[oid][2]["samples.png"]

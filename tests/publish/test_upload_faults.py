@@ -225,7 +225,7 @@ def command(root: Path, hub: HubServer, home: Path) -> subprocess.Popen[str]:
         "HF_DEBUG": "1",
         "NO_PROXY": "127.0.0.1",
     }
-    line = [sys.executable, "-m", "rtdmd", "upload", "--yes", "--allow-dirty", "--repo", REPO]
+    line = [sys.executable, "-m", "rtdmd", "upload", "--yes", "--allow-dirty"]
     return subprocess.Popen(
         line, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -234,7 +234,7 @@ def command(root: Path, hub: HubServer, home: Path) -> subprocess.Popen[str]:
 def test_the_command_is_killed_and_goes_on(run_repository: Path, tmp_path: Path, hub: HubServer) -> None:
     """The real process with every log on: killed while it commits to main, then run again."""
     root = copy_repository(run_repository, tmp_path / "root")
-    write(root, "params.yaml", params_text(preset("smoke"), "a test"))
+    write(root, "params.yaml", params_text(preset("smoke", {"publish": {"repo_id": REPO}}), "a test"))
     hub.inject(Fault("create", "echo"), Fault("commit", "hang", skip=1))
     first = command(root, hub, tmp_path / "home")
     assert hub.hanging.wait(60)

@@ -131,7 +131,7 @@ def test_no_gate_no_upload(root: Path) -> None:
 
 
 def test_missing_files_and_a_missing_repository_are_named(root: Path) -> None:
-    with pytest.raises(UserError, match=r"publish\.repo_id: null; set it to owner/name, or give --repo"):
+    with pytest.raises(UserError, match=r"publish\.repo_id: null; set it to owner/name and run `snakemake publish`"):
         make_publication(root, None, private=True)
     (root / "results/publish/samples.png").unlink()
     with pytest.raises(UserError, match=r"results/publish/samples\.png: no such file; `snakemake publish` makes it"):
@@ -155,13 +155,22 @@ def test_the_command_shows_and_sends_nothing(
     monkeypatch.setattr("socket.create_connection", never)
     monkeypatch.setattr("socket.socket.connect", never)
     monkeypatch.chdir(root)
-    write(root, "params.yaml", params_text(preset("smoke"), "a test"))
-    assert main(["upload", "--repo", REPO]) == 2  # the parameters are others than those that were run
+    set_repo(root, REPO)
+    assert main(["upload"]) == 2  # the parameters are others than those that were run
     assert capsys.readouterr().err.startswith("rtdmd: not published: train_rtdmd: params.yaml ")
-    assert main(["upload", "--repo", REPO, "--allow-dirty"]) == 0
+    assert main(["upload", "--allow-dirty"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"{REPO} (private), tag dvc-")
     assert "pytorch_lora_weights.safetensors" in out
     assert out.endswith("nothing was sent (publish.dry_run: true); `rtdmd upload --yes` sends it\n")
+    set_repo(root, "somebody/else")
+    assert main(["upload", "--allow-dirty"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"rtdmd: publish.repo_id: somebody/else, but the card was written for {REPO}; `snakemake")
+    set_repo(root, None)
     assert main(["upload"]) == 2
     assert capsys.readouterr().err.startswith("rtdmd: publish.repo_id: null")
+
+
+def set_repo(root: Path, repo_id: str | None) -> None:
+    write(root, "params.yaml", params_text(preset("smoke", {"publish": {"repo_id": repo_id}}), "a test"))
