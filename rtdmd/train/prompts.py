@@ -48,7 +48,9 @@ class TrainingPrompts:
         tags = list(self._tags)
         tag = tags[epoch_order(len(tags), position, 1, self.seed, stream, "tags")[0]]
         rows = self._tags[tag]
-        return self.records[rows[epoch_order(len(rows), position // len(tags), 1, self.seed, stream, "prompts", tag)[0]]]
+        return self.records[
+            rows[epoch_order(len(rows), position // len(tags), 1, self.seed, stream, "prompts", tag)[0]]
+        ]
 
     @cached_property
     def _tags(self) -> dict[str, list[int]]:
