@@ -10,7 +10,9 @@ from pydantic import model_validator
 
 from rtdmd.config.base import Real, Section, param
 
-RewardName = Literal["aesthetic", "clipscore", "geneval", "hpsv2", "imagereward", "ocr", "pickscore", "world_verifier"]
+RewardName = Literal[
+    "aesthetic", "clipscore", "geneval", "hpsv2", "hpsv3", "imagereward", "ocr", "pickscore", "world_verifier"
+]
 """The scorers that exist. A new one adds its name here once its module does."""
 
 NAMES: tuple[str, ...] = get_args(RewardName)

@@ -31,6 +31,7 @@ LOADERS = {
     "clipscore": "rtdmd.rewards.clipscore",
     "geneval": "rtdmd.rewards.geneval",
     "hpsv2": "rtdmd.rewards.hpsv2",
+    "hpsv3": "rtdmd.rewards.hpsv3",
     "imagereward": "rtdmd.rewards.imagereward",
     "ocr": "rtdmd.rewards.ocr",
     "pickscore": "rtdmd.rewards.pickscore",

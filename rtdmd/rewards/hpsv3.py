@@ -1,0 +1,79 @@
+"""hpsv3: Human Preference Score v3 (arXiv 2508.03789), a Qwen2-VL-7B that reads image and prompt and gives the mean of
+their preference score. About -10 to 15, higher is better. Not differentiable: the image is read as 8-bit pixels.
+
+The package returns (mean, spread); as in the public code the mean is the score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rtdmd.errors import UserError
+from rtdmd.files import read_json, sha256_bytes
+from rtdmd.rewards.hpsv3_instruction import INSTRUCTION, REWARD_TOKEN
+from rtdmd.rewards.hpsv3_model import build
+from rtdmd.rewards.protocol import Metadata, check_batch, checked
+from rtdmd.rewards.qwenvl import VisionChat, to_device
+from rtdmd.rewards.weights import file_hashes, file_in, read_weights
+
+if TYPE_CHECKING:
+    from rtdmd.config import RewardParams
+
+PIXELS = 256 * 28 * 28
+"""Every image is scaled to about this many pixels, sides multiples of 28 (hpsv3 1.0.0: 256 image tokens)."""
+VERSION = 1
+
+
+def load(params: RewardParams, device: torch.device) -> HPSv3:
+    """The scorer of ``params.model`` (HPSv3.safetensors) and ``params.base`` (Qwen2-VL-7B-Instruct without weights).
+
+    Raises UserError where a file is missing or another model's.
+    """
+    key = "rewards: hpsv3"
+    base = Path(params.base or "")
+    weights = file_in(Path(params.model or ""), f"{key}: model", "HPSv3.safetensors")
+    config = file_in(base, f"{key}: base", "config.json")
+    kind = read_json(config)["model_type"]
+    if kind != "qwen2_vl":
+        raise UserError(f"{key}: base: {base} holds a {kind!r} model, not a 'qwen2_vl' one")
+    return HPSv3(weights, config, device)
+
+
+class HPSv3:
+    """`rtdmd.rewards.protocol.Reward`."""
+
+    name = "hpsv3"
+    differentiable = False
+    needs_metadata = False
+    range = (-math.inf, math.inf)
+
+    def __init__(self, weights: Path, config: Path, device: torch.device):
+        key = "rewards: hpsv3"
+        self.chat = VisionChat(config.parent, f"{key}: base", pixels=PIXELS)
+        self.chat.tokenizer.add_tokens([REWARD_TOKEN], special_tokens=True)
+        self.reward_token: int = self.chat.tokenizer.convert_tokens_to_ids(REWARD_TOKEN)
+        tensors = read_weights(weights, f"{key}: model")
+        self.model = build(tensors, read_json(config), self.reward_token, f"{key}: model: {weights}").to(device)
+        self.device = device
+        self._files = file_hashes(weights, config, *self.chat.files.values())
+
+    def identity(self) -> dict[str, Any]:
+        """See the protocol; ``files`` are the sha256 of weights, configuration, tokenizer and preprocessing."""
+        template = f"hpsv3 1.0.0, sha256 {sha256_bytes(INSTRUCTION.encode())}"
+        return {"name": self.name, "files": self._files, "template": template, "version": VERSION}
+
+    @torch.no_grad()
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
+        """See the protocol: the mean. UserError where a prompt holds the model's own reward or image token."""
+        check_batch(images, prompts, metadata)
+        for prompt in prompts:
+            if REWARD_TOKEN in prompt:
+                raise UserError(f"rewards: hpsv3: the prompt {prompt!r} holds {REWARD_TOKEN}, where the score is read")
+        inputs = self.chat(images, [INSTRUCTION.format(text_prompt=prompt) for prompt in prompts])
+        return checked(self.name, self.model(to_device(inputs, self.device))[:, 0])

@@ -1,0 +1,73 @@
+"""A tiny HPSv3 in the published layout: HPSv3.safetensors by the package's names, and the base that it sits on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.rewards.qwenvl_tiny import HIDDEN, LAYERS, SPECIAL, filled, vocabulary, write_qwen2vl_base
+
+WORDS = len(vocabulary()[0]) + len(SPECIAL) + 1  # and <|Reward|>
+EYE, KEYS = 32, 16
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+    """Published name -> shape (Qwen2VLRewardModelBT of hpsv3 1.0.0 with transformers 4.45)."""
+    found: dict[str, tuple[int, ...]] = {
+        "visual.patch_embed.proj.weight": (EYE, 3, 2, 14, 14),
+        "visual.merger.ln_q.weight": (EYE,),
+        "visual.merger.ln_q.bias": (EYE,),
+        "visual.merger.mlp.0.weight": (4 * EYE, 4 * EYE),
+        "visual.merger.mlp.0.bias": (4 * EYE,),
+        "visual.merger.mlp.2.weight": (HIDDEN, 4 * EYE),
+        "visual.merger.mlp.2.bias": (HIDDEN,),
+        "model.embed_tokens.weight": (WORDS, HIDDEN),
+        "model.norm.weight": (HIDDEN,),
+        "lm_head.weight": (WORDS, HIDDEN),
+        "rm_head.0.weight": (1024, HIDDEN),
+        "rm_head.0.bias": (1024,),
+        "rm_head.3.weight": (16, 1024),
+        "rm_head.3.bias": (16,),
+        "rm_head.5.weight": (2, 16),
+        "rm_head.5.bias": (2,),
+    }
+    for i in range(LAYERS):
+        eye, layer = f"visual.blocks.{i}", f"model.layers.{i}"
+        matrices = {
+            "attn.qkv": (3 * EYE, EYE),
+            "attn.proj": (EYE, EYE),
+            "mlp.fc1": (2 * EYE, EYE),
+            "mlp.fc2": (EYE, 2 * EYE),
+        }
+        for name, size in matrices.items():
+            found |= {f"{eye}.{name}.weight": size, f"{eye}.{name}.bias": size[:1]}
+        found |= {f"{eye}.norm{n}.{kind}": (EYE,) for n in (1, 2) for kind in ("weight", "bias")}
+        for name, size in {"q": HIDDEN, "k": KEYS, "v": KEYS}.items():
+            found |= {
+                f"{layer}.self_attn.{name}_proj.weight": (size, HIDDEN),
+                f"{layer}.self_attn.{name}_proj.bias": (size,),
+            }
+        found |= {
+            f"{layer}.self_attn.o_proj.weight": (HIDDEN, HIDDEN),
+            f"{layer}.mlp.gate_proj.weight": (48, HIDDEN),
+            f"{layer}.mlp.up_proj.weight": (48, HIDDEN),
+            f"{layer}.mlp.down_proj.weight": (HIDDEN, 48),
+            f"{layer}.input_layernorm.weight": (HIDDEN,),
+            f"{layer}.post_attention_layernorm.weight": (HIDDEN,),
+        }
+    return found
+
+
+def published_weights() -> dict[str, Tensor]:
+    """Every tensor that the package saves."""
+    return filled(shapes())
+
+
+def write_hpsv3(folder: Path, dtype: str = "float32") -> Path:
+    """Write ``folder/model`` and ``folder/base``; returns ``folder``."""
+    write_qwen2vl_base(folder / "base", dtype)
+    (folder / "model").mkdir()
+    save_file(published_weights(), folder / "model" / "HPSv3.safetensors")
+    return folder

@@ -1,0 +1,185 @@
+"""Tiny Qwen2-VL and Qwen3-VL folders in the published layout, made in code.
+
+Weights are a formula, not a generator's numbers, so that the published packages can score the same files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import Tensor
+
+from rtdmd.rewards.hpsv3_instruction import INSTRUCTION
+
+SPECIAL = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
+    *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+)
+ANSWERS = ("Yes", "yes", "No", "four", "Four", "three", "Three")
+WORDS = {
+    *("many", "are", "in", "the", "image", "red", "circles", "squares", "Answer", "one", "word", "a", "photo", "of"),
+    *re.findall(r"[A-Za-z]+", INSTRUCTION),
+    *ANSWERS,
+}
+CHAT = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+HIDDEN, PATCHES, LAYERS = 32, {"hpsv3": 14, "geneval2": 16}, 2
+
+
+def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Tokens and merges: each byte, each of WORDS after a blank, and ANSWERS alone too; numbers stay single digits."""
+    merges: dict[tuple[str, str], None] = {}
+    for word in (*sorted(f"Ġ{word}" for word in WORDS), *ANSWERS):  # the former first: they then cannot be cut
+        for end in range(1, len(word)):
+            merges[word[:end], word[end]] = None
+    tokens = [*sorted(ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
+    return {token: i for i, token in enumerate(dict.fromkeys(tokens))}, list(merges)
+
+
+def write_tokenizer(folder: Path) -> int:
+    """Write the tokenizer's and template's files; returns the number of tokens."""
+    tokens, merges = vocabulary()
+    (folder / "vocab.json").write_text(json.dumps(tokens))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    added = {
+        str(len(tokens) + i): {
+            "content": token,
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+            "single_word": False,
+            "special": True,
+        }
+        for i, token in enumerate(SPECIAL)
+    }
+    config = {
+        "add_prefix_space": False,
+        "added_tokens_decoder": added,
+        "additional_special_tokens": list(SPECIAL[1:]),
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": None,
+        "model_max_length": 32768,
+        "tokenizer_class": "Qwen2Tokenizer",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHAT}))
+    return len(tokens) + len(SPECIAL)
+
+
+def token_id(token: str) -> int:
+    """Id of a token or special token."""
+    tokens = vocabulary()[0]
+    return tokens[token] if token in tokens else len(tokens) + SPECIAL.index(token)
+
+
+def scattered(count: int, number: int) -> Tensor:
+    """Numbers in (-1, 1) without visible order: the far decimals of a sine."""
+    far = torch.sin(torch.arange(count, dtype=torch.float64) * 12.9898 + 78.233 * number) * 43758.5453
+    return 2 * (far - far.floor()) - 1
+
+
+def filled(shapes: Mapping[str, Iterable[int]], gain: float = 2.0) -> dict[str, Tensor]:
+    """A tensor for each name: norms near one, biases small, matrices that keep the size of what they multiply."""
+    tensors = {}
+    for number, (name, shape) in enumerate(sorted(shapes.items())):
+        size = torch.Size(shape)
+        values = scattered(size.numel(), number).view(size).float()
+        if len(size) > 1:
+            tensors[name] = values * (1.0 if "embed" in name else gain / size[1:].numel() ** 0.5)
+        else:
+            near_one = name.endswith("weight")  # the only vectors called weight are norms'
+            tensors[name] = 0.3 * values + (1.0 if near_one else 0.0)
+    return tensors
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1))
+
+
+def _special_ids() -> dict[str, int]:
+    return {
+        "bos_token_id": token_id("<|endoftext|>"),
+        "eos_token_id": token_id("<|im_end|>"),
+        "vision_start_token_id": token_id("<|vision_start|>"),
+        "vision_end_token_id": token_id("<|vision_end|>"),
+        "image_token_id": token_id("<|image_pad|>"),
+        "video_token_id": token_id("<|video_pad|>"),
+    }
+
+
+def write_qwen2vl_base(folder: Path, dtype: str = "float32") -> Path:
+    """The base that HPSv3 sits on, without weights: config.json as published with Qwen2-VL, tokenizer, images."""
+    folder.mkdir(parents=True)
+    vision = {
+        "depth": LAYERS,
+        "embed_dim": 32,
+        "mlp_ratio": 2,
+        "num_heads": 2,
+        "in_chans": 3,
+        "in_channels": 3,
+        "hidden_size": HIDDEN,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "spatial_patch_size": 14,
+        "temporal_patch_size": 2,
+    }
+    config = {
+        "architectures": ["Qwen2VLForConditionalGeneration"],
+        "attention_dropout": 0.0,
+        **_special_ids(),
+        "vision_token_id": token_id("<|vision_pad|>"),
+        "hidden_act": "silu",
+        "hidden_size": HIDDEN,
+        "initializer_range": 0.02,
+        "intermediate_size": 48,
+        "max_position_embeddings": 32768,
+        "max_window_layers": LAYERS,
+        "model_type": "qwen2_vl",
+        "num_attention_heads": 2,
+        "num_hidden_layers": LAYERS,
+        "num_key_value_heads": 1,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "tie_word_embeddings": False,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vision_config": vision,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+        "vocab_size": write_tokenizer(folder) + 40,  # the published one too has more rows than words
+    }
+    write_json(folder / "config.json", config)
+    images = {
+        "min_pixels": 3136,
+        "max_pixels": 12845056,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2VLProcessor",
+    }
+    write_json(folder / "preprocessor_config.json", images)
+    return folder
+
+
+def waves(height: int, width: int, shift: int = 0) -> Tensor:
+    """A picture (3, H, W) of 8-bit values in [0, 1] with detail at several scales."""
+    y, x = torch.meshgrid(torch.arange(height) / height, torch.arange(width) / width, indexing="ij")
+    planes = [torch.sin((5 + c + shift) * x + (9 - 2 * c) * y * (1 + x) + c + shift) for c in range(3)]
+    return ((torch.stack(planes) * 0.5 + 0.5) * 255).round() / 255
