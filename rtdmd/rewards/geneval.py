@@ -1,0 +1,89 @@
+"""geneval: whether the objects, numbers, colours and positions that a prompt names are in the image, in [0, 1].
+
+A detector (geneval_detector) finds objects, a CLIP model names colours where the prompt asks (geneval_colours), and
+GenEval's rules decide (geneval_rules). The score is ``soft_weight`` * soft + (1 - soft_weight) * correct: 0 gives the
+benchmark's 0/1, 1 the reward that the public code trains on. Prompts need GenEval's metadata. Not differentiable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rtdmd.errors import UserError
+from rtdmd.rewards.clip import folder_hashes
+from rtdmd.rewards.geneval_colours import TEMPLATES, ColourNames
+from rtdmd.rewards.geneval_detector import Detector
+from rtdmd.rewards.geneval_rules import COUNTING_THRESHOLD, MARGIN, MAX_OBJECTS, THRESHOLD, Verdict, judge, parse
+from rtdmd.rewards.protocol import Metadata, as_bytes, check_batch, checked, require_metadata
+
+if TYPE_CHECKING:
+    from rtdmd.config import RewardParams
+
+VERSION = 1  # raise it when the verdict on any image changes
+
+
+def load(params: RewardParams, device: torch.device) -> GenEval:
+    """The scorer of the detector in ``params.model`` and the CLIP model in ``params.colour_model``, both folders."""
+    if params.model is None or params.colour_model is None or params.soft_weight is None:
+        raise UserError("rewards: geneval: model, colour_model and soft_weight are needed, see docs/rewards.md")
+    folders = {"detector": Path(params.model), "colours": Path(params.colour_model)}
+    detector, colours = Detector(folders["detector"], device), ColourNames(folders["colours"], device)
+    files = {
+        f"{part}/{name}": digest
+        for part, folder in folders.items()
+        for name, digest in folder_hashes(folder, ".safetensors", ".json", ".txt").items()
+    }
+    return GenEval(detector, colours, params.soft_weight, files)
+
+
+class GenEval:
+    """`rtdmd.rewards.protocol.Reward`. Images are judged one by one, at 8 bits, so a score is that of a saved PNG and
+    does not depend on its batch."""
+
+    name = "geneval"
+    differentiable = False
+    needs_metadata = True
+    range = (0.0, 1.0)
+
+    def __init__(self, detector: Detector, colours: ColourNames, soft_weight: float, files: Mapping[str, str]):
+        """files: sha256 by name, for `identity`."""
+        self.detector, self.colours, self.soft_weight = detector, colours, soft_weight
+        self._files = dict(files)
+
+    def identity(self) -> dict[str, Any]:
+        """See the protocol; ``files`` are the sha256 of weights, tokenizer and preprocessing of both models."""
+        rules = {"threshold": THRESHOLD, "counting": COUNTING_THRESHOLD, "objects": MAX_OBJECTS, "margin": MARGIN}
+        return {
+            "name": self.name,
+            "files": self._files,
+            "sides": [self.detector.short, self.detector.long],
+            "rules": rules,
+            "soft_weight": self.soft_weight,
+            "template": list(TEMPLATES),
+            "version": VERSION,
+        }
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
+        """See the protocol: in [0, 1], on the images' device, without gradient."""
+        verdicts = self.verdicts(images, prompts, metadata)
+        scores = [self.soft_weight * verdict.soft + (1 - self.soft_weight) * verdict.correct for verdict in verdicts]
+        return checked(self.name, torch.tensor(scores, dtype=torch.float32, device=images.device))
+
+    @torch.no_grad()
+    def verdicts(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> list[Verdict]:
+        """Each image's verdict, for those who want both scores and the reasons; errors as in `score`."""
+        check_batch(images, prompts, metadata)
+        records = require_metadata(self.name, prompts, metadata)
+        specs = [parse(record, prompt) for record, prompt in zip(records, prompts, strict=True)]
+        verdicts = []
+        for spec, pixels in zip(specs, as_bytes(self.name, images), strict=True):
+            image = torch.from_numpy(pixels).permute(2, 0, 1).to(self.detector.device) / 255
+            seen = self.detector(image)
+            verdicts.append(judge(spec, seen.found, partial(self.colours, image, seen.masks)))
+        return verdicts
