@@ -177,8 +177,8 @@ class RowWriter:
         _, begins = _head(self.layout, rows)
         with path.open("r+b") as file:
             for name, tensor in tensors.items():
-                data = tensor.contiguous().view(torch.uint8).numpy().tobytes()
-                file.seek(begins[name] + first * (len(data) // len(tensor)))
+                data = tensor.contiguous().view(torch.uint8).numpy()
+                file.seek(begins[name] + first * (data.nbytes // len(tensor)))
                 file.write(data)
             file.flush()
             os.fsync(file.fileno())

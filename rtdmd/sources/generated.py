@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rtdmd.errors import UserError
-from rtdmd.prompts import Source
+from rtdmd.prompts import BadPrompt, Source
 from rtdmd.rng import permutation
+from rtdmd.sources.named import geneval_record
 
 # The classes of COCO 2017 under the names that GenEval's prompts give them.
 CLASSES: tuple[str, ...] = tuple(
@@ -49,8 +50,17 @@ def generated_sources(tags: Mapping[str, int], seed: int, held_out: Iterable[Sou
 
     held_out: evaluation prompts; none is drawn that asks for the same. UserError where a tag has too few.
     """
-    taken = {content(source.metadata) for source in held_out if source.metadata and "include" in source.metadata}
+    taken = {content(source.metadata) for source in held_out if _is_record(source)}
     return [source for tag, count in tags.items() for source in _drawn(tag, count, seed, taken)]
+
+
+def _is_record(source: Source) -> bool:
+    """Whether a prompt carries a GenEval record."""
+    try:
+        geneval_record(source)
+    except BadPrompt:
+        return False
+    return True
 
 
 def _drawn(tag: str, count: int, seed: int, taken: set[Any]) -> list[Source]:

@@ -58,7 +58,8 @@ def test_the_seed_decides_and_a_longer_draw_begins_alike() -> None:
 def test_nothing_that_evaluation_asks_for_is_drawn() -> None:
     pair = {"include": [{"class": "dog", "count": 1}, {"class": "cat", "count": 1}]}
     everything = generated_sources({"two_object": 3160}, 0, [])
-    rest = generated_sources({"two_object": 3159}, 0, [Source("a dog with a cat", None, pair, "eval")])
+    held_out = [Source("a dog with a cat", "two_object", pair, "eval"), Source("x", "t", {"include": "y"}, "eval")]
+    rest = generated_sources({"two_object": 3159}, 0, held_out)  # what is no GenEval record asks for nothing
     gone = {s.prompt for s in everything} - {s.prompt for s in rest}
     assert len(gone) == 1 and gone <= {"a photo of a dog and a cat", "a photo of a cat and a dog"}
     held_out = generated_sources({"single_object": 75}, 0, [])

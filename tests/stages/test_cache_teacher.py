@@ -4,6 +4,9 @@ budget, and nothing stale passes."""
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +15,14 @@ import pytest
 import torch
 
 from rtdmd.backbones import Conditioning, load_backbone
-from rtdmd.config import Params
+from rtdmd.config import Params, preset
+from rtdmd.config.data import CacheTeacherParams
 from rtdmd.errors import UserError
 from rtdmd.files import read_json, save_tensors, sha256_file
 from rtdmd.stage import open_stage
 from rtdmd.stages import cache_teacher, prepare_prompts
 from rtdmd.textcache import TextCache, open_text_cache, text_encoder
-from tests.workspace import make_workspace, set_params
+from tests.workspace import REPOSITORY, make_workspace, set_params
 
 FILES = ("embeddings.safetensors", "index.json")
 RESULTS = Path("results/cache_teacher")
@@ -113,6 +117,55 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
     assert asked == [64, 64, 64, 64, 64, 64, 29]  # 128 of 285 prompts were not encoded again
     for name in FILES:
         assert (copy / RESULTS / name).read_bytes() == (made[0] / RESULTS / name).read_bytes()
+
+
+DYING = """
+import os, signal, sys
+from pathlib import Path
+from tests.stages.test_cache_teacher import LENGTHS, by_length, small
+from rtdmd.stages.cache_teacher import embed
+
+calls = []
+
+def encode(prompts):
+    calls.append(prompts)
+    if len(calls) > 4:  # the first only looks at the shapes
+        os.kill(os.getpid(), signal.SIGKILL)
+    return by_length(prompts)
+
+embed(Path(sys.argv[1]), ["a", "b"], LENGTHS, encode, small())
+"""
+LENGTHS = ["x" * i for i in range(20)]
+
+
+def by_length(prompts: Sequence[str]) -> Conditioning:
+    """An encoder of no interest."""
+    return Conditioning({"hidden": torch.tensor([[[float(len(prompt)), 0.5]] for prompt in prompts])})
+
+
+def small() -> CacheTeacherParams:
+    return preset("world", {"cache_teacher": {"batch_size": 3}}).cache_teacher
+
+
+def test_sigkill_loses_no_finished_batch(tmp_path: Path) -> None:
+    """A process that is really killed: the next one goes on, and the files are those of a run in one go."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    for folder in (killed, whole):
+        folder.mkdir()
+    command = [sys.executable, "-c", DYING, str(killed)]
+    assert subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert read_json(killed / "progress.json")["done"] == 9
+    asked: list[int] = []
+
+    def encode(prompts: Sequence[str]) -> Conditioning:
+        asked.append(len(prompts))
+        return by_length(prompts)
+
+    for folder in (killed, whole):
+        assert cache_teacher.embed(folder, ["a", "b"], LENGTHS, encode, small()).done == 20
+    assert asked == [3, 3, 3, 2] + [3] + [3] * 6 + [2]
+    for name in ("a", "b"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_the_size_is_printed_and_above_the_budget_nothing_is_written(
