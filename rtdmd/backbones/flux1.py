@@ -74,6 +74,7 @@ class Flux1:
         self.transformer: nn.Module = pipeline.transformer
         self.device: torch.device = pipeline.transformer.device
         self.dtype: torch.dtype = pipeline.transformer.dtype
+        self.distilled: bool = pipeline.transformer.config.guidance_embeds
         self.max_sequence_length = max_sequence_length
         self._latent_shape = (pipeline.transformer.config.in_channels // PATCH**2, side, side)
         # taken before any adapter wraps the layers
@@ -126,15 +127,15 @@ class Flux1:
     ) -> Tensor:
         """See the protocol. ``guidance`` is an input of the transformer; ``null`` is not used."""
         rows, channels, height, width = x.shape
-        pipeline, config = self.pipeline, self.pipeline.transformer.config
-        if guidance != 1 and not config.guidance_embeds:
+        pipeline = self.pipeline
+        if guidance != 1 and not self.distilled:
             raise ValueError(f"guidance {guidance}: this transformer has no input for it")
         inputs = {name: tensor.to(self.dtype) for name, tensor in cond.tensors.items()}
         length = inputs["encoder_hidden_states"].shape[1]
         tokens = transformer(
             hidden_states=pipeline._pack_latents(x.to(self.dtype), rows, channels, height, width),
             timestep=unit_timestep(sigma, self.dtype),
-            guidance=torch.full((rows,), guidance, device=x.device) if config.guidance_embeds else None,
+            guidance=torch.full((rows,), guidance, device=x.device) if self.distilled else None,
             txt_ids=torch.zeros(length, 3, device=x.device, dtype=self.dtype),
             img_ids=pipeline._prepare_latent_image_ids(rows, height // PATCH, width // PATCH, x.device, self.dtype),
             return_dict=False,

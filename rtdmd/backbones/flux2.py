@@ -74,6 +74,7 @@ class Flux2:
     """`rtdmd.backbones.protocol.PipelineBackbone` over a Flux2KleinPipeline."""
 
     family = "flux2"
+    distilled = False
 
     def __init__(self, pipeline: Pipeline, side: int, max_sequence_length: int):
         self.pipeline = pipeline

@@ -120,6 +120,8 @@ class PipelineBackbone(Backbone, Protocol):
 
     pipeline: Any
     """The diffusers pipeline; parts that were not asked for are None."""
+    distilled: bool
+    """The guidance weight is an input of the transformer: a guided velocity is one forward, not two."""
 
     def own_scheduler(self) -> dict[str, Any] | None:
         """The base scheduler's configuration, where the family's pipeline asks it for the few-step levels by itself

@@ -57,6 +57,7 @@ class SD3Backbone:
     """`rtdmd.backbones.protocol.Backbone` over a StableDiffusion3Pipeline."""
 
     family = "sd3"
+    distilled = False
 
     def __init__(self, pipeline: Pipeline, side: int, max_sequence_length: int):
         self.pipeline = pipeline

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -57,6 +57,17 @@ class ModelParams(Section):
     def is_hub_id(self) -> bool:
         """True when `teacher` names a Hub repository rather than a local folder."""
         return _HUB_ID.fullmatch(self.teacher) is not None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_base(cls, given: Any) -> Any:
+        """Said here because the public code has it (generator_init_path), and "unknown key" would not say why."""
+        if isinstance(given, dict) and "student" in given:
+            raise ValueError(
+                f"student: {given['student']!r} is not available: generator, fake score and teacher are adapters on one"
+                " base, model.teacher (docs/backbones.md says what a second base would cost); remove the key"
+            )
+        return given
 
     @model_validator(mode="after")
     def _check(self) -> ModelParams:

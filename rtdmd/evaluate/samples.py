@@ -53,7 +53,7 @@ def load_sampler(name: str, params: Params, cache: TextCache, device: torch.devi
         return backbone.velocity(backbone.transformer, x, sigma, cond, guidance=guidance, null=null)
 
     levels = backbone.teacher_sigmas(params.model.teacher_steps) if name == "teacher" else few
-    return Sampler(backbone, velocity, levels, 0.0, guided=guidance != 1)
+    return Sampler(backbone, velocity, levels, 0.0, guided=guidance != 1 and not backbone.distilled)
 
 
 def model_images(

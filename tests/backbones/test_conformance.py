@@ -83,7 +83,8 @@ def test_guided_velocity_follows_the_familys_rule(loaded: Loaded) -> None:
 
     guided = backbone.velocity(backbone.transformer, x, sigma, loaded.cond, guidance=weight, null=loaded.null)
     assert (guided - single(loaded.cond)).abs().max() > 1e-4
-    if loaded.family.distilled:
+    assert backbone.distilled == loaded.family.distilled
+    if backbone.distilled:
         alone = backbone.velocity(backbone.transformer, x, sigma, loaded.cond, guidance=weight)
         assert torch.equal(alone, guided)
         return
