@@ -20,7 +20,7 @@ from rtdmd.evaluate.plan import Item
 from rtdmd.evaluate.tables import Scores, scores_of
 from rtdmd.evaluate.world_figures import Reading, reading
 from rtdmd.images import Pixels, to_uint8
-from rtdmd.rewards import Reward, load_reward
+from rtdmd.rewards import Reward, check_rewards, load_reward
 from rtdmd.rewards.clipscore import ClipScore
 from rtdmd.rewards.clipscore import load as load_clip
 from rtdmd.world.verifier import Parse, Verdict, verify
@@ -57,6 +57,7 @@ class Judged:
 def load_judge(params: EvaluateParams, device: torch.device, root: Path) -> Judge:
     """The scorers that `evaluate` names; the verifier's verdict is read where world_verifier is among them."""
     rewards = tuple(load_reward(spec, device, root) for spec in params.rewards)
+    check_rewards(rewards, root)
     clip = None
     if params.features_model is not None:
         spec = RewardParams(name="clipscore", model=str((root / params.features_model).absolute()))

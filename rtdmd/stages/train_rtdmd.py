@@ -129,7 +129,9 @@ def epoch(players: Players, cond: Conditioning, records: list[dict[str, Any]], d
     # 5. Last step: distribution matching at s = 0, and back-propagation of the differentiable rewards.
     pathwise = [(spec.weight, players.rewards[spec.name]) for spec in p.rewards if spec.differentiable]
     guided = {"guidance": params.model.guidance, "null": players.null}
-    rows = permutation(len(rollout), draws.seed, draws.stream, draws.step, "last-rows")[: p.last_step_batch_size]
+    rows = list(range(len(rollout)))
+    if p.last_step_batch_size < len(rollout) and p.matching_path != "reward":  # a reward of every image
+        rows = permutation(len(rollout), draws.seed, draws.stream, draws.step, "last-rows")[: p.last_step_batch_size]
     matching, backprop, held, values = last_step_gradients(
         roles, players.generator, rollout.take(rows), pathwise, players.backbone, p, guided, eta, draws.of(rows)
     )
