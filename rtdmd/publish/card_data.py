@@ -18,10 +18,12 @@ from rtdmd.evaluate.names import SCORES, in_order
 from rtdmd.publish.export import BaseModel
 
 STABILITY = ("other", "stabilityai-ai-community")
-BASE_LICENCES = {
+BASE_LICENCES: dict[str, tuple[str, str | None]] = {  # as their owners state them
     "stabilityai/stable-diffusion-3-medium-diffusers": STABILITY,
     "stabilityai/stable-diffusion-3.5-medium": STABILITY,
     "black-forest-labs/FLUX.1-dev": ("other", "flux-1-dev-non-commercial-license"),
+    "black-forest-labs/FLUX.2-klein-base-4B": ("apache-2.0", None),
+    "black-forest-labs/FLUX.2-klein-base-9B": ("other", "flux-non-commercial-license"),
 }
 SAMPLES = "samples.png"
 WIDGET = "widget.png"

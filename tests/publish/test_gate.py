@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rtdmd import backbones
 from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.errors import RtdmdError, UserError
 from rtdmd.files import load_tensors, read_json, save_tensors
@@ -74,6 +75,17 @@ def test_a_student_of_all_weights_in_bfloat16_is_published_merged(root: Path) ->
     student, _ = load_tensors(root / "results/train_rtdmd/generator.safetensors")
     assert all(torch.equal(weights[name], student[name].bfloat16()) for name in student)
     assert not (root / "results/publish" / PUBLISHED).exists()
+
+
+def test_an_adapter_on_a_half_precision_base_is_merged_in_float32_and_cast_once(root: Path, here: None) -> None:
+    set_params(root, {"model": {"dtype": "bfloat16"}})
+    publish.run(root)
+    forms = read_json(root / "results/publish/gate.json")["forms"]
+    assert set(forms) == {"lora", "merged", "stacked"}
+    assert max(max(form["from_student"].values()) for form in forms.values()) < 1e-4
+    assert {value.dtype for value in load_tensors(root / "results/publish" / MERGED)[0].values()} == {torch.bfloat16}
+    assert {value.dtype for value in load_tensors(root / "results/publish" / PUBLISHED)[0].values()} == {torch.float32}
+    assert "dtype=torch.bfloat16" in (root / "results/publish/README.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["flux1", "flux2"])
@@ -224,6 +236,10 @@ def test_format_and_dvc_yaml_agree_and_full_has_no_adapter(root: Path) -> None:
         publish.run(root)
     with pytest.raises(UserError, match=r"publish\.format: lora with adapter\.mode: full, .* allowed for it: merged"):
         export_folder.check_forms("lora", "full")
+
+
+def test_every_family_has_its_layout() -> None:
+    assert set(gate.LAYOUTS) == set(backbones.FAMILIES)
 
 
 def test_a_one_coloured_picture_is_no_sample(tmp_path: Path) -> None:

@@ -58,10 +58,10 @@ rule publish:
         "benchmarks/publish.tsv"
     conda:
         "../envs/python.yaml"
-    threads: 1
+    threads: THREADS
     resources:
-        mem_mb=4000,
-        runtime=10,
+        mem_mb=6000,
+        runtime=15,
     params:
         settings=JOBS["publish"].params,
     message:
