@@ -93,21 +93,23 @@ def record_of_weights(path: Path) -> dict[str, Any] | None:
 def steps_of_record(record: Mapping[str, Any], name: str) -> list[Step]:
     """The steps that a record tells of, causes first. ``name`` is what errors call the record.
 
-    A section of the settings belongs to the stage of its name, what all share (run, model, adapter) to the first one.
+    A section of the settings (or a key ``stage.key``) belongs to the stage of its name, what all share (run, model,
+    adapter) to the first one.
     """
     try:
         inputs: Mapping[str, Mapping[str, str]] = record["inputs"]
-        settings, versions = dict(record["settings"]), record["versions"]
-        order = _causes_first(inputs)
-        shared = {key: value for key, value in settings.items() if key not in order}
-        steps = []
-        for stage in order:
-            params = {
-                **(shared if stage == order[0] else {}),
-                **({stage: settings[stage]} if stage in settings else {}),
-            }
-            steps.append(Step(stage, dict(inputs[stage]), params=params, versions=_versions_of(versions, stage)))
-    except (KeyError, TypeError, AttributeError) as error:
+        order, versions = _causes_first(inputs), record["versions"]
+        if not order:
+            raise KeyError("inputs of any stage")
+        params: dict[str, dict[str, Any]] = {stage: {} for stage in order}
+        for key, value in dict(record["settings"]).items():
+            section = key.split(".")[0]
+            params[section if section in params else order[0]][key] = value
+        steps = [
+            Step(stage, dict(inputs[stage]), params=params[stage], versions=_versions_of(versions, stage))
+            for stage in order
+        ]
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(f"{name}: not a record of this package ({error!r} is missing or of another kind)") from error
     return steps
 

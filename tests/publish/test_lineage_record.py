@@ -78,6 +78,11 @@ def test_steps_come_causes_first_and_carry_their_settings() -> None:
     assert [step.name for step in steps] == ["train_acdmd", "train_rtdmd", "evaluate"]
     assert [list(step.params) for step in steps] == [["run", "model"], ["train_rtdmd"], ["evaluate"]]
     assert [step.versions["torch"] for step in steps] == ["2.12.0", "2.13.0", "2.13.0"]
+    published = lineage_record(
+        {**LINEAGE, "publish": {"params": {"publish.prompt": "x"}, "inputs": {}, "versions": {}}}
+    )
+    by_name = {step.name: step.params for step in steps_of_record(published, "a record")}
+    assert by_name["publish"]["publish.prompt"] == "x"
     assert steps[1].inputs == LINEAGE["train_rtdmd"]["inputs"]
 
 
@@ -86,6 +91,7 @@ def test_steps_come_causes_first_and_carry_their_settings() -> None:
     [
         {},
         {"inputs": [], "settings": {}, "versions": {}},
+        {"inputs": {}, "settings": {}, "versions": {}},
         {
             "inputs": {"a": {"results/b/x.txt": "1"}, "b": {"results/a/x.txt": "2"}},
             "settings": {},
