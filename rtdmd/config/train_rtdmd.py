@@ -98,7 +98,7 @@ class TrainRtdmdParams(Section):
         "images of the roll-out per fake-score update", unit="images", source="ours; public code: all of them", ge=1
     )
     last_step_batch_size: Whole = param(
-        "images of the roll-out per update of the last step's terms",
+        "images of the roll-out per update of the last step's terms; all of them with matching_path: reward",
         unit="images",
         source="ours; public code: all of them",
         ge=1,
@@ -158,11 +158,6 @@ class TrainRtdmdParams(Section):
             raise ValueError(f"matching_path: {self.matching_path} with weights.matching: 0; allowed: last_step")
         if self.matching_path == "reward" and self.density != "gaussian":
             raise ValueError(f"matching_path: reward with density: {self.density}; allowed: density: gaussian")
-        if self.matching_path == "reward" and self.last_step_batch_size < self.prompts_per_epoch * self.group_size:
-            raise ValueError(
-                f"last_step_batch_size: {self.last_step_batch_size} with matching_path: reward, which needs all;"
-                f" allowed: at least prompts_per_epoch x group_size = {self.prompts_per_epoch * self.group_size}"
-            )
 
     def _check_recipe(self) -> None:
         """A named recipe must mean its settings."""

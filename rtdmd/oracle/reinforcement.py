@@ -65,6 +65,7 @@ CORRECTED: dict[str, Any] = {
     "fake_start": "data",
     "fake_updates_per_epoch": 4,
     "fake_batch_size": 512,
+    "last_step_batch_size": 512,
     "lr_generator": 3e-3,
     "lr_fake": 1e-2,
     "weight_decay": 0.0,
@@ -203,7 +204,12 @@ def matching_as_a_reward(setting: Setting, path: str = "reward", size: int = 400
     other = law.affine(torch.tensor([0.3, 0.4], dtype=torch.float64, device=setting.device), 1.3)
     sums = []
     for name in (path, "whole_chain"):
-        changes = {"matching_path": name, "prompts_per_epoch": size, "micro_batch": 8 * size}
+        changes = {
+            "matching_path": name,
+            "prompts_per_epoch": size,
+            "micro_batch": 8 * size,
+            "last_step_batch_size": 8 * size,
+        }
         players = start_stage_two(law, changes, setting, width=8)
         p, learner, roles = players.params.train_rtdmd, players.generator, OtherFake(players.roles, other)
         cond, records, groups = images(players, law)

@@ -66,6 +66,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("matching through the whole chain", "two"),
     Variant("matching as a reward", "two", {"matching_path": "reward"}),
     Variant("matching on the last step", "two", {"matching_path": "last_step"}),
+    Variant("matching at a random step", "two", {"matching_path": "random_step", "fake_start": "chain"}, (0,)),
     Variant("published choices together", "two", PUBLISHED),
     Variant("last step, reference KL 0.1", "two", {"matching_path": "last_step", "weights": _anchored(0.1)}, (0,)),
     Variant("last step, reference KL 1", "two", {"matching_path": "last_step", "weights": _anchored(1.0)}, (0,)),
@@ -97,7 +98,7 @@ def rows(variants: tuple[Variant, ...] = VARIANTS, clouds: dict[str, Tensor] | N
             setting, start = Setting(seed=seed), time.process_time()
             row: dict[str, Any] = {"stage": variant.stage, "variant": variant.name, "seed": seed}
             if variant.stage == "one":
-                row["distance"] = training.stage_one_distance(setting, step_aware=variant.step_aware, **variant.changes)
+                row["distance"] = training.distance_after(setting, variant.changes, variant.step_aware)
             else:
                 end = reinforcement.outcome(setting, **variant.changes)
                 row |= {"reward": end.reward, "variance": end.variance, "distance": end.distance}

@@ -152,13 +152,14 @@ STAGE_ONE: dict[str, Any] = {
 """Settings of T8 (a tiny network wants large rates); everything else is the world preset's."""
 
 
-@cache
-def _distance(setting: Setting, step_aware: bool, changes: tuple[tuple[str, Any], ...]) -> float:
-    law = LAW.to(setting.device)
-    return teacher_distance(train_stage_one(law, STAGE_ONE | dict(changes), setting, step_aware=step_aware), law)
-
-
-def stage_one_distance(setting: Setting, *, step_aware: bool = False, **changes: Any) -> float:
+def distance_after(setting: Setting, changes: dict[str, Any], step_aware: bool = False) -> float:
     """T8. Mean energy distance of the stage-one generator to the teacher's law; the few-step teacher starts at 0.13.
-    Cached where two rows read one training."""
-    return _distance(setting, step_aware, tuple(changes.items()))
+    `changes` to STAGE_ONE."""
+    law = LAW.to(setting.device)
+    return teacher_distance(train_stage_one(law, STAGE_ONE | changes, setting, step_aware=step_aware), law)
+
+
+@cache
+def stage_one_distance(setting: Setting, start: str = "step", step_aware: bool = False) -> float:
+    """`distance_after` for AC-DMD (`start`: step) or DMD2 (data); cached, since rows of the table share trainings."""
+    return distance_after(setting, {"start": start}, step_aware)

@@ -1,5 +1,7 @@
 """T8, stage two: the fixed point in closed form, and the two ways to hold the reinforced steps against each other."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -70,3 +72,21 @@ def test_another_reward_for_matching_is_not_the_gradient_of_the_chain(monkeypatc
 
 def test_the_last_step_alone_is_not_the_gradient_of_the_chain():
     assert reinforcement.matching_as_a_reward(EXACT, path="last_step") > 2 * bound()
+
+
+def test_an_epoch_gives_each_image_its_own_matching_reward():
+    """Whatever the order in which the last step takes the images: the part of the roll-out that it is asked for does
+    not matter to a reward of all of them, and the term's gradient is that of `matching_as_a_reward`'s parts."""
+    norms = []
+    for size in (8, 512):
+        changes = {"matching_path": "reward", "last_step_batch_size": size, "fake_updates_per_epoch": 0}
+        players = reinforcement.start_stage_two(reinforcement.LAW, changes, EXACT, width=8)
+        other = reinforcement.OtherFake(players.roles, reinforcement.LAW.affine(torch.tensor([0.3, 0.4]).double(), 1.3))
+        cond, records, _ = reinforcement.images(players, reinforcement.LAW)
+        draws = reinforcement.BatchDraws(0, "test", 0, tuple(range(len(records))), (2, 1, 1), torch.device("cpu"))
+        values = reinforcement.train_rtdmd.epoch(replace(players, roles=other), cond, records, draws)
+        norms.append(values["grad_matching"])
+    through = reinforcement.start_stage_two(reinforcement.LAW, {"fake_updates_per_epoch": 0}, EXACT, width=8)
+    other = reinforcement.OtherFake(through.roles, reinforcement.LAW.affine(torch.tensor([0.3, 0.4]).double(), 1.3))
+    values = reinforcement.train_rtdmd.epoch(replace(through, roles=other), cond, records, draws)
+    assert norms[0] == norms[1] == pytest.approx(values["grad_matching"], rel=0.1)

@@ -65,10 +65,43 @@ def test_energy_distance_is_zero_for_one_law_and_known_for_points():
 def test_stage_one_approaches_the_teacher_and_against_the_direction_it_leaves(monkeypatch):
     start = training.teacher_distance(fresh_roles(), training.LAW)
     assert start == pytest.approx(0.133, abs=0.01)
-    assert training.stage_one_distance(Setting(), **SHORT) < 0.75 * start
+    assert training.distance_after(Setting(), SHORT) < 0.75 * start
 
     def backwards(y_fake, y_teacher, x_s, normalise):
         return -matching.dmd_direction(y_fake, y_teacher, x_s, normalise)
 
     monkeypatch.setattr(terms, "dmd_direction", backwards)
-    assert training.stage_one_distance(Setting(), **SHORT | {"iterations": 50}) > 1.25 * start
+    assert training.distance_after(Setting(), SHORT | {"iterations": 50}) > 1.25 * start
+
+
+def test_the_fake_score_is_told_the_step_of_the_roll_out(monkeypatch):
+    """The step that the fake score reads is the one at which `iteration` stopped; nobody else reads one."""
+    told, stops, levels = [], [], training.OracleBackbone(training.LAW).sigmas(4)
+    real, roll_out = OracleBackbone.velocity, training.train_acdmd.roll_out
+
+    def velocity(self, transformer, x, sigma, cond, **more):
+        told.append(cond.tensors.get("step"))
+        return real(self, transformer, x, sigma, cond, **more)
+
+    def stopped(roles, cond, ladder, *more, **keywords):
+        x, s = roll_out(roles, cond, ladder, *more, **keywords)
+        assert all(step is None for step in told)  # the generator's passes
+        told.clear()
+        stops.append(len(ladder) - 2)
+        assert float(s[0]) == float(levels[stops[-1] + 1])
+        return x, s
+
+    monkeypatch.setattr(OracleBackbone, "velocity", velocity)
+    monkeypatch.setattr(training.train_acdmd, "roll_out", stopped)
+    ends = []
+    iteration = training.train_acdmd.iteration
+
+    def once(*args, **more):
+        values = iteration(*args, **more)
+        ends.append([int(step[0]) for step in told if step is not None])
+        told.clear()
+        return values
+
+    monkeypatch.setattr(training.train_acdmd, "iteration", once)
+    training.train_stage_one(training.LAW, SHORT | {"iterations": 8}, Setting(), width=8, step_aware=True)
+    assert ends == [[stop] for stop in stops] and len(set(stops)) > 1
