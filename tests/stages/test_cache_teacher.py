@@ -20,8 +20,9 @@ from rtdmd.config.data import CacheTeacherParams
 from rtdmd.errors import UserError
 from rtdmd.files import read_json, save_tensors, sha256_file
 from rtdmd.stage import open_stage
-from rtdmd.stages import cache_teacher, prepare_prompts
+from rtdmd.stages import cache_teacher, prepare_prompts, train_acdmd
 from rtdmd.textcache import TextCache, open_text_cache, text_encoder
+from tests.train.workshop import rows_of
 from tests.workspace import REPOSITORY, make_workspace, set_params
 
 FILES = ("embeddings.safetensors", "index.json")
@@ -236,6 +237,19 @@ def test_on_the_fly_gives_the_same_rows_from_the_encoders(made: tuple[Path, Para
         assert torch.allclose(live.null().tensors[name], stored.null().tensors[name], atol=1e-6)
     with pytest.raises(UserError, match="the prompt 'a photo of nothing' is not in the text cache"):
         live.of(["a photo of nothing"])
+
+
+def test_training_on_the_fly_is_training_from_the_cache(copy: Path) -> None:
+    """Stage one in both modes: the same losses, but for how the encoders round batches of another size."""
+    curves = []
+    for mode in ("cache", "on_the_fly"):
+        set_params(copy, {"cache_teacher": {"mode": mode}, "train_acdmd": {"iterations": 2}})
+        cache_teacher.run(copy)
+        train_acdmd.run(copy)
+        curves.append(rows_of((copy / "results/train_acdmd/curves.csv").read_bytes()))
+    assert len(curves[0]) == 2
+    for cached, live in zip(*curves, strict=True):
+        assert live == pytest.approx(cached, rel=1e-4) and live["fake_ambient"] > 0
 
 
 @pytest.mark.parametrize("mode", ["cache", "on_the_fly"])
