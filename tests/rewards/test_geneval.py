@@ -154,13 +154,13 @@ def test_sides_are_those_of_openmmlab(size: tuple[int, int], inner: tuple[int, i
 
 @pytest.mark.parametrize("size", [(48, 60), (150, 90)])
 def test_resizing_is_opencvs(size: tuple[int, int]) -> None:
-    """On bytes cv2 rounds its result, and its weights to 1/2048: half a step and a bit."""
+    """To a byte: cv2 computes with whole numbers. It floors two terms to quarters, then rounds: up to 2/4 + 1/2."""
     image = pictures(*size)[0]
     pixels, (height, width) = prepare(image, 64, 128)
     ours = pixels[:, :height, :width] * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
     array = (image * 255).round().byte().permute(1, 2, 0).numpy()
     theirs = cv2.resize(array, (width, height), interpolation=cv2.INTER_LINEAR)
-    assert np.abs(ours.permute(1, 2, 0).numpy() * 255 - theirs).max() < 0.5 + 0.25
+    assert np.abs(ours.permute(1, 2, 0).numpy() * 255 - theirs).max() < 1
 
 
 def test_prototypes_equal_a_plain_evaluation(colours: ColourNames, tiny_clip: Path) -> None:
