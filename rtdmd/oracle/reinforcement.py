@@ -82,7 +82,10 @@ def linear_reward(x: Tensor) -> Tensor:
 
 
 def fixed_point(law: Mixture, changes: dict[str, Any] | None = None) -> Mixture:
-    """The law at which stage two with a linear reward should end, for one Gaussian a prompt; ValueError for more."""
+    """The law at which stage two with a linear reward should end, for one Gaussian a prompt; ValueError for more.
+
+    A matching that draws one of the K steps holds the last one in a K-th of the epochs, with a K-th of its weight.
+    """
     if law.means.shape[1] != 1:
         raise ValueError(f"the fixed point is known for one Gaussian a prompt, got {law.means.shape[1]} components")
     p = oracle_params("train_rtdmd", CORRECTED | (changes or {})).train_rtdmd
@@ -91,7 +94,8 @@ def fixed_point(law: Mixture, changes: dict[str, Any] | None = None) -> Mixture:
     values, vectors = torch.linalg.eigh(law.covariances[:, 0])
     hold = (t**2 / ((1 - t) ** 2 * values[:, None] + t**2)).mean(1)
     pushed = torch.einsum("pde,d->pe", vectors, torch.tensor(LINEAR, dtype=torch.float64)) / hold
-    shift = law.dims * p.weights.backprop / p.weights.matching * torch.einsum("pde,pe->pd", vectors, pushed)
+    held = p.weights.matching / (len(LEVELS) - 1 if p.matching_path == "random_step" else 1)
+    shift = law.dims * p.weights.backprop / held * torch.einsum("pde,pe->pd", vectors, pushed)
     return Mixture(law.weights, law.means + shift[:, None], law.covariances)
 
 

@@ -49,6 +49,13 @@ PUBLISHED = SUBSET | {
 }
 """The public code's choices; weights, rates and sizes are the oracle's, since its own are made for real images."""
 
+RANDOM = {
+    "matching_path": "random_step",
+    "fake_start": "chain",
+    "weights": {**reinforcement.CORRECTED["weights"], "matching": 4.0},
+}
+"""One of K = 4 steps is drawn an epoch, so that each has the weight 1."""
+
 
 def _anchored(weight: float) -> dict[str, float]:
     """The oracle's weights with a reference KL."""
@@ -66,7 +73,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("matching through the whole chain", "two"),
     Variant("matching as a reward", "two", {"matching_path": "reward"}),
     Variant("matching on the last step", "two", {"matching_path": "last_step"}),
-    Variant("matching at a random step", "two", {"matching_path": "random_step", "fake_start": "chain"}, (0,)),
+    Variant("matching at a random step, weight K", "two", RANDOM, (0,)),
     Variant("published choices together", "two", PUBLISHED),
     Variant("last step, reference KL 0.1", "two", {"matching_path": "last_step", "weights": _anchored(0.1)}, (0,)),
     Variant("last step, reference KL 1", "two", {"matching_path": "last_step", "weights": _anchored(1.0)}, (0,)),

@@ -90,3 +90,28 @@ def test_an_epoch_gives_each_image_its_own_matching_reward():
     other = reinforcement.OtherFake(through.roles, reinforcement.LAW.affine(torch.tensor([0.3, 0.4]).double(), 1.3))
     values = reinforcement.train_rtdmd.epoch(replace(through, roles=other), cond, records, draws)
     assert norms[0] == norms[1] == pytest.approx(values["grad_matching"], rel=0.1)
+
+
+SHORT = {"matching_path": "reward", "epochs": 80, "ema_decay": 0.9}
+
+
+def reward_of_nothing(x, direction, groups):
+    return 0 * matching.matching_rewards(x, direction, groups)
+
+
+def half_the_loss(x, direction):
+    return matching.dmd_loss(x, direction / 2)
+
+
+def test_a_short_stage_two_reaches_the_fixed_point():
+    end = reinforcement.outcome(EXACT, **SHORT)
+    assert abs(end.reward - 1) < 0.1 and abs(end.variance - 1) < 0.1 and end.distance < 0.02
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("matching_rewards", reward_of_nothing), ("dmd_loss", half_the_loss)], ids=["no reward", "half"]
+)
+def test_with_a_wrong_formula_it_ends_elsewhere(monkeypatch, name, wrong):
+    monkeypatch.setattr(reinforce, name, wrong)
+    end = reinforcement.outcome(EXACT, **SHORT)
+    assert end.distance > 0.1 and abs(end.reward - 1) > 0.3
