@@ -4,7 +4,7 @@ test_conformance.py and test_student.py runs on it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Family:
     returned: Callable[[Any, Tensor], Tensor]  # our latents as the pipeline returns them for output_type="latent"
     targets: tuple[int, int]  # adapted layers of the tiny transformer: attention, attention_mlp
     distilled: bool = False  # the guidance is an input of the transformer
+    text: dict[str, Any] = field(default_factory=dict)  # cache_teacher's settings under test_stages
 
     def params(self, folder: Path, **changes: object) -> ModelParams:
         """`model` section for the tiny pipeline in ``folder``."""
@@ -106,6 +107,7 @@ FLUX1 = Family(
     returned=flux1_packed,
     targets=(8 + 2 * 3, 8 + 2 * 3 + 4 + 2 * 2),
     distilled=True,
+    text={"storage_dtype": "bfloat16", "unpadded": True},
 )
 FLUX2 = Family(
     name="flux2",
@@ -120,6 +122,7 @@ FLUX2 = Family(
     inner=lambda pipeline, x: pipeline._pack_latents(x),
     returned=flux2_raw,
     targets=(8 + 2 * 2, 8 + 2 * 2 + 4),
+    text={"mode": "on_the_fly"},
 )
 FAMILIES = {family.name: family for family in (SD3, FLUX1, FLUX2)}
 

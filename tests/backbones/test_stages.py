@@ -35,7 +35,9 @@ def trained(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory, tiny_clip:
     """A workspace with the family's tiny teacher in which prompts, cache and both trainings have run."""
     root, model = tmp_path_factory.mktemp("stages"), loaded.family.params(loaded.folder).model_dump(mode="json")
     model |= {"teacher": "data/world/teacher", "teacher_steps": 2}
-    params = make_workspace(root, loaded.folder, tiny_clip, SMALLEST | {"model": model})
+    params = make_workspace(
+        root, loaded.folder, tiny_clip, SMALLEST | {"model": model, "cache_teacher": loaded.family.text}
+    )
     for stage in (prepare_prompts, cache_teacher, train_acdmd, train_rtdmd):
         stage.run(root)
     return root, params
