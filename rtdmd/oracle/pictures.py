@@ -15,28 +15,30 @@ from torch import Tensor
 from rtdmd.files import write_atomic
 from rtdmd.oracle.mixture import Mixture
 
-POINTS = 1200
+POINTS = 800
+STYLES = ("--", ":", "-")
 COLOURS = ("#3b6ea8", "#b8562f")  # one a prompt
 
 
-def draw_clouds(clouds: dict[str, Tensor], teacher: Mixture, target: Mixture, path: Path) -> None:
-    """One panel a cloud (n, 2) of samples for prompts 0, 1, ..., 0, 1, ...: dashed ellipses hold 86 % of the teacher's
-    law, solid ones 86 % of the target (two standard deviations)."""
-    figure = Figure(figsize=(3.2 * len(clouds), 3.4), dpi=100, layout="constrained")
+def draw_clouds(clouds: dict[str, Tensor], laws: dict[str, Mixture], path: Path) -> None:
+    """One panel a cloud (n, 2) of samples for prompts 0, 1, ..., 0, 1, ..., under the ellipses of up to three named
+    laws, drawn dashed, dotted and solid, that hold 86 % of each (two standard deviations)."""
+    figure = Figure(figsize=(3.2 * len(clouds), 2.5), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(clouds), squeeze=False, sharex=True, sharey=True)[0]
     for panel, (name, samples) in zip(panels, clouds.items(), strict=True):
-        for prompt in range(teacher.prompts):
-            own = samples[prompt :: teacher.prompts][:POINTS]
+        prompts = next(iter(laws.values())).prompts
+        for prompt in range(prompts):
+            own = samples[prompt::prompts][:POINTS]
             panel.scatter(own[:, 0], own[:, 1], s=2, color=COLOURS[prompt % 2], alpha=0.35, linewidths=0)
-            _ellipse(panel, teacher, prompt, "--")
-            _ellipse(panel, target, prompt, "-")
+            for law, style in zip(laws.values(), STYLES, strict=False):
+                _ellipse(panel, law, prompt, style)
         panel.set_title(name, fontsize=9)
         panel.set_aspect("equal")
         panel.tick_params(labelsize=7)
-    panels[0].plot([], [], "k--", linewidth=1, label="teacher")
-    panels[0].plot([], [], "k-", linewidth=1, label="fixed point")
-    panels[0].legend(fontsize=7, loc="upper left")
+    for name, style in zip(laws, STYLES, strict=False):
+        panels[-1].plot([], [], "k" + style, linewidth=1, label=name)
+    panels[-1].legend(fontsize=7, loc="upper right")
     data = io.BytesIO()
     figure.savefig(data, format="png", metadata={"Software": None})
     write_atomic(path, data.getvalue())

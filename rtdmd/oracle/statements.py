@@ -234,7 +234,7 @@ STATEMENTS: tuple[Statement, ...] = (
     ),
     Statement(
         "T8",
-        "... for its fake score mixes the steps: told which, it is not",
+        "... because its fake score is not told the step",
         "distance of DMD2 told the step over DMD2's",
         _step_aware_ratio,
         Bound(0.7),

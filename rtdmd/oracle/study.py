@@ -15,10 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rtdmd.files import write_atomic
 from rtdmd.oracle import reinforcement, training
+from rtdmd.oracle.identities import LINEAR
+from rtdmd.oracle.mixture import Mixture
 from rtdmd.oracle.pictures import draw_clouds
 from rtdmd.oracle.setting import Setting
 
@@ -128,8 +131,15 @@ def run(folder: Path, variants: tuple[Variant, ...] = VARIANTS) -> Iterator[str]
     write_table(measured, folder / "study.csv")
     shown = {name: clouds[name] for name in SHOWN if name in clouds}
     if shown:
-        law = reinforcement.LAW
-        draw_clouds(shown, law, reinforcement.fixed_point(law), folder / "clouds.png")
+        draw_clouds(shown, laws(), folder / "clouds.png")
+
+
+def laws() -> dict[str, Mixture]:
+    """The laws of the picture: the teacher, its plain tilt p exp(βr), and where stage two ends (β = D w_r/w_m)."""
+    teacher, weights = reinforcement.LAW, reinforcement.CORRECTED["weights"]
+    linear, beta = torch.tensor(LINEAR, dtype=torch.float64), teacher.dims * weights["backprop"] / weights["matching"]
+    tilted = teacher.tilted(linear, torch.zeros(2, 2, dtype=torch.float64), beta)
+    return {"teacher p": teacher, "p exp(βr)": tilted, "fixed point": reinforcement.fixed_point(teacher)}
 
 
 def write_table(measured: Sequence[dict[str, Any]], path: Path) -> None:
