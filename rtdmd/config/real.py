@@ -180,7 +180,8 @@ _FILL_IN = (
 )
 _DEPARTS = (
     "Departs from the public code: that reinforces on GenEval's training prompts, with geneval as a fourth reward; here"
-    " both stages read PickScore's prompts. Its fake score has no weight decay in stage two; here both roles share one."
+    " both stages read one set, PickScore's, and geneval cannot score a prompt without GenEval's record. Its fake score"
+    " has no weight decay in stage two; here both roles share one."
 )
 _ONE_BASE = (
     "Departs further: its generator starts from the step-distilled {}. Here every role stands on the base model: one"
@@ -188,7 +189,9 @@ _ONE_BASE = (
 )
 _SIZES = (
     "Published sizes are totals over GPUs: stage one 9 prompts x 8, 15000 updates; stage two {}, about 1000 epochs. One"
-    " process here takes the whole batch: lower batch_size, prompts_per_epoch or micro_batch where memory is short."
+    " process here takes the whole batch: lower batch_size, prompts_per_epoch or micro_batch (its batch per GPU) where"
+    " memory is short."
+    " The seed is the public code's; 200 images are one for each of DrawBench's prompts."
 )
 _ON_THE_FLY_NOTE = "Text is encoded while training ({} resident): a cache of 25 632 prompts would take {} GiB."
 _UNKNOWN = "To expect: no figures are published, only a checkpoint ({})."

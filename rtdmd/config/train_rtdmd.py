@@ -34,7 +34,12 @@ class TrainRtdmdParams(Section):
     epochs: Whole = param(
         "roll-outs, each followed by one generator update", unit="epochs", source="public code: about 1000", ge=1
     )
-    prompts_per_epoch: Whole = param("prompts per roll-out", unit="prompts", source="world: 32 (ours)", ge=1)
+    prompts_per_epoch: Whole = param(
+        "prompts per roll-out",
+        unit="prompts",
+        source="public code, all GPUs: SD3-M 32, SD3.5-M 48, FLUX 64; world: 32 (ours)",
+        ge=1,
+    )
     prompt_order: Literal["uniform", "by_tag"] = param(
         "uniform: every prompt equally often; by_tag: every tag equally often",
         source="public code: uniform; by_tag ours",
