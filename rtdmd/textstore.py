@@ -179,7 +179,7 @@ class RowWriter:
             for name, tensor in tensors.items():
                 data = tensor.contiguous().view(torch.uint8).numpy()
                 file.seek(begins[name] + first * (data.nbytes // len(tensor)))
-                file.write(data)
+                file.write(data.data)
             file.flush()
             os.fsync(file.fileno())
 

@@ -12,23 +12,13 @@ from typing import Any
 
 from rtdmd.errors import UserError
 from rtdmd.prompts import BadPrompt, Source
+from rtdmd.rewards.geneval_rules import CLASSES, RELATIONS
+from rtdmd.rewards.geneval_rules import COLOURS as COLORS
 from rtdmd.rng import permutation
 from rtdmd.sources.named import geneval_record
 
-# The classes of COCO 2017 under the names that GenEval's prompts give them.
-CLASSES: tuple[str, ...] = tuple(
-    """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
-    parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella,
-    handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard,
-    surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange,
-    broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop,
-    computer mouse, tv remote, computer keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book,
-    clock, vase, scissors, teddy bear, hair drier, toothbrush""".replace("\n    ", " ").split(", ")
-)
 COLORED = tuple(name for name in CLASSES if name != "person")  # a coloured person is no prompt
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
-RELATIONS = ("left of", "right of", "above", "below")
 _MIRRORED = {"right of": "left of", "below": "above"}
 _PLURALS = {"person": "people", "knife": "knives", "computer mouse": "computer mice"}
 _PLURALS |= {name: name for name in ("sheep", "skis", "scissors")}

@@ -118,27 +118,33 @@ RELATED = [{"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position"
 @pytest.mark.parametrize(
     ("name", "good", "bad", "says"),
     [
-        ("geneval", GENEVAL, {"prompt": "two dogs"}, 'needs a GenEval record with "tag" and "include"'),
-        ("geneval", GENEVAL, {**GENEVAL, "include": [{"class": "dog"}]}, '"count" .from 1. in every entry of "incl'),
-        ("geneval", GENEVAL, {**GENEVAL, "exclude": [{"count": 3}]}, 'in every entry of "exclude"'),
+        ("geneval", GENEVAL, {"prompt": "two dogs"}, r"metadata tag: None; allowed: single_object, two_object"),
+        ("geneval", GENEVAL, {**GENEVAL, "include": []}, "metadata include: 'nothing'; allowed: at least one object"),
+        (
+            "geneval",
+            GENEVAL,
+            {**GENEVAL, "include": [{"class": "dog"}]},
+            "metadata count: None; allowed: a whole number",
+        ),
+        ("geneval", GENEVAL, {**GENEVAL, "exclude": [{"class": "unicorn", "count": 3}]}, "metadata class: 'unicorn'"),
         (
             "geneval",
             {**GENEVAL, "include": RELATED},
-            {**GENEVAL, "include": [RELATED[1] | {"position": ["left of", 1]}]},
-            r'needs "position": .*not \[.left of., 1\]',
+            {**GENEVAL, "include": RELATED[::-1]},
+            r"metadata position: \['left of', 0\]; allowed: .relation, number of an earlier requirement",
         ),
-        ("geneval2", VQA, {**VQA, "vqa_list": [["Is there a dog?"]]}, r"a list of \[question, answer\]"),
-        ("geneval2", VQA, {**VQA, "skills": []}, '"skills" with an entry for each question'),
-        ("ocr", {"prompt": 'a sign "OPEN"'}, {"prompt": "a sign OPEN"}, "the text to show in double quotes"),
+        ("geneval2", VQA, {**VQA, "vqa_list": [["Is there a dog?"]]}, r"needs .*a list of \[question, answer\]"),
+        ("geneval2", VQA, {**VQA, "skills": []}, 'needs "skills" with an entry for each question'),
+        ("ocr", {"prompt": 'a sign "OPEN"'}, {"prompt": "a sign OPEN"}, "no text in double quotes"),
     ],
 )
 def test_a_named_set_holds_what_its_reward_needs(tmp_path: Path, name: str, good: dict, bad: dict, says: str) -> None:
     sources = read(tmp_path, "p.jsonl", "\n".join(json.dumps(entry) for entry in (good, bad)))
-    with pytest.raises(BadPrompt, match=rf"p\.jsonl:2: the prompt .* {says}"):
+    with pytest.raises(BadPrompt, match=rf"p\.jsonl:2: .*the prompt .* {says}"):
         checked(sources, CHECKS[name], Faults())
     faults = Faults(drop=True)
     (kept,) = checked(sources, CHECKS[name], faults)
-    assert kept.metadata == ({"text": "OPEN"} if name == "ocr" else good)
+    assert kept.metadata == ({"target": "OPEN"} if name == "ocr" else good)
     assert [d["where"] for d in faults.dropped] == ["p.jsonl:2"]
 
 
