@@ -62,3 +62,21 @@ def test_one_forward_has_the_latents_shape(name: str, resolution: int) -> None:
 def test_a_bf16_copy_is_as_large_as_the_table_says() -> None:
     sizes = {name: round(2 * parameters / GIB, 1) for name, (parameters, _, _) in SIZES.items()}
     assert sizes == {"sd3m": 3.8, "sd35m": 4.2, "flux1-dev": 22.2, "flux2-klein-4b": 7.2, "flux2-klein-9b": 16.9}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_peft_adapts_exactly_the_targets_at_real_size(name: str) -> None:
+    """From twenty names on PEFT shortens the list to suffixes before it matches; they must not reach another layer."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    targets = backbone(name, 512).lora_targets("attention")
+    model = transformer.__wrapped__(name)  # another one: the adapters stay on it
+    inject_adapter_in_model(LoraConfig(r=32, target_modules=list(targets)), model, low_cpu_mem_usage=True)
+    adapted = {part: set() for part in ("lora_A", "lora_B")}
+    for parameter, _ in model.named_parameters():
+        for part, names in adapted.items():
+            if f".{part}." in parameter:
+                names.add(parameter.split(f".{part}.")[0])
+    assert adapted["lora_A"] == adapted["lora_B"] == set(targets)
+    trainable = sum(p.numel() for parameter, p in model.named_parameters() if ".lora_" in parameter)
+    assert trainable == SIZES[name][2]

@@ -72,6 +72,30 @@ def test_only_what_is_asked_for_is_downloaded_at_the_pinned_commit(
     assert "vae/config.json" in asked["allow_patterns"] or vae  # the latents' shape needs it
 
 
+@pytest.mark.parametrize("name", ["sd35m", "flux1-dev", "flux2-klein-4b"])
+def test_the_pipelines_folders_are_taken_and_single_file_copies_left(
+    name: str, monkeypatch: pytest.MonkeyPatch, tiny_teacher: Path
+) -> None:
+    """A repository also holds its weights as one file at the top, tens of GiB that no pipeline folder needs."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda _, **o: asked.update(o) or str(tiny_teacher))
+    teacher_folder(preset(name, {"model": {"revision": COMMIT}}).model, text=True)
+    wanted = [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/model-00001-of-00002.safetensors",
+        "text_encoder_2/config.json",
+        "text_encoder_3/model.safetensors.index.json",
+        "tokenizer/chat_template.jinja",
+        "tokenizer_2/spiece.model",
+        "transformer/diffusion_pytorch_model-00001-of-00003.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]
+    left = ["README.md", "flux1-dev.safetensors", "ae.safetensors", "text_encoder/model.fp16.safetensors", "a.gguf"]
+    filters = {key: asked[key] for key in ("allow_patterns", "ignore_patterns")}
+    assert list(huggingface_hub.utils.filter_repo_objects([*wanted, *left], **filters)) == wanted
+
+
 def test_text_identity_changes_with_the_text_parts_alone(tiny_teacher: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_teacher, tmp_path / "copy"))
     model = preset("world", {"model": {"teacher": str(folder)}}).model
