@@ -96,6 +96,8 @@ def licence_of(model: ModelParams) -> tuple[str, str | None]:
 
 def base_name(model: ModelParams) -> str:
     """The teacher's name without its owner or path."""
+    if model.teacher.startswith(WORLD):
+        return "Embedded world"
     return model.teacher.split("/")[-1] if model.is_hub_id else Path(model.teacher).name
 
 

@@ -177,6 +177,8 @@ def finish(source: Source, made: Made, place: Place, told: Mapping[str, Any]) ->
         threads=source.threads,
         device=str(source.device),
     )
+    if source.device.type == "cuda":
+        torch.cuda.empty_cache()  # the gate's process needs the memory that is no longer used here
     record = run_gate(export, made.fixed, made.latents)
     write_json(place(GATE), record)
     return record

@@ -44,10 +44,11 @@ def run(root: Path = Path(".")) -> None:
         record = provenance(lineage, made, forms, stage.params.model.eta)
         write_json(stage.output(PROVENANCE), record)
         write_atomic(stage.output(SAMPLES), stage.input("results/evaluate/contact_sheet.png").read_bytes())
+        metrics = read_json(stage.input("results/evaluate/metrics.json"))
         told = {
             "settings": record["settings"],
             "settings_sha256": record["settings_sha256"],
-            "metrics": read_json(stage.input("results/evaluate/metrics.json")),
+            "metrics": metrics if "train_rtdmd" in metrics else {},  # evaluate.models may leave the student out
             "datasets": stage.params.publish.datasets,
         }
         print(table(finish(source, made, stage.output, told)["forms"]), file=sys.stderr)

@@ -66,6 +66,7 @@ def test_metadata_of_the_embedded_world() -> None:
     assert metadata["datasets"] == ["owner/prompts"]
     assert {"lora", "few-step", "sd3"} < set(metadata["tags"])
     assert metadata["widget"] == [{"text": 'two "red" circles', "output": {"url": "widget.png"}}]
+    assert metadata["model-index"][0]["name"] == "Embedded world, 4 steps, RTDMD"
     assert "base_model" not in metadata  # a folder is no repository of the Hub
 
 
