@@ -19,7 +19,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import RepositoryNotFoundError
-from huggingface_hub.hf_api import GitRefInfo, RepoFile
+from huggingface_hub.hf_api import GitRefs, RepoFile
 
 from rtdmd.errors import RtdmdError, UserError
 from rtdmd.files import read_json, sha256_file
@@ -95,20 +95,18 @@ class Uploader:
                 " set publish.private: false"
             )
 
-    def _refs(self) -> tuple[list[GitRefInfo], list[GitRefInfo]]:
-        refs = self.patience.call("branches and tags", lambda: self.api.list_repo_refs(self.publication.repo_id))
-        return refs.branches, refs.tags
+    def _refs(self) -> GitRefs:
+        return self.patience.call("branches and tags", lambda: self.api.list_repo_refs(self.publication.repo_id))
 
     def _is_published(self) -> bool:
         """Is the tag there, and does it hold this folder? UserError when it holds another."""
         publication = self.publication
-        tags = {tag.name: tag.target_commit for tag in self._refs()[1]}
-        if publication.tag not in tags:
+        if publication.tag not in {tag.name for tag in self._refs().tags}:
             return False
-        there = self._files(tags[publication.tag])
+        there = self._files(publication.tag)
         with tempfile.TemporaryDirectory() as folder:
             known = PUBLISHED_FROM in there
-            record = read_json(self._download(PUBLISHED_FROM, tags[publication.tag], folder)) if known else {}
+            record = read_json(self._download(PUBLISHED_FROM, publication.tag, folder)) if known else {}
         files: dict[str, str] = record.get("files", {})
         whole = all(path in there and _large_is(there[path], digest) for path, digest in files.items())
         if record.get("folder") != publication.record["folder"] or not whole:
@@ -214,7 +212,7 @@ class Uploader:
         publication = self.publication
 
         def tag() -> None:
-            tags = {one.name: one.target_commit for one in self.api.list_repo_refs(publication.repo_id).tags}
+            tags = {one.name for one in self.api.list_repo_refs(publication.repo_id).tags}
             if publication.tag not in tags:
                 message = f"Lineage in dvc.lock: {publication.record['dvc_lock']['sha256']}"
                 self.api.create_tag(publication.repo_id, tag=publication.tag, tag_message=message, revision=commit)
