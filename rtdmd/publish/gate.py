@@ -256,6 +256,6 @@ def table(forms: Mapping[str, Any]) -> str:
     rows = [head]
     for form, found in forms.items():
         numbers = [f"{found['from_student'][level]:.1e}" for level in levels]
-        rows.append([form, "{} of {}".format(*found["keys"]), *numbers, f"{found['from_base'][levels[0]]:.2f}"])
+        rows.append([form, "{} of {}".format(*found["keys"]), *numbers, f"{found['from_base'][levels[0]]:.2g}"])
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
