@@ -7,7 +7,7 @@ pictures equal scores. Most scorers get scenes of the embedded world; those that
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,47 @@ def world_case() -> Case:
     ]
     records[1]["exclude"] = [{"class": "square", "count": 3}]
     return Case(torch.as_tensor(render(scenes)), [seen for seen, _, _ in _SCENES], (red, two), records)
+
+
+def _drawn(pictures: Sequence[Image.Image]) -> Tensor:
+    return torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1).float() / 255 for p in pictures])
+
+
+def text_case() -> Case:
+    """Three words and an empty sheet, for scorers that read."""
+    words = ("HELLO", "RIVER", "STONE", "")
+    pictures = []
+    for word in words:
+        picture = Image.new("RGB", (256, 96), "white")
+        ImageDraw.Draw(picture).text((40, 24), word, fill="black", font=ImageFont.load_default(44))
+        pictures.append(picture)
+    return Case(_drawn(pictures), words, ('a sign that says "HELLO"', 'a sign that says "STONE"'))
+
+
+def object_case() -> Case:
+    """A stop sign, a clock, a ball and grass, for scorers that look for COCO's objects. Whether a drawing passes for
+    one is the detector's opinion, so these need not vary: a record shows a change, not a fault."""
+    names = ("stop sign", "clock", "sports ball", "grass")
+    pictures = [Image.new("RGB", (256, 256), (86, 140, 60)) for _ in names]
+    sign, clock, ball, _ = (ImageDraw.Draw(picture) for picture in pictures)
+    sign.rectangle((122, 190, 134, 256), fill=(120, 120, 120))
+    sign.regular_polygon((128, 118, 84), 8, rotation=22, fill=(190, 20, 30), outline="white", width=6)
+    sign.text((72, 94), "STOP", fill="white", font=ImageFont.load_default(46))
+    clock.ellipse((44, 44, 212, 212), fill="white", outline="black", width=8)
+    for hour in range(12):
+        x, y = 128 + 66 * np.sin(hour * np.pi / 6), 128 - 66 * np.cos(hour * np.pi / 6)
+        clock.text((x - 8, y - 10), str(hour or 12), fill="black", font=ImageFont.load_default(18))
+    clock.line((128, 128, 128, 76), fill="black", width=5)
+    clock.line((128, 128, 168, 150), fill="black", width=7)
+    ball.ellipse((70, 70, 186, 186), fill=(235, 130, 40), outline="black", width=3)
+    ball.line((70, 128, 186, 128), fill="black", width=3)
+    ball.line((128, 70, 128, 186), fill="black", width=3)
+    prompts = ("a photo of a stop sign", "a photo of a clock")
+    records: list[Metadata] = [
+        {"tag": "single_object", "include": [{"class": name, "count": 1}], "prompt": prompt}
+        for name, prompt in zip(names, prompts, strict=False)
+    ]
+    return Case(_drawn(pictures), names, prompts, records, varies=False)
 
 
 CASES: dict[str, Callable[[], Case]] = {"ocr": text_case, "geneval": object_case}
