@@ -23,8 +23,10 @@ with quiet_imports():
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 IMAGE_TOKEN = "<|image_pad|>"
-SETTINGS = ("size", "min_pixels", "max_pixels", "patch_size", "temporal_patch_size", "merge_size")
-SETTINGS += ("image_mean", "image_std", "resample", "rescale_factor")
+SETTINGS = (
+    *("size", "min_pixels", "max_pixels", "patch_size", "temporal_patch_size", "merge_size"),
+    *("image_mean", "image_std", "resample", "rescale_factor"),
+)
 
 
 class VisionChat:

@@ -51,9 +51,9 @@ class Rollout:
 
     def take(self, rows: Sequence[int]) -> Rollout:
         """The chosen images, in the chosen order."""
-        parts = [[x[list(rows)] for x in part] for part in (self.states, self.means, self.stds)]
+        states, means, stds = ([x[list(rows)] for x in part] for part in (self.states, self.means, self.stds))
         records = [self.records[row] for row in rows]
-        return Rollout(*parts, self.sigmas, self.cond.index(rows), records, self.groups[list(rows)])
+        return Rollout(states, means, stds, self.sigmas, self.cond.index(rows), records, self.groups[list(rows)])
 
     def level(self, k: int, rows: slice) -> Tensor:
         """σ_k for the images of ``rows``, (B,)."""

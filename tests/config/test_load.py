@@ -71,7 +71,7 @@ def test_misspelt_section_comes_before_the_missing_one() -> None:
             {"train_rtdmd": {"candidate_steps": [1, 3]}},
             "train_rtdmd.candidate_steps: [1, 3]; allowed: 0 to model.num_steps - 2 = 2",
         ),
-        ({"train_rtdmd": {"trained_steps": 4}}, "train_rtdmd.trained_steps: 4; allowed: 1 to 1, the candidate_steps"),
+        ({"train_rtdmd": {"trained_steps": 4}}, "train_rtdmd.trained_steps: 4; allowed: 1 to 2, the candidate_steps"),
         ({"train_rtdmd": {"candidate_steps": [2, 1]}}, "train_rtdmd.candidate_steps: [2, 1]; allowed: step numbers"),
         ({"model": {"eta": 0}}, "model.eta: 0 with train_rtdmd.weights.policy above 0"),
         ({"train_rtdmd": {"recipe": "published"}}, "with recipe: published; allowed:"),
