@@ -110,7 +110,7 @@ def test_the_text_names_levels_samplers_recipe_limits_and_origin() -> None:
         "| the folder's own, as above | 1 | not scored |",
         "| the same with `stochastic_sampling=False` | 0 | not scored |",
         f"{preset('world').train_acdmd.iterations} iterations of 48",
-        "clipscore x 0.1, world_verifier x 1",
+        ", ".join(f"{reward.name} x {reward.weight:g}" for reward in preset("world").train_rtdmd.rewards),
         "## Limits",
         "d" * 64,
     ):
