@@ -70,7 +70,7 @@ WORLD: dict[str, Any] = {
     },
     "train_rtdmd": {
         "recipe": "custom",
-        "epochs": 80,
+        "epochs": 130,
         "prompts_per_epoch": 64,
         "prompt_order": "by_tag",
         "group_size": 8,
