@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from pydantic import model_validator
 
-from rtdmd.config.base import Real, Section, param
+from rtdmd.config.base import Flag, Real, Section, param
 
 RewardName = Literal[
     "aesthetic", "clipscore", "geneval", "hpsv2", "hpsv3", "imagereward", "ocr", "pickscore", "world_verifier"
@@ -110,6 +110,12 @@ class RewardParams(Section):
         default=None,
     )
 
+    policy: Flag = param(
+        "training: the policy gradient sees it too; false leaves it to back-propagation",
+        source="public code: true",
+        default=True,
+    )
+
     socket: str | None = param(
         "Unix socket of a process that runs this scorer (`rtdmd rewards serve`); null: this process",
         source="ours",
@@ -135,6 +141,8 @@ class RewardParams(Section):
                 raise ValueError(f"{key}: None for {self.name}; allowed: {scorer.needs[key]}")
             if value is not None and key not in scorer.needs and key not in scorer.optional:
                 raise ValueError(f"{key}: {value!r} for {self.name}; allowed: null ({self.name} takes no {key})")
+        if not (self.policy or scorer.differentiable):
+            raise ValueError(f"policy: False for {self.name}; allowed: true ({self.name} carries no gradient)")
         for source, pin in SOURCES.items():
             self._check_revision(source, pin)
         return self

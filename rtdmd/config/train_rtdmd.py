@@ -153,6 +153,8 @@ class TrainRtdmdParams(Section):
                 f"weights.backprop: {self.weights.backprop} without a differentiable reward;"
                 " allowed: 0, or clipscore among rewards"
             )
+        if not any(r.policy for r in self.rewards):
+            raise ValueError("rewards: all with policy: false; allowed: at least one with policy: true")
         self._check_matching()
         self._check_recipe()
         return self

@@ -23,13 +23,15 @@ def group_advantages(
     eps: float = 1e-4,
     clip: float = 5.0,
 ) -> Tensor:
-    """Advantages (N,) of N images with R rewards: normalise each reward, weighted sum, normalise over the batch, clip.
+    """Advantages (N,) of N images with R rewards: normalise each reward, weighted sum, scale over the batch, clip.
 
     rewards (R, N); groups (N,) integer, images of one prompt share it; weights (R,). Per reward, r - baseline over
     (std + eps): baseline is the mean of the group or of its other members; std (population) is the whole batch's
     (public code) or the group's (paper). 'none' divides by nothing, neither here nor over the batch: advantages in
-    the rewards' own units, whose policy gradient is the gradient of E Σ w r (statement T6). Raises ValueError on
-    shapes or on a group of one with 'leave_one_out', FloatingPointError on a non-finite reward.
+    the rewards' own units, whose policy gradient is the gradient of E Σ w r (statement T6). The public code also
+    subtracts the batch mean of the sum; it is 0, since every group sums to 0, and subtracting its rounding would
+    leave 1e-9 where a group's rewards are equal and the advantage is exactly 0. Raises ValueError on shapes or on a
+    group of one with 'leave_one_out', FloatingPointError on a non-finite reward.
     """
     rewards, weights = at_least_float32(rewards, weights)
     if rewards.dim() != 2 or groups.shape != rewards.shape[1:] or weights.shape != rewards.shape[:1]:
@@ -40,8 +42,7 @@ def group_advantages(
     if std == "none":
         return (weights[:, None] * centred).sum(0).clamp(-clip, clip)
     total = (weights[:, None] * centred / (_spread(rewards, groups, std) + eps)).sum(0)
-    total = (total - total.mean()) / (total.std(correction=0) + eps)
-    return total.clamp(-clip, clip)
+    return (total / (total.std(correction=0) + eps)).clamp(-clip, clip)
 
 
 def subtract_baseline(rewards: Tensor, groups: Tensor, baseline: Baseline) -> Tensor:

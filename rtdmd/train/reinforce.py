@@ -124,9 +124,10 @@ def describe(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[dict[st
 
 
 def advantages_of(scores: Mapping[str, Tensor], groups: Tensor, p: TrainRtdmdParams) -> Tensor:
-    """Advantages (N,) (method, stage two, step 2)."""
-    rewards = torch.stack([scores[spec.name] for spec in p.rewards]).float()
-    weights = torch.tensor([spec.weight for spec in p.rewards])
+    """Advantages (N,) of the rewards that the policy gradient sees (method, stage two, step 2)."""
+    seen = [spec for spec in p.rewards if spec.policy]
+    rewards = torch.stack([scores[spec.name] for spec in seen]).float()
+    weights = torch.tensor([spec.weight for spec in seen])
     return group_advantages(
         rewards,
         groups,
@@ -177,15 +178,20 @@ def policy_gradient(
 ) -> tuple[Gradients, Gradients, dict[str, float]]:
     """Gradients of the clipped policy loss and of the reference KL over the trained steps (method, stage two, step 4).
 
-    Images of zero advantage are left out of the policy term only. ``held`` adds the policy gradient of matching as a
-    reward to its term, unbiased for all candidate steps. Values: clip fraction, and the largest |ratio - 1|, which
-    is 0 at the first update of an epoch.
+    Images of zero advantage are left out of the policy term only, and of the passes where it is the only term.
+    ``held`` adds the policy gradient of matching as a reward to its term, unbiased for all candidate steps. Values:
+    clip fraction, and the largest |ratio - 1|, which is 0 at the first update of an epoch.
     """
     policy, anchor = Gradients(learner), Gradients(learner)
     kept = torch.nonzero(advantages != 0).flatten() if p.drop_zero_advantage else torch.arange(len(rollout))
+    total = len(rollout)
+    if p.weights.reference_kl == 0 and held is None:
+        passed = whole_batches(kept.tolist(), total, p.micro_batch)
+        rollout, advantages = rollout.take(passed), advantages[passed]
     # The public code averages over the trained steps; the paper's (K-1)/M makes their sum unbiased for all of them.
-    factor = subset_factor(len(p.candidate_steps) + 1, len(trained)) if p.subset_factor else 1 / len(trained)
-    values = {"kept": len(kept) / len(rollout), "clip_fraction": 0.0, "ratio_error": 0.0}
+    whole = subset_factor(len(p.candidate_steps) + 1, len(trained))
+    factor = whole if p.subset_factor else 1 / len(trained)
+    values = {"kept": len(kept) / total, "clip_fraction": 0.0, "ratio_error": 0.0}
     passes = 0
     for k in trained if p.weights.policy > 0 or p.weights.reference_kl > 0 or held is not None else ():
         for rows in micro_batches(len(rollout), p.micro_batch):
@@ -203,7 +209,6 @@ def policy_gradient(
             policy.add(term, retain_graph=with_anchor or held is not None)
             if held is not None:
                 pull, *_ = clipped_policy_loss(new, old, held.rewards[rows], p.clip_range)
-                whole = subset_factor(len(p.candidate_steps) + 1, len(trained))
                 held.term.add(whole * pull.sum() / len(rollout), retain_graph=with_anchor)
             if with_anchor:
                 with torch.no_grad():
@@ -215,6 +220,14 @@ def policy_gradient(
             passes += 1
     values["clip_fraction"] /= max(1, passes)
     return policy, anchor, values
+
+
+def whole_batches(kept: Sequence[int], count: int, size: int) -> list[int]:
+    """The kept rows of ``count``, filled up with others to whole micro-batches of ``size``: a pass over fewer images
+    has other kernels, whose rounding in half precision would move the policy ratio off 1."""
+    missing = -len(kept) % size
+    chosen = set(kept)
+    return [*kept, *[row for row in range(count) if row not in chosen][:missing]]
 
 
 def require_on_policy(ratio_error: float, clip_range: float) -> None:

@@ -87,6 +87,14 @@ def test_misspelt_section_comes_before_the_missing_one() -> None:
             {"train_rtdmd": {"matching_path": "reward", "density": "published"}},
             "train_rtdmd.matching_path: reward with density: published; allowed: density: gaussian",
         ),
+        (
+            {"train_rtdmd": {"rewards": [{"name": "clipscore", "model": "a", "policy": False}]}},
+            "train_rtdmd.rewards: all with policy: false; allowed: at least one with policy: true",
+        ),
+        (
+            {"train_rtdmd": {"rewards": [{"name": "ocr", "policy": False}]}},
+            "policy: False for ocr; allowed: true (ocr carries no gradient)",
+        ),
         ({"train_rtdmd": {"matching_path": "chain"}}, "allowed: last_step, random_step, whole_chain, reward"),
         (
             {"evaluate": {"rewards": [{"name": "clipscore"}]}},

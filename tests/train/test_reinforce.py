@@ -29,6 +29,7 @@ from rtdmd.train.reinforce import (
     require_on_policy,
     roll_out,
     score,
+    whole_batches,
     whole_chain,
 )
 from rtdmd.train.roles import Roles
@@ -219,6 +220,37 @@ def test_zero_advantage_leaves_the_policy_term_only(table: Table) -> None:
     assert relative(dropped, kept * 12 / 8) < 1e-5
 
 
+def test_images_of_zero_advantage_are_not_passed(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four of twelve at zero, micro-batches of three: eight images are filled up to nine, and the gradient is that of
+    a pass over all twelve."""
+    advantages = some_advantages()
+    advantages[::3] = 0
+    rollout, passed = table.roll_out(settings(), (0, 2)), list[int]()
+    everything = policy_gradient(table.roles, table.learner, rollout, advantages, (0, 2), settings(), ETA)[0]
+    velocity = table.roles.velocity
+
+    def counted(role: str, x: Tensor, *more: Any, **options: Any) -> Tensor:
+        passed.append(len(x))
+        return velocity(role, x, *more, **options)
+
+    monkeypatch.setattr(table.roles, "velocity", counted)
+    p = settings(micro_batch=3)
+    some = policy_gradient(table.roles, table.learner, rollout, advantages, (0, 2), p, ETA)[0]
+    assert passed == [3] * 6
+    assert relative(flat(some), flat(everything)) < 1e-5
+    passed.clear()
+    anchored = settings(micro_batch=3, weights={"reference_kl": 0.1})
+    policy_gradient(table.roles, table.learner, rollout, advantages, (0, 2), anchored, ETA)
+    assert passed == [3] * 16  # the reference KL is of all images, and passes the reference too
+
+
+def test_rows_are_filled_up_to_whole_micro_batches() -> None:
+    assert whole_batches([1, 4, 5], 8, 2) == [1, 4, 5, 0]
+    assert whole_batches([1, 4], 8, 2) == [1, 4]
+    assert whole_batches([0, 1, 2], 3, 2) == [0, 1, 2]  # none is left to fill up with
+    assert whole_batches([], 8, 2) == []
+
+
 def test_without_any_advantage_the_other_terms_still_train(table: Table, tiny_clip: Path) -> None:
     p = settings()
     rollout = table.roll_out(p, (0, 2))
@@ -366,6 +398,20 @@ def test_advantages_come_from_the_named_rewards_and_their_weights() -> None:
     verifier = scores["world_verifier"].view(GROUPS, SIZE)
     expected = (verifier - verifier.mean(1, keepdim=True)).flatten()
     assert torch.allclose(advantages_of(scores, GROUP_OF, only), expected / expected.std(correction=0), atol=2e-3)
+
+
+def test_a_reward_can_be_left_to_back_propagation() -> None:
+    specs = [
+        {"name": "clipscore", "model": "data/world/clip", "weight": 1.0, "policy": False},
+        {"name": "world_verifier", "weight": 1.0, "soft_weight": 0.0},
+    ]
+    scores = {"clipscore": torch.rand(COUNT, generator=torch.Generator().manual_seed(0))}
+    scores["world_verifier"] = torch.tensor([1.0, 0.0] + [1.0] * (COUNT - 2))
+    mine = advantages_of(scores, GROUP_OF, settings(rewards=specs))
+    assert mine[0] > 0 > mine[1] and mine[SIZE:].tolist() == [0.0] * (
+        COUNT - SIZE
+    )  # exactly 0 in groups of equal rewards
+    assert mine.std(correction=0).item() == pytest.approx(1, rel=1e-3)
 
 
 def chain(table: Table, rollout: Rollout) -> Tensor:
