@@ -14,6 +14,9 @@ measures.
     consistency.py  the regulariser of the fake score                       stage one, fake score
     matching.py     the direction that matches two distributions            stage one and two, generator
     policy.py       advantages, clipped ratio, SubGRPO, reference KL             stage two, generator
+    nft.py          negative-aware fine-tuning, and GDMD's weight of matching     stage two, generator
+    credit.py       what each stochastic step is rewarded with                   stage two, generator
+    anneal.py       DMDR's helps that fade                                       stage two, generator
     precision.py    float32 at least, and finite or an error
 
 Legend (B batch, C channels, H x W latent pixels, D = C*H*W, K sampler steps, N images, R rewards)

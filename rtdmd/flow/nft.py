@@ -1,0 +1,48 @@
+"""Negative-aware fine-tuning: a sample's reward decides whether the velocity is drawn to it or pushed from it.
+
+DiffusionNFT (arXiv 2509.16117) regresses an implicit positive and an implicit negative velocity on the same target:
+
+    v⁺ = (1-b) v_old + b v_θ,   v⁻ = (1+b) v_old - b v_θ,   loss = r |v⁺ - v|² + (1-r) |v⁻ - v|²
+
+r in [0, 1] is the sample's optimality. GDMD (arXiv 2604.19009) takes v from x_tar = x_0 - g, the target of the
+distribution-matching direction, and r from the reward that x_tar gains over x_0.
+"""
+
+from torch import Tensor
+
+from rtdmd.flow.precision import at_least_float32, mean_dims
+
+
+def optimality(advantages: Tensor) -> Tensor:
+    """r = ½ + ½ clip(A, -1, 1), (B,) -> (B,): ½ says nothing, 1 draws to the sample, 0 pushes from it."""
+    (advantages,) = at_least_float32(advantages)
+    return 0.5 + 0.5 * advantages.clamp(-1, 1)
+
+
+def nft_loss(v: Tensor, v_old: Tensor, target: Tensor, r: Tensor, strength: float) -> Tensor:
+    """r |v⁺ - target|² + (1-r) |v⁻ - target|², each mean over the dimensions, (B,).
+
+    v, v_old, target (B, C, H, W): trained velocity, the one that made the sample (no gradient), regression target;
+    r (B,) in [0, 1]; strength b > 0. On-policy (v = v_old) its gradient in v is 2 b (2r - 1) (v_old - target) / D.
+    """
+    v, v_old, target, r = at_least_float32(v, v_old.detach(), target.detach(), r.detach())
+    positive = (1 - strength) * v_old + strength * v
+    negative = (1 + strength) * v_old - strength * v
+    return r * mean_dims((positive - target) ** 2) + (1 - r) * mean_dims((negative - target) ** 2)
+
+
+def reward_gain(target_rewards: Tensor, rewards: Tensor, spread: Tensor) -> Tensor:
+    """clip((R(x_tar) - R(x_0)) / Z, -1, 1), (B,). spread Z (): standard deviation of R over the batch, > 0."""
+    target_rewards, rewards, spread = at_least_float32(target_rewards, rewards, spread)
+    if float(spread) <= 0:
+        raise ValueError(f"the spread of the rewards must be above 0, got {float(spread)}")
+    return ((target_rewards - rewards) / spread).clamp(-1, 1)
+
+
+def guided_weight(gain: Tensor, strength: float) -> Tensor:
+    """1 + γ gain, (B,): what GDMD multiplies an image's matching direction by while on-policy (own derivation).
+
+    From (x_σ, σ) the velocity to x_tar = x_0 - g (`path.velocity_from_x0`) is v_old + g/σ, so the gradient of
+    `nft_loss` in v is -2 b gain g / (σ D); x_0 = x_σ - σ v, so the image moves along -gain g: matching, weighted.
+    """
+    return 1 + strength * gain
