@@ -11,7 +11,16 @@ from pydantic import model_validator
 from rtdmd.config.base import Flag, Real, Section, param
 
 RewardName = Literal[
-    "aesthetic", "clipscore", "geneval", "hpsv2", "hpsv3", "imagereward", "ocr", "pickscore", "world_verifier"
+    "aesthetic",
+    "clipscore",
+    "geneval",
+    "geneval2",
+    "hpsv2",
+    "hpsv3",
+    "imagereward",
+    "ocr",
+    "pickscore",
+    "world_verifier",
 ]
 """The scorers that exist. A new one adds its name here once its module does."""
 
@@ -110,10 +119,10 @@ class RewardParams(Section):
         default=None,
     )
 
-    policy: Flag = param(
-        "training: the policy gradient sees it too; false leaves it to back-propagation",
+    policy: Flag | None = param(
+        "train_rtdmd: false leaves it to back-propagation; null or true: the policy gradient sees it too",
         source="public code: true",
-        default=True,
+        default=None,
     )
 
     socket: str | None = param(
@@ -141,7 +150,7 @@ class RewardParams(Section):
                 raise ValueError(f"{key}: None for {self.name}; allowed: {scorer.needs[key]}")
             if value is not None and key not in scorer.needs and key not in scorer.optional:
                 raise ValueError(f"{key}: {value!r} for {self.name}; allowed: null ({self.name} takes no {key})")
-        if not (self.policy or scorer.differentiable):
+        if self.policy is False and not scorer.differentiable:
             raise ValueError(f"policy: False for {self.name}; allowed: true ({self.name} carries no gradient)")
         for source, pin in SOURCES.items():
             self._check_revision(source, pin)

@@ -153,7 +153,7 @@ class TrainRtdmdParams(Section):
                 f"weights.backprop: {self.weights.backprop} without a differentiable reward;"
                 " allowed: 0, or clipscore among rewards"
             )
-        if not any(r.policy for r in self.rewards):
+        if all(r.policy is False for r in self.rewards):
             raise ValueError("rewards: all with policy: false; allowed: at least one with policy: true")
         self._check_matching()
         self._check_recipe()

@@ -8,9 +8,6 @@ a shorter side of 800, and it makes masks from 384x384 pixels.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,8 @@ from torch import Tensor
 from rtdmd.errors import UserError
 from rtdmd.files import read_json
 from rtdmd.rewards.geneval_rules import CLASSES, THRESHOLD, Found
-from rtdmd.torch_setup import quiet_imports, quiet_loading
+from rtdmd.rewards.weights import pretrained_exactly
+from rtdmd.torch_setup import quiet_imports
 
 with quiet_imports():
     from transformers import Mask2FormerForUniversalSegmentation
@@ -67,20 +65,9 @@ def load_model(folder: Path) -> Any:
     """
     key = "rewards: geneval: model"
     _check_config(folder, key)
-    try:
-        with quiet_loading(), _no_key_table():
-            model, info = Mask2FormerForUniversalSegmentation.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-            )
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{key}: the weights in {folder} cannot be loaded ({str(error).splitlines()[0]})") from error
-    missing = sorted(name for name in info["missing_keys"] if not name.endswith(_UNUSED))
-    unexpected = sorted(name for name in info["unexpected_keys"] if not name.endswith(_CONSTANT))
-    if missing or unexpected:
-        raise UserError(
-            f"{key}: the weights in {folder} are not this model's; missing {missing}, left over {unexpected}"
-        )
-    return model.requires_grad_(False).eval()
+    return pretrained_exactly(
+        Mask2FormerForUniversalSegmentation, folder, key, torch.float32, absent=_UNUSED, ignored=(_CONSTANT,)
+    )
 
 
 def _check_config(folder: Path, key: str) -> None:
@@ -97,21 +84,6 @@ def _check_config(folder: Path, key: str) -> None:
             f"{key}: {path} has {len(labels)} classes in id2label, from {labels.get('0')!r}; "
             f"COCO's 80 instance classes are needed, from {CLASSES[0]!r} to {CLASSES[79]!r}"
         )
-
-
-@contextmanager
-def _no_key_table() -> Iterator[None]:
-    """Keep transformers' table of missing and unexpected keys off the terminal: `load_model` looks at both itself."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(_is_error)
-    try:
-        yield
-    finally:
-        logger.removeFilter(_is_error)
-
-
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
 
 
 def prepare(image: Tensor, short: int = SHORT, long: int = LONG) -> tuple[Tensor, tuple[int, int]]:

@@ -7,7 +7,7 @@ pictures equal scores. Most scorers get scenes of the embedded world; those that
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,15 @@ def world_case() -> Case:
     return Case(torch.as_tensor(render(scenes)), [seen for seen, _, _ in _SCENES], (red, two), records)
 
 
+def question_case() -> Case:
+    """The same scenes with GenEval 2's questions, for scorers that ask."""
+    records: list[Metadata] = [
+        {"vqa_list": [["Is there a circle in the image?", "Yes"], ["Is the circle red?", "Yes"]]},
+        {"vqa_list": [["How many squares are in the image?", "two"]]},
+    ]
+    return replace(world_case(), metadata=records)
+
+
 def _drawn(pictures: Sequence[Image.Image]) -> Tensor:
     return torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1).float() / 255 for p in pictures])
 
@@ -111,7 +120,7 @@ def object_case() -> Case:
     return Case(_drawn(pictures), names, prompts, records, varies=False)
 
 
-CASES: dict[str, Callable[[], Case]] = {"ocr": text_case, "geneval": object_case}
+CASES: dict[str, Callable[[], Case]] = {"ocr": text_case, "geneval": object_case, "geneval2": question_case}
 """Scorers that the embedded world's scenes say nothing to."""
 
 

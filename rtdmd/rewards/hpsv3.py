@@ -19,7 +19,7 @@ from rtdmd.files import read_json, sha256_bytes
 from rtdmd.rewards.hpsv3_instruction import INSTRUCTION, REWARD_TOKEN
 from rtdmd.rewards.hpsv3_model import build
 from rtdmd.rewards.protocol import Metadata, check_batch, checked
-from rtdmd.rewards.qwenvl import VisionChat, to_device
+from rtdmd.rewards.qwenvl import VisionChat, require_kind, to_device
 from rtdmd.rewards.weights import file_hashes, file_in, read_weights
 
 if TYPE_CHECKING:
@@ -36,12 +36,8 @@ def load(params: RewardParams, device: torch.device) -> HPSv3:
     Raises UserError where a file is missing or another model's.
     """
     key = "rewards: hpsv3"
-    base = Path(params.base or "")
     weights = file_in(Path(params.model or ""), f"{key}: model", "HPSv3.safetensors")
-    config = file_in(base, f"{key}: base", "config.json")
-    kind = read_json(config)["model_type"]
-    if kind != "qwen2_vl":
-        raise UserError(f"{key}: base: {base} holds a {kind!r} model, not a 'qwen2_vl' one")
+    config = require_kind(Path(params.base or ""), f"{key}: base", "qwen2_vl")
     return HPSv3(weights, config, device)
 
 

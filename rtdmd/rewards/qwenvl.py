@@ -104,6 +104,15 @@ def _files(folder: Path, key: str) -> dict[str, Path]:
     return files | {name: path for name, path in optional.items() if path.is_file()}
 
 
+def require_kind(folder: Path, key: str, kind: str) -> Path:
+    """The folder's config.json; UserError (``key`` names the setting) where there is none or of another model_type."""
+    config = file_in(folder, key, "config.json")
+    found = read_json(config).get("model_type")
+    if found != kind:
+        raise UserError(f"{key}: {folder} holds a {found!r} model, not a {kind!r} one")
+    return config
+
+
 def last_positions(attention_mask: Tensor) -> Tensor:
     """(B,) position of each row's last token, of a mask (B, L) padded on the right."""
     return attention_mask.sum(-1) - 1

@@ -30,6 +30,7 @@ LOADERS = {
     "aesthetic": "rtdmd.rewards.aesthetic",
     "clipscore": "rtdmd.rewards.clipscore",
     "geneval": "rtdmd.rewards.geneval",
+    "geneval2": "rtdmd.rewards.geneval2",
     "hpsv2": "rtdmd.rewards.hpsv2",
     "hpsv3": "rtdmd.rewards.hpsv3",
     "imagereward": "rtdmd.rewards.imagereward",

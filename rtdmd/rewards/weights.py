@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +128,50 @@ def assemble(kind: Any, config: Any, tensors: Mapping[str, Tensor], key: str, ig
     with quiet_loading():
         model = kind.from_pretrained(None, config=config, state_dict=given, dtype=torch.float32)
     return model.requires_grad_(False).eval()
+
+
+def pretrained_exactly(
+    kind: Any,
+    folder: Path,
+    key: str,
+    dtype: torch.dtype | str,
+    absent: tuple[str, ...] = (),
+    ignored: tuple[str, ...] = (),
+) -> Any:
+    """The folder's transformers model of class ``kind`` from its safetensors, in evaluation mode and frozen.
+
+    dtype "auto" is the folder's own. absent, ignored: endings of names that may be missing from the files, and that
+    they may have beside the model's. UserError where any other key is missing or left over, or a file is damaged.
+    """
+    try:
+        with quiet_loading(), _no_key_table():
+            model, info = kind.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True
+            )
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{key}: the weights in {folder} cannot be loaded ({str(error).splitlines()[0]})") from error
+    missing = sorted(name for name in info["missing_keys"] if not name.endswith(absent))
+    unexpected = sorted(name for name in info["unexpected_keys"] if not name.endswith(ignored))
+    if missing or unexpected:
+        raise UserError(
+            f"{key}: the weights in {folder} are not this model's; missing {missing}, left over {unexpected}"
+        )
+    return model.requires_grad_(False).eval()
+
+
+@contextmanager
+def _no_key_table() -> Iterator[None]:
+    """Keep transformers' table of missing and unexpected keys off the terminal: both are looked at here."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_is_error)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def checked_keys(

@@ -7,10 +7,10 @@ geneval2 its questions, ocr the text that the picture must show. `prompts` is an
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from rtdmd.errors import UserError
 from rtdmd.prompts import BadPrompt, Source
+from rtdmd.rewards.geneval2_questions import questions_of
 from rtdmd.rewards.geneval_rules import parse
 from rtdmd.rewards.ocr_text import TARGET, target_text
 from rtdmd.sources.files import Check
@@ -34,16 +34,14 @@ def geneval_record(source: Source) -> Source:
 def geneval2_record(source: Source) -> Source:
     """GenEval 2: "vqa_list" of question and answer, with one entry of "skills" for each (arXiv 2512.16853)."""
     metadata = source.metadata or {}
-    questions, skills = metadata.get("vqa_list"), metadata.get("skills")
-    if not isinstance(questions, list) or not questions or not all(_is_question(item) for item in questions):
-        raise _misses(source, 'a GenEval 2 record with "vqa_list", a list of [question, answer]')
+    try:
+        questions = questions_of(source.prompt, metadata)
+    except UserError as error:
+        raise BadPrompt("malformed", source.where, str(error)) from error
+    skills = metadata.get("skills")
     if not isinstance(skills, list) or len(skills) != len(questions):
         raise _misses(source, '"skills" with an entry for each question')
     return source
-
-
-def _is_question(item: Any) -> bool:
-    return isinstance(item, list) and len(item) == 2 and all(isinstance(text, str) and text for text in item)
 
 
 def shown_text(source: Source) -> Source:

@@ -125,7 +125,7 @@ def describe(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[dict[st
 
 def advantages_of(scores: Mapping[str, Tensor], groups: Tensor, p: TrainRtdmdParams) -> Tensor:
     """Advantages (N,) of the rewards that the policy gradient sees (method, stage two, step 2)."""
-    seen = [spec for spec in p.rewards if spec.policy]
+    seen = [spec for spec in p.rewards if spec.policy is not False]
     rewards = torch.stack([scores[spec.name] for spec in seen]).float()
     weights = torch.tensor([spec.weight for spec in seen])
     return group_advantages(
