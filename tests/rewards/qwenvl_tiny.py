@@ -109,7 +109,7 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1))
 
 
-def _special_ids() -> dict[str, int]:
+def special_ids() -> dict[str, int]:
     return {
         "bos_token_id": token_id("<|endoftext|>"),
         "eos_token_id": token_id("<|im_end|>"),
@@ -139,7 +139,7 @@ def write_qwen2vl_base(folder: Path, dtype: str = "float32") -> Path:
     config = {
         "architectures": ["Qwen2VLForConditionalGeneration"],
         "attention_dropout": 0.0,
-        **_special_ids(),
+        **special_ids(),
         "vision_token_id": token_id("<|vision_pad|>"),
         "hidden_act": "silu",
         "hidden_size": HIDDEN,

@@ -130,7 +130,7 @@ def test_an_own_record_goes_before_the_committed_one(tmp_path: Path) -> None:
 
 
 def test_cases_are_pictures_in_range_that_differ() -> None:
-    for name in ("clipscore", "ocr", "geneval"):
+    for name in ("clipscore", "ocr", "geneval", "geneval2"):
         case = case_of(name)
         images, prompts, metadata = case.crossed()
         assert len(images) == len(prompts) == len(metadata) == 8
@@ -138,7 +138,7 @@ def test_cases_are_pictures_in_range_that_differ() -> None:
         assert len({picture.numpy().tobytes() for picture in case.pictures}) == len(case.seen) == 4
         assert prompts[:4] == [case.prompts[0]] * 4 and torch.equal(images[:4], images[4:])
         assert case.digest() == case_of(name).digest()
-    assert len({case_of(name).digest() for name in ("clipscore", "ocr", "geneval")}) == 3
+    assert len({case_of(name).digest() for name in ("clipscore", "ocr", "geneval", "geneval2")}) == 4
 
 
 def test_the_case_of_geneval_is_what_it_reads() -> None:

@@ -134,6 +134,7 @@ RELATED = [{"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position"
             r"metadata position: \['left of', 0\]; allowed: .relation, number of an earlier requirement",
         ),
         ("geneval2", VQA, {**VQA, "vqa_list": [["Is there a dog?"]]}, r"needs .*a list of \[question, answer\]"),
+        ("geneval2", VQA, {**VQA, "vqa_list": [["What is it?", "a dog"]]}, "has the answer 'a dog' in vqa_list"),
         ("geneval2", VQA, {**VQA, "skills": []}, 'needs "skills" with an entry for each question'),
         ("ocr", {"prompt": 'a sign "OPEN"'}, {"prompt": "a sign OPEN"}, "no text in double quotes"),
     ],

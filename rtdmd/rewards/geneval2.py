@@ -1,0 +1,96 @@
+"""geneval2: GenEval 2's Soft-TIFA (arXiv 2512.16853), by a Qwen3-VL that is asked about the parts of a prompt.
+
+Each part is a question with its right answer (geneval2_questions). The answer's probability is that of the model's
+next token being one of its spellings; the score is the geometric mean over the questions, in [0, 1]. Prompts need
+GenEval 2's record. Not differentiable: the image is read as 8-bit pixels.
+
+The public code adds up the first tokens of all spellings, which for " 4" is a bare blank, whatever the number. Here a
+spelling counts where it is one token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rtdmd.errors import UserError
+from rtdmd.rewards.clip import folder_hashes
+from rtdmd.rewards.geneval2_questions import ASKED, Question, questions_of
+from rtdmd.rewards.protocol import Metadata, check_batch, checked, require_metadata
+from rtdmd.rewards.qwenvl import VisionChat, last_positions, require_kind, to_device
+from rtdmd.rewards.weights import pretrained_exactly
+from rtdmd.torch_setup import quiet_imports
+
+with quiet_imports():
+    from transformers import Qwen3VLForConditionalGeneration
+
+if TYPE_CHECKING:
+    from rtdmd.config import RewardParams
+
+VERSION = 1  # raise it when the score of any image changes
+
+
+def load(params: RewardParams, device: torch.device) -> GenEval2:
+    """The scorer of ``params.model``, a Qwen3-VL folder (GenEval 2: Qwen/Qwen3-VL-8B-Instruct), in its own precision.
+
+    Raises UserError where a file is missing or another model's.
+    """
+    return GenEval2(Path(params.model or ""), device)
+
+
+class GenEval2:
+    """`rtdmd.rewards.protocol.Reward`. An image's questions are one batch, so a score does not depend on others."""
+
+    name = "geneval2"
+    differentiable = False
+    needs_metadata = True
+    range = (0.0, 1.0)
+
+    def __init__(self, folder: Path, device: torch.device):
+        key = "rewards: geneval2: model"
+        require_kind(folder, key, "qwen3_vl")
+        self.key = key
+        self.chat = VisionChat(folder, key)
+        self.model = pretrained_exactly(Qwen3VLForConditionalGeneration, folder, key, "auto").to(device)
+        self.device = device
+        self._files = folder_hashes(folder, ".safetensors", ".json", ".txt", ".jinja")
+
+    def identity(self) -> dict[str, Any]:
+        """See the protocol; ``files`` are the sha256 of weights, configuration, tokenizer and preprocessing."""
+        return {"name": self.name, "files": self._files, "template": ASKED, "version": VERSION}
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
+        """See the protocol: in [0, 1], on the images' device. UserError where a record holds no questions."""
+        answers = self.answers(images, prompts, metadata)
+        means = [logs.mean().exp() for logs in answers]
+        return checked(self.name, torch.stack(means).to(images.device))
+
+    @torch.no_grad()
+    def answers(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> list[Tensor]:
+        """Of each image, the log probabilities (Q,) float32 of its Q questions' right answers; errors as `score`."""
+        check_batch(images, prompts, metadata)
+        records = require_metadata(self.name, prompts, metadata)
+        asked = [questions_of(prompt, record) for prompt, record in zip(prompts, records, strict=True)]
+        return [self._ask(image, questions) for image, questions in zip(images, asked, strict=True)]
+
+    def _ask(self, image: Tensor, questions: Sequence[Question]) -> Tensor:
+        """(Q,) log probabilities of the right answers about one image (3, H, W)."""
+        tokens = [self._tokens(question) for question in questions]
+        inputs = self.chat(image.expand(len(questions), -1, -1, -1), [question.text for question in questions])
+        inputs = to_device(inputs, self.device)
+        hidden = self.model.model(**inputs, use_cache=False).last_hidden_state
+        ends = last_positions(inputs["attention_mask"])
+        logits = self.model.lm_head(hidden[torch.arange(len(ends), device=self.device), ends])
+        logs = logits.float().log_softmax(-1)  # (Q, words)
+        return torch.stack([row[places].logsumexp(0) for row, places in zip(logs, tokens, strict=True)])
+
+    def _tokens(self, question: Question) -> list[int]:
+        """The spellings of the right answer that are one token, each once."""
+        encoded = [self.chat.tokenizer.encode(spelling) for spelling in question.answers]
+        if found := sorted({tokens[0] for tokens in encoded if len(tokens) == 1}):
+            return found
+        raise UserError(f"{self.key}: its tokenizer cuts {question.answers[0]!r} in pieces; is it Qwen3-VL's own?")

@@ -1,0 +1,137 @@
+"""A tiny Qwen3-VL folder in the published layout: config, tokenizer, preprocessing, and weights in two shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.rewards.qwenvl_tiny import (
+    HIDDEN,
+    LAYERS,
+    PATCHES,
+    filled,
+    special_ids,
+    token_id,
+    write_json,
+    write_tokenizer,
+)
+
+EYE, PATCH, HEAD = 32, PATCHES["geneval2"], 16
+INDEX = "model.safetensors.index.json"
+
+
+def shapes(words: int) -> dict[str, tuple[int, ...]]:
+    """Published name -> shape (Qwen/Qwen3-VL-8B-Instruct's index)."""
+    merged = 4 * EYE
+    found: dict[str, tuple[int, ...]] = {
+        "lm_head.weight": (words, HIDDEN),
+        "model.language_model.embed_tokens.weight": (words, HIDDEN),
+        "model.language_model.norm.weight": (HIDDEN,),
+        "model.visual.patch_embed.proj.weight": (EYE, 3, 2, PATCH, PATCH),
+        "model.visual.patch_embed.proj.bias": (EYE,),
+        "model.visual.pos_embed.weight": (16, EYE),
+    }
+    for merger, width in (("merger", EYE), ("deepstack_merger_list.0", merged)):
+        found |= {f"model.visual.{merger}.norm.{kind}": (width,) for kind in ("weight", "bias")}
+        for name, size in {"linear_fc1": (merged, merged), "linear_fc2": (HIDDEN, merged)}.items():
+            found |= {f"model.visual.{merger}.{name}.weight": size, f"model.visual.{merger}.{name}.bias": size[:1]}
+    for i in range(LAYERS):
+        eye, layer = f"model.visual.blocks.{i}", f"model.language_model.layers.{i}"
+        sizes = {"attn.qkv": (3 * EYE, EYE), "attn.proj": (EYE, EYE)}
+        sizes |= {"mlp.linear_fc1": (48, EYE), "mlp.linear_fc2": (EYE, 48)}
+        for name, size in sizes.items():
+            found |= {f"{eye}.{name}.weight": size, f"{eye}.{name}.bias": size[:1]}
+        found |= {f"{eye}.norm{n}.{kind}": (EYE,) for n in (1, 2) for kind in ("weight", "bias")}
+        found |= {
+            f"{layer}.self_attn.q_proj.weight": (2 * HEAD, HIDDEN),
+            f"{layer}.self_attn.k_proj.weight": (HEAD, HIDDEN),
+            f"{layer}.self_attn.v_proj.weight": (HEAD, HIDDEN),
+            f"{layer}.self_attn.o_proj.weight": (HIDDEN, 2 * HEAD),
+            f"{layer}.self_attn.q_norm.weight": (HEAD,),
+            f"{layer}.self_attn.k_norm.weight": (HEAD,),
+            f"{layer}.mlp.gate_proj.weight": (48, HIDDEN),
+            f"{layer}.mlp.up_proj.weight": (48, HIDDEN),
+            f"{layer}.mlp.down_proj.weight": (HIDDEN, 48),
+            f"{layer}.input_layernorm.weight": (HIDDEN,),
+            f"{layer}.post_attention_layernorm.weight": (HIDDEN,),
+        }
+    return found
+
+
+def published_weights(words: int) -> dict[str, Tensor]:
+    """Every tensor of the index."""
+    return filled(shapes(words))
+
+
+def write_weights(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Two shards and their index."""
+    names, places = sorted(tensors), {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"model-{number:05}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
+        places |= dict.fromkeys(part, file)
+    write_json(folder / INDEX, {"metadata": {}, "weight_map": places})
+
+
+def write_qwen3vl(folder: Path) -> int:
+    """Write the folder; returns the number of words that the model knows."""
+    folder.mkdir(parents=True)
+    words = write_tokenizer(folder) + 40  # the published one too has more rows than words
+    text = {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "dtype": "float32",
+        "head_dim": HEAD,
+        "hidden_act": "silu",
+        "hidden_size": HIDDEN,
+        "intermediate_size": 48,
+        "max_position_embeddings": 262144,
+        "model_type": "qwen3_vl_text",
+        "num_attention_heads": 2,
+        "num_hidden_layers": LAYERS,
+        "num_key_value_heads": 1,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [4, 2, 2], "rope_type": "default"},
+        "rope_theta": 5000000,
+        "use_cache": True,
+        "vocab_size": words,
+    }
+    vision = {
+        "deepstack_visual_indexes": [0],
+        "depth": LAYERS,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": EYE,
+        "in_channels": 3,
+        "intermediate_size": 48,
+        "model_type": "qwen3_vl",
+        "num_heads": 2,
+        "num_position_embeddings": 16,
+        "out_hidden_size": HIDDEN,
+        "patch_size": PATCH,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
+    config = {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        **{name: value for name, value in special_ids().items() if not name.startswith(("bos", "eos"))},
+        "model_type": "qwen3_vl",
+        "text_config": text | {"bos_token_id": token_id("<|endoftext|>"), "eos_token_id": token_id("<|im_end|>")},
+        "tie_word_embeddings": False,
+        "vision_config": vision,
+    }
+    write_json(folder / "config.json", config)
+    images = {
+        "size": {"longest_edge": 16777216, "shortest_edge": 4096},
+        "patch_size": PATCH,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "processor_class": "Qwen3VLProcessor",
+        "image_processor_type": "Qwen2VLImageProcessorFast",
+    }
+    write_json(folder / "preprocessor_config.json", images)
+    write_weights(folder, published_weights(words))
+    return words
