@@ -36,7 +36,8 @@ CLIP_SHARE = 0.1  # of the clip range, which rounding may take at the first upda
 @dataclass(frozen=True)
 class Rollout:
     """A finished roll-out of N images: states[k] is x at sigmas[k] (K+1 of them), means[k] and stds[k] of the K-1
-    stochastic transitions, conditioning, and each image's prompt record and group number."""
+    stochastic transitions, conditioning, each image's prompt record and group number, and whether the images of a
+    group are still equal at states[k] (K of them)."""
 
     states: list[Tensor]
     means: list[Tensor]
@@ -45,6 +46,7 @@ class Rollout:
     cond: Conditioning
     records: list[dict[str, Any]]
     groups: Tensor
+    equal: tuple[bool, ...]
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -52,12 +54,22 @@ class Rollout:
     def take(self, rows: Sequence[int]) -> Rollout:
         """The chosen images, in the chosen order."""
         states, means, stds = ([x[list(rows)] for x in part] for part in (self.states, self.means, self.stds))
-        records = [self.records[row] for row in rows]
-        return Rollout(states, means, stds, self.sigmas, self.cond.index(rows), records, self.groups[list(rows)])
+        records, groups = [self.records[row] for row in rows], self.groups[list(rows)]
+        return Rollout(states, means, stds, self.sigmas, self.cond.index(rows), records, groups, self.equal)
 
     def level(self, k: int, rows: slice) -> Tensor:
         """σ_k for the images of ``rows``, (B,)."""
         return self.sigmas[k].expand(len(self.groups[rows]))
+
+    def owners(self, k: int) -> Tensor:
+        """The row whose pass at step k stands for each image, (N,): its group's first where the group is still equal,
+        its own otherwise."""
+        rows = torch.arange(len(self))
+        if not self.equal[k]:
+            return rows
+        _, group = torch.unique(self.groups, return_inverse=True)
+        first = rows.new_full((int(group.max()) + 1,), len(self)).scatter_reduce(0, group, rows, "amin")
+        return first[group]
 
 
 def micro_batches(count: int, size: int) -> Iterator[slice]:
@@ -79,13 +91,14 @@ def roll_out(
     draws: Draws,
 ) -> Rollout:
     """Run the whole chain for N images (method, stage two, steps 1 and 3): fresh noise at trained steps, the group's
-    shared noise at the others. While a group has shared all noise its images are equal, and one of them is run."""
+    shared noise at the others. While a group has shared all noise its images are equal, and one of them is run (as
+    the policy pass will, so that the two agree to the last bit)."""
     initial = draws.group_normal(groups, "initial") if p.share_initial else draws.normal("initial")
     states, means, stds = [initial], [], []
-    equal = p.share_initial
+    equal = [p.share_initial]
     for k, (sigma, tau) in enumerate(pairwise(sigmas)):
         x, last, share = states[-1], k == len(sigmas) - 2, p.share_noise and k not in trained
-        copies = p.group_size if equal and share else 1  # trained steps run as the policy pass will, to the last bit
+        copies = p.group_size if equal[k] else 1
         one, one_cond = x[::copies], cond.index(slice(None, None, copies))
         v = torch.cat(
             [
@@ -98,12 +111,12 @@ def roll_out(
         if last:
             states.append(mean)
             break
-        equal = equal and share
+        equal.append(equal[k] and share)
         noise = draws.group_normal(groups, f"transition-{k}") if share else draws.normal(f"transition-{k}")
         states.append(mean + std[:, None, None, None] * noise)
         means.append(mean)
         stds.append(std)
-    return Rollout(states, means, stds, sigmas, cond, records, groups)
+    return Rollout(states, means, stds, sigmas, cond, records, groups, tuple(equal))
 
 
 @torch.no_grad()
@@ -178,43 +191,43 @@ def policy_gradient(
 ) -> tuple[Gradients, Gradients, dict[str, float]]:
     """Gradients of the clipped policy loss and of the reference KL over the trained steps (method, stage two, step 4).
 
-    Images of zero advantage are left out of the policy term only, and of the passes where it is the only term.
-    ``held`` adds the policy gradient of matching as a reward to its term, unbiased for all candidate steps. Values:
-    clip fraction, and the largest |ratio - 1|, which is 0 at the first update of an epoch.
+    Images of zero advantage are left out of the policy term only, and of the passes where it is the only term; a group
+    whose images are still equal at a step has one pass. ``held`` adds the policy gradient of matching as a reward to
+    its term, unbiased for all candidate steps. Values: clip fraction, and the largest |ratio - 1|, which is 0 at the
+    first update of an epoch.
     """
-    policy, anchor = Gradients(learner), Gradients(learner)
-    kept = torch.nonzero(advantages != 0).flatten() if p.drop_zero_advantage else torch.arange(len(rollout))
-    total = len(rollout)
-    if p.weights.reference_kl == 0 and held is None:
-        passed = whole_batches(kept.tolist(), total, p.micro_batch)
-        rollout, advantages = rollout.take(passed), advantages[passed]
+    policy, anchor, total = Gradients(learner), Gradients(learner), len(rollout)
+    kept = advantages.cpu() != 0 if p.drop_zero_advantage else torch.ones(total, dtype=torch.bool)
+    with_anchor = p.weights.reference_kl > 0
+    needed = torch.ones_like(kept) if with_anchor or held is not None else kept
     # The public code averages over the trained steps; the paper's (K-1)/M makes their sum unbiased for all of them.
     whole = subset_factor(len(p.candidate_steps) + 1, len(trained))
     factor = whole if p.subset_factor else 1 / len(trained)
-    values = {"kept": len(kept) / total, "clip_fraction": 0.0, "ratio_error": 0.0}
+    values = {"kept": kept.float().mean().item(), "clip_fraction": 0.0, "ratio_error": 0.0}
     passes = 0
-    for k in trained if p.weights.policy > 0 or p.weights.reference_kl > 0 or held is not None else ():
-        for rows in micro_batches(len(rollout), p.micro_batch):
+    for k in trained if p.weights.policy > 0 or with_anchor or held is not None else ():
+        for owner, rows, of in shared_passes(rollout.owners(k), needed, p.micro_batch):
             x, x_next = rollout.states[k][rows], rollout.states[k + 1][rows]
-            v = roles.velocity("generator", x, rollout.level(k, rows), rollout.cond.index(rows))
-            mean, std = cps_mean_std(x, v, rollout.level(k, rows), rollout.level(k + 1, rows), eta)
+            sigma, tau = rollout.sigmas[k].expand(len(rows)), rollout.sigmas[k + 1].expand(len(rows))
+            start, level = rollout.states[k][owner], rollout.sigmas[k].expand(len(owner))
+            cond = rollout.cond.index(owner)
+            v = roles.velocity("generator", start, level, cond)[of]
+            mean, std = cps_mean_std(x, v, sigma, tau, eta)
             if p.density == "gaussian":
                 new, old = gaussian_log_prob(x_next, mean, std), gaussian_log_prob(x_next, rollout.means[k][rows], std)
             else:
                 new, old = published_log_prob(x_next, mean), published_log_prob(x_next, rollout.means[k][rows])
             loss, ratio, clipped = clipped_policy_loss(new, old, advantages[rows], p.clip_range)
-            mask = (advantages[rows] != 0) | (not p.drop_zero_advantage)
-            term = factor * (loss * mask).sum() / max(1, len(kept))
-            with_anchor = p.weights.reference_kl > 0
+            term = factor * (loss * kept[rows].to(loss)).sum() / max(1, int(kept.sum()))
             policy.add(term, retain_graph=with_anchor or held is not None)
             if held is not None:
                 pull, *_ = clipped_policy_loss(new, old, held.rewards[rows], p.clip_range)
-                held.term.add(whole * pull.sum() / len(rollout), retain_graph=with_anchor)
+                held.term.add(whole * pull.sum() / total, retain_graph=with_anchor)
             if with_anchor:
                 with torch.no_grad():
-                    v_ref = roles.velocity("reference", x, rollout.level(k, rows), rollout.cond.index(rows))
-                    mean_ref, _ = cps_mean_std(x, v_ref, rollout.level(k, rows), rollout.level(k + 1, rows), eta)
-                anchor.add(gaussian_kl(mean, mean_ref, std).sum() / len(rollout) / len(trained))
+                    v_ref = roles.velocity("reference", start, level, cond)[of]
+                    mean_ref, _ = cps_mean_std(x, v_ref, sigma, tau, eta)
+                anchor.add(gaussian_kl(mean, mean_ref, std).sum() / total / len(trained))
             values["clip_fraction"] += clipped.item()
             values["ratio_error"] = max(values["ratio_error"], (ratio - 1).abs().max().item())
             passes += 1
@@ -222,12 +235,20 @@ def policy_gradient(
     return policy, anchor, values
 
 
-def whole_batches(kept: Sequence[int], count: int, size: int) -> list[int]:
-    """The kept rows of ``count``, filled up with others to whole micro-batches of ``size``: a pass over fewer images
-    has other kernels, whose rounding in half precision would move the policy ratio off 1."""
-    missing = -len(kept) % size
-    chosen = set(kept)
-    return [*kept, *[row for row in range(count) if row not in chosen][:missing]]
+def shared_passes(owners: Tensor, needed: Tensor, size: int) -> Iterator[tuple[list[int], list[int], list[int]]]:
+    """The micro-batches that pass every needed image (N,): rows to run, the needed rows they stand for, and which of
+    the run rows each of these is. ``owners`` (N,): the row that stands for each image.
+
+    Micro-batches are filled up with other owners to ``size``: a pass over fewer images has other kernels, whose
+    rounding in half precision would move the policy ratio off 1.
+    """
+    wanted = torch.unique(owners[needed]).tolist()
+    chosen, others = set(wanted), torch.unique(owners).tolist()
+    run = wanted + [row for row in others if row not in chosen][: -len(wanted) % size]
+    for batch in micro_batches(len(run), size):
+        place = {row: i for i, row in enumerate(run[batch])}
+        rows = [row for row, owner in enumerate(owners.tolist()) if owner in place and needed[row]]
+        yield run[batch], rows, [place[int(owners[row])] for row in rows]
 
 
 def require_on_policy(ratio_error: float, clip_range: float) -> None:

@@ -29,7 +29,7 @@ from rtdmd.train.reinforce import (
     require_on_policy,
     roll_out,
     score,
-    whole_batches,
+    shared_passes,
     whole_chain,
 )
 from rtdmd.train.roles import Roles
@@ -122,21 +122,26 @@ def test_the_initial_latent_is_shared_where_asked_for(table: Table) -> None:
     assert within_groups(rollout.states[3].flatten(1)) > 1
 
 
-def test_images_that_are_still_equal_are_run_once(table: Table) -> None:
-    """Steps 0 and 1 of a group with one start: the same states as when each image is run."""
-    p = settings(share_initial=True, micro_batch=COUNT)
-    images: list[int] = []
-    whole = table.roles.velocity
+def count_passes(table: Table, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that fills with the images of each pass from now on."""
+    images, velocity = list[int](), table.roles.velocity
 
     def counted(role: str, x: Tensor, *rest: Any, **more: Any) -> Tensor:
         images.append(len(x))
-        return whole(role, x, *rest, **more)
+        return velocity(role, x, *rest, **more)
 
+    monkeypatch.setattr(table.roles, "velocity", counted)
+    return images
+
+
+def test_images_that_are_still_equal_are_run_once(table: Table) -> None:
+    """Steps 0 and 1 of a group with one start: the same states as when each image is run."""
+    p = settings(share_initial=True, micro_batch=COUNT)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(table.roles, "velocity", counted)
+        images = count_passes(table, patch)
         once = table.roll_out(p, (2,))
         alone = table.roll_out(p.model_copy(update={"group_size": 1}), (2,))
-    assert images == [GROUPS, GROUPS, COUNT, COUNT] + 4 * [COUNT]
+    assert images == 3 * [GROUPS] + [COUNT] + 4 * [COUNT]
     for one, other in zip(once.states, alone.states, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 
@@ -225,15 +230,9 @@ def test_images_of_zero_advantage_are_not_passed(table: Table, monkeypatch: pyte
     a pass over all twelve."""
     advantages = some_advantages()
     advantages[::3] = 0
-    rollout, passed = table.roll_out(settings(), (0, 2)), list[int]()
+    rollout = table.roll_out(settings(), (0, 2))
     everything = policy_gradient(table.roles, table.learner, rollout, advantages, (0, 2), settings(), ETA)[0]
-    velocity = table.roles.velocity
-
-    def counted(role: str, x: Tensor, *more: Any, **options: Any) -> Tensor:
-        passed.append(len(x))
-        return velocity(role, x, *more, **options)
-
-    monkeypatch.setattr(table.roles, "velocity", counted)
+    passed = count_passes(table, monkeypatch)
     p = settings(micro_batch=3)
     some = policy_gradient(table.roles, table.learner, rollout, advantages, (0, 2), p, ETA)[0]
     assert passed == [3] * 6
@@ -244,11 +243,29 @@ def test_images_of_zero_advantage_are_not_passed(table: Table, monkeypatch: pyte
     assert passed == [3] * 16  # the reference KL is of all images, and passes the reference too
 
 
-def test_rows_are_filled_up_to_whole_micro_batches() -> None:
-    assert whole_batches([1, 4, 5], 8, 2) == [1, 4, 5, 0]
-    assert whole_batches([1, 4], 8, 2) == [1, 4]
-    assert whole_batches([0, 1, 2], 3, 2) == [0, 1, 2]  # none is left to fill up with
-    assert whole_batches([], 8, 2) == []
+def test_passes_are_shared_and_filled_up_to_whole_micro_batches() -> None:
+    own, alike = torch.arange(6), torch.tensor([0, 0, 2, 2, 4, 4])
+    needed = torch.tensor([False, True, False, False, True, True])
+    assert list(shared_passes(own, needed, 2)) == [([1, 4], [1, 4], [0, 1]), ([5, 0], [5], [0])]
+    assert list(shared_passes(alike, needed, 3)) == [([0, 4, 2], [1, 4, 5], [0, 1, 1])]
+    assert list(shared_passes(alike, needed, 4)) == [([0, 4, 2], [1, 4, 5], [0, 1, 1])]  # none is left to fill up with
+    assert list(shared_passes(own, torch.zeros(6, dtype=torch.bool), 2)) == []
+
+
+def test_a_group_that_is_still_equal_has_one_pass(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shared start, step 1 trained: one row a group is run, in roll-out and policy pass, and the gradient is that of
+    all images on their own."""
+    p = settings(share_initial=True)
+    rollout = table.roll_out(p, (1,))
+    assert rollout.equal == (True, True, False, False)
+    assert rollout.owners(1).tolist() == [0] * 4 + [4] * 4 + [8] * 4 and rollout.owners(2).tolist() == list(range(12))
+    alone = replace(rollout, equal=(False,) * 4)
+    advantages = some_advantages()
+    expected = policy_gradient(table.roles, table.learner, alone, advantages, (1,), p, ETA)[0]
+    passed = count_passes(table, monkeypatch)
+    mine, _, values = policy_gradient(table.roles, table.learner, rollout, advantages, (1,), p, ETA)
+    assert passed == [GROUPS] and values["ratio_error"] == 0.0
+    assert relative(flat(mine), flat(expected)) < 1e-5
 
 
 def test_without_any_advantage_the_other_terms_still_train(table: Table, tiny_clip: Path) -> None:
