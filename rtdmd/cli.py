@@ -5,12 +5,13 @@
     rtdmd params world         a complete params.yaml
 
 Nothing heavy is imported before the command is known, so that `rtdmd --help` answers at once. An error that the user
-can mend is one line and exit code 2.
+can mend is one line and exit code 2; a stage that SIGTERM or SIGUSR1 stopped ends with 75 and goes on when run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from rtdmd import __version__
 from rtdmd.errors import RtdmdError, UserError
+from rtdmd.signals import REQUEUE, Stopped, caught
 
 STAGES = {
     "prepare_prompts": "training and held-out prompts, disjoint",
@@ -44,8 +46,8 @@ MODELS = ("teacher", "teacher_few_step", "train_acdmd", "train_rtdmd")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0 done, 1 something went wrong in a run, 2 something the user can
-    mend."""
+    """Run one command. Returns the exit code: 0 done, 1 something went wrong in a run, 2 something the user can mend,
+    75 stopped by SIGTERM or SIGUSR1 (start it again), 130 stopped by Ctrl-C."""
     arguments = build_parser().parse_args(argv)
     action: Callable[[argparse.Namespace], int] = arguments.action
     try:
@@ -59,6 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"rtdmd {arguments.command}: stopped; the same command goes on from its last checkpoint", file=sys.stderr)
         return 130
+    except Stopped as stop:
+        return _stopped(arguments.command, stop)
+
+
+def _stopped(command: str, stop: Stopped) -> int:
+    """Exit code 75, with a line for whoever still listens: the reader of a pipe may have ended by the same signal."""
+    try:
+        print(f"rtdmd {command}: {stop}; the same command goes on from its last checkpoint", file=sys.stderr)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # the interpreter flushes it once more
+    return REQUEUE
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -85,7 +98,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _stage(arguments: argparse.Namespace) -> int:
-    import_module(f"rtdmd.stages.{arguments.command}").run(Path("."))
+    with caught():
+        import_module(f"rtdmd.stages.{arguments.command}").run(Path("."))
     return 0
 
 

@@ -28,6 +28,7 @@ from rtdmd.errors import UserError
 from rtdmd.files import fsync_path, sha256_tree, write_json
 from rtdmd.pipeline import StageEntry, covers, maker_of, params_values, read_pipeline
 from rtdmd.provenance import hash_of, package_versions
+from rtdmd.signals import held
 
 RESOLVED = "resolved.json"
 _CODE = "rtdmd"  # dependencies inside this folder are code
@@ -98,7 +99,8 @@ def open_stage(name: str, root: Path = Path(".")) -> Iterator[Stage]:
         stage = Stage(name, root, params, entry, values, inputs, run_dir, pipeline, partial)
         yield stage
         _check_unchanged(stage)
-        _put_in_place(stage)
+        with held():
+            _put_in_place(stage)
 
 
 def _hash_inputs(root: Path, entry: StageEntry, pipeline: dict[str, StageEntry]) -> dict[str, str]:

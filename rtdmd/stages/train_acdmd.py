@@ -24,7 +24,8 @@ from rtdmd.flow.cps import cps_step
 from rtdmd.rng import integers
 from rtdmd.stage import Stage, open_stage
 from rtdmd.torch_setup import configure
-from rtdmd.train.engine import Learner, Loop, write_curves
+from rtdmd.train.engine import Learner, Loop
+from rtdmd.train.journal import write_curves
 from rtdmd.train.prompts import TrainingPrompts
 from rtdmd.train.roles import STACKS, Average, Roles
 from rtdmd.train.terms import Draws, consistency_loss, fake_ambient_loss, matching_loss, renoised

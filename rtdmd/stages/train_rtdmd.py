@@ -1,7 +1,7 @@
 """`rtdmd train_rtdmd`: stage two, reward-tilted distribution matching (Algorithm 1, second half).
 
 Reads stage one's generator and fake score, the teacher, the text cache and the rewards; writes the averaged stage-two
-adapter, which sits on top of stage one's, and the curves.
+adapter, which sits on top of stage one's, the curves, and what the scorers were.
 
 Where this departs from the public code (each a parameter): the true Gaussian log-density; zero-advantage images leave
 the policy term only, not the last step's; each term's gradient can be brought to norm 1 before its weight. `recipe:
@@ -20,13 +20,14 @@ from torch import Tensor
 from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import Backbone, Conditioning
 from rtdmd.config import Params
-from rtdmd.files import load_tensors, save_tensors
+from rtdmd.files import load_tensors, save_tensors, write_json
 from rtdmd.flow.policy import draw_step_subset
-from rtdmd.rewards import Reward, check_rewards, load_reward
+from rtdmd.rewards import Reward, check_rewards, identities, load_reward
 from rtdmd.rng import integers, permutation
 from rtdmd.stage import Stage, open_stage
 from rtdmd.torch_setup import configure
-from rtdmd.train.engine import Learner, Loop, write_curves
+from rtdmd.train.engine import Learner, Loop
+from rtdmd.train.journal import write_curves
 from rtdmd.train.prompts import TrainingPrompts
 from rtdmd.train.reinforce import (
     Rollout,
@@ -81,6 +82,7 @@ def train(stage: Stage) -> None:
     about |= {"alpha": str(params.adapter.alpha), "role": "generator"}
     save_tensors(roles.state("rtdmd"), stage.output("generator.safetensors"), about)
     write_curves(loop.rows, stage.output("curves.csv"))
+    write_json(stage.output("scorers.json"), identities(rewards.values()))
 
 
 @dataclass(frozen=True)

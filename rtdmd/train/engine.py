@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rtdmd import signals
 from rtdmd.errors import RtdmdError
-from rtdmd.files import write_atomic
+from rtdmd.signals import Stopped
 from rtdmd.train import state
+from rtdmd.train.journal import Journal
 from rtdmd.train.roles import Average
 
 
@@ -107,7 +109,10 @@ class Learner:
 
 @dataclass
 class Loop:
-    """A resumable loop over steps: restores the newest checkpoint, saves every ``save_every``, collects curve rows."""
+    """A resumable loop over steps: restores the newest checkpoint, saves every ``save_every``, keeps the journal.
+
+    A signal to end lets the running step finish, saves, and raises `Stopped`.
+    """
 
     folder: Path
     total: int
@@ -116,46 +121,61 @@ class Loop:
     learners: Mapping[str, Learner]
     title: str
     unit: str
-    rows: list[dict[str, float]] = field(default_factory=list)
-    _sums: dict[str, list[float]] = field(default_factory=dict)
     _bar: Any = None
+
+    def __post_init__(self) -> None:
+        self.journal = Journal(self.folder / state.JOURNAL, self.unit)
 
     def __iter__(self) -> Iterator[int]:
         """Steps still to do, with a progress bar on standard error."""
-        first = self._resume()
-        self._bar = tqdm(range(first, self.total), initial=first, total=self.total, desc=self.title, mininterval=1)
-        for step in self._bar:
-            yield step
-            if (step + 1) % self.save_every == 0 or step + 1 == self.total:
-                self._save(step + 1)
+        with signals.held():
+            done = first = self._resume()
+            self._bar = tqdm(initial=first, total=self.total, desc=self.title, mininterval=1)
+            for step in range(first, self.total):
+                yield step
+                done, stop = step + 1, signals.received()
+                if done % self.save_every == 0 or done == self.total or stop:
+                    self._save(done)
+                self._show(done)
+                if stop:
+                    break
+            with suppress(BrokenPipeError):
+                self._bar.close()
+            if signal := signals.received():
+                raise Stopped(f"stopped by {signal} after {self.unit} {done} of {self.total}, which is saved")
 
     def _resume(self) -> int:
         snapshot = state.load(self.folder)
+        self.journal.put_back(snapshot.journal if snapshot else "")
         if snapshot is None:
             return 0
         for name, learner in self.learners.items():
             learner.restore(name, snapshot.tensors)
-        self.rows, self._sums = [dict(row) for row in snapshot.curve["rows"]], dict(snapshot.curve["pending"])
         return snapshot.step
 
     def _save(self, step: int) -> None:
         groups = {key: group for name, learner in self.learners.items() for key, group in learner.tensors(name).items()}
-        # pairs: JSON objects are written in the order of their keys, and the columns have an order of their own
-        curve = {"rows": [list(row.items()) for row in self.rows], "pending": list(self._sums.items())}
-        state.save(self.folder, state.Snapshot(step, groups, curve))
+        state.save(self.folder, state.Snapshot(step, groups, self.journal.text()))
+
+    def _show(self, done: int) -> None:
+        """Move the bar. What reads standard error (``| tee log``) may have died of the same signal as this process."""
+        with suppress(BrokenPipeError):
+            self._bar.update()
+            if done % self.log_every == 0 or done == self.total:
+                names = list(self.journal.row(self.log_every).items())[1:5]
+                self._bar.set_postfix({name: f"{value:.3g}" for name, value in names})
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Collect values; every ``log_every`` steps their means become a row. Raises FloatingPointError on a
-        non-finite value, naming it."""
+        """Write a step's values to the journal. Raises FloatingPointError on a non-finite value, naming it."""
         for name, value in values.items():
-            if value != value or value in (float("inf"), float("-inf")):
+            if not math.isfinite(value):
                 raise FloatingPointError(f"{name} is {value}")
-            self._sums.setdefault(name, []).append(value)
-        if (step + 1) % self.log_every == 0 or step + 1 == self.total:
-            means = {name: sum(seen) / len(seen) for name, seen in self._sums.items()}
-            self.rows.append({self.unit: step + 1, **means})
-            self._sums = {}
-            self._bar.set_postfix({name: f"{value:.3g}" for name, value in list(means.items())[:4]})
+        self.journal.add(step + 1, values)
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """The rows of curves.csv: means over every ``log_every`` steps."""
+        return self.journal.rows(self.log_every)
 
     def fault(self, step: int, error: FloatingPointError) -> RtdmdError:
         """The error that ends a run whose values went non-finite."""
@@ -164,13 +184,3 @@ class Loop:
             f"the last good checkpoint is {self.unit} {snapshot.step} in {self.folder}" if snapshot else "no checkpoint"
         )
         return RtdmdError(f"{self.title} stopped at {self.unit} {step}: {error}; {last}")
-
-
-def write_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Rows as CSV with the union of their columns, numbers to 8 significant digits."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([[f"{row[name]:.8g}" if name in row else "" for name in columns] for row in rows])
-    write_atomic(path, text.getvalue())

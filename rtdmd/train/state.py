@@ -1,8 +1,9 @@
 """Training state that survives a kill: safetensors and JSON in a run folder, complete or not there at all.
 
 A checkpoint is a folder ``step-00000123`` written under a temporary name, flushed, given a hash manifest and renamed;
-LATEST is rewritten last. Reading skips a folder whose manifest does not hold and says so. There is no generator state:
-every draw is keyed by (seed, step, sample), so the step counter is the whole position of data, noise and schedule.
+LATEST, which is for people, is rewritten last. Reading takes the newest folder whose manifest holds and says which it
+skips. There is no generator state: every draw is keyed by (seed, step, sample), so the step counter is the whole
+position of data, noise and schedule.
 """
 
 from __future__ import annotations
@@ -21,19 +22,20 @@ from torch import Tensor, nn
 from rtdmd.files import fsync_path, load_tensors, read_json, save_tensors, sha256_file, write_atomic, write_json
 
 KEEP = 2  # checkpoints kept: the latest, and one to fall back on
+JOURNAL = "journal.jsonl"
 
 
 @dataclass
 class Snapshot:
-    """One checkpoint: the next step, named tensor groups, and the curve (rows, and values of the row under way)."""
+    """One checkpoint: the next step, named tensor groups, and the journal so far."""
 
     step: int
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    curve: dict[str, Any] = field(default_factory=dict)
+    journal: str = ""
 
 
-def save(folder: Path, snapshot: Snapshot) -> None:
-    """Write a checkpoint under ``folder`` and drop all but the last two."""
+def save(folder: Path, snapshot: Snapshot, keep: int = KEEP) -> None:
+    """Write a checkpoint under ``folder`` and drop all but the last ``keep``."""
     final = folder / f"step-{snapshot.step:08d}"
     partial = folder / f".{final.name}.partial"
     for stale in (partial, final):
@@ -41,7 +43,7 @@ def save(folder: Path, snapshot: Snapshot) -> None:
     partial.mkdir(parents=True)
     for name, tensors in snapshot.tensors.items():
         save_tensors(tensors, partial / f"{name}.safetensors")
-    write_json(partial / "curve.json", snapshot.curve)
+    write_atomic(partial / JOURNAL, snapshot.journal)
     files = sorted(path.name for path in partial.iterdir())
     manifest = {"step": snapshot.step, "files": {name: sha256_file(partial / name) for name in files}}
     write_json(partial / "manifest.json", manifest)
@@ -49,7 +51,7 @@ def save(folder: Path, snapshot: Snapshot) -> None:
     partial.replace(final)
     fsync_path(folder)
     write_atomic(folder / "LATEST", final.name + "\n")
-    for old in sorted(folder.glob("step-*"))[:-KEEP]:
+    for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
 
 
@@ -60,7 +62,7 @@ def load(folder: Path) -> Snapshot | None:
         if fault is None:
             manifest = read_json(path / "manifest.json")
             tensors = {file.stem: load_tensors(file)[0] for file in sorted(path.glob("*.safetensors"))}
-            return Snapshot(manifest["step"], tensors, read_json(path / "curve.json"))
+            return Snapshot(manifest["step"], tensors, (path / JOURNAL).read_text(encoding="utf-8"))
         print(f"{path}: skipped, {fault}", file=sys.stderr)
     return None
 

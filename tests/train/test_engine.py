@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +14,10 @@ import torch
 
 from rtdmd.config import preset
 from rtdmd.errors import RtdmdError
+from rtdmd.signals import SIGNALS, Stopped, caught
 from rtdmd.train import state
-from rtdmd.train.engine import Learner, Loop, write_curves
+from rtdmd.train.engine import Learner, Loop
+from rtdmd.train.journal import write_curves
 from rtdmd.train.roles import Average
 
 SETTINGS = preset("smoke", {"train_acdmd": {"max_grad_norm": 1.0, "weight_decay": 0.0}}).train_acdmd
@@ -146,6 +153,71 @@ def test_a_non_finite_value_names_itself_the_step_and_the_checkpoint(tmp_path: P
 def test_a_fault_before_the_first_checkpoint_says_so(tmp_path: Path) -> None:
     fault = loop_in(tmp_path, 9).fault(0, FloatingPointError("x is nan"))
     assert str(fault) == "train_test stopped at iteration 0: x is nan; no checkpoint"
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_lets_the_step_finish_and_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """In the middle of step 4 of 9, between two checkpoints; what reads standard error died of the signal too."""
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    w, former = weight(), {one: signal.getsignal(one) for one in SIGNALS}
+    loop = loop_in(tmp_path, 9, {"generator": Learner.adamw([w], 0.1, SETTINGS)})
+    seen = []
+    try:
+        with pytest.raises(Stopped) as caught_stop, caught():
+            for step in loop:
+                seen.append(step)
+                if step == 4:
+                    os.kill(os.getpid(), number)
+                    terminal.broken = True
+                loop.log(step, {"loss": float(step)})
+    finally:
+        for one, handler in former.items():
+            signal.signal(one, handler)
+    assert str(caught_stop.value) == f"stopped by {number.name} after iteration 5 of 9, which is saved"
+    assert seen == [0, 1, 2, 3, 4]
+    assert terminal.refused > 0
+    found = state.load(tmp_path)
+    assert found is not None and found.step == 5
+    assert [json.loads(line)["loss"] for line in found.journal.splitlines()] == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+class Terminal(io.StringIO):
+    """Standard error, whose reader may end."""
+
+    broken, refused = False, 0
+
+    def write(self, text: str) -> int:
+        if self.broken:
+            self.refused += 1
+            raise BrokenPipeError
+        return super().write(text)
+
+
+def test_the_journal_holds_every_step_once_after_a_kill(tmp_path: Path) -> None:
+    """Steps 3 and 4 were written, not saved, and half a line besides: they come again, once."""
+    loop = loop_in(tmp_path, 8)
+    with pytest.raises(KeyboardInterrupt):
+        for step in loop:
+            if step == 5:
+                with loop.journal.path.open("a") as file:
+                    file.write('{"iteration": 6, "lo')
+                raise KeyboardInterrupt
+            loop.log(step, {"loss": step / 4, "latent/mean": 1.0})
+    assert len(loop.journal.path.read_text().splitlines()) == 6
+    again = loop_in(tmp_path, 8)
+    for step in again:
+        if step == 3:
+            assert len(again.journal.path.read_text().splitlines()) == 3
+        again.log(step, {"loss": step / 4, "latent/mean": 1.0})
+    lines = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [line["loss"] for line in lines] == [step / 4 for step in range(8)]
+    machine = {"machine/seconds", "machine/peak_memory_mib"}
+    assert all(set(line) == {"iteration", "loss", "latent/mean"} | machine for line in lines)
+    assert all(line["machine/seconds"] > 0 and 10 < line["machine/peak_memory_mib"] < 1e5 for line in lines)
+    assert again.rows == [{"iteration": n, "loss": (2 * n - 3) / 8} for n in (2, 4, 6, 8)]
 
 
 def test_curves_have_the_union_of_columns_and_eight_digits(tmp_path: Path) -> None:

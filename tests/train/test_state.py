@@ -18,11 +18,11 @@ def snapshot(step: int) -> Snapshot:
         "two": {"c": torch.randn(4, generator=torch.Generator().manual_seed(step))},
         "empty": {},
     }
-    return Snapshot(step, tensors, {"rows": [{"iteration": step, "loss": 0.1 * step}], "pending": {"loss": [1 / 3]}})
+    return Snapshot(step, tensors, f'{{"iteration": {step}, "loss": {0.1 * step}}}\n')
 
 
 def equal(one: Snapshot | None, other: Snapshot) -> bool:
-    """Equal step, tensors (bits and types) and curve."""
+    """Equal step, tensors (bits and types) and journal."""
     assert one is not None
     assert one.tensors.keys() == other.tensors.keys()
     for name, group in other.tensors.items():
@@ -30,7 +30,7 @@ def equal(one: Snapshot | None, other: Snapshot) -> bool:
         assert all(
             torch.equal(one.tensors[name][k], v) and one.tensors[name][k].dtype == v.dtype for k, v in group.items()
         )
-    return (one.step, one.curve) == (other.step, other.curve)
+    return (one.step, one.journal) == (other.step, other.journal)
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -45,10 +45,12 @@ def test_the_last_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", "step-00000015", "step-00000100"]
     assert (tmp_path / "LATEST").read_text() == "step-00000100\n"
     assert equal(state.load(tmp_path), snapshot(100))
+    state.save(tmp_path, snapshot(101), keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", "step-00000101"]
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
-    state.save(tmp_path, Snapshot(5, {"one": {"a": torch.zeros(1)}}, {"rows": []}))
+    state.save(tmp_path, Snapshot(5, {"one": {"a": torch.zeros(1)}}))
     state.save(tmp_path, snapshot(5))
     assert equal(state.load(tmp_path), snapshot(5))
 
@@ -82,16 +84,16 @@ def test_a_damaged_checkpoint_is_skipped_and_said(
 
 def test_where_all_are_damaged_training_starts_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state.save(tmp_path, snapshot(5))
-    (tmp_path / "step-00000005/curve.json").write_text("{}")
+    (tmp_path / "step-00000005/journal.jsonl").write_text("{}")
     assert state.load(tmp_path) is None
-    assert "step-00000005: skipped, curve.json is missing or damaged" in capsys.readouterr().err
+    assert "step-00000005: skipped, journal.jsonl is missing or damaged" in capsys.readouterr().err
 
 
 def test_a_folder_that_a_kill_left_half_written_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever call of a save is the last one, the checkpoint before it is what loading finds."""
     state.save(tmp_path, snapshot(5))
-    for name in ("save_tensors", "write_json", "fsync_path"):
-        for survived in (0, 1):
+    for name, calls_of_a_save in (("save_tensors", 3), ("write_json", 1), ("write_atomic", 2), ("fsync_path", 2)):
+        for survived in range(calls_of_a_save):
             calls = iter(range(100))
             real = getattr(state, name)
 
@@ -104,7 +106,7 @@ def test_a_folder_that_a_kill_left_half_written_is_ignored(tmp_path: Path, monke
                 patch.setattr(state, name, dying)
                 state.save(tmp_path, snapshot(10))
             found = state.load(tmp_path)
-            renamed = name == "fsync_path" and survived == 1  # the rename was done, LATEST was not written
+            renamed = name in ("fsync_path", "write_atomic") and survived == 1  # renamed, LATEST was not written
             assert equal(found, snapshot(10 if renamed else 5)), (name, survived)
     state.save(tmp_path, snapshot(10))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", "step-00000005", "step-00000010"]

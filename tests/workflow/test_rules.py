@@ -22,6 +22,7 @@ HARNESS = {
     "rtdmd/files.py",
     "rtdmd/pipeline.py",
     "rtdmd/provenance.py",
+    "rtdmd/signals.py",
     "rtdmd/stage.py",
 }
 
