@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from rtdmd.evaluate.plan import Item
 from rtdmd.evaluate.tables import Scores, scores_of
 from rtdmd.evaluate.world_figures import Reading, reading
 from rtdmd.images import Pixels, to_uint8
-from rtdmd.rewards import Reward, check_rewards, load_reward
+from rtdmd.rewards import Reward, check_rewards, identities, load_reward
 from rtdmd.rewards.clipscore import ClipScore
 from rtdmd.rewards.clipscore import load as load_clip
 from rtdmd.world.verifier import Parse, Verdict, verify
@@ -36,6 +37,11 @@ class Judge:
     rewards: tuple[Reward, ...]
     clip: ClipScore | None  # whose image embedding is the feature space
     world: bool  # read the images with the world's verifier
+
+    def identities(self) -> dict[str, dict[str, Any]]:
+        """What every scorer was, and the model whose embedding is the feature space as "features"."""
+        features = {} if self.clip is None else {"features": identities([self.clip])[self.clip.name]}
+        return identities(self.rewards) | features
 
 
 @dataclass(frozen=True)

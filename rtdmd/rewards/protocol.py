@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,6 +33,13 @@ class Reward(Protocol):
         Raises UserError where metadata is needed and missing, ValueError where the lengths differ.
         """
         ...
+
+
+def identities(rewards: Iterable[Reward]) -> dict[str, dict[str, Any]]:
+    """What each scorer was, by its name: its identity as result files keep it, ready for JSON."""
+    return {
+        reward.name: {key: value for key, value in reward.identity().items() if key != "name"} for reward in rewards
+    }
 
 
 def check_batch(images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:

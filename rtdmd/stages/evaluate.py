@@ -62,7 +62,8 @@ def run(root: Path = Path(".")) -> None:
             images = model_images(sampler, items, cache, stage.seed, params.batch_size, name)
             models[name] = Evaluated(judge_images(judge, images, keep), sampler.steps, sampler.evaluations)
         reference, pool = real_images(params, judge, prompts, items, stage.seed)
-        write_json(stage.output("metrics.json"), all_metrics(models, reference, pool))
+        metrics = all_metrics(models, reference, pool)
+        write_json(stage.output("metrics.json"), metrics | {"scorers": judge.identities()})
         _write_tables(stage, {name: found.judged for name, found in models.items()})
         _write_pictures(stage, models, shown)
 

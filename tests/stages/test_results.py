@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from rtdmd.config import load_params
+from rtdmd.config import load_params, preset
 from rtdmd.errors import UserError
 from rtdmd.evaluate.plan import plan_images
 from rtdmd.evaluate.reference import world_images
 from rtdmd.evaluate.samples import load_sampler, model_images
 from rtdmd.evaluate.tables import read_scores
-from rtdmd.files import read_json
+from rtdmd.files import read_json, sha256_file
 from rtdmd.prompts import read_prompts
 from rtdmd.stages import cache_teacher, evaluate, prepare_prompts, publish, report
 from rtdmd.textcache import FOLDER, TextCache, cache_key
@@ -45,7 +45,7 @@ def copy(root: Path, tmp_path: Path) -> Path:
 
 def test_metrics_hold_every_model_and_the_real_images(root: Path) -> None:
     metrics = read_json(root / "results/evaluate/metrics.json")
-    cost = {name: metrics[name]["network_evaluations"] for name in metrics if name != "paired"}
+    cost = {name: metrics[name]["network_evaluations"] for name in metrics if name not in ("paired", "scorers")}
     assert cost == {"teacher": 6, "teacher_few_step": 8, "train_acdmd": 4, "train_rtdmd": 4, "reference": 0}
     assert metrics["teacher"]["images"] == 24
     real = metrics["reference"]
@@ -55,6 +55,16 @@ def test_metrics_hold_every_model_and_the_real_images(root: Path) -> None:
     difference = metrics["train_rtdmd"]["clipscore"]["mean"] - metrics["train_acdmd"]["clipscore"]["mean"]
     assert pair["mean"] == pytest.approx(difference, abs=2e-6)
     assert pair["mean"] != 0  # stage two's adapter sits on stage one's and changes the images
+
+
+def test_metrics_say_what_the_scorers_were(root: Path) -> None:
+    scorers = read_json(root / "results/evaluate/metrics.json")["scorers"]
+    assert scorers.keys() == {"clipscore", "world_verifier", "features"}
+    assert scorers["features"] == scorers["clipscore"]
+    weights = root / "data/world/clip/model.safetensors"
+    assert scorers["clipscore"]["files"]["model.safetensors"] == sha256_file(weights)
+    assert (scorers["clipscore"]["template"], scorers["clipscore"]["version"]) == ("{prompt}", 1)
+    assert scorers["world_verifier"]["soft_weight"] == preset("smoke").evaluate.rewards[1].soft_weight
 
 
 def test_scores_agree_with_the_metrics(root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ import torch
 from rtdmd.config.presets import WORLD
 from rtdmd.config.train_rtdmd import PUBLISHED
 from rtdmd.errors import RtdmdError, UserError
-from rtdmd.files import load_tensors
+from rtdmd.files import load_tensors, sha256_file
 from rtdmd.rewards.world_verifier import WorldVerifier
 from rtdmd.stages import train_acdmd, train_rtdmd
 from rtdmd.train import roles as roles_module
@@ -26,7 +27,7 @@ STAGE = "train_rtdmd"
 WEIGHTS: dict[str, float] = WORLD["train_rtdmd"]["weights"]
 CLIP_WEIGHT: float = WORLD["train_rtdmd"]["rewards"][0]["weight"]
 SIX = {"epochs": 6, "save_every": 2, "log_every": 4, "candidate_steps": [0, 1, 2], "trained_steps": 2}
-FILES = ["curves.csv", "generator.safetensors", "resolved.json"]
+FILES = ["curves.csv", "generator.safetensors", "resolved.json", "scorers.json"]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,15 @@ def test_killed_and_resumed_is_the_uninterrupted_run(
 
 def test_another_seed_is_another_run(root: Path, whole: dict[str, bytes]) -> None:
     other = train(root, SIX, run={"seed": 1, "threads": 1})
-    assert all(other[name] != whole[name] for name in FILES)
+    assert [name for name in FILES if other[name] == whole[name]] == ["scorers.json"]
+
+
+def test_what_the_scorers_were_is_written_down(root: Path, whole: dict[str, bytes]) -> None:
+    scorers = json.loads(whole["scorers.json"])
+    weights = root / "data/world/clip/model.safetensors"
+    assert scorers["clipscore"]["files"]["model.safetensors"] == sha256_file(weights)
+    assert (scorers["clipscore"]["template"], scorers["clipscore"]["version"]) == ("{prompt}", 1)
+    assert scorers["world_verifier"]["version"] == 1 and scorers.keys() == {"clipscore", "world_verifier"}
 
 
 def test_curves_tell_what_happened(root: Path) -> None:
