@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rtdmd.config.pins import require_pin
 from rtdmd.errors import UserError
 from rtdmd.files import sha256_file
+from rtdmd.hub import fetching
 
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams
@@ -55,26 +55,11 @@ def text_identity(model: ModelParams, root: Path = Path(".")) -> dict[str, Any]:
 
 
 def _download(model: ModelParams, *, text: bool, vae: bool) -> Path:
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    require_pin("model.revision", model.teacher, model.revision)
     wanted = ["model_index.json", "scheduler/*", "transformer/*", "vae/*" if vae else "vae/config.json"]
     wanted += [f"{name}*/*" for name in TEXT_PARTS] if text else []
-    page = f"https://huggingface.co/{model.teacher}"
-    try:
+    with fetching("model.teacher", "model.revision", model.teacher, model.revision, then="rtdmd cache_teacher"):
         return Path(
             snapshot_download(model.teacher, revision=model.revision, allow_patterns=wanted, ignore_patterns=DUPLICATES)
         )
-    except errors.GatedRepoError as error:
-        raise UserError(f"{model.teacher} is gated: accept its licence on {page}, then run `hf auth login`") from error
-    except errors.RepositoryNotFoundError as error:
-        raise UserError(f"model.teacher: {page} does not exist, or needs `hf auth login`") from error
-    except errors.RevisionNotFoundError as error:
-        raise UserError(
-            f"model.revision: {model.teacher} has no commit {model.revision}; see {page}/commits"
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        what = f"{model.teacher} at {model.revision} is not on this machine and the Hub cannot be reached"
-        raise UserError(f"{what}; connect once and run `rtdmd cache_teacher`") from error
-    except errors.HfHubHTTPError as error:
-        raise UserError(f"the Hub refused {model.teacher} at {model.revision}: {error}") from error

@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from rtdmd.config.pins import require_pin
 from rtdmd.config.rewards import SOURCES
 from rtdmd.errors import UserError
 from rtdmd.files import load_tensors, sha256_file
+from rtdmd.hub import fetching
 from rtdmd.torch_setup import quiet_loading
 
 if TYPE_CHECKING:
@@ -52,25 +52,12 @@ def on_this_machine(params: RewardParams, root: Path) -> RewardParams:
 
 
 def _download(name: str, source: str, repository: str, revision: str) -> Path:
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    page, key = f"https://huggingface.co/{repository}", f"rewards: {name}: {source}"
-    require_pin(f"rewards: {name}: {SOURCES[source]}", repository, revision)
-    try:
+    key = f"rewards: {name}"
+    with fetching(f"{key}: {source}", f"{key}: {SOURCES[source]}", repository, revision):
         patterns = WANTED.get((name, source), _ALL)
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-    except errors.GatedRepoError as error:
-        raise UserError(f"{key}: accept the licence on {page}, then run `hf auth login`") from error
-    except errors.RepositoryNotFoundError as error:
-        raise UserError(f"{key}: {page} does not exist, or needs `hf auth login`") from error
-    except errors.RevisionNotFoundError as error:
-        raise UserError(f"{key}: {repository} has no commit {revision}; see {page}/commits") from error
-    except errors.LocalEntryNotFoundError as error:
-        raise UserError(
-            f"{key}: {repository} at {revision} is not on this machine and the Hub cannot be reached"
-        ) from error
-    except errors.HfHubHTTPError as error:
-        raise UserError(f"{key}: the Hub refused {repository} at {revision}: {error}") from error
 
 
 def file_in(folder: Path, key: str, *names: str) -> Path:

@@ -31,7 +31,7 @@ def refusal(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPE
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (refusal(errors.GatedRepoError, 403), r"is gated: accept its licence on .*, then run `hf auth login`"),
+        (refusal(errors.GatedRepoError, 403), r"model\.teacher: .* is gated: accept its terms on .*, then run `hf"),
         (refusal(errors.RepositoryNotFoundError, 404), "does not exist, or needs `hf auth login`"),
         (refusal(errors.RevisionNotFoundError, 404), rf"model\.revision: .* has no commit {COMMIT}"),
         (errors.LocalEntryNotFoundError("offline"), "not on this machine and the Hub cannot be reached"),

@@ -38,7 +38,7 @@ def refused(kind: type[errors.HfHubHTTPError]) -> errors.HfHubHTTPError:
         (refused(errors.GatedRepoError), "a/b is gated: accept its terms on https://.*/datasets/a/b, then run"),
         (refused(errors.RepositoryNotFoundError), "repo: https://.*/datasets/a/b does not exist, or needs"),
         (refused(errors.RevisionNotFoundError), f"revision: a/b has no commit {COMMIT}"),
-        (refused(errors.RemoteEntryNotFoundError), f"path: a/b has no file t.txt at {COMMIT}"),
+        (refused(errors.RemoteEntryNotFoundError), f"repo: a/b has no file t.txt at {COMMIT}; see .*/tree/{COMMIT}"),
         (errors.LocalEntryNotFoundError("offline"), "t.txt of a/b at .* cannot be reached; connect once"),
         (refused(errors.HfHubHTTPError), "the Hub refused t.txt of a/b"),
     ],

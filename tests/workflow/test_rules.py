@@ -20,6 +20,7 @@ HARNESS = {
     "rtdmd/__init__.py",
     "rtdmd/errors.py",
     "rtdmd/files.py",
+    "rtdmd/hub.py",
     "rtdmd/pipeline.py",
     "rtdmd/provenance.py",
     "rtdmd/signals.py",
