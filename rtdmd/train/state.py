@@ -38,7 +38,7 @@ def save(folder: Path, snapshot: Snapshot, keep: int = KEEP) -> None:
     """Write a checkpoint under ``folder`` and drop all but the last ``keep``."""
     final = folder / f"step-{snapshot.step:08d}"
     partial = folder / f".{final.name}.partial"
-    for stale in (partial, final):
+    for stale in (*folder.glob(".step-*.partial"), final):  # a step saved because of a signal may not come again
         shutil.rmtree(stale, ignore_errors=True)
     partial.mkdir(parents=True)
     for name, tensors in snapshot.tensors.items():
