@@ -121,6 +121,7 @@ WORLD: dict[str, Any] = {
         "images_per_tag": 300,
         "batch_size": 150,
         "models": ["teacher", "teacher_few_step", "train_acdmd", "train_rtdmd"],
+        "etas": [0.0, 1.0],
         "rewards": [_CLIP, _VERIFIER],
         "features_model": "data/world/clip",
         "reference": "world",

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import field_validator, model_validator
 
-from rtdmd.config.base import Flag, Section, Whole, param
+from rtdmd.config.base import Flag, Real, Section, Whole, param
 from rtdmd.config.rewards import RewardParams, distinct
 
 ModelName = Literal["teacher", "teacher_few_step", "train_acdmd", "train_rtdmd"]
@@ -19,6 +19,10 @@ class EvaluateParams(Section):
     images_per_tag: Whole = param("held-out images per prompt tag and model", unit="images", source="ours: 150", ge=1)
     batch_size: Whole = param("images per forward; changes no result", unit="images", source="ours", ge=1)
     models: tuple[ModelName, ...] = param("what is evaluated", source="ours", min_length=1)
+    etas: tuple[Real, ...] = param(
+        "CPS noise levels at which the student of stage two is scored besides model.eta; the card prints them",
+        source="ours: 0 and 1, what diffusers' own scheduler can do",
+    )
     rewards: tuple[RewardParams, ...] = param("scores reported, each once", source="ours", min_length=1)
     features_model: str | None = param(
         "CLIPModel folder whose image embedding measures Fréchet distance and diversity; null: neither", source="ours"
@@ -36,6 +40,10 @@ class EvaluateParams(Section):
     def _check(self) -> EvaluateParams:
         if len(set(self.models)) != len(self.models):
             raise ValueError(f"models: {list(self.models)}; allowed: each model once")
+        if len(set(self.etas)) != len(self.etas) or not all(0 <= eta <= 1 for eta in self.etas):
+            raise ValueError(f"etas: {list(self.etas)}; allowed: numbers from 0 to 1, each once")
+        if self.etas and "train_rtdmd" not in self.models:
+            raise ValueError(f"etas: {list(self.etas)} without train_rtdmd in models; allowed: []")
         return self
 
 

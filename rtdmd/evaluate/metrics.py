@@ -13,6 +13,7 @@ from rtdmd.evaluate.frechet import frechet_distance
 from rtdmd.evaluate.judge import Judged
 from rtdmd.evaluate.names import PAIRS
 from rtdmd.evaluate.pairs import paired_difference
+from rtdmd.evaluate.tables import Scores
 from rtdmd.evaluate.world_figures import world_figures
 
 DIGITS = 6
@@ -63,9 +64,14 @@ def paired_metrics(models: Mapping[str, Judged]) -> dict[str, Any]:
     found = {}
     for first, second in PAIRS:
         if first in models and second in models:
-            difference = paired_difference(models[first].scores, models[second].scores)
-            found[f"{first}-{second}"] = {name: difference.overall(name).as_dict() for name in difference.columns}
+            found[f"{first}-{second}"] = difference_metrics(models[first].scores, models[second].scores)
     return found
+
+
+def difference_metrics(first: Scores, second: Scores) -> dict[str, Any]:
+    """first - second over the same prompts and noise, with intervals, for every score."""
+    difference = paired_difference(first, second)
+    return {name: difference.overall(name).as_dict() for name in difference.columns}
 
 
 def _rounded(value: float | None) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+STUDENT = "train_rtdmd"  # the published one
 LABELS = {
     "teacher": "Teacher",
     "teacher_few_step": "Teacher, few steps",
@@ -29,6 +30,11 @@ SCORES = {
 
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")  # GenEval's order
+
+
+def level_name(eta: float) -> str:
+    """The published student at another noise level than the trained one, as scores.csv and `rtdmd compare` call it."""
+    return f"{STUDENT}_eta_{eta:g}"
 
 
 def in_order(names: Iterable[str], order: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
-from rtdmd.evaluate.names import LABELS, TAGS, in_order, score_label, score_title
+from rtdmd.evaluate.names import LABELS, STUDENT, TAGS, in_order, score_label, score_title
 from rtdmd.publish.card_data import (
     FEATURES,
     SAMPLES,
@@ -15,6 +15,7 @@ from rtdmd.publish.card_data import (
     WORLD,
     Published,
     card_data,
+    figure,
     score_names,
     trained_on,
 )
@@ -58,7 +59,7 @@ def _results(found: Published) -> list[str]:
     names = score_names(metrics)
     trained = [name for name in names if trained_on(name, rewards)]
     other = [name for name in names if name not in trained]
-    features = [name for name in FEATURES if metrics["train_rtdmd"].get(name) is not None]
+    features = [name for name in FEATURES if metrics[STUDENT].get(name) is not None]
     lines = [
         "## Results",
         "",
@@ -86,24 +87,17 @@ def _models(metrics: Mapping[str, Any]) -> list[str]:
 def _table(metrics: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
     head = ["Model", "Network evaluations", *(FEATURES.get(name, score_label(name)) for name in names)]
     rows = [
-        [LABELS[m], str(metrics[m]["network_evaluations"]), *(_figure(metrics[m].get(n)) for n in names)]
+        [LABELS[m], str(metrics[m]["network_evaluations"]), *(figure(metrics[m].get(n)) for n in names)]
         for m in _models(metrics)
     ]
     return [head, *rows]
 
 
 def _by_tag(metrics: Mapping[str, Any], name: str) -> list[list[str]]:
-    tags = in_order(metrics["train_rtdmd"]["per_tag"][name], TAGS)
+    tags = in_order(metrics[STUDENT]["per_tag"][name], TAGS)
     head = [f"{score_title(name)} by tag", *(tag.replace("_", " ") for tag in tags)]
-    rows = [[LABELS[m], *(_figure(metrics[m]["per_tag"][name][tag]) for tag in tags)] for m in _models(metrics)]
+    rows = [[LABELS[m], *(figure(metrics[m]["per_tag"][name][tag]) for tag in tags)] for m in _models(metrics)]
     return [head, *rows]
-
-
-def _figure(value: Mapping[str, float | None] | float | None) -> str:
-    """A score with its interval, a plain number, or a dash."""
-    if isinstance(value, Mapping):
-        return f"{value['mean']:.3f}" + ("" if value["ci95"] is None else f" ± {value['ci95']:.3f}")
-    return "–" if value is None else f"{value:.3f}"
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from rtdmd.config import ModelParams
-from rtdmd.evaluate.names import SCORES, in_order
+from rtdmd.evaluate.names import SCORES, STUDENT, in_order
 from rtdmd.publish.export import BaseModel
 
 STABILITY = ("other", "stabilityai-ai-community")
@@ -108,14 +108,21 @@ def trained_on(name: str, rewards: Sequence[str]) -> bool:
 
 def score_names(metrics: Metrics) -> list[str]:
     """Scores of the published student, in their usual order."""
-    return in_order(metrics["train_rtdmd"]["per_tag"], list(SCORES)) if metrics else []
+    return in_order(metrics[STUDENT]["per_tag"], list(SCORES)) if metrics else []
+
+
+def figure(value: Mapping[str, float | None] | float | None, sign: str = "") -> str:
+    """A score with its interval, a plain number, or a dash; ``sign`` "+" shows the sign of a difference."""
+    if isinstance(value, Mapping):
+        return f"{value['mean']:{sign}.3f}" + ("" if value["ci95"] is None else f" ± {value['ci95']:.3f}")
+    return "–" if value is None else f"{value:{sign}.3f}"
 
 
 def eval_results(found: Published) -> list[EvalResult]:
     """The student's figures for the Hub's model-index: scores that were training rewards apart from the others."""
     if not found.metrics:
         return []
-    student = found.metrics["train_rtdmd"]
+    student = found.metrics[STUDENT]
     results = []
     for name in score_names(found.metrics):
         value, half = student[name]["mean"], student[name]["ci95"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from rtdmd.backbones.protocol import PUBLISHED
-from rtdmd.evaluate.names import score_title
-from rtdmd.publish.card_data import Published, score_names
+from rtdmd.evaluate.names import STUDENT, score_title
+from rtdmd.publish.card_data import Published, figure, score_names
 from rtdmd.publish.scheduler_cps import class_source
 
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
@@ -99,11 +99,12 @@ def _schedulers(found: Published) -> list[str]:
         "Scheduler",
         "Noise drawn anew at each step (η)",
         f"{score_title(name) if name else 'Score'}, held-out prompts",
+        "Minus as trained, same prompts and noise",
     ]
-    lines = [f"| {' | '.join(head)} |", "|---|---|---|"]
+    lines = [f"| {' | '.join(head)} |", "|---|---|---|---|"]
     for text, level in rows:
         trained = ", as trained" if level == eta else ""
-        lines.append(f"| {text} | {level:g}{trained} | {_score(found, name, level)} |")
+        lines.append(f"| {text} | {level:g}{trained} | {' | '.join(_scores(found, name, level))} |")
     lines.append("")
     if eta in (0.0, 1.0):
         return lines
@@ -117,12 +118,14 @@ def _schedulers(found: Published) -> list[str]:
     ]
 
 
-def _score(found: Published, name: str | None, eta: float) -> str:
-    """The student's score at a noise level: evaluated is the trained level only."""
-    if name is None or eta != found.model.eta:
-        return "not scored"
-    value = found.metrics["train_rtdmd"][name]
-    return f"{value['mean']:.3f}" + ("" if value["ci95"] is None else f" ± {value['ci95']:.3f}")
+def _scores(found: Published, name: str | None, eta: float) -> tuple[str, str]:
+    """The student's score at a noise level, and how far it is from the trained one's, as evaluate measured them."""
+    if name is not None and eta == found.model.eta:
+        return figure(found.metrics[STUDENT][name]), ""
+    other = found.metrics.get("etas", {}).get(f"{eta:g}")
+    if name is None or other is None:
+        return "not scored", ""
+    return figure(other[name]), figure(other["minus_trained"][name], sign="+")
 
 
 def _merged_too(found: Published) -> list[str]:

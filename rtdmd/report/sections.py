@@ -12,7 +12,7 @@ import yaml
 
 from rtdmd.errors import UserError
 from rtdmd.evaluate.intervals import Estimate
-from rtdmd.evaluate.names import LABELS, PAIRS, SCORES, TAGS, in_order, score_label, score_title
+from rtdmd.evaluate.names import LABELS, PAIRS, SCORES, STUDENT, TAGS, in_order, score_label, score_title
 from rtdmd.report import charts
 from rtdmd.report.html import details, picture, section, table
 
@@ -67,18 +67,44 @@ def plain(value: float | None, digits: int = 3) -> str:
 
 def results(metrics: Metrics) -> str:
     """The table of all models, real images last."""
-    names = score_names(metrics)
-    extra = {"frechet": "Fréchet ×1000", "diversity": "Diversity"}
-    extra = {key: text for key, text in extra.items() if key in metrics[models_of(metrics)[0]]}
     rows, classes = [], []
     for model in [*models_of(metrics), *(["reference"] if "reference" in metrics else [])]:
         own = metrics[model]
         cost = ["–", "–"] if model == "reference" else [str(own["steps"]), str(own["network_evaluations"])]
-        figures = {"frechet": plain(_thousand(own.get("frechet")), 1), "diversity": plain(own.get("diversity"), 2)}
-        rows.append([LABELS[model], *cost, *(cell(own[name]) for name in names), *(figures[key] for key in extra)])
-        classes.append({"reference": "real", "train_rtdmd": "best"}.get(model, ""))
-    header = ["Model", "Steps", "Evaluations", *(score_label(name) for name in names), *extra.values()]
+        rows.append([LABELS[model], *cost, *_figures(metrics, own)])
+        classes.append({"reference": "real", STUDENT: "best"}.get(model, ""))
+    header = ["Model", "Steps", "Evaluations", *_figure_names(metrics)]
     return section("Results", _HOW["results"], table(header, rows, classes), "results")
+
+
+def _figure_names(metrics: Metrics) -> list[str]:
+    """Heads of the columns that `_figures` fills."""
+    extra = {"frechet": "Fréchet ×1000", "diversity": "Diversity"}
+    present = [text for key, text in extra.items() if key in metrics[models_of(metrics)[0]]]
+    return [*(score_label(name) for name in score_names(metrics)), *present]
+
+
+def _figures(metrics: Metrics, own: Mapping[str, Any]) -> list[str]:
+    """Scores, distance and diversity of one row."""
+    extra = {"frechet": plain(_thousand(own.get("frechet")), 1), "diversity": plain(own.get("diversity"), 2)}
+    present = [text for key, text in extra.items() if key in metrics[models_of(metrics)[0]]]
+    return [*(cell(own[name]) for name in score_names(metrics)), *present]
+
+
+def noise_levels(metrics: Metrics, trained: float) -> str:
+    """The published student at other noise levels than the ``trained`` one; empty where none was scored."""
+    levels = metrics.get("etas", {})
+    if not levels:
+        return ""
+    rows = {f"{trained:g}": _figures(metrics, metrics[STUDENT])}
+    rows |= {level: _figures(metrics, own) for level, own in levels.items()}
+    lines = [[f"η = {level}", *rows[level]] for level in sorted(rows, key=float)]
+    classes = ["best" if line[0] == f"η = {trained:g}" else "" for line in lines]
+    for level, own in levels.items():
+        differences = [_difference(own["minus_trained"][name]) for name in score_names(metrics)]
+        lines.append([f"η = {level} minus η = {trained:g}", *differences])
+    body = table([LABELS[STUDENT], *_figure_names(metrics)], lines, classes + [""] * len(levels))
+    return section("Noise levels of the sampler", _HOW["noise_levels"], body, "noise-levels")
 
 
 def _thousand(value: float | None) -> float | None:
@@ -204,6 +230,8 @@ _HOW = {
     " between the CLIP embeddings of a model's images and of real ones, whose own row shows how small it can get;"
     " diversity is the distance among images of one prompt relative to real images (1 = as varied as they, 0 ="
     " collapsed).",
+    "noise_levels": "The student was trained at the marked level; diffusers' own scheduler has η = 0 (Euler steps) and"
+    " η = 1 (all noise anew) only. Same prompts and starting noise; within its first ± a difference may be chance.",
     "tags": "Each dot is a model's mean over the tag's images with its 95 % interval over noise: dots close to the top"
     " line are right on nearly every image.",
     "differences": "Row minus row over the same prompts and noise: a difference larger than the first ± is beyond"

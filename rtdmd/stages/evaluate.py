@@ -19,11 +19,11 @@ from rtdmd.config import EvaluateParams
 from rtdmd.errors import UserError
 from rtdmd.evaluate.grids import contact_sheet, grid
 from rtdmd.evaluate.judge import Judge, Judged, judge_images, load_judge
-from rtdmd.evaluate.metrics import feature_metrics, model_metrics, paired_metrics
-from rtdmd.evaluate.names import LABELS
+from rtdmd.evaluate.metrics import difference_metrics, feature_metrics, model_metrics, paired_metrics
+from rtdmd.evaluate.names import LABELS, STUDENT, level_name
 from rtdmd.evaluate.plan import Item, grid_prompts, plan_images
 from rtdmd.evaluate.reference import world_images
-from rtdmd.evaluate.samples import load_sampler, model_images
+from rtdmd.evaluate.samples import Sampler, load_sampler, model_images
 from rtdmd.evaluate.tables import per_tag_csv, scores_csv
 from rtdmd.files import write_atomic, write_json
 from rtdmd.images import save_png
@@ -57,14 +57,22 @@ def run(root: Path = Path(".")) -> None:
         judge = load_judge(params, device, root)
         keep = {(prompt.id, index) for prompt in shown for index in range(GRID_IMAGES)}
         models: dict[str, Evaluated] = {}
+        levels: dict[float, Evaluated] = {}  # the published student at other noise levels
+
+        def evaluated(sampler: Sampler, name: str) -> Evaluated:
+            images = model_images(sampler, items, cache, stage.seed, params.batch_size, name)
+            return Evaluated(judge_images(judge, images, keep), sampler.steps, sampler.evaluations)
+
         for name in params.models:
             sampler = load_sampler(name, stage.params, cache, device, root)
-            images = model_images(sampler, items, cache, stage.seed, params.batch_size, name)
-            models[name] = Evaluated(judge_images(judge, images, keep), sampler.steps, sampler.evaluations)
+            models[name] = evaluated(sampler, name)
+            for eta in params.etas:
+                if name == STUDENT and eta != sampler.eta:
+                    levels[eta] = evaluated(replace(sampler, eta=eta), level_name(eta))
         reference, pool = real_images(params, judge, prompts, items, stage.seed)
-        metrics = all_metrics(models, reference, pool)
+        metrics = all_metrics(models, levels, reference, pool)
         write_json(stage.output("metrics.json"), metrics | {"scorers": judge.identities()})
-        _write_tables(stage, {name: found.judged for name, found in models.items()})
+        _write_tables(stage, models, levels)
         _write_pictures(stage, models, shown)
 
 
@@ -93,20 +101,36 @@ def real_images(
     return judged, judge_images(only_features, world_images(pool, seed, "pool", params.batch_size)).features
 
 
-def all_metrics(models: Mapping[str, Evaluated], reference: Judged | None, pool: np.ndarray | None) -> dict[str, Any]:
-    """metrics.json: a section a model, one for the real images, and the paired differences."""
-    metrics: dict[str, Any] = {}
-    for name, found in models.items():
-        section = model_metrics(found.judged, found.steps, found.evaluations)
-        metrics[name] = section | feature_metrics(found.judged, reference, pool)
+def all_metrics(
+    models: Mapping[str, Evaluated],
+    levels: Mapping[float, Evaluated],
+    reference: Judged | None,
+    pool: np.ndarray | None,
+) -> dict[str, Any]:
+    """metrics.json: a section a model, one for the real images, the paired differences, and the other noise levels."""
+
+    def section(judged: Judged, steps: int, evaluations: int) -> dict[str, Any]:
+        return model_metrics(judged, steps, evaluations) | feature_metrics(judged, reference, pool)
+
+    metrics = {name: section(found.judged, found.steps, found.evaluations) for name, found in models.items()}
     if reference is not None:
-        metrics["reference"] = model_metrics(reference, 0, 0) | feature_metrics(reference, reference, pool)
-    return metrics | {"paired": paired_metrics({name: found.judged for name, found in models.items()})}
+        metrics["reference"] = section(reference, 0, 0)
+    metrics["paired"] = paired_metrics({name: found.judged for name, found in models.items()})
+    if levels:
+        trained = models[STUDENT].judged.scores
+        metrics["etas"] = {
+            f"{eta:g}": section(found.judged, found.steps, found.evaluations)
+            | {"minus_trained": difference_metrics(found.judged.scores, trained)}
+            for eta, found in levels.items()
+        }
+    return metrics
 
 
-def _write_tables(stage: Stage, models: Mapping[str, Judged]) -> None:
-    scores = {name: judged.scores for name, judged in models.items()}
-    write_atomic(stage.output("scores.csv"), scores_csv(scores))
+def _write_tables(stage: Stage, models: Mapping[str, Evaluated], levels: Mapping[float, Evaluated]) -> None:
+    """Every image of everything; the tags of the models."""
+    scores = {name: found.judged.scores for name, found in models.items()}
+    others = {level_name(eta): found.judged.scores for eta, found in levels.items()}
+    write_atomic(stage.output("scores.csv"), scores_csv(scores | others))
     write_atomic(stage.output("per_tag.csv"), per_tag_csv(scores))
 
 

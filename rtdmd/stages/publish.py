@@ -17,6 +17,7 @@ import torch
 
 from rtdmd.backbones import Backbone
 from rtdmd.errors import UserError
+from rtdmd.evaluate.names import STUDENT
 from rtdmd.files import read_json, write_atomic, write_json
 from rtdmd.publish.card_data import SAMPLES
 from rtdmd.publish.compose import read_adapter
@@ -48,7 +49,7 @@ def run(root: Path = Path(".")) -> None:
         told = {
             "settings": record["settings"],
             "settings_sha256": record["settings_sha256"],
-            "metrics": metrics if "train_rtdmd" in metrics else {},  # evaluate.models may leave the student out
+            "metrics": metrics if STUDENT in metrics else {},  # evaluate.models may leave the student out
             "datasets": stage.params.publish.datasets,
         }
         print(table(finish(source, made, stage.output, told)["forms"]), file=sys.stderr)

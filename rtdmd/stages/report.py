@@ -38,6 +38,7 @@ def build(stage: Stage) -> str:
         sections.results(metrics),
         sections.tags(metrics),
         sections.differences(metrics),
+        sections.noise_levels(metrics, resolved["evaluate"]["params"]["model"]["eta"]),
         sections.collapse(metrics),
         sections.curves(curves),
         sections.settings(resolved),

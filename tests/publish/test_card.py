@@ -28,6 +28,17 @@ METRICS = {
     }
     for name, cost, mean in (("teacher", 56, 0.94), ("train_acdmd", 4, 0.79), ("train_rtdmd", 4, 0.9))
 }
+LEVELS = {
+    "0": {"mean": 0.88, "minus_trained": {"mean": -0.02, "ci95": 0.011, "ci95_prompts": None}},
+    "1": {"mean": 0.91, "minus_trained": {"mean": 0.01, "ci95": 0.012, "ci95_prompts": None}},
+}
+METRICS["etas"] = {
+    level: {
+        "strict": {"mean": found["mean"], "ci95": 0.02, "ci95_prompts": None},
+        "minus_trained": {"strict": found["minus_trained"]},
+    }
+    for level, found in LEVELS.items()
+}
 BASE = BaseModel(
     Path("teacher"), "StableDiffusion3Pipeline", "SD3Transformer2DModel", ("text_encoder_3",), ("text_encoder_3",)
 )
@@ -106,9 +117,9 @@ def test_the_text_names_levels_samplers_recipe_limits_and_origin() -> None:
     card = model_card(_found())
     for text in (
         "σ = 1, 0.9, 0.75, 0.5, 0",
-        "| `CPSScheduler`, below (`pipe.scheduler.eta = 0.9`) | 0.9, as trained | 0.900 ± 0.020 |",
-        "| the folder's own, as above | 1 | not scored |",
-        "| the same with `stochastic_sampling=False` | 0 | not scored |",
+        "| `CPSScheduler`, below (`pipe.scheduler.eta = 0.9`) | 0.9, as trained | 0.900 ± 0.020 |  |",
+        "| the folder's own, as above | 1 | 0.910 ± 0.020 | +0.010 ± 0.012 |",
+        "| the same with `stochastic_sampling=False` | 0 | 0.880 ± 0.020 | -0.020 ± 0.011 |",
         f"{preset('world').train_acdmd.iterations} iterations of 48",
         ", ".join(f"{reward.name} x {reward.weight:g}" for reward in preset("world").train_rtdmd.rewards),
         "## Limits",
@@ -119,8 +130,13 @@ def test_the_text_names_levels_samplers_recipe_limits_and_origin() -> None:
 
 def test_at_eta_one_diffusers_own_scheduler_is_the_trained_one() -> None:
     card = model_card(_found({"model": {"eta": 1.0}}))
-    assert "| the folder's own, as above | 1, as trained | 0.900 ± 0.020 |" in card
+    assert "| the folder's own, as above | 1, as trained | 0.900 ± 0.020 |  |" in card
     assert "CPSScheduler" not in card
+
+
+def test_a_level_that_was_not_scored_says_so() -> None:
+    card = model_card(_found(metrics={name: value for name, value in METRICS.items() if name != "etas"}))
+    assert "| the folder's own, as above | 1 | not scored |  |" in card
 
 
 def test_an_import_has_sources_and_no_figures() -> None:

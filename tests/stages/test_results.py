@@ -45,7 +45,8 @@ def copy(root: Path, tmp_path: Path) -> Path:
 
 def test_metrics_hold_every_model_and_the_real_images(root: Path) -> None:
     metrics = read_json(root / "results/evaluate/metrics.json")
-    cost = {name: metrics[name]["network_evaluations"] for name in metrics if name not in ("paired", "scorers")}
+    own = [name for name in metrics if name not in ("paired", "etas", "scorers")]
+    cost = {name: metrics[name]["network_evaluations"] for name in own}
     assert cost == {"teacher": 6, "teacher_few_step": 8, "train_acdmd": 4, "train_rtdmd": 4, "reference": 0}
     assert metrics["teacher"]["images"] == 24
     real = metrics["reference"]
@@ -65,6 +66,27 @@ def test_metrics_say_what_the_scorers_were(root: Path) -> None:
     assert scorers["clipscore"]["files"]["model.safetensors"] == sha256_file(weights)
     assert (scorers["clipscore"]["template"], scorers["clipscore"]["version"]) == ("{prompt}", 1)
     assert scorers["world_verifier"]["soft_weight"] == preset("smoke").evaluate.rewards[1].soft_weight
+
+
+def test_the_student_is_scored_at_the_other_noise_levels_too(root: Path, copy: Path) -> None:
+    """One student on one set of prompts and noise: what one run calls another level, a run at that level calls its
+    own."""
+    metrics = read_json(root / "results/evaluate/metrics.json")
+    assert list(metrics["etas"]) == ["0", "1"]
+    euler = metrics["etas"]["0"]
+    assert (euler["images"], euler["network_evaluations"]) == (24, 4)
+    difference = euler["clipscore"]["mean"] - metrics["train_rtdmd"]["clipscore"]["mean"]
+    assert euler["minus_trained"]["clipscore"]["mean"] == pytest.approx(difference, abs=2e-6)
+    assert difference != 0
+    rows = read_scores(root / "results/evaluate/scores.csv", "train_rtdmd_eta_0")
+    assert rows.overall("clipscore").mean == pytest.approx(euler["clipscore"]["mean"], abs=1e-5)
+    set_params(copy, {"model": {"eta": 1.0}})
+    evaluate.run(copy)
+    at_one = read_json(copy / "results/evaluate/metrics.json")
+    assert list(at_one["etas"]) == ["0"]
+    own = {key: value for key, value in metrics["etas"]["1"].items() if key != "minus_trained"}
+    assert own == at_one["train_rtdmd"]
+    assert at_one["etas"]["0"]["frechet"] == euler["frechet"]
 
 
 def test_scores_agree_with_the_metrics(root: Path) -> None:
@@ -101,7 +123,7 @@ def test_batch_size_changes_nothing(root: Path) -> None:
 
 
 def test_a_grid_that_is_declared_and_not_evaluated_is_said_before_sampling(copy: Path) -> None:
-    set_params(copy, {"evaluate": {"models": ["teacher", "teacher_few_step", "train_acdmd"]}})
+    set_params(copy, {"evaluate": {"models": ["teacher", "teacher_few_step", "train_acdmd"], "etas": []}})
     with pytest.raises(UserError, match=r"evaluate\.models .* differ by train_rtdmd"):
         evaluate.run(copy)
 
@@ -137,6 +159,7 @@ def test_the_page_needs_nothing_else(root: Path) -> None:
         "Results",
         "Strict score by tag",
         "Paired differences",
+        "Noise levels of the sampler",
         "Training curves",
         "Settings",
         "Provenance",
@@ -144,6 +167,7 @@ def test_the_page_needs_nothing_else(root: Path) -> None:
         assert f"<h2>{title}</h2>" in page
     strict = read_json(root / "results/evaluate/metrics.json")["teacher"]["clipscore"]["mean"]
     assert f"{strict:.3f}" in page
+    assert "η = 0 minus η = 0.9" in page
     assert page.count("<svg") == 5  # the tags, and two curves for each stage
 
 
