@@ -125,6 +125,12 @@ class RewardParams(Section):
         default=None,
     )
 
+    offload: Flag | None = param(
+        "train_rtdmd: true keeps its weights off the device while nothing is scored; null or false: they stay there",
+        source="ours",
+        default=None,
+    )
+
     socket: str | None = param(
         "Unix socket of a process that runs this scorer (`rtdmd rewards serve`); null: this process",
         source="ours",
@@ -152,6 +158,9 @@ class RewardParams(Section):
                 raise ValueError(f"{key}: {value!r} for {self.name}; allowed: null ({self.name} takes no {key})")
         if self.policy is False and not scorer.differentiable:
             raise ValueError(f"policy: False for {self.name}; allowed: true ({self.name} carries no gradient)")
+        if self.offload and ("model" not in scorer.needs or self.socket is not None):
+            owner = "its process has them" if self.socket is not None else f"{self.name} has none"
+            raise ValueError(f"offload: True for {self.name}; allowed: null (there are no weights here: {owner})")
         for source, pin in SOURCES.items():
             self._check_revision(source, pin)
         return self

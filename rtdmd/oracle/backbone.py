@@ -134,6 +134,9 @@ class OracleReward:
         """The formula's name and its scale."""
         return {"formula": self.formula.__name__, "scale": self.scale}
 
+    def to(self, device: torch.device) -> None:
+        """See the protocol: a formula has no weights."""
+
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Any]) -> Tensor:
         """(B,) float32 rewards of (B, 2, 1, 1) samples; the prompts do not matter."""
         return self.scale * self.formula(images)

@@ -33,7 +33,7 @@ from rtdmd.oracle.identities import LINEAR, relative_error
 from rtdmd.oracle.mixture import Mixture, ring
 from rtdmd.oracle.setting import Setting
 from rtdmd.oracle.training import BatchDraws, energy_distance, every_prompt, oracle_params, sample_generator
-from rtdmd.rewards import Reward
+from rtdmd.rewards.panel import Panel
 from rtdmd.stages import train_rtdmd
 from rtdmd.train import reinforce
 from rtdmd.train.engine import Learner
@@ -174,9 +174,9 @@ def start_stage_two(law: Mixture, changes: dict[str, Any], setting: Setting, wid
     generator = Learner.adamw(weights, p.lr_generator, p, average=average)
     fake = Learner.adamw(roles.trainable("fake"), p.lr_fake, p)
     sigmas = backbone.sigmas(params.model.num_steps).to(backbone.device)
-    rewards: dict[str, Reward] = {REWARD: OracleReward(formula=linear_reward)}
+    panel = Panel({REWARD: OracleReward(formula=linear_reward)}, backbone.device)
     null = every_prompt(law, 1)
-    return train_rtdmd.Players(params, roles, generator, fake, average, null, sigmas, backbone, rewards)
+    return train_rtdmd.Players(params, roles, generator, fake, average, null, sigmas, backbone, panel)
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,8 @@ def matching_as_a_reward(setting: Setting, path: str = "reward", size: int = 400
         draws = BatchDraws(setting.seed, "oracle two", 0, tuple(range(len(records))), (2, 1, 1), law.means.device)
         args = (roles, cond, records, groups, players.sigmas, p.candidate_steps, p, ETA, draws)
         rollout = reinforce.roll_out(*args)
-        terms: Any = (roles, learner, rollout, [(1.0, players.rewards[REWARD])], players.backbone, p, {}, ETA, draws)
+        pathwise = [(1.0, players.panel.rewards[REWARD])]
+        terms: Any = (roles, learner, rollout, pathwise, players.backbone, p, {}, ETA, draws)
         gradient, _, held, _ = reinforce.last_step_gradients(*terms)
         nothing = torch.zeros(len(records))
         reinforce.policy_gradient(roles, learner, rollout, nothing, p.candidate_steps, p, ETA, held)

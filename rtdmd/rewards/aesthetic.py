@@ -75,6 +75,12 @@ class Aesthetic:
         """See the protocol; there is no template, because the prompt is not read."""
         return {"name": self.name, "files": self._files, "template": None, "version": VERSION}
 
+    def to(self, device: torch.device) -> None:
+        """See the protocol."""
+        self.model.to(device)
+        self.head.to(device)
+        self.device = device
+
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """See the protocol: about 1 to 10; gradients reach the images."""
         check_batch(images, prompts, metadata)

@@ -91,6 +91,12 @@ class ClipReward:
         """See the protocol; ``files`` are the sha256 of weights, tokenizer and preprocessing."""
         return {"name": self.name, "files": self._files, "template": TEMPLATE, "version": self.version}
 
+    def to(self, device: torch.device) -> None:
+        """See the protocol."""
+        self.model.to(device)
+        self._texts = {prompt: text.to(device) for prompt, text in self._texts.items()}
+        self.device = device
+
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """See the protocol; gradients reach the images."""
         check_batch(images, prompts, metadata)

@@ -69,6 +69,11 @@ class GenEval:
             "version": VERSION,
         }
 
+    def to(self, device: torch.device) -> None:
+        """See the protocol."""
+        self.detector.to(device)
+        self.colours.to(device)
+
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """See the protocol: in [0, 1], on the images' device, without gradient."""
         verdicts = self.verdicts(images, prompts, metadata)

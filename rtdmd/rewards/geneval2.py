@@ -63,6 +63,11 @@ class GenEval2:
         """See the protocol; ``files`` are the sha256 of weights, configuration, tokenizer and preprocessing."""
         return {"name": self.name, "files": self._files, "template": ASKED, "version": VERSION}
 
+    def to(self, device: torch.device) -> None:
+        """See the protocol."""
+        self.model.to(device)
+        self.device = device
+
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """See the protocol: in [0, 1], on the images' device. UserError where a record holds no questions."""
         answers = self.answers(images, prompts, metadata)

@@ -34,6 +34,12 @@ class ColourNames:
         self.device = device
         self._prototypes: dict[str, Tensor] = {}
 
+    def to(self, device: torch.device) -> None:
+        """Move the weights and the prototypes."""
+        self.model.to(device)
+        self._prototypes = {name: found.to(device) for name, found in self._prototypes.items()}
+        self.device = device
+
     @torch.no_grad()
     def __call__(self, image: Tensor, masks: Tensor, name: str, things: Sequence[Found]) -> list[str]:
         """One of COLOURS for each thing of class ``name`` in an image (3, H, W) in [0, 1]; masks (n, H, W) bool."""

@@ -49,6 +49,11 @@ class Detector:
         self.model = load_model(folder).to(device)
         self.device, self.short, self.long = device, short, long
 
+    def to(self, device: torch.device) -> None:
+        """Move the weights."""
+        self.model.to(device)
+        self.device = device
+
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Detections:
         """All objects whose confidence can be above THRESHOLD in an image (3, H, W) in [0, 1]."""

@@ -64,6 +64,11 @@ class HPSv3:
         template = f"hpsv3 1.0.0, sha256 {sha256_bytes(INSTRUCTION.encode())}"
         return {"name": self.name, "files": self._files, "template": template, "version": VERSION}
 
+    def to(self, device: torch.device) -> None:
+        """See the protocol."""
+        self.model.to(device)
+        self.device = device
+
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """See the protocol: the mean. UserError where a prompt holds the model's own reward or image token."""

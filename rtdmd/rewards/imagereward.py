@@ -89,6 +89,11 @@ class ImageReward:
         """See the protocol; ``files`` are the sha256 of weights, text configuration and vocabulary."""
         return {"name": self.name, "files": self._files, "template": TEMPLATE, "version": VERSION}
 
+    def to(self, device: torch.device) -> None:
+        """See the protocol."""
+        self.model.to(device)
+        self.device = device
+
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """See the protocol: about -2.5 to 2, mean 0 over ImageReward's own data; gradients reach the images."""
         check_batch(images, prompts, metadata)

@@ -82,6 +82,9 @@ class Ocr:
             "version": VERSION,
         }
 
+    def to(self, device: torch.device) -> None:
+        """See the protocol: it stays on the CPU."""
+
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """See the protocol: in [0, 1], on the images' device, without gradient."""

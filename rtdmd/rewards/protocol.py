@@ -27,6 +27,10 @@ class Reward(Protocol):
         """Name, weight hashes, text template and version: what must be equal for two scores to be comparable."""
         ...
 
+    def to(self, device: torch.device) -> None:
+        """Move the weights; scores are computed there from now on. Nothing happens where there are none to move."""
+        ...
+
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """Scores (B,) float32 of images (B, 3, H, W) in [0, 1].
 

@@ -135,6 +135,9 @@ class RemoteReward:
         """See the protocol: the scorer's own, so that it does not matter which process computes."""
         return self._identity
 
+    def to(self, device: torch.device) -> None:
+        """See the protocol: the other process keeps its device."""
+
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """See the protocol; scores come back on the images' device, and gradients where the scorer has them."""
         check_batch(images, prompts, metadata)

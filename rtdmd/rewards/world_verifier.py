@@ -47,6 +47,9 @@ class WorldVerifier:
         thresholds = {"object": THRESHOLD, "empty": EMPTY_ENERGY, "background": BACKGROUND_TOLERANCE}
         return {"name": self.name, "soft_weight": self.soft_weight, "thresholds": thresholds, "version": VERSION}
 
+    def to(self, device: torch.device) -> None:
+        """See the protocol: it stays on the CPU."""
+
     @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """See the protocol: in [0, 1], on the images' device, without gradient."""

@@ -22,7 +22,8 @@ from rtdmd.backbones.protocol import Backbone, Conditioning
 from rtdmd.config import Params
 from rtdmd.files import load_tensors, save_tensors, write_json
 from rtdmd.flow.policy import draw_step_subset
-from rtdmd.rewards import Reward, check_rewards, identities, load_reward
+from rtdmd.rewards import identities
+from rtdmd.rewards.panel import Panel, open_panel
 from rtdmd.rng import integers, permutation
 from rtdmd.stage import Stage, open_stage
 from rtdmd.torch_setup import configure
@@ -33,11 +34,11 @@ from rtdmd.train.reinforce import (
     Rollout,
     advantages_of,
     combine,
+    final_images,
     last_step_gradients,
     policy_gradient,
     require_on_policy,
     roll_out,
-    score,
 )
 from rtdmd.train.roles import STACKS, Average, Roles
 from rtdmd.train.terms import Draws, consistency_loss, fake_ambient_loss, renoised
@@ -62,10 +63,9 @@ def train(stage: Stage) -> None:
     generator = Learner.adamw(weights, p.lr_generator, p, average=average)
     fake = Learner.adamw(roles.trainable("fake"), p.lr_fake, p)
     prompts = TrainingPrompts.open(stage, device, p.prompt_order)
-    rewards: dict[str, Reward] = {spec.name: load_reward(spec, device, stage.root) for spec in p.rewards}
-    check_rewards(rewards.values(), stage.root)
+    panel = open_panel(p.rewards, device, stage.root)
     sigmas = backbone.sigmas(params.model.num_steps).to(device)
-    players = Players(params, roles, generator, fake, average, prompts.cache.null(), sigmas, backbone, rewards)
+    players = Players(params, roles, generator, fake, average, prompts.cache.null(), sigmas, backbone, panel)
     learners = {"generator": generator, "fake": fake}
     loop = Loop(stage.run_dir, p.epochs, p.save_every, p.log_every, learners, NAME, "epoch")
 
@@ -82,7 +82,7 @@ def train(stage: Stage) -> None:
     about |= {"alpha": str(params.adapter.alpha), "role": "generator"}
     save_tensors(roles.state("rtdmd"), stage.output("generator.safetensors"), about)
     write_curves(loop.rows, stage.output("curves.csv"))
-    write_json(stage.output("scorers.json"), identities(rewards.values()))
+    write_json(stage.output("scorers.json"), identities(panel.rewards.values()))
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Players:
     null: Conditioning
     sigmas: Tensor
     backbone: Backbone
-    rewards: dict[str, Reward]
+    panel: Panel
 
 
 def load_roles(stage: Stage, backbone: Backbone) -> Roles:
@@ -125,18 +125,19 @@ def epoch(players: Players, cond: Conditioning, records: list[dict[str, Any]], d
     # 1. Roll out M prompts x G images.
     groups = torch.arange(len(records)) // p.group_size
     rollout = roll_out(roles, cond, records, groups, players.sigmas, trained, p, eta, draws)
-    # 2. Rewards and advantages.
-    scores = score(rollout, players.rewards, players.backbone, p.micro_batch)
-    advantages = advantages_of(scores, groups, p)
     # 5. Last step: distribution matching at s = 0, and back-propagation of the differentiable rewards.
-    pathwise = [(spec.weight, players.rewards[spec.name]) for spec in p.rewards if spec.differentiable]
+    pathwise = [(spec.weight, players.panel.rewards[spec.name]) for spec in p.rewards if spec.differentiable]
     guided = {"guidance": params.model.guidance, "null": players.null}
     rows = list(range(len(rollout)))
     if p.last_step_batch_size < len(rollout) and p.matching_path != "reward":  # a reward of every image
         rows = permutation(len(rollout), draws.seed, draws.stream, draws.step, "last-rows")[: p.last_step_batch_size]
-    matching, backprop, held, values = last_step_gradients(
-        roles, players.generator, rollout.take(rows), pathwise, players.backbone, p, guided, eta, draws.of(rows)
-    )
+    images = final_images(rollout, players.backbone, p.micro_batch)
+    with players.panel.scoring(images) as scoring:  # 2. Rewards; a slow scorer goes on while the last step's terms run
+        matching, backprop, held, values = last_step_gradients(
+            roles, players.generator, rollout.take(rows), pathwise, players.backbone, p, guided, eta, draws.of(rows)
+        )
+        scores = scoring.scores(rollout.states[-1].device)
+    advantages = advantages_of(scores, groups, p)
     # 4. Policy gradient over the trained steps, with the optional reference KL and matching as a reward.
     policy, anchor, more = policy_gradient(roles, players.generator, rollout, advantages, trained, p, eta, held)
     require_on_policy(more["ratio_error"], p.clip_range)

@@ -21,6 +21,7 @@ from rtdmd.flow.path import x0_from_velocity
 from rtdmd.flow.policy import clipped_policy_loss, gaussian_kl, group_advantages, subset_factor
 from rtdmd.flow.precision import require_finite
 from rtdmd.rewards import Reward
+from rtdmd.rewards.panel import Batch
 from rtdmd.rng import integers
 from rtdmd.train.terms import Draws, Renoised, Velocities, matching_direction, renoised
 
@@ -120,15 +121,11 @@ def roll_out(
 
 
 @torch.no_grad()
-def score(rollout: Rollout, rewards: Mapping[str, Reward], backbone: Backbone, size: int) -> dict[str, Tensor]:
-    """Scores (N,) of the roll-out's final images by each reward."""
-    parts: dict[str, list[Tensor]] = {name: [] for name in rewards}
+def final_images(rollout: Rollout, backbone: Backbone, size: int) -> Iterator[Batch]:
+    """The roll-out's final images as rewards take them: (B, 3, H, W) with prompts and metadata, B at most ``size``."""
     for rows in micro_batches(len(rollout), size):
         images = require_finite("the decoder's images", backbone.decode(rollout.states[-1][rows]))
-        prompts, metadata = describe(rollout.records[rows])
-        for name, reward in rewards.items():
-            parts[name].append(reward.score(images, prompts, metadata))
-    return {name: torch.cat(scores) for name, scores in parts.items()}
+        yield images, *describe(rollout.records[rows])
 
 
 def describe(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any] | None]]:

@@ -15,6 +15,7 @@ from rtdmd.config import RewardParams, TrainRtdmdParams, preset
 from rtdmd.flow.cps import cps_mean_std, gaussian_log_prob, published_log_prob
 from rtdmd.flow.path import x0_from_velocity
 from rtdmd.rewards import load_reward
+from rtdmd.rewards.panel import Panel
 from rtdmd.rng import integers
 from rtdmd.train.engine import Learner
 from rtdmd.train.reinforce import (
@@ -23,12 +24,12 @@ from rtdmd.train.reinforce import (
     Rollout,
     advantages_of,
     combine,
+    final_images,
     last_step_gradients,
     micro_batches,
     policy_gradient,
     require_on_policy,
     roll_out,
-    score,
     shared_passes,
     whole_chain,
 )
@@ -297,15 +298,21 @@ def guided() -> dict[str, Any]:
     return {"guidance": 3.0, "null": conditioning(1, "null")}
 
 
+def scored(table: Table, panel: Panel, rollout: Rollout, size: int) -> Tensor:
+    with panel.scoring(final_images(rollout, table.backbone, size)) as scoring:
+        return scoring.scores(torch.device("cpu"))["clipscore"]
+
+
 def test_the_micro_batch_changes_nothing_but_rounding(table: Table, tiny_clip: Path) -> None:
-    reward = {"clipscore": load_reward(RewardParams(name="clipscore", model=str(tiny_clip)))}
+    reward = load_reward(RewardParams(name="clipscore", model=str(tiny_clip)))
+    panel = Panel({"clipscore": reward}, torch.device("cpu"))
     whole = settings(micro_batch=COUNT, weights={"reference_kl": 0.1})
     rollout, advantages = table.roll_out(whole, (0, 2)), some_advantages()
     first = [
         *policy_gradient(table.roles, table.learner, rollout, advantages, (0, 2), whole, ETA)[:2],
         *last_step(table, rollout, whole, tiny_clip)[:2],
     ]
-    scores = score(rollout, reward, table.backbone, COUNT)["clipscore"]
+    scores = scored(table, panel, rollout, COUNT)
     for size in (1, 5):
         p = settings(micro_batch=size, weights={"reference_kl": 0.1})
         again = table.roll_out(p, (0, 2))
@@ -316,7 +323,7 @@ def test_the_micro_batch_changes_nothing_but_rounding(table: Table, tiny_clip: P
             *last_step(table, rollout, p, tiny_clip)[:2],
         ]
         assert [relative(flat(a), flat(b)) < 1e-5 for a, b in zip(terms, first, strict=True)] == [True] * 4
-        assert torch.allclose(score(rollout, reward, table.backbone, size)["clipscore"], scores, atol=1e-6)
+        assert torch.allclose(scored(table, panel, rollout, size), scores, atol=1e-6)
     assert [(r.start, r.stop) for r in micro_batches(12, 5)] == [(0, 5), (5, 10), (10, 12)]
 
 

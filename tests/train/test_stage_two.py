@@ -16,6 +16,7 @@ from rtdmd.config.presets import WORLD
 from rtdmd.config.train_rtdmd import PUBLISHED
 from rtdmd.errors import RtdmdError, UserError
 from rtdmd.files import load_tensors, sha256_file
+from rtdmd.rewards import panel
 from rtdmd.rewards.world_verifier import WorldVerifier
 from rtdmd.stages import train_acdmd, train_rtdmd
 from rtdmd.train import roles as roles_module
@@ -211,8 +212,8 @@ class Constant(WorldVerifier):
 
 def test_rewards_that_say_nothing_leave_the_last_step(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal rewards: no advantage, no policy gradient, and the other terms still train."""
-    monkeypatch.setattr(train_rtdmd, "load_reward", lambda spec, device, root: Constant(0.5))
-    monkeypatch.setattr(train_rtdmd, "check_rewards", lambda rewards, root: None)  # it refuses constants
+    monkeypatch.setattr(panel, "load_reward", lambda spec, device, root: Constant(0.5))
+    monkeypatch.setattr(panel, "check_rewards", lambda rewards, root: None)  # it refuses constants
     only = [{"name": "world_verifier", "weight": 1.0, "soft_weight": 0.5}]
     train(root, SIX | {"epochs": 2, "log_every": 1, "rewards": only, "weights": {"backprop": 0.0}})
     for row in curves(root):

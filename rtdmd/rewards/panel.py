@@ -1,0 +1,109 @@
+"""The scorers of a training run together: where their weights lie between epochs, and who scores beside the run.
+
+A scorer that passes no gradient and leaves the run's device idle (it reads bytes, sorts detections, or waits for
+another process) scores in a thread of its own, while the next images are decoded and until its scores are asked for.
+That moves no number: a thread shares nothing with the others, and its scorer sees the same batches in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rtdmd.rewards.golden import check_rewards
+from rtdmd.rewards.protocol import Metadata, Reward
+from rtdmd.rewards.registry import load_reward
+
+if TYPE_CHECKING:
+    from rtdmd.config import RewardParams
+
+Batch = tuple[Tensor, Sequence[str], Sequence[Metadata]]
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Scorers by name, those whose weights are on ``device`` only while they score, and those with a thread."""
+
+    rewards: Mapping[str, Reward]
+    device: torch.device
+    offloaded: frozenset[str] = frozenset()
+    beside: frozenset[str] = frozenset()
+
+    @contextmanager
+    def scoring(self, batches: Iterable[Batch]) -> Iterator[Scoring]:
+        """Score batches of images (B, 3, H, W) in [0, 1]; inside the ``with`` all scorers without a thread are done.
+
+        At its end the offloaded ones are back on the CPU, and what a thread has not begun is dropped.
+        """
+        with ExitStack() as stack:
+            stack.callback(self._place, self.offloaded, CPU)
+            self._place(self.offloaded - self.beside, self.device)
+            scoring = Scoring({name: [] for name in self.rewards})
+            moved = self.offloaded & self.beside
+            threads = {name: ThreadPoolExecutor(1, f"reward-{name}") for name in sorted(self.beside)}
+            for name, thread in threads.items():
+                stack.callback(thread.shutdown, cancel_futures=True)
+                scoring.moves.append(thread.submit(self._place, moved & {name}, self.device))
+            for images, prompts, metadata in batches:
+                read = images.to(CPU) if threads else images  # what such scorers read; and the device keeps no copy
+                for name, reward in self.rewards.items():
+                    if name in threads:
+                        scoring.parts[name].append(threads[name].submit(_score, reward, read, prompts, metadata))
+                    else:
+                        scoring.parts[name].append(_score(reward, images, prompts, metadata))
+            for name, thread in threads.items():
+                scoring.moves.append(thread.submit(self._place, moved & {name}, CPU))
+            yield scoring
+
+    def _place(self, names: Iterable[str], device: torch.device) -> None:
+        for name in names:
+            self.rewards[name].to(device)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Scores of each batch by scorer, there or under way."""
+
+    parts: dict[str, list[Tensor | Future[Tensor]]]
+    moves: list[Future[None]] = field(default_factory=list)
+
+    def scores(self, device: torch.device) -> dict[str, Tensor]:
+        """All scores (N,) by scorer, on ``device``, after waiting for them; what a scorer raised is raised here."""
+        for move in self.moves:
+            move.result()
+        return {name: torch.cat([_there(part).to(device) for part in parts]) for name, parts in self.parts.items()}
+
+
+def open_panel(specs: Sequence[RewardParams], device: torch.device, root: Path) -> Panel:
+    """Load the scorers one after the other, each tried by the golden check before the next one; see `load_reward`."""
+    rewards: dict[str, Reward] = {}
+    for spec in specs:
+        rewards[spec.name] = load_reward(spec, device, root)
+        check_rewards([rewards[spec.name]], root)
+        if spec.offload:
+            rewards[spec.name].to(CPU)
+    offloaded = frozenset(spec.name for spec in specs if spec.offload)
+    return Panel(rewards, device, offloaded, frozenset(spec.name for spec in specs if has_thread(spec, device)))
+
+
+def has_thread(spec: RewardParams, device: torch.device) -> bool:
+    """Whether a scorer has a thread: where it passes no gradient and leaves ``device`` idle. On the CPU only another
+    process does; here a thread would take from the others' time."""
+    return not spec.differentiable and (spec.socket is not None or device.type != "cpu")
+
+
+@torch.no_grad()
+def _score(reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
+    return reward.score(images, prompts, metadata)
+
+
+def _there(part: Tensor | Future[Tensor]) -> Tensor:
+    return part if isinstance(part, Tensor) else part.result()
