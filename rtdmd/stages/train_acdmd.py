@@ -24,6 +24,7 @@ from rtdmd.flow.cps import cps_step
 from rtdmd.rng import integers
 from rtdmd.stage import Stage, open_stage
 from rtdmd.torch_setup import configure
+from rtdmd.train.diagnose import at_level, latent_values
 from rtdmd.train.engine import Learner, Loop
 from rtdmd.train.journal import write_curves
 from rtdmd.train.prompts import TrainingPrompts
@@ -59,7 +60,8 @@ def train(stage: Stage) -> None:
         cond = prompts.conditioning(prompts.batch(step, p.batch_size, NAME))
         draws = Draws(stage.seed, NAME, step, tuple(range(p.batch_size)), backbone.latent_shape(), device)
         try:
-            loop.log(step, iteration(players, cond, draws, generator_turn=(step + 1) % p.generator_every == 0))
+            turn = (step + 1) % p.generator_every == 0
+            loop.log(step, iteration(players, cond, draws, generator_turn=turn), images=p.batch_size)
         except FloatingPointError as error:
             raise loop.fault(step, error) from error
 
@@ -114,7 +116,8 @@ def iteration(players: Players, cond: Conditioning, draws: Draws, generator_turn
         # 6. Moving average of the generator.
         players.average.update()
     values["fake_grad_norm"] = players.fake.step(fake_gradients)
-    return values
+    norms = at_level(values, ("fake_grad_norm", "generator_grad_norm"), s[0].item())
+    return values | norms | latent_values(x_s)
 
 
 def roll_out(

@@ -145,6 +145,7 @@ class Loop:
                 raise Stopped(f"stopped by {signal} after {self.unit} {done} of {self.total}, which is saved")
 
     def _resume(self) -> int:
+        state.sweep(self.folder)
         snapshot = state.load(self.folder)
         self.journal.put_back(snapshot.journal if snapshot else "")
         if snapshot is None:
@@ -165,12 +166,13 @@ class Loop:
                 names = list(self.journal.row(self.log_every).items())[1:5]
                 self._bar.set_postfix({name: f"{value:.3g}" for name, value in names})
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write a step's values to the journal. Raises FloatingPointError on a non-finite value, naming it."""
+    def log(self, step: int, values: Mapping[str, float], images: int = 0) -> None:
+        """Write a step's values to the journal, and the speed if it made ``images``. Raises FloatingPointError on a
+        non-finite value, naming it."""
         for name, value in values.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"{name} is {value}")
-        self.journal.add(step + 1, values)
+        self.journal.add(step + 1, values, images)
 
     @property
     def rows(self) -> list[dict[str, float]]:

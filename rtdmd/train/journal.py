@@ -38,10 +38,12 @@ class Journal:
         write_atomic(self.path, text)
         self._since = time.perf_counter()
 
-    def add(self, number: int, values: Step) -> None:
+    def add(self, number: int, values: Step, images: int = 0) -> None:
         """Write one step's line, with what the machine took for it: the only values that differ between two runs."""
         now = time.perf_counter()
         machine = {"machine/seconds": now - self._since, "machine/peak_memory_mib": peak_memory_mib()}
+        if images:
+            machine["machine/images_per_second"] = images / (now - self._since)
         self._since = now
         self.lines.append(json.dumps({self.unit: number, **values, **machine}, allow_nan=False))
         with self.path.open("a", encoding="utf-8") as file:

@@ -38,7 +38,7 @@ def save(folder: Path, snapshot: Snapshot, keep: int = KEEP) -> None:
     """Write a checkpoint under ``folder`` and drop all but the last ``keep``."""
     final = folder / f"step-{snapshot.step:08d}"
     partial = folder / f".{final.name}.partial"
-    for stale in (*folder.glob(".step-*.partial"), final):  # a step saved because of a signal may not come again
+    for stale in (partial, final):
         shutil.rmtree(stale, ignore_errors=True)
     partial.mkdir(parents=True)
     for name, tensors in snapshot.tensors.items():
@@ -53,6 +53,15 @@ def save(folder: Path, snapshot: Snapshot, keep: int = KEEP) -> None:
     write_atomic(folder / "LATEST", final.name + "\n")
     for old in sorted(folder.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
+
+
+def sweep(folder: Path) -> None:
+    """Drop the temporary files and folders of a killed process; nobody else may be at work in ``folder``."""
+    for stale in folder.glob(".*"):
+        if stale.is_dir():
+            shutil.rmtree(stale)
+        else:
+            stale.unlink()
 
 
 def load(folder: Path) -> Snapshot | None:

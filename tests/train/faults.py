@@ -184,7 +184,7 @@ class Study:
                 self.finish()
                 self.fresh()
         self.finish()
-        verdict = "the same bytes as the run left alone" if not self.faults else "DIFFERENT"
+        verdict = "the same bytes as the run left alone" if not self.faults else f"FAULTS: {self.faults}"
         print(f"\n{self.stage}: {len(plan)} ends, then {', '.join(sorted(self.whole))}: {verdict}", flush=True)
 
 

@@ -108,9 +108,18 @@ def test_a_folder_that_a_kill_left_half_written_is_ignored(tmp_path: Path, monke
             found = state.load(tmp_path)
             renamed = name in ("fsync_path", "write_atomic") and survived == 1  # renamed, LATEST was not written
             assert equal(found, snapshot(10 if renamed else 5)), (name, survived)
-    (tmp_path / ".step-00000007.partial").mkdir()  # of a save that a signal asked for, and a kill ended
     state.save(tmp_path, snapshot(10))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", "step-00000005", "step-00000010"]
+
+
+def test_what_a_kill_left_half_done_is_swept_away(tmp_path: Path) -> None:
+    state.save(tmp_path, snapshot(5))
+    (tmp_path / ".step-00000007.partial").mkdir()  # of a save that a signal asked for: it may not come again
+    (tmp_path / ".step-00000007.partial/one.safetensors").write_bytes(b"ha")
+    (tmp_path / ".LATEST.abc").write_text("st")
+    state.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", "step-00000005"]
+    assert equal(state.load(tmp_path), snapshot(5))
 
 
 def test_an_optimizer_put_back_takes_the_same_next_step(tmp_path: Path) -> None:
