@@ -11,21 +11,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rtdmd.backbones.parts import (
+    ATTENTION,
     Endings,
     Pipeline,
     adapted_layers,
-    decoded,
-    encoded,
+    decoded_scaled,
+    dynamic_shift,
+    encoded_scaled,
+    evenly_spaced,
     fresh_scheduler,
     latent_side,
     load_pipeline,
     need_text,
-    need_vae,
     scheduler_settings,
     unit_timestep,
 )
@@ -35,19 +36,14 @@ from rtdmd.torch_setup import quiet_imports
 
 with quiet_imports():
     from diffusers import FluxPipeline
-    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams
 
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 PATCH = 2  # latent pixels a side that make one token
-# As published: every attention projection of both kinds of block. A single-stream block has no projection of its own
+# As published: every attention projection (ATTENTION) of both kinds of block. A single-stream block has none of its own
 # behind its attention: `proj_out` reads attention and MLP together and counts as MLP.
-ATTENTION = tuple(
-    f".attn.{name}"
-    for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-)
 MLP = (".ff.net.0.proj", ".ff.net.2", ".ff_context.net.0.proj", ".ff_context.net.2", ".proj_mlp", ".proj_out")
 ENDINGS: Endings = {"attention": ATTENTION, "attention_mlp": ATTENTION + MLP, "all": ("",)}
 
@@ -103,13 +99,8 @@ class Flux1:
 
     def _levels(self, scheduler: Any, num_steps: int) -> Tensor:
         """The levels that ``pipeline(..., num_inference_steps=num_steps)`` sets on ``scheduler``."""
-        config = scheduler.config
         tokens = (self._latent_shape[1] // PATCH) * (self._latent_shape[2] // PATCH)
-        lengths = config.base_image_seq_len, config.max_image_seq_len
-        mu = float(calculate_shift(tokens, *lengths, config.base_shift, config.max_shift))
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
-        levels: Tensor = scheduler.sigmas
-        return levels.clone()
+        return evenly_spaced(scheduler, num_steps, dynamic_shift(scheduler.config, tokens))
 
     def own_scheduler(self) -> dict[str, Any]:
         """See the protocol."""
@@ -146,13 +137,11 @@ class Flux1:
 
     def decode(self, latents: Tensor) -> Tensor:
         """See the protocol."""
-        vae = need_vae(self.pipeline)
-        return decoded(vae, latents / vae.config.scaling_factor + vae.config.shift_factor)
+        return decoded_scaled(self.pipeline, latents)
 
     def encode_images(self, images: Tensor) -> Tensor:
         """See the protocol. The mode of the encoder's distribution."""
-        vae = need_vae(self.pipeline)
-        return (encoded(vae, images) - vae.config.shift_factor) * vae.config.scaling_factor
+        return encoded_scaled(self.pipeline, images)
 
     def lora_targets(self, kind: LoraKind) -> list[str]:
         """See the protocol. ``attention``: projections of the attention in both kinds of block; ``attention_mlp``: and

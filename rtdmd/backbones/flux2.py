@@ -8,14 +8,15 @@ empirical one (it depends on image tokens and on the number of steps). Latents h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rtdmd.backbones.parts import (
+    ATTENTION,
     Endings,
     Pipeline,
     Vae,
@@ -23,15 +24,17 @@ from rtdmd.backbones.parts import (
     classifier_free,
     decoded,
     encoded,
+    evenly_spaced,
     fresh_scheduler,
     latent_side,
+    load_adapter,
     load_pipeline,
     need_text,
     need_vae,
     scheduler_settings,
     unit_timestep,
 )
-from rtdmd.backbones.protocol import PUBLISHED, Conditioning, LoraKind
+from rtdmd.backbones.protocol import Conditioning, LoraKind
 from rtdmd.errors import UserError
 from rtdmd.torch_setup import quiet_imports
 
@@ -44,15 +47,11 @@ if TYPE_CHECKING:
 
 TEXT_PARTS = ("text_encoder", "tokenizer")
 PATCH = 2  # latent pixels a side that make one token
-# As published: the attention projections of the double-stream blocks, and in the single-stream blocks the two layers
-# into which attention and MLP projections are fused.
-DOUBLE = tuple(
-    f".attn.{name}"
-    for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-)
+# As published: the attention projections of the double-stream blocks (ATTENTION), and in the single-stream blocks the
+# two layers into which attention and MLP projections are fused.
 SINGLE = (".attn.to_qkv_mlp_proj", ".attn.to_out")
 MLP = (".ff.linear_in", ".ff.linear_out", ".ff_context.linear_in", ".ff_context.linear_out")
-ENDINGS: Endings = {"attention": DOUBLE + SINGLE, "attention_mlp": DOUBLE + SINGLE + MLP, "all": ("",)}
+ENDINGS: Endings = {"attention": ATTENTION + SINGLE, "attention_mlp": ATTENTION + SINGLE + MLP, "all": ("",)}
 
 
 def load(model: ModelParams, *, device: torch.device, root: Path = Path("."), **parts: bool) -> Flux2:
@@ -110,9 +109,7 @@ class Flux2:
     def _levels(self, scheduler: Any, num_steps: int) -> Tensor:
         """The levels that ``pipeline(..., num_inference_steps=num_steps)`` sets on ``scheduler``."""
         mu = compute_empirical_mu(self._latent_shape[1] * self._latent_shape[2], num_steps)
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
-        levels: Tensor = scheduler.sigmas
-        return levels.clone()
+        return evenly_spaced(scheduler, num_steps, mu)
 
     def own_scheduler(self) -> dict[str, Any]:
         """See the protocol."""
@@ -129,11 +126,7 @@ class Flux2:
         null: Conditioning | None = None,
     ) -> Tensor:
         """See the protocol. Classifier-free: v_u + w (v_c - v_u), one forward of 2 B rows; w = 1 needs no ``null``."""
-
-        def forward(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-            return self._forward(transformer, x, sigma, cond)
-
-        return classifier_free(forward, x, sigma, cond, guidance, null)
+        return classifier_free(partial(self._forward, transformer), x, sigma, cond, guidance, null)
 
     def _forward(self, transformer: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         hidden, pipeline = cond.tensors["encoder_hidden_states"].to(self.dtype), self.pipeline
@@ -169,8 +162,7 @@ class Flux2:
 
     def load_published(self, folder: Path) -> None:
         """See the protocol."""
-        state, metadata = self.pipeline.lora_state_dict(folder, weight_name=PUBLISHED, return_lora_metadata=True)
-        self.pipeline.load_lora_into_transformer(state, self.transformer, metadata=metadata)
+        load_adapter(self.pipeline, folder)
 
 
 def _statistics(vae: Vae) -> tuple[Tensor, Tensor]:

@@ -11,16 +11,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rtdmd.backbones.protocol import Conditioning, LoraKind
+from rtdmd.backbones.protocol import PUBLISHED, Conditioning, LoraKind
 from rtdmd.backbones.snapshot import model_index, teacher_folder
 from rtdmd.errors import UserError
 from rtdmd.torch_setup import DTYPES, quiet_imports, quiet_loading
 
 with quiet_imports():
     from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
 Pipeline: TypeAlias = Any  # a diffusers pipeline: its attributes are set at run time
 Vae: TypeAlias = Any  # an autoencoder of diffusers, likewise
 Endings: TypeAlias = Mapping[LoraKind, tuple[str, ...]]
+# As published: every projection of a joint attention, image side and text side.
+ATTENTION = tuple(
+    f".attn.{name}"
+    for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+)
 Forward = Callable[[Tensor, Tensor, Conditioning], Tensor]  # (x (B, C, H, W), sigma (B,), cond) -> v (B, C, H, W)
 
 
@@ -97,6 +104,20 @@ def fresh_scheduler(pipeline: Pipeline) -> Any:
     return FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config)
 
 
+def dynamic_shift(config: Any, tokens: int) -> float:
+    """μ of a scheduler's configuration for an image of ``tokens`` tokens, linear between its two lengths, as in the
+    pipelines of SD3 and FLUX.1."""
+    lengths = config.base_image_seq_len, config.max_image_seq_len
+    return float(calculate_shift(tokens, *lengths, config.base_shift, config.max_shift))
+
+
+def evenly_spaced(scheduler: Any, num_steps: int, mu: float) -> Tensor:
+    """(K+1,) levels that a FLUX pipeline sets on its ``scheduler`` for K steps: 1, ..., 1/K shifted by μ, then 0."""
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
+    levels: Tensor = scheduler.sigmas
+    return levels.clone()
+
+
 def scheduler_settings(pipeline: Pipeline) -> dict[str, Any]:
     """The scheduler's configuration as a published folder holds it: its class and its public entries, sorted."""
     config = pipeline.scheduler.config
@@ -149,6 +170,25 @@ def encoded(vae: Vae, images: Tensor) -> Tensor:
     """The VAE's own latents float32 of images (B, 3, H, W) in [0, 1]: the mode of the encoder's distribution."""
     mode: Tensor = vae.encode((2 * images - 1).to(vae.dtype)).latent_dist.mode()
     return mode.float()
+
+
+def decoded_scaled(pipeline: Pipeline, latents: Tensor) -> Tensor:
+    """Images of latents that the VAE's own factor and shift normalise (SD3, FLUX.1)."""
+    vae = need_vae(pipeline)
+    return decoded(vae, latents / vae.config.scaling_factor + vae.config.shift_factor)
+
+
+def encoded_scaled(pipeline: Pipeline, images: Tensor) -> Tensor:
+    """The inverse of `decoded_scaled`: the mode of the encoder's distribution, normalised."""
+    vae = need_vae(pipeline)
+    return (encoded(vae, images) - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+def load_adapter(pipeline: Pipeline, folder: Path) -> None:
+    """Put a published folder's adapter on the pipeline's transformer, by a loader whose file holds the alphas in its
+    header (SD3, FLUX.2). The transformer alone: a published folder adapts no text encoder."""
+    state, metadata = pipeline.lora_state_dict(folder, weight_name=PUBLISHED, return_lora_metadata=True)
+    pipeline.load_lora_into_transformer(state, pipeline.transformer, metadata=metadata)
 
 
 def adapted_layers(transformer: nn.Module, endings: tuple[str, ...]) -> list[str]:

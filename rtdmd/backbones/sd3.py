@@ -7,6 +7,7 @@ pipeline without T5 (``text_encoder_3`` null in its model_index.json) needs no s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,34 +15,31 @@ import torch
 from torch import Tensor, nn
 
 from rtdmd.backbones.parts import (
+    ATTENTION,
     Endings,
     Pipeline,
     adapted_layers,
     classifier_free,
-    decoded,
-    encoded,
+    decoded_scaled,
+    dynamic_shift,
+    encoded_scaled,
     fresh_scheduler,
     latent_side,
+    load_adapter,
     load_pipeline,
     need_text,
-    need_vae,
 )
-from rtdmd.backbones.protocol import PUBLISHED, Conditioning, LoraKind
+from rtdmd.backbones.protocol import Conditioning, LoraKind
 from rtdmd.torch_setup import quiet_imports
 
 with quiet_imports():
     from diffusers import StableDiffusion3Pipeline
-    from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams
 
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
-# As published: the joint attention only, so SD3.5's second self-attention (attn2) carries no adapter.
-ATTENTION = tuple(
-    f".attn.{name}"
-    for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-)
+# As published: the joint attention (ATTENTION) only, so SD3.5's second self-attention (attn2) carries no adapter.
 MLP = (".ff.net.0.proj", ".ff.net.2", ".ff_context.net.0.proj", ".ff_context.net.2")
 ENDINGS: Endings = {"attention": ATTENTION, "attention_mlp": ATTENTION + MLP, "all": ("",)}
 
@@ -109,9 +107,7 @@ class SD3Backbone:
         """μ from the number of image tokens, as in the pipeline's ``__call__``."""
         _, height, width = self._latent_shape
         patch = self.pipeline.transformer.config.patch_size
-        tokens = (height // patch) * (width // patch)
-        lengths = config.base_image_seq_len, config.max_image_seq_len
-        return float(calculate_shift(tokens, *lengths, config.base_shift, config.max_shift))
+        return dynamic_shift(config, (height // patch) * (width // patch))
 
     def velocity(
         self,
@@ -124,11 +120,7 @@ class SD3Backbone:
         null: Conditioning | None = None,
     ) -> Tensor:
         """See the protocol. Classifier-free: v_u + w (v_c - v_u), one forward of 2 B rows; w = 1 needs no ``null``."""
-
-        def forward(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-            return self._forward(transformer, x, sigma, cond)
-
-        return classifier_free(forward, x, sigma, cond, guidance, null)
+        return classifier_free(partial(self._forward, transformer), x, sigma, cond, guidance, null)
 
     def _forward(self, transformer: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         timestep = sigma * self.pipeline.scheduler.config.num_train_timesteps
@@ -138,13 +130,11 @@ class SD3Backbone:
 
     def decode(self, latents: Tensor) -> Tensor:
         """See the protocol."""
-        vae = need_vae(self.pipeline)
-        return decoded(vae, latents / vae.config.scaling_factor + vae.config.shift_factor)
+        return decoded_scaled(self.pipeline, latents)
 
     def encode_images(self, images: Tensor) -> Tensor:
         """See the protocol. The mode of the encoder's distribution."""
-        vae = need_vae(self.pipeline)
-        return (encoded(vae, images) - vae.config.shift_factor) * vae.config.scaling_factor
+        return encoded_scaled(self.pipeline, images)
 
     def own_scheduler(self) -> None:
         """See the protocol. The pipeline spaces K steps its own way, down to the smallest level of its training."""
@@ -155,6 +145,5 @@ class SD3Backbone:
         return list(self._targets[kind])
 
     def load_published(self, folder: Path) -> None:
-        """See the protocol. The transformer alone: a published folder adapts no text encoder."""
-        state, metadata = self.pipeline.lora_state_dict(folder, weight_name=PUBLISHED, return_lora_metadata=True)
-        self.pipeline.load_lora_into_transformer(state, self.transformer, metadata=metadata)
+        """See the protocol."""
+        load_adapter(self.pipeline, folder)
