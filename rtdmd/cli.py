@@ -11,6 +11,7 @@ can mend is one line and exit code 2; a stage that SIGTERM or SIGUSR1 stopped en
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -41,6 +42,7 @@ _ABOUT = """Few-step text-to-image generators: distilled (AC-DMD), then reinforc
 `snakemake --cores all` or `dvc repro` run the stages in their order."""
 
 PRESETS = ("world", "smoke", "sd3m", "sd35m", "flux1-dev", "flux2-klein-4b", "flux2-klein-9b")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 WORLD_PARTS = ("vae", "text", "clip", "teacher", "assemble")
 MODELS = ("teacher", "teacher_few_step", "train_acdmd", "train_rtdmd")
 
@@ -57,6 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except RtdmdError as error:
         print(f"rtdmd {arguments.command}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        print(f"rtdmd {arguments.command}: {error}; free some space, then the same command goes on", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"rtdmd {arguments.command}: stopped; the same command goes on from its last checkpoint", file=sys.stderr)
@@ -90,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_verify(commands)
     _add_rewards(commands)
     _add_hub(commands)
+    _add_recover(commands)
     _add_import(commands)
     world = commands.add_parser("world", help="pre-train a part of the embedded world (`make world` runs them all)")
     world.add_argument("part", choices=WORLD_PARTS)
@@ -184,6 +192,11 @@ def _add_hub(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     upload.add_arguments(commands.add_parser("upload", help="send results/publish to the Hub (no --yes: only show it)"))
     for name in ("trace", "upload"):
         commands.choices[name].set_defaults(action=_command)
+
+
+def _add_recover(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    recover = commands.add_parser("recover", help="remove what a kill or a bad disk left damaged in DVC's records")
+    recover.set_defaults(action=_command)
 
 
 def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 
 import rtdmd
 from rtdmd.config import Params, load_params
+from rtdmd.dvc_cache import refuse_damaged
 from rtdmd.errors import UserError
 from rtdmd.files import fsync_path, sha256_tree, write_json
 from rtdmd.pipeline import StageEntry, covers, maker_of, params_values, read_pipeline
@@ -107,6 +108,7 @@ def _hash_inputs(root: Path, entry: StageEntry, pipeline: dict[str, StageEntry])
     for dep in entry.deps:
         if not (root / dep).exists():
             raise UserError(_missing(dep, pipeline))
+    refuse_damaged(root, entry.deps)
     return {dep: sha256_tree(root / dep) for dep in entry.deps}
 
 

@@ -35,7 +35,11 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; `rtdmd params world > {path}` writes one")
-    return parse_params(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); `git checkout {path}` brings the committed one") from error
+    return parse_params(text, str(path))
 
 
 def parse_params(text: str, name: str = "params.yaml") -> Params:
