@@ -22,6 +22,7 @@ from rtdmd.config import Params, load_params
 from rtdmd.errors import UserError
 from rtdmd.evaluate.samples import Sampler, load_sampler
 from rtdmd.images import grid, save_png
+from rtdmd.publish.merge import MERGED, full_weights
 from rtdmd.sampling import ImageNoise, sample
 from rtdmd.textcache import NULL_PROMPT, TextCache
 from rtdmd.torch_setup import configure
@@ -56,15 +57,20 @@ def find_sampler(source: str, params: Params, text: TextCache, device: torch.dev
     name = source.removeprefix("results/").rstrip("/")
     if name in MODELS:
         return load_sampler(name, params, text, device, root)
-    if (root / source / PUBLISHED).is_file():
+    if any((root / source / weights).is_file() for weights in (PUBLISHED, MERGED)):
         return published_sampler(root / source, params, device, root)
-    raise UserError(f"--from {source}: neither one of {', '.join(MODELS)} nor a folder with {PUBLISHED}")
+    raise UserError(f"--from {source}: neither one of {', '.join(MODELS)} nor a folder with {PUBLISHED} or {MERGED}")
 
 
 def published_sampler(folder: Path, params: Params, device: torch.device, root: Path) -> Sampler:
-    """A published adapter on the teacher, read by diffusers itself; few steps, no guidance, the params' η."""
+    """A published folder on the teacher: its adapter, read by diffusers itself, or where it has none its merged weights
+    in model.dtype; few steps, no guidance, the params' η. UserError where the weights are another model's."""
     backbone = load_backbone(params.model, device=device, root=root)
-    backbone.load_published(folder)
+    if (folder / PUBLISHED).is_file():
+        backbone.load_published(folder)
+    else:
+        weights = full_weights(folder / MERGED, backbone.transformer.state_dict(), backbone.dtype)
+        backbone.transformer.load_state_dict(weights, strict=True)
 
     def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         return backbone.velocity(backbone.transformer, x, sigma, cond)

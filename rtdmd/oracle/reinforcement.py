@@ -32,7 +32,14 @@ from rtdmd.oracle.gradients import ETA, LEVELS
 from rtdmd.oracle.identities import LINEAR, relative_error
 from rtdmd.oracle.mixture import Mixture, ring
 from rtdmd.oracle.setting import Setting
-from rtdmd.oracle.training import BatchDraws, energy_distance, every_prompt, oracle_params, sample_generator
+from rtdmd.oracle.training import (
+    BatchDraws,
+    ReadingRoles,
+    energy_distance,
+    every_prompt,
+    oracle_params,
+    sample_generator,
+)
 from rtdmd.rewards.panel import Panel
 from rtdmd.stages import train_rtdmd
 from rtdmd.train import reinforce
@@ -140,24 +147,14 @@ def few_step_variance(variance: Tensor) -> Tensor:
     return total.reshape(variance.shape)
 
 
-class StudentRoles(Roles):
+class StudentRoles(ReadingRoles):
     """Roles on the teacher's laws followed by the student's: the generator (and reference) reads the latter."""
 
-    def velocity(
-        self,
-        role: str,
-        x: Tensor,
-        sigma: Tensor,
-        cond: Conditioning,
-        *,
-        guidance: float = 1.0,
-        null: Conditioning | None = None,
-    ) -> Tensor:
-        """As `Roles`; cond has the teacher's prompt, 0 to P - 1."""
-        if role in ("generator", "reference"):
-            prompt = cond.tensors["prompt"]
-            cond = Conditioning({"prompt": prompt + cast(OracleBackbone, self.backbone).law.prompts // 2})
-        return super().velocity(role, x, sigma, cond, guidance=guidance, null=null)
+    def read(self, role: str, x: Tensor, cond: Conditioning) -> Conditioning:
+        """The teacher's prompt, 0 to P - 1, or the student's of the same number, P to 2 P - 1."""
+        if role not in ("generator", "reference"):
+            return cond
+        return Conditioning({"prompt": cond.tensors["prompt"] + cast(OracleBackbone, self.backbone).law.prompts // 2})
 
 
 def start_stage_two(law: Mixture, changes: dict[str, Any], setting: Setting, width: int = 32) -> train_rtdmd.Players:

@@ -57,10 +57,12 @@ def oracle_params(section: str, changes: dict[str, Any]) -> Params:
     return validate(merged(WORLD, oracle), "the oracle's params")
 
 
-class StepAwareRoles(Roles):
-    """Roles whose fake score is told which step of the sampler made the sample it is asked about."""
+class ReadingRoles(Roles):
+    """Roles that may read another conditioning than they are handed; `read` says which."""
 
-    step = 0
+    def read(self, role: str, x: Tensor, cond: Conditioning) -> Conditioning:
+        """The conditioning that ``role`` reads at x (B, 2, 1, 1); here the one that it was handed."""
+        return cond
 
     def velocity(
         self,
@@ -72,11 +74,20 @@ class StepAwareRoles(Roles):
         guidance: float = 1.0,
         null: Conditioning | None = None,
     ) -> Tensor:
-        """As `Roles`, with `step` in the fake score's conditioning."""
-        if role == "fake":
-            step = torch.full((len(x),), self.step, device=x.device)
-            cond = Conditioning({**cond.tensors, "step": step})
-        return super().velocity(role, x, sigma, cond, guidance=guidance, null=null)
+        """As `Roles`."""
+        return super().velocity(role, x, sigma, self.read(role, x, cond), guidance=guidance, null=null)
+
+
+class StepAwareRoles(ReadingRoles):
+    """Roles whose fake score is told which step of the sampler made the sample it is asked about."""
+
+    step = 0
+
+    def read(self, role: str, x: Tensor, cond: Conditioning) -> Conditioning:
+        """`step` beside the fake score's prompt."""
+        if role != "fake":
+            return cond
+        return Conditioning({**cond.tensors, "step": torch.full((len(x),), self.step, device=x.device)})
 
 
 def train_stage_one(

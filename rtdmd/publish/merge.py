@@ -57,14 +57,14 @@ def merged_weights(base: Mapping[str, Tensor], adapter: Adapter, dtype: torch.dt
 
 
 def full_weights(path: Path, base: Mapping[str, Tensor], dtype: torch.dtype) -> Weights:
-    """A student trained with ``adapter.mode: full``, cast to ``dtype``; UserError unless keys and shapes are the
-    base's."""
+    """Weights of a whole transformer (of ``adapter.mode: full``, or merged), cast to ``dtype``; UserError
+    unless keys and shapes are the base's."""
     tensors, _ = load_tensors(path)
     odd = sorted(set(tensors) ^ set(base)) or [k for k in base if tensors[k].shape != base[k].shape]
     if odd:
         raise UserError(
             f"{path} is not the base's transformer with other weights ({len(odd)} tensors differ, first {odd[0]});"
-            " adapter.mode: full is for students trained with it"
+            " model.teacher must be what it was trained on, adapter.mode how"
         )
     bad = [key for key, value in tensors.items() if not torch.isfinite(value).all()]
     if bad:

@@ -6,15 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.cli import build_parser
 from rtdmd.commands import sample
+from rtdmd.config import load_params
 from rtdmd.errors import UserError
+from rtdmd.files import save_tensors
 from rtdmd.images import PADDING
 from rtdmd.publish.compose import compose, read_adapter
 from rtdmd.publish.export import write_lora
+from rtdmd.publish.merge import MERGED, merged_weights, write_merged
 from tests.workspace import STAGES, make_workspace
 
 PROMPT = "a photo of a red circle"
@@ -69,6 +74,23 @@ def test_a_published_folder_draws_what_the_student_draws(root: Path) -> None:
     published, student, base = (pixels(drawn(root, source)) for source in ("export", "train_rtdmd", "train_acdmd"))
     assert np.abs(published.astype(int) - student.astype(int)).max() <= 1
     assert np.abs(published.astype(int) - base.astype(int)).max() > 20
+
+
+def test_merged_weights_alone_draw_what_the_student_draws(root: Path) -> None:
+    adapter = compose([read_adapter(root / "results" / stage / "generator.safetensors") for stage in STAGES])
+    teacher = load_backbone(load_params(root / "params.yaml").model, vae=False, root=root)
+    weights = merged_weights(teacher.transformer.state_dict(), adapter, torch.float32)
+    write_merged(weights, root / "data/world/teacher/transformer/config.json", root / "whole", {})
+    assert [path.name for path in (root / "whole").iterdir()] == ["transformer"]
+    merged, student, base = (pixels(drawn(root, source)) for source in ("whole", "train_rtdmd", "train_acdmd"))
+    assert np.abs(merged.astype(int) - student.astype(int)).max() <= 1
+    assert np.abs(merged.astype(int) - base.astype(int)).max() > 20
+
+
+def test_merged_weights_of_another_model_are_refused(root: Path) -> None:
+    save_tensors({"proj.weight": torch.zeros(2, 2)}, root / "foreign" / MERGED, {"format": "pt"})
+    with pytest.raises(UserError, match=r"foreign/transformer/.* tensors differ, first .* model\.teacher must be"):
+        drawn(root, "foreign")
 
 
 def test_what_is_no_model_is_said(root: Path) -> None:
