@@ -1,0 +1,46 @@
+"""`rtdmd plan`: what a run needs before it starts. No weights are read.
+
+rtdmd plan                                  ./params.yaml on an H200
+rtdmd plan --params other.yaml --gpu A100   another file, another GPU
+rtdmd plan --preset sd35m --processes 8     a preset, its batches over eight processes
+rtdmd plan --measure                        run both training stages here for a few updates; planned against measured
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rtdmd.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which params, and for what machine."""
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="file (default: %(default)s)")
+    parser.add_argument("--preset", metavar="NAME", help="plan a preset instead of a file")
+    parser.add_argument(
+        "--gpu", default="H200", metavar="GPU", help="B200, H200, H100, A100, ... (default: %(default)s)"
+    )
+    parser.add_argument("--processes", type=int, default=1, help="the batches are split over (default: %(default)s)")
+    parser.add_argument("--measure", action="store_true", help="measure peaks on this machine and compare")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the plan. UserError for an unknown GPU or preset, or a teacher whose shapes are not known."""
+    from rtdmd.config import load_params, preset
+    from rtdmd.plan.gpus import GPUS
+
+    if arguments.gpu not in GPUS:
+        raise UserError(f"--gpu: {arguments.gpu!r} is not known; allowed: {', '.join(GPUS)}")
+    if arguments.processes < 1:
+        raise UserError(f"--processes: {arguments.processes}; allowed: 1 or more")
+    params = preset(arguments.preset) if arguments.preset else load_params(arguments.params)
+    if arguments.measure:
+        from rtdmd.plan.measure import measured_table
+
+        print(measured_table(params))
+        return
+    from rtdmd.plan.estimate import make_plan
+    from rtdmd.plan.text import plan_text
+
+    print(plan_text(make_plan(params, processes=arguments.processes), params, arguments.gpu))

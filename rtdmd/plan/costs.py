@@ -1,0 +1,135 @@
+"""What a row (an image) costs in each pass: FLOPs, bytes that its graph keeps, bytes at its peak.
+
+Each pass runs once on the meta device, on ``ROWS`` rows, and is linear in them: what does not grow with the rows
+(weights, the gradients of the weights) is counted elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from rtdmd.plan.passes import Rows
+from rtdmd.plan.scorers import Scorer
+from rtdmd.plan.stand import Stand
+from rtdmd.plan.tally import META, tally
+
+ROWS = 2
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a row. flops forward; peak: bytes held at once; kept: bytes that the graph holds for the backward pass (the
+    result's where there is none); back_flops, and back_peak on top of kept."""
+
+    flops: float = 0.0
+    peak: float = 0.0
+    kept: float = 0.0
+    back_flops: float = 0.0
+    back_peak: float = 0.0
+
+
+@dataclass
+class Costs:
+    """The passes of a run, each counted when it is first asked for."""
+
+    stand: Stand
+
+    @cached_property
+    def generator(self) -> Cost:
+        """Stage two's generator: both adapters on the base, the gradient in its own."""
+        return self._velocity("generator", self.stand.adapter("rtdmd"))
+
+    @cached_property
+    def fake(self) -> Cost:
+        """One adapter on the base: the fake score, and stage one's generator."""
+        return self._velocity("fake", self.stand.adapter("fake"))
+
+    @cached_property
+    def teacher(self) -> Cost:
+        """The teacher's guided velocity, without gradient."""
+        return self._velocity("teacher", [])
+
+    @cached_property
+    def decode(self) -> Cost:
+        """The decoder, with the gradient in its latents."""
+        latents = self.stand.latents(ROWS).requires_grad_()
+        return count(lambda: self.stand.backbone.decode(latents), [latents], self.stand.known())
+
+    @cached_property
+    def pictures(self) -> Cost:
+        """The decoder without gradient."""
+        latents = self.stand.latents(ROWS)
+        return count(lambda: self.stand.backbone.decode(latents), [], [*self.stand.known(), latents])
+
+    def scores(self, names: Iterable[str], gradient: bool) -> Cost:
+        """The named rewards of one image; ``gradient``: those that carry one alone, with it."""
+        found = [self._score(self.stand.scorers[name], gradient) for name in names]
+        columns = [
+            [getattr(cost, key) for cost in found] for key in ("flops", "peak", "kept", "back_flops", "back_peak")
+        ]
+        flops, peaks, kept, back_flops, back_peaks = columns
+        return Cost(sum(flops), max(peaks, default=0.0), sum(kept), sum(back_flops), max(back_peaks, default=0.0))
+
+    def _score(self, scorer: Scorer, gradient: bool) -> Cost:
+        if gradient and not scorer.differentiable:
+            return Cost()
+        if scorer.score is None:
+            return Cost(flops=scorer.flops_per_image())
+        side = self.stand.params.model.resolution
+        images = torch.empty(ROWS, 3, side, side, device=META, requires_grad=gradient)
+        score = scorer.score
+        return count(lambda: score(images), [images] if gradient else [], self.stand.known())
+
+    def _velocity(self, role: str, leaves: Sequence[Tensor]) -> Cost:
+        cond = self.stand.cond(ROWS)
+        x = self.stand.latents(ROWS)
+        for leaf in leaves:
+            leaf.requires_grad_(True)
+        known = [*self.stand.known(), x, *cond.tensors.values()]
+        try:
+            return count(lambda: self.stand.velocity(role, cond, x), leaves, known)
+        finally:
+            for leaf in leaves:
+                leaf.requires_grad_(False)
+
+
+def count(run: Callable[[], Tensor], leaves: Sequence[Tensor], known: Iterable[Tensor]) -> Cost:
+    """The cost of a row of ``run``, and of its gradient in ``leaves`` where there are any."""
+    known = [*known, *leaves]
+    with torch.set_grad_enabled(bool(leaves)), tally(known) as meter:
+        out = run()
+        forward = Cost(meter.flops / ROWS, meter.peak / ROWS, meter.live / ROWS)
+        if not leaves:
+            return forward
+        meter.flops, meter.peak, start = 0, meter.live, meter.live
+        found = torch.autograd.grad(out, leaves, torch.empty_like(out))
+        above = meter.peak - start - sum(one.numel() * one.element_size() for one in found)
+        return Cost(forward.flops, forward.peak, forward.kept, meter.flops / ROWS, max(0, above) / ROWS)
+
+
+def flops_of(rows: Rows, costs: Costs, stage: str) -> float:
+    """FLOPs of the passes of `rtdmd.plan.passes`."""
+    section = getattr(costs.stand.params, stage)
+    names = [spec.name for spec in getattr(section, "rewards", ())]
+    generator = costs.fake if stage == "train_acdmd" else costs.generator
+    by_name = {
+        "generator": lambda: generator,
+        "reference": lambda: costs.fake,
+        "fake": lambda: costs.fake,
+        "teacher": lambda: costs.teacher,
+        "decode": lambda: costs.decode,
+        "score": lambda: costs.scores(names, gradient=False),
+        "pathwise": lambda: costs.scores(names, gradient=True),
+    }
+    total = 0.0
+    for name, number in rows.items():
+        if number:
+            what, direction = name.split()
+            cost = by_name[what]()
+            total += number * (cost.flops if direction == "forward" else cost.back_flops)
+    return total

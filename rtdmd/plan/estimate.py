@@ -1,0 +1,135 @@
+"""The plan of a run: parameters by role, and for each stage its FLOPs and its peak memory by part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rtdmd.config import Params
+from rtdmd.config.data import GENERATED_TAGS, PromptSourceParams
+from rtdmd.plan.costs import ROWS, Cost, Costs, count, flops_of
+from rtdmd.plan.gpus import GPUS, UTILISATION
+from rtdmd.plan.memory import Memory, acdmd_memory, cache_memory, evaluate_memory, rtdmd_memory
+from rtdmd.plan.passes import acdmd_rows, evaluate_rows, rtdmd_rows
+from rtdmd.plan.stand import ADAPTERS, Stand
+from rtdmd.plan.tally import META, size_of, tensors_of
+
+UNKNOWN_PROMPTS = 26_000  # before prepare_prompts has run; PickScore's and DrawBench's together are 25 632
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage: what an update is called and how many there are, its FLOPs, and the peak of one process."""
+
+    name: str
+    unit: str
+    updates: int
+    flops: float
+    memory: Memory
+
+    @property
+    def total(self) -> float:
+        """FLOPs of the whole stage."""
+        return self.flops * self.updates
+
+    def hours(self, gpu: str, dtype: str, processes: int, utilisation: float = UTILISATION) -> float:
+        """Time of the whole stage on so many GPUs."""
+        return self.total / (getattr(GPUS[gpu], dtype) * utilisation * processes) / 3600
+
+
+@dataclass(frozen=True)
+class Plan:
+    """parameters: by role, of those that are there and of those that learn."""
+
+    parameters: dict[str, tuple[int, str]]
+    stages: dict[str, StagePlan]
+    processes: int
+
+
+def make_plan(params: Params, root: Path = Path("."), processes: int = 1) -> Plan:
+    """The plan of ``params`` for each of so many processes, from shapes alone.
+
+    UserError where the teacher's shapes are not known here, or the resolution does not fit them.
+    """
+    stand = Stand.of(params, root)
+    costs = Costs(stand)
+    one, two = params.train_acdmd, params.train_rtdmd
+    images = params.evaluate.images_per_tag * tags_of(params.prepare_prompts.eval)
+    encode = encoding(stand)
+    stages = [
+        StagePlan("cache_teacher", "prompts", _prompts(root), encode.flops, cache_memory(stand, encode)),
+        StagePlan(
+            "train_acdmd",
+            "iterations",
+            one.iterations,
+            flops_of(acdmd_rows(params), costs, "train_acdmd"),
+            acdmd_memory(costs, processes),
+        ),
+        StagePlan(
+            "train_rtdmd",
+            "epochs",
+            two.epochs,
+            flops_of(rtdmd_rows(params), costs, "train_rtdmd"),
+            rtdmd_memory(costs, processes),
+        ),
+        StagePlan(
+            "evaluate",
+            "images of each model",
+            images,
+            flops_of(evaluate_rows(params, 1), costs, "evaluate"),
+            evaluate_memory(costs),
+        ),
+    ]
+    return Plan(_parameters(stand), {stage.name: stage for stage in stages}, processes)
+
+
+def tags_of(sources: tuple[PromptSourceParams, ...]) -> int:
+    """Tags of the evaluation prompts, as far as their sources say: GenEval's six, those generated, or one a source."""
+    total = 0
+    for source in sources:
+        if source.name in ("world", "geneval"):
+            total += len(GENERATED_TAGS)
+        else:
+            total += len(source.tags or {}) or 1
+    return total
+
+
+def _prompts(root: Path) -> int:
+    """Prompts to encode: counted where prepare_prompts has run."""
+    paths = [root / "results" / "prepare_prompts" / f"{split}.jsonl" for split in ("train", "eval")]
+    if not all(path.is_file() for path in paths):
+        return UNKNOWN_PROMPTS
+    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
+
+
+def encoding(stand: Stand) -> Cost:
+    """What a prompt costs the text encoders: each reads its longest text."""
+    total = [0.0, 0.0]
+    for name, encoder in stand.text.items():
+        length = stand.configs[name].get("max_position_embeddings", stand.params.model.max_sequence_length)
+        if stand.configs[name]["model_type"] == "qwen3":
+            length = stand.params.model.max_sequence_length
+        tokens = torch.zeros(ROWS, length, dtype=torch.long, device=META)
+        found = count(lambda encoder=encoder, tokens=tokens: encoder(tokens), [], [*tensors_of([encoder]), tokens])
+        total = [total[0] + found.flops, max(total[1], found.peak)]
+    return Cost(flops=total[0], peak=total[1])
+
+
+def _parameters(stand: Stand) -> dict[str, tuple[int, str]]:
+    """(numbers, what they are) by role."""
+    adapter = {name: sum(p.numel() for p in stand.adapter(name)) for name in ADAPTERS}
+    kind = "a copy of the transformer" if stand.roles.full else f"LoRA of rank {stand.params.adapter.rank}"
+    text = size_of(stand.text.values())[0]
+    rewards = {name: size_of(scorer.modules)[0] + scorer.recorded[0] for name, scorer in stand.scorers.items()}
+    found = {
+        "teacher (base of every role)": (stand.base_size()[0], f"{stand.params.model.dtype}, frozen"),
+        "generator, stage one (acdmd)": (adapter["acdmd"], f"{kind}, trained in train_acdmd"),
+        "generator, stage two (rtdmd)": (adapter["rtdmd"], f"{kind} on top of stage one's, trained in train_rtdmd"),
+        "average of the generator": (adapter["acdmd"], "of the one that is trained"),
+        "fake score (fake)": (adapter["fake"], f"{kind}, trained in both stages"),
+        "decoder (VAE)": (size_of([stand.vae])[0], "frozen"),
+        "text encoders": (text, stand.params.cache_teacher.mode.replace("_", " ")),
+    }
+    return found | {f"reward {name}": (number, "frozen") for name, number in rewards.items()}

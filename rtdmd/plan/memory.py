@@ -1,0 +1,155 @@
+"""Peak memory of each stage by part: what stays for the whole run, and the largest of what comes and goes.
+
+Bytes of one process on its device. Left out: the runtime's own (a CUDA context and its libraries, the interpreter) and
+what an allocator keeps beside what is in use; docs/plan.md has both, measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rtdmd.plan.costs import Cost, Costs
+from rtdmd.plan.stand import Stand
+from rtdmd.plan.tally import size_of
+
+MOMENTS = 2  # AdamW's, of each trained number
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by part of what stays, and by phase of what comes and goes."""
+
+    parts: dict[str, float]
+    phases: dict[str, float]
+
+    @property
+    def phase(self) -> str:
+        """The phase with the largest peak."""
+        return max(self.phases, key=self.phases.__getitem__)
+
+    @property
+    def peak(self) -> float:
+        """The most that is held at once."""
+        return sum(self.parts.values()) + self.phases[self.phase]
+
+
+def split(rows: int, processes: int) -> int:
+    """Rows of the largest share."""
+    return -(-rows // processes)
+
+
+def acdmd_memory(costs: Costs, processes: int) -> Memory:
+    """Stage one. A generator turn holds its last step's graph while the fake score learns and the teacher looks on."""
+    stand, p = costs.stand, costs.stand.params.train_acdmd
+    rows, one = split(p.batch_size, processes), costs.fake
+    parts = _weights(stand, ("acdmd", "fake")) | _optimizer(stand, "acdmd", rounds=1) | _text(stand)
+    parts["prompts"] = rows * stand.row_bytes()
+    generator = rows * one.kept
+    fake, transient = _fake(one, rows, _pairs(p.consistency))
+    phases = {
+        "roll-out": rows * costs.teacher.peak,
+        "fake score": generator + fake + transient,
+        "teacher": generator + rows * costs.teacher.peak,
+        "generator": generator + rows * one.back_peak,
+    }
+    return Memory(parts, phases)
+
+
+def rtdmd_memory(costs: Costs, processes: int) -> Memory:
+    """Stage two. Passes go in micro-batches, the fake score's in one of fake_batch_size."""
+    stand, p = costs.stand, costs.stand.params.train_rtdmd
+    steps = stand.params.model.num_steps
+    images = split(p.prompts_per_epoch * p.group_size, processes)
+    micro, last = min(p.micro_batch, images), min(split(p.last_step_batch_size, processes), images)
+    image = stand.row_bytes() + 2 * steps * stand.latent_bytes()  # K+1 states, K-1 means
+    terms = sum(weight > 0 for weight in vars(p.weights).values())
+    parts = _weights(stand, ("acdmd", "rtdmd", "fake")) | _optimizer(stand, "rtdmd", rounds=terms + 1) | _text(stand)
+    parts["decoder"] = size_of([stand.vae])[1]
+    offloaded = _rewards(stand, [spec.name for spec in p.rewards if spec.offload])
+    parts["rewards"] = _rewards(stand, [spec.name for spec in p.rewards if not spec.offload])
+    parts["roll-out"] = images * image
+    scores = costs.scores([spec.name for spec in p.rewards], gradient=False)
+    own = costs.generator
+    fake, transient = _fake(costs.fake, min(split(p.fake_batch_size, processes), images), _pairs(p.consistency))
+    phases = {
+        "roll-out": micro * costs.teacher.peak,
+        "rewards": offloaded + micro * max(costs.pictures.peak, costs.pictures.kept + scores.peak),
+        "last step": offloaded + last * (image + 4 * stand.latent_bytes()) + micro * _last_step(costs),
+        "policy": micro * (own.kept + own.back_peak),
+        "fake score": fake
+        + transient
+        + min(p.fake_batch_size, images) * (stand.row_bytes() + 4 * stand.latent_bytes()),
+    }
+    return Memory(parts, phases)
+
+
+def _last_step(costs: Costs) -> float:
+    """Bytes of an image in the last step's terms."""
+    p = costs.stand.params.train_rtdmd
+    own, teacher, decode = costs.generator, costs.teacher, costs.decode
+    matched = max(teacher.peak, own.back_peak, own.kept if p.matching_path in ("random_step", "whole_chain") else 0)
+    if p.weights.backprop == 0:
+        return own.kept + matched if p.weights.matching > 0 else 0.0
+    scores = costs.scores([spec.name for spec in p.rewards if spec.differentiable], gradient=True)
+    seen = decode.kept + scores.kept
+    back = max(decode.back_peak, scores.back_peak, own.back_peak)
+    return own.kept + seen + max(back, matched if p.weights.matching > 0 else 0)
+
+
+def evaluate_memory(costs: Costs) -> Memory:
+    """Evaluation: one model at a time, without gradients."""
+    stand, p = costs.stand, costs.stand.params.evaluate
+    names = [spec.name for spec in p.rewards]
+    parts = _weights(stand, ("acdmd", "rtdmd")) | _text(stand)
+    parts |= {"decoder": size_of([stand.vae])[1], "rewards": _rewards(stand, names)}
+    parts["prompts"] = p.batch_size * stand.row_bytes()
+    pictures, scores = costs.pictures, costs.scores(names, gradient=False)
+    phases = {
+        "sampling": p.batch_size * costs.teacher.peak,
+        "rewards": p.batch_size * max(pictures.peak, pictures.kept + scores.peak),
+    }
+    return Memory(parts, phases)
+
+
+def cache_memory(stand: Stand, encode: Cost) -> Memory:
+    """Text encoding: the encoders and a batch."""
+    parts = {"text encoders": float(size_of(stand.text.values())[1])}
+    return Memory(parts, {"encoding": stand.params.cache_teacher.batch_size * encode.peak})
+
+
+def _weights(stand: Stand, adapters: tuple[str, ...]) -> dict[str, float]:
+    """The base, and the adapters (copies of it, in full mode)."""
+    own = sum(tensor.numel() * tensor.element_size() for name in adapters for tensor in stand.adapter(name))
+    return {"transformer": stand.base_size()[1], "adapters": own}
+
+
+def _optimizer(stand: Stand, generator: str, rounds: int) -> dict[str, float]:
+    """Moments of both roles, the generator's average, and gradients (of as many terms as are kept apart, and of the
+    fake score)."""
+    own, fake = ([t.numel() * t.element_size() for t in stand.adapter(name)] for name in (generator, "fake"))
+    moments = MOMENTS * (sum(own) + sum(fake))
+    return {"optimizer": moments, "average": sum(own), "gradients": rounds * sum(own) + sum(fake)}
+
+
+def _text(stand: Stand) -> dict[str, float]:
+    """The text encoders, where prompts are encoded while training."""
+    resident = stand.params.cache_teacher.mode == "on_the_fly"
+    return {"text encoders": size_of(stand.text.values())[1] if resident else 0}
+
+
+def _rewards(stand: Stand, names: list[str]) -> float:
+    scorers = [stand.scorers[name] for name in names]
+    recorded = sum(scorer.recorded[0] * scorer.recorded[1] for scorer in scorers)
+    return recorded + size_of([module for scorer in scorers for module in scorer.modules])[1]
+
+
+def _pairs(consistency: object) -> int:
+    """Further rows of a fake-score update for each image (`rtdmd.plan.passes.fake_rows`)."""
+    from rtdmd.plan.passes import fake_rows
+
+    return int(fake_rows(1, consistency)["fake forward"]) - 1  # type: ignore[arg-type]
+
+
+def _fake(one: Cost, rows: int, pairs: int) -> tuple[float, float]:
+    """(graphs, what their backward pass adds) of a fake-score update."""
+    return rows * (1 + pairs) * one.kept, rows * max(1, pairs) * one.back_peak

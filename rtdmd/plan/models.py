@@ -1,0 +1,159 @@
+"""The models of a run without their weights: the teacher's parts on the meta device, behind our own backbone.
+
+A part's config.json comes from the teacher's folder, from the Hub's snapshot on this machine, or from the record of
+`rtdmd.plan.published`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from rtdmd.backbones import FAMILIES, Conditioning, PipelineBackbone
+from rtdmd.errors import UserError
+from rtdmd.plan.published import TEACHERS
+from rtdmd.plan.tally import META, empty
+from rtdmd.torch_setup import DTYPES, quiet_imports
+
+if TYPE_CHECKING:
+    from rtdmd.config import ModelParams
+
+CLASSES = {
+    "sd3": ("StableDiffusion3Pipeline", "SD3Backbone"),
+    "flux1": ("FluxPipeline", "Flux1"),
+    "flux2": ("Flux2KleinPipeline", "Flux2"),
+}
+"""model.family -> the pipeline's class and ours, in the family's module."""
+TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+def part_configs(model: ModelParams, root: Path = Path(".")) -> dict[str, dict[str, Any]]:
+    """config.json of the transformer, the decoder and the text encoders there are, by folder.
+
+    UserError where the folder lacks the transformer's or the decoder's, and for a Hub id that is neither recorded nor
+    on this machine.
+    """
+    names = ("transformer", "vae", *TEXT_PARTS)
+    if model.is_hub_id:
+        paths = {name: _cached(model, f"{name}/config.json") for name in names}
+    else:
+        paths = {name: root / model.teacher / name / "config.json" for name in names}
+    found = {
+        name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path and path.is_file()
+    }
+    if "transformer" in found and "vae" in found:
+        return found
+    if model.teacher in TEACHERS:
+        return TEACHERS[model.teacher]
+    if model.is_hub_id:
+        known = ", ".join(TEACHERS)
+        raise UserError(
+            f"model.teacher: the shapes of {model.teacher} are not known here; run `rtdmd cache_teacher` once, which"
+            f" downloads it, or name a local folder or one of {known}"
+        )
+    raise UserError(f"model.teacher: {root / model.teacher} has no transformer/config.json and vae/config.json")
+
+
+def _cached(model: ModelParams, name: str) -> Path | None:
+    """A file of the pinned commit in the Hub's cache on this machine, None where it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model.teacher, name, revision=model.revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+@contextmanager
+def on_meta(dtype: torch.dtype) -> Iterator[None]:
+    """Modules built inside are on the meta device, in ``dtype``."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with META:
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def meta_backbone(model: ModelParams, configs: Mapping[str, dict[str, Any]]) -> PipelineBackbone:
+    """Our backbone over the pipeline's own class, transformer and decoder on the meta device, no text encoder.
+
+    UserError where the resolution is no multiple of what the model needs.
+    """
+    module = import_module(FAMILIES[model.family])
+    pipeline_class, backbone_class = (getattr(module, name) for name in CLASSES[model.family])
+    dtype = DTYPES[model.dtype]
+    parts: dict[str, Any] = {name: diffusers_part(configs[name], dtype) for name in ("transformer", "vae")}
+    parts["scheduler"] = _scheduler()
+    accepted = inspect.signature(pipeline_class.__init__).parameters
+    required = [name for name, about in accepted.items() if name != "self" and about.default is inspect.Parameter.empty]
+    pipeline = pipeline_class(**(dict.fromkeys(required) | parts))
+    patch = parts["transformer"].config.patch_size if model.family == "sd3" else module.PATCH
+    factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    if model.resolution % (factor * patch):
+        raise UserError(
+            f"model.resolution: {model.resolution} is not a multiple of {factor * patch}, which {model.teacher} needs"
+        )
+    backbone: PipelineBackbone = backbone_class(pipeline, model.resolution // factor, model.max_sequence_length)
+    return backbone
+
+
+def _scheduler() -> Any:
+    """Levels do not matter to a plan, only that there is one."""
+    with quiet_imports():
+        from diffusers import FlowMatchEulerDiscreteScheduler
+    return FlowMatchEulerDiscreteScheduler()
+
+
+def diffusers_part(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    """A diffusers model of a config, frozen, on the meta device."""
+    with quiet_imports():
+        import diffusers
+    kind = getattr(diffusers, config["_class_name"])
+    with on_meta(dtype):
+        built: nn.Module = kind.from_config(dict(config))
+    for module in built.modules():  # what a checkpoint holds is read in ``dtype``, buffers too
+        for name in module._buffers.keys() - module._non_persistent_buffers_set:
+            buffer = module._buffers[name]
+            module._buffers[name] = buffer.to(dtype) if buffer is not None and buffer.is_floating_point() else buffer
+    return built.requires_grad_(False).eval()
+
+
+def text_encoders(configs: Mapping[str, dict[str, Any]], dtype: torch.dtype) -> dict[str, Any]:
+    """The text encoders by folder, frozen, on the meta device."""
+    with quiet_imports():
+        import transformers
+    built = {}
+    for name in TEXT_PARTS:
+        if name not in configs:
+            continue
+        config = transformers.AutoConfig.for_model(**configs[name])
+        with on_meta(dtype):
+            built[name] = getattr(transformers, configs[name]["architectures"][0])(config)
+        built[name].requires_grad_(False).eval()
+    return built
+
+
+def text_shapes(model: ModelParams, configs: Mapping[str, dict[str, Any]]) -> dict[str, tuple[int, ...]]:
+    """Shape of one prompt's conditioning, by tensor, as the family's `encode` gives it."""
+    transformer = configs["transformer"]
+    width = transformer["joint_attention_dim"]
+    if model.family == "flux2":
+        return {"encoder_hidden_states": (model.max_sequence_length, width)}
+    pooled = {"pooled_projections": (transformer["pooled_projection_dim"],)}
+    if model.family == "flux1":
+        return {"encoder_hidden_states": (model.max_sequence_length, width), **pooled}
+    clip = configs["text_encoder"]["max_position_embeddings"]  # SD3: CLIP's tokens, then T5's or zeros
+    return {"encoder_hidden_states": (clip + model.max_sequence_length, width), **pooled}
+
+
+def conditioning(shapes: Mapping[str, tuple[int, ...]], rows: int, dtype: torch.dtype) -> Conditioning:
+    """Conditioning of ``rows`` prompts on the meta device."""
+    return Conditioning(empty(shapes, rows, dtype))

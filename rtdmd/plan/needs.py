@@ -1,0 +1,117 @@
+"""What the cluster is asked for: memory, time and GPUs of each rule, from the plan.
+
+Snakemake reads its rules at every start, and torch alone takes longer to import than that may last. So the plan is made
+when a job is about to be listed for the first time, and kept in .rtdmd/plan under the hash of what it depends on; a
+start that has nothing to do asks for nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rtdmd.config import Params
+from rtdmd.files import read_json, sha256_tree, write_json
+from rtdmd.provenance import hash_of
+
+if TYPE_CHECKING:
+    from rtdmd.plan.estimate import Plan
+
+FOLDER = ".rtdmd/plan"
+GPU = "A100"  # the slowest that is common: a faster one ends early
+SLACK, SLOW = 1.25, 1.5  # of memory, for the allocator; of time
+PROGRAM_MB = {"cpu": 1500, "cuda": 6000}  # interpreter and libraries; with CUDA's host side
+LEAST_MINUTES = 15  # imports, hashing inputs, checkpoints
+CPU_FLOPS = 10e9  # a second and thread, below what `rtdmd bench` measures
+PARTS = ("model", "adapter", "cache_teacher", "train_acdmd", "train_rtdmd", "evaluate")
+CODE = ("plan", "backbones", "train", "rewards")
+
+
+@dataclass(frozen=True)
+class Need:
+    """Of one job: memory [MB], wall time [minutes], GPUs."""
+
+    mem_mb: int
+    runtime: int
+    gpu: int
+
+
+@dataclass
+class Needs:
+    """The needs of the stages that compute, made or read when the first is asked for."""
+
+    params: Params
+    root: Path = Path(".")
+    _found: dict[str, dict[str, int]] | None = None
+
+    def of(self, stage: str, what: str) -> Callable[[Any], int]:
+        """A resource of a rule, for Snakemake to call: ``what`` is a field of `Need`."""
+
+        def resource(wildcards: Any) -> int:
+            if self._found is None:
+                self._found = needs(self.params, self.root)
+            return self._found[stage][what]
+
+        return resource
+
+
+def needs(params: Params, root: Path = Path(".")) -> dict[str, dict[str, int]]:
+    """`Need` by stage and field, from the kept plan or from a new one. UserError where no plan can be made."""
+    path = root / FOLDER / f"{plan_key(params, root)}.json"
+    if path.is_file():
+        found: dict[str, dict[str, int]] = read_json(path)
+        return found
+    from rtdmd.plan.estimate import make_plan
+
+    made = {name: asdict(need) for name, need in needs_of(make_plan(params, root), params).items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, made)
+    return made
+
+
+def plan_key(params: Params, root: Path) -> str:
+    """The hash of all that the plan is made from."""
+    tree = params.model_dump(mode="json")
+    code = {name: sha256_tree(Path(__file__).parents[1] / name) for name in CODE}
+    shapes = {} if params.model.is_hub_id else _configs(root / params.model.teacher)
+    values = {name: tree[name] for name in PARTS} | {"eval": tree["prepare_prompts"]["eval"], "run": tree["run"]}
+    return hash_of({"params": values, "code": code, "shapes": shapes})[:16]
+
+
+def _configs(teacher: Path) -> dict[str, str]:
+    return {path.parent.name: path.read_text(encoding="utf-8") for path in sorted(teacher.glob("*/config.json"))}
+
+
+def needs_of(plan: Plan, params: Params) -> dict[str, Need]:
+    """`Need` of each stage that computes; publication loads the weights, merged and apart, and the pipeline around
+    them."""
+    cuda = params.run.device == "cuda"
+    found = {
+        name: _need(stage.memory.peak, stage.memory.parts, _minutes(plan, name, params), cuda)
+        for name, stage in plan.stages.items()
+    }
+    parts = plan.stages["train_rtdmd"].memory.parts | {
+        "merged": plan.stages["train_rtdmd"].memory.parts["transformer"],
+        "text encoders": plan.stages["cache_teacher"].memory.parts["text encoders"],
+    }
+    weights = {name: parts[name] for name in ("transformer", "merged", "adapters", "decoder", "text encoders")}
+    return found | {"publish": _need(sum(weights.values()), weights, 0.0, cuda)}
+
+
+def _need(peak: float, parts: dict[str, float], minutes: float, cuda: bool) -> Need:
+    """On a GPU the host holds the weights once, on their way there, and what the program itself takes."""
+    weights = sum(
+        parts.get(name, 0.0) for name in ("transformer", "merged", "adapters", "decoder", "rewards", "text encoders")
+    )
+    megabytes = SLACK * (weights if cuda else peak) / 1e6 + PROGRAM_MB["cuda" if cuda else "cpu"]
+    return Need(100 * math.ceil(megabytes / 100), LEAST_MINUTES + math.ceil(SLOW * minutes), int(cuda))
+
+
+def _minutes(plan: Plan, stage: str, params: Params) -> float:
+    found = plan.stages[stage]
+    if params.run.device == "cuda":
+        return 60 * found.hours(GPU, params.model.dtype, plan.processes)
+    return found.total / (CPU_FLOPS * params.run.threads) / 60

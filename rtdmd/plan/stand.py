@@ -1,0 +1,112 @@
+"""Everything that a stage holds, without weights: backbone, roles with their adapters, scorers, conditioning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rtdmd.backbones import Conditioning, PipelineBackbone
+from rtdmd.plan.models import conditioning, meta_backbone, part_configs, text_encoders, text_shapes
+from rtdmd.plan.scorers import Scorer, load_scorer
+from rtdmd.plan.tally import META, size_of, tensors_of
+from rtdmd.torch_setup import DTYPES
+from rtdmd.train.roles import STACKS, Roles
+
+if TYPE_CHECKING:
+    from rtdmd.config import Params
+
+ADAPTERS = ("acdmd", "fake", "rtdmd")
+
+
+@dataclass
+class Stand:
+    """The models of a run on the meta device. Its roles are stage two's: stage one's generator is its `reference`."""
+
+    params: Params
+    configs: dict[str, dict[str, Any]]
+    backbone: PipelineBackbone
+    roles: Roles
+    scorers: dict[str, Scorer]
+
+    @staticmethod
+    def of(params: Params, root: Path = Path(".")) -> Stand:
+        """The models of ``params``. UserError where the teacher's shapes are not known, or do not fit the
+        resolution."""
+        configs = part_configs(params.model, root)
+        backbone = meta_backbone(params.model, configs)
+        with META:
+            roles = Roles(backbone, params.adapter, STACKS["train_rtdmd"], params.run.seed)
+        specs = {spec.name: spec for spec in (*params.train_rtdmd.rewards, *params.evaluate.rewards)}
+        scorers = {name: load_scorer(spec, root) for name, spec in specs.items()}
+        return Stand(params, configs, backbone, roles, scorers)
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The base of every role."""
+        return self.backbone.transformer
+
+    @property
+    def vae(self) -> nn.Module:
+        """The autoencoder; images need its decoder alone, but it is loaded whole."""
+        vae: nn.Module = self.backbone.pipeline.vae
+        return vae
+
+    @cached_property
+    def text(self) -> dict[str, nn.Module]:
+        """The text encoders."""
+        return text_encoders(self.configs, DTYPES[self.params.model.dtype])
+
+    def adapter(self, name: str) -> list[nn.Parameter]:
+        """Parameters of one adapter (of one copy of the transformer with `adapter.mode: full`)."""
+        return self.roles._adapter_parameters(name)
+
+    def base_size(self) -> tuple[int, int]:
+        """(parameters, bytes) of the transformer without its adapters."""
+        count, size = size_of([self.transformer])
+        if not self.roles.full:
+            adapters = [p for name in ADAPTERS for p in self.adapter(name)]
+            count -= sum(p.numel() for p in adapters)
+            size -= sum(p.numel() * p.element_size() for p in adapters)
+        return count, size
+
+    def known(self) -> list[Tensor]:
+        """Tensors that are there before a pass: all weights."""
+        copies = list(self.roles._copies.values())
+        return tensors_of([self.transformer, self.vae, *copies, *(m for s in self.scorers.values() for m in s.modules)])
+
+    # Inputs of a pass.
+    def latents(self, rows: int) -> Tensor:
+        """(B, C, H, W) float32."""
+        return torch.empty(rows, *self.backbone.latent_shape(), device=META)
+
+    def cond(self, rows: int) -> Conditioning:
+        """Conditioning of B prompts as the text cache gives it."""
+        return conditioning(self.shapes, rows, DTYPES[self.params.cache_teacher.storage_dtype])
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one prompt's conditioning by tensor."""
+        return text_shapes(self.params.model, self.configs)
+
+    def velocity(self, role: str, cond: Conditioning, x: Tensor | None = None) -> Tensor:
+        """One pass of a role, the teacher's guided; (B, C, H, W)."""
+        x = self.latents(len(cond)) if x is None else x
+        sigma = torch.empty(len(x), device=META)
+        if role != "teacher":
+            return self.roles.velocity(role, x, sigma, cond)
+        guidance = self.params.model.guidance
+        return self.roles.velocity(role, x, sigma, cond, guidance=guidance, null=self.cond(1))
+
+    def row_bytes(self) -> int:
+        """Bytes of one prompt's conditioning."""
+        width = DTYPES[self.params.cache_teacher.storage_dtype].itemsize
+        return sum(torch.Size(shape).numel() for shape in self.shapes.values()) * width
+
+    def latent_bytes(self) -> int:
+        """Bytes of one latent."""
+        return 4 * torch.Size(self.backbone.latent_shape()).numel()

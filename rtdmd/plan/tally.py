@@ -1,0 +1,123 @@
+"""Counting on the meta device: FLOPs by torch's own formulas, and every byte that lives while a piece of code runs.
+
+A meta tensor has a shape and no memory, so real sizes cost nothing. Attention is the fused kernel's, which keeps its
+inputs, its output and one number a row, as the kernels of CPU and GPU do; left alone, meta tensors would take the
+textbook path and keep every attention matrix.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+META = torch.device("meta")
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _flash_flops(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+
+
+def _flash_backward_flops(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    return int(sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape))
+
+
+FORMULAS: dict[Any, Any] = flop_registry | {_FLASH: _flash_flops, _FLASH_BACKWARD: _flash_backward_flops}
+"""torch's own formulas, by operation, and its formulas of the GPU's fused attention for the CPU's, which it lacks."""
+
+
+class FusedAttention(TorchFunctionMode):
+    """Attention by the fused kernel, whatever the device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (_fused if func is F.scaled_dot_product_attention else func)(*args, **(kwargs or {}))
+
+
+def _fused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`F.scaled_dot_product_attention` as one kernel; grouped queries see each key and value as often as needed."""
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    out: Tensor = _FLASH(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+    return out
+
+
+class Meter(TorchDispatchMode):
+    """FLOPs of every operation, and the bytes of all tensors that are alive with their peak, from now on; tensors that
+    are ``known`` take no bytes."""
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.flops = self.live = self.peak = 0
+        self._seen: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        for tensor in known:
+            self._seen[tensor.untyped_storage()] = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        count = FORMULAS.get(func._overloadpacket)
+        if count is not None:
+            self.flops += count(*args, **(kwargs or {}), out_val=out)
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._see(tensor.untyped_storage())
+        return out
+
+    def _see(self, storage: Any) -> None:
+        if storage in self._seen:
+            return
+        size = storage.nbytes()
+        self._seen[storage] = size
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.live -= size
+
+
+@contextlib.contextmanager
+def tally(known: Iterable[Tensor] = ()) -> Iterator[Meter]:
+    """Count what runs inside, on the meta device or on a real one.
+
+    ``known``: tensors that were there before (weights), which take no bytes.
+    """
+    with FusedAttention(), Meter(known) as meter:
+        yield meter
+
+
+def tensors_of(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """Parameters and buffers of modules."""
+    return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+
+
+def size_of(modules: Iterable[nn.Module]) -> tuple[int, int]:
+    """(parameters, bytes) of modules; buffers count in the bytes."""
+    modules = list(modules)
+    count = sum(parameter.numel() for module in modules for parameter in module.parameters())
+    return count, sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(modules))
+
+
+def empty(shapes: Mapping[str, tuple[int, ...]], rows: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Meta tensors (rows, *shape) by name."""
+    return {name: torch.empty(rows, *shape, dtype=dtype, device=META) for name, shape in shapes.items()}

@@ -1,0 +1,98 @@
+"""A plan as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rtdmd.config import Params
+from rtdmd.plan.estimate import Plan, StagePlan
+from rtdmd.plan.gpus import GPUS, UTILISATION
+
+GIB = 2**30
+
+
+def size(value: float) -> str:
+    """Bytes in GiB or, below a tenth of one, in MiB."""
+    return f"{value / GIB:.1f} GiB" if value >= GIB / 10 else f"{value / 2**20:.1f} MiB"
+
+
+def number(value: float) -> str:
+    """A count with its prefix."""
+    for factor, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= factor:
+            return f"{value / factor:.3g} {prefix}"
+    return f"{value:.3g} "
+
+
+def duration(hours: float) -> str:
+    """Hours, minutes or seconds."""
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    return f"{hours * 60:.1f} min" if hours * 60 >= 1 else f"{hours * 3600:.1f} s"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells in columns: the first to the left, the others to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def plan_text(plan: Plan, params: Params, gpu: str) -> str:
+    """The whole plan, for one kind of GPU."""
+    stages = list(plan.stages.values())
+    device, dtype = GPUS[gpu], params.model.dtype
+    peak = getattr(device, dtype)
+    about = (
+        f"Hours: FLOPs / ({number(peak)}FLOP/s x {UTILISATION:g} x {plan.processes}); the {gpu}'s dense {dtype} peak is its"
+        f" vendor's, a utilisation of {UTILISATION:g} is assumed."
+    )
+    parts = [
+        f"{params.model.teacher} at {params.model.resolution} pixels, {dtype}, adapter.mode: {params.adapter.mode},"
+        f" {plan.processes} process{'es' if plan.processes > 1 else ''}",
+        "Parameters\n"
+        + table([(name, f"{count:,}".replace(",", " "), what) for name, (count, what) in plan.parameters.items()]),
+        f"Peak memory of a process\n{_memory(stages)}",
+        "\n".join(_fits(stage, device.memory, gpu) for stage in stages),
+        f"Computation\n{_computation(stages, gpu, dtype, plan.processes)}\n{about}",
+    ]
+    return "\n\n".join(parts)
+
+
+def _memory(stages: list[StagePlan]) -> str:
+    names = list(dict.fromkeys(name for stage in stages for name in stage.memory.parts))
+    rows = [["", *(stage.name for stage in stages)]]
+    for name in names:
+        rows.append(
+            [name, *(size(stage.memory.parts[name]) if stage.memory.parts.get(name) else "-" for stage in stages)]
+        )
+    rows.append(["activations", *(size(stage.memory.phases[stage.memory.phase]) for stage in stages)])
+    rows.append(["  largest in", *(stage.memory.phase for stage in stages)])
+    rows.append(["peak", *(size(stage.memory.peak) for stage in stages)])
+    return table(rows)
+
+
+def _fits(stage: StagePlan, memory: float, gpu: str) -> str:
+    peak = stage.memory.peak
+    if peak <= memory:
+        return f"{stage.name}: fits {gpu} ({size(memory)})"
+    return f"{stage.name}: does NOT fit {gpu} ({size(memory)}); {ADVICE[stage.name]}"
+
+
+ADVICE = {
+    "cache_teacher": "lower cache_teacher.batch_size",
+    "train_acdmd": "lower train_acdmd.batch_size, or spread it over more processes (--processes)",
+    "train_rtdmd": "lower train_rtdmd.micro_batch, fake_batch_size or prompts_per_epoch, or use more processes",
+    "evaluate": "lower evaluate.batch_size",
+}
+
+
+def _computation(stages: list[StagePlan], gpu: str, dtype: str, processes: int) -> str:
+    rows = [["", "updates", "FLOPs each", "FLOPs", f"{processes} x {gpu}"]]
+    for stage in stages:
+        hours = duration(stage.hours(gpu, dtype, processes))
+        rows.append([stage.name, f"{stage.updates} {stage.unit}", number(stage.flops), number(stage.total), hours])
+    return table(rows)
