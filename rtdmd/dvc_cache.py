@@ -39,25 +39,36 @@ def damaged_objects(root: Path) -> Iterator[Path]:
             yield path
 
 
+def refuse_truncated(root: Path) -> None:
+    """UserError where the object of a result, by the record in dvc.lock, has another size than the record says. Looks
+    at sizes only."""
+    for out in _recorded(root).values():
+        source = object_path(root, out["md5"])
+        if "size" in out and source.is_file() and (size := source.stat().st_size) != out["size"]:
+            raise UserError(
+                f"{source}, DVC's copy of {out['path']}, is damaged ({size} bytes of {out['size']}); `rtdmd recover`, "
+                "then the same command again"
+            )
+
+
 def refuse_damaged(root: Path, paths: Iterable[str]) -> None:
     """UserError where a file of `paths` is what a damaged object holds, by the record in dvc.lock."""
     recorded = _recorded(root)
     for path in paths:
-        source = object_path(root, recorded.get(path, ""))
-        if not source.is_file():
+        if path not in recorded or not (source := object_path(root, recorded[path]["md5"])).is_file():
             continue
         digest = md5_file(root / path)
-        if digest != recorded[path] and digest == md5_file(source):
+        if digest != recorded[path]["md5"] and digest == md5_file(source):
             raise UserError(
                 f"{path}: DVC's cache gave it damaged ({source}); `rtdmd recover`, then the same command again"
             )
 
 
-def _recorded(root: Path) -> dict[str, str]:
-    """MD5 of every output, as dvc.lock has it; nothing where there is no (whole) dvc.lock."""
+def _recorded(root: Path) -> dict[str, dict[str, Any]]:
+    """Every output as dvc.lock has it (path, md5, size); nothing where there is no (whole) dvc.lock."""
     try:
-        tree: Any = yaml.safe_load((root / "dvc.lock").read_bytes())
+        tree: Any = yaml.load((root / "dvc.lock").read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         stages = tree["stages"].values()
-        return {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", ()) if "md5" in out}
+        return {out["path"]: out for stage in stages for out in stage.get("outs", ()) if "md5" in out}
     except (OSError, yaml.YAMLError, TypeError, KeyError):
         return {}

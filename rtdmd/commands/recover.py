@@ -1,9 +1,9 @@
 """`rtdmd recover`: put right what a kill, a full disk or a bad disk left in DVC's records.
 
-Three things that DVC does not mend itself: a lock file cut off in the middle (`.dvc/tmp/rwlock`), a `dvc.lock` cut off
-in the middle, and objects of the cache that no longer hold what their name says (DVC trusts them, and hands them out as
-results). What is damaged is removed, with the results that came from it; nothing whole is touched, and the next
-`snakemake --cores all` or `dvc repro` makes the rest again.
+Three things that DVC does not mend itself: a list of locks (`.dvc/tmp/rwlock`) that is cut off, or names a process
+number that is in use again; a `dvc.lock` that is cut off; and objects of the cache that no longer hold what their name
+says (DVC trusts them, and hands them out as results). What is damaged is removed, with the results that came from it;
+nothing whole is touched, and the next `snakemake --cores all` or `dvc repro` makes the rest again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import yaml
 
 from rtdmd.dvc_cache import damaged_objects, md5_file, object_path
@@ -29,7 +31,7 @@ def run(_: argparse.Namespace, root: Path = Path(".")) -> None:
     """Mend `root` and say what was done. UserError while a stage or DVC is at work there."""
     pipeline = read_pipeline(root)
     _refuse_while_at_work(root)
-    found = [*_torn_rwlock(root), *_torn_record(root)]
+    found = [*_stale_rwlock(root), *_torn_record(root)]
     found += _damaged_objects(root, [root / out for stage in pipeline.values() for out in stage.outs])
     print("\n".join(found) or "nothing to mend; the run's own command goes on from here")
 
@@ -45,14 +47,34 @@ def _refuse_while_at_work(root: Path) -> None:
                 raise UserError(f"{lock} is held by a running process; wait for its end, or stop it first") from error
 
 
-def _torn_rwlock(root: Path) -> Iterator[str]:
-    """DVC's list of who reads and writes what is written in place; half of it is no JSON."""
+def _stale_rwlock(root: Path) -> Iterator[str]:
+    """DVC's list of who reads and writes what: written in place, so that half of it may be there, and kept by process
+    numbers, which another process may have by now. UserError where one of them is DVC's."""
     path = root / RWLOCK
+    if not path.is_file():
+        return
     try:
-        json.loads(path.read_bytes() if path.is_file() else b"{}")
+        entries = json.loads(path.read_bytes())
     except ValueError:
         path.unlink()
         yield f"{RWLOCK}: cut off; removed, since nothing is running"
+        return
+    owners = {one["pid"] for one in _leaves(entries)}
+    for pid in owners & set(psutil.pids()):
+        if any("dvc" in word for word in psutil.Process(pid).cmdline()[:3]):
+            raise UserError(f"{RWLOCK}: DVC runs as process {pid}; wait for its end, or stop it first")
+    if owners:
+        path.unlink()
+        yield f"{RWLOCK}: of processes that ended ({', '.join(map(str, sorted(owners)))}); removed"
+
+
+def _leaves(value: Any) -> Iterator[dict[str, Any]]:
+    """The dictionaries with a `pid`, wherever they are."""
+    if isinstance(value, dict) and "pid" in value:
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(inner)
 
 
 def _torn_record(root: Path) -> Iterator[str]:

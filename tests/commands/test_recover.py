@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,26 @@ def test_records_cut_off_are_mended(root: Path, capsys: pytest.CaptureFixture[st
     assert main(["recover"]) == 0
     assert not (root / ".dvc/tmp/rwlock").exists()
     assert ".dvc/tmp/rwlock: cut off" in capsys.readouterr().out
+
+
+def test_locks_of_processes_that_ended_go_and_a_living_dvc_is_respected(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = root / ".dvc/tmp/rwlock"
+    lock.parent.mkdir()
+    lock.write_text('{"write": {}, "read": {}}')
+    assert main(["recover"]) == 0
+    assert lock.exists()
+    for how, code in (("import time; time.sleep(60)", 0), ("import time; time.sleep(60)  # dvc repro", 2)):
+        with subprocess.Popen([sys.executable, "-c", how]) as other:
+            entry = {"pid": other.pid, "cmd": "dvc repro"}
+            lock.write_text(json.dumps({"write": {"/results/a": entry}, "read": {"/data": [entry]}}))
+            assert main(["recover"]) == code
+            assert lock.exists() is bool(code)
+            other.kill()
+    assert main(["recover"]) == 0
+    assert not lock.exists()
+    assert "DVC runs as process" in capsys.readouterr().err
 
 
 def test_it_does_nothing_while_a_stage_is_at_work(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
