@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 UTILISATION = 0.35
-"""Share of the peak that training is taken to reach: an assumption, not a measurement. Published training runs of
-transformers report 0.3 to 0.5 of the bfloat16 peak; adapters of small rank in float32 and images one by one lower it."""
+"""Share of the peak that training is taken to reach: assumed, not measured. Published training of transformers
+reports 0.3 to 0.5 of the bfloat16 peak; adapters of small rank, in float32, lower it."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,7 @@ def _aesthetic(spec: RewardParams, root: Path) -> Built:
     model = _clip_model(spec.base, root, published.CLIP_VIT_L)
     widths = published.AESTHETIC_HEAD
     with on_meta(torch.float32):
-        head = nn.Sequential(*(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+        head = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(widths)))
     reward = Aesthetic(model, head, _square(model), {}, META)
     return [model, head], lambda images: reward.head(ClipReward(model, None, reward.transform, {}, META).embed(images))
 

@@ -35,7 +35,9 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of cells in columns: the first to the left, the others to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths)))
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
     return "\n".join(line.rstrip() for line in lines)
@@ -47,8 +49,8 @@ def plan_text(plan: Plan, params: Params, gpu: str) -> str:
     device, dtype = GPUS[gpu], params.model.dtype
     peak = getattr(device, dtype)
     about = (
-        f"Hours: FLOPs / ({number(peak)}FLOP/s x {UTILISATION:g} x {plan.processes}); the {gpu}'s dense {dtype} peak is its"
-        f" vendor's, a utilisation of {UTILISATION:g} is assumed."
+        f"Hours: FLOPs / ({number(peak)}FLOP/s x {UTILISATION:g} x {plan.processes}); the {gpu}'s dense {dtype} peak is"
+        f" its vendor's, a utilisation of {UTILISATION:g} is assumed."
     )
     parts = [
         f"{params.model.teacher} at {params.model.resolution} pixels, {dtype}, adapter.mode: {params.adapter.mode},"
