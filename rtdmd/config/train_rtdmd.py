@@ -118,6 +118,12 @@ class TrainRtdmdParams(Section):
     weight_clamp: Real = param("largest weight (clamp only)", source="public code: 10", gt=0)
     consistency: ConsistencyParams
     lr_generator: Real = param("AdamW step size of the generator", source="public code: 3e-6", gt=0)
+    lr_fall: Real = param(
+        "share of the epochs, the last ones, over which lr_generator falls linearly to 0",
+        source="public code: 0",
+        ge=0,
+        le=1,
+    )
     lr_fake: Real = param("AdamW step size of the fake score", source="public code: SD3 3e-5, FLUX 1e-6", gt=0)
     betas: tuple[Real, Real] = param("AdamW's moment decays", source="public code: 0.9, 0.999")
     weight_decay: Real = param("AdamW's weight decay", source="public code: 1e-4", ge=0)
@@ -197,6 +203,7 @@ PUBLISHED: dict[str, Any] = {
     "weighting": "clamp",
     "weight_clamp": 10.0,
     "lr_generator": 3e-6,
+    "lr_fall": 0.0,
     "betas": [0.9, 0.999],
     "weight_decay": 1e-4,
     "max_grad_norm": 1.0,

@@ -60,7 +60,7 @@ def train(stage: Stage) -> None:
     roles = load_roles(stage, backbone)
     weights = roles.trainable("rtdmd")
     average = Average(weights, p.ema_decay)
-    generator = Learner.adamw(weights, p.lr_generator, p, average=average)
+    generator = Learner.adamw(weights, p.lr_generator, p, fall=(p.lr_fall, p.epochs), average=average)
     fake = Learner.adamw(roles.trainable("fake"), p.lr_fake, p)
     prompts = TrainingPrompts.open(stage, device, p.prompt_order)
     panel = open_panel(p.rewards, device, stage.root)

@@ -51,6 +51,7 @@ class Learner:
     max_grad_norm: float
     average: Average | None = None
     updates: int = 0
+    fall: tuple[float, int] = (0.0, 0)
 
     @staticmethod
     def adamw(
@@ -59,14 +60,19 @@ class Learner:
         settings: AdamWParams,
         *,
         warmup: int = 0,
+        fall: tuple[float, int] = (0.0, 0),
         average: Average | None = None,
     ) -> Learner:
-        """AdamW over an explicit parameter list; fused kernels stay off, since their bytes differ between machines."""
+        """AdamW over an explicit parameter list; fused kernels stay off, since their bytes differ between machines.
+
+        ``warmup``: updates over which the rate rises; ``fall``: share of the run, at its end, over which it falls to 0,
+        and the run's updates.
+        """
         owned = list(parameters)
         optimizer = torch.optim.AdamW(
             owned, lr=lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=False
         )
-        return Learner(owned, optimizer, lr, warmup, settings.max_grad_norm, average)
+        return Learner(owned, optimizer, lr, warmup, settings.max_grad_norm, average, fall=fall)
 
     def step(self, gradients: Sequence[Tensor]) -> float:
         """One clipped update from the given gradients; returns their norm before clipping. Raises FloatingPointError
@@ -78,10 +84,17 @@ class Learner:
             raise FloatingPointError(f"gradient norm is {norm.item()}")
         self.updates += 1
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * min(1.0, self.updates / self.warmup) if self.warmup else self.lr
+            group["lr"] = self.rate()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm.item()
+
+    def rate(self) -> float:
+        """AdamW's rate at update ``updates`` (1 the first): linear warm-up, then constant, then a linear fall."""
+        share, total = self.fall
+        rise = self.updates / self.warmup if self.warmup else 1.0
+        left = (total - self.updates + 1) / (share * total) if share else 1.0
+        return self.lr * min(1.0, rise, left)
 
     def gradients(self, loss: Tensor) -> list[Tensor]:
         """Gradients of a scalar loss; a parameter that the loss does not reach is an error."""

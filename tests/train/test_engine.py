@@ -45,6 +45,16 @@ def test_a_step_reports_the_norm_before_clipping_and_warms_up() -> None:
     assert learner.optimizer.state[w]["exp_avg"].tolist() == pytest.approx([0.6 * (1 - 0.9**6), 0.8 * (1 - 0.9**6)])
 
 
+def test_the_rate_falls_to_zero_over_the_last_share_of_the_run() -> None:
+    w = weight()
+    learner = Learner.adamw([w], 0.1, SETTINGS, warmup=2, fall=(0.5, 8))
+    rates = []
+    for _ in range(8):
+        learner.step([torch.tensor([3.0, 4.0])])
+        rates.append(learner.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.05, 0.1, 0.1, 0.1, 0.1, 0.075, 0.05, 0.025])
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_non_finite_gradient_stops_before_it_touches_anything(bad: float) -> None:
     w = weight()
