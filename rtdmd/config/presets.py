@@ -66,6 +66,8 @@ WORLD: dict[str, Any] = {
             "delta_max": 0.2,
         },
         "save_every": 100,
+        "keep": 2,
+        "panel_every": 0,
         "log_every": 10,
     },
     "train_rtdmd": {
@@ -115,7 +117,10 @@ WORLD: dict[str, Any] = {
         "ema_decay": 0.97,
         "ema_every": 1,
         "rewards": [_CLIP | {"policy": False}, _VERIFIER | {"soft_weight": 0.0}],
+        "validation": {"every": 0, "prompts": 32, "images": 8, "min_diversity": 0.8, "patience": 0},
         "save_every": 10,
+        "keep": 2,
+        "panel_every": 0,
         "log_every": 1,
     },
     "evaluate": {

@@ -63,6 +63,8 @@ COMMON: dict[str, Any] = {
         "weight_clamp": 10.0,
         "consistency": _CONSISTENCY,
         "save_every": 500,
+        "keep": 2,
+        "panel_every": 0,
         "log_every": 10,
     },
     "train_rtdmd": PUBLISHED
@@ -77,7 +79,10 @@ COMMON: dict[str, Any] = {
         "renoise": _RENOISE,
         "consistency": _CONSISTENCY,
         "rewards": [_CLIPSCORE, _HPSV2, _PICKSCORE],
+        "validation": {"every": 0, "prompts": 32, "images": 8, "min_diversity": 0.8, "patience": 0},
         "save_every": 50,
+        "keep": 2,
+        "panel_every": 50,
         "log_every": 1,
     },
     "evaluate": {

@@ -77,6 +77,13 @@ class TrainAcdmdParams(Section):
     weight_clamp: Real = param("largest weight (clamp only)", source="public code: 10", gt=0)
     consistency: ConsistencyParams
     save_every: Whole = param("updates between checkpoints for resuming", unit="updates", source="ours", ge=1)
+    keep: Whole = param("checkpoints kept, the newest", unit="checkpoints", source="ours", ge=1)
+    panel_every: Whole = param(
+        "updates between panels of generator, teacher and fake score in the run folder; 0: none",
+        unit="updates",
+        source="ours",
+        ge=0,
+    )
     log_every: Whole = param("updates between rows of curves.csv", unit="updates", source="ours", ge=1)
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from pydantic import field_validator, model_validator
 from rtdmd.config.base import Flag, Real, Section, Whole, param
 from rtdmd.config.rewards import RewardParams, distinct
 from rtdmd.config.train_acdmd import ConsistencyParams, RenoiseParams
+from rtdmd.config.validation import ValidationParams
 
 
 class TermWeights(Section):
@@ -135,7 +136,15 @@ class TrainRtdmdParams(Section):
     rewards: tuple[RewardParams, ...] = param(
         "training rewards, each once", source="public code: four of weight 1", min_length=1
     )
+    validation: ValidationParams
     save_every: Whole = param("epochs between checkpoints for resuming", unit="epochs", source="ours", ge=1)
+    keep: Whole = param("checkpoints kept, the newest", unit="checkpoints", source="ours", ge=1)
+    panel_every: Whole = param(
+        "epochs between panels of generator, teacher and fake score in the run folder; 0: none",
+        unit="epochs",
+        source="ours",
+        ge=0,
+    )
     log_every: Whole = param("epochs between rows of curves.csv", unit="epochs", source="ours", ge=1)
 
     _distinct = field_validator("rewards")(distinct)

@@ -27,6 +27,7 @@ from rtdmd.torch_setup import configure
 from rtdmd.train.diagnose import at_level, latent_values
 from rtdmd.train.engine import Learner, Loop
 from rtdmd.train.journal import write_curves
+from rtdmd.train.pictures import Pictures
 from rtdmd.train.prompts import TrainingPrompts
 from rtdmd.train.roles import STACKS, Average, Roles
 from rtdmd.train.terms import Draws, consistency_loss, fake_ambient_loss, matching_loss, renoised
@@ -44,7 +45,7 @@ def train(stage: Stage) -> None:
     """Train generator and fake score, resuming from the run folder where it holds a checkpoint."""
     params, p = stage.params, stage.params.train_acdmd
     device = configure(params.run)
-    backbone = load_backbone(params.model, text=False, vae=False, device=device, root=stage.root)
+    backbone = load_backbone(params.model, text=False, vae=p.panel_every > 0, device=device, root=stage.root)
     roles = Roles(backbone, params.adapter, STACKS[NAME], stage.seed)
     weights = roles.trainable("acdmd")
     average = Average(weights, p.ema_decay)
@@ -54,7 +55,8 @@ def train(stage: Stage) -> None:
     sigmas = backbone.sigmas(params.model.num_steps).to(device)
     players = Players(params, roles, generator, fake, average, prompts.cache.null(), sigmas)
     learners = {"generator": generator, "fake": fake}
-    loop = Loop(stage.run_dir, p.iterations, p.save_every, p.log_every, learners, NAME, "iteration")
+    pictures = Pictures(p.panel_every, stage.run_dir, params, roles, backbone, prompts, sigmas)
+    loop = Loop(stage.run_dir, p.iterations, p.save_every, p.log_every, learners, NAME, "iteration", keep=p.keep)
 
     for step in loop:
         cond = prompts.conditioning(prompts.batch(step, p.batch_size, NAME))
@@ -62,6 +64,7 @@ def train(stage: Stage) -> None:
         try:
             turn = (step + 1) % p.generator_every == 0
             loop.log(step, iteration(players, cond, draws, generator_turn=turn), images=p.batch_size)
+            pictures.after(step + 1)
         except FloatingPointError as error:
             raise loop.fault(step, error) from error
 

@@ -27,8 +27,10 @@ from rtdmd.rewards.panel import Panel, open_panel
 from rtdmd.rng import integers, permutation
 from rtdmd.stage import Stage, open_stage
 from rtdmd.torch_setup import configure
-from rtdmd.train.engine import Learner, Loop
+from rtdmd.train.diagnose import Pixels, advantage_values, latent_values, require_signal, reward_values
+from rtdmd.train.engine import Learner, Loop, Saved
 from rtdmd.train.journal import write_curves
+from rtdmd.train.pictures import Pictures
 from rtdmd.train.prompts import TrainingPrompts
 from rtdmd.train.reinforce import (
     Rollout,
@@ -42,6 +44,7 @@ from rtdmd.train.reinforce import (
 )
 from rtdmd.train.roles import STACKS, Average, Roles
 from rtdmd.train.terms import Draws, consistency_loss, fake_ambient_loss, renoised
+from rtdmd.train.validation import Validation
 
 NAME = "train_rtdmd"
 
@@ -62,24 +65,35 @@ def train(stage: Stage) -> None:
     average = Average(weights, p.ema_decay)
     generator = Learner.adamw(weights, p.lr_generator, p, fall=(p.lr_fall, p.epochs), average=average)
     fake = Learner.adamw(roles.trainable("fake"), p.lr_fake, p)
-    prompts = TrainingPrompts.open(stage, device, p.prompt_order)
+    aside = p.validation.prompts if p.validation.every else 0
+    prompts = TrainingPrompts.open(stage, device, p.prompt_order, aside)
     panel = open_panel(p.rewards, device, stage.root)
     sigmas = backbone.sigmas(params.model.num_steps).to(device)
     players = Players(params, roles, generator, fake, average, prompts.cache.null(), sigmas, backbone, panel)
-    learners = {"generator": generator, "fake": fake}
-    loop = Loop(stage.run_dir, p.epochs, p.save_every, p.log_every, learners, NAME, "epoch")
+    validation = Validation(
+        p.validation, players, prompts.aside, prompts.conditioning(prompts.aside) if aside else None
+    )
+    saved: dict[str, Saved] = {"generator": generator, "fake": fake} | ({"validation": validation} if aside else {})
+    pictures = Pictures(p.panel_every, stage.run_dir, params, roles, backbone, prompts, sigmas)
+    loop = Loop(
+        stage.run_dir, p.epochs, p.save_every, p.log_every, saved, NAME, "epoch", keep=p.keep, over=validation.over
+    )
 
     for step in loop:
         records = [r for r in prompts.batch(step, p.prompts_per_epoch, NAME) for _ in range(p.group_size)]
         draws = Draws(stage.seed, NAME, step, tuple(range(len(records))), backbone.latent_shape(), device)
         try:
-            loop.log(step, epoch(players, prompts.conditioning(records), records, draws))
+            values = validation.before(step) | epoch(players, prompts.conditioning(records), records, draws)
+            loop.log(step, values | validation.after(step + 1), images=len(records))
+            require_signal(loop.journal, p)
+            pictures.after(step + 1)
         except FloatingPointError as error:
             raise loop.fault(step, error) from error
 
+    chosen = validation.put_best()
     average.swap()
     about = {"stage": NAME, "mode": params.adapter.mode, "rank": str(params.adapter.rank)}
-    about |= {"alpha": str(params.adapter.alpha), "role": "generator"}
+    about |= {"alpha": str(params.adapter.alpha), "role": "generator"} | chosen
     save_tensors(roles.state("rtdmd"), stage.output("generator.safetensors"), about)
     write_curves(loop.rows, stage.output("curves.csv"))
     write_json(stage.output("scorers.json"), identities(panel.rewards.values()))
@@ -131,7 +145,8 @@ def epoch(players: Players, cond: Conditioning, records: list[dict[str, Any]], d
     rows = list(range(len(rollout)))
     if p.last_step_batch_size < len(rollout) and p.matching_path != "reward":  # a reward of every image
         rows = permutation(len(rollout), draws.seed, draws.stream, draws.step, "last-rows")[: p.last_step_batch_size]
-    images = final_images(rollout, players.backbone, p.micro_batch)
+    pixels = Pixels()
+    images = pixels.watch(final_images(rollout, players.backbone, p.micro_batch))
     with players.panel.scoring(images) as scoring:  # 2. Rewards; a slow scorer goes on while the last step's terms run
         matching, backprop, held, values = last_step_gradients(
             roles, players.generator, rollout.take(rows), pathwise, players.backbone, p, guided, eta, draws.of(rows)
@@ -152,7 +167,8 @@ def epoch(players: Players, cond: Conditioning, records: list[dict[str, Any]], d
         values |= fake_update(params, roles, players.fake, rollout, update, draws)
     values |= {f"reward_{name}": value.mean().item() for name, value in scores.items()}
     values |= {"advantage_std": advantages.std().item(), "sample_std": rollout.states[-1].std().item()}
-    return values
+    values |= latent_values(rollout.states[-1]) | pixels.values()
+    return values | reward_values(scores, groups) | advantage_values(advantages)
 
 
 def fake_update(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,11 +17,10 @@ from rtdmd.train.journal import Journal
 
 if TYPE_CHECKING:
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
+    from rtdmd.rewards.panel import Batch
 
 SILENT_EPOCHS = 20
 """Epochs in a row without a reward that tells two images of a prompt apart, after which stage two stops."""
-
-Rest = TypeVar("Rest")
 
 
 def at_level(values: Mapping[str, float], names: Iterable[str], sigma: float) -> dict[str, float]:
@@ -43,8 +42,8 @@ class Pixels:
     held: float = 0.0
     total: int = 0
 
-    def watch(self, batches: Iterable[tuple[Tensor, *tuple[Rest, ...]]]) -> Iterator[tuple[Tensor, *tuple[Rest, ...]]]:
-        """The batches as they are; the first of each are images (B, 3, H, W)."""
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches as they are, counted on their way to the rewards."""
         for batch in batches:
             images = batch[0]
             self.held += ((images <= 0) | (images >= 1)).sum().item()

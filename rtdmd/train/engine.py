@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +120,18 @@ class Learner:
             state.copy_indexed(self.average.tensors, groups[f"{name}_average"])
 
 
+class Saved(Protocol):
+    """What a checkpoint holds: a learner, or anything else that gives its state as tensors and takes it back."""
+
+    def tensors(self, name: str) -> dict[str, dict[str, Tensor]]:
+        """Everything that resuming needs, as named tensor groups."""
+        ...
+
+    def restore(self, name: str, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """The inverse of ``tensors``."""
+        ...
+
+
 @dataclass
 class Loop:
     """A resumable loop over steps: restores the newest checkpoint, saves every ``save_every``, keeps the journal.
@@ -131,9 +143,11 @@ class Loop:
     total: int
     save_every: int
     log_every: int
-    learners: Mapping[str, Learner]
+    learners: Mapping[str, Saved]
     title: str
     unit: str
+    keep: int = state.KEEP
+    over: Callable[[], bool] = lambda: False  # ends the loop before ``total``
     _bar: Any = None
 
     def __post_init__(self) -> None:
@@ -145,9 +159,11 @@ class Loop:
             done = first = self._resume()
             self._bar = tqdm(initial=first, total=self.total, desc=self.title, mininterval=1)
             for step in range(first, self.total):
+                if self.over():
+                    break
                 yield step
                 done, stop = step + 1, signals.received()
-                if done % self.save_every == 0 or done == self.total or stop:
+                if done % self.save_every == 0 or done == self.total or stop or self.over():
                     self._save(done)
                 self._show(done)
                 if stop:
@@ -169,7 +185,7 @@ class Loop:
 
     def _save(self, step: int) -> None:
         groups = {key: group for name, learner in self.learners.items() for key, group in learner.tensors(name).items()}
-        state.save(self.folder, state.Snapshot(step, groups, self.journal.text()))
+        state.save(self.folder, state.Snapshot(step, groups, self.journal.text()), self.keep)
 
     def _show(self, done: int) -> None:
         """Move the bar. What reads standard error (``| tee log``) may have died of the same signal as this process."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import torch
 from rtdmd.backbones.protocol import Conditioning
 from rtdmd.errors import UserError
 from rtdmd.files import read_jsonl
-from rtdmd.rng import epoch_order
+from rtdmd.rng import epoch_order, permutation
 from rtdmd.stage import Stage
 from rtdmd.textcache import TextCache, open_text_cache
 
@@ -24,12 +24,23 @@ class TrainingPrompts:
     cache: TextCache
     seed: int
     order: Literal["uniform", "by_tag"] = "uniform"
+    aside: list[dict[str, Any]] = field(default_factory=list)  # in file order, never in a batch
 
     @staticmethod
-    def open(stage: Stage, device: torch.device, order: Literal["uniform", "by_tag"]) -> TrainingPrompts:
-        """The training prompts of an open stage, conditioning on ``device``."""
+    def open(
+        stage: Stage, device: torch.device, order: Literal["uniform", "by_tag"], aside: int = 0
+    ) -> TrainingPrompts:
+        """The training prompts of an open stage, conditioning on ``device``; ``aside`` of them, drawn from the seed,
+        are set aside. UserError where none would be left."""
         records = read_jsonl(stage.input("results/prepare_prompts/train.jsonl"))
-        return TrainingPrompts(records, open_text_cache(stage, "train").to(device), stage.seed, order)
+        if aside >= len(records):
+            raise UserError(
+                f"train_rtdmd.validation.prompts: {aside}, of {len(records)} training prompts;"
+                f" allowed: 1 to {len(records) - 1}, or validation.every: 0"
+            )
+        chosen = set(permutation(len(records), stage.seed, "set aside")[:aside])
+        parts = [[r for row, r in enumerate(records) if (row in chosen) == away] for away in (False, True)]
+        return TrainingPrompts(parts[0], open_text_cache(stage, "train").to(device), stage.seed, order, parts[1])
 
     def batch(self, step: int, size: int, stream: str) -> list[dict[str, Any]]:
         """Records of step ``step``: a window of an endless stream, a function of the position in it alone.

@@ -23,6 +23,7 @@ from rtdmd.flow.precision import require_finite
 from rtdmd.rewards import Reward
 from rtdmd.rewards.panel import Batch
 from rtdmd.rng import integers
+from rtdmd.train.diagnose import at_level
 from rtdmd.train.terms import Draws, Renoised, Velocities, matching_direction, renoised
 
 if TYPE_CHECKING:
@@ -161,11 +162,14 @@ class Gradients:
         new = torch.autograd.grad(loss, self.learner.parameters, retain_graph=retain_graph)
         self.total = list(new) if self.total is None else [a + b for a, b in zip(self.total, new, strict=True)]
 
-    def norm(self) -> float:
-        """Euclidean norm over all parameters, 0 where nothing was added."""
-        return (
-            0.0 if self.total is None else torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.total))).item()
-        )
+    def norm(self, since: list[Tensor] | None = None) -> float:
+        """Euclidean norm over all parameters of what was added (after the total was ``since``), 0 where nothing was."""
+        if self.total is None:
+            return 0.0
+        if since is None:
+            return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.total))).item()
+        norms = [torch.linalg.vector_norm(now - then) for now, then in zip(self.total, since, strict=True)]
+        return torch.linalg.vector_norm(torch.stack(norms)).item()
 
 
 @dataclass(frozen=True)
@@ -190,8 +194,8 @@ def policy_gradient(
 
     Images of zero advantage are left out of the policy term only, and of the passes where it is the only term; a group
     whose images are still equal at a step has one pass. ``held`` adds the policy gradient of matching as a reward to
-    its term, unbiased for all candidate steps. Values: clip fraction, and the largest |ratio - 1|, which is 0 at the
-    first update of an epoch.
+    its term, unbiased for all candidate steps. Values: clip fraction, the largest |ratio - 1|, which is 0 at the first
+    update of an epoch, and the policy gradient's norm by level.
     """
     policy, anchor, total = Gradients(learner), Gradients(learner), len(rollout)
     kept = advantages.cpu() != 0 if p.drop_zero_advantage else torch.ones(total, dtype=torch.bool)
@@ -203,6 +207,7 @@ def policy_gradient(
     values = {"kept": kept.float().mean().item(), "clip_fraction": 0.0, "ratio_error": 0.0}
     passes = 0
     for k in trained if p.weights.policy > 0 or with_anchor or held is not None else ():
+        before = policy.total
         for owner, rows, of in shared_passes(rollout.owners(k), needed, p.micro_batch):
             x, x_next = rollout.states[k][rows], rollout.states[k + 1][rows]
             sigma, tau = rollout.sigmas[k].expand(len(rows)), rollout.sigmas[k + 1].expand(len(rows))
@@ -228,6 +233,7 @@ def policy_gradient(
             values["clip_fraction"] += clipped.item()
             values["ratio_error"] = max(values["ratio_error"], (ratio - 1).abs().max().item())
             passes += 1
+        values |= at_level({"grad_policy": policy.norm(before)}, ["grad_policy"], rollout.sigmas[k].item())
     values["clip_fraction"] /= max(1, passes)
     return policy, anchor, values
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from rtdmd.files import fsync_path, load_tensors, read_json, save_tensors, sha256_file, write_atomic, write_json
 
-KEEP = 2  # checkpoints kept: the latest, and one to fall back on
+KEEP = 2  # checkpoints kept unless told otherwise: the latest, and one to fall back on
 JOURNAL = "journal.jsonl"
 
 

@@ -37,8 +37,8 @@ def test_a_value_is_named_by_its_level() -> None:
 
 def test_saturated_pixels_are_those_at_the_ends() -> None:
     pixels = Pixels()
-    batches = [(torch.tensor([0.0, 0.5, 1.0, 0.25]), ["a"]), (torch.tensor([0.75, 0.125]), ["b"])]
-    assert [names for _, names in pixels.watch(batches)] == [["a"], ["b"]]
+    batches = [(torch.tensor([0.0, 0.5, 1.0, 0.25]), ["a"], [None]), (torch.tensor([0.75, 0.125]), ["b"], [None])]
+    assert [prompts for _, prompts, _ in pixels.watch(batches)] == [["a"], ["b"]]
     assert pixels.values() == {"image/saturated": pytest.approx(2 / 6)}
     assert Pixels().values() == {}
 
@@ -70,8 +70,8 @@ def test_a_run_that_no_reward_teaches_stops_and_names_them(tmp_path: Path) -> No
         require_signal(silent, settings())
     assert str(caught.value) == (
         "for 20 epochs no reward told two images of a prompt apart (clipscore is 0.25 on average, world_verifier is 1"
-        " on average), so the policy gradient is zero; `rtdmd rewards check` tries the scorers, train_rtdmd.rewards names"
-        " them, and weights.policy: 0 trains without them"
+        " on average), so the policy gradient is zero; `rtdmd rewards check` tries the scorers, train_rtdmd.rewards"
+        " names them, and weights.policy: 0 trains without them"
     )
 
 

@@ -177,7 +177,12 @@ def test_the_ratio_is_exactly_one_at_the_first_update(table: Table, density: str
     p = settings(density=density, micro_batch=micro)
     rollout = table.roll_out(p, (0, 2))
     *_, values = policy_gradient(table.roles, table.learner, rollout, some_advantages(), (0, 2), p, ETA)
+    by_level = {name: values.pop(name) for name in [*values] if name.startswith("grad_policy/sigma=")}
     assert values == {"kept": 1.0, "clip_fraction": 0.0, "ratio_error": 0.0}
+    for k, name in zip((0, 2), by_level, strict=True):  # the mean over two trained steps is half of each alone
+        alone = policy_gradient(table.roles, table.learner, rollout, some_advantages(), (k,), p, ETA)[0]
+        assert name == f"grad_policy/sigma={LEVELS[k].item():.3g}"
+        assert by_level[name] == pytest.approx(alone.norm() / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("density", ["gaussian", "published"])

@@ -90,6 +90,20 @@ def test_killed_and_resumed_is_the_uninterrupted_run(
     assert train(root, SIX, fresh=False) == whole
 
 
+@pytest.mark.parametrize("way", ["threads", "offload"])
+def test_where_and_when_scorers_compute_changes_no_byte(
+    root: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """The verifier in a thread beside the last step; CLIP's weights fetched for each epoch."""
+    rewards = [dict(entry) for entry in WORLD["train_rtdmd"]["rewards"]]
+    if way == "threads":
+        monkeypatch.setattr(panel, "has_thread", lambda spec, device: not spec.differentiable)
+    else:
+        rewards[0]["offload"] = True
+    other = train(root, SIX | {"rewards": rewards})
+    assert [name for name in FILES if other[name] != whole[name]] == ["resolved.json"] * (way == "offload")
+
+
 def test_another_seed_is_another_run(root: Path, whole: dict[str, bytes]) -> None:
     other = train(root, SIX, run={"seed": 1, "threads": 1})
     assert [name for name in FILES if other[name] == whole[name]] == ["scorers.json"]
@@ -222,6 +236,36 @@ def test_rewards_that_say_nothing_leave_the_last_step(root: Path, monkeypatch: p
         assert row["generator_grad_norm"] == pytest.approx(WEIGHTS["matching"], rel=1e-4)
     with pytest.raises(RtdmdError, match="stopped at epoch 0: no loss term has a gradient: every advantage is zero"):
         train(root, SIX | {"rewards": only, "weights": {"backprop": 0.0, "matching": 0.0}})
+
+
+def test_rewards_that_say_nothing_for_twenty_epochs_stop_the_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(panel, "load_reward", lambda spec, device, root: Constant(0.5))
+    monkeypatch.setattr(panel, "check_rewards", lambda rewards, root: None)
+    only = [{"name": "world_verifier", "weight": 1.0, "soft_weight": 0.5}]
+    quick = {"epochs": 30, "save_every": 8, "fake_updates_per_epoch": 0}
+    with pytest.raises(RtdmdError) as caught:
+        train(root, SIX | quick | {"rewards": only, "weights": {"backprop": 0.0}})
+    text = str(caught.value)
+    assert "train_rtdmd stopped at epoch 19: for 20 epochs no reward told two images of a prompt apart" in text
+    assert "(world_verifier is 0.25 on average)" in text and "the last good checkpoint is epoch 16 in" in text
+
+
+def test_the_journal_says_more_than_the_curves(root: Path) -> None:
+    train(root, SIX | {"log_every": 1})
+    (run_dir,) = (root / ".rtdmd/runs").iterdir()
+    steps = [json.loads(line) for line in (run_dir / "journal.jsonl").read_text().splitlines()]
+    assert [step["epoch"] for step in steps] == [1, 2, 3, 4, 5, 6]
+    for step, row in zip(steps, curves(root), strict=True):
+        assert row == {name: float(f"{value:.8g}") for name, value in step.items() if "/" not in name}
+        assert step["latent/std"] == pytest.approx(step["sample_std"])
+        assert 0 <= step["image/saturated"] <= 1
+        assert step["advantage/min"] <= step["advantage/mean"] <= step["advantage/max"]
+        for name in ("clipscore", "world_verifier"):
+            low, high = step[f"reward/{name}/min"], step[f"reward/{name}/max"]
+            assert low <= step[f"reward_{name}"] <= high and 0 <= step[f"reward/{name}/told"] <= 1
+            assert (step[f"reward/{name}/std"] > 0) == (high > low)
+        assert len([name for name in step if name.startswith("grad_policy/sigma=")]) == 2  # trained_steps
+        assert step["machine/images_per_second"] * step["machine/seconds"] == pytest.approx(4)
 
 
 def test_an_epoch_trains_the_drawn_steps_of_the_candidates(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
