@@ -96,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_verify(commands)
     _add_rewards(commands)
+    _add_plan(commands)
     _add_hub(commands)
     _add_recover(commands)
     _add_import(commands)
@@ -183,6 +184,15 @@ def _add_rewards(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     rewards = commands.add_parser("rewards", help="try the scorers of params.yaml, record or serve them")
     add_arguments(rewards)
     rewards.set_defaults(action=_command)
+
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from rtdmd.commands import bench, plan
+
+    plan.add_arguments(commands.add_parser("plan", help="parameters, memory, FLOPs and hours of a run before it starts"))
+    bench.add_arguments(commands.add_parser("bench", help="a training update's time over that of its models' passes"))
+    for name in ("plan", "bench"):
+        commands.choices[name].set_defaults(action=_command)
 
 
 def _add_hub(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -1,0 +1,200 @@
+"""The time of a training update over the time of its bare model passes, both measured here, one after the other.
+
+An update runs as its stage runs it, and every pass of a model in it (velocities, decoder, rewards) is noted with its
+inputs. Then the same passes run again, alone: same shapes, same gradient mode, as many backward passes as the update
+made. What the ratio leaves above 1 is the stage's own work: noise, equations, gradients' sums, the optimizer, records.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rtdmd.backbones import Conditioning, PipelineBackbone, load_backbone
+from rtdmd.config import Params
+from rtdmd.errors import UserError
+from rtdmd.files import read_jsonl
+from rtdmd.plan.models import part_configs, text_shapes
+from rtdmd.rewards.panel import open_panel
+from rtdmd.rng import normal
+from rtdmd.stages import train_acdmd, train_rtdmd
+from rtdmd.torch_setup import configure
+from rtdmd.train.engine import Learner
+from rtdmd.train.roles import STACKS, Average, Roles
+from rtdmd.train.terms import Draws
+
+PROMPTS = Path("results/prepare_prompts/train.jsonl")
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of so many updates and of their passes: of the processor (all threads), and of the clock."""
+
+    updates: int
+    update: tuple[float, float]
+    passes: tuple[float, float]
+
+    @property
+    def ratio(self) -> float:
+        """Of processor times, which other programs on this machine do not lengthen."""
+        return self.update[0] / self.passes[0]
+
+
+@dataclass
+class Pass:
+    """One pass: ``run`` gives its output, ``leaves`` are what its gradient is taken in, ``backwards`` how often."""
+
+    run: Callable[[], Tensor]
+    leaves: list[Tensor]
+    backwards: int = 0
+
+    def again(self) -> None:
+        """Run it, and as many backward passes."""
+        with torch.set_grad_enabled(bool(self.leaves)):
+            out = self.run()
+        for i in range(self.backwards):
+            torch.autograd.grad(out, self.leaves, torch.ones_like(out), retain_graph=i + 1 < self.backwards)
+
+
+@dataclass
+class Passes:
+    """The passes of an update, in their order."""
+
+    found: list[Pass] = field(default_factory=list)
+
+    def note(self, out: Tensor, run: Callable[[], Tensor], leaves: list[Tensor]) -> Tensor:
+        """``out``, watched: each gradient that reaches it is a backward pass."""
+        one = Pass(run, leaves if out.requires_grad else [])
+        self.found.append(one)
+        if out.requires_grad:
+
+            def count(gradient: Tensor) -> None:
+                one.backwards += 1
+
+            out.register_hook(count)
+        return out
+
+    def watch_roles(self, roles: Any, leaves: dict[str, list[nn.Parameter]]) -> None:
+        """Note every velocity; ``leaves``: what each role learns."""
+        own = roles.velocity
+
+        def velocity(role: str, x: Tensor, sigma: Tensor, cond: Conditioning, **guided: Any) -> Tensor:
+            start = x.detach()
+            out = own(role, x, sigma, cond, **guided)
+            return self.note(out, lambda: own(role, start, sigma, cond, **guided), list(leaves.get(role, [])))
+
+        roles.velocity = velocity
+
+    def watch(self, owner: Any, name: str) -> None:
+        """Note every call of a method whose first argument is a tensor: the decoder, a reward."""
+        own = getattr(owner, name)
+
+        def method(first: Tensor, *rest: Any) -> Tensor:
+            out = own(first, *rest)
+            start = first.detach().requires_grad_(out.requires_grad)
+            return self.note(out, lambda: own(start, *rest), [start])
+
+        setattr(owner, name, method)
+
+
+def bench(params: Params, repeats: int, root: Path = Path(".")) -> Iterator[tuple[str, Times]]:
+    """(stage, times) of both training stages. UserError where the prompts are not there."""
+    path = root / PROMPTS
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; `rtdmd prepare_prompts` makes it")
+    records = read_jsonl(path)
+    device = configure(params.run)
+    yield "train_acdmd", _timed(*_first(params, root, device), repeats)
+    yield "train_rtdmd", _timed(*_second(params, root, device, records), repeats)
+
+
+Update = Callable[[int], object]
+
+
+def _timed(update: Update, passes: Passes, repeats: int) -> Times:
+    """Update and passes in turn, after one of each that does not count."""
+    totals = [[0.0, 0.0], [0.0, 0.0]]
+    for step in range(repeats + 1):
+        passes.found.clear()
+        mine, _ = _clocked(lambda step=step: update(step))
+        bare, _ = _clocked(lambda: [one.again() for one in passes.found])
+        if step:
+            totals = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(totals, (mine, bare), strict=True)]
+    return Times(repeats, (totals[0][0], totals[0][1]), (totals[1][0], totals[1][1]))
+
+
+def _clocked(run: Callable[[], object]) -> tuple[tuple[float, float], object]:
+    began = time.process_time(), time.perf_counter()
+    result = run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.process_time() - began[0], time.perf_counter() - began[1]), result
+
+
+def _first(params: Params, root: Path, device: torch.device) -> tuple[Update, Passes]:
+    """Stage one: a round of fake-score updates with its generator update."""
+    p, passes = params.train_acdmd, Passes()
+    backbone = load_backbone(params.model, vae=False, device=device, root=root)
+    roles, generator, fake, average = _roles(params, backbone, "train_acdmd", "acdmd", p)
+    passes.watch_roles(roles, {"generator": generator.parameters, "fake": fake.parameters})
+    sigmas, cond = backbone.sigmas(params.model.num_steps).to(device), _conditioning(params, root, p.batch_size, device)
+    players = train_acdmd.Players(params, roles, generator, fake, average, cond.index([0]), sigmas)
+
+    def update(step: int) -> None:
+        for turn in range(p.generator_every):
+            number = step * p.generator_every + turn
+            draws = _draws("train_acdmd", number, p.batch_size, backbone, device)
+            train_acdmd.iteration(players, cond, draws, generator_turn=turn == p.generator_every - 1)
+
+    return update, passes
+
+
+def _second(params: Params, root: Path, device: torch.device, prompts: list[dict[str, Any]]) -> tuple[Update, Passes]:
+    """Stage two: an epoch."""
+    p, passes = params.train_rtdmd, Passes()
+    backbone = load_backbone(params.model, vae=True, device=device, root=root)
+    roles, generator, fake, average = _roles(params, backbone, "train_rtdmd", "rtdmd", p)
+    panel = open_panel(p.rewards, device, root)
+    passes.watch_roles(roles, {"generator": generator.parameters, "fake": fake.parameters})
+    passes.watch(backbone, "decode")
+    for reward in panel.rewards.values():
+        passes.watch(reward, "score")
+    sigmas, count = backbone.sigmas(params.model.num_steps).to(device), p.prompts_per_epoch * p.group_size
+    texts = _conditioning(params, root, p.prompts_per_epoch, device)
+    players = train_rtdmd.Players(params, roles, generator, fake, average, texts.index([0]), sigmas, backbone, panel)
+
+    def update(step: int) -> None:
+        chosen = [prompts[(step * p.prompts_per_epoch + i) % len(prompts)] for i in range(p.prompts_per_epoch)]
+        records = [record for record in chosen for _ in range(p.group_size)]
+        draws = _draws("train_rtdmd", step, count, backbone, device)
+        train_rtdmd.epoch(players, texts.repeat_interleave(p.group_size), records, draws)
+
+    return update, passes
+
+
+def _roles(
+    params: Params, backbone: PipelineBackbone, stage: str, name: str, p: Any
+) -> tuple[Roles, Learner, Learner, Average]:
+    """Roles of a stage with both learners, untrained: only their time is asked for."""
+    roles = Roles(backbone, params.adapter, STACKS[stage], params.run.seed)
+    weights = roles.trainable(name)
+    average = Average(weights, p.ema_decay)
+    generator = Learner.adamw(weights, p.lr_generator, p, average=average)
+    return roles, generator, Learner.adamw(roles.trainable("fake"), p.lr_fake, p), average
+
+
+def _conditioning(params: Params, root: Path, rows: int, device: torch.device) -> Conditioning:
+    """Random numbers of the right shape: what a text says costs nothing."""
+    shapes = text_shapes(params.model, part_configs(params.model, root))
+    tensors = {name: normal((rows, *shape), "bench", name) for name, shape in shapes.items()}
+    return Conditioning(tensors).to(device)
+
+
+def _draws(stage: str, step: int, rows: int, backbone: PipelineBackbone, device: torch.device) -> Draws:
+    return Draws(0, stage, step, tuple(range(rows)), backbone.latent_shape(), device)

@@ -1,0 +1,36 @@
+"""`rtdmd bench`: how much a training update costs beyond its models' passes.
+
+    rtdmd bench                 ./params.yaml, both training stages
+    rtdmd bench --repeats 10    more updates, steadier figures
+
+Reads params.yaml, the teacher, the rewards and results/prepare_prompts; writes nothing. The ratio is that of processor
+times; the clock's times are printed beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rtdmd.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is timed, and how often."""
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="file (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="epochs, and rounds of stage one (default: %(default)s)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print a row a stage. UserError where the prompts or a model are not there."""
+    if arguments.repeats < 1:
+        raise UserError(f"--repeats: {arguments.repeats}; allowed: 1 or more")
+    from rtdmd.bench import bench
+    from rtdmd.config import load_params
+    from rtdmd.plan.text import table
+
+    rows = [["", "updates", "update [s]", "passes [s]", "ratio", "clock: update [s]", "passes [s]"]]
+    for stage, times in bench(load_params(arguments.params), arguments.repeats):
+        seconds = [f"{value / times.updates:.3f}" for value in (*times.update, *times.passes)]
+        rows.append([stage, str(times.updates), seconds[0], seconds[2], f"{times.ratio:.3f}", seconds[1], seconds[3]])
+    print(table(rows))
