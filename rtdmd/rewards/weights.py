@@ -85,7 +85,9 @@ def read_weights(path: Path, key: str = "") -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_tensors(path)[0]
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
+    except UserError as error:
+        raise UserError(f"{prefix}{error}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise UserError(f"{prefix}{path} cannot be read as plain tensors ({str(error).splitlines()[0]})") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(wrapper), Mapping):

@@ -56,3 +56,11 @@ def check_identity(reward: Reward, weights: str) -> None:
     assert json.loads(json.dumps(identity)) == identity
     assert len(identity["files"][weights]) == 64
     assert {"name", "files", "template", "version"} <= identity.keys()
+
+
+def check_scorer(reward: Reward, weights: str, tolerance: float = 1e-6) -> None:
+    """Gradients at the model's own size and through resizing, a batch one by one, and the identity."""
+    check_gradient(reward, 36)
+    check_gradient(reward, 50)
+    check_one_by_one(reward, tolerance)
+    check_identity(reward, weights)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,46 +13,27 @@ from rtdmd.errors import UserError
 from rtdmd.rewards import Reward, load_reward
 from rtdmd.rewards.hpsv2 import from_open_clip
 from tests.rewards.open_clip_layout import OpenClip
-from tests.rewards.reward_checks import (
-    MEAN,
-    NONE,
-    PROMPTS,
-    STD,
-    check_gradient,
-    check_identity,
-    check_one_by_one,
-    pictures,
-    set_activation,
-)
-
-NAME = "HPS_v2.1_compressed.pt"
+from tests.rewards.reward_checks import MEAN, NONE, PROMPTS, STD, check_scorer, pictures
+from tests.rewards.tiny_scorers import HPS, write_hps, write_hps_base
 
 
 @pytest.fixture(scope="module")
 def base(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Config, tokenizer and preprocessing without weights."""
-    folder = tmp_path_factory.mktemp("base")
-    for path in tiny_clip.glob("*.json"):
-        shutil.copy(path, folder)
-    set_activation(folder, "gelu")
-    return folder
+    return write_hps_base(tmp_path_factory.mktemp("hps") / "base", tiny_clip)
 
 
 @pytest.fixture(scope="module")
-def original(base: Path) -> OpenClip:
-    return OpenClip(len(CLIPTokenizer.from_pretrained(base))).eval()
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("hps") / "model"
 
 
 @pytest.fixture(scope="module")
-def model(original: OpenClip, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file as published: wrapped, with other things beside the weights."""
-    folder = tmp_path_factory.mktemp("hps")
-    torch.save({"state_dict": original.state_dict(), "epoch": 7, "name": "HPS"}, folder / NAME)
-    return folder
+def original(model: Path, base: Path) -> OpenClip:
+    return write_hps(model, base)
 
 
 @pytest.fixture(scope="module")
-def reward(model: Path, base: Path) -> Reward:
+def reward(original: OpenClip, model: Path, base: Path) -> Reward:
     return load_reward(RewardParams(name="hpsv2", model=str(model), base=str(base)))
 
 
@@ -65,17 +45,14 @@ def test_equals_a_plain_evaluation_of_the_original_layout(reward: Reward, origin
 
 
 def test_gradients_batches_and_identity(reward: Reward) -> None:
-    check_gradient(reward, 36)
-    check_gradient(reward, 50)
-    check_one_by_one(reward)
-    check_identity(reward, NAME)
+    check_scorer(reward, HPS)
     assert {"base/config.json", "base/tokenizer.json"} <= set(reward.identity()["files"])
 
 
 def test_half_precision_files_are_computed_in_float32(
     original: OpenClip, reward: Reward, base: Path, tmp_path: Path
 ) -> None:
-    torch.save({"state_dict": {k: v.half() for k, v in original.state_dict().items()}}, tmp_path / NAME)
+    torch.save({"state_dict": {k: v.half() for k, v in original.state_dict().items()}}, tmp_path / HPS)
     half = load_reward(RewardParams(name="hpsv2", model=str(tmp_path), base=str(base)))
     difference = half.score(pictures(), PROMPTS, NONE) - reward.score(pictures(), PROMPTS, NONE)
     assert 0 < difference.abs().max() < 1e-2  # weights rounded to 11 bits, the arithmetic is not
@@ -92,7 +69,7 @@ def test_every_key_is_consumed(original: OpenClip, base: Path, tmp_path: Path) -
         (less, r"missing: vision_model\.encoder\.layers\.1\.self_attn\.k_proj\.bias"),
         (other, r"of another shape: text_projection\.weight"),
     ):
-        torch.save({"state_dict": bad}, tmp_path / NAME)
+        torch.save({"state_dict": bad}, tmp_path / HPS)
         with pytest.raises(UserError, match=message):
             load_reward(RewardParams(name="hpsv2", model=str(tmp_path), base=str(base)))
 
@@ -105,6 +82,6 @@ def test_a_base_of_another_activation_or_missing_files_are_errors(model: Path, t
 
 
 def test_the_file_is_read_without_running_what_is_in_it(base: Path, tmp_path: Path) -> None:
-    torch.save({"state_dict": {"x": Path("y")}}, tmp_path / NAME)  # a pickled object, not a tensor
+    torch.save({"state_dict": {"x": Path("y")}}, tmp_path / HPS)  # a pickled object, not a tensor
     with pytest.raises(UserError, match=r"hpsv2: model: .* cannot be read as plain tensors"):
         load_reward(RewardParams(name="hpsv2", model=str(tmp_path), base=str(base)))

@@ -13,30 +13,13 @@ from rtdmd.config import RewardParams
 from rtdmd.errors import UserError
 from rtdmd.files import load_tensors, save_tensors
 from rtdmd.rewards import Reward, load_reward
-from tests.rewards.reward_checks import (
-    MEAN,
-    NONE,
-    PROMPTS,
-    STD,
-    check_gradient,
-    check_identity,
-    check_one_by_one,
-    pictures,
-    set_activation,
-)
+from tests.rewards.reward_checks import MEAN, NONE, PROMPTS, STD, check_scorer, pictures
+from tests.rewards.tiny_scorers import write_pickscore
 
 
 @pytest.fixture(scope="module")
 def folder(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The layout of 2023: position counters beside the weights, ViT-H's activation."""
-    folder = Path(shutil.copytree(tiny_clip, tmp_path_factory.mktemp("models") / "pick"))
-    set_activation(folder, "gelu")
-    tensors, _ = load_tensors(folder / "model.safetensors")
-    tensors["text_model.embeddings.position_ids"] = torch.arange(12)[None]
-    tensors["vision_model.embeddings.position_ids"] = torch.arange(10)[None]
-    tensors["logit_scale"] = torch.tensor(4.6052)
-    save_tensors(tensors, folder / "model.safetensors", {"format": "pt"})
-    return folder
+    return write_pickscore(tmp_path_factory.mktemp("models") / "pick", tiny_clip)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +38,7 @@ def test_equals_a_plain_evaluation(reward: Reward, folder: Path) -> None:
 
 
 def test_gradients_batches_and_identity(reward: Reward) -> None:
-    check_gradient(reward, 36)
-    check_gradient(reward, 50)
-    check_one_by_one(reward, tolerance=4e-6)
-    check_identity(reward, "model.safetensors")
+    check_scorer(reward, "model.safetensors", tolerance=4e-6)
 
 
 def test_a_bin_file_and_a_separate_processor_give_the_same(folder: Path, reward: Reward, tmp_path: Path) -> None:
@@ -68,7 +48,8 @@ def test_a_bin_file_and_a_separate_processor_give_the_same(folder: Path, reward:
     with pytest.raises(UserError, match=r"pickscore: model: .* has no tokenizer\.json"):
         load_reward(RewardParams(name="pickscore", model=str(tmp_path)))
     other = load_reward(RewardParams(name="pickscore", model=str(tmp_path), base=str(folder)))
-    assert torch.equal(other.score(pictures(), PROMPTS, NONE), reward.score(pictures(), PROMPTS, NONE))
+    difference = other.score(pictures(), PROMPTS, NONE) - reward.score(pictures(), PROMPTS, NONE)
+    assert difference.abs().max() < 4e-6  # the same numbers elsewhere in memory: kernels round by alignment
     assert {"pytorch_model.bin", "base/tokenizer.json"} <= set(other.identity()["files"])
 
 

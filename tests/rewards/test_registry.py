@@ -42,6 +42,8 @@ def test_every_configurable_scorer_has_a_module_and_fields() -> None:
         ({"name": "clipscore", "model": "openai/clip", "revision": "main"}, "revision: 'main' with the Hub id"),
         ({"name": "clipscore", "model": "./a/b", "revision": COMMIT}, "which is no Hub id; allowed: null"),
         ({"name": "clipscore", "model": "./a", "base_revision": COMMIT}, "base_revision: .* with base: None"),
+        ({"name": "ocr", "offload": True}, r"offload: True for ocr; allowed: null \(.*: ocr has none\)"),
+        ({"name": "clipscore", "model": "./a", "socket": "s", "offload": True}, "offload: .*: its process has them"),
     ],
 )
 def test_wrong_entries_name_key_value_and_what_is_allowed(entry: dict, message: str) -> None:
@@ -113,8 +115,11 @@ def test_weights_files_that_are_none_are_errors(tmp_path: Path) -> None:
     assert list(weights.read_weights(tmp_path / "wrapped.pt")) == ["a"]
     with pytest.raises(UserError, match=r"here: .*list\.pt does not hold named tensors"):
         weights.read_weights(tmp_path / "list.pt", "here")
-    for name in ("broken.pt", "broken.safetensors"):
-        with pytest.raises(UserError, match=f"{name} cannot be read as plain tensors"):
-            weights.read_weights(tmp_path / name)
+    for name, says in (
+        ("broken.pt", "cannot be read as plain tensors"),
+        ("broken.safetensors", "no whole safetensors"),
+    ):
+        with pytest.raises(UserError, match=f"^here: .*{name}.* {says}"):
+            weights.read_weights(tmp_path / name, "here")
     with pytest.raises(UserError, match=r"here: .* has 3 files \*\.pt, which of them"):
         weights.file_in(tmp_path, "here", "none.bin", "*.pt")

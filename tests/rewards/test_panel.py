@@ -1,0 +1,159 @@
+"""A training run's scorers: same numbers in threads, errors that arrive, and weights on the device while they score."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from threading import Event, current_thread, main_thread
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rtdmd.config import RewardParams
+from rtdmd.errors import UserError
+from rtdmd.rewards import panel as module
+from rtdmd.rewards.panel import CPU, Batch, Panel, has_thread, open_panel
+from rtdmd.rewards.protocol import Metadata
+
+CUDA = torch.device("cuda")
+WAIT = 60  # seconds after which a thread that never ran is a failure, not a hang
+
+
+class Toy:
+    """Brightness; notes where it is told to go and what it is told to score."""
+
+    differentiable, needs_metadata, range = False, False, (0.0, 1.0)
+
+    def __init__(self, name: str = "toy"):
+        self.name, self.log, self.threads = name, list[str](), set[Any]()
+
+    def identity(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+    def to(self, device: torch.device) -> None:
+        self.log.append(device.type)
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
+        self.log.append(f"{len(images)} images")
+        self.threads.add(current_thread())
+        assert not torch.is_grad_enabled()
+        return images.mean((1, 2, 3))
+
+
+def batches(count: int = 3) -> Iterator[Batch]:
+    for seed in range(count):
+        images = torch.rand(seed + 1, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
+        yield images, ["a"] * (seed + 1), [None] * (seed + 1)
+
+
+def test_threads_move_no_number_and_keep_the_order() -> None:
+    here, beside = Toy("here"), Toy("beside")
+    with Panel({"here": here, "beside": beside}, CPU, beside=frozenset({"beside"})).scoring(batches()) as scoring:
+        scores = scoring.scores(CPU)
+    assert list(scores) == ["here", "beside"] and scores["here"].shape == (6,)
+    assert torch.equal(scores["here"], scores["beside"])
+    assert torch.equal(scores["here"], torch.cat([images.mean((1, 2, 3)) for images, *_ in batches()]))
+    assert here.threads == {main_thread()} and len(beside.threads) == 1 and main_thread() not in beside.threads
+    assert here.log == beside.log == ["1 images", "2 images", "3 images"]
+
+
+def test_the_run_goes_on_while_a_thread_scores() -> None:
+    """The scorer waits for what the run does only after all batches were handed over, inside the ``with``."""
+    went_on = Event()
+
+    class Slow(Toy):
+        def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
+            assert went_on.wait(WAIT)
+            return super().score(images, prompts, metadata)
+
+    with Panel({"slow": Slow()}, CPU, beside=frozenset({"slow"})).scoring(batches()) as scoring:
+        went_on.set()
+        assert scoring.scores(CPU)["slow"].shape == (6,)
+
+
+def test_what_a_thread_raises_is_raised_in_the_run() -> None:
+    class Broken(Toy):
+        def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
+            raise UserError("reward toy: no such word")
+
+    class Stuck(Toy):
+        def to(self, device: torch.device) -> None:
+            if current_thread() is not main_thread():
+                raise MemoryError("no room")
+
+    for toy, error, says in ((Broken(), UserError, "no such word"), (Stuck(), MemoryError, "no room")):
+        asked = Panel({"toy": toy}, CPU, frozenset({"toy"}), frozenset({"toy"}))
+        with pytest.raises(error, match=says), asked.scoring(batches()) as scoring:
+            scoring.scores(CPU)
+
+
+def test_an_error_of_the_run_does_not_wait_for_all_scores() -> None:
+    """What a thread has not begun is dropped."""
+    begun, ended = Event(), Event()
+
+    class Slow(Toy):
+        def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
+            begun.set()
+            assert ended.wait(WAIT)
+            return super().score(images, prompts, metadata)
+
+    slow = Slow()
+    asked = Panel({"slow": slow}, CPU, beside=frozenset({"slow"}))
+
+    def ends() -> None:
+        with asked.scoring(batches(20)):
+            assert begun.wait(WAIT)
+            ended.set()
+            raise FloatingPointError("not finite")
+
+    with pytest.raises(FloatingPointError):
+        ends()
+    assert len(slow.log) < 20
+
+
+@pytest.mark.parametrize("beside", [frozenset(), frozenset({"toy"})])
+def test_offloaded_weights_are_on_the_device_while_they_score(beside: frozenset[str]) -> None:
+    toy, stays = Toy(), Toy("stays")
+    asked = Panel({"toy": toy, "stays": stays}, CUDA, frozenset({"toy"}), beside)
+    for _ in range(2):
+        with asked.scoring(batches(2)) as scoring:
+            scoring.scores(CPU)
+            assert toy.log[-1] == ("cpu" if beside else "2 images")  # the last step may still want its gradient
+        assert toy.log[:4] == ["cuda", "1 images", "2 images", "cpu"] and toy.log[-1] == "cpu"
+        toy.log.clear()
+    assert "cpu" not in stays.log and "cuda" not in stays.log
+
+
+def test_who_has_a_thread() -> None:
+    clip = RewardParams(name="clipscore", model="./a", socket="s")
+    assert not has_thread(clip, CUDA)  # the run waits for its gradient anyway
+    ocr, remote = RewardParams(name="ocr"), RewardParams(name="ocr", socket="s")
+    assert [has_thread(spec, device) for spec in (ocr, remote) for device in (CPU, CUDA)] == [False, True, True, True]
+
+
+def test_a_panel_is_loaded_one_by_one_and_tried(
+    tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    real_load, real_check = module.load_reward, module.check_rewards
+
+    def load(spec: RewardParams, device: torch.device, root: Path) -> Any:
+        happened.append(f"load {spec.name}")
+        reward = real_load(spec, device, root)
+        monkeypatch.setattr(reward, "to", lambda device: happened.append(f"{spec.name} to {device}"))
+        return reward
+
+    def check(rewards: list[Any], root: Path) -> list[Path]:
+        happened.append(f"check {rewards[0].name}")
+        return real_check(rewards, root)
+
+    monkeypatch.setattr(module, "load_reward", load)
+    monkeypatch.setattr(module, "check_rewards", check)
+    clip = RewardParams(name="clipscore", model=str(tiny_clip), offload=True)
+    found = open_panel([clip, RewardParams(name="world_verifier", soft_weight=0.5)], CPU, tmp_path)
+    assert list(found.rewards) == ["clipscore", "world_verifier"]
+    assert found.offloaded == {"clipscore"} and found.beside == frozenset()
+    loaded = ["load clipscore", "check clipscore", "clipscore to cpu"]
+    assert happened == [*loaded, "load world_verifier", "check world_verifier"]
