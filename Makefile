@@ -8,7 +8,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types world smoke lock generated
+.PHONY: help demo test slurm-test lint format types world smoke lock generated
 
 PYTHON ?= python3.11
 BIN := $(CURDIR)/.venv/bin
@@ -33,6 +33,12 @@ demo: $(STAMP)
 	@rtdmd params check
 	snakemake --cores $(CORES)
 	@echo "The report: $(CURDIR)/results/report/index.html"
+
+# A real Slurm of one node, in a temporary folder: docs/slurm.md. Debian and Ubuntu; installing needs root.
+slurm-test: $(STAMP)
+	PATH=$$PATH:/usr/sbin which slurmctld slurmd munged sbatch > /dev/null || \
+	  { apt-get update && apt-get install --yes --no-install-recommends slurmctld slurmd slurm-client munge; }
+	pytest tests/workflow/test_slurm.py
 
 # The tests' tensors are tiny: a second thread only waits.
 test: export OMP_NUM_THREADS ?= 1
