@@ -16,6 +16,7 @@ from rtdmd.config import Params, preset
 from rtdmd.config.render import params_text
 from rtdmd.files import save_tensors, write_json
 from rtdmd.provenance import package_versions
+from rtdmd.rewards import identities, load_reward
 
 REPOSITORY = Path(__file__).parents[1]
 STAGES = ("train_acdmd", "train_rtdmd")
@@ -38,6 +39,7 @@ def make_workspace(root: Path, teacher: Path, clip: Path, changes: dict[str, Any
     for stage in STAGES:
         write_random_student(root / "results" / stage, params, seed=STAGES.index(stage))
         write_training_records(root / "results" / stage, params, stage)
+    write_scorers(root, params)
     return params
 
 
@@ -65,6 +67,13 @@ def write_random_student(folder: Path, params: Params, seed: int, scale: float =
     metadata = {"rank": str(params.adapter.rank), "alpha": str(params.adapter.alpha), "stage": folder.name}
     save_tensors(tensors, folder / "generator.safetensors", metadata)
     return folder / "generator.safetensors"
+
+
+def write_scorers(root: Path, params: Params) -> None:
+    """scorers.json as stage two leaves it."""
+    cpu = torch.device("cpu")
+    rewards = [load_reward(spec, cpu, root) for spec in params.train_rtdmd.rewards]
+    write_json(root / "results/train_rtdmd/scorers.json", identities(rewards))
 
 
 def write_training_records(folder: Path, params: Params, stage: str) -> None:

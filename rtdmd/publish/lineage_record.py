@@ -22,13 +22,15 @@ PROMPTS = {
     "held_out": "results/prepare_prompts/eval.jsonl",
 }
 Resolved = Mapping[str, Any]  # a stage's resolved.json
+Identities = Mapping[str, Mapping[str, Any]]  # stage -> scorer -> `Reward.identity`, as the stage's files hold it
 
 
-def lineage_record(lineage: Mapping[str, Resolved]) -> dict[str, Any]:
+def lineage_record(lineage: Mapping[str, Resolved], identities: Identities | None = None) -> dict[str, Any]:
     """What the settings files (``resolved.json``) of the stages behind the weights say together.
 
     Keys: settings (all of them) and settings_sha256, inputs (stage -> path -> SHA-256), versions (stage -> package ->
-    version), seeds, teacher, prompts and scorers, each with its hash or revision.
+    version), seeds, teacher, prompts and scorers, each with its hash or revision, the scorers also with what they said
+    that they were when they ran (``identities``: SHA-256 of every file of weights, template, version).
     """
     settings = {key: value for record in lineage.values() for key, value in record["params"].items()}
     inputs = {name: dict(record["inputs"]) for name, record in lineage.items()}
@@ -42,11 +44,11 @@ def lineage_record(lineage: Mapping[str, Resolved]) -> dict[str, Any]:
         "seeds": {"run": settings["run"]["seed"]},
         "teacher": _source(model["teacher"], model["revision"], everything),
         "prompts": {name: {"path": path, "sha256": everything.get(path)} for name, path in PROMPTS.items()},
-        "scorers": _scorers(settings, everything),
+        "scorers": _scorers(settings, everything, identities or {}),
     }
 
 
-def _scorers(settings: Mapping[str, Any], inputs: Mapping[str, str]) -> list[dict[str, Any]]:
+def _scorers(settings: Mapping[str, Any], inputs: Mapping[str, str], identities: Identities) -> list[dict[str, Any]]:
     """Every scorer that trained or judged the weights, once for each way in which it is set."""
     found: dict[str, dict[str, Any]] = {}
     for stage in ("train_rtdmd", "evaluate"):
@@ -54,6 +56,7 @@ def _scorers(settings: Mapping[str, Any], inputs: Mapping[str, str]) -> list[dic
             what = {key: value for key, value in reward.items() if value is not None and key != "weight"}
             scorer = found.setdefault(hash_of(what), {"name": reward["name"], "settings": what, "used_by": []})
             scorer["used_by"].append(stage)
+            scorer.setdefault("identity", identities.get(stage, {}).get(reward["name"]))
             scorer["weights"] = {
                 key: _source(reward[key], reward.get(pin), inputs) for key, pin in SOURCES.items() if reward.get(key)
             }

@@ -39,13 +39,17 @@ def run(root: Path = Path(".")) -> None:
         forms = check_forms(stage.params.publish.format, stage.params.adapter.mode)
         check_outputs(stage, forms)
         lineage = {name: read_json(stage.input(f"results/{name}/resolved.json")) for name in STUDENTS}
-        source = student_source(stage, forms, weights_metadata(lineage_record(lineage)))
+        identities = {"train_rtdmd": read_json(stage.input("results/train_rtdmd/scorers.json"))}
+        source = student_source(stage, forms, weights_metadata(lineage_record(lineage, identities)))
         made = make_weights(source, stage.output)
         lineage |= {"evaluate": read_json(stage.input("results/evaluate/resolved.json")), "publish": resolved(stage)}
-        record = provenance(lineage, made, forms, stage.params.model.eta)
+        metrics = read_json(stage.input("results/evaluate/metrics.json"))
+        record = {
+            **lineage_record(lineage, identities | {"evaluate": metrics["scorers"]}),
+            **what_was_made(made, forms, stage.params.model.eta),
+        }
         write_json(stage.output(PROVENANCE), record)
         write_atomic(stage.output(SAMPLES), stage.input("results/evaluate/contact_sheet.png").read_bytes())
-        metrics = read_json(stage.input("results/evaluate/metrics.json"))
         told = {
             "settings": record["settings"],
             "settings_sha256": record["settings_sha256"],
@@ -94,11 +98,10 @@ def student_source(stage: Stage, forms: tuple[str, ...], metadata: dict[str, str
     )
 
 
-def provenance(lineage: dict[str, Any], made: Made, forms: tuple[str, ...], eta: float) -> dict[str, Any]:
-    """Where the folder comes from: settings, inputs and versions of the stages behind it, and what was made of them."""
+def what_was_made(made: Made, forms: tuple[str, ...], eta: float) -> dict[str, Any]:
+    """The weights' forms, and how they are sampled, for provenance.json."""
     adapter = made.adapter
     return {
-        **lineage_record(lineage),
         "forms": list(forms),
         "adapter": None
         if adapter is None

@@ -58,6 +58,14 @@ def test_the_record_names_teacher_prompts_scorers_and_seeds() -> None:
     assert hps["weights"]["base"] == {"name": "owner/clip", "revision": "b" * 40, "sha256": None}
 
 
+def test_a_scorer_is_named_as_it_was_when_it_ran() -> None:
+    """By the stage that used it first; a stage that left no record of a scorer says nothing about it."""
+    trained, judged = {"files": {"model.safetensors": "7" * 64}}, {"files": {"hps.safetensors": "8" * 64}}
+    identities = {"train_rtdmd": {"clipscore": trained}, "evaluate": {"clipscore": trained, "hpsv2": judged}}
+    assert [one["identity"] for one in lineage_record(LINEAGE, identities)["scorers"]] == [trained, judged]
+    assert [one["identity"] for one in lineage_record(LINEAGE)["scorers"]] == [None, None]
+
+
 def test_the_record_depends_on_its_sources_only_and_not_on_their_order() -> None:
     turned = dict(reversed(LINEAGE.items()))
     assert weights_metadata(lineage_record(LINEAGE)) != {}

@@ -190,4 +190,6 @@ def test_provenance_names_settings_inputs_and_weights(root: Path) -> None:
     assert record["sampling"]["sigmas"] == pytest.approx([1.0, 0.9, 0.75, 0.5, 0.0])
     assert record["settings"]["train_rtdmd"]["epochs"] == 2
     assert len(record["inputs"]["publish"]["results/train_rtdmd/generator.safetensors"]) == 64
+    weights = sha256_file(root / "data/world/clip/model.safetensors")
+    assert record["scorers"][0]["identity"]["files"]["model.safetensors"] == weights
     assert set(record["inputs"]) == {"train_acdmd", "train_rtdmd", "evaluate", "publish"}
