@@ -1,25 +1,34 @@
 # What the rules share: validated parameters, and the stages as DVC resolves them.
 #
-# One job is one DVC stage (`dvc repro --single-item`), so that both engines agree and share the cache: after a run by either
-# the other has nothing to do. The job's progress bar goes to the terminal and into the log.
+# One job is one DVC stage (`dvc repro --single-item`), and what has to run is what DVC says (rtdmd/engines.py): the engines agree
+# and share the cache. The job's progress bar goes to the terminal and into the log.
 import sys
 from pathlib import Path
+
+sys.path.insert(0, workflow.basedir)  # this folder's rtdmd, whichever is installed
 
 from snakemake.exceptions import WorkflowError
 
 from rtdmd.config import load_params
-from rtdmd.engines import load_jobs
+from rtdmd.engines import load_jobs, mark_stale
 from rtdmd.errors import UserError
 
-# `dvc` and `rtdmd` are those of the environment that runs Snakemake, activated or not.
-shell.prefix(f"set -euo pipefail; export PATH='{Path(sys.executable).parent}':$PATH; ")
+# `dvc` and `python` are those of the environment that runs Snakemake, activated or not, unless jobs get their own
+# (`--software-deployment-method`). A scheduler's SIGTERM reaches every process of a job: the shell and DVC outlive it, so that the
+# stage (rtdmd/signals.py) can save and DVC let go of its locks.
+OWN = workflow.deployment_settings.deployment_method
+HERE = "" if OWN else f"export PATH='{Path(sys.executable).parent}':$PATH; "
+shell.prefix(f"set -euo pipefail; trap '' TERM; {HERE}")
 
 try:
     PARAMS = load_params()
     JOBS = load_jobs(PARAMS)
+    if workflow.is_main_process:
+        mark_stale(JOBS)
 except UserError as error:
     raise WorkflowError(str(error)) from error
 
+MADE = {path for job in JOBS.values() for path in job.outputs}
 THREADS = PARAMS.run.threads
 SHOWN = {".html", ".png", ".csv"}
 
@@ -29,6 +38,11 @@ def mark(stage, path):
     if Path(path).suffix not in SHOWN:
         return path
     return report(path, category=stage, caption="../report/stage.rst")
+
+
+def inputs(stage):
+    """What a stage reads, and the mark that says whether it has to run: the times of code and data do not."""
+    return [path if path in MADE else ancient(path) for path in JOBS[stage].inputs] + [JOBS[stage].mark]
 
 
 def outputs(stage):

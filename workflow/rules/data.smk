@@ -3,21 +3,19 @@
 
 rule prepare_prompts:
     input:
-        JOBS["prepare_prompts"].inputs,
+        inputs("prepare_prompts"),
     output:
         outputs("prepare_prompts"),
     log:
         "logs/prepare_prompts.log",
     benchmark:
-        "benchmarks/prepare_prompts.tsv"
+        JOBS["prepare_prompts"].benchmark
     conda:
         "../envs/python.yaml"
     threads: 1
     resources:
         mem_mb=1000,
         runtime=5,
-    params:
-        settings=JOBS["prepare_prompts"].params,
     message:
         "prepare_prompts: {}".format(JOBS["prepare_prompts"].description)
     shell:
@@ -26,21 +24,19 @@ rule prepare_prompts:
 
 rule cache_teacher:
     input:
-        JOBS["cache_teacher"].inputs,
+        inputs("cache_teacher"),
     output:
         outputs("cache_teacher"),
     log:
         "logs/cache_teacher.log",
     benchmark:
-        "benchmarks/cache_teacher.tsv"
+        JOBS["cache_teacher"].benchmark
     conda:
         "../envs/python.yaml"
     threads: THREADS
     resources:
         mem_mb=4000,
         runtime=30,
-    params:
-        settings=JOBS["cache_teacher"].params,
     message:
         "cache_teacher: {}".format(JOBS["cache_teacher"].description)
     shell:

@@ -3,21 +3,19 @@
 
 rule evaluate:
     input:
-        JOBS["evaluate"].inputs,
+        inputs("evaluate"),
     output:
         outputs("evaluate"),
     log:
         "logs/evaluate.log",
     benchmark:
-        "benchmarks/evaluate.tsv"
+        JOBS["evaluate"].benchmark
     conda:
         "../envs/python.yaml"
     threads: THREADS
     resources:
         mem_mb=6000,
         runtime=60,
-    params:
-        settings=JOBS["evaluate"].params,
     message:
         "evaluate: {}".format(JOBS["evaluate"].description)
     shell:
@@ -26,21 +24,19 @@ rule evaluate:
 
 rule report:
     input:
-        JOBS["report"].inputs,
+        inputs("report"),
     output:
         outputs("report"),
     log:
         "logs/report.log",
     benchmark:
-        "benchmarks/report.tsv"
+        JOBS["report"].benchmark
     conda:
         "../envs/python.yaml"
     threads: 1
     resources:
         mem_mb=2000,
         runtime=5,
-    params:
-        settings=JOBS["report"].params,
     message:
         "report: {}".format(JOBS["report"].description)
     shell:
@@ -49,21 +45,19 @@ rule report:
 
 rule publish:
     input:
-        JOBS["publish"].inputs,
+        inputs("publish"),
     output:
         outputs("publish"),
     log:
         "logs/publish.log",
     benchmark:
-        "benchmarks/publish.tsv"
+        JOBS["publish"].benchmark
     conda:
         "../envs/python.yaml"
     threads: THREADS
     resources:
         mem_mb=6000,
         runtime=15,
-    params:
-        settings=JOBS["publish"].params,
     message:
         "publish: {}".format(JOBS["publish"].description)
     shell:

@@ -3,21 +3,19 @@
 
 rule train_acdmd:
     input:
-        JOBS["train_acdmd"].inputs,
+        inputs("train_acdmd"),
     output:
         outputs("train_acdmd"),
     log:
         "logs/train_acdmd.log",
     benchmark:
-        "benchmarks/train_acdmd.tsv"
+        JOBS["train_acdmd"].benchmark
     conda:
         "../envs/python.yaml"
     threads: THREADS
     resources:
         mem_mb=6000,
         runtime=120,
-    params:
-        settings=JOBS["train_acdmd"].params,
     message:
         "train_acdmd: {}".format(JOBS["train_acdmd"].description)
     shell:
@@ -26,21 +24,19 @@ rule train_acdmd:
 
 rule train_rtdmd:
     input:
-        JOBS["train_rtdmd"].inputs,
+        inputs("train_rtdmd"),
     output:
         outputs("train_rtdmd"),
     log:
         "logs/train_rtdmd.log",
     benchmark:
-        "benchmarks/train_rtdmd.tsv"
+        JOBS["train_rtdmd"].benchmark
     conda:
         "../envs/python.yaml"
     threads: THREADS
     resources:
         mem_mb=6000,
         runtime=120,
-    params:
-        settings=JOBS["train_rtdmd"].params,
     message:
         "train_rtdmd: {}".format(JOBS["train_rtdmd"].description)
     shell:

@@ -10,8 +10,14 @@ rule upload:
         JOBS["publish"].outputs,
     log:
         "logs/upload.log",
+    benchmark:
+        "benchmarks/upload.tsv"
     conda:
         "../envs/python.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=60,
     message:
         "upload: send results/publish to the Hub"
     shell:

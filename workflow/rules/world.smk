@@ -13,6 +13,7 @@ rule world:
 
 rule pretrain_text:
     input:
+        "data/world/params.yaml",
         "rtdmd/world/pretrain_text.py",
     output:
         "results/world/text/metrics.json",
@@ -37,6 +38,7 @@ rule pretrain_text:
 
 rule pretrain_vae:
     input:
+        "data/world/params.yaml",
         "rtdmd/world/pretrain_vae.py",
         "rtdmd/world/render.py",
     output:
@@ -62,6 +64,7 @@ rule pretrain_vae:
 
 rule pretrain_clip:
     input:
+        "data/world/params.yaml",
         "rtdmd/world/pretrain_clip.py",
         "rtdmd/world/render.py",
         text="results/world/text/metrics.json",
@@ -88,6 +91,7 @@ rule pretrain_clip:
 
 rule pretrain_teacher:
     input:
+        "data/world/params.yaml",
         "rtdmd/world/pretrain_teacher.py",
         "rtdmd/world/render.py",
         text="results/world/text/metrics.json",

@@ -1,0 +1,242 @@
+"""What both engines would run after one change of each kind: the agreement matrix of docs/engines.md.
+
+`python -m tests.workflow.agreement FOLDER` works in a finished checkout (tests/workflow/conftest.py makes one) and
+prints the matrix. Each change is made, both engines are asked, and it is undone. DVC is asked with `dvc repro --dry
+--force-downstream` (without the second word it names only where a change begins), Snakemake with `snakemake -n`; both
+in this process, because most of their time is the import.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rtdmd.pipeline import StageEntry, covers, read_pipeline
+
+SECTIONS: dict[str, Any] = {
+    "run.seed": 7,
+    "model.eta": 0.8,
+    "adapter.alpha": 4,
+    "prepare_prompts.max_characters": 1999,
+    "cache_teacher.batch_size": 32,
+    "train_acdmd.lr_generator": 3e-5,
+    "train_rtdmd.weights.policy": 0.5,
+    "evaluate.batch_size": 6,
+    "report.title": "another",
+    "report.grid_prompts": 3,
+    "publish.prompt": "a photo of a red circle",
+    "publish.private": False,
+}
+"""A key of every section, and another value; no stage reads `publish.private` (the upload does)."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of a checkout. `params` and `files` say where it acts; neither: no stage has to run."""
+
+    title: str
+    make: Callable[[Path], None]
+    params: str = ""
+    files: tuple[str, ...] = ()
+
+    def expected(self, pipeline: dict[str, StageEntry]) -> list[str]:
+        """The stages that read or make what changed, and all behind them, told by dvc.yaml alone."""
+        found: list[str] = []
+        for name, stage in pipeline.items():
+            reads = any(covers(key.replace(".", "/"), self.params.replace(".", "/")) for key in stage.params)
+            touches = any(covers(path, file) for path in (*stage.deps, *stage.outs) for file in self.files)
+            behind = any(dep in pipeline[before].outs for before in found for dep in stage.deps)
+            if (self.params and reads) or touches or behind:
+                found.append(name)
+        return found
+
+
+def edit(path: str, change: Callable[[str], str], old: bool = False) -> Callable[[Path], None]:
+    """Rewrite a text file; `old` gives it a time long before every result."""
+
+    def make(root: Path) -> None:
+        text = (root / path).read_text(encoding="utf-8")
+        assert change(text) != text, path
+        (root / path).write_text(change(text), encoding="utf-8")
+        if old:
+            os.utime(root / path, (1_000_000_000, 1_000_000_000))
+
+    return make
+
+
+def set_param(key: str, value: Any) -> Callable[[str], str]:
+    """Another value for a dotted key, all else as it was (comments apart)."""
+
+    def change(text: str) -> str:
+        tree = yaml.safe_load(text)
+        *sections, name = key.split(".")
+        inner = tree
+        for section in sections:
+            inner = inner[section]
+        inner[name] = value
+        return yaml.safe_dump(tree, sort_keys=False)
+
+    return change
+
+
+def _touch(*patterns: str, time: float | None = None) -> Callable[[Path], None]:
+    """Set the time of files: now, or `time`."""
+
+    def make(root: Path) -> None:
+        for path in (path for pattern in patterns for path in root.glob(pattern) if path.is_file()):
+            os.utime(path, None if time is None else (time, time))
+
+    return make
+
+
+def _remove(path: str) -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        shutil.rmtree(root / path) if (root / path).is_dir() else (root / path).unlink()
+
+    return make
+
+
+def _remove_and_checkout(root: Path) -> None:
+    """Results from DVC's cache; those in Git from Git."""
+    shutil.rmtree(root / "results")
+    os.system("git checkout --quiet -- results")
+    dvc("checkout", "--quiet")
+
+
+def _again(text: str) -> str:
+    return yaml.safe_dump(yaml.safe_load(text), sort_keys=True)
+
+
+RESULTS = "results/**/*"
+NEW_FILE = "rtdmd/flow/another.py"
+CODE, PLAIN, MADE = "rtdmd/flow/cps.py", "rtdmd/report/html.py", "results/train_acdmd/generator.safetensors"
+CHANGES = [
+    *(Change(f"`{key}`", edit("params.yaml", set_param(key, value)), params=key) for key, value in SECTIONS.items()),
+    Change(f"code: `{CODE}`", edit(CODE, lambda text: text + "\nNEW = 1\n"), files=(CODE,)),
+    Change("the same, file time in 2001", edit(CODE, lambda text: text + "\nNEW = 1\n", old=True), files=(CODE,)),
+    Change(f"code: `{PLAIN}`", edit(PLAIN, lambda text: text + "\nNEW = 1\n"), files=(PLAIN,)),
+    Change(f"a new file in `{Path(NEW_FILE).parent}`", lambda root: (root / NEW_FILE).touch(), files=(NEW_FILE,)),
+    Change(
+        "data: a file of `data/prompts`", edit("data/prompts/README.md", lambda t: t + "\n"), files=("data/prompts",)
+    ),
+    Change(
+        "the command of `report` in dvc.yaml",
+        edit("dvc.yaml", lambda text: text.replace("-m rtdmd report", "-m  rtdmd report")),
+        files=("results/report/index.html",),
+    ),
+    Change(f"`rm {MADE}`", _remove(MADE), files=(MADE,)),
+    Change(f"`{MADE}` truncated", lambda root: os.truncate(root / MADE, 1000), files=(MADE,)),
+    Change("`rm -r results`", _remove("results"), files=("results/prepare_prompts/train.jsonl",)),
+    Change("comments in params.yaml", edit("params.yaml", lambda text: "# a comment\n" + text.replace("#", "# so:"))),
+    Change("order of keys, style of params.yaml", edit("params.yaml", _again)),
+    Change("0.001 written as 1e-3", edit("params.yaml", lambda text: text.replace("0.001 ", "1.0e-3 "))),
+    Change("comments in dvc.yaml", edit("dvc.yaml", lambda text: "# a comment\n" + text)),
+    Change(
+        "a rule's command in `workflow/rules`",
+        edit("workflow/rules/results.smk", lambda t: t.replace(" 2>&1", "  2>&1")),
+    ),
+    Change("`touch` of code, data and params.yaml", _touch("rtdmd/**/*", "data/**/*", "params.yaml", "dvc.yaml")),
+    Change("`touch` of all results", _touch(RESULTS)),
+    Change("all results older than their inputs", _touch(RESULTS, time=1_100_000_000)),
+    Change("`rm -r results`, `git checkout`, `dvc checkout`", _remove_and_checkout),
+    Change("byte code, `.snakemake` removed", _remove(".snakemake")),
+]
+
+
+def dvc(*arguments: str) -> str:
+    """What DVC says in this folder."""
+    from dvc.cli import main
+
+    return _said(lambda: main(list(arguments)))
+
+
+def snakemake(*arguments: str) -> str:
+    """What Snakemake says in this folder."""
+    from snakemake.cli import main
+
+    return _said(lambda: main(list(arguments)))
+
+
+def _said(program: Callable[[], Any]) -> str:
+    """All that a program writes to its two streams, whose handlers may be older than this call."""
+    sys.stdout.flush()
+    kept = [os.dup(1), os.dup(2)]
+    with tempfile.TemporaryFile("w+") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+        try:
+            code = program()
+        except SystemExit as end:
+            code = end.code
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            for stream, own in enumerate(kept, start=1):
+                os.dup2(own, stream)
+                os.close(own)
+        file.seek(0)
+        text = file.read()
+    assert not code, text
+    return text
+
+
+def dvc_would_run() -> list[str]:
+    """Names of the stages, sorted."""
+    said = dvc("repro", "--dry", "--force-downstream")
+    found = re.findall(r"^(?:Running stage '(\w+)':|Stage '(\w+)' is cached)", said, re.MULTILINE)
+    return sorted({run or restored for run, restored in found})
+
+
+def snakemake_would_run(stages: list[str]) -> list[str]:
+    """Names of the rules, sorted; `all` has nothing to run."""
+    said = snakemake("--dry-run", "--cores", "1")
+    found = sorted(set(re.findall(r"^(\w+) +1$", said, re.MULTILINE)) & set(stages))  # the table of jobs
+    assert bool(found) is not ("Nothing to be done" in said), said
+    return found
+
+
+@contextmanager
+def undone(root: Path, kept: Path) -> Iterator[None]:
+    """Put every file back as it was when the block began, times included."""
+    names = ("params.yaml", "dvc.yaml", "dvc.lock", "rtdmd", "workflow", "data/prompts", "results", ".snakemake")
+    for name in names:
+        _copy(root / name, kept / name)
+    try:
+        yield
+    finally:
+        for name in names:
+            _copy(kept / name, root / name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if target.is_dir():
+        shutil.rmtree(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
+
+
+def main(root: Path) -> None:
+    """Print the matrix of the checkout at `root`: a JSON line for each change."""
+    os.chdir(root)
+    pipeline = read_pipeline(Path("."))
+    for change in CHANGES:
+        with undone(Path("."), Path(".rtdmd/kept")):
+            expected = sorted(change.expected(pipeline))
+            change.make(Path("."))
+            row = {"change": change.title, "dvc": dvc_would_run(), "snakemake": snakemake_would_run(list(pipeline))}
+        print(json.dumps(row | {"expected": expected}), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
