@@ -4,11 +4,14 @@
 #   make test      the tests                      make lint     ruff, snakefmt, snakemake --lint, mypy
 #   make format    write the house format         make smoke    the whole run with tiny settings, in a copy of this folder
 #   make world     pre-train the embedded world   make lock     pin the newest versions that fit together
+#   make reproduce run the commit again from nothing in a fresh clone, and compare every output's hash with dvc.lock
+#   make pull      the published results and the run cache from the DVC remote; then neither engine has anything to do
+#   make dag       docs/dag.svg, the stages and who reads from whom (needs graphviz)
 #   make generated write params.yaml (preset world) and its JSON schema from rtdmd/config
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test slurm-test lint format types world smoke lock generated
+.PHONY: help demo test slurm-test lint format types world smoke reproduce pull dag lock generated
 
 PYTHON ?= python3.11
 BIN := $(CURDIR)/.venv/bin
@@ -65,6 +68,19 @@ world: $(STAMP)
 smoke: $(STAMP)
 	workflow/smoke.sh
 
+reproduce: $(STAMP)
+	rtdmd reproduce
+
+pull: $(STAMP)
+	dvc pull --run-cache
+	dvc status
+	snakemake --dry-run --quiet
+
+# Without the target `all`, which reads everything.
+dag: $(STAMP)
+	snakemake --rulegraph 2> .rtdmd/dag.log | sed '/^\t0\[/d; / -> 0$$/d' | dot -Tsvg -Grankdir=LR > .rtdmd/dag.svg
+	mv .rtdmd/dag.svg docs/dag.svg
+
 generated: $(STAMP)
 	rtdmd params world > .rtdmd-params && mv .rtdmd-params params.yaml
 	rtdmd schema > workflow/schemas/params.schema.json
@@ -75,3 +91,4 @@ lock:
 	{ sed -n '/^#/p' requirements.lock; .rtdmd/lock/bin/pip freeze --all --exclude pip --exclude-editable \
 	  | sed 's/+.*//' | tr 'A-Z_' 'a-z-' | LC_ALL=C sort; } > .rtdmd/requirements.lock
 	mv .rtdmd/requirements.lock requirements.lock
+	$(PYTHON) workflow/envs/from_lock.py

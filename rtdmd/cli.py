@@ -98,6 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_rewards(commands)
     _add_plan(commands)
     _add_hub(commands)
+    _add_reproduce(commands)
     _add_recover(commands)
     _add_import(commands)
     world = commands.add_parser("world", help="pre-train a part of the embedded world (`make world` runs them all)")
@@ -207,6 +208,13 @@ def _add_hub(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def _add_recover(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     recover = commands.add_parser("recover", help="remove what a kill or a bad disk left damaged in DVC's records")
     recover.set_defaults(action=_command)
+
+
+def _add_reproduce(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from rtdmd.commands import reproduce
+
+    reproduce.add_arguments(commands.add_parser("reproduce", help="run the commit again from nothing, compare hashes"))
+    commands.choices["reproduce"].set_defaults(action=_command)
 
 
 def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -27,18 +27,13 @@ def package_versions() -> dict[str, str]:
     }
 
 
-def git_commit(root: Path | str = ".") -> str | None:
-    """The checked-out commit, with "+changes" when tracked files differ from it; None outside a Git checkout.
-
-    Files under results/ do not count: they are what the run itself writes.
-    """
-    commit = _git(root, "rev-parse", "HEAD")
-    if commit is None:
+def last_commit(root: Path | str, paths: Sequence[str]) -> str | None:
+    """The last commit that changed one of `paths`, with "+changes" when they differ from it here; None outside a Git
+    checkout. Unlike the commit that is checked out it is the same before and after results are committed."""
+    commit = _git(root, "log", "-1", "--format=%H", "--", *paths)
+    if not commit:
         return None
-    status = _git(
-        root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results", ":(exclude)dvc.lock"
-    )
-    return f"{commit}+changes" if status else commit
+    return f"{commit}+changes" if _git(root, "status", "--porcelain", "--", *paths) else commit
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class GitState:
 
 def git_state(root: Path | str = ".", watched: Sequence[str] = ()) -> GitState:
     """The state of the checkout in ``root``: every tracked file that differs from the commit counts (dvc.lock and
-    results too, unlike in `git_commit`), and every file inside a path of ``watched`` that Git does not track."""
+    results too), and every file inside a path of ``watched`` that Git does not track."""
     commit = _git(root, "rev-parse", "HEAD")
     if commit is None:
         return GitState(None, ())

@@ -6,10 +6,13 @@ results/report/index.html, which needs nothing else: pictures, charts and style 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rtdmd.files import read_json, sha256_file, write_atomic
-from rtdmd.provenance import git_commit, hash_of
+from rtdmd.pipeline import covers
+from rtdmd.provenance import hash_of, last_commit
 from rtdmd.report import sections
 from rtdmd.report.html import page
 from rtdmd.stage import Stage, open_stage
@@ -29,7 +32,7 @@ def build(stage: Stage) -> str:
     resolved = {name: read_json(stage.input(f"results/{name}/resolved.json")) for name in (*TRAINING, "evaluate")}
     curves = {title: stage.input(f"results/{name}/curves.csv") for name, title in TRAINING.items()}
     facts = {
-        "Git commit": git_commit(stage.root) or "not a Git checkout",
+        "Git commit": last_commit(stage.root, _sources(stage, resolved)) or "not a Git checkout",
         "Hash of the settings": hash_of({name: values["params"] for name, values in resolved.items()}),
         "Hash of the figures": sha256_file(stage.input("results/evaluate/metrics.json")),
     }
@@ -45,3 +48,9 @@ def build(stage: Stage) -> str:
         sections.provenance(resolved, read_json(stage.input("results/prepare_prompts/summary.json")), facts),
     ]
     return page(stage.params.report.title, sections.lead(metrics), [part for part in parts if part])
+
+
+def _sources(stage: Stage, resolved: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Code and data behind the page; no results, so that the page is the same in the commit that holds them."""
+    paths = {*stage.entry.deps, *(path for values in resolved.values() for path in values["inputs"])}
+    return sorted(path for path in paths if not covers("results", path))

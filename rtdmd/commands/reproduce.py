@@ -1,0 +1,56 @@
+"""`rtdmd reproduce` (`make reproduce`): run the committed pipeline again from nothing and compare every output's hash.
+
+Exit code 0: every output has the bytes that dvc.lock records. Exit code 1: some have not, and the table says how far
+apart they are. With --other-machine, code 0 asks only that the scores agree within their intervals: the bytes are
+promised per type of machine (CPU capability, build of torch, threads), not across types.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from rtdmd.errors import RtdmdError, UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to run, where, and what to ask of it."""
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help="these and what they need (default: all)")
+    parser.add_argument("--into", type=Path, metavar="DIR", help="new folder to keep the run in (default: a temporary)")
+    parser.add_argument(
+        "--other-machine", action="store_true", help="other bytes are no failure when scores agree within intervals"
+    )
+
+
+def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
+    """Print the table; RtdmdError that says what does not agree."""
+    if arguments.into is None:
+        with tempfile.TemporaryDirectory(prefix="rtdmd-reproduce-") as folder:
+            _reproduce(arguments, root, Path(folder) / "clone")
+    elif arguments.into.exists():
+        raise UserError(f"--into {arguments.into}: exists; name a new folder")
+    else:
+        _reproduce(arguments, root, arguments.into)
+
+
+def _reproduce(arguments: argparse.Namespace, root: Path, folder: Path) -> None:
+    from rtdmd.provenance import git_state, hardware_class, package_versions
+    from rtdmd.reproduce import reproduce, table
+
+    state, machine, versions = git_state(root), hardware_class(), package_versions()
+    print(f"commit {state.commit}, on {machine['processor']} ({machine['machine']}), torch {versions['torch']}")
+    if state.changed:
+        print(f"not in the commit, so not run: {', '.join(state.changed)}")
+    rows = reproduce(root, folder, arguments.stages)
+    print(table(rows))
+    other = [row for row in rows if not row.equal]
+    print(f"{len(rows) - len(other)} of {len(rows)} outputs have the recorded bytes")
+    outside = [row for row in other if row.within is False or not row.words]
+    if outside:
+        raise RtdmdError(f"{outside[0].path}: not reproduced ({outside[0].words or 'not written'})")
+    if other and not arguments.other_machine:
+        raise RtdmdError(
+            f"{other[0].path} has other bytes; expected on another type of machine (then: --other-machine), a fault on"
+            " the same"
+        )
