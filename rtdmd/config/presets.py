@@ -28,7 +28,7 @@ WORLD: dict[str, Any] = {
         "num_steps": 4,
         "eta": 0.9,
     },
-    "adapter": {"mode": "lora", "rank": 32, "alpha": 64, "targets": "all"},
+    "adapter": {"mode": "lora", "rank": 32, "alpha": 64, "targets": "all", "gradient_checkpointing": False},
     "prepare_prompts": {
         "train": [{"name": "world", "split": "train"}],
         "eval": [{"name": "world", "split": "heldout"}],
@@ -45,7 +45,9 @@ WORLD: dict[str, Any] = {
     "train_acdmd": {
         "iterations": 1600,
         "prompt_order": "uniform",
+        "processes": 1,
         "batch_size": 48,
+        "micro_batch": 48,
         "generator_every": 4,
         "lr_generator": 1e-3,
         "lr_fake": 2e-3,
@@ -73,6 +75,7 @@ WORLD: dict[str, Any] = {
     "train_rtdmd": {
         "recipe": "custom",
         "epochs": 130,
+        "processes": 1,
         "prompts_per_epoch": 64,
         "prompt_order": "by_tag",
         "group_size": 8,

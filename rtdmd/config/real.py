@@ -31,7 +31,7 @@ _RENOISE = {"margin": 0.01, "low": 0.02, "high": 0.98}
 COMMON: dict[str, Any] = {
     "run": {"seed": 42, "threads": 8, "device": "cuda"},
     "model": {"revision": UNPINNED, "resolution": 512, "dtype": "bfloat16", "num_steps": 4, "eta": 0.9},
-    "adapter": {"mode": "lora", "rank": 32, "alpha": 64, "targets": "attention"},
+    "adapter": {"mode": "lora", "rank": 32, "alpha": 64, "targets": "attention", "gradient_checkpointing": False},
     "prepare_prompts": {
         "train": [{"name": "pickscore", "path": "data/prompts/pickscore_train.txt"}],
         "eval": [{"name": "drawbench", "path": "data/prompts/drawbench.txt"}],
@@ -48,7 +48,9 @@ COMMON: dict[str, Any] = {
     "train_acdmd": {
         "iterations": 15000,
         "prompt_order": "uniform",
+        "processes": 1,
         "batch_size": 72,
+        "micro_batch": 9,
         "generator_every": 10,
         "lr_generator": 3e-5,
         "lr_fake": 3e-5,
@@ -71,6 +73,7 @@ COMMON: dict[str, Any] = {
     | {
         "recipe": "published",
         "epochs": 1000,
+        "processes": 1,
         "prompts_per_epoch": 64,
         "prompt_order": "uniform",
         "group_size": 24,
@@ -193,9 +196,9 @@ _ONE_BASE = (
     " copy of the weights ({} GiB in bfloat16) instead of two, and a student that learns the few steps in stage one."
 )
 _SIZES = (
-    "Published sizes are totals over GPUs: stage one 9 prompts x 8, 15000 updates; stage two {}, about 1000 epochs. One"
-    " process here takes the whole batch: lower batch_size, prompts_per_epoch or micro_batch (its batch per GPU) where"
-    " memory is short."
+    "Published sizes are totals over GPUs: stage one 9 prompts x 8, 15000 updates; stage two {}, about 1000 epochs. Set"
+    " processes in train_acdmd and train_rtdmd to the number of GPUs, and lower micro_batch (the published batch per"
+    " GPU) where memory is short: neither changes more than rounding."
     " The seed is the public code's; 200 images are one for each of DrawBench's prompts."
 )
 _ON_THE_FLY_NOTE = "Text is encoded while training ({} resident): a cache of 25 632 prompts would take {} GiB."

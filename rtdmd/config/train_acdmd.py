@@ -55,7 +55,18 @@ class TrainAcdmdParams(Section):
         "uniform: every prompt equally often; by_tag: every tag equally often",
         source="public code: uniform; by_tag ours",
     )
-    batch_size: Whole = param("prompts per update", unit="prompts", source="public code: 9 per GPU on 8 GPUs", ge=1)
+    processes: Whole = param(
+        "processes that share each batch, one for each GPU; another count gives other last digits",
+        unit="processes",
+        source="public code: 8",
+        ge=1,
+    )
+    batch_size: Whole = param(
+        "prompts per update, of all processes", unit="prompts", source="public code: 9 per GPU on 8 GPUs", ge=1
+    )
+    micro_batch: Whole = param(
+        "prompts per forward pass; only memory and rounding depend on it", unit="prompts", source="public code: 9", ge=1
+    )
     generator_every: Whole = param(
         "fake-score updates per generator update", source="public code: 10; world: 4 (ours)", ge=1
     )
@@ -90,6 +101,8 @@ class TrainAcdmdParams(Section):
     def _check(self) -> TrainAcdmdParams:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: {list(self.betas)}; allowed: two numbers from 0 to below 1")
+        if self.processes > self.batch_size:
+            raise ValueError(f"processes: {self.processes}; allowed: 1 to batch_size = {self.batch_size}")
         if self.generator_every > self.iterations:
             raise ValueError(
                 f"generator_every: {self.generator_every}, so the generator would never be trained;"

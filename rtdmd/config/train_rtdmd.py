@@ -35,6 +35,12 @@ class TrainRtdmdParams(Section):
     epochs: Whole = param(
         "roll-outs, each followed by one generator update", unit="epochs", source="public code: about 1000", ge=1
     )
+    processes: Whole = param(
+        "processes that share each roll-out, one for each GPU; another count gives other last digits",
+        unit="processes",
+        source="public code: 8",
+        ge=1,
+    )
     prompts_per_epoch: Whole = param(
         "prompts per roll-out",
         unit="prompts",
@@ -151,6 +157,8 @@ class TrainRtdmdParams(Section):
 
     @model_validator(mode="after")
     def _check(self) -> TrainRtdmdParams:
+        if self.processes > self.prompts_per_epoch:
+            raise ValueError(f"processes: {self.processes}; allowed: 1 to prompts_per_epoch = {self.prompts_per_epoch}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas: {list(self.betas)}; allowed: two numbers from 0 to below 1")
         if min(self.candidate_steps) < 0 or sorted(set(self.candidate_steps)) != list(self.candidate_steps):

@@ -9,7 +9,8 @@ DMD2 is `start: data` with `consistency.weight: 0`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,13 +23,14 @@ from rtdmd.config import Params
 from rtdmd.files import save_tensors
 from rtdmd.flow.cps import cps_step
 from rtdmd.rng import integers
-from rtdmd.stage import Stage, open_stage
-from rtdmd.torch_setup import configure
+from rtdmd.stage import Stage
+from rtdmd.train.accumulate import Gradients, add_value, micro_batches
 from rtdmd.train.diagnose import at_level, latent_values
 from rtdmd.train.engine import Learner, Loop
 from rtdmd.train.journal import write_curves
 from rtdmd.train.pictures import Pictures
 from rtdmd.train.prompts import TrainingPrompts
+from rtdmd.train.ranks import Ranks, open_together
 from rtdmd.train.roles import STACKS, Average, Roles
 from rtdmd.train.terms import Draws, consistency_loss, fake_ambient_loss, matching_loss, renoised
 
@@ -37,39 +39,44 @@ NAME = "train_acdmd"
 
 def run(root: Path = Path(".")) -> None:
     """Run the stage in ``root``."""
-    with open_stage(NAME, root) as stage:
-        train(stage)
+    with open_together(NAME, root) as (stage, ranks):
+        train(stage, ranks)
 
 
-def train(stage: Stage) -> None:
+def train(stage: Stage, ranks: Ranks) -> None:
     """Train generator and fake score, resuming from the run folder where it holds a checkpoint."""
     params, p = stage.params, stage.params.train_acdmd
-    device = configure(params.run)
-    backbone = load_backbone(params.model, text=False, vae=p.panel_every > 0, device=device, root=stage.root)
-    roles = Roles(backbone, params.adapter, STACKS[NAME], stage.seed)
-    weights = roles.trainable("acdmd")
-    average = Average(weights, p.ema_decay)
-    generator = Learner.adamw(weights, p.lr_generator, p, warmup=p.warmup, average=average)
-    fake = Learner.adamw(roles.trainable("fake"), p.lr_fake, p, warmup=p.warmup)
-    prompts = TrainingPrompts.open(stage, device, p.prompt_order)
-    sigmas = backbone.sigmas(params.model.num_steps).to(device)
-    players = Players(params, roles, generator, fake, average, prompts.cache.null(), sigmas)
+    with ranks.together():
+        backbone = load_backbone(params.model, text=False, vae=p.panel_every > 0, device=ranks.device, root=stage.root)
+        roles = Roles(backbone, params.adapter, STACKS[NAME], stage.seed)
+        if roles.full and ranks.main:
+            print(f"{NAME}: {roles.cost()}", file=sys.stderr)
+        weights = roles.trainable("acdmd")
+        average = Average(weights, p.ema_decay)
+        generator = Learner.adamw(weights, p.lr_generator, p, warmup=p.warmup, average=average)
+        fake = Learner.adamw(roles.trainable("fake"), p.lr_fake, p, warmup=p.warmup)
+        prompts = TrainingPrompts.open(stage, ranks.device, p.prompt_order)
+    sigmas = backbone.sigmas(params.model.num_steps).to(ranks.device)
+    players = Players(params, roles, generator, fake, average, prompts.cache.null(), sigmas, ranks)
     learners = {"generator": generator, "fake": fake}
     pictures = Pictures(p.panel_every, stage.run_dir, params, roles, backbone, prompts, sigmas)
-    loop = Loop(stage.run_dir, p.iterations, p.save_every, p.log_every, learners, NAME, "iteration", keep=p.keep)
+    loop = Loop(stage.run_dir, p.iterations, p.save_every, p.log_every, learners, NAME, "iteration", ranks, p.keep)
+    mine = ranks.share(p.batch_size)
 
     for step in loop:
-        cond = prompts.conditioning(prompts.batch(step, p.batch_size, NAME))
-        draws = Draws(stage.seed, NAME, step, tuple(range(p.batch_size)), backbone.latent_shape(), device)
+        cond = prompts.conditioning(prompts.batch(step, p.batch_size, NAME)[mine.start : mine.stop])
+        draws = Draws(stage.seed, NAME, step, tuple(mine), backbone.latent_shape(), ranks.device)
         try:
             turn = (step + 1) % p.generator_every == 0
             loop.log(step, iteration(players, cond, draws, generator_turn=turn), images=p.batch_size)
-            pictures.after(step + 1)
+            if ranks.main:
+                pictures.after(step + 1)
         except FloatingPointError as error:
             raise loop.fault(step, error) from error
 
-    write_outputs(stage, roles, average)
-    write_curves(loop.rows, stage.output("curves.csv"))
+    if ranks.main:
+        write_outputs(stage, roles, average)
+        write_curves(loop.rows, stage.output("curves.csv"))
 
 
 @dataclass(frozen=True)
@@ -83,44 +90,84 @@ class Players:
     average: Average
     null: Conditioning
     sigmas: Tensor
+    ranks: Ranks
 
 
 def iteration(players: Players, cond: Conditioning, draws: Draws, generator_turn: bool) -> dict[str, float]:
-    """One iteration of Algorithm 1 on B prompts: a fake-score update and, on its turn, a generator update."""
-    params, roles, p = players.params, players.roles, players.params.train_acdmd
-    eta = params.model.eta
-    # 1. Roll out with a random stop k ~ U{1..K}; only the last executed step carries gradient.
+    """One iteration of Algorithm 1 on B prompts: a fake-score update and, on its turn, a generator update.
+
+    cond and draws are those of this process's n prompts; they pass in micro-batches, and gradients and values add up.
+    """
+    params, ranks, p = players.params, players.ranks, players.params.train_acdmd
     stop = integers(0, len(players.sigmas) - 1, draws.seed, draws.stream, draws.step, "stop")
     levels = players.sigmas[: stop + 2].clone()
     if p.start == "data":  # DMD2: the stopped step jumps to its estimate of the data
         levels[-1] = 0.0
+    sums = Sums(Gradients(players.fake), Gradients(players.generator))
+    with ranks.together():
+        for rows in micro_batches(len(cond), p.micro_batch):
+            part = draws.of(draws.samples[rows])
+            add_part(players, cond.index(rows), part, levels, params.model.eta, generator_turn, sums)
+    values, samples = ranks.totals(sums.values), torch.cat(sums.samples)
+    sums.fake.add_up(ranks)
+    if generator_turn:
+        sums.generator.add_up(ranks)
+        values["generator_grad_norm"] = sums.generator.step()
+        values |= ranks.totals(sums.generator_values)
+        values["sample_std"] = ranks.spread(samples)
+        # 6. Moving average of the generator.
+        players.average.update()
+    values["fake_grad_norm"] = sums.fake.step()
+    norms = at_level(values, ("fake_grad_norm", "generator_grad_norm"), levels[-1].item())
+    return values | norms | ranks.means(latent_values(samples))
+
+
+@dataclass
+class Sums:
+    """What the parts of an iteration add up to, each weighted by its share of the B prompts."""
+
+    fake: Gradients
+    generator: Gradients
+    values: dict[str, float] = field(default_factory=dict)
+    generator_values: dict[str, float] = field(default_factory=dict)
+    samples: list[Tensor] = field(default_factory=list)
+
+
+def add_part(
+    players: Players,
+    cond: Conditioning,
+    draws: Draws,
+    levels: Tensor,
+    eta: float,
+    generator_turn: bool,
+    sums: Sums,
+) -> None:
+    """Steps 1 to 5 of Algorithm 1 on some of the B prompts, added to ``sums``."""
+    params, roles, p = players.params, players.roles, players.params.train_acdmd
+    share = len(cond) / p.batch_size
+    # 1. Roll out with a random stop k ~ U{1..K}; only the last executed step carries gradient.
     x_s, s = roll_out(roles, cond, levels, eta, draws, gradient=generator_turn)
     # 2. Subinterval renoising x_s -> x_t.
     point = renoised(x_s, s, p.renoise, draws)
     # 3. Fake score: ambient flow matching,  4. and the consistency regulariser.
     v_fake = roles.velocity("fake", point.x_t, point.t, cond)
     loss = fake_ambient_loss(point, v_fake, p.weighting, p.weight_clamp).mean()
-    values = {"fake_ambient": loss.item()}
+    add_value(sums.values, "fake_ambient", share * loss.item())
     if p.consistency.weight > 0:
         consistency = consistency_loss(roles, point, v_fake, cond, p.consistency, eta, draws).mean()
         loss = loss + p.consistency.weight * consistency
-        values["fake_consistency"] = consistency.item()
-    fake_gradients = players.fake.gradients(loss)
+        add_value(sums.values, "fake_consistency", share * consistency.item())
+    sums.fake.add(share * loss)
     # 5. Generator, every n-th iteration: match the teacher along y_fake - y_teacher.
     if generator_turn:
+        guided = {"guidance": params.model.guidance, "null": players.null}
         with torch.no_grad():
-            v_teacher = roles.velocity(
-                "teacher", point.x_t, point.t, cond, guidance=params.model.guidance, null=players.null
-            )
+            v_teacher = roles.velocity("teacher", point.x_t, point.t, cond, **guided)
         matching = matching_loss(x_s, point, v_fake, v_teacher, eta, draws).mean()
-        values["generator_grad_norm"] = players.generator.step(players.generator.gradients(matching))
-        values |= {"matching": matching.item(), "gap": (v_fake - v_teacher).square().mean().item()}
-        values["sample_std"] = x_s.std().item()
-        # 6. Moving average of the generator.
-        players.average.update()
-    values["fake_grad_norm"] = players.fake.step(fake_gradients)
-    norms = at_level(values, ("fake_grad_norm", "generator_grad_norm"), s[0].item())
-    return values | norms | latent_values(x_s)
+        sums.generator.add(share * matching)
+        add_value(sums.generator_values, "matching", share * matching.item())
+        add_value(sums.generator_values, "gap", share * (v_fake - v_teacher).square().mean().item())
+    sums.samples.append(x_s.detach())
 
 
 def roll_out(

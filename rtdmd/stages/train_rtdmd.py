@@ -10,6 +10,8 @@ published` refuses any setting that is not the public code's.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +27,14 @@ from rtdmd.flow.policy import draw_step_subset
 from rtdmd.rewards import identities
 from rtdmd.rewards.panel import Panel, open_panel
 from rtdmd.rng import integers, permutation
-from rtdmd.stage import Stage, open_stage
-from rtdmd.torch_setup import configure
+from rtdmd.stage import Stage
+from rtdmd.train.accumulate import Gradients, micro_batches
 from rtdmd.train.diagnose import Pixels, advantage_values, latent_values, require_signal, reward_values
 from rtdmd.train.engine import Learner, Loop, Saved
 from rtdmd.train.journal import write_curves
 from rtdmd.train.pictures import Pictures
 from rtdmd.train.prompts import TrainingPrompts
+from rtdmd.train.ranks import Ranks, open_together
 from rtdmd.train.reinforce import (
     Rollout,
     advantages_of,
@@ -51,52 +54,74 @@ NAME = "train_rtdmd"
 
 def run(root: Path = Path(".")) -> None:
     """Run the stage in ``root``."""
-    with open_stage(NAME, root) as stage:
-        train(stage)
+    with open_together(NAME, root) as (stage, ranks):
+        train(stage, ranks)
 
 
-def train(stage: Stage) -> None:
+def train(stage: Stage, ranks: Ranks) -> None:
     """Reinforce the stage-one generator, resuming from the run folder where it holds a checkpoint."""
+    p = stage.params.train_rtdmd
+    aside = p.validation.prompts if p.validation.every else 0
+    with ranks.together():
+        prompts = TrainingPrompts.open(stage, ranks.device, p.prompt_order, aside)
+        players = gather_players(stage, ranks, prompts.cache.null())
+    held_out = prompts.conditioning(prompts.aside) if aside else None
+    validation = Validation(p.validation, players, prompts.aside, held_out)
+    saved: dict[str, Saved] = {"generator": players.generator, "fake": players.fake}
+    saved |= {"validation": validation} if aside else {}
+    pictures = Pictures(
+        p.panel_every, stage.run_dir, players.params, players.roles, players.backbone, prompts, players.sigmas
+    )
+    loop = Loop(
+        stage.run_dir, p.epochs, p.save_every, p.log_every, saved, NAME, "epoch", ranks, p.keep, validation.over
+    )
+    mine = ranks.share(p.prompts_per_epoch)
+    images = tuple(range(mine.start * p.group_size, mine.stop * p.group_size))
+
+    for step in loop:
+        chosen = prompts.batch(step, p.prompts_per_epoch, NAME)[mine.start : mine.stop]
+        records = [record for record in chosen for _ in range(p.group_size)]
+        draws = Draws(stage.seed, NAME, step, images, players.backbone.latent_shape(), ranks.device)
+        try:
+            values = validation.before(step) | epoch(players, prompts.conditioning(records), records, draws)
+            loop.log(step, values | validation.after(step + 1), images=p.prompts_per_epoch * p.group_size)
+            with ranks.together():
+                if ranks.main:
+                    require_signal(loop.journal, p)
+                    pictures.after(step + 1)
+        except FloatingPointError as error:
+            raise loop.fault(step, error) from error
+
+    if ranks.main:
+        write_outputs(stage, players, validation.put_best())
+        write_curves(loop.rows, stage.output("curves.csv"))
+
+
+def gather_players(stage: Stage, ranks: Ranks, null: Conditioning) -> Players:
+    """Roles, learners and rewards of a run."""
     params, p = stage.params, stage.params.train_rtdmd
-    device = configure(params.run)
-    backbone = load_backbone(params.model, text=False, vae=True, device=device, root=stage.root)
+    backbone = load_backbone(params.model, text=False, vae=True, device=ranks.device, root=stage.root)
     roles = load_roles(stage, backbone)
+    if roles.full and ranks.main:
+        print(f"{NAME}: {roles.cost()}", file=sys.stderr)
     weights = roles.trainable("rtdmd")
     average = Average(weights, p.ema_decay)
     generator = Learner.adamw(weights, p.lr_generator, p, fall=(p.lr_fall, p.epochs), average=average)
     fake = Learner.adamw(roles.trainable("fake"), p.lr_fake, p)
-    aside = p.validation.prompts if p.validation.every else 0
-    prompts = TrainingPrompts.open(stage, device, p.prompt_order, aside)
-    panel = open_panel(p.rewards, device, stage.root)
-    sigmas = backbone.sigmas(params.model.num_steps).to(device)
-    players = Players(params, roles, generator, fake, average, prompts.cache.null(), sigmas, backbone, panel)
-    validation = Validation(
-        p.validation, players, prompts.aside, prompts.conditioning(prompts.aside) if aside else None
-    )
-    saved: dict[str, Saved] = {"generator": generator, "fake": fake} | ({"validation": validation} if aside else {})
-    pictures = Pictures(p.panel_every, stage.run_dir, params, roles, backbone, prompts, sigmas)
-    loop = Loop(
-        stage.run_dir, p.epochs, p.save_every, p.log_every, saved, NAME, "epoch", keep=p.keep, over=validation.over
-    )
+    panel = open_panel(p.rewards, ranks.device, stage.root)
+    sigmas = backbone.sigmas(params.model.num_steps).to(ranks.device)
+    return Players(params, roles, generator, fake, average, null, sigmas, backbone, panel, ranks)
 
-    for step in loop:
-        records = [r for r in prompts.batch(step, p.prompts_per_epoch, NAME) for _ in range(p.group_size)]
-        draws = Draws(stage.seed, NAME, step, tuple(range(len(records))), backbone.latent_shape(), device)
-        try:
-            values = validation.before(step) | epoch(players, prompts.conditioning(records), records, draws)
-            loop.log(step, values | validation.after(step + 1), images=len(records))
-            require_signal(loop.journal, p)
-            pictures.after(step + 1)
-        except FloatingPointError as error:
-            raise loop.fault(step, error) from error
 
-    chosen = validation.put_best()
-    average.swap()
-    about = {"stage": NAME, "mode": params.adapter.mode, "rank": str(params.adapter.rank)}
-    about |= {"alpha": str(params.adapter.alpha), "role": "generator"} | chosen
-    save_tensors(roles.state("rtdmd"), stage.output("generator.safetensors"), about)
-    write_curves(loop.rows, stage.output("curves.csv"))
-    write_json(stage.output("scorers.json"), identities(panel.rewards.values()))
+def write_outputs(stage: Stage, players: Players, chosen: dict[str, str]) -> None:
+    """The averaged generator, with what is needed to read it (``chosen``: as which it was), and what the scorers
+    were."""
+    adapter = stage.params.adapter
+    players.average.swap()
+    about = {"stage": NAME, "mode": adapter.mode, "rank": str(adapter.rank)}
+    about |= {"alpha": str(adapter.alpha), "role": "generator"} | chosen
+    save_tensors(players.roles.state("rtdmd"), stage.output("generator.safetensors"), about)
+    write_json(stage.output("scorers.json"), identities(players.panel.rewards.values()))
 
 
 @dataclass(frozen=True)
@@ -112,6 +137,7 @@ class Players:
     sigmas: Tensor
     backbone: Backbone
     panel: Panel
+    ranks: Ranks
 
 
 def load_roles(stage: Stage, backbone: Backbone) -> Roles:
@@ -129,66 +155,98 @@ def load_roles(stage: Stage, backbone: Backbone) -> Roles:
 def epoch(players: Players, cond: Conditioning, records: list[dict[str, Any]], draws: Draws) -> dict[str, float]:
     """One epoch of Algorithm 1 on N = M prompts x G images: roll-out, advantages, one generator update, fake updates.
 
-    cond and records have N rows, the images of a prompt next to each other.
+    cond, records and draws are those of this process's images, whole groups, the images of a prompt next to each other.
     """
-    params, roles, p = players.params, players.roles, players.params.train_rtdmd
-    eta, weights = params.model.eta, p.weights
+    params, roles, ranks, p = players.params, players.roles, players.ranks, players.params.train_rtdmd
+    eta, weights, total = params.model.eta, p.weights, p.prompts_per_epoch * p.group_size
     # 3. SubGRPO: the trained subset of the stochastic steps; elsewhere a group shares its noise.
     order = permutation(len(p.candidate_steps), draws.seed, draws.stream, draws.step, "subset")
     trained = [p.candidate_steps[i] for i in draw_step_subset(order, p.trained_steps)]
-    # 1. Roll out M prompts x G images.
-    groups = torch.arange(len(records)) // p.group_size
-    rollout = roll_out(roles, cond, records, groups, players.sigmas, trained, p, eta, draws)
     # 5. Last step: distribution matching at s = 0, and back-propagation of the differentiable rewards.
     pathwise = [(spec.weight, players.panel.rewards[spec.name]) for spec in p.rewards if spec.differentiable]
     guided = {"guidance": params.model.guidance, "null": players.null}
-    rows = list(range(len(rollout)))
-    if p.last_step_batch_size < len(rollout) and p.matching_path != "reward":  # a reward of every image
-        rows = permutation(len(rollout), draws.seed, draws.stream, draws.step, "last-rows")[: p.last_step_batch_size]
-    pixels = Pixels()
-    images = pixels.watch(final_images(rollout, players.backbone, p.micro_batch))
-    with players.panel.scoring(images) as scoring:  # 2. Rewards; a slow scorer goes on while the last step's terms run
-        matching, backprop, held, values = last_step_gradients(
-            roles, players.generator, rollout.take(rows), pathwise, players.backbone, p, guided, eta, draws.of(rows)
-        )
-        scores = scoring.scores(rollout.states[-1].device)
-    advantages = advantages_of(scores, groups, p)
+    chosen = list(range(total))
+    if p.last_step_batch_size < total and p.matching_path != "reward":  # a reward of every image
+        chosen = permutation(total, draws.seed, draws.stream, draws.step, "last-rows")[: p.last_step_batch_size]
+    rows, theirs = own_rows(chosen, draws)
+    with ranks.together():
+        # 1. Roll out M prompts x G images.
+        groups = torch.tensor(draws.samples) // p.group_size
+        rollout = roll_out(roles, cond, records, groups, players.sigmas, trained, p, eta, draws)
+        pixels = Pixels()
+        images = pixels.watch(final_images(rollout, players.backbone, p.micro_batch))
+        with players.panel.scoring(images) as scoring:  # 2. Rewards; a slow scorer goes on beside the last step's terms
+            last = rollout.take(rows)
+            matching, backprop, held, values = last_step_gradients(
+                roles, players.generator, last, pathwise, players.backbone, p, guided, eta, theirs, len(chosen)
+            )
+            own_scores = scoring.scores(rollout.states[-1].device)
+    # Advantages are over the images of all processes.
+    scores = {name: ranks.whole(own) for name, own in own_scores.items()}
+    everyone = torch.arange(total) // p.group_size
+    advantages = advantages_of(scores, everyone, p)
     # 4. Policy gradient over the trained steps, with the optional reference KL and matching as a reward.
-    policy, anchor, more = policy_gradient(roles, players.generator, rollout, advantages, trained, p, eta, held)
+    with ranks.together():
+        own = advantages[draws.samples[0] : draws.samples[-1] + 1]
+        policy, anchor, more = policy_gradient(
+            roles, players.generator, rollout, own, trained, p, eta, held, everyone=advantages
+        )
+    more = ranks.means(more) | {"ratio_error": max(ranks.gather(more["ratio_error"]))}
     require_on_policy(more["ratio_error"], p.clip_range)
     terms = {"policy": (weights.policy, policy), "matching": (weights.matching, matching)}
     terms |= {"backprop": (weights.backprop, backprop), "reference_kl": (weights.reference_kl, anchor)}
+    for _, gradients in terms.values():
+        gradients.add_up(ranks)
     gradient, norms = combine(terms, p.gradient_scaling)
-    values = more | values | norms | {"generator_grad_norm": players.generator.step(gradient)}
+    values = more | ranks.totals(values) | norms | {"generator_grad_norm": players.generator.step(gradient)}
     if (draws.step + 1) % p.ema_every == 0:
         players.average.update()
     # 6. Fake-score updates from the cached roll-out.
     for update in range(p.fake_updates_per_epoch):
-        values |= fake_update(params, roles, players.fake, rollout, update, draws)
+        values |= fake_update(players, rollout, update, draws)
     values |= {f"reward_{name}": value.mean().item() for name, value in scores.items()}
-    values |= {"advantage_std": advantages.std().item(), "sample_std": rollout.states[-1].std().item()}
-    values |= latent_values(rollout.states[-1]) | pixels.values()
-    return values | reward_values(scores, groups) | advantage_values(advantages)
+    values |= {"advantage_std": advantages.std().item(), "sample_std": ranks.spread(rollout.states[-1])}
+    values |= ranks.means(latent_values(rollout.states[-1]) | pixels.values())
+    return values | reward_values(scores, everyone) | advantage_values(advantages)
 
 
-def fake_update(
-    params: Params, roles: Roles, fake: Learner, rollout: Rollout, update: int, draws: Draws
-) -> dict[str, float]:
+def own_rows(chosen: Sequence[int], draws: Draws, stream: str | None = None) -> tuple[list[int], Draws]:
+    """Of the chosen images of all processes those of this one, as rows of its roll-out, and their draws."""
+    first, count = draws.samples[0], len(draws.samples)
+    rows = [image - first for image in chosen if 0 <= image - first < count]
+    return rows, draws.of([draws.samples[row] for row in rows], stream)
+
+
+def fake_update(players: Players, rollout: Rollout, update: int, draws: Draws) -> dict[str, float]:
     """One ambient update of the fake score on images of the roll-out, taken at a random level of their chains."""
-    p, count = params.train_rtdmd, len(rollout)
-    rows = permutation(count, draws.seed, draws.stream, draws.step, "fake-rows", update)[: p.fake_batch_size]
-    k = last = len(rollout.sigmas) - 1
+    p, ranks = players.params.train_rtdmd, players.ranks
+    total = p.prompts_per_epoch * p.group_size
+    chosen = permutation(total, draws.seed, draws.stream, draws.step, "fake-rows", update)[: p.fake_batch_size]
+    k = len(rollout.sigmas) - 1
     if p.fake_start == "chain":
-        k = integers(1, last + 1, draws.seed, draws.stream, draws.step, "fake-level", update)
-    own = draws.of(rows, f"{draws.stream}-fake-{update}")
-    cond, s = rollout.cond.index(rows), rollout.sigmas[k].expand(len(rows))
-    point = renoised(rollout.states[k][rows], s, p.renoise, own)
-    v_fake = roles.velocity("fake", point.x_t, point.t, cond)
-    loss = fake_ambient_loss(point, v_fake, p.weighting, p.weight_clamp).mean()
-    values = {"fake_ambient": loss.item()}
+        k = integers(1, k + 1, draws.seed, draws.stream, draws.step, "fake-level", update)
+    rows, own = own_rows(chosen, draws, f"{draws.stream}-fake-{update}")
+    names = ["fake_ambient"] + ["fake_consistency"] * (p.consistency.weight > 0)
+    values, gradients = dict.fromkeys(names, 0.0), Gradients(players.fake)
+    with ranks.together():
+        for part in micro_batches(len(rows), p.micro_batch):
+            found = fake_losses(players, rollout.take(rows[part]), k, own.of(own.samples[part]))
+            share = len(rows[part]) / len(chosen)
+            loss = found[0] if len(found) == 1 else found[0] + p.consistency.weight * found[1]
+            gradients.add(share * loss)
+            for name, value in zip(names, found, strict=True):
+                values[name] += share * value.item()
+    gradients.add_up(ranks)
+    return ranks.totals(values) | {"fake_grad_norm": gradients.step()}
+
+
+def fake_losses(players: Players, rollout: Rollout, k: int, draws: Draws) -> list[Tensor]:
+    """The fake score's ambient loss on states[k] of the roll-out and, where it is weighted, its consistency term."""
+    params, roles, p = players.params, players.roles, players.params.train_rtdmd
+    point = renoised(rollout.states[k], rollout.sigmas[k].expand(len(rollout)), p.renoise, draws)
+    v_fake = roles.velocity("fake", point.x_t, point.t, rollout.cond)
+    losses = [fake_ambient_loss(point, v_fake, p.weighting, p.weight_clamp).mean()]
     if p.consistency.weight > 0:
-        consistency = consistency_loss(roles, point, v_fake, cond, p.consistency, params.model.eta, own).mean()
-        loss = loss + p.consistency.weight * consistency
-        values["fake_consistency"] = consistency.item()
-    values["fake_grad_norm"] = fake.step(fake.gradients(loss))
-    return values
+        own = consistency_loss(roles, point, v_fake, rollout.cond, p.consistency, params.model.eta, draws)
+        losses.append(own.mean())
+    return losses

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from rtdmd.errors import RtdmdError
 from rtdmd.signals import Stopped
 from rtdmd.train import state
 from rtdmd.train.journal import Journal
+from rtdmd.train.ranks import Ranks
 from rtdmd.train.roles import Average
 
 
@@ -136,7 +137,8 @@ class Saved(Protocol):
 class Loop:
     """A resumable loop over steps: restores the newest checkpoint, saves every ``save_every``, keeps the journal.
 
-    A signal to end lets the running step finish, saves, and raises `Stopped`.
+    A signal to end lets the running step finish, saves, and raises `Stopped`. Of several processes the first one
+    writes checkpoints and journal; every one restores.
     """
 
     folder: Path
@@ -146,6 +148,7 @@ class Loop:
     learners: Mapping[str, Saved]
     title: str
     unit: str
+    ranks: Ranks = field(default_factory=Ranks)
     keep: int = state.KEEP
     over: Callable[[], bool] = lambda: False  # ends the loop before ``total``
     _bar: Any = None
@@ -157,12 +160,15 @@ class Loop:
         """Steps still to do, with a progress bar on standard error."""
         with signals.held():
             done = first = self._resume()
-            self._bar = tqdm(initial=first, total=self.total, desc=self.title, mininterval=1)
+            stop = None
+            shown = {"desc": self.title, "mininterval": 1, "disable": not self.ranks.main}
+            self._bar = tqdm(initial=first, total=self.total, **shown)
             for step in range(first, self.total):
                 if self.over():
                     break
                 yield step
-                done, stop = step + 1, signals.received()
+                # A signal to any process ends all of them after the same step.
+                done, stop = step + 1, next(filter(None, self.ranks.gather(signals.received())), None)
                 if done % self.save_every == 0 or done == self.total or stop or self.over():
                     self._save(done)
                 self._show(done)
@@ -170,25 +176,42 @@ class Loop:
                     break
             with suppress(BrokenPipeError):
                 self._bar.close()
-            if signal := signals.received():
-                raise Stopped(f"stopped by {signal} after {self.unit} {done} of {self.total}, which is saved")
+            if stop:
+                raise Stopped(f"stopped by {stop} after {self.unit} {done} of {self.total}, which is saved")
 
     def _resume(self) -> int:
-        state.sweep(self.folder)
+        if self.ranks.main:
+            state.sweep(self.folder)
         snapshot = state.load(self.folder)
-        self.journal.put_back(snapshot.journal if snapshot else "")
-        if snapshot is None:
-            return 0
-        for name, learner in self.learners.items():
+        if self.ranks.main:
+            self.journal.put_back(snapshot.journal if snapshot else "")
+        for name, learner in self.learners.items() if snapshot else ():
             learner.restore(name, snapshot.tensors)
-        return snapshot.step
+        step = snapshot.step if snapshot else 0
+        self._require_alike(step)
+        return step
+
+    def _require_alike(self, step: int) -> None:
+        """RtdmdError unless all processes hold the same weights at the same step."""
+        learners = [saved for saved in self.learners.values() if isinstance(saved, Learner)]
+        weights = [parameter for learner in learners for parameter in learner.parameters]
+        self.ranks.require_alike([torch.tensor(step), *weights], f"the weights at {self.unit} {step}")
 
     def _save(self, step: int) -> None:
+        """Written by the first process; the others wait for it, on the CPU."""
+        self._require_alike(step)
+        with self.ranks.together():
+            if self.ranks.main:
+                self._write(step)
+
+    def _write(self, step: int) -> None:
         groups = {key: group for name, learner in self.learners.items() for key, group in learner.tensors(name).items()}
         state.save(self.folder, state.Snapshot(step, groups, self.journal.text()), self.keep)
 
     def _show(self, done: int) -> None:
         """Move the bar. What reads standard error (``| tee log``) may have died of the same signal as this process."""
+        if not self.ranks.main:
+            return
         with suppress(BrokenPipeError):
             self._bar.update()
             if done % self.log_every == 0 or done == self.total:
@@ -201,7 +224,8 @@ class Loop:
         for name, value in values.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"{name} is {value}")
-        self.journal.add(step + 1, values, images)
+        if self.ranks.main:
+            self.journal.add(step + 1, values, images)
 
     @property
     def rows(self) -> list[dict[str, float]]:

@@ -23,6 +23,7 @@ from rtdmd.flow.precision import require_finite
 from rtdmd.rewards import Reward
 from rtdmd.rewards.panel import Batch
 from rtdmd.rng import integers
+from rtdmd.train.accumulate import Gradients, micro_batches
 from rtdmd.train.diagnose import at_level
 from rtdmd.train.terms import Draws, Renoised, Velocities, matching_direction, renoised
 
@@ -72,12 +73,6 @@ class Rollout:
         _, group = torch.unique(self.groups, return_inverse=True)
         first = rows.new_full((int(group.max()) + 1,), len(self)).scatter_reduce(0, group, rows, "amin")
         return first[group]
-
-
-def micro_batches(count: int, size: int) -> Iterator[slice]:
-    """Consecutive slices of at most ``size``."""
-    for first in range(0, count, size):
-        yield slice(first, min(first + size, count))
 
 
 @torch.no_grad()
@@ -150,28 +145,6 @@ def advantages_of(scores: Mapping[str, Tensor], groups: Tensor, p: TrainRtdmdPar
     )
 
 
-@dataclass
-class Gradients:
-    """Sums of one term's gradients over micro-batches, one tensor for each trained parameter."""
-
-    learner: Learner
-    total: list[Tensor] | None = None
-
-    def add(self, loss: Tensor, retain_graph: bool = False) -> None:
-        """Add the gradient of a scalar loss."""
-        new = torch.autograd.grad(loss, self.learner.parameters, retain_graph=retain_graph)
-        self.total = list(new) if self.total is None else [a + b for a, b in zip(self.total, new, strict=True)]
-
-    def norm(self, since: list[Tensor] | None = None) -> float:
-        """Euclidean norm over all parameters of what was added (after the total was ``since``), 0 where nothing was."""
-        if self.total is None:
-            return 0.0
-        if since is None:
-            return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.total))).item()
-        norms = [torch.linalg.vector_norm(now - then) for now, then in zip(self.total, since, strict=True)]
-        return torch.linalg.vector_norm(torch.stack(norms)).item()
-
-
 @dataclass(frozen=True)
 class Held:
     """Distribution matching as a reward of each image, (N,), and the term to which its policy gradient belongs."""
@@ -189,22 +162,29 @@ def policy_gradient(
     p: TrainRtdmdParams,
     eta: float,
     held: Held | None = None,
+    everyone: Tensor | None = None,
 ) -> tuple[Gradients, Gradients, dict[str, float]]:
     """Gradients of the clipped policy loss and of the reference KL over the trained steps (method, stage two, step 4).
 
     Images of zero advantage are left out of the policy term only, and of the passes where it is the only term; a group
     whose images are still equal at a step has one pass. ``held`` adds the policy gradient of matching as a reward to
-    its term, unbiased for all candidate steps. Values: clip fraction, the largest |ratio - 1|, which is 0 at the first
-    update of an epoch, and the policy gradient's norm by level.
+    its term, unbiased for all candidate steps. ``everyone``: the advantages of all processes' images, whose gradients
+    add up; None where these are all. Values: clip fraction, the largest |ratio - 1|, which is 0 at the first update of
+    an epoch, and the policy gradient's norm by level.
     """
-    policy, anchor, total = Gradients(learner), Gradients(learner), len(rollout)
-    kept = advantages.cpu() != 0 if p.drop_zero_advantage else torch.ones(total, dtype=torch.bool)
+    policy, anchor = Gradients(learner), Gradients(learner)
+    everyone = advantages if everyone is None else everyone
+    kept, all_kept = (
+        each.cpu() != 0 if p.drop_zero_advantage else torch.ones(len(each), dtype=torch.bool)
+        for each in (advantages, everyone)
+    )
+    total, divisor = len(everyone), max(1, int(all_kept.sum()))
     with_anchor = p.weights.reference_kl > 0
     needed = torch.ones_like(kept) if with_anchor or held is not None else kept
     # The public code averages over the trained steps; the paper's (K-1)/M makes their sum unbiased for all of them.
     whole = subset_factor(len(p.candidate_steps) + 1, len(trained))
     factor = whole if p.subset_factor else 1 / len(trained)
-    values = {"kept": kept.float().mean().item(), "clip_fraction": 0.0, "ratio_error": 0.0}
+    values = {"kept": all_kept.float().mean().item(), "clip_fraction": 0.0, "ratio_error": 0.0}
     passes = 0
     for k in trained if p.weights.policy > 0 or with_anchor or held is not None else ():
         before = policy.total
@@ -220,7 +200,7 @@ def policy_gradient(
             else:
                 new, old = published_log_prob(x_next, mean), published_log_prob(x_next, rollout.means[k][rows])
             loss, ratio, clipped = clipped_policy_loss(new, old, advantages[rows], p.clip_range)
-            term = factor * (loss * kept[rows].to(loss)).sum() / max(1, int(kept.sum()))
+            term = factor * (loss * kept[rows].to(loss)).sum() / divisor
             policy.add(term, retain_graph=with_anchor or held is not None)
             if held is not None:
                 pull, *_ = clipped_policy_loss(new, old, held.rewards[rows], p.clip_range)
@@ -302,14 +282,16 @@ def last_step_gradients(
     guided: Mapping[str, Any],
     eta: float,
     draws: Draws,
+    total: int | None = None,
 ) -> tuple[Gradients, Gradients, Held | None, dict[str, float]]:
     """Gradients of reward back-propagation through the deterministic last step, and of distribution matching (method,
     stage two, step 5), as ``p.matching_path`` says: at s = 0 through the last step or through the whole chain, or with
     its reward for the stochastic steps; or, as in stage one, through one step k ~ U{1..K} of the roll-out, at its
-    lower level s. ``rewards``: (weight, differentiable reward)."""
+    lower level s. ``rewards``: (weight, differentiable reward). ``total``: images of all processes, whose gradients
+    and values add up; None where these are all."""
     matching, backprop, directions = Gradients(learner), Gradients(learner), list[Tensor]()
     values = {"matching": 0.0, "backprop": 0.0, "gap": 0.0}
-    if p.weights.matching == 0 and p.weights.backprop == 0:
+    if (p.weights.matching == 0 and p.weights.backprop == 0) or len(rollout) == 0:
         return matching, backprop, None, values
     count, last = len(rollout), len(rollout.sigmas) - 2
     stop = last
@@ -317,7 +299,7 @@ def last_step_gradients(
         stop = integers(0, last + 1, draws.seed, draws.stream, draws.step, "matching-stop")
     point = renoised(rollout.states[stop + 1], rollout.sigmas[stop + 1].expand(count), p.renoise, draws)
     for rows in micro_batches(count, p.micro_batch):
-        cond, share = rollout.cond.index(rows), len(rollout.groups[rows]) / count
+        cond, share = rollout.cond.index(rows), len(rollout.groups[rows]) / (total or count)
         if p.weights.backprop > 0 or stop == last:
             x0 = one_step(roles, rollout, rows, last, rollout.states[last][rows], eta)
         if p.weights.backprop > 0:

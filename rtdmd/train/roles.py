@@ -2,7 +2,8 @@
 
 A role is a stack of adapters on the frozen base: the teacher's is empty, the stage-one generator's is ("acdmd",), the
 stage-two generator's ("acdmd", "rtdmd"), so stage two sits on stage one without merging. In `full` mode each adapter is
-a separate copy of the transformer and a role is the last of its stack; that costs one copy of the weights a role.
+a separate copy of the transformer in float32 (an update in half precision would be lost in rounding; passes run in the
+base's precision) and a role is the last of its stack: `Roles.cost` says what that takes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rtdmd.errors import UserError
 from rtdmd.files import load_tensors
@@ -40,14 +42,19 @@ class Roles:
         self.backbone, self.stacks, self.full = backbone, dict(stacks), adapter.mode == "full"
         self._copies: dict[str, nn.Module] = {}
         self._layers: list[BaseTunerLayer] = []
+        self._active: Stack = ()
         names = sorted({name for stack in stacks.values() for name in stack})
         for name in names:
             self._add(name, adapter, seed)
+        if adapter.gradient_checkpointing:
+            modules: list[Any] = [backbone.transformer, *self._copies.values()]
+            for module in modules:
+                module.enable_gradient_checkpointing(self._computed_again)
 
     def _add(self, name: str, adapter: AdapterParams, seed: int) -> None:
         base: Any = self.backbone.transformer  # a diffusers model; its adapter methods come from a mixin
         if self.full:
-            self._copies[name] = copy.deepcopy(base).requires_grad_(False)
+            self._copies[name] = copy.deepcopy(base).float().requires_grad_(False)
             return
         config = LoraConfig(
             r=adapter.rank, lora_alpha=adapter.alpha, target_modules=self.backbone.lora_targets(adapter.targets)
@@ -69,10 +76,33 @@ class Roles:
     def _activate(self, stack: Stack) -> None:
         """Switch the base's adapters. PEFT's own switch also flips ``requires_grad``, and a parameter whose flag is off
         at backward time silently receives no gradient; here only the forward pass changes."""
+        self._active = stack
         for layer in self._layers:
             layer._disable_adapters = not stack
             if stack:
                 layer._active_adapter = list(stack)
+
+    def _computed_again(self, block: nn.Module, *inputs: Any) -> Any:
+        """A block's output; its activations are computed again in the backward pass, through the adapters that were
+        active in the forward pass (by then another role's may be)."""
+        stack = self._active
+
+        def forward(*inputs: Any) -> Any:
+            self._activate(stack)
+            return block(*inputs)
+
+        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    def cost(self) -> str:
+        """What full mode takes, in one line: each role's float32 weights, and for generator and fake score gradients
+        and AdamW's moments; the generator's average too."""
+        count = sum(p.numel() for p in self.backbone.transformer.parameters())
+        one = 4 * count / 2**30
+        return (
+            f"adapter.mode: full keeps {len(self._copies)} float32 copies of the transformer beside the teacher's"
+            f" ({count / 1e9:.3g} billion parameters each): {len(self._copies) * one:.3g} GiB of weights, {2 * one:.3g}"
+            f" of gradients, {4 * one:.3g} of AdamW's moments, {one:.3g} of the average; lora keeps one transformer"
+        )
 
     def trainable(self, name: str) -> list[nn.Parameter]:
         """Parameters of one adapter, switched to training, for an optimizer; everything else stays frozen."""
@@ -98,7 +128,9 @@ class Roles:
         else:
             module = self.backbone.transformer
             self._activate(stack)
-        return self.backbone.velocity(module, x, sigma, cond, guidance=guidance, null=null)
+        half = self.backbone.dtype if self.full and stack and self.backbone.dtype != torch.float32 else None
+        with torch.autocast(self.backbone.device.type, dtype=half, enabled=half is not None):
+            return self.backbone.velocity(module, x, sigma, cond, guidance=guidance, null=null)
 
     def state(self, name: str) -> dict[str, Tensor]:
         """An adapter's tensors by name (``<module>.lora_A.weight``; all weights in full mode), detached copies."""

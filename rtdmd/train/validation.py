@@ -46,7 +46,7 @@ class Validation:
         """Before the first epoch: the stage-one student is the first candidate, and the measure of diversity."""
         if not self.p.every or step > 0:
             return {}
-        self.reward, self.start_diversity = self.measure()
+        self.reward, self.start_diversity = self.shared()
         self._keep(0)
         return {"validation/start_reward": self.reward, "validation/start_diversity": self.start_diversity}
 
@@ -54,7 +54,7 @@ class Validation:
         """After ``done`` epochs, where a validation is due: its figures, and the best student's epoch."""
         if not self.p.every or done % self.p.every:
             return {}
-        reward, diversity = self.measure()
+        reward, diversity = self.shared()
         self.misses += 1
         if reward > self.reward and diversity >= self.p.min_diversity * self.start_diversity:
             self.reward = reward
@@ -75,6 +75,13 @@ class Validation:
             return {}
         state.copy_indexed(self.players.average.tensors, state.indexed(self.best))
         return {"epoch": str(self.epoch)}
+
+    def shared(self) -> tuple[float, float]:
+        """What the first process measures, in every process, so that all keep and end alike."""
+        ranks = self.players.ranks
+        with ranks.together():
+            found = self.measure() if ranks.main else (0.0, 0.0)
+        return ranks.gather(found)[0]
 
     @torch.no_grad()
     def measure(self) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from rtdmd.errors import UserError
 from rtdmd.files import load_tensors
 from rtdmd.images import PADDING
 from rtdmd.stages import train_acdmd, train_rtdmd
+from rtdmd.train.ranks import Ranks
 from rtdmd.train.roles import Average
 from rtdmd.train.validation import Validation, group_diversity
 from tests.train.workshop import make_trainable, results, rows_of
@@ -31,7 +32,7 @@ def by_hand(figures: list[tuple[float, float]], **changes: Any) -> Validation:
     """A validation whose figures are given; the average holds the number of epochs done."""
     average = Average([torch.nn.Parameter(torch.zeros(1))], 0.9)
     p = ValidationParams(**SETTINGS | {"every": 1} | changes)
-    validation = Validation(p, SimpleNamespace(average=average), [], None)  # type: ignore[arg-type]
+    validation = Validation(p, SimpleNamespace(average=average, ranks=Ranks()), [], None)  # type: ignore[arg-type]
     coming = iter(figures)
     validation.measure = lambda: next(coming)  # type: ignore[method-assign]
     return validation

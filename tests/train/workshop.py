@@ -27,9 +27,10 @@ def tiny_backbone(teacher: Path, vae: bool = False, dtype: str = "float32") -> B
     return load_backbone(preset("smoke", {"model": {"teacher": str(teacher), "dtype": dtype}}).model, vae=vae)
 
 
-def adapter(mode: str = "lora", rank: int = 4) -> AdapterParams:
-    """The adapter section."""
-    return AdapterParams(mode=mode, rank=rank, alpha=2 * rank, targets="attention")  # type: ignore[arg-type]
+def adapter(mode: str = "lora", rank: int = 4, again: bool = False) -> AdapterParams:
+    """The adapter section; ``again``: with gradient checkpointing."""
+    settings = {"mode": mode, "rank": rank, "alpha": 2 * rank, "targets": "attention", "gradient_checkpointing": again}
+    return AdapterParams.model_validate(settings)
 
 
 def roles_on(backbone: Backbone, stage: str = "train_acdmd", mode: str = "lora", seed: int = 0) -> Roles:

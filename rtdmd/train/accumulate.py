@@ -1,0 +1,60 @@
+"""Sums of gradients over micro-batches and processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from rtdmd.train.engine import Learner
+    from rtdmd.train.ranks import Ranks
+
+
+def micro_batches(count: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most ``size``."""
+    for first in range(0, count, size):
+        yield slice(first, min(first + size, count))
+
+
+def add_value(values: dict[str, float], name: str, value: float) -> None:
+    """values[name] += value, from 0."""
+    values[name] = values.get(name, 0.0) + value
+
+
+@dataclass
+class Gradients:
+    """Sums of one term's gradients over micro-batches, one tensor for each trained parameter."""
+
+    learner: Learner
+    total: list[Tensor] | None = None
+
+    def add(self, loss: Tensor, retain_graph: bool = False) -> None:
+        """Add the gradient of a scalar loss; a parameter that the loss does not reach is an error."""
+        new = torch.autograd.grad(loss, self.learner.parameters, retain_graph=retain_graph)
+        self.total = list(new) if self.total is None else [a + b for a, b in zip(self.total, new, strict=True)]
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Add up what all processes have. A process to which no sample fell counts as zeros."""
+        if ranks.world > 1 and any(ranks.gather(self.total is not None)):
+            if self.total is None:
+                self.total = [torch.zeros_like(parameter) for parameter in self.learner.parameters]
+            ranks.sum_(self.total)
+
+    def norm(self, since: list[Tensor] | None = None) -> float:
+        """Euclidean norm over all parameters of what was added (after the total was ``since``), 0 where nothing was."""
+        if self.total is None:
+            return 0.0
+        if since is None:
+            return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.total))).item()
+        norms = [torch.linalg.vector_norm(now - then) for now, then in zip(self.total, since, strict=True)]
+        return torch.linalg.vector_norm(torch.stack(norms)).item()
+
+    def step(self) -> float:
+        """One update of the learner with the sum; its norm. FloatingPointError where it is not finite."""
+        if self.total is None:
+            raise FloatingPointError("there is no gradient: no sample was computed")
+        return self.learner.step(self.total)
