@@ -6,7 +6,7 @@ Images are judged batch by batch and then dropped, so memory does not grow with 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,27 +21,30 @@ from rtdmd.evaluate.plan import Item
 from rtdmd.evaluate.tables import Scores, scores_of
 from rtdmd.evaluate.world_figures import Reading, reading
 from rtdmd.images import Pixels, to_uint8
-from rtdmd.rewards import Reward, check_rewards, identities, load_reward
+from rtdmd.rewards import identities
 from rtdmd.rewards.clipscore import ClipScore
 from rtdmd.rewards.clipscore import load as load_clip
-from rtdmd.world.verifier import Parse, Verdict, verify
+from rtdmd.rewards.panel import CPU, Panel, open_panel
+from rtdmd.rewards.protocol import Metadata
+from rtdmd.world.verifier import Verdict, verify
 
 Batch = tuple[Sequence[Item], Tensor]  # items and their images (B, 3, H, W) in [0, 1]
 ImageKey = tuple[int, int]  # (prompt id, image index)
+AHEAD = 2  # batches that may wait for a slow scorer
 
 
 @dataclass(frozen=True)
 class Judge:
     """The scorers of an evaluation, loaded once."""
 
-    rewards: tuple[Reward, ...]
+    panel: Panel
     clip: ClipScore | None  # whose image embedding is the feature space
     world: bool  # read the images with the world's verifier
 
     def identities(self) -> dict[str, dict[str, Any]]:
         """What every scorer was, and the model whose embedding is the feature space as "features"."""
         features = {} if self.clip is None else {"features": identities([self.clip])[self.clip.name]}
-        return identities(self.rewards) | features
+        return identities(self.panel.rewards.values()) | features
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,12 @@ class Judged:
 
 def load_judge(params: EvaluateParams, device: torch.device, root: Path) -> Judge:
     """The scorers that `evaluate` names; the verifier's verdict is read where world_verifier is among them."""
-    rewards = tuple(load_reward(spec, device, root) for spec in params.rewards)
-    check_rewards(rewards, root)
+    panel = open_panel(params.rewards, device, root)
     clip = None
     if params.features_model is not None:
         spec = RewardParams(name="clipscore", model=str((root / params.features_model).absolute()))
         clip = load_clip(spec, device)
-    return Judge(rewards, clip, any(reward.name == "world_verifier" for reward in rewards))
+    return Judge(panel, clip, "world_verifier" in panel.rewards)
 
 
 @torch.no_grad()
@@ -82,38 +84,39 @@ def image_features(clip: ClipScore, images: Tensor) -> np.ndarray:
 def judge_images(judge: Judge, batches: Iterable[Batch], keep: Collection[ImageKey] = ()) -> Judged:
     """Judge a stream of batches; images named in `keep` are kept as bytes."""
     items: list[Item] = []
-    columns: dict[str, list[np.ndarray]] = {}
     features: list[np.ndarray] = []
-    parses: list[Parse] = []
+    verdicts: list[Verdict] = []
     kept: dict[ImageKey, Pixels] = {}
-    for chunk, images in batches:
-        items += chunk
-        verdict = verify(images, [item.prompt.metadata for item in chunk]) if judge.world else None
-        for name, values in _scores(judge, chunk, images, verdict).items():
-            columns.setdefault(name, []).append(values)
-        if verdict is not None:
-            parses.append(verdict.parse)
-        if judge.clip is not None:
-            features.append(image_features(judge.clip, images))
-        wanted = [row for row, item in enumerate(chunk) if item.key in keep]
-        if wanted:
-            kept |= dict(zip([chunk[row].key for row in wanted], to_uint8(images[wanted]), strict=True))
+
+    def seen() -> Iterator[tuple[Tensor, list[str], list[Metadata]]]:
+        for chunk, images in batches:
+            items.extend(chunk)
+            prompts, metadata = [item.prompt.prompt for item in chunk], [item.prompt.metadata for item in chunk]
+            if judge.world:
+                verdicts.append(verify(images, metadata))
+            if judge.clip is not None:
+                features.append(image_features(judge.clip, images))
+            wanted = [row for row, item in enumerate(chunk) if item.key in keep]
+            if wanted:
+                kept.update(zip([chunk[row].key for row in wanted], to_uint8(images[wanted]), strict=True))
+            yield images, prompts, metadata
+
+    with judge.panel.scoring(seen(), ahead=AHEAD) as scoring:  # a scorer with a thread goes on while images are made
+        columns = _columns(verdicts) | scoring.scores(CPU)
     return Judged(
         items=tuple(items),
-        scores=scores_of(items, {name: np.concatenate(parts) for name, parts in columns.items()}),
+        scores=scores_of(items, {name: values.double().numpy() for name, values in columns.items()}),
         features=np.concatenate(features) if features else None,
-        reading=reading(parses) if parses else None,
+        reading=reading([verdict.parse for verdict in verdicts]) if verdicts else None,
         kept=kept,
     )
 
 
-def _scores(judge: Judge, chunk: Sequence[Item], images: Tensor, verdict: Verdict | None) -> dict[str, np.ndarray]:
-    """Every score of one batch by name, (B,) each: the verdict's first, then the rewards."""
-    prompts = [item.prompt.prompt for item in chunk]
-    metadata = [item.prompt.metadata for item in chunk]
-    found: dict[str, Tensor] = {}
-    if verdict is not None:
-        found = {"strict": verdict.strict, "lenient": verdict.lenient, "soft": verdict.soft}
-    with torch.no_grad():
-        found |= {reward.name: reward.score(images, prompts, metadata) for reward in judge.rewards}
-    return {name: values.cpu().double().numpy() for name, values in found.items()}
+def _columns(verdicts: Sequence[Verdict]) -> dict[str, Tensor]:
+    """The verdict's scores (N,), which stand before the rewards'; {} where there is none."""
+    parts = {
+        "strict": [verdict.strict for verdict in verdicts],
+        "lenient": [verdict.lenient for verdict in verdicts],
+        "soft": [verdict.soft for verdict in verdicts],
+    }
+    return {name: torch.cat(values).cpu() for name, values in parts.items() if values}

@@ -1,4 +1,4 @@
-"""The scorers of a training run together: where their weights lie between epochs, and who scores beside the run.
+"""The scorers of a run together: where their weights lie between epochs, and who scores beside the run.
 
 A scorer that passes no gradient and leaves the run's device idle (it reads bytes, sorts detections, or waits for
 another process) scores in a thread of its own, while the next images are decoded and until its scores are asked for.
@@ -38,10 +38,11 @@ class Panel:
     beside: frozenset[str] = frozenset()
 
     @contextmanager
-    def scoring(self, batches: Iterable[Batch]) -> Iterator[Scoring]:
+    def scoring(self, batches: Iterable[Batch], ahead: int | None = None) -> Iterator[Scoring]:
         """Score batches of images (B, 3, H, W) in [0, 1]; inside the ``with`` all scorers without a thread are done.
 
-        At its end the offloaded ones are back on the CPU, and what a thread has not begun is dropped.
+        ahead: how many batches may wait for a thread, so that memory does not grow with their number; None: all.
+        At the end the offloaded scorers are back on the CPU, and what a thread has not begun is dropped.
         """
         with ExitStack() as stack:
             stack.callback(self._place, self.offloaded, CPU)
@@ -55,10 +56,13 @@ class Panel:
             for images, prompts, metadata in batches:
                 read = images.to(CPU) if threads else images  # what such scorers read; and the device keeps no copy
                 for name, reward in self.rewards.items():
-                    if name in threads:
-                        scoring.parts[name].append(threads[name].submit(_score, reward, read, prompts, metadata))
-                    else:
-                        scoring.parts[name].append(_score(reward, images, prompts, metadata))
+                    parts = scoring.parts[name]
+                    if name not in threads:
+                        parts.append(_score(reward, images, prompts, metadata))
+                        continue
+                    if ahead is not None and len(parts) >= ahead:
+                        _there(parts[-ahead])
+                    parts.append(threads[name].submit(_score, reward, read, prompts, metadata))
             for name, thread in threads.items():
                 scoring.moves.append(thread.submit(self._place, moved & {name}, CPU))
             yield scoring

@@ -28,6 +28,7 @@ from rtdmd.evaluate.tables import per_tag_csv, scores_csv
 from rtdmd.files import write_atomic, write_json
 from rtdmd.images import save_png
 from rtdmd.prompts import Prompt, read_prompts
+from rtdmd.rewards.panel import Panel
 from rtdmd.stage import Stage, open_stage
 from rtdmd.textcache import open_text_cache
 from rtdmd.torch_setup import configure
@@ -97,7 +98,7 @@ def real_images(
     judged = judge_images(judge, world_images(items, seed, "plan", params.batch_size))
     tags = len({item.tag for item in items})
     pool = plan_images(prompts, -(-params.reference_images // tags))
-    only_features = replace(judge, rewards=(), world=False)
+    only_features = replace(judge, panel=Panel({}, judge.panel.device), world=False)
     return judged, judge_images(only_features, world_images(pool, seed, "pool", params.batch_size)).features
 
 

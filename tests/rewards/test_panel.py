@@ -73,6 +73,21 @@ def test_the_run_goes_on_while_a_thread_scores() -> None:
         assert scoring.scores(CPU)["slow"].shape == (6,)
 
 
+def test_only_so_many_batches_wait_for_a_thread() -> None:
+    """With two ahead, the fifth batch is made once the third is scored: images do not pile up."""
+    made, toy = list[int](), Toy()
+
+    def noted() -> Iterator[Batch]:
+        for number, batch in enumerate(batches(6)):
+            assert len(toy.log) >= number - 2
+            made.append(number)
+            yield batch
+
+    with Panel({"toy": toy}, CPU, beside=frozenset({"toy"})).scoring(noted(), ahead=2) as scoring:
+        scores = scoring.scores(CPU)["toy"]
+    assert made == list(range(6)) and len(scores) == 21
+
+
 def test_what_a_thread_raises_is_raised_in_the_run() -> None:
     class Broken(Toy):
         def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:

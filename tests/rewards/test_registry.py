@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import errors
 from pydantic import ValidationError
 
@@ -99,15 +100,13 @@ def test_evaluations_rewards_are_its_own(tiny_clip: Path, tmp_path: Path) -> Non
     }
     params = preset("smoke", changes)
     assert [entry.name for entry in params.train_rtdmd.rewards] == ["world_verifier"]
-    judge = load_judge(params.evaluate, "cpu", tmp_path)  # type: ignore[arg-type]
-    assert [reward.name for reward in judge.rewards] == ["clipscore", "world_verifier"]
-    assert judge.rewards[1].identity()["soft_weight"] == 0.0
+    judge = load_judge(params.evaluate, torch.device("cpu"), tmp_path)
+    assert list(judge.panel.rewards) == ["clipscore", "world_verifier"]
+    assert judge.panel.rewards["world_verifier"].identity()["soft_weight"] == 0.0
     assert isinstance(params.evaluate, EvaluateParams)
 
 
 def test_weights_files_that_are_none_are_errors(tmp_path: Path) -> None:
-    import torch
-
     torch.save([torch.ones(2)], tmp_path / "list.pt")
     torch.save({"model": {"a": torch.ones(2)}}, tmp_path / "wrapped.pt")
     (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04 cut short")
