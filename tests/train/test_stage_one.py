@@ -127,7 +127,8 @@ def test_kill_9_inside_a_save_and_resume(root: Path, whole: dict[str, bytes]) ->
     killed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert killed.returncode == -9, killed.stderr
     (run_dir,) = (root / ".rtdmd/runs").iterdir()
-    assert sorted(path.name for path in run_dir.iterdir()) == [".step-00000006.partial", "LATEST", "step-00000003"]
+    left = [".step-00000006.partial", "LATEST", "journal.jsonl", "step-00000003"]
+    assert sorted(path.name for path in run_dir.iterdir()) == left
     assert train(root, EIGHT, fresh=False) == whole
     assert not list(run_dir.glob(".*.partial"))
     assert not list((root / "results" / STAGE).glob(".partial-*"))
