@@ -88,7 +88,7 @@ def judge_images(judge: Judge, batches: Iterable[Batch], keep: Collection[ImageK
     verdicts: list[Verdict] = []
     kept: dict[ImageKey, Pixels] = {}
 
-    def seen() -> Iterator[tuple[Tensor, list[str], list[Metadata]]]:
+    def seen() -> Iterator[tuple[Tensor, Sequence[str], Sequence[Metadata]]]:
         for chunk, images in batches:
             items.extend(chunk)
             prompts, metadata = [item.prompt.prompt for item in chunk], [item.prompt.metadata for item in chunk]
