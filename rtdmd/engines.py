@@ -23,6 +23,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from rtdmd.config import Params
+from rtdmd.dvc_cache import refuse_truncated
 from rtdmd.errors import UserError
 from rtdmd.files import tree_files, write_atomic
 from rtdmd.pipeline import params_values
@@ -52,7 +53,9 @@ class Job:
 
 
 def load_jobs(params: Params, root: Path = Path(".")) -> dict[str, Job]:
-    """Every stage of the DVC pipeline in `root`, by name. UserError when `dvc.yaml` names an unknown parameter."""
+    """Every stage of the DVC pipeline in `root`, by name. UserError when `dvc.yaml` names an unknown parameter,
+    or DVC's cache holds less than `dvc.lock` says."""
+    refuse_truncated(root)
     tree = params.model_dump(mode="json")
     with Repo(str(root)) as repo:
         return {stage.name: _job(stage, tree, root.resolve()) for stage in repo.index.stages if stage.name}

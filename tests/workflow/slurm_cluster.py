@@ -1,0 +1,189 @@
+"""A real Slurm of one node, in a folder, on the loopback address, as the current user: munged, slurmctld and slurmd.
+
+    with Cluster(folder) as cluster:
+        subprocess.run(["sbatch", ...], env=cluster.env)
+
+It needs Debian's `slurmctld slurmd slurm-client munge` (`make slurm-test` installs them) and touches no configuration of
+the machine. Two partitions: `work`, and `urgent`, whose jobs preempt those of `work` (they are requeued). Two GPUs that are
+none, so that requests for them can be seen. No accounting, no cgroups.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
+SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # the daemons are not on every user's path
+
+SLURM_CONF = """
+ClusterName=rtdmd
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller}
+SlurmdPort={daemon}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=0
+MinJobAge=7200
+KillWait=10
+ReturnToService=2
+GresTypes=gpu
+NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=64000 Gres=gpu:2
+PartitionName=work Nodes=node Default=YES PriorityTier=1
+PartitionName=urgent Nodes=node PriorityTier=9
+"""
+GRES_CONF = "NodeName=node Name=gpu File=/dev/null\nNodeName=node Name=gpu File=/dev/zero\n"
+
+
+def missing_programs() -> list[str]:
+    """Programs of Slurm and munge that this machine does not have."""
+    return [name for name in PROGRAMS if shutil.which(name, path=SBIN) is None]
+
+
+def wait_for(what: str, ready: Callable[[], Any], seconds: float = 60, pause: float = 0.1) -> Any:
+    """The first true value of `ready()`; AssertionError naming `what` after `seconds`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := ready():
+            return value
+        time.sleep(pause)
+    raise AssertionError(f"waited {seconds:.0f} s for {what}")
+
+
+class Cluster:
+    """The three daemons as children of this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.env = self._environment()
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Cluster:
+        for name in ("state", "spool", "bin"):
+            (self.folder / name).mkdir(parents=True)
+        self._write_configuration()
+        self.start("munged")
+        wait_for("munged", (self.folder / "munge.socket").exists)
+        self.start("slurmctld")
+        self.start("slurmd")
+        try:
+            wait_for("an idle node", lambda: "idle" in self.ask("sinfo", "--noheader", "--format=%T"))
+        except AssertionError as error:
+            logs = [(path.name, path.read_text()[-1500:]) for path in self.folder.glob("*.log")]
+            self.__exit__()
+            raise AssertionError(f"{error}; {logs}") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run(
+            ["scancel", "--full", "--user", getpass.getuser()], env=self.env, capture_output=True, check=False
+        )
+        for name in ("slurmd", "slurmctld", "munged"):
+            self.stop(name, signal.SIGTERM)
+
+    def start(self, name: str) -> None:
+        """Start a daemon in the foreground, as a child; its log is `<name>.log`."""
+        options = {
+            "munged": ["--foreground", "--force", f"--key-file={self.folder}/munge.key",
+                       f"--socket={self.folder}/munge.socket", f"--pid-file={self.folder}/munged.pid",
+                       f"--seed-file={self.folder}/munge.seed", "--num-threads=2"],
+            "slurmctld": ["-D"],
+            "slurmd": ["-D", "-N", "node"],
+        }  # fmt: skip
+        program = shutil.which(name, path=SBIN)
+        assert program, name
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self._daemons[name] = subprocess.Popen(
+                [program, *options[name]], env=self.env, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def stop(self, name: str, how: signal.Signals = signal.SIGKILL) -> None:
+        """Send a daemon a signal and wait for its end (10 s; then SIGKILL)."""
+        daemon = self._daemons.pop(name, None)
+        if daemon is None:
+            return
+        daemon.send_signal(how)
+        try:
+            daemon.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
+
+    def ask(self, *command: str) -> str:
+        """What a Slurm command prints; empty where it fails."""
+        return subprocess.run(command, env=self.env, capture_output=True, text=True, check=False, timeout=60).stdout
+
+    def jobs(self, stage: str) -> list[tuple[str, str]]:
+        """(job id, state) of every job of a Snakemake rule, in the order of submission."""
+        lines = self.ask("squeue", "--noheader", "--states=all", "--sort=i", "--format=%i|%T|%k").splitlines()
+        rows = [line.split("|") for line in lines]
+        return [(row[0], row[1]) for row in rows if row[2] == f"rule_{stage}"]
+
+    def state(self, stage: str) -> str:
+        """The state of a rule's newest job; empty while it has none."""
+        jobs = self.jobs(stage)
+        return jobs[-1][1] if jobs else ""
+
+    def _environment(self) -> dict[str, str]:
+        """The configuration for every client, and none of an outer job's variables."""
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SBATCH", "SRUN"))}
+        return inherited | {
+            "SLURM_CONF": str(self.folder / "slurm.conf"),
+            "PATH": f"{self.folder}/bin:{inherited['PATH']}",
+            "LC_ALL": "C.UTF-8",
+        }
+
+    def _write_configuration(self) -> None:
+        ports = _free_ports(2)
+        self.folder.chmod(0o755)
+        values = {"folder": self.folder, "host": socket.gethostname().split(".")[0], "user": getpass.getuser()}
+        text = SLURM_CONF.format(**values, controller=ports[0], daemon=ports[1])
+        (self.folder / "slurm.conf").write_text(text)
+        (self.folder / "gres.conf").write_text(GRES_CONF)
+        key = self.folder / "munge.key"
+        key.write_bytes(secrets.token_bytes(128))
+        key.chmod(0o600)
+        # Snakemake's job step drops SLURM_*, and with it the place of the configuration, before it calls srun
+        srun = self.folder / "bin" / "srun"
+        program = shutil.which("srun", path=os.environ["PATH"])
+        srun.write_text(f"#!/bin/sh\nSLURM_CONF='{self.folder}/slurm.conf' exec {program} \"$@\"\n")
+        srun.chmod(0o755)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports of the loopback address that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
