@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from rtdmd.config.base import Real, Section, Whole, param
+from rtdmd.config.base import Flag, Real, Section, Whole, param
+from rtdmd.config.recipes import StageOneRecipe, check_recipe
 
 
 class RenoiseParams(Section):
@@ -50,6 +51,9 @@ class ConsistencyParams(Section):
 class TrainAcdmdParams(Section):
     """Stage one."""
 
+    recipe: StageOneRecipe = param(
+        "a method of `rtdmd methods` whose settings the section is held to; custom: none", source="ours"
+    )
     iterations: Whole = param("fake-score updates", unit="updates", source="public code: 15000", ge=1)
     prompt_order: Literal["uniform", "by_tag"] = param(
         "uniform: every prompt equally often; by_tag: every tag equally often",
@@ -80,6 +84,13 @@ class TrainAcdmdParams(Section):
     start: Literal["step", "data"] = param(
         "renoise from the stopped step's level (AC-DMD) or from s = 0 (DMD2)", source="paper: step"
     )
+    stop: Literal["random", "last"] = param(
+        "last step of a roll-out, the trained one: any of K, or always the K-th", source="paper and public code: random"
+    )
+    fake_per_step: Flag = param(
+        "one fake-score adapter for each stopping step, trained on its turn; stage two gets the last step's",
+        source="paper and public code: false; true ours (docs/proved.md, T8)",
+    )
     renoise: RenoiseParams
     weighting: Literal["clamp", "inverse_variance"] = param(
         "of the ambient loss: β² min(1/β², weight_clamp), or 1/Var(target)",
@@ -108,4 +119,10 @@ class TrainAcdmdParams(Section):
                 f"generator_every: {self.generator_every}, so the generator would never be trained;"
                 f" allowed: 1 to iterations = {self.iterations}"
             )
+        if self.fake_per_step and self.consistency.weight > 0:
+            raise ValueError(
+                f"consistency.weight: {self.consistency.weight} with fake_per_step: true; allowed: 0 (its earlier"
+                " times belong to no step)"
+            )
+        check_recipe("train_acdmd", self.recipe, self.model_dump(mode="json"))
         return self

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import field_validator, model_validator
 
 from rtdmd.config.base import Flag, Real, Section, Whole, param
+from rtdmd.config.recipes import StageTwoRecipe, check_recipe
 from rtdmd.config.rewards import RewardParams, distinct
 from rtdmd.config.train_acdmd import ConsistencyParams, RenoiseParams
 from rtdmd.config.validation import ValidationParams
@@ -22,15 +23,32 @@ class TermWeights(Section):
 
     policy: Real = param("clipped policy gradient over the stochastic steps", source="public code: 1", ge=0)
     matching: Real = param("distribution matching, where matching_path says", source="public code: 1e-3", ge=0)
-    backprop: Real = param("reward back-propagation through the last step", source="public code: 1e-4", ge=0)
+    backprop: Real = param("reward back-propagation through one step", source="public code: 1e-4", ge=0)
+    nft: Real = param("DiffusionNFT on the roll-out's images", source="public code: 0 (arXiv 2509.16117)", ge=0)
     reference_kl: Real = param("KL of the transitions to the stage-one student", source="public code: 0", ge=0)
+
+
+class DynamicParams(Section):
+    """DMDR's two early helps, which fade (arXiv 2511.13649)."""
+
+    guidance: Real = param(
+        "scale at which the teacher carries the fake score's adapter at first",
+        source="public code: 0; DMDR: 0.75",
+        ge=0,
+    )
+    renoise: Flag = param(
+        "renoising times start as Beta(4, 1.5) and end uniform", source="public code: false; DMDR: true"
+    )
+    epochs: Whole = param("until both have faded", unit="epochs", source="ours", ge=0)
 
 
 class TrainRtdmdParams(Section):
     """Stage two."""
 
-    recipe: Literal["published", "corrected", "custom"] = param(
-        "published: the public code's method settings; corrected: those of docs/proved.md; both checked", source="ours"
+    recipe: StageTwoRecipe = param(
+        "published: the public code's method settings; corrected: those of docs/proved.md; a method of `rtdmd methods`;"
+        " all checked; custom: none",
+        source="ours",
     )
     epochs: Whole = param(
         "roll-outs, each followed by one generator update", unit="epochs", source="public code: about 1000", ge=1
@@ -85,6 +103,10 @@ class TrainRtdmdParams(Section):
     clip_range: Real = param(
         "log of the policy ratio is clipped to ± this, in the density's units", source="public code: 1e-5", gt=0
     )
+    credit: Literal["trajectory", "gain", "to_go"] = param(
+        "what rewards a stochastic step: the image; what its successor's foreseen image gains; all gains from it on",
+        source="public code: trajectory; gain arXiv 2603.28718; to_go ours",
+    )
     weights: TermWeights
     matching_path: Literal["last_step", "random_step", "whole_chain", "reward"] = param(
         "where matching acts: the last step; a random one, as in stage one; all steps, recomputed; or the last, and"
@@ -95,8 +117,21 @@ class TrainRtdmdParams(Section):
         "divide each image's matching direction by its mean distance to the teacher's projection",
         source="public code: true",
     )
+    matching_gain: Real = param(
+        "γ: an image's matching weighs 1 + γ times the clipped reward that its target gains (last_step only)",
+        source="public code: 0; GDMD (arXiv 2604.19009), value ours",
+        ge=0,
+    )
+    nft_strength: Real = param(
+        "b of DiffusionNFT: v± = v_old ± b (v - v_old)", source="arXiv 2509.16117; ours: 1", gt=0
+    )
+    dynamic: DynamicParams
     gradient_scaling: Literal["none", "unit_norm"] = param(
         "each term's gradient is brought to norm 1 before its weight", source="public code: none; unit_norm ours"
+    )
+    backprop_at: Literal["last_step", "random_step"] = param(
+        "whose x̂_0 is back-propagated: the image of the last step, or the estimate of a random one (ReFL)",
+        source="public code: last_step",
     )
     backprop_margin: Real = param("m in relu(m - Σ w r), the back-propagated loss", source="public code: 3")
     fake_updates_per_epoch: Whole = param(
@@ -169,8 +204,8 @@ class TrainRtdmdParams(Section):
             raise ValueError(
                 f"trained_steps: {self.trained_steps}; allowed: 1 to {len(self.candidate_steps)}, the candidate_steps"
             )
-        if not (self.weights.policy or self.weights.matching or self.weights.backprop):
-            raise ValueError("weights: policy, matching and backprop are all 0; allowed: at least one above 0")
+        if not (self.weights.policy or self.weights.matching or self.weights.backprop or self.weights.nft):
+            raise ValueError("weights: policy, matching, backprop and nft are all 0; allowed: at least one above 0")
         if self.weights.backprop > 0 and not any(r.differentiable and r.weight > 0 for r in self.rewards):
             raise ValueError(
                 f"weights.backprop: {self.weights.backprop} without a differentiable reward;"
@@ -179,7 +214,7 @@ class TrainRtdmdParams(Section):
         if all(r.policy is False for r in self.rewards):
             raise ValueError("rewards: all with policy: false; allowed: at least one with policy: true")
         self._check_matching()
-        self._check_recipe()
+        check_recipe("train_rtdmd", self.recipe, self.model_dump(mode="json"), RECIPES)
         return self
 
     def _check_matching(self) -> None:
@@ -188,13 +223,12 @@ class TrainRtdmdParams(Section):
             raise ValueError(f"matching_path: {self.matching_path} with weights.matching: 0; allowed: last_step")
         if self.matching_path == "reward" and self.density != "gaussian":
             raise ValueError(f"matching_path: reward with density: {self.density}; allowed: density: gaussian")
-
-    def _check_recipe(self) -> None:
-        """A named recipe must mean its settings."""
-        mine = self.model_dump(mode="json")
-        for key, value in RECIPES.get(self.recipe, {}).items():
-            if mine[key] != value:
-                raise ValueError(f"{key}: {mine[key]} with recipe: {self.recipe}; allowed: {value}, or recipe: custom")
+        if self.matching_path == "reward" and self.credit != "trajectory":
+            raise ValueError(f"credit: {self.credit} with matching_path: reward; allowed: trajectory")
+        if self.matching_gain > 0 and self.matching_path != "last_step":
+            raise ValueError(
+                f"matching_gain: {self.matching_gain} with matching_path: {self.matching_path}; allowed: last_step"
+            )
 
 
 PUBLISHED: dict[str, Any] = {
@@ -210,10 +244,14 @@ PUBLISHED: dict[str, Any] = {
     "drop_zero_advantage": True,
     "density": "published",
     "clip_range": 1e-5,
-    "weights": {"policy": 1.0, "matching": 1e-3, "backprop": 1e-4, "reference_kl": 0.0},
+    "credit": "trajectory",
+    "weights": {"policy": 1.0, "matching": 1e-3, "backprop": 1e-4, "nft": 0.0, "reference_kl": 0.0},
     "matching_path": "last_step",
     "normalise_matching": True,
+    "matching_gain": 0.0,
+    "dynamic": {"guidance": 0.0, "renoise": False, "epochs": 0},
     "gradient_scaling": "none",
+    "backprop_at": "last_step",
     "backprop_margin": 3.0,
     "fake_updates_per_epoch": 1,
     "fake_start": "chain",

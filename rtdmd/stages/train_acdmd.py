@@ -48,17 +48,22 @@ def train(stage: Stage, ranks: Ranks) -> None:
     params, p = stage.params, stage.params.train_acdmd
     with ranks.together():
         backbone = load_backbone(params.model, text=False, vae=p.panel_every > 0, device=ranks.device, root=stage.root)
-        roles = Roles(backbone, params.adapter, STACKS[NAME], stage.seed)
+        names = early_roles(params)
+        roles = Roles(backbone, params.adapter, STACKS[NAME] | {name: (name,) for name in names}, stage.seed)
         if roles.full and ranks.main:
             print(f"{NAME}: {roles.cost()}", file=sys.stderr)
         weights = roles.trainable("acdmd")
         average = Average(weights, p.ema_decay)
         generator = Learner.adamw(weights, p.lr_generator, p, warmup=p.warmup, average=average)
-        fake = Learner.adamw(roles.trainable("fake"), p.lr_fake, p, warmup=p.warmup)
+        fake, *early = (
+            Learner.adamw(roles.trainable(name), p.lr_fake, p, warmup=p.warmup) for name in ("fake", *names)
+        )
         prompts = TrainingPrompts.open(stage, ranks.device, p.prompt_order)
     sigmas = backbone.sigmas(params.model.num_steps).to(ranks.device)
-    players = Players(params, roles, generator, fake, average, prompts.cache.null(), sigmas, ranks)
-    learners = {"generator": generator, "fake": fake}
+    others = dict(zip(names, early, strict=True))
+    null = prompts.cache.null()
+    players = Players(params, roles, generator, fake, average, null, sigmas, ranks, tuple(others.items()))
+    learners = {"generator": generator, "fake": fake, **others}
     pictures = Pictures(p.panel_every, stage.run_dir, params, roles, backbone, prompts, sigmas)
     loop = Loop(stage.run_dir, p.iterations, p.save_every, p.log_every, learners, NAME, "iteration", ranks, p.keep)
     mine = ranks.share(p.batch_size)
@@ -91,6 +96,16 @@ class Players:
     null: Conditioning
     sigmas: Tensor
     ranks: Ranks
+    early: tuple[tuple[str, Learner], ...] = ()  # fake scores of the stops before the last, where each has its own
+
+    def fake_of(self, stop: int) -> tuple[str, Learner]:
+        """Role and learner of the fake score that learns the images of a stop."""
+        return self.early[stop] if stop < len(self.early) else ("fake", self.fake)
+
+
+def early_roles(params: Params) -> tuple[str, ...]:
+    """Roles of the fake scores of the stops before the last; none where one serves all."""
+    return tuple(f"early{k}" for k in range(params.model.num_steps - 1)) if params.train_acdmd.fake_per_step else ()
 
 
 def iteration(players: Players, cond: Conditioning, draws: Draws, generator_turn: bool) -> dict[str, float]:
@@ -99,11 +114,14 @@ def iteration(players: Players, cond: Conditioning, draws: Draws, generator_turn
     cond and draws are those of this process's n prompts; they pass in micro-batches, and gradients and values add up.
     """
     params, ranks, p = players.params, players.ranks, players.params.train_acdmd
-    stop = integers(0, len(players.sigmas) - 1, draws.seed, draws.stream, draws.step, "stop")
+    stop = len(players.sigmas) - 2
+    if p.stop == "random":
+        stop = integers(0, len(players.sigmas) - 1, draws.seed, draws.stream, draws.step, "stop")
+    name, fake = players.fake_of(stop)
     levels = players.sigmas[: stop + 2].clone()
     if p.start == "data":  # DMD2: the stopped step jumps to its estimate of the data
         levels[-1] = 0.0
-    sums = Sums(Gradients(players.fake), Gradients(players.generator))
+    sums = Sums(Gradients(fake), Gradients(players.generator), name)
     with ranks.together():
         for rows in micro_batches(len(cond), p.micro_batch):
             part = draws.of(draws.samples[rows])
@@ -128,6 +146,7 @@ class Sums:
 
     fake: Gradients
     generator: Gradients
+    fake_role: str = "fake"
     values: dict[str, float] = field(default_factory=dict)
     generator_values: dict[str, float] = field(default_factory=dict)
     samples: list[Tensor] = field(default_factory=list)
@@ -150,7 +169,7 @@ def add_part(
     # 2. Subinterval renoising x_s -> x_t.
     point = renoised(x_s, s, p.renoise, draws)
     # 3. Fake score: ambient flow matching,  4. and the consistency regulariser.
-    v_fake = roles.velocity("fake", point.x_t, point.t, cond)
+    v_fake = roles.velocity(sums.fake_role, point.x_t, point.t, cond)
     loss = fake_ambient_loss(point, v_fake, p.weighting, p.weight_clamp).mean()
     add_value(sums.values, "fake_ambient", share * loss.item())
     if p.consistency.weight > 0:

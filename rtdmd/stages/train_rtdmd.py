@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from rtdmd.rewards.panel import Panel, open_panel
 from rtdmd.rng import integers, permutation
 from rtdmd.stage import Stage
 from rtdmd.train.accumulate import Gradients, micro_batches
+from rtdmd.train.compared import early_helps, gain_weights, nft_gradient, step_advantages, stepwise_policy_gradient
 from rtdmd.train.diagnose import Pixels, advantage_values, latent_values, require_signal, reward_values
 from rtdmd.train.engine import Learner, Loop, Saved
 from rtdmd.train.journal import write_curves
@@ -169,6 +171,7 @@ def epoch(players: Players, cond: Conditioning, records: list[dict[str, Any]], d
     if p.last_step_batch_size < total and p.matching_path != "reward":  # a reward of every image
         chosen = permutation(total, draws.seed, draws.stream, draws.step, "last-rows")[: p.last_step_batch_size]
     rows, theirs = own_rows(chosen, draws)
+    helped, theirs = early_helps(roles, theirs, p.dynamic)
     with ranks.together():
         # 1. Roll out M prompts x G images.
         groups = torch.tensor(draws.samples) // p.group_size
@@ -176,29 +179,44 @@ def epoch(players: Players, cond: Conditioning, records: list[dict[str, Any]], d
         pixels = Pixels()
         images = pixels.watch(final_images(rollout, players.backbone, p.micro_batch))
         with players.panel.scoring(images) as scoring:  # 2. Rewards; a slow scorer goes on beside the last step's terms
-            last = rollout.take(rows)
-            matching, backprop, held, values = last_step_gradients(
-                roles, players.generator, last, pathwise, players.backbone, p, guided, eta, theirs, len(chosen)
+            last_step = partial(
+                last_step_gradients,
+                *(helped, players.generator, rollout.take(rows), pathwise, players.backbone, p, guided, eta),
+                *(theirs, len(chosen)),
             )
+            found = last_step() if p.matching_gain == 0 else None
             own_scores = scoring.scores(rollout.states[-1].device)
     # Advantages are over the images of all processes.
     scores = {name: ranks.whole(own) for name, own in own_scores.items()}
     everyone = torch.arange(total) // p.group_size
     advantages = advantages_of(scores, everyone, p)
-    # 4. Policy gradient over the trained steps, with the optional reference KL and matching as a reward.
+    if p.credit != "trajectory":
+        credited = step_advantages(rollout, scores, players.panel, players.backbone, trained, p, eta, ranks)
+    mine = slice(draws.samples[0], draws.samples[-1] + 1)
     with ranks.together():
-        own = advantages[draws.samples[0] : draws.samples[-1] + 1]
-        policy, anchor, more = policy_gradient(
-            roles, players.generator, rollout, own, trained, p, eta, held, everyone=advantages
-        )
+        if found is None:  # GDMD: rewards weigh the matching
+            found = last_step(gain_weights(rollout, scores, mine, players.panel, players.backbone, p, rows))
+        matching, backprop, held, values = found
+        # 4. Policy gradient over the trained steps, with the optional reference KL and matching as a reward.
+        own = advantages[mine]
+        if p.credit == "trajectory":
+            policy, anchor, more = policy_gradient(
+                roles, players.generator, rollout, own, trained, p, eta, held, everyone=advantages
+            )
+        else:
+            policy, anchor, more = stepwise_policy_gradient(roles, players.generator, rollout, credited, mine, p, eta)
+        nft, loss = Gradients(players.generator), {}
+        if weights.nft > 0:
+            nft, loss["nft"] = nft_gradient(roles, players.generator, rollout, own, p, draws, total)
     more = ranks.means(more) | {"ratio_error": max(ranks.gather(more["ratio_error"]))}
     require_on_policy(more["ratio_error"], p.clip_range)
     terms = {"policy": (weights.policy, policy), "matching": (weights.matching, matching)}
     terms |= {"backprop": (weights.backprop, backprop), "reference_kl": (weights.reference_kl, anchor)}
+    terms |= {"nft": (weights.nft, nft)} if weights.nft > 0 else {}
     for _, gradients in terms.values():
         gradients.add_up(ranks)
     gradient, norms = combine(terms, p.gradient_scaling)
-    values = more | ranks.totals(values) | norms | {"generator_grad_norm": players.generator.step(gradient)}
+    values = more | ranks.totals(values | loss) | norms | {"generator_grad_norm": players.generator.step(gradient)}
     if (draws.step + 1) % p.ema_every == 0:
         players.average.update()
     # 6. Fake-score updates from the cached roll-out.

@@ -37,6 +37,12 @@ class Gradients:
         new = torch.autograd.grad(loss, self.learner.parameters, retain_graph=retain_graph)
         self.total = list(new) if self.total is None else [a + b for a, b in zip(self.total, new, strict=True)]
 
+    def add_scaled(self, other: Gradients, factor: float) -> None:
+        """Add a multiple of another term's sum."""
+        if other.total is not None:
+            new = [factor * g for g in other.total]
+            self.total = new if self.total is None else [a + b for a, b in zip(self.total, new, strict=True)]
+
     def add_up(self, ranks: Ranks) -> None:
         """Add up what all processes have. A process to which no sample fell counts as zeros."""
         if ranks.world > 1 and any(ranks.gather(self.total is not None)):

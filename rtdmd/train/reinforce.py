@@ -6,7 +6,7 @@ micro-batches, always in the same order, so that only memory and rounding depend
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from rtdmd.train.engine import Learner
 
 
+Weigh = Callable[[slice, Tensor, Tensor], Tensor]
+"""(rows of a roll-out, their images x̂_0, their matching directions g (B, C, H, W)) -> a weight for each (B,)."""
 CLIP_SHARE = 0.1  # of the clip range, which rounding may take at the first update of an epoch
 
 
@@ -272,6 +274,12 @@ def one_step(roles: Velocities, rollout: Rollout, rows: slice, k: int, x: Tensor
     return cps_mean_std(x, v, sigma, tau, eta)[0] + (rollout.states[k + 1][rows] - rollout.means[k][rows])
 
 
+def estimate(roles: Velocities, rollout: Rollout, rows: slice, k: int) -> Tensor:
+    """x̂_0 (B, C, H, W) that the generator foresees at step k of ``rows``."""
+    x, sigma = rollout.states[k][rows], rollout.level(k, rows)
+    return x0_from_velocity(x, roles.velocity("generator", x, sigma, rollout.cond.index(rows)), sigma)
+
+
 def last_step_gradients(
     roles: Velocities,
     learner: Learner,
@@ -283,12 +291,14 @@ def last_step_gradients(
     eta: float,
     draws: Draws,
     total: int | None = None,
+    weigh: Weigh | None = None,
 ) -> tuple[Gradients, Gradients, Held | None, dict[str, float]]:
     """Gradients of reward back-propagation through the deterministic last step, and of distribution matching (method,
     stage two, step 5), as ``p.matching_path`` says: at s = 0 through the last step or through the whole chain, or with
     its reward for the stochastic steps; or, as in stage one, through one step k ~ U{1..K} of the roll-out, at its
-    lower level s. ``rewards``: (weight, differentiable reward). ``total``: images of all processes, whose gradients
-    and values add up; None where these are all."""
+    lower level s. ``rewards``: (weight, differentiable reward), of the image or, as ``p.backprop_at`` says, of a random
+    step's estimate x̂_0. ``total``: images of all processes, whose gradients and values add up; None where these are
+    all. ``weigh``: a weight of each image's matching."""
     matching, backprop, directions = Gradients(learner), Gradients(learner), list[Tensor]()
     values = {"matching": 0.0, "backprop": 0.0, "gap": 0.0}
     if (p.weights.matching == 0 and p.weights.backprop == 0) or len(rollout) == 0:
@@ -297,13 +307,16 @@ def last_step_gradients(
     stop = last
     if p.matching_path == "random_step":
         stop = integers(0, last + 1, draws.seed, draws.stream, draws.step, "matching-stop")
+    seen = last  # whose x̂_0 the rewards see
+    if p.backprop_at == "random_step":
+        seen = integers(0, last + 1, draws.seed, draws.stream, draws.step, "backprop-step")
     point = renoised(rollout.states[stop + 1], rollout.sigmas[stop + 1].expand(count), p.renoise, draws)
     for rows in micro_batches(count, p.micro_batch):
         cond, share = rollout.cond.index(rows), len(rollout.groups[rows]) / (total or count)
-        if p.weights.backprop > 0 or stop == last:
+        if (p.weights.backprop > 0 and seen == last) or stop == last:
             x0 = one_step(roles, rollout, rows, last, rollout.states[last][rows], eta)
         if p.weights.backprop > 0:
-            images = backbone.decode(x0)
+            images = backbone.decode(x0 if seen == last else estimate(roles, rollout, rows, seen))
             prompts, metadata = describe(rollout.records[rows])
             scores = [weight * reward.score(images, prompts, metadata) for weight, reward in rewards]
             loss = torch.relu(p.backprop_margin - torch.stack(scores).sum(0)).mean() * share
@@ -321,7 +334,10 @@ def last_step_gradients(
             else:
                 x = rollout.states[stop][rows]
                 sample = x0 if stop == last else one_step(roles, rollout, rows, stop, x, eta)
-            loss = dmd_loss(sample, direction).mean() * share
+            loss = dmd_loss(sample, direction)
+            if weigh is not None:
+                loss = loss * weigh(rows, sample.detach(), direction)
+            loss = loss.mean() * share
             matching.add(loss)
             directions.append(direction)
             values["matching"] += loss.item()

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +132,20 @@ class Roles:
         half = self.backbone.dtype if self.full and stack and self.backbone.dtype != torch.float32 else None
         with torch.autocast(self.backbone.device.type, dtype=half, enabled=half is not None):
             return self.backbone.velocity(module, x, sigma, cond, guidance=guidance, null=null)
+
+    @contextmanager
+    def scaled(self, name: str, factor: float) -> Iterator[None]:
+        """One adapter at ``factor`` times its strength for a while. UserError in full mode, which has no adapters."""
+        if self.full:
+            raise UserError("adapter.mode: full has no adapter to scale; allowed: lora, or dynamic.guidance: 0")
+        kept = [layer.scaling[name] for layer in self._layers]
+        for layer, scale in zip(self._layers, kept, strict=True):
+            layer.scaling[name] = factor * scale
+        try:
+            yield
+        finally:
+            for layer, scale in zip(self._layers, kept, strict=True):
+                layer.scaling[name] = scale
 
     def state(self, name: str) -> dict[str, Tensor]:
         """An adapter's tensors by name (``<module>.lora_A.weight``; all weights in full mode), detached copies."""

@@ -1,0 +1,40 @@
+"""`rtdmd methods`: the methods that can be compared, with what one epoch costs; `rtdmd methods gdmd`: one card."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+TABLE = Path("results/comparison/table.csv")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which card."""
+    parser.add_argument("name", nargs="?", help="print this method's card")
+
+
+def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
+    """Print the list, or a card with our figures where there are any."""
+    from rtdmd.methods import METHODS, find_method
+    from rtdmd.methods.absent import ABSENT
+    from rtdmd.methods.card import STAGE_TITLES, card_text
+
+    if arguments.name is not None:
+        print(card_text(find_method(arguments.name)))
+        print("\n".join(["our figures:", *(f"  {line}" for line in own_figures(root / TABLE, arguments.name))]))
+        return
+    for method in METHODS.values():
+        print(f"{method.name:16} {STAGE_TITLES[method.stage]:10} {method.title}")
+    print("\nknown, and not here: " + "; ".join(f"{name} ({text})" for name, text in ABSENT.items()))
+
+
+def own_figures(path: Path, name: str) -> list[str]:
+    """The method's line of the comparison's table."""
+    import csv
+
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["run"] == name]
+        if rows:
+            return [f"{key}: {value}" for key, value in rows[0].items() if value and key not in ("run", "title")]
+    return [f"none here; `snakemake sweep` makes {path}"]

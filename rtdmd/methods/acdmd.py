@@ -1,0 +1,27 @@
+"""AC-DMD: stage one of the paper, with every consistency weight γ of its ablation (γ = 0: A-DMD)."""
+
+from rtdmd.methods.card import Method
+
+_EQUATION = (
+    "x_s from a roll-out with random stop; t ~ U(s, 1), x_t = α x_s + β z; fake score on u = α' x_s + β' z plus γ times"
+    " the two-sample consistency term; generator along (y_fake - y_teacher) / mean|x_s - y_teacher|"
+)
+_SOURCE = "arXiv 2605.26108, section AC-DMD; public code Harahan/RTDMD (γ = 0.01)"
+_OURS = "rates, ratio of updates, weighting of the ambient loss, batch: the preset's, as in every stage-one method"
+
+
+def _consistency(name: str, weight: float, title: str, source: str = _SOURCE) -> Method:
+    return Method(
+        name, "train_acdmd", title, source, _EQUATION, {"consistency": {"weight": weight}}, _OURS,
+        ("renoising times without atoms, non-finite values stop the run (rtdmd/stages/train_acdmd.py)",),
+    )  # fmt: skip
+
+
+METHODS = (
+    _consistency("acdmd", 0.01, "AC-DMD, γ = 0.01"),
+    _consistency("admd", 0.0, "A-DMD: no consistency term, γ = 0"),
+    *(
+        _consistency(f"acdmd-{weight:g}", weight, f"AC-DMD, γ = {weight:g}", "arXiv 2605.26108, ablation of γ")
+        for weight in (0.001, 0.005, 0.1)
+    ),
+)

@@ -1,0 +1,28 @@
+"""DMD2 without its GAN, in the three ways of simulating a few-step student."""
+
+from rtdmd.methods.card import Method
+
+_SOURCE = "DMD2 (arXiv 2405.14867) without GAN loss; arXiv 2605.26108 states it as AC-DMD with s = 0 and γ = 0"
+_EQUATION = (
+    "x̂_0 of a step of the roll-out, t ~ U(0, 1), x_t = (1-t) x̂_0 + t z; fake score on v = z - x̂_0; generator along"
+    " (y_fake - y_teacher) / mean|x̂_0 - y_teacher|"
+)
+_OURS = "rates, ratio of updates, batch: the preset's; DMD2's two time-scale rule has 5 fake updates, the preset fewer"
+_DMD2 = {"start": "data", "consistency": {"weight": 0.0}}
+_NO_GAN = "no GAN loss and no regression loss"
+
+METHODS = (
+    Method(
+        "dmd2", "train_acdmd", "DMD2, random stop", _SOURCE, _EQUATION, _DMD2, _OURS,
+        (_NO_GAN, "one fake score for the images of all steps together: a mixture (docs/proved.md, T8)"),
+    ),
+    Method(
+        "dmd2-last", "train_acdmd", "DMD2, last step only", _SOURCE, _EQUATION, _DMD2 | {"stop": "last"}, _OURS,
+        (_NO_GAN, "the whole chain is run every time and only its last step is trained"),
+    ),
+    Method(
+        "dmd2-steps", "train_acdmd", "DMD2, fake score told the step", "ours (docs/proved.md, T8)", _EQUATION,
+        _DMD2 | {"fake_per_step": True}, _OURS,
+        (_NO_GAN, "one fake-score adapter for each step, each trained on its turn; stage two gets the last step's"),
+    ),
+)  # fmt: skip

@@ -1,0 +1,170 @@
+"""The runs as one table: figures of each, means over seeds, differences paired by seed, with 95 % intervals.
+
+Two intervals are given, for two questions. Over seeds: how far would the figure move with another training run (each
+seed is one run; Student's t, so three seeds are wide). Over noise: how far would it move with other images of the same
+students (`rtdmd.evaluate.intervals`), which says nothing about training again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import stdtrit
+
+from rtdmd.errors import UserError
+from rtdmd.evaluate.pairs import paired_difference
+from rtdmd.evaluate.tables import Scores, csv_text, read_scores
+from rtdmd.files import read_json
+from rtdmd.methods import METHODS
+from rtdmd.report.sections import read_curves
+from rtdmd.study.history import figures
+from rtdmd.study.plan import BASE, MODELS, TEACHER, SweepPlan, run_folder, stage_of
+from rtdmd.study.run import DONE
+
+TITLES = {TEACHER: "teacher", BASE: "stage one of params.yaml"}
+CONTROL = "matching-only"
+HEADLINE = "strict"
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over seeds; half-widths of 95 % intervals, None where one value says nothing about the spread."""
+
+    mean: float
+    seeds: float | None
+    noise: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run of one seed left."""
+
+    name: str
+    seed: int
+    record: Mapping[str, Any]
+    figures: Mapping[str, float]
+    scores: Scores
+    rewards: Mapping[str, float]  # mean training rewards of the last epoch
+
+
+@dataclass
+class Row:
+    """One method: its figures over seeds, and its headline figure less the base's and the control's."""
+
+    name: str
+    stage: str
+    runs: list[Run]
+    figures: dict[str, Mean] = field(default_factory=dict)
+    minus: dict[str, Mean] = field(default_factory=dict)
+
+
+def seed_mean(values: Sequence[float], noise: Sequence[float | None] = ()) -> Mean:
+    """Mean of one value a seed, with Student's t over the seeds; ``noise``: 95 % half-widths of the values themselves,
+    of independent images."""
+    x, n = np.asarray(values, dtype=np.float64), len(values)
+    spread = float(stdtrit(n - 1, 0.975) * x.std(ddof=1) / math.sqrt(n)) if n > 1 else None
+    known = [width for width in noise if width is not None]
+    within = math.sqrt(sum(width**2 for width in known)) / n if known and len(known) == n else None
+    return Mean(float(x.mean()), spread, within, n)
+
+
+def read_run(root: Path, plan: SweepPlan, name: str, seed: int) -> Run | None:
+    """One finished run; None where there is none yet."""
+    folder, stage = run_folder(root, plan, name, seed), stage_of(name)
+    if not (folder / DONE).is_file():
+        return None
+    model = MODELS[stage][0]
+    results = folder / "results"
+    rewards: dict[str, float] = {}
+    if stage == "train_rtdmd":
+        columns = read_curves(results / stage / "curves.csv")[1]
+        rewards = {key.removeprefix("reward_"): column[-1] or 0.0 for key, column in columns.items()
+                   if key.startswith("reward_")}  # fmt: skip
+    metrics = read_json(results / "evaluate" / "metrics.json")[model]
+    scores = read_scores(results / "evaluate" / "scores.csv", model)
+    return Run(name, seed, read_json(folder / DONE), figures(metrics), scores, rewards)
+
+
+def gather(root: Path, plan: SweepPlan) -> list[Row]:
+    """A row for every method of which at least one run is done. UserError where no base run is."""
+    found = {name: [run for seed in plan.seeds if (run := read_run(root, plan, name, seed))] for name in plan.runs()}
+    if not found[BASE]:
+        raise UserError(f"{plan.folder}: no finished run; `snakemake sweep --cores all` makes them")
+    rows = []
+    for name, runs in found.items():
+        if runs:
+            row = Row(name, stage_of(name), runs)
+            for figure in runs[0].figures:
+                row.figures[figure] = seed_mean([run.figures[figure] for run in runs])
+            for other in (BASE, CONTROL):
+                value = difference(runs, found.get(other, [])) if name not in (other, TEACHER) else None
+                if value is not None:
+                    row.minus[other] = value
+            rows.append(row)
+    return rows
+
+
+def difference(runs: Sequence[Run], others: Sequence[Run], figure: str = HEADLINE) -> Mean | None:
+    """Mean of runs - others over the seeds that both have, image by image on the same prompts and noise; None without
+    such a seed."""
+    by_seed = {run.seed: run for run in others}
+    pairs = [(run, by_seed[run.seed]) for run in runs if run.seed in by_seed]
+    if not pairs:
+        return None
+    found = [paired_difference(one.scores, two.scores).overall(figure) for one, two in pairs]
+    return seed_mean([value.mean for value in found], [value.ci95 for value in found])
+
+
+def title_of(name: str) -> str:
+    """A run's name for people."""
+    return TITLES[name] if name in TITLES else METHODS[name].title
+
+
+def table_csv(rows: Sequence[Row]) -> str:
+    """One line a method."""
+    names = list(dict.fromkeys(figure for row in rows for figure in row.figures))
+    header = ["run", "stage", "title", "seeds", "length", "passes", "seconds"]
+    header += [column for name in names for column in (name, f"{name}_ci95_seeds")]
+    header += [f"{HEADLINE}_minus_{other}{kind}" for other in (BASE, CONTROL)
+               for kind in ("", "_ci95_seeds", "_ci95_noise")]  # fmt: skip
+    lines = []
+    for row in rows:
+        line: list[object] = [row.name, row.stage, title_of(row.name), len(row.runs), *costs(row)]
+        for name in names:
+            value = row.figures.get(name)
+            line += [value and value.mean, value and value.seeds]
+        for other in (BASE, CONTROL):
+            value = row.minus.get(other)
+            line += [value and value.mean, value and value.seeds, value and value.noise]
+        lines.append(line)
+    return csv_text(header, lines)
+
+
+def costs(row: Row) -> tuple[float, float, float]:
+    """Mean length, forward passes spent, and wall seconds of the training stage."""
+    records = [run.record for run in row.runs]
+    seconds = [record["seconds"].get(row.stage, 0.0) for record in records]
+    columns = ([record["length"] for record in records], [record["spent"] for record in records], seconds)
+    length, passes, time = (float(np.mean(column)) for column in columns)
+    return length, round(passes), round(time, 1)
+
+
+def runs_csv(rows: Sequence[Row]) -> str:
+    """One line a run."""
+    names = list(dict.fromkeys(figure for row in rows for figure in row.figures))
+    rewards = list(dict.fromkeys(name for row in rows for run in row.runs for name in run.rewards))
+    header = ["run", "seed", "length", "chosen", "passes", "seconds", *names, *(f"training_{name}" for name in rewards)]
+    lines: list[list[object]] = []
+    for row in rows:
+        for run in row.runs:
+            record = run.record
+            own = [record["length"], record.get("chosen"), record["spent"], record["seconds"].get(row.stage)]
+            values = [run.figures.get(name) for name in names] + [run.rewards.get(name) for name in rewards]
+            lines.append([row.name, run.seed, *own, *values])
+    return csv_text(header, lines)

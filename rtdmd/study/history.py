@@ -1,0 +1,87 @@
+"""A stage-two run over time: the averaged student of each kept checkpoint, judged on held-out prompts.
+
+Each is evaluated by the ordinary stage, in a folder of its own (`at-<epoch>` inside the run's), with fewer images.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rtdmd.backbones import load_backbone
+from rtdmd.config import Params
+from rtdmd.config.load import validate
+from rtdmd.config.presets import merged
+from rtdmd.config.render import params_text
+from rtdmd.files import load_tensors, read_json, save_tensors
+from rtdmd.report.sections import read_curves
+from rtdmd.stages import evaluate
+from rtdmd.study.plan import SweepPlan
+from rtdmd.study.workspace import SHARED, link, write_new
+from rtdmd.train import state
+from rtdmd.train.roles import STACKS, Roles
+
+STAGE = "train_rtdmd"
+FIGURES = ("strict", "clipscore", "frechet", "diversity")
+
+
+def judge_over_time(folder: Path, params: Params, plan: SweepPlan) -> list[dict[str, float]]:
+    """Rows {epoch, figures} of the run's checkpoints, oldest first; none with ``plan.points`` 0."""
+    if plan.points == 0:
+        return []
+    rows = []
+    for checkpoint in checkpoints(folder, params):
+        epoch = int(checkpoint.name.removeprefix("step-"))
+        place = lay_point(folder, params, plan, checkpoint, epoch)
+        metrics = place / "results" / "evaluate" / "metrics.json"
+        if not metrics.is_file():
+            evaluate.run(place)
+        rows.append({"epoch": float(epoch)} | figures(read_json(metrics)[STAGE]))
+    return rows
+
+
+def figures(section: dict[str, Any]) -> dict[str, float]:
+    """The figures of one model's section of metrics.json that the comparison shows, those that are there."""
+    found = {name: section[name] for name in FIGURES if section.get(name) is not None}
+    return {name: value["mean"] if isinstance(value, dict) else value for name, value in found.items()}
+
+
+def checkpoints(folder: Path, params: Params) -> list[Path]:
+    """The checkpoint folders of this run's training, oldest first."""
+    every = params.train_rtdmd.save_every
+    for run_dir in sorted((folder / ".rtdmd" / "runs").glob(f"{STAGE}-*"), key=lambda path: -path.stat().st_mtime_ns):
+        found = {int(path.name.removeprefix("step-")): path for path in run_dir.glob("step-*")}
+        if last_epoch(folder) in found:
+            return [found[epoch] for epoch in sorted(found) if epoch % every == 0 or epoch == last_epoch(folder)]
+    return []
+
+
+def last_epoch(folder: Path) -> int:
+    """The epoch at which the run's training ended."""
+    x_name, columns = read_curves(folder / "results" / STAGE / "curves.csv")
+    return int(columns[x_name][-1] or 0)
+
+
+def lay_point(folder: Path, params: Params, plan: SweepPlan, checkpoint: Path, epoch: int) -> Path:
+    """The folder in which one checkpoint's averaged student is evaluated."""
+    place = folder / f"at-{epoch:05d}"
+    for name in ("rtdmd", "data", *(f"results/{stage}" for stage in (*SHARED, "train_acdmd"))):
+        link(place / name, folder / name)
+    few = {"evaluate": {"images_per_tag": plan.point_images}}
+    fewer = validate(merged(params.model_dump(mode="json"), few), "a point of the run")
+    write_new(place / "params.yaml", params_text(fewer, f"a point of {folder.name}"))
+    write_new(place / "dvc.yaml", (folder / "dvc.yaml").read_text(encoding="utf-8"))
+    target = place / "results" / STAGE / "generator.safetensors"
+    if not target.is_file():
+        write_student(target, folder, params, checkpoint)
+    return place
+
+
+def write_student(target: Path, root: Path, params: Params, checkpoint: Path) -> None:
+    """A checkpoint's averaged student in the layout of the stage's output."""
+    backbone = load_backbone(params.model, text=False, vae=False, root=root)
+    roles = Roles(backbone, params.adapter, STACKS[STAGE], params.run.seed)
+    state.copy_indexed(roles.trainable("rtdmd"), load_tensors(checkpoint / "generator_average.safetensors")[0])
+    about = {"stage": STAGE, "mode": params.adapter.mode, "rank": str(params.adapter.rank)}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors(roles.state("rtdmd"), target, about | {"alpha": str(params.adapter.alpha), "role": "generator"})

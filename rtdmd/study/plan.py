@@ -1,0 +1,91 @@
+"""What the sweep runs: `workflow/sweep.yaml`, and the parameters of each of its runs.
+
+A run is a name and a seed. `teacher` and `base` (the stage one of params.yaml, which every stage-two method starts
+from) are run for every seed; a method is the same params.yaml with the method's settings over it and as many
+iterations or epochs as the budget pays for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError, field_validator
+
+from rtdmd.config import Params
+from rtdmd.config.base import Real, Section, Whole, param
+from rtdmd.config.load import parse_yaml, validate
+from rtdmd.config.presets import merged
+from rtdmd.errors import UserError
+from rtdmd.methods import METHODS, find_method
+from rtdmd.methods.budget import cost, length_within
+
+PLAN = Path("workflow/sweep.yaml")
+TEACHER, BASE = "teacher", "base"
+STAGES = {TEACHER: "teacher", BASE: "train_acdmd"}
+MODELS = {"teacher": ("teacher", "teacher_few_step"), "train_acdmd": ("train_acdmd",), "train_rtdmd": ("train_rtdmd",)}
+
+
+class SweepPlan(Section):
+    """The sweep's own settings; everything else is params.yaml's."""
+
+    folder: str = param("where the runs' folders lie", source="ours", min_length=1)
+    seeds: tuple[Whole, ...] = param("run.seed of the repetitions", source="ours", min_length=1)
+    budget: Real = param("of every method's stage, times what params.yaml's own costs", source="ours", gt=0)
+    points: Whole = param("students of a stage-two run that are judged over time", source="ours", ge=0)
+    point_images: Whole = param("held-out images per tag for each of them", unit="images", source="ours", ge=2)
+    methods: tuple[str, ...] = param("names of `rtdmd methods`", source="ours", min_length=1)
+
+    @field_validator("methods")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in names if name not in METHODS]
+        if unknown or len(set(names)) != len(names):
+            raise ValueError(f"allowed: names of `rtdmd methods`, each once (unknown: {', '.join(unknown) or 'none'})")
+        return names
+
+    def runs(self) -> list[str]:
+        """Names of the runs of one seed."""
+        return [TEACHER, BASE, *self.methods]
+
+
+def load_plan(path: Path = PLAN) -> SweepPlan:
+    """The validated plan; UserError (one line) where it is missing or not allowed."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; `git checkout {path}` brings it back")
+    try:
+        return SweepPlan.model_validate(parse_yaml(path.read_text(encoding="utf-8"), str(path)))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {key}: {first['msg'].removeprefix('Value error, ')}") from error
+
+
+def stage_of(run: str) -> str:
+    """What the run makes: teacher, train_acdmd or train_rtdmd."""
+    return STAGES[run] if run in STAGES else find_method(run).stage
+
+
+def run_params(base: Params, plan: SweepPlan, run: str, seed: int) -> Params:
+    """The parameters of a run: params.yaml's, with the seed, the method's settings and a length within the budget."""
+    stage, tree = stage_of(run), base.model_dump(mode="json")
+    changes: dict[str, Any] = {
+        "run": {"seed": seed},
+        "evaluate": {"models": list(MODELS[stage]), "etas": []},
+    }
+    if run in STAGES:
+        return validate(merged(tree, changes), f"{run}, over params.yaml")
+    name = f"method {run}, over params.yaml"
+    changes = merged(changes, find_method(run).changes())
+    params = validate(merged(tree, changes), name)
+    length = length_within(params, stage, plan.budget * cost(base, stage))
+    if stage == "train_acdmd":
+        own = {"iterations": length}
+    else:
+        own = {"epochs": length, "save_every": max(1, -(-length // max(1, plan.points))), "keep": max(2, plan.points)}
+    return validate(merged(tree, merged(changes, {stage: own})), name)
+
+
+def run_folder(root: Path, plan: SweepPlan, run: str, seed: int) -> Path:
+    """The run's folder."""
+    return root / plan.folder / f"{run}-{seed}"

@@ -1,0 +1,122 @@
+"""The budget counts what the stages run: images through every role, with and without gradient, method by method."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rtdmd.config import preset
+from rtdmd.config.presets import merged
+from rtdmd.methods import METHODS, budget
+from rtdmd.methods.budget import Prices
+from rtdmd.stages import train_acdmd, train_rtdmd
+from rtdmd.train.roles import Roles
+from tests.train.workshop import make_trainable
+from tests.workspace import set_params
+
+FREE = dict.fromkeys(("teacher", "one", "two", "backward", "decode", "score", "decode_backward"), 0.0)
+REWARDS = [  # the tiny student's images are all wrong: only CLIP tells them apart
+    {"name": "clipscore", "model": "data/world/clip", "weight": 1.0},
+    {"name": "world_verifier", "weight": 1.0, "soft_weight": 0.0},
+]
+EVERY_IMAGE: dict[str, Any] = {
+    "train_rtdmd": {"epochs": 1, "drop_zero_advantage": False, "consistency": {"weight": 0.0}, "rewards": REWARDS}
+}
+EXACT = ("subgrpo-2-last", "matching-only", "gdmd", "dmd-nft", "draft-1", "stepwise", "rtdmd-corrected")
+"""Methods without a draw between passes of unequal cost (a random step shared with back-propagation's or not)."""
+
+
+@pytest.fixture(scope="module")
+def root(tiny_teacher: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("budget")
+    make_trainable(folder, tiny_teacher, tiny_clip)
+    train_acdmd.run(folder)
+    return folder
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Images that go through each role, and those of them that keep their graph."""
+    seen: Counter[str] = Counter()
+    real = Roles.velocity
+
+    def velocity(self: Any, role: str, x: torch.Tensor, *more: Any, **options: Any) -> torch.Tensor:
+        seen[role] += len(x) * (2 if options.get("guidance", 1.0) != 1.0 else 1)
+        v = real(self, role, x, *more, **options)
+        seen["graph"] += len(x) if v.requires_grad else 0
+        return v
+
+    monkeypatch.setattr(Roles, "velocity", velocity)
+    return seen
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_an_epoch_runs_what_it_is_charged_for(name: str, root: Path, counted: Counter[str]) -> None:
+    changes = merged(METHODS[name].changes(), EVERY_IMAGE)
+    if "candidate_steps" not in changes["train_rtdmd"]:
+        changes["train_rtdmd"]["candidate_steps"] = [2]  # the preset's two cost unequal passes
+    params = set_params(root, changes)
+    shutil.rmtree(root / ".rtdmd", ignore_errors=True)
+    train_rtdmd.run(root)
+    for role, price in (("generator", "two"), ("teacher", "teacher")):
+        assert counted[role] == sum(budget.stage_two_epoch(params, Prices(**FREE | {price: 1.0})).values()), role
+    fakes = budget.stage_two_epoch(params, Prices(**FREE | {"one": 1.0}))
+    assert counted["fake"] == sum(fakes.values())
+    backward = sum(budget.stage_two_epoch(params, Prices(**FREE | {"backward": 1.0})).values())
+    shared = params.train_rtdmd.weights.backprop > 0 and params.train_rtdmd.weights.matching > 0
+    twice = 4 if shared else 0  # the last step's graph serves matching and back-propagation, each with its own backward
+    assert counted["graph"] + twice == backward
+
+
+@pytest.mark.parametrize("name", ["acdmd", "dmd2-last"])
+def test_iterations_of_stage_one_run_what_they_are_charged_for(name: str, root: Path, counted: Counter[str]) -> None:
+    """Over the four smoke iterations, two of them with the generator's turn. The stop is random for AC-DMD: its mean
+    is charged, and the stops drawn are counted."""
+    params = set_params(root, METHODS[name].changes())
+    train_acdmd.run(root)
+    p = params.train_acdmd
+    charged = {
+        price: p.iterations * budget.stage_one_iteration(params, Prices(**FREE | {price: 1.0}))
+        for price in ("one", "teacher")
+    }
+    assert counted["teacher"] == charged["teacher"] == 2 * 2 * p.batch_size
+    fakes = p.iterations * p.batch_size * (3 if p.consistency.weight > 0 else 1)
+    assert counted["fake"] == fakes
+    rolled = charged["one"] - fakes
+    if p.stop == "last":
+        assert counted["generator"] == rolled == p.iterations * 4 * p.batch_size
+    else:
+        assert rolled == p.iterations * 2.5 * p.batch_size
+        assert p.iterations * p.batch_size <= counted["generator"] <= p.iterations * 4 * p.batch_size
+
+
+def test_lengths_spend_the_same_budget_to_half_an_epoch() -> None:
+    base = preset("world")
+    for method in METHODS.values():
+        params, whole = preset("world", method.changes()), budget.cost(base, method.stage)
+        length = budget.length_within(params, method.stage, whole)
+        unit = "iterations" if method.stage == "train_acdmd" else "epochs"
+        same = preset("world", merged(method.changes(), {method.stage: {unit: length}}))
+        one = budget.cost(same, method.stage) / length
+        assert abs(budget.cost(same, method.stage) - whole) <= one / 2 * (1 + 1e-9)
+    assert budget.length_within(base, "train_rtdmd", budget.cost(base, "train_rtdmd")) == base.train_rtdmd.epochs
+    assert budget.length_within(base, "train_acdmd", 1.0) == base.train_acdmd.generator_every
+
+
+def test_groups_that_share_their_start_are_run_once() -> None:
+    """World: 512 images in groups of 8, step 1 or 2 trained. Equal before: steps 0 and 1, or 0 to 2, at 64 images."""
+    p = preset("world").train_rtdmd
+    assert budget.passes(p, 4) == ((64 + 64 + 512 + 512 + 64 + 64 + 64 + 512) / 2, 64)
+    free = p.model_copy(update={"share_initial": False})
+    assert budget.passes(free, 4) == (4 * 512, 512)
+
+
+def test_only_kept_images_are_charged_for_the_policy_pass() -> None:
+    params = preset("world")
+    whole, half = (budget.stage_two_epoch(params, kept=kept)["policy"] for kept in (1.0, 0.5))
+    assert half == whole / 2 > 0
