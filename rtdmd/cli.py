@@ -97,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_verify(commands)
     _add_rewards(commands)
     _add_plan(commands)
+    _add_methods(commands)
     _add_hub(commands)
     _add_reproduce(commands)
     _add_recover(commands)
@@ -121,7 +122,9 @@ def _world(arguments: argparse.Namespace) -> int:
 def _add_params(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     params = commands.add_parser("params", help="print a complete params.yaml, or check the one here")
     params.add_argument("preset", choices=(*PRESETS, "check"), help="what to print; check: test ./params.yaml")
-    params.add_argument("--recipe", choices=("published", "corrected"), help="with train_rtdmd as a recipe has it")
+    apart = params.add_mutually_exclusive_group()
+    apart.add_argument("--recipe", choices=("published", "corrected"), help="with train_rtdmd as a recipe has it")
+    apart.add_argument("--method", help="with one method's settings (`rtdmd methods` lists them)")
     params.set_defaults(action=_params)
     schema = commands.add_parser("schema", help="print the JSON schema of params.yaml")
     schema.set_defaults(action=_schema)
@@ -134,9 +137,14 @@ def _params(arguments: argparse.Namespace) -> int:
     if arguments.preset == "check":
         load_params()
         return 0
-    recipe = arguments.recipe
-    origin = f"rtdmd params {arguments.preset}" + (f" --recipe {recipe}" if recipe else "")
-    tree, notes = preset(arguments.preset, RECIPES[recipe] if recipe else None), NOTES.get(arguments.preset, ())
+    origin, changes = f"rtdmd params {arguments.preset}", None
+    if arguments.recipe is not None:
+        origin, changes = f"{origin} --recipe {arguments.recipe}", RECIPES[arguments.recipe]
+    elif arguments.method is not None:
+        from rtdmd.methods import find_method
+
+        origin, changes = f"{origin} --method {arguments.method}", find_method(arguments.method).changes()
+    tree, notes = preset(arguments.preset, changes), NOTES.get(arguments.preset, ())
     sys.stdout.write(params_text(tree, origin, notes))
     return 0
 
@@ -190,9 +198,20 @@ def _add_rewards(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     from rtdmd.commands import bench, plan
 
-    plan.add_arguments(commands.add_parser("plan", help="parameters, memory, FLOPs and hours of a run before it starts"))
+    plan.add_arguments(
+        commands.add_parser("plan", help="parameters, memory, FLOPs and hours of a run before it starts")
+    )
     bench.add_arguments(commands.add_parser("bench", help="a training update's time over that of its models' passes"))
     for name in ("plan", "bench"):
+        commands.choices[name].set_defaults(action=_command)
+
+
+def _add_methods(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from rtdmd.commands import methods, sweep
+
+    methods.add_arguments(commands.add_parser("methods", help="the methods that can be compared, or one's card"))
+    sweep.add_arguments(commands.add_parser("sweep", help="one run of the comparison, or its table and page"))
+    for name in ("methods", "sweep"):
         commands.choices[name].set_defaults(action=_command)
 
 

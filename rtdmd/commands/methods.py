@@ -1,4 +1,4 @@
-"""`rtdmd methods`: the methods that can be compared, with what one epoch costs; `rtdmd methods gdmd`: one card."""
+"""`rtdmd methods`: the methods that can be compared; `rtdmd methods gdmd`: one card, with our figures."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from rtdmd.config import Params, TrainRtdmdParams
-from rtdmd.flow.credit import scored_steps
 
 
 @dataclass(frozen=True)
@@ -81,6 +80,8 @@ def passes(p: TrainRtdmdParams, steps: int) -> tuple[float, float]:
 
 def _credited(p: TrainRtdmdParams, steps: int) -> float:
     """Mean number of levels whose foreseen images are scored."""
+    from rtdmd.flow.credit import scored_steps  # imports torch, which a plan of the sweep does without
+
     subsets = list(combinations(p.candidate_steps, p.trained_steps))
     return sum(len(scored_steps(trained, steps - 1, p.credit)) for trained in subsets) / len(subsets)
 

@@ -55,7 +55,11 @@ def lead(rows: Sequence[Row]) -> str:
     best = max(students, key=lambda row: row.figures[HEADLINE].mean)
     text = f"Highest {HEADLINE} score: {title_of(best.name)}, {plus(best.figures[HEADLINE])}"
     against = [f"{difference(value)} over {title_of(other)}" for other, value in best.minus.items()]
-    return text + "".join(f"; {part}" for part in against) + "."
+    text += "".join(f"; {part}" for part in against) + "."
+    versions = {run.record["code"] for row in rows if row.stage == best.stage for run in row.runs}
+    if len(versions) > 1:
+        text += f" Runs of {len(versions)} versions of the code stand side by side here."
+    return text
 
 
 def plus(value: Mean, digits: int = 3) -> str:

@@ -15,9 +15,10 @@ from typing import Any
 
 from rtdmd.config import Params
 from rtdmd.errors import UserError
-from rtdmd.files import load_tensors, read_json, write_json
+from rtdmd.files import load_tensors, read_json, sha256_tree, write_json
 from rtdmd.methods.budget import cost, stage_one_iteration, stage_two_epoch
 from rtdmd.pipeline import params_values, read_pipeline
+from rtdmd.provenance import hash_of
 from rtdmd.report.sections import read_curves
 from rtdmd.study.history import judge_over_time, last_epoch
 from rtdmd.study.plan import BASE, SweepPlan, run_folder, stage_of
@@ -41,18 +42,29 @@ def run(root: Path, base: Params, plan: SweepPlan, name: str, seed: int) -> Path
                 import_module(f"rtdmd.stages.{stage}").run(folder)
     history = judge_over_time(folder, params, plan) if kind == "train_rtdmd" else []
     record = {"run": name, "seed": seed, "stage": kind, "seconds": read_clock(folder), "history": history}
-    write_json(folder / DONE, record | spent(folder, params, kind))
+    write_json(folder / DONE, record | spent(folder, params, kind) | {"code": code_of(folder, kind)})
     return folder / DONE
 
 
 def is_current(folder: Path, params: Params, stage: str) -> bool:
-    """True where the stage's outputs are there and were made with these parameters."""
+    """True where the stage's outputs are there and were made with these parameters, this data and this code."""
     path = folder / "results" / stage / "resolved.json"
     if not path.is_file():
         return False
     entry = read_pipeline(folder)[stage]
     wanted: dict[str, Any] = params_values(params.model_dump(mode="json"), entry.params)
-    return read_json(path)["params"] == wanted and all((folder / out).is_file() for out in entry.outs)
+    found = read_json(path)
+    there = found["params"] == wanted and all((folder / out).is_file() for out in entry.outs)
+    return there and all(found["inputs"].get(dep) == sha256_tree(folder / dep) for dep in entry.deps)
+
+
+def code_of(folder: Path, kind: str) -> str:
+    """Hash of the code that the run's students were trained with and judged by."""
+    stages = ["evaluate"] if kind == "teacher" else [kind, "evaluate"]
+    inputs = {f"{stage}:{dep}": digest for stage in stages
+              for dep, digest in read_json(folder / "results" / stage / "resolved.json")["inputs"].items()
+              if dep.startswith("rtdmd/")}  # fmt: skip
+    return hash_of(inputs)
 
 
 @contextmanager
