@@ -47,7 +47,6 @@ begin=$SECONDS
 git clone -q "$copies/snakemake" "$copies/dvc"  # the same commit, which the report names
 enter "$copies/dvc"
 dvc repro --quiet
-snakemake --cores 2 --touch --quiet
 nothing_to_do
 python - "$copies" <<'PY'
 import sys, yaml
