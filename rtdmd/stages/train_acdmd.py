@@ -29,6 +29,7 @@ from rtdmd.train.diagnose import at_level, latent_values
 from rtdmd.train.engine import Learner, Loop
 from rtdmd.train.journal import write_curves
 from rtdmd.train.pictures import Pictures
+from rtdmd.train.preflight import preflight
 from rtdmd.train.prompts import TrainingPrompts
 from rtdmd.train.ranks import Ranks, open_together
 from rtdmd.train.roles import STACKS, Average, Roles
@@ -66,6 +67,7 @@ def train(stage: Stage, ranks: Ranks) -> None:
     learners = {"generator": generator, "fake": fake, **others}
     pictures = Pictures(p.panel_every, stage.run_dir, params, roles, backbone, prompts, sigmas)
     loop = Loop(stage.run_dir, p.iterations, p.save_every, p.log_every, learners, NAME, "iteration", ranks, p.keep)
+    preflight(stage, ranks, [generator, fake], p.keep)
     mine = ranks.share(p.batch_size)
 
     for step in loop:

@@ -35,6 +35,7 @@ from rtdmd.train.diagnose import Pixels, advantage_values, latent_values, requir
 from rtdmd.train.engine import Learner, Loop, Saved
 from rtdmd.train.journal import write_curves
 from rtdmd.train.pictures import Pictures
+from rtdmd.train.preflight import preflight
 from rtdmd.train.prompts import TrainingPrompts
 from rtdmd.train.ranks import Ranks, open_together
 from rtdmd.train.reinforce import (
@@ -77,6 +78,7 @@ def train(stage: Stage, ranks: Ranks) -> None:
     loop = Loop(
         stage.run_dir, p.epochs, p.save_every, p.log_every, saved, NAME, "epoch", ranks, p.keep, validation.over
     )
+    preflight(stage, ranks, [players.generator, players.fake], p.keep)
     mine = ranks.share(p.prompts_per_epoch)
     images = tuple(range(mine.start * p.group_size, mine.stop * p.group_size))
 

@@ -161,8 +161,8 @@ def join(stage: str, processes: int, run: RunParams, root: Path = Path(".")) -> 
             yield Ranks(device=configure(run))
             return
         try:
+            configure(run)  # before CUDA starts
             with _group(run) as device:
-                configure(run)
                 yield Ranks(place.rank, place.world, device, dist.new_group(backend="gloo", timeout=PATIENCE))
         except (RtdmdError, KeyboardInterrupt, Stopped) as error:
             if place.rank == 0:

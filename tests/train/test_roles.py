@@ -16,7 +16,7 @@ from rtdmd.config.train_acdmd import TrainAcdmdParams
 from rtdmd.errors import UserError
 from rtdmd.files import load_tensors, save_tensors
 from rtdmd.train.engine import Learner
-from rtdmd.train.roles import Average, Roles, load_student
+from rtdmd.train.roles import STACKS, Average, Roles, load_student
 from tests.train.workshop import adapter, batch, conditioning, disturb, roles_on, tiny_backbone
 from tests.workspace import make_workspace, set_params
 
@@ -142,6 +142,43 @@ def test_switching_roles_between_forward_and_backward_loses_no_gradient(backbone
         assert sum(g.abs().sum() for g in plain[kind]) > 0
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_blocks_computed_again_use_the_adapters_of_their_forward_pass(backbone: Backbone, mode: str) -> None:
+    """With gradient checkpointing the backward pass runs each block once more, when another role may be active."""
+    x, sigma, cond = batch(3)
+
+    def gradients(again: bool) -> list[Tensor]:
+        roles = Roles(copy.deepcopy(backbone), adapter(mode, again=again), STACKS["train_rtdmd"], 0)
+        disturb(roles, "acdmd", "rtdmd", "fake", scale=0.02)
+        parameters = roles.trainable("rtdmd")
+        v = roles.velocity("generator", x, sigma, cond)
+        for role in ("fake", "teacher"):
+            roles.velocity(role, x, sigma, cond)
+        return list(torch.autograd.grad(v.square().mean(), parameters))
+
+    calls: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        block = type(backbone.transformer.transformer_blocks[0])  # type: ignore[index,union-attr]
+        forward = block.forward
+        patch.setattr(block, "forward", lambda self, *a, **k: (calls.append("block"), forward(self, *a, **k))[1])
+        plain = gradients(False)
+        once = len(calls)
+        again = gradients(True)
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    assert len(calls) - once == once + len(backbone.transformer.transformer_blocks)  # type: ignore[arg-type]
+
+
+def test_optimizer_and_average_hold_the_adapters_own_tensors(backbone: Backbone, settings: TrainAcdmdParams) -> None:
+    roles = roles_on(backbone, "train_rtdmd")
+    parameters = roles.trainable("rtdmd")
+    average = Average(parameters, 0.9)
+    learner = Learner.adamw(parameters, 0.1, settings, average=average)
+    held = [p for group in learner.optimizer.param_groups for p in group["params"]]
+    named = {id(p) for name, p in roles.backbone.transformer.named_parameters() if ".rtdmd." in name}
+    assert len(held) == len(parameters) and {id(p) for p in held} == named
+    assert [t.shape for t in average.tensors] == [p.shape for p in parameters]
+
+
 def test_only_what_an_optimizer_asks_for_is_trainable(backbone: Backbone) -> None:
     roles = roles_on(backbone, "train_rtdmd")
     transformer = roles.backbone.transformer
@@ -213,6 +250,43 @@ def test_on_a_bfloat16_base_adapters_and_velocities_are_float32(tiny_teacher: Pa
     train_one(roles, "generator", "acdmd", settings)
     assert torch.equal(roles.velocity("teacher", x, sigma, cond), before)
     assert not torch.equal(roles.velocity("generator", x, sigma, cond), before)
+
+
+def test_stage_two_on_a_bfloat16_base_merges_nothing_into_it(tiny_teacher: Path, settings: TrainAcdmdParams) -> None:
+    roles = roles_on(tiny_backbone(tiny_teacher, dtype="bfloat16"), "train_rtdmd")
+    disturb(roles, "acdmd")
+    base = {k: v.clone() for k, v in roles.backbone.transformer.state_dict().items() if ".lora_" not in k}
+    below = roles.state("acdmd")
+    assert {value.dtype for value in base.values()} == {torch.bfloat16}
+    train_one(roles, "generator", "rtdmd", settings)
+    assert all(torch.equal(roles.backbone.transformer.state_dict()[k], v) for k, v in base.items())
+    assert same(roles.state("acdmd"), below)
+
+
+def test_full_mode_on_a_bfloat16_base_loses_no_small_update(tiny_teacher: Path, settings: TrainAcdmdParams) -> None:
+    """A step of 1e-6 is below bfloat16's spacing at most weights (2^-8 of their size), but not below float32's."""
+    backbone = tiny_backbone(tiny_teacher, dtype="bfloat16")
+    roles = roles_on(backbone, mode="full")
+    x, sigma, cond = batch(3)
+    teacher, generator = (roles.velocity(role, x, sigma, cond).detach() for role in ("teacher", "generator"))
+    assert generator.dtype == torch.float32
+    assert (teacher - generator).norm() < 2**-6 * teacher.norm()  # passes in half precision, a few roundings apart
+    before = roles.state("acdmd")
+    learner = Learner.adamw(roles.trainable("acdmd"), 1e-6, settings)
+    learner.step(learner.gradients(roles.velocity("generator", x, sigma, cond).square().mean()))
+    after = roles.state("acdmd")
+    key = "transformer_blocks.0.attn.to_q.weight"
+    assert after[key].dtype == torch.float32
+    assert (after[key] != before[key]).float().mean() > 0.9
+    assert ((after[key].bfloat16() != before[key].bfloat16()).float().mean()) < 0.5
+    assert {p.dtype for p in backbone.transformer.parameters()} == {torch.bfloat16}
+
+
+def test_full_mode_says_what_it_costs(backbone: Backbone) -> None:
+    count = sum(p.numel() for p in backbone.transformer.parameters())
+    text = roles_on(backbone, "train_rtdmd", "full").cost()
+    assert text.startswith("adapter.mode: full keeps 3 float32 copies of the transformer beside the teacher's (")
+    assert f"({count / 1e9:.3g} billion parameters each): {3 * 4 * count / 2**30:.3g} GiB of weights" in text
 
 
 def test_the_average_is_exponential_and_swapping_twice_changes_nothing() -> None:

@@ -12,7 +12,7 @@ rule train_acdmd:
         JOBS["train_acdmd"].benchmark
     conda:
         "../envs/python.yaml"
-    threads: THREADS
+    threads: THREADS * PARAMS.train_acdmd.processes
     resources:
         mem_mb=6000,
         runtime=120,
@@ -33,7 +33,7 @@ rule train_rtdmd:
         JOBS["train_rtdmd"].benchmark
     conda:
         "../envs/python.yaml"
-    threads: THREADS
+    threads: THREADS * PARAMS.train_rtdmd.processes
     resources:
         mem_mb=6000,
         runtime=120,
