@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,7 +98,7 @@ class Players:
     average: Average
     null: Conditioning
     sigmas: Tensor
-    ranks: Ranks
+    ranks: Ranks = Ranks()
     early: tuple[tuple[str, Learner], ...] = ()  # fake scores of the stops before the last, where each has its own
 
     def fake_of(self, stop: int) -> tuple[str, Learner]:
@@ -181,7 +182,7 @@ def add_part(
     sums.fake.add(share * loss)
     # 5. Generator, every n-th iteration: match the teacher along y_fake - y_teacher.
     if generator_turn:
-        guided = {"guidance": params.model.guidance, "null": players.null}
+        guided: dict[str, Any] = {"guidance": params.model.guidance, "null": players.null}
         with torch.no_grad():
             v_teacher = roles.velocity("teacher", point.x_t, point.t, cond, **guided)
         matching = matching_loss(x_s, point, v_fake, v_teacher, eta, draws).mean()

@@ -141,7 +141,7 @@ class Players:
     sigmas: Tensor
     backbone: Backbone
     panel: Panel
-    ranks: Ranks
+    ranks: Ranks = Ranks()
 
 
 def load_roles(stage: Stage, backbone: Backbone) -> Roles:

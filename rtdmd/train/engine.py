@@ -185,8 +185,9 @@ class Loop:
         snapshot = state.load(self.folder)
         if self.ranks.main:
             self.journal.put_back(snapshot.journal if snapshot else "")
-        for name, learner in self.learners.items() if snapshot else ():
-            learner.restore(name, snapshot.tensors)
+        if snapshot is not None:
+            for name, learner in self.learners.items():
+                learner.restore(name, snapshot.tensors)
         step = snapshot.step if snapshot else 0
         self._require_alike(step)
         return step

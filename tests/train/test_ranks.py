@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -81,20 +82,31 @@ with join("train_acdmd", 2, run) as ranks:
 """
 
 
-def two_processes(how: str) -> list[subprocess.CompletedProcess[str]]:
+def by_torch(rank: int, port: int) -> dict[str, str]:
+    """What accelerate and torchrun set."""
+    return Place(rank, 2, rank, 2, "127.0.0.1", port).environment()
+
+
+def by_slurm(rank: int, port: int) -> dict[str, str]:
+    """What a Slurm step of two tasks sets, and an address that the user gave."""
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "localhost"}
+    step |= {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
+    return step | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+def two_processes(how: str, launcher: Callable[[int, int], dict[str, str]]) -> list[subprocess.CompletedProcess[str]]:
     """The script as rank 0 and rank 1."""
     port, command = _free_port(), [sys.executable, "-c", SCRIPT, how]
     options: dict[str, Any] = {"cwd": REPOSITORY, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     started = []
     for rank in range(2):
-        env = os.environ | Place(rank, 2, rank, 2, "127.0.0.1", port).environment()
-        started.append(subprocess.Popen(command, env=env | {"OMP_NUM_THREADS": "1"}, **options))
+        started.append(subprocess.Popen(command, env=os.environ | launcher(rank, port), **options))
     ends = [(process, *process.communicate(timeout=120)) for process in started]
     return [subprocess.CompletedProcess(command, process.returncode, out, err) for process, out, err in ends]
 
 
 def test_two_processes_add_up_gather_and_fail_together() -> None:
-    first, second = two_processes("ends")
+    first, second = two_processes("ends", by_slurm)
     assert first.returncode == 0 and first.stdout == "done 0\n", first.stderr
     assert second.returncode == 1 and second.stdout == "done 1\n", second.stderr
     assert "Error" not in second.stderr  # what is everyone's error is told once, by the first process
@@ -102,7 +114,7 @@ def test_two_processes_add_up_gather_and_fail_together() -> None:
 
 
 def test_a_process_that_is_gone_is_one_line() -> None:
-    first, second = two_processes("dies")
+    first, second = two_processes("dies", by_torch)
     assert second.returncode == 9, second.stderr
     assert first.returncode == 0 and first.stdout == "done 0\ntold\n", first.stderr
 
