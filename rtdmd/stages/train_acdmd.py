@@ -98,7 +98,7 @@ class Players:
     average: Average
     null: Conditioning
     sigmas: Tensor
-    ranks: Ranks = Ranks()
+    ranks: Ranks = field(default_factory=Ranks)
     early: tuple[tuple[str, Learner], ...] = ()  # fake scores of the stops before the last, where each has its own
 
     def fake_of(self, stop: int) -> tuple[str, Learner]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ class Players:
     sigmas: Tensor
     backbone: Backbone
     panel: Panel
-    ranks: Ranks = Ranks()
+    ranks: Ranks = field(default_factory=Ranks)
 
 
 def load_roles(stage: Stage, backbone: Backbone) -> Roles:
