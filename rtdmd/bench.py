@@ -26,6 +26,7 @@ from rtdmd.rng import normal
 from rtdmd.stages import train_acdmd, train_rtdmd
 from rtdmd.torch_setup import configure
 from rtdmd.train.engine import Learner
+from rtdmd.train.ranks import Ranks
 from rtdmd.train.roles import STACKS, Average, Roles
 from rtdmd.train.terms import Draws
 
@@ -144,7 +145,9 @@ def _first(params: Params, root: Path, device: torch.device) -> tuple[Update, Pa
     roles, generator, fake, average = _roles(params, backbone, "train_acdmd", "acdmd", p)
     passes.watch_roles(roles, {"generator": generator.parameters, "fake": fake.parameters})
     sigmas, cond = backbone.sigmas(params.model.num_steps).to(device), _conditioning(params, root, p.batch_size, device)
-    players = train_acdmd.Players(params, roles, generator, fake, average, cond.index([0]), sigmas)
+    players = train_acdmd.Players(
+        params, roles, generator, fake, average, cond.index([0]), sigmas, Ranks(device=device)
+    )
 
     def update(step: int) -> None:
         for turn in range(p.generator_every):
@@ -167,7 +170,9 @@ def _second(params: Params, root: Path, device: torch.device, prompts: list[dict
         passes.watch(reward, "score")
     sigmas, count = backbone.sigmas(params.model.num_steps).to(device), p.prompts_per_epoch * p.group_size
     texts = _conditioning(params, root, p.prompts_per_epoch, device)
-    players = train_rtdmd.Players(params, roles, generator, fake, average, texts.index([0]), sigmas, backbone, panel)
+    players = train_rtdmd.Players(
+        params, roles, generator, fake, average, texts.index([0]), sigmas, backbone, panel, Ranks(device=device)
+    )
 
     def update(step: int) -> None:
         chosen = [prompts[(step * p.prompts_per_epoch + i) % len(prompts)] for i in range(p.prompts_per_epoch)]

@@ -1,9 +1,11 @@
-"""`rtdmd plan`: what a run needs before it starts. No weights are read.
+"""`rtdmd plan`: what a run needs before it starts.
 
-rtdmd plan                                  ./params.yaml on an H200
-rtdmd plan --params other.yaml --gpu A100   another file, another GPU
-rtdmd plan --preset sd35m --processes 8     a preset, its batches over eight processes
-rtdmd plan --measure                        run both training stages here for a few updates; planned against measured
+    rtdmd plan                                  ./params.yaml on an H200
+    rtdmd plan --params other.yaml --gpu A100   another file, another GPU
+    rtdmd plan --preset sd35m --processes 8     a preset, as if trained by eight processes
+    rtdmd plan --measure                        run both training stages here for a few updates and compare
+
+No weights are read, but for --measure.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpu", default="H200", metavar="GPU", help="B200, H200, H100, A100, ... (default: %(default)s)"
     )
-    parser.add_argument("--processes", type=int, default=1, help="the batches are split over (default: %(default)s)")
+    parser.add_argument("--processes", type=int, help="of training (default: those of the params)")
     parser.add_argument("--measure", action="store_true", help="measure peaks on this machine and compare")
 
 
@@ -32,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.gpu not in GPUS:
         raise UserError(f"--gpu: {arguments.gpu!r} is not known; allowed: {', '.join(GPUS)}")
-    if arguments.processes < 1:
+    if arguments.processes is not None and arguments.processes < 1:
         raise UserError(f"--processes: {arguments.processes}; allowed: 1 or more")
     params = preset(arguments.preset) if arguments.preset else load_params(arguments.params)
     if arguments.measure:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rtdmd.plan.passes import Rows
-from rtdmd.plan.scorers import Scorer
-from rtdmd.plan.stand import Stand
+from rtdmd.plan.stand import Model, Stand, model_of
 from rtdmd.plan.tally import META, tally
+
+if TYPE_CHECKING:
+    from rtdmd.config import RewardParams
 
 ROWS = 2
 
@@ -33,7 +36,7 @@ class Cost:
     back_peak: float = 0.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Costs:
     """The passes of a run, each counted when it is first asked for."""
 
@@ -66,16 +69,18 @@ class Costs:
         latents = self.stand.latents(ROWS)
         return count(lambda: self.stand.backbone.decode(latents), [], [*self.stand.known(), latents])
 
-    def scores(self, names: Iterable[str], gradient: bool) -> Cost:
-        """The named rewards of one image; ``gradient``: those that carry one alone, with it."""
-        found = [self._score(self.stand.scorers[name], gradient) for name in names]
+    def scores(self, specs: Iterable[RewardParams], gradient: bool) -> Cost:
+        """These rewards of one image; ``gradient``: those that carry one alone, with it."""
+        found = [self._score(model_of(spec), gradient) for spec in specs]
         columns = [
             [getattr(cost, key) for cost in found] for key in ("flops", "peak", "kept", "back_flops", "back_peak")
         ]
         flops, peaks, kept, back_flops, back_peaks = columns
         return Cost(sum(flops), max(peaks, default=0.0), sum(kept), sum(back_flops), max(back_peaks, default=0.0))
 
-    def _score(self, scorer: Scorer, gradient: bool) -> Cost:
+    @cache  # noqa: B019  # as long as the plan lives
+    def _score(self, model: Model, gradient: bool) -> Cost:
+        scorer = self.stand.scorers[model]
         if gradient and not scorer.differentiable:
             return Cost()
         if scorer.score is None:
@@ -115,7 +120,7 @@ def count(run: Callable[[], Tensor], leaves: Sequence[Tensor], known: Iterable[T
 def flops_of(rows: Rows, costs: Costs, stage: str) -> float:
     """FLOPs of the passes of `rtdmd.plan.passes`."""
     section = getattr(costs.stand.params, stage)
-    names = [spec.name for spec in getattr(section, "rewards", ())]
+    rewards = getattr(section, "rewards", ())
     generator = costs.fake if stage == "train_acdmd" else costs.generator
     by_name = {
         "generator": lambda: generator,
@@ -123,8 +128,8 @@ def flops_of(rows: Rows, costs: Costs, stage: str) -> float:
         "fake": lambda: costs.fake,
         "teacher": lambda: costs.teacher,
         "decode": lambda: costs.decode,
-        "score": lambda: costs.scores(names, gradient=False),
-        "pathwise": lambda: costs.scores(names, gradient=True),
+        "score": lambda: costs.scores(rewards, gradient=False),
+        "pathwise": lambda: costs.scores(rewards, gradient=True),
     }
     total = 0.0
     for name, number in rows.items():

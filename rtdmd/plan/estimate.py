@@ -28,15 +28,16 @@ class StagePlan:
     updates: int
     flops: float
     memory: Memory
+    processes: int = 1
 
     @property
     def total(self) -> float:
         """FLOPs of the whole stage."""
         return self.flops * self.updates
 
-    def hours(self, gpu: str, dtype: str, processes: int, utilisation: float = UTILISATION) -> float:
-        """Time of the whole stage on so many GPUs."""
-        return self.total / (getattr(GPUS[gpu], dtype) * utilisation * processes) / 3600
+    def hours(self, gpu: str, dtype: str, utilisation: float = UTILISATION) -> float:
+        """Time of the whole stage, a GPU a process."""
+        return self.total / (getattr(GPUS[gpu], dtype) * utilisation * self.processes) / 3600
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,10 @@ class Plan:
 
     parameters: dict[str, tuple[int, str]]
     stages: dict[str, StagePlan]
-    processes: int
 
 
-def make_plan(params: Params, root: Path = Path("."), processes: int = 1) -> Plan:
-    """The plan of ``params`` for each of so many processes, from shapes alone.
+def make_plan(params: Params, root: Path = Path("."), processes: int | None = None) -> Plan:
+    """The plan of ``params``, from shapes alone; ``processes``: of training, another number than the params'.
 
     UserError where the teacher's shapes are not known here, or the resolution does not fit them.
     """
@@ -65,14 +65,16 @@ def make_plan(params: Params, root: Path = Path("."), processes: int = 1) -> Pla
             "iterations",
             one.iterations,
             flops_of(acdmd_rows(params), costs, "train_acdmd"),
-            acdmd_memory(costs, processes),
+            acdmd_memory(costs, processes or one.processes),
+            processes or one.processes,
         ),
         StagePlan(
             "train_rtdmd",
             "epochs",
             two.epochs,
             flops_of(rtdmd_rows(params), costs, "train_rtdmd"),
-            rtdmd_memory(costs, processes),
+            rtdmd_memory(costs, processes or two.processes),
+            processes or two.processes,
         ),
         StagePlan(
             "evaluate",
@@ -82,7 +84,7 @@ def make_plan(params: Params, root: Path = Path("."), processes: int = 1) -> Pla
             evaluate_memory(costs),
         ),
     ]
-    return Plan(_parameters(stand), {stage.name: stage for stage in stages}, processes)
+    return Plan(_parameters(stand), {stage.name: stage for stage in stages})
 
 
 def tags_of(sources: tuple[PromptSourceParams, ...]) -> int:
@@ -122,7 +124,7 @@ def _parameters(stand: Stand) -> dict[str, tuple[int, str]]:
     adapter = {name: sum(p.numel() for p in stand.adapter(name)) for name in ADAPTERS}
     kind = "a copy of the transformer" if stand.roles.full else f"LoRA of rank {stand.params.adapter.rank}"
     text = size_of(stand.text.values())[0]
-    rewards = {name: size_of(scorer.modules)[0] + scorer.recorded[0] for name, scorer in stand.scorers.items()}
+    rewards = {scorer.name: size_of(scorer.modules)[0] + scorer.recorded[0] for scorer in stand.scorers.values()}
     found = {
         "teacher (base of every role)": (stand.base_size()[0], f"{stand.params.model.dtype}, frozen"),
         "generator, stage one (acdmd)": (adapter["acdmd"], f"{kind}, trained in train_acdmd"),

@@ -6,11 +6,18 @@ what an allocator keeps beside what is in use; docs/plan.md has both, measured.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
 
 from rtdmd.plan.costs import Cost, Costs
-from rtdmd.plan.stand import Stand
+from rtdmd.plan.stand import Stand, model_of
 from rtdmd.plan.tally import size_of
+
+if TYPE_CHECKING:
+    from rtdmd.config import RewardParams
 
 MOMENTS = 2  # AdamW's, of each trained number
 
@@ -41,9 +48,11 @@ def split(rows: int, processes: int) -> int:
 def acdmd_memory(costs: Costs, processes: int) -> Memory:
     """Stage one. A generator turn holds its last step's graph while the fake score learns and the teacher looks on."""
     stand, p = costs.stand, costs.stand.params.train_acdmd
-    rows, one = split(p.batch_size, processes), costs.fake
-    parts = _weights(stand, ("acdmd", "fake")) | _optimizer(stand, "acdmd", rounds=1) | _text(stand)
-    parts["prompts"] = rows * stand.row_bytes()
+    share, one = split(p.batch_size, processes), costs.fake
+    rows = min(share, p.micro_batch)
+    parts = _weights(stand, ("acdmd", "fake")) | _text(stand)
+    parts |= _optimizer(stand, "acdmd", terms=1, sums=rows < share)
+    parts["prompts"] = (share + rows * (rows < share)) * stand.row_bytes()
     generator = rows * one.kept
     fake, transient = _fake(one, rows, _pairs(p.consistency))
     phases = {
@@ -56,25 +65,26 @@ def acdmd_memory(costs: Costs, processes: int) -> Memory:
 
 
 def rtdmd_memory(costs: Costs, processes: int) -> Memory:
-    """Stage two. Passes go in micro-batches, the fake score's in one of fake_batch_size."""
+    """Stage two. Every pass goes in micro-batches; the last step's images are a copy of theirs in the roll-out."""
     stand, p = costs.stand, costs.stand.params.train_rtdmd
     steps = stand.params.model.num_steps
     images = split(p.prompts_per_epoch * p.group_size, processes)
     micro, last = min(p.micro_batch, images), min(split(p.last_step_batch_size, processes), images)
     image = stand.row_bytes() + 2 * steps * stand.latent_bytes()  # K+1 states, K-1 means
     terms = sum(weight > 0 for weight in vars(p.weights).values())
-    parts = _weights(stand, ("acdmd", "rtdmd", "fake")) | _optimizer(stand, "rtdmd", rounds=terms + 1) | _text(stand)
+    parts = _weights(stand, ("acdmd", "rtdmd", "fake")) | _text(stand)
+    parts |= _optimizer(stand, "rtdmd", terms=terms + 1, sums=micro < images)
     parts["decoder"] = size_of([stand.vae])[1]
-    offloaded = _rewards(stand, [spec.name for spec in p.rewards if spec.offload])
-    parts["rewards"] = _rewards(stand, [spec.name for spec in p.rewards if not spec.offload])
-    parts["roll-out"] = images * image
-    scores = costs.scores([spec.name for spec in p.rewards], gradient=False)
+    offloaded = _rewards(stand, [spec for spec in p.rewards if spec.offload])
+    parts["rewards"] = _rewards(stand, [spec for spec in p.rewards if not spec.offload])
+    parts["roll-out"] = (images + last) * image
+    scores = costs.scores(p.rewards, gradient=False)
     own = costs.generator
-    fake, transient = _fake(costs.fake, min(split(p.fake_batch_size, processes), images), _pairs(p.consistency))
+    fake, transient = _fake(costs.fake, micro, _pairs(p.consistency))
     phases = {
         "roll-out": micro * costs.teacher.peak,
         "rewards": offloaded + micro * max(costs.pictures.peak, costs.pictures.kept + scores.peak),
-        "last step": offloaded + last * (image + 4 * stand.latent_bytes()) + micro * _last_step(costs),
+        "last step": offloaded + last * 4 * stand.latent_bytes() + micro * _last_step(costs),
         "policy": micro * (own.kept + own.back_peak),
         "fake score": fake
         + transient
@@ -90,7 +100,7 @@ def _last_step(costs: Costs) -> float:
     matched = max(teacher.peak, own.back_peak, own.kept if p.matching_path in ("random_step", "whole_chain") else 0)
     if p.weights.backprop == 0:
         return own.kept + matched if p.weights.matching > 0 else 0.0
-    scores = costs.scores([spec.name for spec in p.rewards if spec.differentiable], gradient=True)
+    scores = costs.scores(p.rewards, gradient=True)
     seen = decode.kept + scores.kept
     back = max(decode.back_peak, scores.back_peak, own.back_peak)
     return own.kept + seen + max(back, matched if p.weights.matching > 0 else 0)
@@ -99,11 +109,10 @@ def _last_step(costs: Costs) -> float:
 def evaluate_memory(costs: Costs) -> Memory:
     """Evaluation: one model at a time, without gradients."""
     stand, p = costs.stand, costs.stand.params.evaluate
-    names = [spec.name for spec in p.rewards]
     parts = _weights(stand, ("acdmd", "rtdmd")) | _text(stand)
-    parts |= {"decoder": size_of([stand.vae])[1], "rewards": _rewards(stand, names)}
+    parts |= {"decoder": size_of([stand.vae])[1], "rewards": _rewards(stand, p.rewards)}
     parts["prompts"] = p.batch_size * stand.row_bytes()
-    pictures, scores = costs.pictures, costs.scores(names, gradient=False)
+    pictures, scores = costs.pictures, costs.scores(p.rewards, gradient=False)
     phases = {
         "sampling": p.batch_size * costs.teacher.peak,
         "rewards": p.batch_size * max(pictures.peak, pictures.kept + scores.peak),
@@ -118,17 +127,18 @@ def cache_memory(stand: Stand, encode: Cost) -> Memory:
 
 
 def _weights(stand: Stand, adapters: tuple[str, ...]) -> dict[str, float]:
-    """The base, and the adapters (copies of it, in full mode)."""
-    own = sum(tensor.numel() * tensor.element_size() for name in adapters for tensor in stand.adapter(name))
-    return {"transformer": stand.base_size()[1], "adapters": own}
+    """The base and the adapters (copies of it, in full mode, which a pass in half precision reads as such)."""
+    base = stand.base_size()[1]
+    halves = base if stand.roles.full and stand.backbone.dtype != torch.float32 else 0
+    return {"transformer": base, "adapters": sum(map(stand.adapter_bytes, adapters)), "in half precision": halves}
 
 
-def _optimizer(stand: Stand, generator: str, rounds: int) -> dict[str, float]:
-    """Moments of both roles, the generator's average, and gradients (of as many terms as are kept apart, and of the
-    fake score)."""
-    own, fake = ([t.numel() * t.element_size() for t in stand.adapter(name)] for name in (generator, "fake"))
-    moments = MOMENTS * (sum(own) + sum(fake))
-    return {"optimizer": moments, "average": sum(own), "gradients": rounds * sum(own) + sum(fake)}
+def _optimizer(stand: Stand, generator: str, terms: int, sums: bool) -> dict[str, float]:
+    """Moments of both roles, the generator's average, and gradients: of as many terms as are kept apart, of the fake
+    score, and where micro-batches are added up (``sums``) a further one and the sum with it."""
+    own, fake = stand.adapter_bytes(generator), stand.adapter_bytes("fake")
+    gradients = terms * own + fake + 2 * sums * max(own, fake)
+    return {"optimizer": MOMENTS * (own + fake), "average": own, "gradients": gradients}
 
 
 def _text(stand: Stand) -> dict[str, float]:
@@ -137,8 +147,8 @@ def _text(stand: Stand) -> dict[str, float]:
     return {"text encoders": size_of(stand.text.values())[1] if resident else 0}
 
 
-def _rewards(stand: Stand, names: list[str]) -> float:
-    scorers = [stand.scorers[name] for name in names]
+def _rewards(stand: Stand, specs: Iterable[RewardParams]) -> float:
+    scorers = [stand.scorers[model_of(spec)] for spec in specs]
     recorded = sum(scorer.recorded[0] * scorer.recorded[1] for scorer in scorers)
     return recorded + size_of([module for scorer in scorers for module in scorer.modules])[1]
 

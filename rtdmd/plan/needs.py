@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from rtdmd.files import read_json, sha256_tree, write_json
 from rtdmd.provenance import hash_of
 
 if TYPE_CHECKING:
-    from rtdmd.plan.estimate import Plan
+    from rtdmd.plan.estimate import Plan, StagePlan
 
 FOLDER = ".rtdmd/plan"
 GPU = "A100"  # the slowest that is common: a faster one ends early
@@ -27,6 +27,7 @@ PROGRAM_MB = {"cpu": 1500, "cuda": 6000}  # interpreter and libraries; with CUDA
 LEAST_MINUTES = 15  # imports, hashing inputs, checkpoints
 CPU_FLOPS = 10e9  # a second and thread, below what `rtdmd bench` measures
 PARTS = ("model", "adapter", "cache_teacher", "train_acdmd", "train_rtdmd", "evaluate")
+WEIGHTS = ("transformer", "adapters", "decoder", "rewards", "text encoders")
 CODE = ("plan", "backbones", "train", "rewards")
 
 
@@ -47,13 +48,15 @@ class Needs:
     root: Path = Path(".")
     _found: dict[str, dict[str, int]] | None = None
 
-    def of(self, stage: str, what: str) -> Callable[[Any], int]:
-        """A resource of a rule, for Snakemake to call: ``what`` is a field of `Need`."""
+    def of(self, stage: str) -> dict[str, Callable[[Any], int]]:
+        """The resources of a rule by name, for Snakemake to call."""
+        return {field.name: self._resource(stage, field.name) for field in fields(Need)}
 
+    def _resource(self, stage: str, name: str) -> Callable[[Any], int]:
         def resource(wildcards: Any) -> int:
             if self._found is None:
                 self._found = needs(self.params, self.root)
-            return self._found[stage][what]
+            return self._found[stage][name]
 
         return resource
 
@@ -89,29 +92,26 @@ def needs_of(plan: Plan, params: Params) -> dict[str, Need]:
     """`Need` of each stage that computes; publication loads the weights, merged and apart, and the pipeline around
     them."""
     cuda = params.run.device == "cuda"
-    found = {
-        name: _need(stage.memory.peak, stage.memory.parts, _minutes(plan, name, params), cuda)
-        for name, stage in plan.stages.items()
-    }
-    parts = plan.stages["train_rtdmd"].memory.parts | {
-        "merged": plan.stages["train_rtdmd"].memory.parts["transformer"],
-        "text encoders": plan.stages["cache_teacher"].memory.parts["text encoders"],
-    }
-    weights = {name: parts[name] for name in ("transformer", "merged", "adapters", "decoder", "text encoders")}
+    found = {}
+    for name, stage in plan.stages.items():
+        need = _need(stage.memory.peak, stage.memory.parts, _minutes(stage, params), cuda)
+        found[name] = Need(need.mem_mb * stage.processes, need.runtime, need.gpu * stage.processes)
+    parts = plan.stages["train_rtdmd"].memory.parts
+    text = plan.stages["cache_teacher"].memory.parts["text encoders"]
+    weights = {"transformer": 2 * parts["transformer"], "adapters": parts["adapters"], "text encoders": text}
+    weights["decoder"] = parts["decoder"]
     return found | {"publish": _need(sum(weights.values()), weights, 0.0, cuda)}
 
 
 def _need(peak: float, parts: dict[str, float], minutes: float, cuda: bool) -> Need:
-    """On a GPU the host holds the weights once, on their way there, and what the program itself takes."""
-    weights = sum(
-        parts.get(name, 0.0) for name in ("transformer", "merged", "adapters", "decoder", "rewards", "text encoders")
-    )
+    """Of one process. On a GPU the host holds the weights once, on their way there, and what the program itself
+    takes."""
+    weights = sum(parts.get(name, 0.0) for name in WEIGHTS)
     megabytes = SLACK * (weights if cuda else peak) / 1e6 + PROGRAM_MB["cuda" if cuda else "cpu"]
     return Need(100 * math.ceil(megabytes / 100), LEAST_MINUTES + math.ceil(SLOW * minutes), int(cuda))
 
 
-def _minutes(plan: Plan, stage: str, params: Params) -> float:
-    found = plan.stages[stage]
+def _minutes(stage: StagePlan, params: Params) -> float:
     if params.run.device == "cuda":
-        return 60 * found.hours(GPU, params.model.dtype, plan.processes)
-    return found.total / (CPU_FLOPS * params.run.threads) / 60
+        return 60 * stage.hours(GPU, params.model.dtype)
+    return stage.total / (CPU_FLOPS * params.run.threads * stage.processes) / 60

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rtdmd.errors import UserError
 from rtdmd.plan import published
 from rtdmd.plan.models import on_meta
 from rtdmd.plan.tally import META
@@ -73,10 +74,14 @@ def load_scorer(spec: RewardParams, root: Path = Path(".")) -> Scorer:
 Built = tuple[list[nn.Module], Callable[[Tensor], Tensor]]
 
 
-def _clip_model(folder: str | None, root: Path, record: dict[str, Any]) -> Any:
-    """A CLIPModel of the folder's config.json, of the record where there is none."""
-    path = root / (folder or "") / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if folder and path.is_file() else record
+def _clip_model(spec: RewardParams, source: str, root: Path, record: dict[str, Any]) -> Any:
+    """A CLIPModel of the folder's config.json, of the record for a Hub id. UserError where the folder has none."""
+    config, folder = record, getattr(spec, source)
+    if folder is not None and not spec.is_hub_id(source):
+        path = root / folder / "config.json"
+        if not path.is_file():
+            raise UserError(f"rewards: {spec.name}: {source}: {path} is not there")
+        config = json.loads(path.read_text(encoding="utf-8"))
     with on_meta(torch.float32):
         return CLIPModel(CLIPConfig(**config))
 
@@ -87,19 +92,19 @@ def _square(model: Any) -> ImageTransform:
 
 
 def _clip(spec: RewardParams, root: Path) -> Built:
-    model = _clip_model(spec.model, root, published.CLIP_VIT_L)
+    model = _clip_model(spec, "model", root, published.CLIP_VIT_L)
     return [model], ClipReward(model, None, _square(model), {}, META).embed
 
 
 def _vit_h(spec: RewardParams, root: Path) -> Built:
-    model = _clip_model(spec.base, root, published.CLIP_VIT_H)
+    model = _clip_model(spec, "base", root, published.CLIP_VIT_H)
     letterbox = Letterbox(model.config.vision_config.image_size, MEAN, STD)
     transform = letterbox if spec.name == "hpsv2" else _square(model)
     return [model], ClipReward(model, None, transform, {}, META).embed
 
 
 def _aesthetic(spec: RewardParams, root: Path) -> Built:
-    model = _clip_model(spec.base, root, published.CLIP_VIT_L)
+    model = _clip_model(spec, "base", root, published.CLIP_VIT_L)
     widths = published.AESTHETIC_HEAD
     with on_meta(torch.float32):
         head = nn.Sequential(*(nn.Linear(a, b) for a, b in pairwise(widths)))

@@ -18,9 +18,15 @@ from rtdmd.torch_setup import DTYPES
 from rtdmd.train.roles import STACKS, Roles
 
 if TYPE_CHECKING:
-    from rtdmd.config import Params
+    from rtdmd.config import Params, RewardParams
 
 ADAPTERS = ("acdmd", "fake", "rtdmd")
+Model = tuple[str | None, ...]
+
+
+def model_of(spec: RewardParams) -> Model:
+    """What tells two rewards' networks apart."""
+    return spec.name, spec.model, spec.base, spec.colour_model, spec.socket
 
 
 @dataclass
@@ -31,7 +37,7 @@ class Stand:
     configs: dict[str, dict[str, Any]]
     backbone: PipelineBackbone
     roles: Roles
-    scorers: dict[str, Scorer]
+    scorers: dict[Model, Scorer]
 
     @staticmethod
     def of(params: Params, root: Path = Path(".")) -> Stand:
@@ -39,10 +45,13 @@ class Stand:
         resolution."""
         configs = part_configs(params.model, root)
         backbone = meta_backbone(params.model, configs)
+        backbone.device = torch.device("cpu")  # autocast knows no meta device
         with META:
             roles = Roles(backbone, params.adapter, STACKS["train_rtdmd"], params.run.seed)
-        specs = {spec.name: spec for spec in (*params.train_rtdmd.rewards, *params.evaluate.rewards)}
-        scorers = {name: load_scorer(spec, root) for name, spec in specs.items()}
+        for copy in roles._copies.values():  # in full mode passes run in half precision, by autocast where there is one
+            copy.to(backbone.dtype)
+        specs = {model_of(spec): spec for spec in (*params.train_rtdmd.rewards, *params.evaluate.rewards)}
+        scorers = {model: load_scorer(spec, root) for model, spec in specs.items()}
         return Stand(params, configs, backbone, roles, scorers)
 
     @property
@@ -64,6 +73,10 @@ class Stand:
     def adapter(self, name: str) -> list[nn.Parameter]:
         """Parameters of one adapter (of one copy of the transformer with `adapter.mode: full`)."""
         return self.roles._adapter_parameters(name)
+
+    def adapter_bytes(self, name: str) -> int:
+        """Bytes of one adapter: what learns is float32."""
+        return 4 * sum(p.numel() for p in self.adapter(name))
 
     def base_size(self) -> tuple[int, int]:
         """(parameters, bytes) of the transformer without its adapters."""

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
@@ -37,11 +36,16 @@ FORMULAS: dict[Any, Any] = flop_registry | {_FLASH: _flash_flops, _FLASH_BACKWAR
 """torch's own formulas, by operation, and its formulas of the GPU's fused attention for the CPU's, which it lacks."""
 
 
-class FusedAttention(TorchFunctionMode):
-    """Attention by the fused kernel, whatever the device."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (_fused if func is F.scaled_dot_product_attention else func)(*args, **(kwargs or {}))
+@contextlib.contextmanager
+def fused_attention() -> Iterator[None]:
+    """Attention by the fused kernel, whatever the device; also where a block is computed again in the backward pass,
+    which a mode of torch would not reach."""
+    own = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = _fused
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = own
 
 
 def _fused(
@@ -102,7 +106,7 @@ def tally(known: Iterable[Tensor] = ()) -> Iterator[Meter]:
 
     ``known``: tensors that were there before (weights), which take no bytes.
     """
-    with FusedAttention(), Meter(known) as meter:
+    with fused_attention(), Meter(known) as meter:
         yield meter
 
 

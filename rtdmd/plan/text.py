@@ -49,19 +49,24 @@ def plan_text(plan: Plan, params: Params, gpu: str) -> str:
     device, dtype = GPUS[gpu], params.model.dtype
     peak = getattr(device, dtype)
     about = (
-        f"Hours: FLOPs / ({number(peak)}FLOP/s x {UTILISATION:g} x {plan.processes}); the {gpu}'s dense {dtype} peak is"
-        f" its vendor's, a utilisation of {UTILISATION:g} is assumed."
+        f"Time: FLOPs / ({number(peak)}FLOP/s x {UTILISATION:g} x GPUs); the {gpu}'s dense {dtype} peak is its"
+        f" vendor's, a utilisation of {UTILISATION:g} is assumed."
     )
     parts = [
         f"{params.model.teacher} at {params.model.resolution} pixels, {dtype}, adapter.mode: {params.adapter.mode},"
-        f" {plan.processes} process{'es' if plan.processes > 1 else ''}",
-        "Parameters\n"
-        + table([(name, f"{count:,}".replace(",", " "), what) for name, (count, what) in plan.parameters.items()]),
+        f" adapter.gradient_checkpointing: {str(params.adapter.gradient_checkpointing).lower()}",
+        "Parameters\n" + _parameters(plan),
         f"Peak memory of a process\n{_memory(stages)}",
         "\n".join(_fits(stage, device.memory, gpu) for stage in stages),
-        f"Computation\n{_computation(stages, gpu, dtype, plan.processes)}\n{about}",
+        f"Computation\n{_computation(stages, gpu, dtype)}\n{about}",
     ]
     return "\n\n".join(parts)
+
+
+def _parameters(plan: Plan) -> str:
+    counts = {name: f"{count:,}".replace(",", " ") for name, (count, _) in plan.parameters.items()}
+    rows = table(list(counts.items())).splitlines()
+    return "\n".join(f"{row}  {what}" for row, (_, what) in zip(rows, plan.parameters.values(), strict=True))
 
 
 def _memory(stages: list[StagePlan]) -> str:
@@ -86,15 +91,16 @@ def _fits(stage: StagePlan, memory: float, gpu: str) -> str:
 
 ADVICE = {
     "cache_teacher": "lower cache_teacher.batch_size",
-    "train_acdmd": "lower train_acdmd.batch_size, or spread it over more processes (--processes)",
-    "train_rtdmd": "lower train_rtdmd.micro_batch, fake_batch_size or prompts_per_epoch, or use more processes",
+    "train_acdmd": "lower train_acdmd.micro_batch, set adapter.gradient_checkpointing: true, or raise processes",
+    "train_rtdmd": "lower train_rtdmd.micro_batch, set adapter.gradient_checkpointing: true, or raise processes",
     "evaluate": "lower evaluate.batch_size",
 }
 
 
-def _computation(stages: list[StagePlan], gpu: str, dtype: str, processes: int) -> str:
-    rows = [["", "updates", "FLOPs each", "FLOPs", f"{processes} x {gpu}"]]
+def _computation(stages: list[StagePlan], gpu: str, dtype: str) -> str:
+    rows = [["", "updates", "FLOPs each", "FLOPs", "time on", gpu]]
     for stage in stages:
-        hours = duration(stage.hours(gpu, dtype, processes))
-        rows.append([stage.name, f"{stage.updates} {stage.unit}", number(stage.flops), number(stage.total), hours])
+        updates, devices = f"{stage.updates} {stage.unit}", f"{stage.processes} x"
+        rows.append([stage.name, updates, number(stage.flops), number(stage.total), devices])
+        rows[-1].append(duration(stage.hours(gpu, dtype)))
     return table(rows)

@@ -12,6 +12,7 @@ from snakemake.exceptions import WorkflowError
 from rtdmd.config import load_params
 from rtdmd.engines import load_jobs, mark_stale
 from rtdmd.errors import UserError
+from rtdmd.plan.needs import Needs
 
 # `dvc` and `python` are those of the environment that runs Snakemake, activated or not, unless jobs get their own
 # (`--software-deployment-method`). A scheduler's SIGTERM reaches every process of a job: the shell and DVC outlive it, so that the
@@ -29,6 +30,7 @@ except UserError as error:
     raise WorkflowError(str(error)) from error
 
 MADE = {path for job in JOBS.values() for path in job.outputs}
+NEEDS = Needs(PARAMS)  # memory, time and GPUs by rule, from `rtdmd plan`
 THREADS = PARAMS.run.threads
 SHOWN = {".html", ".png", ".csv"}
 

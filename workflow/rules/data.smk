@@ -35,8 +35,7 @@ rule cache_teacher:
         "../envs/python.yaml"
     threads: THREADS
     resources:
-        mem_mb=4000,
-        runtime=30,
+        **NEEDS.of("cache_teacher"),
     message:
         "cache_teacher: {}".format(JOBS["cache_teacher"].description)
     shell:

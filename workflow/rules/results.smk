@@ -14,8 +14,7 @@ rule evaluate:
         "../envs/python.yaml"
     threads: THREADS
     resources:
-        mem_mb=6000,
-        runtime=60,
+        **NEEDS.of("evaluate"),
     message:
         "evaluate: {}".format(JOBS["evaluate"].description)
     shell:
@@ -56,8 +55,7 @@ rule publish:
         "../envs/python.yaml"
     threads: THREADS
     resources:
-        mem_mb=6000,
-        runtime=15,
+        **NEEDS.of("publish"),
     message:
         "publish: {}".format(JOBS["publish"].description)
     shell:

@@ -14,8 +14,7 @@ rule train_acdmd:
         "../envs/python.yaml"
     threads: THREADS * PARAMS.train_acdmd.processes
     resources:
-        mem_mb=6000,
-        runtime=120,
+        **NEEDS.of("train_acdmd"),
     message:
         "train_acdmd: {}".format(JOBS["train_acdmd"].description)
     shell:
@@ -35,8 +34,7 @@ rule train_rtdmd:
         "../envs/python.yaml"
     threads: THREADS * PARAMS.train_rtdmd.processes
     resources:
-        mem_mb=6000,
-        runtime=120,
+        **NEEDS.of("train_rtdmd"),
     message:
         "train_rtdmd: {}".format(JOBS["train_rtdmd"].description)
     shell:
