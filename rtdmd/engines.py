@@ -26,7 +26,7 @@ from rtdmd.config import Params
 from rtdmd.dvc_cache import refuse_truncated
 from rtdmd.errors import UserError
 from rtdmd.files import tree_files, write_atomic
-from rtdmd.pipeline import params_values
+from rtdmd.pipeline import missing_file, params_values, read_pipeline
 
 MARKS = ".rtdmd/stale"
 _OLD = 1_000_000_000  # September 2001: older than any output
@@ -53,12 +53,22 @@ class Job:
 
 
 def load_jobs(params: Params, root: Path = Path(".")) -> dict[str, Job]:
-    """Every stage of the DVC pipeline in `root`, by name. UserError when `dvc.yaml` names an unknown parameter,
-    or DVC's cache holds less than `dvc.lock` says."""
+    """Every stage of the DVC pipeline in `root`, by name. UserError when `dvc.yaml` names an unknown parameter, a file
+    that no stage makes is missing, or DVC's cache holds less than `dvc.lock` says."""
+    _refuse_missing(root)
     refuse_truncated(root)
     tree = params.model_dump(mode="json")
     with Repo(str(root)) as repo:
         return {stage.name: _job(stage, tree, root.resolve()) for stage in repo.index.stages if stage.name}
+
+
+def _refuse_missing(root: Path) -> None:
+    """Snakemake takes the results of a stage whose input is gone as given, and runs what it can behind it."""
+    pipeline = read_pipeline(root)
+    made = {path for stage in pipeline.values() for path in stage.outs}
+    for path in (path for stage in pipeline.values() for path in stage.deps):
+        if path not in made and not (root / path).exists():
+            raise UserError(missing_file(path, pipeline))
 
 
 def _job(stage: Any, tree: dict[str, Any], root: Path) -> Job:

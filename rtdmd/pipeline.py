@@ -45,12 +45,13 @@ def _paths(items: list[str | dict[str, Any]]) -> tuple[str, ...]:
     return tuple(item if isinstance(item, str) else next(iter(item)) for item in items)
 
 
-def maker_of(path: str, pipeline: dict[str, StageEntry]) -> str | None:
-    """The command that makes `path`, None when nothing here does."""
-    for stage in pipeline.values():
-        if path in stage.outs:
-            return f"snakemake {stage.name}"
-    return "make world" if covers(WORLD_FOLDER, path) else None
+def missing_file(path: str, pipeline: dict[str, StageEntry]) -> str:
+    """One line about a dependency that is not there: which command makes it, or brings it back."""
+    makers = [stage.name for stage in pipeline.values() if path in stage.outs]
+    if makers:
+        return f"{path}: no such file; `snakemake {makers[0]}` makes it"
+    anew = " (`make world` makes it anew)" if covers(WORLD_FOLDER, path) else ""
+    return f"{path}: no such file; it belongs to the repository: `git checkout {path}`{anew}"
 
 
 def covers(declared: str, path: str) -> bool:

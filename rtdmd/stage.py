@@ -27,7 +27,7 @@ from rtdmd.config import Params, load_params
 from rtdmd.dvc_cache import refuse_damaged
 from rtdmd.errors import UserError
 from rtdmd.files import fsync_path, sha256_tree, write_json
-from rtdmd.pipeline import StageEntry, covers, maker_of, params_values, read_pipeline
+from rtdmd.pipeline import StageEntry, covers, missing_file, params_values, read_pipeline
 from rtdmd.provenance import hash_of, package_versions
 from rtdmd.signals import held
 
@@ -62,7 +62,7 @@ class Stage:
             )
         found = self.root / path
         if not found.exists():
-            raise UserError(_missing(path, self._pipeline))
+            raise UserError(missing_file(path, self._pipeline))
         return found
 
     def output(self, name: str) -> Path:
@@ -107,16 +107,9 @@ def open_stage(name: str, root: Path = Path(".")) -> Iterator[Stage]:
 def _hash_inputs(root: Path, entry: StageEntry, pipeline: dict[str, StageEntry]) -> dict[str, str]:
     for dep in entry.deps:
         if not (root / dep).exists():
-            raise UserError(_missing(dep, pipeline))
+            raise UserError(missing_file(dep, pipeline))
     refuse_damaged(root, entry.deps)
     return {dep: sha256_tree(root / dep) for dep in entry.deps}
-
-
-def _missing(path: str, pipeline: dict[str, StageEntry]) -> str:
-    maker = maker_of(path, pipeline)
-    return f"{path}: no such file; " + (
-        f"`{maker}` makes it" if maker else "it belongs to the repository: `git checkout` it"
-    )
 
 
 def _run_dir(root: Path, name: str, values: dict[str, Any], inputs: dict[str, str]) -> Path:

@@ -23,7 +23,8 @@ from typing import Any
 
 import psutil
 
-from tests.workflow.checkout import clone, environment, make_checkout, run
+from rtdmd.pipeline import read_pipeline
+from tests.workflow.checkout import REPOSITORY, clone, environment, make_checkout, run
 from tests.workflow.undisturbed import hashes, undisturbed
 
 NEXT = {
@@ -39,6 +40,7 @@ SMALL: dict[str, Any] = {
     "evaluate": {"images_per_tag": 2, "reference_images": 12},
 }
 STAGE = ("rtdmd", "gate_check.py")  # programs that are a stage's own
+PIPELINE = read_pipeline(REPOSITORY)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Tree:
         """Send SIGKILL; returns what the stage was doing, by its command line."""
         members = self.members()
         stages = [member for member in members if is_stage(member)]
-        name = " ".join(stages[0].cmdline()[2:3]) if stages else "between stages"
+        name = next((word for one in stages for word in one.cmdline()[1:] if word in PIPELINE), "between stages")
         victims = {"all": members, "engine": members[:1], "stage": stages or members[:1]}[what]
         for victim in victims:
             try:

@@ -3,9 +3,9 @@
     with Cluster(folder) as cluster:
         subprocess.run(["sbatch", ...], env=cluster.env)
 
-It needs Debian's `slurmctld slurmd slurm-client munge` (`make slurm-test` installs them) and touches no configuration of
-the machine. Two partitions: `work`, and `urgent`, whose jobs preempt those of `work` (they are requeued). Two GPUs that are
-none, so that requests for them can be seen. No accounting, no cgroups.
+It needs Debian's `slurmctld slurmd slurm-client munge` (`make slurm-test` installs them) and touches no configuration
+of the machine. Two partitions: `work`, and `urgent`, whose jobs preempt those of `work` (they are requeued). Two GPUs
+that are none, so that requests for them can be seen. No accounting, no cgroups.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # the daemons are not on every user's path
@@ -107,6 +110,15 @@ class Cluster:
         )
         for name in ("slurmd", "slurmctld", "munged"):
             self.stop(name, signal.SIGTERM)
+        self._kill_strays()
+
+    def _kill_strays(self) -> None:
+        """Without cgroups Slurm loses sight of a process whose parent ended first; the clients' variable tells them."""
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                mine = process.environ().get("SLURM_CONF") == self.env["SLURM_CONF"]
+                if mine and process.pid != os.getpid():
+                    process.kill()
 
     def start(self, name: str) -> None:
         """Start a daemon in the foreground, as a child; its log is `<name>.log`."""
@@ -155,7 +167,7 @@ class Cluster:
         """The configuration for every client, and none of an outer job's variables."""
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SBATCH", "SRUN"))}
         return inherited | {
-            "SLURM_CONF": str(self.folder / "slurm.conf"),
+            "SLURM_CONF": str(self.folder / "slurm.conf"),  # the folder is this cluster's own
             "PATH": f"{self.folder}/bin:{inherited['PATH']}",
             "LC_ALL": "C.UTF-8",
         }

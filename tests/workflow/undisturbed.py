@@ -6,10 +6,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests.workflow.checkout import clone, run
-
 from rtdmd.files import sha256_file
 from rtdmd.pipeline import read_pipeline
+from tests.workflow.checkout import clone, run
 
 STAGES = """
 from importlib import import_module
