@@ -207,11 +207,12 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _add_methods(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from rtdmd.commands import methods, sweep
+    from rtdmd.commands import methods, sweep, variance
 
     methods.add_arguments(commands.add_parser("methods", help="the methods that can be compared, or one's card"))
     sweep.add_arguments(commands.add_parser("sweep", help="one run of the comparison, or its table and page"))
-    for name in ("methods", "sweep"):
+    variance.add_arguments(commands.add_parser("variance", help="noise and bias of the reward-gradient estimators"))
+    for name in ("methods", "sweep", "variance"):
         commands.choices[name].set_defaults(action=_command)
 
 

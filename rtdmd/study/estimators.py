@@ -1,0 +1,206 @@
+"""Estimators of ∇E r(x̂_0) on real roll-outs: each stage-two way to a reward, at one price, against the whole chain.
+
+All estimate the gradient of the mean differentiable reward in the stage-two adapter, at the stage-one student. The
+reference back-propagates through every step (`reinforce.whole_chain`), which is exact for a fixed noise. "policy + last
+step" is the hybrid: score function on the stochastic steps, pathwise on the last. Advantages keep the reward's units
+with the leave-one-out baseline, so that only what a row names can bias it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rtdmd.backbones import load_backbone
+from rtdmd.backbones.protocol import Backbone, Conditioning
+from rtdmd.config import Params
+from rtdmd.config.load import validate
+from rtdmd.config.presets import merged
+from rtdmd.errors import UserError
+from rtdmd.files import load_tensors, read_jsonl
+from rtdmd.flow.policy import draw_step_subset
+from rtdmd.methods.budget import WORLD, Prices, stage_two_epoch
+from rtdmd.rewards.panel import Panel, open_panel
+from rtdmd.rng import permutation
+from rtdmd.torch_setup import configure
+from rtdmd.train.accumulate import Gradients, micro_batches
+from rtdmd.train.compared import step_advantages, stepwise_policy_gradient
+from rtdmd.train.engine import Learner
+from rtdmd.train.reinforce import (
+    Rollout,
+    advantages_of,
+    describe,
+    final_images,
+    last_step_gradients,
+    policy_gradient,
+    roll_out,
+    whole_chain,
+)
+from rtdmd.train.roles import STACKS, Roles
+from rtdmd.train.terms import Draws
+
+STAGE = "train_rtdmd"
+REFERENCE = "whole chain"
+COMMON: dict[str, Any] = {
+    "recipe": "custom",
+    "matching_path": "last_step",
+    "candidate_steps": [0, 1, 2],
+    "trained_steps": 3,
+    "share_noise": False,
+    "share_initial": False,
+    "subset_factor": True,
+    "baseline": "leave_one_out",
+    "advantage_std": "none",
+    "advantage_clip": 1e6,
+    "density": "gaussian",
+    "credit": "trajectory",
+    "backprop_margin": 1e3,
+    "gradient_scaling": "none",
+    "fake_updates_per_epoch": 0,
+    "weights": {"policy": 1.0, "matching": 0.0, "backprop": 1.0, "nft": 0.0, "reference_kl": 0.0},
+}
+_ALONE = {"weights": {"policy": 0.0}}
+_SUB = {"share_noise": True}
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    REFERENCE: _ALONE,
+    "last step alone": _ALONE,
+    "random step's estimate (ReFL)": _ALONE | {"backprop_at": "random_step"},
+    "policy + last step": {},
+    "... M = 1": {"trained_steps": 1},
+    "... M = 1, shared noise": _SUB | {"trained_steps": 1},
+    "... M = 2, shared noise": _SUB | {"trained_steps": 2},
+    "... M = 1, shared noise and start": _SUB | {"trained_steps": 1, "share_initial": True},
+    "... steps 1 and 2 in turn, shared noise and start": _SUB
+    | {"trained_steps": 1, "share_initial": True, "candidate_steps": [1, 2]},
+    "... group mean baseline": {"baseline": "group_mean"},
+    "... published log-density": {"density": "published", "clip_range": 1e-5},
+    "... gains still to come": {"credit": "to_go"},
+    "... stepwise gains": {"credit": "gain"},
+}
+"""Name -> settings over COMMON; a name with ... is the hybrid above it."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything an estimate is computed on: the stage-one student with a fresh adapter, prompts and rewards."""
+
+    params: Params
+    backbone: Backbone
+    roles: Roles
+    learner: Learner
+    panel: Panel
+    records: list[dict[str, Any]]
+    cond: Conditioning
+    sigmas: Tensor
+    prices: Prices = field(default=WORLD)
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Params:
+        """The parameters of one estimator."""
+        tree = self.params.model_dump(mode="json")
+        return validate(merged(merged(tree, {STAGE: COMMON}), {STAGE: dict(settings)}), "an estimator")
+
+
+def open_bench(params: Params, root: Path) -> Bench:
+    """Load the student of results/train_acdmd; UserError where it or the prompts are missing, or no reward is
+    differentiable."""
+    device = configure(params.run)
+    rewards = [spec for spec in params.train_rtdmd.rewards if spec.differentiable]
+    if not rewards:
+        raise UserError("train_rtdmd.rewards: none passes a gradient; allowed: clipscore among them")
+    one = [{**rewards[0].model_dump(mode="json", exclude_none=True), "weight": 1.0, "policy": True}]
+    tree = merged(params.model_dump(mode="json"), {STAGE: {"rewards": one, "recipe": "custom"}})
+    params = validate(tree, "the study")
+    paths = {"prompts": "results/prepare_prompts/train.jsonl", "acdmd": "results/train_acdmd/generator.safetensors"}
+    for path in paths.values():
+        if not (root / path).is_file():
+            raise UserError(f"{path}: no such file; `snakemake train_acdmd` makes it")
+    backbone = load_backbone(params.model, text=False, vae=True, device=device, root=root)
+    roles = Roles(backbone, params.adapter, STACKS[STAGE], params.run.seed)
+    roles.load("acdmd", load_tensors(root / paths["acdmd"])[0], paths["acdmd"])
+    learner = Learner.adamw(roles.trainable("rtdmd"), 1e-3, params.train_rtdmd)
+    records = read_jsonl(root / paths["prompts"])
+    text = load_backbone(params.model, text=True, vae=False, transformer=False, device=device, root=root)
+    parts = [[record["prompt"] for record in records[rows]] for rows in micro_batches(len(records), 64)]
+    cond = Conditioning.cat([text.encode(prompts) for prompts in parts])
+    panel = open_panel(params.train_rtdmd.rewards, device, root)
+    sigmas = backbone.sigmas(params.model.num_steps).to(device)
+    return Bench(params, backbone, roles, learner, panel, records, cond, sigmas)
+
+
+def prompts_within(bench: Bench, name: str, budget: float) -> tuple[int, float]:
+    """Prompts of an estimate that spends the budget, to the nearest (at least two), and what that costs."""
+    settings = ESTIMATORS[name] | {"prompts_per_epoch": 1}
+    params = bench.with_settings(settings)
+    p = params.train_rtdmd
+    whole = bench.with_settings(settings | {"last_step_batch_size": p.group_size})
+    one = sum(stage_two_epoch(whole, bench.prices).values())
+    if name == REFERENCE:  # back-propagation through K steps, each run again, in place of one
+        more = params.model.num_steps - 1
+        one += p.group_size * more * (2 * bench.prices.two + bench.prices.backward)
+    count = max(2, round(budget / one))
+    return count, count * one
+
+
+def estimate(bench: Bench, name: str, prompts: int, repeat: int, stream: str = "study") -> Tensor:
+    """One estimate (P,) of ∇E r: an epoch's roll-out of its own prompts and noise, named by ``repeat``."""
+    size = bench.params.train_rtdmd.group_size
+    count = prompts * size
+    params = bench.with_settings(ESTIMATORS[name] | {"prompts_per_epoch": prompts, "last_step_batch_size": count})
+    p, eta = params.train_rtdmd, params.model.eta
+    order = permutation(len(bench.records), params.run.seed, stream, repeat, "prompts")
+    rows = [order[i % len(order)] for i in range(prompts) for _ in range(size)]
+    records, cond = [bench.records[row] for row in rows], bench.cond.index(rows)
+    draws = Draws(params.run.seed, f"{stream}-{name}", repeat, tuple(range(count)), bench.backbone.latent_shape(),
+                  bench.sigmas.device)  # fmt: skip
+    chosen = draw_step_subset(permutation(len(p.candidate_steps), params.run.seed, stream, repeat, "subset"),
+                              p.trained_steps)  # fmt: skip
+    trained = [p.candidate_steps[i] for i in chosen]
+    groups = torch.arange(count) // size
+    rollout = roll_out(bench.roles, cond, records, groups, bench.sigmas, trained, p, eta, draws)
+    if name == REFERENCE:
+        return -flat(chain_gradient(bench, rollout, p.micro_batch, eta))
+    pathwise = [(spec.weight, bench.panel.rewards[spec.name]) for spec in p.rewards]
+    _, total, *_ = last_step_gradients(bench.roles, bench.learner, rollout, pathwise, bench.backbone, p, {}, eta, draws)
+    if p.weights.policy > 0:
+        total.add_scaled(policy_part(bench, rollout, trained, params), 1.0)
+    return -flat(total)
+
+
+def policy_part(bench: Bench, rollout: Rollout, trained: list[int], params: Params) -> Gradients:
+    """The score-function term of an estimator."""
+    p, eta = params.train_rtdmd, params.model.eta
+    with bench.panel.scoring(final_images(rollout, bench.backbone, p.micro_batch)) as scoring:
+        scores = scoring.scores(bench.sigmas.device)
+    if p.credit == "trajectory":
+        own = advantages_of(scores, rollout.groups, p)
+        return policy_gradient(bench.roles, bench.learner, rollout, own, trained, p, eta)[0]
+    credited = step_advantages(rollout, scores, bench.panel, bench.backbone, trained, p, eta)
+    return stepwise_policy_gradient(bench.roles, bench.learner, rollout, credited, slice(None), p, eta)[0]
+
+
+def chain_gradient(bench: Bench, rollout: Rollout, size: int, eta: float) -> Gradients:
+    """Minus the gradient of the mean reward through every step, noises fixed."""
+    (reward,) = bench.panel.rewards.values()
+    total = Gradients(bench.learner)
+    for rows in micro_batches(len(rollout), size):
+        images = bench.backbone.decode(whole_chain(bench.roles, rollout, rows, eta))
+        total.add(-reward.score(images, *describe(rollout.records[rows])).sum() / len(rollout))
+    return total
+
+
+def flat(gradients: Gradients) -> Tensor:
+    """A term's gradient as one vector (P,); a fresh LoRA's first factors have none yet and are zeros in it."""
+    assert gradients.total is not None
+    return torch.cat([part.flatten().cpu() for part in gradients.total])
+
+
+def repeats(bench: Bench, name: str, budget: float, count: int, stream: str = "study") -> Iterator[Tensor]:
+    """Independent estimates (P,) at one price each."""
+    prompts, _ = prompts_within(bench, name, budget)
+    for repeat in range(count):
+        yield estimate(bench, name, prompts, repeat, stream)

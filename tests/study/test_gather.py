@@ -1,0 +1,83 @@
+"""Means and differences over seeds against hand computation; the plan and the paper's orders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rtdmd.errors import UserError
+from rtdmd.evaluate.tables import Scores
+from rtdmd.methods import METHODS
+from rtdmd.study.gather import Row, Run, difference, seed_mean
+from rtdmd.study.paper import GAMMA, STAGE_TWO, order_agreement
+from rtdmd.study.plan import load_plan
+from rtdmd.study.workspace import pipeline_text
+
+T2 = 4.302652729911275  # Student's t at 0.975 with two degrees of freedom
+
+
+def scores(values: list[float]) -> Scores:
+    """One tag, one prompt an image."""
+    count = len(values)
+    return Scores(tuple(range(count)), (0,) * count, ("a",) * count, {"strict": np.array(values)})
+
+
+def a_run(name: str, seed: int, values: list[float]) -> Run:
+    return Run(name, seed, {}, {}, scores(values), {})
+
+
+def test_interval_over_seeds_by_hand() -> None:
+    mean = seed_mean([0.1, 0.2, 0.6], [0.03, 0.04, 0.12])
+    assert mean.mean == pytest.approx(0.3) and mean.n == 3
+    assert mean.seeds == pytest.approx(T2 * np.sqrt(0.07) / np.sqrt(3))
+    assert mean.noise == pytest.approx(0.13 / 3)
+    assert seed_mean([0.1]).seeds is None and seed_mean([0.1, 0.2], [0.1, None]).noise is None
+
+
+def test_differences_are_paired_by_seed_and_image() -> None:
+    """Runs of seeds 0 to 2 against others of seeds 2, 1 and 5, images in another order: two pairs."""
+    ours = [a_run("x", seed, [1.0, 0.0, 1.0, float(seed)]) for seed in range(3)]
+    theirs = [a_run("y", seed, [0.0, 0.0, 1.0, 0.0]) for seed in (2, 1, 5)]
+    found = difference(ours, theirs)
+    assert found is not None and found.n == 2
+    assert found.mean == pytest.approx(((1 + 1) / 4 + (1 + 2) / 4) / 2)
+    assert difference(ours, []) is None
+
+
+def test_orders_are_confirmed_contradicted_or_left_open() -> None:
+    """acdmd beats every other clearly, admd is worst, the rest cannot be told apart."""
+    values = {name: [0.5] * 8 for name in GAMMA} | {"acdmd": [1.0] * 8, "admd": [0.6] * 8}
+    rows = {
+        name: Row(name, "train_acdmd", [a_run(name, seed, [v + 0.01 * seed * (name == "acdmd") for v in own])
+                                        for seed in range(3)])
+        for name, own in values.items()
+    }  # fmt: skip
+    found = order_agreement(rows, GAMMA)
+    assert set(found["agree"]) == {f"acdmd > {name}" for name in GAMMA if name != "acdmd"}
+    assert set(found["disagree"]) == {f"{name} > admd" for name in GAMMA if name not in ("acdmd", "admd")}
+    assert len(found["undecided"]) == 3
+    assert order_agreement({}, STAGE_TWO) == {"agree": [], "disagree": [], "undecided": []}
+    assert all(name in METHODS or name == "base" for name in (*GAMMA, *STAGE_TWO))
+
+
+def test_the_plan_of_the_repository_is_valid_and_a_bad_one_is_one_line(tmp_path: Path) -> None:
+    plan = load_plan(Path("workflow/sweep.yaml"))
+    assert len(plan.seeds) == 3 and set(plan.methods) <= set(METHODS)
+    assert {name for name in (*GAMMA, *STAGE_TWO) if name != "base"} <= set(plan.methods)
+    text = Path("workflow/sweep.yaml").read_text()
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(text.replace("  - gdmd\n", "  - gdmmd\n"))
+    with pytest.raises(UserError, match=r"bad\.yaml: methods: allowed: names of `rtdmd methods`.*unknown: gdmmd"):
+        load_plan(bad)
+    with pytest.raises(UserError, match="no such file"):
+        load_plan(tmp_path / "none.yaml")
+
+
+def test_a_run_evaluates_its_own_student_alone() -> None:
+    text = Path("dvc.yaml").read_text()
+    assert "grid_teacher.png" in pipeline_text(text, "teacher")
+    one, two = pipeline_text(text, "train_acdmd"), pipeline_text(text, "train_rtdmd")
+    assert "grid_train_acdmd.png" in one and "grid_train_rtdmd.png" not in one and "grid_teacher" not in one
+    assert "grid_train_rtdmd.png" in two and "grid_train_acdmd.png" not in two

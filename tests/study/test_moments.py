@@ -1,0 +1,57 @@
+"""Moments of gradient estimates whose law is known: Gaussian repeats with a mean, a scale and a covariance."""
+
+import math
+
+import pytest
+import torch
+
+from rtdmd.study.moments import jackknife, moments, squared_mean, total_variance
+
+DIMS, COUNT = 40, 300
+
+
+def draws(mean: torch.Tensor, spread: float, count: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return mean + spread * torch.randn(count, len(mean), generator=generator, dtype=torch.float64)
+
+
+def test_products_give_the_sample_moments() -> None:
+    g = draws(torch.linspace(-1, 1, DIMS).double(), 0.5, 7, 0)
+    gram = g @ g.T
+    assert total_variance(gram) == pytest.approx(float(g.var(0).sum()), rel=1e-12)
+    pairs = [float(g[i] @ g[j]) for i in range(7) for j in range(7) if i != j]
+    assert squared_mean(gram) == pytest.approx(sum(pairs) / len(pairs), rel=1e-12)
+
+
+def test_an_unbiased_estimate_has_scale_and_cosine_one_and_no_bias() -> None:
+    mean = torch.linspace(-1, 1, DIMS).double()
+    found = moments(draws(mean, 0.5, COUNT, 1), draws(mean, 0.3, COUNT, 2))
+    assert found.scale is not None and found.bias is not None and found.cosine is not None
+    assert abs(found.scale.value - 1) < 4 * found.scale.error < 0.05
+    assert abs(found.bias.value) < 4 * found.bias.error < 0.05
+    assert abs(found.cosine.value - 1) < 4 * found.cosine.error + 1e-3
+    expected = DIMS * 0.25 / float(mean @ mean)
+    assert abs(found.noise.value - expected) < 4 * found.noise.error < 0.5 * expected
+
+
+def test_a_shrunk_and_turned_estimate_is_told_from_noise() -> None:
+    """E g = 0.5 G + an orthogonal part of half G's length: scale 0.5, bias 0.25 + 0.25, cosine 1/sqrt 2."""
+    mean, turned = torch.zeros(DIMS).double(), torch.zeros(DIMS).double()
+    mean[0], turned[1] = 2.0, 1.0
+    found = moments(draws(0.5 * mean + turned, 0.4, COUNT, 3), draws(mean, 0.4, COUNT, 4))
+    assert found.scale is not None and found.bias is not None and found.cosine is not None
+    assert found.scale.value == pytest.approx(0.5, abs=4 * found.scale.error) and found.scale.error < 0.02
+    assert found.bias.value == pytest.approx(0.5, abs=4 * found.bias.error) and found.bias.error < 0.03
+    assert found.cosine.value == pytest.approx(1 / math.sqrt(2), abs=4 * found.cosine.error)
+
+
+def test_jackknife_of_a_mean_is_its_standard_error() -> None:
+    x = draws(torch.zeros(1).double(), 1.0, 20, 5)[:, 0]
+    found = jackknife(lambda rows, _: float(x[list(rows)].mean()), list(range(20)), [])
+    assert found.error == pytest.approx(float(x.std() / math.sqrt(20)), rel=1e-9)
+
+
+def test_without_a_reference_only_the_noise_is_known() -> None:
+    found = moments(draws(torch.ones(DIMS).double(), 1.0, 50, 6))
+    assert found.scale is found.bias is found.cosine is None
+    assert found.noise.value == pytest.approx(1.0, abs=4 * found.noise.error)

@@ -1,0 +1,144 @@
+"""The sweep on the tiny teacher: shared stage one, equal budgets, resumed runs, students over time, table and page."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rtdmd.commands import methods as methods_command
+from rtdmd.config import Params
+from rtdmd.errors import UserError
+from rtdmd.files import load_tensors, read_json
+from rtdmd.methods.budget import cost
+from rtdmd.stages import train_rtdmd
+from rtdmd.study import history
+from rtdmd.study.gather import gather
+from rtdmd.study.page import write_comparison
+from rtdmd.study.plan import SweepPlan, run_folder, run_params
+from rtdmd.study.run import run
+from tests.train.workshop import make_trainable
+from tests.workspace import set_params
+
+PLAN = SweepPlan(
+    folder=".rtdmd/sweep",
+    seeds=(0, 1),
+    budget=1.0,
+    points=2,
+    point_images=2,
+    methods=("dmd2-last", "matching-only", "dmd-nft"),
+)
+SMALL: dict[str, Any] = {
+    "train_rtdmd": {"epochs": 4, "rewards": [{"name": "clipscore", "model": "data/world/clip", "weight": 1.0}]},
+    "evaluate": {"etas": []},
+}
+
+
+@pytest.fixture(scope="module")
+def base(tiny_teacher: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
+    """A repository folder with smoke parameters, without any run."""
+    root = tmp_path_factory.mktemp("sweep")
+    make_trainable(root, tiny_teacher, tiny_clip)
+    shutil.rmtree(root / "results")
+    return root, set_params(root, SMALL)
+
+
+@pytest.fixture(scope="module")
+def swept(base: tuple[Path, Params]) -> tuple[Path, Params]:
+    """The same after the runs of seed 0 and the base of seed 1."""
+    root, params = base
+    for name in PLAN.runs():
+        if name == "teacher":
+            continue
+        run(root, params, PLAN, name, 0)
+    return root, params
+
+
+def test_a_method_waits_for_its_seeds_base_run(base: tuple[Path, Params]) -> None:
+    with pytest.raises(UserError, match="run base of seed 1 is not done; `rtdmd sweep run base 1` comes first"):
+        run(*base, PLAN, "matching-only", 1)
+
+
+def test_methods_share_prompts_text_and_stage_one_of_their_seed(swept: tuple[Path, Params]) -> None:
+    root, _ = swept
+    mother = run_folder(root, PLAN, "base", 0)
+    for name, shared in (("matching-only", True), ("dmd2-last", False)):
+        folder = run_folder(root, PLAN, name, 0)
+        for stage in ("prepare_prompts", "cache_teacher"):
+            assert (folder / "results" / stage).resolve() == (mother / "results" / stage).resolve()
+        same = (folder / "results/train_acdmd").resolve() == (mother / "results/train_acdmd").resolve()
+        assert same == shared
+    made = {path.name for path in (run_folder(root, PLAN, "matching-only", 0) / "results/evaluate").glob("grid_*")}
+    assert made == {"grid_train_rtdmd.png"}
+
+
+def test_every_run_spends_the_base_params_budget(swept: tuple[Path, Params]) -> None:
+    root, params = swept
+    found = {name: read_json(run_folder(root, PLAN, name, 0) / "run.json") for name in PLAN.runs() if name != "teacher"}
+    for name, stage in (("dmd2-last", "train_acdmd"), ("matching-only", "train_rtdmd"), ("dmd-nft", "train_rtdmd")):
+        record = found[name]
+        assert abs(record["planned"] - cost(params, stage)) <= record["unit"] / 2 * (1 + 1e-9)
+        assert record["planned"] / record["unit"] == pytest.approx(record["length"])
+        assert record["seconds"][stage] > 0 and record["seconds"]["evaluate"] > 0
+    assert run_params(params, PLAN, "dmd-nft", 1).run.seed == 1
+
+
+def test_students_over_time_are_the_checkpoints_averages(swept: tuple[Path, Params]) -> None:
+    """The last point's student is the run's own output, to the bit; an earlier one is another."""
+    root, _ = swept
+    folder = run_folder(root, PLAN, "dmd-nft", 0)
+    record = read_json(folder / "run.json")
+    epochs = [int(point["epoch"]) for point in record["history"]]
+    assert len(epochs) == 2 and epochs[-1] == record["length"]
+    students = [
+        load_tensors(folder / f"at-{epoch:05d}/results/train_rtdmd/generator.safetensors")[0] for epoch in epochs
+    ]
+    own, _ = load_tensors(folder / "results/train_rtdmd/generator.safetensors")
+    assert all(bool((students[-1][name] == value).all()) for name, value in own.items())
+    assert any(bool((students[0][name] != value).any()) for name, value in own.items())
+    assert all({"strict", "clipscore", "frechet", "diversity"} <= set(point) for point in record["history"])
+
+
+def test_a_finished_run_is_not_run_again_and_a_changed_one_is(
+    swept: tuple[Path, Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, params = swept
+    called: list[str] = []
+
+    def ends(path: Path) -> None:
+        called.append(path.name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_rtdmd, "run", ends)
+    before = (run_folder(root, PLAN, "matching-only", 0) / "run.json").read_bytes()
+    assert run(root, params, PLAN, "matching-only", 0).read_bytes() == before and called == []
+    twice = PLAN.model_copy(update={"budget": 2.0})
+    with pytest.raises(KeyboardInterrupt):
+        run(root, params, twice, "matching-only", 0)
+    assert called == ["matching-only-0"]
+    monkeypatch.undo()
+    assert history.checkpoints(run_folder(root, PLAN, "dmd-nft", 0), run_params(params, PLAN, "dmd-nft", 0))
+
+
+def test_table_and_page_hold_every_run(swept: tuple[Path, Params], capsys: pytest.CaptureFixture[str]) -> None:
+    root, params = swept
+    page = write_comparison(root, PLAN, params)
+    with (root / "results/comparison/table.csv").open(newline="") as file:
+        lines = {line["run"]: line for line in csv.DictReader(file)}
+    assert set(lines) == {"base", *PLAN.methods}
+    rows = {row.name: row for row in gather(root, PLAN)}
+    for name, line in lines.items():
+        metrics = read_json(run_folder(root, PLAN, name, 0) / "results/evaluate/metrics.json")
+        model = "train_rtdmd" if rows[name].stage == "train_rtdmd" else "train_acdmd"
+        assert float(line["clipscore"]) == pytest.approx(metrics[model]["clipscore"]["mean"], rel=1e-5)
+        assert line["clipscore_ci95_seeds"] == "" and line["seeds"] == "1"
+    own = rows["dmd-nft"].minus["base"].mean
+    assert own == pytest.approx(rows["dmd-nft"].figures["strict"].mean - rows["base"].figures["strict"].mean, abs=1e-6)
+    text = page.read_text()
+    assert "Flash-DMD" in text and "DMD2, last step only" in text and "held-out strict" in text
+    assert (root / "results/comparison/contact_sheet.png").stat().st_size > 1000
+
+    assert methods_command.own_figures(root / methods_command.TABLE, "dmd-nft")[0] == "stage: train_rtdmd"
