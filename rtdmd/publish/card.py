@@ -21,6 +21,12 @@ from rtdmd.publish.card_data import (
 )
 from rtdmd.publish.card_use import use
 
+TARGETS = {
+    "attention": "the attention projections",
+    "attention_mlp": "attention projections and MLPs",
+    "all": "all linear layers",
+}  # adapter.targets, as the recipe says it
+
 
 def model_card(found: Published) -> str:
     """README.md as a whole."""
@@ -63,8 +69,9 @@ def _results(found: Published) -> list[str]:
     lines = [
         "## Results",
         "",
-        f"{metrics['train_rtdmd']['images']} images of each model for held-out prompts, the same prompts and noise for"
-        f" all, sampled with CPS at η = {found.model.eta:g}; ± is a 95 % interval over noise.",
+        f"{metrics[STUDENT]['images']} images of each model for held-out prompts, the same prompts and noise for"
+        f" all; the students sampled with CPS at η = {found.model.eta:g}, the teacher in guided Euler steps. ± is a"
+        " 95 % interval over noise.",
         "",
     ]
     if trained:
@@ -108,7 +115,9 @@ def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
 def _recipe(found: Published) -> list[str]:
     settings = found.settings
     one, two, adapter = settings["train_acdmd"], settings["train_rtdmd"], settings["adapter"]
-    trained = f"LoRA of rank {adapter['rank']}, alpha {adapter['alpha']}, on {adapter['targets']} in each stage"
+    trained = (
+        f"LoRA of rank {adapter['rank']}, alpha {adapter['alpha']}, on {TARGETS[adapter['targets']]} in each stage"
+    )
     rows = [
         ["Setting", "Value"],
         ["Trained weights", trained if adapter["mode"] == "lora" else "all"],

@@ -28,6 +28,7 @@ BASE_LICENCES: dict[str, tuple[str, str | None]] = {  # as their owners state th
 SAMPLES = "samples.png"
 WIDGET = "widget.png"
 WORLD = "data/world/"  # the embedded world belongs to this repository and carries its licence
+PLUS_MINUS = "\u00a0±\u00a0"  # a figure and its interval stay on one line
 Metrics = Mapping[str, Any]
 
 MADE_OF = {"world_verifier": ("strict", "lenient", "soft")}  # figures that a reward is made of
@@ -114,7 +115,7 @@ def score_names(metrics: Metrics) -> list[str]:
 def figure(value: Mapping[str, float | None] | float | None, sign: str = "") -> str:
     """A score with its interval, a plain number, or a dash; ``sign`` "+" shows the sign of a difference."""
     if isinstance(value, Mapping):
-        return f"{value['mean']:{sign}.3f}" + ("" if value["ci95"] is None else f" ± {value['ci95']:.3f}")
+        return f"{value['mean']:{sign}.3f}" + ("" if value["ci95"] is None else f"{PLUS_MINUS}{value['ci95']:.3f}")
     return "–" if value is None else f"{value:{sign}.3f}"
 
 

@@ -9,6 +9,7 @@ from rtdmd.evaluate.names import STUDENT, score_title
 from rtdmd.publish.card_data import Published, figure, score_names
 from rtdmd.publish.scheduler_cps import class_source
 
+WIDTH = 96  # of a line of Python: about what a page of the Hub shows
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
 
 
@@ -43,18 +44,27 @@ def load_snippet(found: Published, merged: bool) -> str:
     classes = sorted([SCHEDULER, base.pipeline, *([base.transformer] if merged else [])])
     lines = [
         "import torch",
-        f"from diffusers import {', '.join(classes)}",
+        _call("from diffusers import ", classes),
         "",
         f'folder = "{found.folder}"  # this folder, or this repository\'s id',
     ]
     if merged:
-        place = f'folder, subfolder="transformer", dtype=torch.{model.dtype}'
-        lines.append(f"transformer = {base.transformer}.from_pretrained({place})")
-    lines.append(f'pipe = {base.pipeline}.from_pretrained("{model.teacher}", {", ".join(options)})')
+        place = ["folder", 'subfolder="transformer"', f"dtype=torch.{model.dtype}"]
+        lines.append(_call(f"transformer = {base.transformer}.from_pretrained", place))
+    lines.append(_call(f"pipe = {base.pipeline}.from_pretrained", [f'"{model.teacher}"', *options]))
     if not merged:
         lines.append(f'pipe.transformer.load_lora_adapter(folder, weight_name="{PUBLISHED}")')
     lines += [f'pipe.scheduler = {SCHEDULER}.from_pretrained(folder, subfolder="scheduler")', "", *_draw(found)]
     return "\n".join(lines)
+
+
+def _call(start: str, arguments: list[str]) -> str:
+    """A call (an import, where ``start`` ends in a space) on one line where it fits, else an argument a line."""
+    listed = ", ".join(arguments)
+    line = start + (listed if start.endswith(" ") else f"({listed})")
+    if len(line) <= WIDTH:
+        return line
+    return "\n".join([f"{start}(", *(f"    {argument}," for argument in arguments), ")"])
 
 
 def _draw(found: Published) -> list[str]:
@@ -110,8 +120,8 @@ def _schedulers(found: Published) -> list[str]:
         return lines
     return [
         *lines,
-        "diffusers' own scheduler draws all noise anew or none; the trained sampler, the one that was scored, keeps a"
-        " part of the predicted noise. This class is all it takes, with no remote code"
+        "diffusers' own scheduler draws all noise anew or none; the trained sampler keeps a part of the predicted"
+        " noise. This class is all it takes, with no remote code"
         " (`from rtdmd.publish.scheduler_cps import CPSScheduler` is the same):",
         "",
         *_block(cps_snippet(found)),

@@ -69,7 +69,7 @@ def test_the_folder_is_a_published_one(imported: Path) -> None:
     assert (imported / MERGED).is_file()
     card = (imported / "README.md").read_text()
     assert "Not evaluated here." in card
-    assert 'from_pretrained("./base"' in card
+    assert 'StableDiffusion3Pipeline.from_pretrained(\n    "./base",\n' in card
     assert imported.stat().st_mode & 0o777 == 0o755
 
 
