@@ -61,7 +61,7 @@ class Costs:
     def decode(self) -> Cost:
         """The decoder, with the gradient in its latents."""
         latents = self.stand.latents(ROWS).requires_grad_()
-        return count(lambda: self.stand.backbone.decode(latents), [latents], self.stand.known())
+        return count(lambda: self.stand.backbone.decode(latents), [latents], self.stand.known(), retain=True)
 
     @cached_property
     def pictures(self) -> Cost:
@@ -88,7 +88,7 @@ class Costs:
         side = self.stand.params.model.resolution
         images = torch.empty(ROWS, 3, side, side, device=META, requires_grad=gradient)
         score = scorer.score
-        return count(lambda: score(images), [images] if gradient else [], self.stand.known())
+        return count(lambda: score(images), [images] if gradient else [], self.stand.known(), retain=True)
 
     def _velocity(self, role: str, leaves: Sequence[Tensor]) -> Cost:
         cond = self.stand.cond(ROWS)
@@ -103,8 +103,9 @@ class Costs:
                 leaf.requires_grad_(False)
 
 
-def count(run: Callable[[], Tensor], leaves: Sequence[Tensor], known: Iterable[Tensor]) -> Cost:
-    """The cost of a row of ``run``, and of its gradient in ``leaves`` where there are any."""
+def count(run: Callable[[], Tensor], leaves: Sequence[Tensor], known: Iterable[Tensor], retain: bool = False) -> Cost:
+    """The cost of a row of ``run``, and of its gradient in ``leaves`` where there are any; ``retain``: the graph
+    outlives the backward pass, as in the last step's terms."""
     known = [*known, *leaves]
     with torch.set_grad_enabled(bool(leaves)), tally(known) as meter:
         out = run()
@@ -112,7 +113,7 @@ def count(run: Callable[[], Tensor], leaves: Sequence[Tensor], known: Iterable[T
         if not leaves:
             return forward
         meter.flops, meter.peak, start = 0, meter.live, meter.live
-        found = torch.autograd.grad(out, leaves, torch.empty_like(out))
+        found = torch.autograd.grad(out, leaves, torch.empty_like(out), retain_graph=retain)
         above = meter.peak - start - sum(one.numel() * one.element_size() for one in found)
         return Cost(forward.flops, forward.peak, forward.kept, meter.flops / ROWS, max(0, above) / ROWS)
 

@@ -80,15 +80,18 @@ def rtdmd_memory(costs: Costs, processes: int) -> Memory:
     parts["roll-out"] = (images + last) * image
     scores = costs.scores(p.rewards, gradient=False)
     own = costs.generator
-    fake, transient = _fake(costs.fake, micro, _pairs(p.consistency))
+    picture = 4 * 3 * stand.params.model.resolution**2  # the last that were scored
+    learned = min(micro, split(p.fake_batch_size, processes))
+    fake, transient = _fake(costs.fake, learned, _pairs(p.consistency))
     phases = {
         "roll-out": micro * costs.teacher.peak,
         "rewards": offloaded + micro * max(costs.pictures.peak, costs.pictures.kept + scores.peak),
-        "last step": offloaded + last * 4 * stand.latent_bytes() + micro * _last_step(costs),
+        "last step": offloaded
+        + last * 4 * stand.latent_bytes()
+        + micro * picture
+        + min(micro, last) * _last_step(costs),
         "policy": micro * (own.kept + own.back_peak),
-        "fake score": fake
-        + transient
-        + min(p.fake_batch_size, images) * (stand.row_bytes() + 4 * stand.latent_bytes()),
+        "fake score": fake + transient + learned * (image + 4 * stand.latent_bytes()),
     }
     return Memory(parts, phases)
 
