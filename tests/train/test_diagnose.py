@@ -61,7 +61,11 @@ def journal(tmp_path: Path, told: list[float]) -> Journal:
 
 
 def settings(**changes: Any) -> Any:
-    return preset("smoke", {"train_rtdmd": changes}).train_rtdmd
+    both = [
+        {"name": "clipscore", "model": "data/world/clip", "weight": 1.0},
+        {"name": "world_verifier", "weight": 1.0, "soft_weight": 0.0},
+    ]
+    return preset("smoke", {"train_rtdmd": {"rewards": both} | changes}).train_rtdmd
 
 
 def test_a_run_that_no_reward_teaches_stops_and_names_them(tmp_path: Path) -> None:
