@@ -10,6 +10,7 @@ Shapes: N samples in the whole step, n of them here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rtdmd.config import RunParams, load_params
-from rtdmd.errors import RtdmdError
+from rtdmd.errors import RtdmdError, UserError
 from rtdmd.signals import REQUEUE, Stopped
 from rtdmd.stage import Stage, open_stage
 from rtdmd.torch_setup import configure
@@ -162,12 +163,26 @@ def join(stage: str, processes: int, run: RunParams, root: Path = Path(".")) -> 
             return
         try:
             configure(run)  # before CUDA starts
+            if run.device == "cuda":
+                os.environ["LOCAL_RANK"] = str(own_gpu(place.local_rank, torch.cuda.device_count(), stage))
             with _group(run) as device:
                 yield Ranks(place.rank, place.world, device, dist.new_group(backend="gloo", timeout=PATIENCE))
         except (RtdmdError, KeyboardInterrupt, Stopped) as error:
             if place.rank == 0:
                 raise
             raise SystemExit(REQUEUE if isinstance(error, Stopped) else 1) from None
+
+
+def own_gpu(local_rank: int, count: int, stage: str) -> int:
+    """Number of a process's GPU among the ``count`` that it sees: the only one where a scheduler shows each process its
+    own, else that of its place on the machine. UserError where there is none."""
+    if count == 1:
+        return 0
+    if local_rank >= count:
+        raise UserError(
+            f"{stage}.processes: process {local_rank + 1} of this machine finds {count} GPUs; one process for each GPU"
+        )
+    return local_rank
 
 
 @contextmanager

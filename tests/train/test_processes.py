@@ -9,24 +9,30 @@ longest sums here run over the B C H W numbers of a batch.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
+import accelerate  # noqa: F401  before the processes are forked
 import pytest
 import safetensors.torch
 import torch
 
+from rtdmd import cli
 from rtdmd.stages import train_acdmd, train_rtdmd
+from rtdmd.train.launch import Place, _free_port
 from tests.train.workshop import SHAPE, make_trainable, results, rows_of
 from tests.workspace import REPOSITORY, set_params
 
-LINEAR = {"max_grad_norm": 1e-10, "lr_generator": 1.0, "lr_fake": 1.0, "weight_decay": 0.0, "log_every": 1}
+LINEAR = {"max_grad_norm": 1e-10, "lr_generator": 1.0, "lr_fake": 1.0, "weight_decay": 0.0, "ema_decay": 0.0}
+LINEAR |= {"log_every": 1}
 SETTINGS: dict[str, dict[str, Any]] = {
     "train_acdmd": LINEAR
     | {"iterations": 4, "save_every": 1, "batch_size": 8, "generator_every": 2, "micro_batch": 8}
@@ -65,17 +71,34 @@ def prepare(root: Path, stage: str, **changes: Any) -> None:
         shutil.copytree(root / "start", root / "results/train_acdmd", dirs_exist_ok=True)
 
 
-def command(root: Path, stage: str) -> subprocess.Popen[str]:
-    """`rtdmd <stage>` in ``root``, in a process group of its own."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    line = [sys.executable, "-P", "-m", "rtdmd", stage]
-    return subprocess.Popen(line, cwd=root, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
+def as_rank(root: Path, stage: str, rank: int, port: int) -> None:
+    """`rtdmd <stage>` in ``root`` as one of two processes that a launcher started; standard error goes to a file."""
+    os.chdir(root)
+    os.environ |= Place(rank, 2, rank, 2, "127.0.0.1", port).environment()
+    os.dup2(os.open(root / f"stderr-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    sys.exit(cli.main([stage]))
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Exit code and standard error."""
-    _, error = process.communicate(timeout=300)
-    return process.returncode, error
+def start_two(root: Path, stage: str) -> list[ForkProcess]:
+    """Both processes, forked so that the imports are paid once."""
+    port, fork = _free_port(), multiprocessing.get_context("fork")
+    processes = [fork.Process(target=as_rank, args=(root, stage, rank, port)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def codes(processes: list[ForkProcess]) -> list[int | None]:
+    """How both ended; None for one that did not within two minutes."""
+    for process in processes:
+        process.join(120)
+    return [process.exitcode for process in processes]
+
+
+def said(root: Path) -> list[str]:
+    """What both wrote to standard error."""
+    return [(root / f"stderr-{rank}").read_text() for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +107,9 @@ def by_two(root: Path) -> dict[str, dict[str, bytes]]:
     found = {}
     for stage in STAGES:
         prepare(root, stage, processes=2)
-        code, error = finish(command(root, stage))
-        assert code == 0, error
-        assert error.count("wrote generator.safetensors") == 1 and "Warn" not in error, error
+        assert codes(start_two(root, stage)) == [0, 0], said(root)
+        first, second = said(root)
+        assert "wrote generator.safetensors" in first and "Warn" not in first and second == ""
         found[stage] = results(root, stage)
     return found
 
@@ -121,45 +144,51 @@ def test_micro_batches_and_processes_change_nothing_but_rounding(
     require_equal_but_for_rounding(whole, by_two[stage], stage)
 
 
-def ended(root: Path, stage: str, how: signal.Signals) -> tuple[int, str]:
-    """Two processes, of which the first gets a signal once its second checkpoint is there; both are gone afterwards."""
-    process = command(root, stage)
-    while not list(root.glob(".rtdmd/runs/*/step-00000002")) and process.poll() is None:
-        time.sleep(0.02)
-    os.kill(process.pid, how)
-    code, error = finish(process)
-    for _ in range(600):
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            return code, error
-        time.sleep(0.1)
-    raise AssertionError("the second process is still there after a minute")
-
-
 @pytest.mark.parametrize(
-    ("stage", "how", "code"),
-    [("train_acdmd", signal.SIGKILL, -9), ("train_rtdmd", signal.SIGKILL, -9), ("train_acdmd", signal.SIGTERM, 75)],
+    ("stage", "how", "ends"),
+    [
+        ("train_acdmd", signal.SIGKILL, [-9, 1]),
+        ("train_rtdmd", signal.SIGKILL, [-9, 1]),
+        ("train_acdmd", signal.SIGTERM, [75, 75]),
+    ],
 )
 def test_two_processes_ended_and_resumed_give_the_bytes_of_a_run_left_alone(
-    root: Path, by_two: dict[str, dict[str, bytes]], stage: str, how: signal.Signals, code: int
+    root: Path, by_two: dict[str, dict[str, bytes]], stage: str, how: signal.Signals, ends: list[int]
 ) -> None:
+    """The first process gets a signal once the second checkpoint is there; the other ends by itself, in silence."""
     prepare(root, stage, processes=2)
-    found, error = ended(root, stage, how)
-    assert found == code, error
-    assert results(root, stage) == {} if (root / "results" / stage).exists() else True
-    assert ("which is saved" in error) == (how == signal.SIGTERM), error
-    again, error = finish(command(root, stage))
-    assert again == 0, error
+    processes = start_two(root, stage)
+    while not list(root.glob(".rtdmd/runs/*/step-00000002")) and processes[0].is_alive():
+        time.sleep(0.01)
+    assert processes[0].pid is not None
+    os.kill(processes[0].pid, how)
+    assert codes(processes) == ends, said(root)
+    assert not (root / "results" / stage / "generator.safetensors").exists()
+    assert said(root)[1] == "" and ("which is saved" in said(root)[0]) == (how == signal.SIGTERM)
+    assert codes(start_two(root, stage)) == [0, 0], said(root)
     assert results(root, stage) == by_two[stage]
+
+
+def command(root: Path, stage: str) -> subprocess.CompletedProcess[str]:
+    """`rtdmd <stage>` in ``root`` without a launcher: it starts the second process itself."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    line = [sys.executable, "-P", "-m", "rtdmd", stage]
+    return subprocess.run(line, cwd=root, env=env, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_the_command_starts_the_other_process_itself(root: Path, by_two: dict[str, dict[str, bytes]]) -> None:
+    prepare(root, "train_acdmd", processes=2)
+    done = command(root, "train_acdmd")
+    assert done.returncode == 0, done.stderr
+    assert results(root, "train_acdmd") == by_two["train_acdmd"]
 
 
 def test_an_error_of_all_processes_is_one_line(root: Path) -> None:
     prepare(root, "train_acdmd", processes=2)
-    (root / "results/cache_teacher/index.json").rename(root / "index.json")
-    code, error = finish(command(root, "train_acdmd"))
-    (root / "index.json").rename(root / "results/cache_teacher/index.json")
-    assert code == 2
-    assert error.splitlines() == [
-        "rtdmd: results/cache_teacher/index.json: no such file; `snakemake cache_teacher` makes it"
-    ]
+    index = root / "results/cache_teacher/index.json"
+    index.rename(root / "index.json")
+    ends = codes(start_two(root, "train_acdmd"))
+    (root / "index.json").rename(index)
+    assert ends == [2, 1]
+    line = "rtdmd: results/cache_teacher/index.json: no such file; `snakemake cache_teacher` makes it\n"
+    assert said(root) == [line, ""]

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from rtdmd.errors import UserError
 from rtdmd.train.launch import Place, _free_port
-from rtdmd.train.ranks import BUCKET, Ranks, _buckets
+from rtdmd.train.ranks import BUCKET, Ranks, _buckets, own_gpu
 from tests.workspace import REPOSITORY
 
 SCRIPT = """
@@ -135,6 +136,13 @@ def test_shares_are_contiguous_and_at_most_one_apart(count: int, world: int) -> 
     shares = [Ranks(rank, world).share(count) for rank in range(world)]
     assert [item for share in shares for item in share] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_process_takes_the_gpu_of_its_place_or_the_only_one_it_sees() -> None:
+    assert [own_gpu(rank, 4, "train_acdmd") for rank in range(4)] == [0, 1, 2, 3]
+    assert own_gpu(3, 1, "train_acdmd") == 0
+    with pytest.raises(UserError, match=r"train_acdmd\.processes: process 3 of this machine finds 2 GPUs"):
+        own_gpu(2, 2, "train_acdmd")
 
 
 def test_buckets_keep_order_and_size() -> None:
