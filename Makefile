@@ -74,7 +74,7 @@ reproduce: $(STAMP)
 pull: $(STAMP)
 	dvc pull --run-cache
 	dvc status
-	snakemake --dry-run --quiet
+	snakemake --dry-run
 
 # Without the target `all`, which reads everything.
 dag: $(STAMP)

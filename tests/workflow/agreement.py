@@ -1,9 +1,9 @@
 """What both engines would run after one change of each kind: the agreement matrix of docs/engines.md.
 
 `python -m tests.workflow.agreement FOLDER` works in a finished checkout (tests/workflow/conftest.py makes one) and
-prints the matrix. Each change is made, both engines are asked, and it is undone. DVC is asked with `dvc repro --dry
---force-downstream` (without the second word it names only where a change begins), Snakemake with `snakemake -n`; both
-in this process, because most of their time is the import.
+prints the matrix (--json: a line for each change). A change is made, both engines are asked, it is undone. DVC is
+asked with `dvc repro --dry --force-downstream` (without the second word it names only where a change begins), Snakemake
+with `snakemake -n`; both in this process, because most of their time is the import.
 """
 
 from __future__ import annotations
@@ -226,8 +226,8 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
 
 
-def main(root: Path) -> None:
-    """Print the matrix of the checkout at `root`: a JSON line for each change."""
+def rows(root: Path) -> Iterator[dict[str, Any]]:
+    """What has to run after each change, by dvc.yaml and by either engine."""
     os.chdir(root)
     pipeline = read_pipeline(Path("."))
     for change in CHANGES:
@@ -235,8 +235,25 @@ def main(root: Path) -> None:
             expected = sorted(change.expected(pipeline))
             change.make(Path("."))
             row = {"change": change.title, "dvc": dvc_would_run(), "snakemake": snakemake_would_run(list(pipeline))}
-        print(json.dumps(row | {"expected": expected}), flush=True)
+        yield row | {"expected": expected}
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row in Markdown: the stages, and whether each engine names them."""
+    number, cells = len(row["expected"]), []
+    stages = {0: "nothing", 7: "all seven"}.get(number, ", ".join(row["expected"]))
+    for engine in ("dvc", "snakemake"):
+        cells.append("the same" if row[engine] == row["expected"] else ", ".join(row[engine]) or "nothing")
+    return f"| {row['change']} | {stages} | {cells[0]} | {cells[1]} |"
+
+
+def main(root: Path, as_json: bool) -> None:
+    """Print the matrix of the checkout at `root`."""
+    if not as_json:
+        print("| change | has to run | DVC names | Snakemake names |\n|---|---|---|---|")
+    for row in rows(root):
+        print(json.dumps(row) if as_json else line(row), flush=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), "--json" in sys.argv)

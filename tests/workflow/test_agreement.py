@@ -34,7 +34,7 @@ def edit_params(root: Path, key: str, value: Any) -> None:
 def matrix(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[str]]]:
     """Row by row what both engines would run."""
     root = copy(finished, tmp_path_factory.mktemp("matrix") / "checkout")
-    said = run(root, sys.executable, "-m", "tests.workflow.agreement", ".")
+    said = run(root, sys.executable, "-m", "tests.workflow.agreement", ".", "--json")
     rows = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     return {row.pop("change"): row for row in rows}
 
