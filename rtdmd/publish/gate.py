@@ -130,8 +130,9 @@ def run_gate(export: Export, fixed: Fixed, student: Mapping[str, Mapping[str, Te
     student: form -> noise level -> latents of the student in memory, for each of ``export.forms`` ("lora" also stands
     for the stacked stages).
     """
+    versions = {name: version(name) for name in RELEASED}
     answer = _ask(export, fixed, student)
-    problems = [*answer["problems"], *_judge(answer)]
+    problems = [*unreleased(versions), *answer["problems"], *_judge(answer)]
     if problems:
         raise RtdmdError(
             f"the gate refuses this export, nothing was published: {'; '.join(problems)}\n{table(answer['forms'])}"
@@ -142,9 +143,15 @@ def run_gate(export: Export, fixed: Fixed, student: Mapping[str, Mapping[str, Te
         "margin": MARGIN,
         "snippets": len(blocks_of((export.folder / "README.md").read_text(encoding="utf-8"))),
         "warnings": len(answer["warnings"]),
-        "versions": {name: version(name) for name in RELEASED},
+        "versions": versions,
         "sha256": {path.relative_to(export.folder).as_posix(): sha256_file(path) for path in tree_files(export.folder)},
     }
+
+
+def unreleased(versions: Mapping[str, str]) -> list[str]:
+    """Packages that a stranger does not get from `pip install`: development versions and release candidates."""
+    odd = {name: text for name, text in versions.items() if re.search(r"(a|b|rc|dev)\d*$", text.split("+")[0])}
+    return [f"{name} {text} is no release; install one and publish again" for name, text in odd.items()]
 
 
 def _ask(export: Export, fixed: Fixed, student: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:

@@ -238,6 +238,14 @@ def test_format_and_dvc_yaml_agree_and_full_has_no_adapter(root: Path) -> None:
         export_folder.check_forms("lora", "full")
 
 
+def test_only_released_packages_count() -> None:
+    versions = {"diffusers": "0.39.0.dev0", "peft": "0.18.0rc1", "torch": "2.13.0+cpu", "transformers": "5.0.0.post1"}
+    assert [text.split(" is no release")[0] for text in gate.unreleased(versions)] == [
+        "diffusers 0.39.0.dev0",
+        "peft 0.18.0rc1",
+    ]
+
+
 def test_every_family_has_its_layout() -> None:
     assert set(gate.LAYOUTS) == set(backbones.FAMILIES)
 
