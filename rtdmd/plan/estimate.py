@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -114,7 +115,7 @@ def encoding(stand: Stand) -> Cost:
         if stand.configs[name]["model_type"] == "qwen3":
             length = stand.params.model.max_sequence_length
         tokens = torch.zeros(ROWS, length, dtype=torch.long, device=META)
-        found = count(lambda encoder=encoder, tokens=tokens: encoder(tokens), [], [*tensors_of([encoder]), tokens])
+        found = count(partial(encoder, tokens), [], [*tensors_of([encoder]), tokens])
         total = [total[0] + found.flops, max(total[1], found.peak)]
     return Cost(flops=total[0], peak=total[1])
 

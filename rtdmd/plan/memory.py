@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rtdmd.plan.costs import Cost, Costs
+from rtdmd.plan.passes import pairs
 from rtdmd.plan.stand import Stand, model_of
 from rtdmd.plan.tally import size_of
 
@@ -50,11 +51,12 @@ def acdmd_memory(costs: Costs, processes: int) -> Memory:
     stand, p = costs.stand, costs.stand.params.train_acdmd
     share, one = split(p.batch_size, processes), costs.fake
     rows = min(share, p.micro_batch)
-    parts = _weights(stand, ("acdmd", "fake")) | _text(stand)
-    parts |= _optimizer(stand, "acdmd", terms=1, sums=rows < share)
+    fakes = stand.params.model.num_steps if p.fake_per_step else 1
+    parts = _weights(stand, ("acdmd", *("fake" for _ in range(fakes)))) | _text(stand)
+    parts |= _optimizer(stand, "acdmd", terms=1, sums=rows < share, fakes=fakes)
     parts["prompts"] = (share + rows * (rows < share)) * stand.row_bytes()
     generator = rows * one.kept
-    fake, transient = _fake(one, rows, _pairs(p.consistency))
+    fake, transient = _fake(one, rows, pairs(p.consistency))
     phases = {
         "roll-out": rows * costs.teacher.peak,
         "fake score": generator + fake + transient,
@@ -82,7 +84,7 @@ def rtdmd_memory(costs: Costs, processes: int) -> Memory:
     own = costs.generator
     picture = 4 * 3 * stand.params.model.resolution**2  # the last that were scored
     learned = min(micro, split(p.fake_batch_size, processes))
-    fake, transient = _fake(costs.fake, learned, _pairs(p.consistency))
+    fake, transient = _fake(costs.fake, learned, pairs(p.consistency))
     phases = {
         "roll-out": micro * costs.teacher.peak,
         "rewards": offloaded + micro * max(costs.pictures.peak, costs.pictures.kept + scores.peak),
@@ -97,16 +99,19 @@ def rtdmd_memory(costs: Costs, processes: int) -> Memory:
 
 
 def _last_step(costs: Costs) -> float:
-    """Bytes of an image in the last step's terms."""
+    """Bytes of an image in the last step's terms: the last step with decoder and rewards, then matching, which goes on
+    from that step's graph, or with another of its own."""
     p = costs.stand.params.train_rtdmd
-    own, teacher, decode = costs.generator, costs.teacher, costs.decode
-    matched = max(teacher.peak, own.back_peak, own.kept if p.matching_path in ("random_step", "whole_chain") else 0)
-    if p.weights.backprop == 0:
-        return own.kept + matched if p.weights.matching > 0 else 0.0
-    scores = costs.scores(p.rewards, gradient=True)
-    seen = decode.kept + scores.kept
-    back = max(decode.back_peak, scores.back_peak, own.back_peak)
-    return own.kept + seen + max(back, matched if p.weights.matching > 0 else 0)
+    own, teacher = costs.generator, costs.teacher
+    propagated = 0.0
+    if p.weights.backprop > 0:
+        decode, scores = costs.decode, costs.scores(p.rewards, gradient=True)
+        back = max(decode.back_peak, scores.back_peak, own.back_peak)
+        propagated = own.kept + decode.kept + scores.kept + back
+    matched = own.kept + max(teacher.peak, own.back_peak) if p.weights.matching > 0 else 0.0
+    if p.backprop_at == "random_step" and matched:  # its own graph beside the last step's
+        propagated += own.kept
+    return max(propagated, matched)
 
 
 def evaluate_memory(costs: Costs) -> Memory:
@@ -136,12 +141,12 @@ def _weights(stand: Stand, adapters: tuple[str, ...]) -> dict[str, float]:
     return {"transformer": base, "adapters": sum(map(stand.adapter_bytes, adapters)), "in half precision": halves}
 
 
-def _optimizer(stand: Stand, generator: str, terms: int, sums: bool) -> dict[str, float]:
-    """Moments of both roles, the generator's average, and gradients: of as many terms as are kept apart, of the fake
-    score, and where micro-batches are added up (``sums``) a further one and the sum with it."""
+def _optimizer(stand: Stand, generator: str, terms: int, sums: bool, fakes: int = 1) -> dict[str, float]:
+    """Moments of the generator and of ``fakes`` fake scores, the generator's average, and gradients: of as many terms
+    as are kept apart, of the fake score, and where micro-batches are added up (``sums``) one more and the sum."""
     own, fake = stand.adapter_bytes(generator), stand.adapter_bytes("fake")
     gradients = terms * own + fake + 2 * sums * max(own, fake)
-    return {"optimizer": MOMENTS * (own + fake), "average": own, "gradients": gradients}
+    return {"optimizer": MOMENTS * (own + fakes * fake), "average": own, "gradients": gradients}
 
 
 def _text(stand: Stand) -> dict[str, float]:
@@ -154,13 +159,6 @@ def _rewards(stand: Stand, specs: Iterable[RewardParams]) -> float:
     scorers = [stand.scorers[model_of(spec)] for spec in specs]
     recorded = sum(scorer.recorded[0] * scorer.recorded[1] for scorer in scorers)
     return recorded + size_of([module for scorer in scorers for module in scorer.modules])[1]
-
-
-def _pairs(consistency: object) -> int:
-    """Further rows of a fake-score update for each image (`rtdmd.plan.passes.fake_rows`)."""
-    from rtdmd.plan.passes import fake_rows
-
-    return int(fake_rows(1, consistency)["fake forward"]) - 1  # type: ignore[arg-type]
 
 
 def _fake(one: Cost, rows: int, pairs: int) -> tuple[float, float]:

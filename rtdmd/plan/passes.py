@@ -7,102 +7,130 @@ largest.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping
 from itertools import combinations
 
 from rtdmd.config import Params
 from rtdmd.config.train_acdmd import ConsistencyParams
 
-Rows = Counter[str]
+Rows = dict[str, float]
 """Pass -> rows. A pass is `<role> forward`, `<role> backward`, or one of decode and rewards, whose gradient counts as
 its own pass. `score`: every reward; `pathwise`: those with a gradient."""
+
+
+def summed(*parts: Mapping[str, float]) -> Rows:
+    """The rows of all parts together."""
+    return {name: sum(part.get(name, 0.0) for part in parts) for part in parts for name in part}
+
+
+def scaled(part: Mapping[str, float], factor: float) -> Rows:
+    """``factor`` times the rows."""
+    return {name: factor * count for name, count in part.items()}
+
+
+def learned(role: str, rows: float) -> Rows:
+    """Forward and backward."""
+    return {f"{role} forward": rows, f"{role} backward": rows}
+
+
+def scored(rows: float) -> Rows:
+    """Decoder and all rewards, without gradient."""
+    return {"decode forward": rows, "score forward": rows}
 
 
 def acdmd_rows(params: Params) -> Rows:
     """One iteration of stage one, generator turns spread over all."""
     p, steps = params.train_acdmd, params.model.num_steps
-    turn = 1 / p.generator_every
-    rows: Rows = Counter()
-    rows["generator forward"] = p.batch_size * (steps + 1) / 2
-    rows["generator backward"] = rows["teacher forward"] = p.batch_size * turn
-    return rows + fake_rows(p.batch_size, p.consistency)
+    executed = steps if p.stop == "last" else (steps + 1) / 2
+    turn = {"generator backward": p.batch_size, "teacher forward": p.batch_size}
+    return summed(
+        {"generator forward": p.batch_size * executed},
+        scaled(turn, 1 / p.generator_every),
+        fake_rows(p.batch_size, p.consistency),
+    )
 
 
 def fake_rows(size: int, consistency: ConsistencyParams) -> Rows:
-    """One update of the fake score on ``size`` images; both samples of the consistency term take a row."""
-    pairs = {"one_sample": 1, "two_sample": 2}[consistency.estimator] if consistency.weight > 0 else 0
-    return Counter({"fake forward": size * (1 + pairs), "fake backward": size * (1 + pairs)})
+    """One update of the fake score on ``size`` images."""
+    return learned("fake", size * (1 + pairs(consistency)))
+
+
+def pairs(consistency: ConsistencyParams) -> int:
+    """Further rows of an image in a fake-score update: its samples in the consistency term."""
+    if consistency.weight == 0:
+        return 0
+    return 1 if consistency.estimator == "one_sample" else 2
 
 
 def rtdmd_rows(params: Params) -> Rows:
     """One epoch of stage two."""
     p = params.train_rtdmd
     images = p.prompts_per_epoch * p.group_size
-    rows: Rows = Counter({"decode forward": images, "score forward": images})
     subsets = list(combinations(p.candidate_steps, p.trained_steps))
-    for trained in subsets:
-        for name, count in chain_rows(params, trained).items():
-            rows[name] += count / len(subsets)
-    rows += last_rows(params)
-    for name, count in fake_rows(min(p.fake_batch_size, images), p.consistency).items():
-        rows[name] += p.fake_updates_per_epoch * count
-    return rows
+    return summed(
+        scored(images),
+        *(scaled(chain_rows(params, trained), 1 / len(subsets)) for trained in subsets),
+        last_rows(params),
+        learned("generator", images) if p.weights.nft > 0 else {},
+        scaled(fake_rows(min(p.fake_batch_size, images), p.consistency), p.fake_updates_per_epoch),
+    )
 
 
 def chain_rows(params: Params, trained: tuple[int, ...]) -> Rows:
-    """Roll-out and policy gradient of one epoch that trains these steps: a group whose images are still equal at a step
-    takes one row there."""
-    p = params.train_rtdmd
-    images, rows, equal = p.prompts_per_epoch * p.group_size, Counter[str](), p.share_initial
-    backwards = 1 + (p.matching_path == "reward" and p.weights.matching > 0) + (p.weights.reference_kl > 0)
+    """Roll-out, stepwise credit and policy gradient of one epoch that trains these steps: a group whose images are
+    still equal at a step takes one row there."""
+    from rtdmd.flow.credit import scored_steps  # imports torch
+
+    p, steps = params.train_rtdmd, params.model.num_steps
+    images, equal = p.prompts_per_epoch * p.group_size, p.share_initial
+    anchored = p.weights.reference_kl > 0
+    backwards = 1 + (p.matching_path == "reward" and p.weights.matching > 0) + anchored
     passed = p.weights.policy > 0 or backwards > 1
-    for k in range(params.model.num_steps):
+    rows = scored(images * len(scored_steps(trained, steps - 1, p.credit)))
+    for k in range(steps):
         count = p.prompts_per_epoch if equal else images
-        rows["generator forward"] += count
+        rows = summed(rows, {"generator forward": count})
         if passed and k in trained:
-            rows["generator forward"] += count
-            rows["generator backward"] += count * backwards
-            rows["reference forward"] += count * (p.weights.reference_kl > 0)
+            again = {"generator forward": count, "generator backward": count * backwards}
+            rows = summed(rows, again, {"reference forward": count * anchored})
         equal = equal and p.share_noise and k not in trained
     return rows
 
 
 def last_rows(params: Params) -> Rows:
     """Distribution matching and reward back-propagation of one epoch."""
-    p, steps = params.train_rtdmd, params.model.num_steps
+    p = params.train_rtdmd
     images = p.prompts_per_epoch * p.group_size
     size = images if p.matching_path == "reward" else min(p.last_step_batch_size, images)
     matched, propagated = p.weights.matching > 0, p.weights.backprop > 0
-    at_last = 1 / steps if p.matching_path == "random_step" else float(p.matching_path != "whole_chain")
-    rows: Rows = Counter()
+    parts = []
     if propagated:
-        for name in ("generator", "decode", "pathwise"):
-            rows[f"{name} forward"] += size
-            rows[f"{name} backward"] += size
-    if not matched:
-        return rows
-    rows["fake forward"] += size
-    rows["teacher forward"] += size
+        parts += [learned("generator", size), learned("decode", size), learned("pathwise", size)]
+    if matched:
+        parts += [{"fake forward": size, "teacher forward": size}, scored(size * (p.matching_gain > 0))]
+        parts.append(scaled(_matched(params), size))
+    return summed(*parts)
+
+
+def _matched(params: Params) -> Rows:
+    """Generator passes of an image's matching beside those that back-propagation makes at the last step too."""
+    p, steps = params.train_rtdmd, params.model.num_steps
+    seen_last = 0.0
+    if p.weights.backprop > 0:  # the rewards see the last step's estimate
+        seen_last = 1 / steps if p.backprop_at == "random_step" else 1.0
     if p.matching_path == "whole_chain":  # each step forward, again for its gradient, and backward
-        rows["generator forward"] += size * (2 * steps + (not propagated))
-        rows["generator backward"] += size * steps
-        return rows
-    rows["generator forward"] += size * ((1 - at_last) if propagated else 1)
-    rows["generator backward"] += size
-    return rows
+        return {"generator forward": 2 * steps + 1 - seen_last, "generator backward": steps}
+    stops_last = 1 / steps if p.matching_path == "random_step" else 1.0
+    return {"generator forward": 1 - stops_last * seen_last, "generator backward": 1}
 
 
 def evaluate_rows(params: Params, images: int) -> Rows:
     """The whole of evaluate: ``images`` of each model, and of the student at each other noise level."""
-    model, rows = params.model, Counter[str]()
+    model = params.model
+    steps = {"teacher": model.teacher_steps, "teacher_few_step": model.num_steps}
     levels = [eta for eta in params.evaluate.etas if eta != model.eta]
+    parts = []
     for name in (*params.evaluate.models, *("train_rtdmd" for _ in levels)):
-        if name == "teacher":
-            rows["teacher forward"] += images * model.teacher_steps
-        elif name == "teacher_few_step":
-            rows["teacher forward"] += images * model.num_steps
-        else:
-            rows["generator forward"] += images * model.num_steps
-        rows["decode forward"] += images
-        rows["score forward"] += images
-    return rows
+        role = "teacher" if name in steps else "generator"
+        parts += [scored(images), {f"{role} forward": images * steps.get(name, model.num_steps)}]
+    return summed(*parts)

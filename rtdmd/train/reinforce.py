@@ -320,8 +320,9 @@ def last_step_gradients(
             prompts, metadata = describe(rollout.records[rows])
             scores = [weight * reward.score(images, prompts, metadata) for weight, reward in rewards]
             loss = torch.relu(p.backprop_margin - torch.stack(scores).sum(0)).mean() * share
-            backprop.add(loss, retain_graph=True)
+            backprop.add(loss, retain_graph=p.weights.matching > 0 and seen == stop == last)
             values["backprop"] += loss.item()
+            del images, scores, loss  # their graphs are larger than the transformer's
         if p.weights.matching > 0:
             here = Renoised(*(field[rows] for field in vars(point).values()))
             with torch.no_grad():

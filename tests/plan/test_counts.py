@@ -48,6 +48,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "blocks computed again": {"adapter": {"gradient_checkpointing": True}},
     "matching alone": {"train_rtdmd": {"weights": {"policy": 0.0, "backprop": 0.0, "matching": 1.0}}},
     "anchored, nothing propagated": {"train_rtdmd": {"weights": {"backprop": 0.0, "reference_kl": 0.1}}},
+    "a gain, credit and a loss of the compared methods": {
+        "train_rtdmd": {"matching_gain": 0.5, "credit": "to_go", "weights": {"nft": 0.1}}
+    },
     "matching as a reward": {"train_rtdmd": {"matching_path": "reward", "density": "gaussian"}},
 }
 

@@ -1,0 +1,117 @@
+"""Every preset has a plan, its sizes are the published ones, and Snakemake's resources follow from it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from rtdmd.config import PRESETS, Params, preset
+from rtdmd.errors import UserError
+from rtdmd.plan import estimate, needs
+from rtdmd.plan.estimate import Plan, make_plan
+from rtdmd.plan.gpus import GPUS, UTILISATION
+from rtdmd.plan.text import plan_text
+
+SIZES = {  # parameters of transformer and text encoders
+    "sd3m": (2_028_328_000, 123_650_304 + 694_659_840 + 4_762_310_656),
+    "sd35m": (2_243_171_520, 123_650_304 + 694_659_840 + 4_762_310_656),
+    "flux1-dev": (11_901_408_320, 123_060_480 + 4_762_310_656),
+    "flux2-klein-4b": (3_875_544_576, 4_022_468_096),
+    "flux2-klein-9b": (9_078_581_248, 8_190_735_360),
+}
+REWARDS = {
+    "clipscore": 427_616_513,
+    "hpsv2": 986_109_441,
+    "pickscore": 986_109_441,
+    "imagereward": 446_206_689,
+}
+TEACHER = "teacher (base of every role)"
+
+
+def check_stages(plan: Plan, params: Params) -> None:
+    """What holds for every plan."""
+    first, second = plan.stages["train_acdmd"], plan.stages["train_rtdmd"]
+    for stage in plan.stages.values():
+        memory = stage.memory
+        assert memory.peak == sum(memory.parts.values()) + max(memory.phases.values())
+        assert stage.total == stage.flops * stage.updates > 0
+    adapter = plan.parameters["fake score (fake)"][0]
+    assert first.memory.parts["optimizer"] == 2 * 2 * 4 * adapter
+    assert second.memory.parts["adapters"] == 3 * 4 * adapter
+    seconds = first.total / (getattr(GPUS["H200"], params.model.dtype) * UTILISATION * first.processes)
+    assert first.hours("H200", params.model.dtype) == pytest.approx(seconds / 3600)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_has_a_plan(name: str) -> None:
+    params = preset(name)
+    plan = make_plan(params)
+    check_stages(plan, params)
+    if name in SIZES:
+        assert (plan.parameters[TEACHER][0], plan.parameters["text encoders"][0]) == SIZES[name]
+        assert {key: plan.parameters[f"reward {key}"][0] for key in REWARDS} == REWARDS
+        assert plan.stages["train_rtdmd"].memory.parts["rewards"] >= 4 * sum(
+            REWARDS[key] for key in ("hpsv2", "pickscore")
+        )
+    text = plan_text(plan, params, "H200")
+    assert all(stage in text for stage in plan.stages) and "Parameters" in text
+    asked = needs.needs_of(plan, params)
+    cuda = params.run.device == "cuda"
+    for stage, found in plan.stages.items():
+        weights = sum(found.memory.parts.get(part, 0) for part in needs.WEIGHTS)
+        assert asked[stage].mem_mb * 1e6 > found.processes * (weights if cuda else found.memory.peak)
+        assert asked[stage].gpu == found.processes * cuda
+        longest = 60 * found.hours(needs.GPU, params.model.dtype) if cuda else 0
+        assert asked[stage].runtime > longest
+    assert asked["publish"].mem_mb > needs.PROGRAM_MB[params.run.device]
+
+
+def test_more_processes_and_recomputed_blocks_take_less_memory() -> None:
+    params = preset("smoke", {"train_acdmd": {"batch_size": 8, "micro_batch": 8}})
+    one, two = (make_plan(params, processes=count).stages["train_acdmd"] for count in (1, 2))
+    assert two.memory.phases["fake score"] == pytest.approx(one.memory.phases["fake score"] / 2)
+    assert two.memory.parts["optimizer"] == one.memory.parts["optimizer"]
+    again = make_plan(preset("smoke", {"adapter": {"gradient_checkpointing": True}}))
+    plain = make_plan(preset("smoke"))
+    assert again.stages["train_rtdmd"].memory.phases["policy"] < plain.stages["train_rtdmd"].memory.phases["policy"]
+    assert again.stages["train_acdmd"].flops > plain.stages["train_acdmd"].flops
+
+
+def test_full_mode_keeps_float32_copies() -> None:
+    plan = make_plan(preset("smoke", {"adapter": {"mode": "full"}}))
+    base, parts = plan.parameters[TEACHER][0], plan.stages["train_rtdmd"].memory.parts
+    assert plan.parameters["fake score (fake)"][0] == base
+    assert (parts["adapters"], parts["optimizer"]) == (3 * 4 * base, 2 * 2 * 4 * base)
+
+
+def test_a_hub_id_without_record_says_what_to_do() -> None:
+    unknown = {"model": {"teacher": "somebody/some-model"}}
+    with pytest.raises(UserError, match="shapes of somebody/some-model are not known here; run `rtdmd cache_teacher`"):
+        make_plan(preset("sd35m", unknown))
+
+
+def test_needs_are_kept_and_made_again_for_other_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").symlink_to(Path("data").absolute())
+    params = preset("smoke")
+    made = needs.needs(params, tmp_path)
+    plan = make_plan(params, tmp_path)
+    assert made == {name: asdict(need) for name, need in needs.needs_of(plan, params).items()}
+
+    def refuse(*_: object) -> Plan:
+        raise AssertionError("the plan was made again")
+
+    monkeypatch.setattr(estimate, "make_plan", refuse)
+    assert needs.Needs(params, tmp_path).of("train_acdmd")["mem_mb"](None) == made["train_acdmd"]["mem_mb"]
+    assert needs.needs(preset("smoke", {"report": {"title": "another"}}), tmp_path) == made
+    with pytest.raises(AssertionError, match="made again"):
+        needs.needs(preset("smoke", {"train_acdmd": {"batch_size": 8}}), tmp_path)
+
+
+def test_reading_the_rules_imports_no_torch() -> None:
+    code = "import sys, rtdmd.plan.needs; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
