@@ -12,6 +12,7 @@ from tests.rewards.qwenvl_tiny import (
     LAYERS,
     PATCHES,
     filled,
+    outside_attention,
     special_ids,
     token_id,
     write_json,
@@ -51,11 +52,7 @@ def shapes(words: int) -> dict[str, tuple[int, ...]]:
             f"{layer}.self_attn.o_proj.weight": (HIDDEN, 2 * HEAD),
             f"{layer}.self_attn.q_norm.weight": (HEAD,),
             f"{layer}.self_attn.k_norm.weight": (HEAD,),
-            f"{layer}.mlp.gate_proj.weight": (48, HIDDEN),
-            f"{layer}.mlp.up_proj.weight": (48, HIDDEN),
-            f"{layer}.mlp.down_proj.weight": (HIDDEN, 48),
-            f"{layer}.input_layernorm.weight": (HIDDEN,),
-            f"{layer}.post_attention_layernorm.weight": (HIDDEN,),
+            **outside_attention(layer),
         }
     return found
 

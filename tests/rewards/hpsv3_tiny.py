@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.rewards.qwenvl_tiny import HIDDEN, LAYERS, SPECIAL, filled, vocabulary, write_qwen2vl_base
+from tests.rewards.qwenvl_tiny import HIDDEN, LAYERS, SPECIAL, filled, outside_attention, vocabulary, write_qwen2vl_base
 
 WORDS = len(vocabulary()[0]) + len(SPECIAL) + 1  # and <|Reward|>
 EYE, KEYS = 32, 16
@@ -51,11 +51,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
             }
         found |= {
             f"{layer}.self_attn.o_proj.weight": (HIDDEN, HIDDEN),
-            f"{layer}.mlp.gate_proj.weight": (48, HIDDEN),
-            f"{layer}.mlp.up_proj.weight": (48, HIDDEN),
-            f"{layer}.mlp.down_proj.weight": (HIDDEN, 48),
-            f"{layer}.input_layernorm.weight": (HIDDEN,),
-            f"{layer}.post_attention_layernorm.weight": (HIDDEN,),
+            **outside_attention(layer),
         }
     return found
 

@@ -105,6 +105,17 @@ def filled(shapes: Mapping[str, Iterable[int]], gain: float = 2.0) -> dict[str, 
     return tensors
 
 
+def outside_attention(layer: str) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of a language layer's weights outside its attention, the same in both families."""
+    return {
+        f"{layer}.mlp.gate_proj.weight": (48, HIDDEN),
+        f"{layer}.mlp.up_proj.weight": (48, HIDDEN),
+        f"{layer}.mlp.down_proj.weight": (HIDDEN, 48),
+        f"{layer}.input_layernorm.weight": (HIDDEN,),
+        f"{layer}.post_attention_layernorm.weight": (HIDDEN,),
+    }
+
+
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1))
 
