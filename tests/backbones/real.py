@@ -16,6 +16,8 @@ from rtdmd.backbones import Conditioning
 from rtdmd.backbones.flux1 import Flux1
 from rtdmd.backbones.flux2 import Flux2
 from rtdmd.backbones.sd3 import SD3Backbone
+from rtdmd.config import preset
+from rtdmd.plan.published import TEACHERS
 from rtdmd.torch_setup import quiet_imports
 
 with quiet_imports():
@@ -30,39 +32,10 @@ with quiet_imports():
     )
 
 VAE_FACTOR = 8  # all five
-SD3 = {
-    "sample_size": 128,
-    "patch_size": 2,
-    "in_channels": 16,
-    "out_channels": 16,
-    "num_layers": 24,
-    "attention_head_dim": 64,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "caption_projection_dim": 1536,
-    "pooled_projection_dim": 2048,
-}
-FLUX2 = {"patch_size": 1, "in_channels": 128, "attention_head_dim": 128, "mlp_ratio": 3.0, "rope_theta": 2000}
-FLUX2 |= {"axes_dims_rope": (32, 32, 32, 32), "eps": 1e-6, "guidance_embeds": False, "timestep_guidance_channels": 256}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "sd3m": SD3 | {"pos_embed_max_size": 192},
-    "sd35m": SD3 | {"pos_embed_max_size": 384, "qk_norm": "rms_norm", "dual_attention_layers": tuple(range(13))},
-    "flux1-dev": {
-        "patch_size": 1,
-        "in_channels": 64,
-        "num_layers": 19,
-        "num_single_layers": 38,
-        "attention_head_dim": 128,
-        "num_attention_heads": 24,
-        "joint_attention_dim": 4096,
-        "pooled_projection_dim": 768,
-        "guidance_embeds": True,
-        "axes_dims_rope": (16, 56, 56),
-    },
-    "flux2-klein-4b": FLUX2
-    | {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 3 * 2560},
-    "flux2-klein-9b": FLUX2
-    | {"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 3 * 4096},
+PRESETS = ("sd3m", "sd35m", "flux1-dev", "flux2-klein-4b", "flux2-klein-9b")
+CONFIGS: dict[str, dict[str, Any]] = {  # without the class, which KINDS names
+    name: {key: value for key, value in TEACHERS[preset(name).model.teacher]["transformer"].items() if key[0] != "_"}
+    for name in PRESETS
 }
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "sd3": {"num_train_timesteps": 1000, "shift": 3.0},
