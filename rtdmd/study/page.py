@@ -143,7 +143,8 @@ def reward_charts(root: Path, plan: SweepPlan, run: Run) -> list[str]:
         if name.startswith(("reward_", "validation_")) and name != "validation_best":
             points = [(x, y) for x, y in zip(columns[x_name], values, strict=True) if x is not None and y is not None]
             if len(points) > 1:
-                charts.append(curve(name.replace("_", " "), *zip(*points, strict=True), x_name))
+                x, y = [point[0] for point in points], [point[1] for point in points]
+                charts.append(curve(name.replace("_", " "), x, y, x_name))
     return charts
 
 
