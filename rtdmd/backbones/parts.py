@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rtdmd.backbones.protocol import PUBLISHED, Conditioning, LoraKind
@@ -53,7 +54,7 @@ def load_pipeline(
 
     Parts that are not asked for, and those that the folder's index has no class for, stay out; of the transformer its
     configuration stays, on the meta device. UserError where the folder holds another class of pipeline than the
-    family's.
+    family's, or a file of it cannot be read.
     """
     folder = teacher_folder(model, text=text, vae=vae, root=root)
     index = model_index(folder)
@@ -66,10 +67,16 @@ def load_pipeline(
     given: dict[str, Any] = dict.fromkeys(left_out)
     if not transformer:
         given["transformer"] = _skeleton(folder, index["transformer"])
-    with quiet_loading():
-        pipeline = pipeline_class.from_pretrained(
-            folder, dtype=DTYPES[model.dtype], local_files_only=True, use_safetensors=True, **given
-        )
+    try:
+        with quiet_loading():
+            pipeline = pipeline_class.from_pretrained(
+                folder, dtype=DTYPES[model.dtype], local_files_only=True, use_safetensors=True, **given
+            )
+    except (OSError, SafetensorError) as error:
+        why = str(error).splitlines()[0]
+        raise UserError(
+            f"{folder}: a file is damaged or missing ({why}); `git checkout {folder}`, or download it again"
+        ) from error
     modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     for module in modules:
         module.requires_grad_(False).eval()

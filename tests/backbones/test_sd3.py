@@ -165,3 +165,14 @@ def test_a_relative_teacher_starts_from_root(tmp_path: Path) -> None:
     make_tiny_teacher(tmp_path / "models" / "here")
     model = preset("world", {"model": {"teacher": "./models/here"}}).model
     assert load_backbone(model, vae=False, root=tmp_path).latent_shape() == (4, 9, 9)
+
+
+def test_a_damaged_part_is_one_line(tmp_path: Path) -> None:
+    folder = make_tiny_teacher(tmp_path / "teacher")
+    for part in ("transformer/diffusion_pytorch_model", "text_encoder/model"):
+        weights = folder / f"{part}.safetensors"
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(UserError, match=r"teacher: a file is damaged or missing .*; `git checkout"):
+            load_backbone(model_params(folder), text=True)
+        weights.write_bytes(whole)
