@@ -21,6 +21,7 @@ PROMPTS = {
     "train": "results/prepare_prompts/train.jsonl",
     "held_out": "results/prepare_prompts/eval.jsonl",
 }
+USE = ("weight", "policy")  # keys that say how a stage uses a scorer, not what it is
 Resolved = Mapping[str, Any]  # a stage's resolved.json
 Identities = Mapping[str, Mapping[str, Any]]  # stage -> scorer -> `Reward.identity`, as the stage's files hold it
 
@@ -53,7 +54,7 @@ def _scorers(settings: Mapping[str, Any], inputs: Mapping[str, str], identities:
     found: dict[str, dict[str, Any]] = {}
     for stage in ("train_rtdmd", "evaluate"):
         for reward in settings.get(stage, {}).get("rewards", []):
-            what = {key: value for key, value in reward.items() if value is not None and key != "weight"}
+            what = {key: value for key, value in reward.items() if value is not None and key not in USE}
             scorer = found.setdefault(hash_of(what), {"name": reward["name"], "settings": what, "used_by": []})
             scorer["used_by"].append(stage)
             scorer.setdefault("identity", identities.get(stage, {}).get(reward["name"]))

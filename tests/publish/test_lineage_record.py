@@ -21,7 +21,7 @@ HPS = {"name": "hpsv2", "model": "owner/hps", "revision": "a" * 40, "base": "own
 SHARED = {"run": {"seed": 7}, "model": {"teacher": "data/teacher", "revision": None}}
 LINEAGE = {
     "evaluate": {
-        "params": {**SHARED, "evaluate": {"rewards": [{**CLIP, "weight": 1.0}, HPS]}},
+        "params": {**SHARED, "evaluate": {"rewards": [{**CLIP, "weight": 1.0, "policy": False}, HPS]}},
         "inputs": {
             "results/train_rtdmd/generator.safetensors": "1" * 64,
             "results/prepare_prompts/eval.jsonl": "2" * 64,
