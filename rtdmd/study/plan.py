@@ -7,6 +7,7 @@ iterations or epochs as the budget pays for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,16 @@ def run_params(base: Params, plan: SweepPlan, run: str, seed: int) -> Params:
     else:
         own = {"epochs": length, "save_every": max(1, -(-length // max(1, plan.points))), "keep": max(2, plan.points)}
     return validate(merged(tree, merged(changes, {stage: own})), name)
+
+
+def settings_of(base: Params, plan: SweepPlan) -> Callable[[Any], dict[str, Any]]:
+    """What a run depends on, as a function of its Snakemake wildcards ``run`` (absent: the base) and ``seed``."""
+
+    def settings(wildcards: Any) -> dict[str, Any]:
+        params = run_params(base, plan, wildcards.get("run", BASE), int(wildcards.seed))
+        return params.model_dump(mode="json") | {"points": plan.points, "point_images": plan.point_images}
+
+    return settings
 
 
 def run_folder(root: Path, plan: SweepPlan, run: str, seed: int) -> Path:

@@ -2,7 +2,7 @@
 # in a folder of its own, and gathers it in results/comparison. Nothing above depends on these rules. A run is repeated when its
 # parameters change; a killed one goes on from its checkpoint. Code is not an input: an edit would throw hours away, so run.json
 # records it instead and the page says when runs of different code stand side by side (docs/comparison.md).
-from rtdmd.study.plan import load_plan, run_params
+from rtdmd.study.plan import load_plan, settings_of
 
 try:
     SWEEP_FILE = config.get("sweep", "workflow/sweep.yaml")
@@ -10,16 +10,14 @@ try:
 except UserError as error:
     raise WorkflowError(str(error)) from error
 
+SWEEP_SETTINGS = settings_of(PARAMS, SWEEP)  # of a run, by its wildcards
+SWEEP_BASE = f"{SWEEP.folder}/base-{{seed}}/run.json"
+SWEEP_RUN = f"{SWEEP.folder}/{{run}}-{{seed}}/run.json"
+
 
 wildcard_constraints:
     run="|".join(name for name in SWEEP.runs() if name != "base"),
     seed=r"\d+",
-
-
-def run_settings(wildcards):
-    """The run's parameters and what is judged over time."""
-    params = run_params(PARAMS, SWEEP, wildcards.get("run", "base"), int(wildcards.seed))
-    return params.model_dump(mode="json") | {"points": SWEEP.points, "point_images": SWEEP.point_images}
 
 
 rule sweep:
@@ -29,7 +27,7 @@ rule sweep:
 
 rule sweep_base:
     output:
-        SWEEP.folder + "/base-{seed}/run.json",
+        SWEEP_BASE,
     log:
         "logs/sweep/base-{seed}.log",
     benchmark:
@@ -41,7 +39,7 @@ rule sweep_base:
         mem_mb=6000,
         runtime=120,
     params:
-        settings=run_settings,
+        settings=SWEEP_SETTINGS,
         plan=SWEEP_FILE,
     message:
         "sweep: prompts, text and stage one of seed {wildcards.seed}, which its methods share"
@@ -51,9 +49,9 @@ rule sweep_base:
 
 rule sweep_method:
     input:
-        SWEEP.folder + "/base-{seed}/run.json",
+        SWEEP_BASE,
     output:
-        SWEEP.folder + "/{run}-{seed}/run.json",
+        SWEEP_RUN,
     log:
         "logs/sweep/{run}-{seed}.log",
     benchmark:
@@ -65,7 +63,7 @@ rule sweep_method:
         mem_mb=6000,
         runtime=120,
     params:
-        settings=run_settings,
+        settings=SWEEP_SETTINGS,
         plan=SWEEP_FILE,
     message:
         "sweep: {wildcards.run}, seed {wildcards.seed}"
@@ -75,7 +73,7 @@ rule sweep_method:
 
 rule sweep_gather:
     input:
-        expand(SWEEP.folder + "/{run}-{seed}/run.json", run=SWEEP.runs(), seed=SWEEP.seeds),
+        expand(SWEEP_RUN, run=SWEEP.runs(), seed=SWEEP.seeds),
     output:
         report("results/comparison/index.html", category="comparison", caption="../report/stage.rst"),
         report("results/comparison/table.csv", category="comparison", caption="../report/stage.rst"),
