@@ -129,7 +129,7 @@ def evaluate_rows(params: Params, images: int) -> Rows:
     model = params.model
     steps = {"teacher": model.teacher_steps, "teacher_few_step": model.num_steps}
     levels = [eta for eta in params.evaluate.etas if eta != model.eta]
-    parts = []
+    parts: list[Rows] = []
     for name in (*params.evaluate.models, *("train_rtdmd" for _ in levels)):
         role = "teacher" if name in steps else "generator"
         parts += [scored(images), {f"{role} forward": images * steps.get(name, model.num_steps)}]
