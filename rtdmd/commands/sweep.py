@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rtdmd.config import load_params
 from rtdmd.errors import UserError
 
 
@@ -23,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     """Run one run, or gather what is there; prints the path of what was written."""
+    from rtdmd.config import load_params
     from rtdmd.study.plan import load_plan
 
     plan, base = load_plan(root / arguments.plan), load_params(root / "params.yaml")
