@@ -150,7 +150,7 @@ CHANGES = [
     Change("`touch` of all results", _touch(RESULTS)),
     Change("all results older than their inputs", _touch(RESULTS, time=1_100_000_000)),
     Change("`rm -r results`, `git checkout`, `dvc checkout`", _remove_and_checkout),
-    Change("byte code, `.snakemake` removed", _remove(".snakemake")),
+    Change("`rm -r .snakemake`", _remove(".snakemake")),
 ]
 
 
