@@ -81,6 +81,8 @@ rule sweep_gather:
         "results/comparison/contact_sheet.png",
     log:
         "logs/sweep/gather.log",
+    benchmark:
+        "benchmarks/sweep/gather.tsv"
     conda:
         "../envs/python.yaml"
     threads: 1
