@@ -31,7 +31,7 @@ def test_every_spelling_of_a_number_is_the_number(text: str, value: float) -> No
 
 def test_unknown_key_names_its_neighbour_and_the_allowed() -> None:
     text = message({"train_acdmd": {"lr_generatr": 0.5}})
-    assert text.startswith("params.yaml: train_acdmd.lr_generatr: unknown key (value 0.5); allowed: recipe, iterations, ")
+    assert text.startswith("params.yaml: train_acdmd.lr_generatr: unknown key (value 0.5); allowed: recipe, iteration")
     assert text.endswith("did you mean lr_generator?")
 
 
