@@ -1,0 +1,118 @@
+"""`snakemake --cores all --profile slurm` on a real Slurm of one node: a disturbed run ends in the same bytes.
+
+Skipped where Slurm is not installed; `make slurm-test` installs it (Debian, as root) and runs this file.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rtdmd.pipeline import read_pipeline
+from tests.workflow.checkout import environment, make_checkout, run
+from tests.workflow.slurm_cluster import Cluster, missing_programs, wait_for
+from tests.workflow.undisturbed import hashes, undisturbed
+
+pytestmark = pytest.mark.skipif(
+    bool(missing_programs()),
+    reason=f"no {', '.join(missing_programs())} here; `make slurm-test` installs Slurm and runs this file "
+    "(apt-get install slurmctld slurmd slurm-client munge)",
+)
+
+# Small, and long enough in training that a kill meets the middle of it.
+CHANGES: dict[str, Any] = {
+    "run": {"threads": 1},
+    "model": {"teacher_steps": 2},
+    "train_acdmd": {"iterations": 30, "save_every": 1, "log_every": 5},
+    "train_rtdmd": {"epochs": 8, "save_every": 1},
+    "evaluate": {"images_per_tag": 2, "reference_images": 12},
+}
+PROFILE = ("snakemake", "--cores", "all", "--profile", "slurm")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The cluster, for every command of this module; gone after it."""
+    with Cluster(tmp_path_factory.mktemp("slurm")) as running, pytest.MonkeyPatch.context() as patch:
+        for name in ("SLURM_CONF", "PATH"):
+            patch.setenv(name, running.env[name])
+        yield running
+
+
+def start(root: Path) -> subprocess.Popen[bytes]:
+    """Snakemake with the cluster's profile, as a person starts it; what it says goes to .rtdmd/run.log."""
+    (root / ".rtdmd").mkdir(exist_ok=True)
+    with (root / ".rtdmd" / "run.log").open("ab") as log:
+        return subprocess.Popen(PROFILE, cwd=root, env=environment(root), stdout=log, stderr=log)
+
+
+def trained(root: Path, stage: str, step: int) -> bool:
+    """True once a checkpoint of `step` or later is there."""
+    names = [path.name for path in (root / ".rtdmd" / "runs").glob(f"{stage}-*/step-*")]
+    return any(int(name.removeprefix("step-")) >= step for name in names)
+
+
+def first_step(root: Path, stage: str) -> int:
+    """Where the bar of the last attempt began, by the log that a person reads."""
+    found = re.search(rf"{stage}: .*? (\d+)/\d+ \[", (root / "logs" / f"{stage}.log").read_text())
+    assert found
+    return int(found[1])
+
+
+def test_cancelled_preempted_and_without_its_controllers_the_run_ends_in_the_same_bytes(
+    tmp_path: Path, cluster: Cluster
+) -> None:
+    root = make_checkout(tmp_path / "run", CHANGES)
+    expected = undisturbed(root, tmp_path / "undisturbed")
+    snakemake = start(root)
+
+    # scancel in mid-training: the stage saves and ends, Snakemake submits it again, and it goes on
+    wait_for("training of stage one", lambda: trained(root, "train_acdmd", 5), 900, 0.05)
+    cancelled = cluster.jobs("train_acdmd")[0][0]
+    cluster.ask("scancel", cancelled)
+    wait_for("a second job of stage one", lambda: len(cluster.jobs("train_acdmd")) == 2, 600)
+    said = (root / "logs/slurm/rule_train_acdmd" / f"{cancelled}.log").read_text()
+    saved = re.search(r"stopped by SIGTERM after iteration (\d+) of 30, which is saved", said)
+    assert saved, said[-3000:]
+
+    # a job of higher priority: Slurm puts stage two back into the queue, under its own id, and it goes on
+    wait_for("training of stage two", lambda: trained(root, "train_rtdmd", 2), 900, 0.05)
+    assert first_step(root, "train_acdmd") == int(saved[1])
+    cluster.ask("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    wait_for("stage two in the queue again", lambda: cluster.state("train_rtdmd") == "PENDING", 60, 0.05)
+
+    # both controllers die; Slurm's comes back and knows its jobs, Snakemake's orphan is cancelled as docs/slurm.md says
+    wait_for("evaluation", lambda: cluster.state("evaluate") == "RUNNING", 900)
+    assert first_step(root, "train_rtdmd") >= 2
+    snakemake.send_signal(signal.SIGKILL)
+    snakemake.wait()
+    before = cluster.jobs("train_rtdmd")
+    cluster.stop("slurmctld")
+    cluster.start("slurmctld")
+    wait_for("the same jobs as before", lambda: cluster.jobs("train_rtdmd") == before, 60)
+    run(root, "scancel", "--me")
+    wait_for("the end of the orphan", lambda: cluster.state("evaluate") == "CANCELLED", 120)
+    assert "Directory cannot be locked" in run(root, *PROFILE, ok=False)
+    run(root, "snakemake", "--unlock")
+    assert start(root).wait(timeout=1800) == 0, (root / ".rtdmd/run.log").read_text()[-5000:]
+
+    assert hashes(root) == expected
+    jobs = {stage: [state for _, state in cluster.jobs(stage)] for stage in read_pipeline(root)}
+    twice = ["CANCELLED", "COMPLETED"]
+    assert jobs == {stage: ["COMPLETED"] for stage in jobs} | {"train_acdmd": twice, "evaluate": twice}
+    assert all((root / "logs" / f"{stage}.log").is_file() for stage in jobs)
+
+
+def test_a_job_gets_the_gpus_it_asks_for_in_one_task(tmp_path: Path, cluster: Cluster) -> None:
+    """The executor's own flags for `gpu: 2`: one task that sees both."""
+    rule = 'rule two_gpus:\n  output: "seen"\n  threads: 1\n  resources: gpu=2, mem_mb=500, runtime=2\n'
+    (tmp_path / "Snakefile").write_text(rule + "  shell: 'echo $SLURM_NTASKS $CUDA_VISIBLE_DEVICES >> {output}'\n")
+    (tmp_path / "slurm").symlink_to(Path(__file__).parents[2] / "slurm")
+    run(tmp_path, *PROFILE)
+    assert (tmp_path / "seen").read_text() == "1 0,1\n"
