@@ -155,6 +155,7 @@ LAW = ring(variance=0.2)
 STAGE_ONE: dict[str, Any] = {
     "iterations": 1500,
     "batch_size": 256,
+    "micro_batch": 512,  # one pass, whatever batch a study takes
     "generator_every": 2,
     "lr_generator": 3e-3,
     "lr_fake": 1e-2,

@@ -13,7 +13,7 @@ from rtdmd.oracle.setting import Setting
 from rtdmd.train import terms
 from rtdmd.train.roles import STACKS, Roles
 
-SHORT = {"iterations": 200, "batch_size": 128, "ema_decay": 0.9}
+SHORT = {"iterations": 200, "batch_size": 128, "micro_batch": 128, "ema_decay": 0.9}
 
 
 def fresh_roles(width: int = 16) -> Roles:

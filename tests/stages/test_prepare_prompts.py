@@ -220,5 +220,6 @@ def test_both_engines_see_a_change_of_a_prompt_file(root: Path) -> None:
     assert hashes[0] != hashes[1]
     (root / ".dvc").mkdir()
     (root / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    (root / "data" / "world").symlink_to(REPOSITORY / "data" / "world")  # what the other stages read
     job = load_jobs(load_params(root / "params.yaml"), root)["prepare_prompts"]
     assert {"data/prompts/train.txt", "data/prompts/eval.jsonl"} <= set(job.inputs)

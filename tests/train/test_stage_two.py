@@ -104,7 +104,7 @@ def test_where_and_when_scorers_compute_changes_no_byte(
     root: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """The verifier in a thread beside the last step; CLIP's weights fetched for each epoch."""
-    rewards = [dict(entry) for entry in WORLD["train_rtdmd"]["rewards"]]
+    rewards = [dict(entry) for entry in SEEN]
     if way == "threads":
         monkeypatch.setattr(panel, "has_thread", lambda spec, device: not spec.differentiable)
     else:
