@@ -40,7 +40,7 @@ def test_a_newcomer_pulls_and_has_nothing_to_do(published: Path, tmp_path: Path)
     weights = "results/train_rtdmd/generator.safetensors"
     assert (root / weights).read_bytes() == (published / weights).read_bytes()
     edit_params(root, "report.title", TITLE)
-    said = run(root, "dvc", "repro")
+    said = run(root, "dvc", "repro", "--pull")
     assert "Stage 'report' is cached - skipping run, checking out outputs" in said
     assert TITLE in (root / "results/report/index.html").read_text()
     assert nothing_to_do(root)
