@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ class Tree:
     """A started command and all that it starts."""
 
     def __init__(self, root: Path, command: str) -> None:
+        self.root = root
         self.log = root / ".rtdmd" / "kills.log"
         self.log.parent.mkdir(exist_ok=True)
         with self.log.open("ab") as log:
@@ -93,11 +95,12 @@ class Tree:
         stages = [member for member in members if is_stage(member)]
         name = next((word for one in stages for word in one.cmdline()[1:] if word in PIPELINE), "between stages")
         victims = {"all": members, "engine": members[:1], "stage": stages or members[:1]}[what]
-        for victim in victims:
-            try:
-                victim.kill()
-            except psutil.NoSuchProcess:
-                continue
+        while victims:
+            for victim in victims:
+                with suppress(psutil.NoSuchProcess):
+                    victim.kill()
+            psutil.wait_procs(victims, timeout=10)
+            victims = orphans(self.root) if what == "all" else []  # started after the list was made
         self.process.wait()
         return name
 
