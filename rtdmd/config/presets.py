@@ -77,7 +77,7 @@ WORLD: dict[str, Any] = {
     },
     "train_rtdmd": {
         "recipe": "custom",
-        "epochs": 170,
+        "epochs": 120,
         "processes": 1,
         "prompts_per_epoch": 64,
         "prompt_order": "by_tag",
