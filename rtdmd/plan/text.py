@@ -98,9 +98,8 @@ ADVICE = {
 
 
 def _computation(stages: list[StagePlan], gpu: str, dtype: str) -> str:
-    rows = [["", "updates", "FLOPs each", "FLOPs", "time on", gpu]]
+    rows = [["", "updates", "FLOPs each", "FLOPs", "GPUs", f"time on {gpu}"]]
     for stage in stages:
-        updates, devices = f"{stage.updates} {stage.unit}", f"{stage.processes} x"
-        rows.append([stage.name, updates, number(stage.flops), number(stage.total), devices])
-        rows[-1].append(duration(stage.hours(gpu, dtype)))
+        updates, time = f"{stage.updates} {stage.unit}", duration(stage.hours(gpu, dtype))
+        rows.append([stage.name, updates, number(stage.flops), number(stage.total), str(stage.processes), time])
     return table(rows)
