@@ -46,7 +46,7 @@ slurm-test: $(STAMP)
 # The tests' tensors are tiny: a second thread only waits.
 test: export OMP_NUM_THREADS ?= 1
 test: $(STAMP)
-	pytest
+	pytest --numprocesses auto --maxprocesses 8
 
 lint: $(STAMP) types
 	ruff check .
