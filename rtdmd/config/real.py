@@ -112,6 +112,7 @@ REAL: dict[str, dict[str, Any]] = {
             "teacher_steps": 50,
             "max_sequence_length": 128,
         },
+        "train_acdmd": {"micro_batch": 3},
         "train_rtdmd": {
             "prompts_per_epoch": 32,
             "group_size": 16,
@@ -130,11 +131,12 @@ REAL: dict[str, dict[str, Any]] = {
             "teacher_steps": 40,
             "max_sequence_length": 128,
         },
+        "train_acdmd": {"micro_batch": 6},
         "train_rtdmd": {
             "prompts_per_epoch": 48,
             "fake_batch_size": 1152,
             "last_step_batch_size": 1152,
-            "micro_batch": 9,
+            "micro_batch": 6,
             "lr_fake": 3e-5,
         },
         "report": {"title": "RTDMD on SD3.5-M"},
@@ -148,7 +150,8 @@ REAL: dict[str, dict[str, Any]] = {
             "teacher_steps": 50,
             "max_sequence_length": 512,
         },
-        "train_rtdmd": {"micro_batch": 3, "lr_fake": 1e-6, "consistency": {"weight": 0.0}},
+        "train_acdmd": {"micro_batch": 1},
+        "train_rtdmd": {"micro_batch": 1, "lr_fake": 1e-6, "consistency": {"weight": 0.0}},
         "report": {"title": "RTDMD on FLUX.1 [dev]"},
     },
     "flux2-klein-4b": _ON_THE_FLY
@@ -160,8 +163,8 @@ REAL: dict[str, dict[str, Any]] = {
             "teacher_steps": 50,
             "max_sequence_length": 512,
         },
-        "train_acdmd": {"lr_generator": 1e-6, "lr_fake": 1e-6},
-        "train_rtdmd": {"micro_batch": 6, "lr_fake": 1e-6},
+        "train_acdmd": {"micro_batch": 2, "lr_generator": 1e-6, "lr_fake": 1e-6},
+        "train_rtdmd": {"micro_batch": 2, "lr_fake": 1e-6},
         "report": {"title": "RTDMD on FLUX.2 [klein] 4B"},
     },
     "flux2-klein-9b": _ON_THE_FLY
@@ -173,8 +176,8 @@ REAL: dict[str, dict[str, Any]] = {
             "teacher_steps": 50,
             "max_sequence_length": 512,
         },
-        "train_acdmd": {"lr_generator": 1e-6, "lr_fake": 1e-6},
-        "train_rtdmd": {"micro_batch": 3, "lr_fake": 1e-6, "consistency": {"weight": 0.0}},
+        "train_acdmd": {"micro_batch": 1, "lr_generator": 1e-6, "lr_fake": 1e-6},
+        "train_rtdmd": {"micro_batch": 1, "lr_fake": 1e-6, "consistency": {"weight": 0.0}},
         "report": {"title": "RTDMD on FLUX.2 [klein] 9B"},
     },
 }
@@ -197,8 +200,9 @@ _ONE_BASE = (
 )
 _SIZES = (
     "Published sizes are totals over GPUs: stage one 9 prompts x 8, 15000 updates; stage two {}, about 1000 epochs. Set"
-    " processes in train_acdmd and train_rtdmd to the number of GPUs, and lower micro_batch (the published batch per"
-    " GPU) where memory is short: neither changes more than rounding."
+    " processes in train_acdmd and train_rtdmd to the number of GPUs. micro_batch is what fits one card of 80 GB by"
+    " `rtdmd plan` (FLUX.2 9B's stage one: 141 GB), less than the published batch per GPU: neither changes more than"
+    " rounding."
     " The seed is the public code's; 200 images are one for each of DrawBench's prompts."
 )
 _ON_THE_FLY_NOTE = "Text is encoded while training ({} resident): a cache of 25 632 prompts would take {} GiB."
