@@ -41,7 +41,7 @@ demo: $(STAMP)
 slurm-test: $(STAMP)
 	PATH=$$PATH:/usr/sbin which slurmctld slurmd munged sbatch > /dev/null || \
 	  { apt-get update && apt-get install --yes --no-install-recommends slurmctld slurmd slurm-client munge; }
-	pytest tests/workflow/test_slurm.py
+	RTDMD_SLURM_TEST=1 pytest tests/workflow/test_slurm.py
 
 # The tests' tensors are tiny: a second thread only waits.
 test: export OMP_NUM_THREADS ?= 1
