@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from rtdmd.backbones import Backbone, Conditioning, load_backbone
 from rtdmd.config import Params
 from rtdmd.evaluate.judge import Batch
 from rtdmd.evaluate.plan import Item
+from rtdmd.progress import progress
 from rtdmd.sampling import ImageNoise, Velocity, sample
 from rtdmd.textcache import TextCache
 from rtdmd.train.roles import load_student
@@ -61,7 +61,7 @@ def model_images(
 ) -> Iterator[Batch]:
     """Images (B, 3, H, W) in [0, 1] for the plan's items, batch by batch; their noise is named by seed and item."""
     device = sampler.backbone.device
-    for start in tqdm(range(0, len(items), batch_size), desc=f"evaluate {name}", unit="batch", mininterval=1):
+    for start in progress(range(0, len(items), batch_size), desc=f"evaluate {name}", unit="batch"):
         chunk = items[start : start + batch_size]
         noise = ImageNoise(seed, [item.key for item in chunk], sampler.backbone.latent_shape(), device)
         cond = cache.of(item.prompt.prompt for item in chunk)

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import torch
-from tqdm import tqdm
 
 from rtdmd.backbones import Conditioning
 from rtdmd.backbones.snapshot import teacher_folder
 from rtdmd.config.data import CacheTeacherParams
 from rtdmd.errors import UserError
+from rtdmd.progress import progress
 from rtdmd.prompts import read_prompts
 from rtdmd.stage import Stage, open_stage
 from rtdmd.textcache import NULL_PROMPT, PROMPT_FOLDER, cache_key, storage_key, text_encoder, write_index
@@ -93,9 +93,8 @@ def _fill(writer: RowWriter, prompts: Sequence[str], encode: Encode, batch_size:
     """Encode and write all rows that are not yet there, ``batch_size`` at a time."""
     batches = range(writer.done, len(prompts), batch_size)
     total = -(-len(prompts) // batch_size)
-    for start in tqdm(
-        batches, desc="cache_teacher", unit="batch", mininterval=1, initial=total - len(batches), total=total
-    ):
+    shown = {"desc": "cache_teacher", "unit": "batch", "initial": total - len(batches), "total": total}
+    for start in progress(batches, **shown):
         batch = prompts[start : start + batch_size]
         cond = encode(batch)
         check_finite(cond, batch)

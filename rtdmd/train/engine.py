@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from rtdmd import signals
 from rtdmd.errors import RtdmdError
+from rtdmd.progress import progress
 from rtdmd.signals import Stopped
 from rtdmd.train import state
 from rtdmd.train.journal import Journal
@@ -161,8 +161,8 @@ class Loop:
         with signals.held():
             done = first = self._resume()
             stop = None
-            shown = {"desc": self.title, "mininterval": 1, "disable": not self.ranks.main}
-            self._bar = tqdm(initial=first, total=self.total, **shown)
+            shown = {"desc": self.title, "disable": not self.ranks.main}
+            self._bar = progress(initial=first, total=self.total, **shown)
             for step in range(first, self.total):
                 if self.over():
                     break
@@ -214,10 +214,10 @@ class Loop:
         if not self.ranks.main:
             return
         with suppress(BrokenPipeError):
-            self._bar.update()
             if done % self.log_every == 0 or done == self.total:
                 names = list(self.journal.row(self.log_every).items())[1:5]
-                self._bar.set_postfix({name: f"{value:.3g}" for name, value in names})
+                self._bar.set_postfix({name: f"{value:.3g}" for name, value in names}, refresh=False)
+            self._bar.update()
 
     def log(self, step: int, values: Mapping[str, float], images: int = 0) -> None:
         """Write a step's values to the journal, and the speed if it made ``images``. Raises FloatingPointError on a

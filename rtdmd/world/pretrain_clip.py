@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModelWithProjection
 
 from rtdmd.config.world import ClipParams, WorldParams, load_world_params
+from rtdmd.progress import progress
 from rtdmd.rng import numpy_generator
 from rtdmd.world import IMAGE_SIZE
 from rtdmd.world.common import WORK, cosine_after, finish, part_folder, start
@@ -123,8 +123,8 @@ def train_clip(params: WorldParams, clip: CLIPModel, captions: list[Caption], po
     trained = [p for p in clip.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=params.clip.lr, weight_decay=params.clip.weight_decay)
     rng = numpy_generator(params.seed, "clip")
-    progress = tqdm(range(params.clip.iterations), desc="clip", mininterval=2)
-    for step in progress:
+    bar = progress(range(params.clip.iterations), desc="clip")
+    for step in bar:
         optimizer.param_groups[0]["lr"] = params.clip.lr * cosine_after(step, params.clip.iterations, 0.5)
         truth = rng.integers(len(captions), size=params.clip.batch_size)
         images = render(sample_scenes([captions[i] for i in truth], rng))
@@ -135,7 +135,7 @@ def train_clip(params: WorldParams, clip: CLIPModel, captions: list[Caption], po
         loss.backward()
         optimizer.step()
         if step % 100 == 0:
-            progress.set_postfix(loss=f"{loss.item():.3f}", scale=f"{scale.item():.1f}")
+            bar.set_postfix(refresh=False, loss=f"{loss.item():.3f}", scale=f"{scale.item():.1f}")
 
 
 def run(root: Path = Path(".")) -> None:

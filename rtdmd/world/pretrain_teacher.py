@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
-from tqdm import tqdm
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 from rtdmd.config.world import TeacherParams, WorldParams, load_world_params
 from rtdmd.files import save_tensors
+from rtdmd.progress import progress
 from rtdmd.rng import numpy_generator, torch_generator
 from rtdmd.world import GRID, IMAGE_SIZE
 from rtdmd.world.common import WORK, cosine_after, finish, part_folder, start
@@ -94,7 +94,7 @@ def encode_images(vae: AutoencoderKL, captions: list[Caption], rows: np.ndarray,
     """Scaled latents (N, 4, 9, 9) of one image for each caption index."""
     out = []
     with torch.no_grad():
-        for chunk in tqdm(np.array_split(rows, max(1, len(rows) // 50)), desc="encode", mininterval=2):
+        for chunk in progress(np.array_split(rows, max(1, len(rows) // 50)), desc="encode"):
             images = render(sample_scenes([captions[i] for i in chunk], rng))
             out.append(vae.encode(images * 2 - 1).latent_dist.mean)
     return (torch.cat(out) - vae.config.shift_factor) * vae.config.scaling_factor
@@ -119,8 +119,8 @@ def train_teacher(
     weights = [w for w in model.parameters() if w.requires_grad]
     average = [w.detach().clone() for w in weights]
     optimizer = torch.optim.AdamW(weights, lr=p.lr, weight_decay=p.weight_decay, betas=(0.9, 0.99))
-    progress = tqdm(range(p.iterations), desc="teacher", mininterval=5)
-    for step in progress:
+    bar = progress(range(p.iterations), desc="teacher")
+    for step in bar:
         optimizer.param_groups[0]["lr"] = p.lr * cosine_after(step, p.iterations, 0.4, warmup=200)
         pick = torch.randint(len(latents), (p.batch_size,), generator=generator)
         x0, prompt = latents[pick], rows[pick] + 1
@@ -136,7 +136,7 @@ def train_teacher(
         with torch.no_grad():
             torch._foreach_lerp_(average, weights, 1 - min(p.ema_decay, (step + 1) / (step + 10)))
         if step % 200 == 0:
-            progress.set_postfix(loss=f"{loss.item():.4f}")
+            bar.set_postfix(refresh=False, loss=f"{loss.item():.4f}")
         if (step + 1) % LOOK_EVERY == 0:  # the average so far, for a look while it trains
             names = [name for name, w in model.named_parameters() if w.requires_grad]
             save_tensors(dict(zip(names, average, strict=True)), look)

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from rtdmd.config.world import TextEncoderParams, WorldParams, load_world_params
+from rtdmd.progress import progress
 from rtdmd.rng import key_seed, numpy_generator, torch_generator
 from rtdmd.world.common import cosine_after, finish, part_folder, start
 from rtdmd.world.grammar import (
@@ -171,7 +171,7 @@ def train_encoder(params: WorldParams, size: TextEncoderParams, ids: Tensor, tar
     parser = Parser(make_encoder(size, make_tokenizer()))
     optimizer = torch.optim.AdamW(parser.parameters(), lr=params.text.lr, weight_decay=params.text.weight_decay)
     generator = torch_generator(params.seed, name)
-    for step in tqdm(range(params.text.iterations), desc=name, mininterval=2):
+    for step in progress(range(params.text.iterations), desc=name):
         optimizer.param_groups[0]["lr"] = params.text.lr * cosine_after(step, params.text.iterations, 0.3)
         rows = torch.randint(len(ids), (params.text.batch_size,), generator=generator)
         hidden, pooled = parser(ids[rows])

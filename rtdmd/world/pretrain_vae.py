@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
-from tqdm import tqdm
 
 from rtdmd.config.world import VaeParams, load_world_params
+from rtdmd.progress import progress
 from rtdmd.rng import numpy_generator, torch_generator
 from rtdmd.world import IMAGE_SIZE
 from rtdmd.world.common import cosine_after, finish, part_folder, start
@@ -76,8 +76,8 @@ def run(root: Path = Path(".")) -> None:
     optimizer = torch.optim.AdamW(vae.parameters(), lr=params.vae.lr, weight_decay=0.0)
     rng, noise = numpy_generator(params.seed, "vae"), torch_generator(params.seed, "vae-noise")
     captions = captions_of("train")
-    progress = tqdm(range(params.vae.iterations), desc="vae", mininterval=2)
-    for step in progress:
+    bar = progress(range(params.vae.iterations), desc="vae")
+    for step in bar:
         optimizer.param_groups[0]["lr"] = params.vae.lr * cosine_after(step, params.vae.iterations, 0.4)
         scenes = sample_scenes([captions[i] for i in rng.integers(len(captions), size=params.vae.batch_size)], rng)
         images = render(scenes) * 2 - 1
@@ -91,7 +91,7 @@ def run(root: Path = Path(".")) -> None:
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         if step % 100 == 0:
-            progress.set_postfix(error=f"{error.item():.5f}", kl=f"{kl.item():.2f}")
+            bar.set_postfix(refresh=False, error=f"{error.item():.5f}", kl=f"{kl.item():.2f}")
     vae.eval()
     chosen = [captions[i] for i in rng.integers(len(captions), size=1000)]
     mean, std = latent_statistics(vae, render(sample_scenes(chosen, rng)))

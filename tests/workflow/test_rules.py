@@ -23,6 +23,7 @@ HARNESS = {
     "rtdmd/files.py",
     "rtdmd/hub.py",
     "rtdmd/pipeline.py",
+    "rtdmd/progress.py",
     "rtdmd/provenance.py",
     "rtdmd/signals.py",
     "rtdmd/stage.py",
