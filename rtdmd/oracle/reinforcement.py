@@ -44,6 +44,7 @@ from rtdmd.rewards.panel import Panel
 from rtdmd.stages import train_rtdmd
 from rtdmd.train import reinforce
 from rtdmd.train.engine import Learner
+from rtdmd.train.last_step import last_step_gradients
 from rtdmd.train.roles import STACKS, Average, Roles
 
 LAW = ring(prompts=2, components=1, radius=1.0, variance=1.0)
@@ -220,7 +221,7 @@ def matching_as_a_reward(setting: Setting, path: str = "reward", size: int = 400
         rollout = reinforce.roll_out(*args)
         pathwise = [(1.0, players.panel.rewards[REWARD])]
         terms: Any = (roles, learner, rollout, pathwise, players.backbone, p, {}, ETA, draws)
-        gradient, _, held, _ = reinforce.last_step_gradients(*terms)
+        gradient, _, held, _ = last_step_gradients(*terms)
         nothing = torch.zeros(len(records))
         reinforce.policy_gradient(roles, learner, rollout, nothing, p.candidate_steps, p, ETA, held)
         if gradient.total is None:

@@ -11,9 +11,8 @@ published` refuses any setting that is not the public code's.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +21,34 @@ from torch import Tensor
 
 from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import Backbone, Conditioning
-from rtdmd.config import Params
+from rtdmd.config import Params, TrainRtdmdParams
 from rtdmd.files import load_tensors, save_tensors, write_json
 from rtdmd.flow.policy import draw_step_subset
 from rtdmd.rewards import identities
 from rtdmd.rewards.panel import Panel, open_panel
 from rtdmd.rng import integers, permutation
 from rtdmd.stage import Stage
-from rtdmd.train.accumulate import Gradients, micro_batches
+from rtdmd.train.accumulate import Gradients, combine, micro_batches
 from rtdmd.train.compared import early_helps, gain_weights, nft_gradient, step_advantages, stepwise_policy_gradient
 from rtdmd.train.diagnose import Pixels, advantage_values, latent_values, require_signal, reward_values
 from rtdmd.train.engine import Learner, Loop, Saved
 from rtdmd.train.journal import write_curves
+from rtdmd.train.last_step import Weigh, last_step_gradients
 from rtdmd.train.pictures import Pictures
 from rtdmd.train.preflight import preflight
 from rtdmd.train.prompts import TrainingPrompts
 from rtdmd.train.ranks import Ranks, open_together
 from rtdmd.train.reinforce import (
+    Held,
     Rollout,
     advantages_of,
-    combine,
     final_images,
-    last_step_gradients,
     policy_gradient,
     require_on_policy,
     roll_out,
 )
 from rtdmd.train.roles import STACKS, Average, Roles
-from rtdmd.train.terms import Draws, consistency_loss, fake_ambient_loss, renoised
+from rtdmd.train.terms import Draws, Velocities, consistency_loss, fake_ambient_loss, renoised
 from rtdmd.train.validation import Validation
 
 NAME = "train_rtdmd"
@@ -161,73 +160,133 @@ def epoch(players: Players, cond: Conditioning, records: list[dict[str, Any]], d
 
     cond, records and draws are those of this process's images, whole groups, the images of a prompt next to each other.
     """
-    params, roles, ranks, p = players.params, players.roles, players.ranks, players.params.train_rtdmd
-    eta, weights, total = params.model.eta, p.weights, p.prompts_per_epoch * p.group_size
-    # 3. SubGRPO: the trained subset of the stochastic steps; elsewhere a group shares its noise.
-    order = permutation(len(p.candidate_steps), draws.seed, draws.stream, draws.step, "subset")
-    trained = [p.candidate_steps[i] for i in draw_step_subset(order, p.trained_steps)]
-    # 5. Last step: distribution matching at s = 0, and back-propagation of the differentiable rewards.
-    pathwise = [(spec.weight, players.panel.rewards[spec.name]) for spec in p.rewards if spec.differentiable]
-    guided = {"guidance": params.model.guidance, "null": players.null}
-    chosen = list(range(total))
-    if p.last_step_batch_size < total and p.matching_path != "reward":  # a reward of every image
-        chosen = permutation(total, draws.seed, draws.stream, draws.step, "last-rows")[: p.last_step_batch_size]
-    rows, theirs = own_rows(chosen, draws)
-    helped, theirs = early_helps(roles, theirs, p.dynamic)
+    roles, ranks, p, eta = players.roles, players.ranks, players.params.train_rtdmd, players.params.model.eta
+    groups = torch.arange(p.prompts_per_epoch * p.group_size) // p.group_size
+    mine, trained = slice(draws.samples[0], draws.samples[-1] + 1), trained_steps(p, draws)  # 3. SubGRPO
+    last_step, pixels = LastStep.of(players, draws), Pixels()
     with ranks.together():
         # 1. Roll out M prompts x G images.
-        groups = torch.tensor(draws.samples) // p.group_size
-        rollout = roll_out(roles, cond, records, groups, players.sigmas, trained, p, eta, draws)
-        pixels = Pixels()
+        rollout = roll_out(roles, cond, records, groups[mine], players.sigmas, trained, p, eta, draws)
         images = pixels.watch(final_images(rollout, players.backbone, p.micro_batch))
-        with players.panel.scoring(images) as scoring:  # 2. Rewards; a slow scorer goes on beside the last step's terms
-            last_step = partial(
-                last_step_gradients,
-                *(helped, players.generator, rollout.take(rows), pathwise, players.backbone, p, guided, eta),
-                *(theirs, len(chosen)),
-            )
-            found = last_step() if p.matching_gain == 0 else None
+        # 2. Rewards; a slow scorer goes on beside 5., the last step's terms.
+        with players.panel.scoring(images) as scoring:
+            found = last_step.gradients(rollout) if p.matching_gain == 0 else None
             own_scores = scoring.scores(rollout.states[-1].device)
     # Advantages are over the images of all processes.
     scores = {name: ranks.whole(own) for name, own in own_scores.items()}
-    everyone = torch.arange(total) // p.group_size
-    advantages = advantages_of(scores, everyone, p)
+    advantages, credited = advantages_of(scores, groups, p), None
     if p.credit != "trajectory":
         credited = step_advantages(rollout, scores, players.panel, players.backbone, trained, p, eta, ranks)
-    mine = slice(draws.samples[0], draws.samples[-1] + 1)
     with ranks.together():
         if found is None:  # GDMD: rewards weigh the matching
-            found = last_step(gain_weights(rollout, scores, mine, players.panel, players.backbone, p, rows))
-        matching, backprop, held, values = found
+            weigh = gain_weights(rollout, scores, mine, players.panel, players.backbone, p, last_step.rows)
+            found = last_step.gradients(rollout, weigh)
+        matching, backprop, held, sums = found
         # 4. Policy gradient over the trained steps, with the optional reference KL and matching as a reward.
-        own = advantages[mine]
-        if p.credit == "trajectory":
-            policy, anchor, more = policy_gradient(
-                roles, players.generator, rollout, own, trained, p, eta, held, everyone=advantages
-            )
-        else:
-            policy, anchor, more = stepwise_policy_gradient(roles, players.generator, rollout, credited, mine, p, eta)
-        nft, loss = Gradients(players.generator), {}
-        if weights.nft > 0:
-            nft, loss["nft"] = nft_gradient(roles, players.generator, rollout, own, p, draws, total)
-    more = ranks.means(more) | {"ratio_error": max(ranks.gather(more["ratio_error"]))}
-    require_on_policy(more["ratio_error"], p.clip_range)
-    terms = {"policy": (weights.policy, policy), "matching": (weights.matching, matching)}
-    terms |= {"backprop": (weights.backprop, backprop), "reference_kl": (weights.reference_kl, anchor)}
-    terms |= {"nft": (weights.nft, nft)} if weights.nft > 0 else {}
-    for _, gradients in terms.values():
-        gradients.add_up(ranks)
-    gradient, norms = combine(terms, p.gradient_scaling)
-    values = more | ranks.totals(values | loss) | norms | {"generator_grad_norm": players.generator.step(gradient)}
-    if (draws.step + 1) % p.ema_every == 0:
-        players.average.update()
+        policy, anchor, means = policy_terms(players, rollout, advantages, credited, mine, trained, held)
+        terms = {"policy": policy, "matching": matching, "backprop": backprop, "reference_kl": anchor}
+        if p.weights.nft > 0:
+            own = advantages[mine]
+            terms["nft"], sums["nft"] = nft_gradient(roles, players.generator, rollout, own, p, draws, len(groups))
+    # The generator's update, with the weighted sum of its terms over all processes.
+    values = on_policy(means, ranks, p) | ranks.totals(sums) | generator_update(players, terms, draws.step)
     # 6. Fake-score updates from the cached roll-out.
     for update in range(p.fake_updates_per_epoch):
         values |= fake_update(players, rollout, update, draws)
-    values |= {f"reward_{name}": value.mean().item() for name, value in scores.items()}
+    return values | outcome(ranks, rollout, scores, advantages, groups, pixels)
+
+
+def trained_steps(p: TrainRtdmdParams, draws: Draws) -> list[int]:
+    """3. SubGRPO: the trained subset of the stochastic steps; elsewhere a group shares its noise."""
+    order = permutation(len(p.candidate_steps), draws.seed, draws.stream, draws.step, "subset")
+    return [p.candidate_steps[i] for i in draw_step_subset(order, p.trained_steps)]
+
+
+@dataclass(frozen=True)
+class LastStep:
+    """5. Last step: distribution matching, and back-propagation of the differentiable rewards, on ``total`` images of
+    all processes; ``rows`` of the roll-out are this one's, with their draws and DMDR's early helps."""
+
+    players: Players
+    roles: Velocities
+    rows: list[int]
+    draws: Draws
+    total: int
+
+    @staticmethod
+    def of(players: Players, draws: Draws) -> LastStep:
+        """The images that an epoch takes: all of them where matching is a reward, which every image gets."""
+        p = players.params.train_rtdmd
+        total = p.prompts_per_epoch * p.group_size
+        chosen = list(range(total))
+        if p.last_step_batch_size < total and p.matching_path != "reward":
+            chosen = permutation(total, draws.seed, draws.stream, draws.step, "last-rows")[: p.last_step_batch_size]
+        rows, own = own_rows(chosen, draws)
+        roles, own = early_helps(players.roles, own, p.dynamic)
+        return LastStep(players, roles, rows, own, len(chosen))
+
+    def gradients(
+        self, rollout: Rollout, weigh: Weigh | None = None
+    ) -> tuple[Gradients, Gradients, Held | None, dict[str, float]]:
+        """`last_step_gradients` of these images; ``weigh``: a weight of each one's matching."""
+        players, params, p = self.players, self.players.params, self.players.params.train_rtdmd
+        rewards = [(spec.weight, players.panel.rewards[spec.name]) for spec in p.rewards if spec.differentiable]
+        guided = {"guidance": params.model.guidance, "null": players.null}
+        return last_step_gradients(
+            *(self.roles, players.generator, rollout.take(self.rows), rewards, players.backbone, p, guided),
+            *(params.model.eta, self.draws, self.total, weigh),
+        )
+
+
+def policy_terms(
+    players: Players,
+    rollout: Rollout,
+    advantages: Tensor,
+    credited: Mapping[int, Tensor] | None,
+    mine: slice,
+    trained: Sequence[int],
+    held: Held | None,
+) -> tuple[Gradients, Gradients, dict[str, float]]:
+    """`policy_gradient` with an image's advantage for all its steps, or with ``credited``, one for every step."""
+    roles, learner, p, eta = players.roles, players.generator, players.params.train_rtdmd, players.params.model.eta
+    if credited is not None:
+        return stepwise_policy_gradient(roles, learner, rollout, credited, mine, p, eta)
+    return policy_gradient(roles, learner, rollout, advantages[mine], trained, p, eta, held, everyone=advantages)
+
+
+def on_policy(means: Mapping[str, float], ranks: Ranks, p: TrainRtdmdParams) -> dict[str, float]:
+    """The policy gradient's values over all processes. FloatingPointError where the ratio is not 1."""
+    values = ranks.means(means) | {"ratio_error": max(ranks.gather(means["ratio_error"]))}
+    require_on_policy(values["ratio_error"], p.clip_range)
+    return values
+
+
+def generator_update(players: Players, terms: Mapping[str, Gradients], step: int) -> dict[str, float]:
+    """One update of the generator with the weighted sum of the terms of all processes, and of its average; norms."""
+    p = players.params.train_rtdmd
+    for gradients in terms.values():
+        gradients.add_up(players.ranks)
+    weights = dict(p.weights)
+    gradient, norms = combine({name: (weights[name], term) for name, term in terms.items()}, p.gradient_scaling)
+    norms["generator_grad_norm"] = players.generator.step(gradient)
+    if (step + 1) % p.ema_every == 0:
+        players.average.update()
+    return norms
+
+
+def outcome(
+    ranks: Ranks,
+    rollout: Rollout,
+    scores: Mapping[str, Tensor],
+    advantages: Tensor,
+    groups: Tensor,
+    pixels: Pixels,
+) -> dict[str, float]:
+    """What an epoch's images are like: scores, advantages and groups (N,) of all processes, latents and pixels."""
+    values = {f"reward_{name}": score.mean().item() for name, score in scores.items()}
     values |= {"advantage_std": advantages.std().item(), "sample_std": ranks.spread(rollout.states[-1])}
     values |= ranks.means(latent_values(rollout.states[-1]) | pixels.values())
-    return values | reward_values(scores, everyone) | advantage_values(advantages)
+    return values | reward_values(scores, groups) | advantage_values(advantages)
 
 
 def own_rows(chosen: Sequence[int], draws: Draws, stream: str | None = None) -> tuple[list[int], Draws]:

@@ -1,7 +1,7 @@
 """Estimators of ∇E r(x̂_0) on real roll-outs: each stage-two way to a reward, at one price, against the whole chain.
 
 All estimate the gradient of the mean differentiable reward in the stage-two adapter, at the stage-one student. The
-reference back-propagates through every step (`reinforce.whole_chain`), which is exact for a fixed noise. "policy + last
+reference back-propagates through every step (`last_step.whole_chain`), which is exact for a fixed noise. "policy + last
 step" is the hybrid: score function on the stochastic steps, pathwise on the last. Advantages keep the reward's units
 with the leave-one-out baseline, so that only what a row names can bias it.
 """
@@ -31,16 +31,8 @@ from rtdmd.torch_setup import configure
 from rtdmd.train.accumulate import Gradients, micro_batches
 from rtdmd.train.compared import step_advantages, stepwise_policy_gradient
 from rtdmd.train.engine import Learner
-from rtdmd.train.reinforce import (
-    Rollout,
-    advantages_of,
-    describe,
-    final_images,
-    last_step_gradients,
-    policy_gradient,
-    roll_out,
-    whole_chain,
-)
+from rtdmd.train.last_step import last_step_gradients, whole_chain
+from rtdmd.train.reinforce import Rollout, advantages_of, describe, final_images, policy_gradient, roll_out
 from rtdmd.train.roles import STACKS, Roles
 from rtdmd.train.terms import Draws
 

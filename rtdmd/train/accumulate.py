@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -64,3 +64,19 @@ class Gradients:
         if self.total is None:
             raise FloatingPointError("there is no gradient: no sample was computed")
         return self.learner.step(self.total)
+
+
+def combine(terms: Mapping[str, tuple[float, Gradients]], scaling: str) -> tuple[list[Tensor], dict[str, float]]:
+    """Weighted sum of the terms' gradients, each brought to norm 1 first where ``scaling`` is ``unit_norm``; and their
+    norms. A term of weight 0 or without gradient is left out."""
+    norms = {name: gradients.norm() for name, (_, gradients) in terms.items()}
+    out: list[Tensor] | None = None
+    for name, (weight, gradients) in terms.items():
+        if gradients.total is None or weight == 0 or norms[name] == 0:
+            continue
+        factor = weight / norms[name] if scaling == "unit_norm" else weight
+        scaled = [factor * g for g in gradients.total]
+        out = scaled if out is None else [a + b for a, b in zip(out, scaled, strict=True)]
+    if out is None:
+        raise FloatingPointError("no loss term has a gradient: every advantage is zero and no other term is weighted")
+    return out, {f"grad_{name}": value for name, value in norms.items()}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,8 +18,9 @@ from rtdmd.flow.nft import guided_weight, nft_loss, optimality, reward_gain
 from rtdmd.flow.path import interpolate
 from rtdmd.rewards.panel import Panel
 from rtdmd.train.accumulate import Gradients, micro_batches
+from rtdmd.train.last_step import Weigh
 from rtdmd.train.ranks import Ranks
-from rtdmd.train.reinforce import Rollout, Weigh, advantages_of, final_images, policy_gradient
+from rtdmd.train.reinforce import Rollout, advantages_of, final_images, policy_gradient
 from rtdmd.train.terms import Draws, Velocities
 
 if TYPE_CHECKING:
@@ -193,8 +194,7 @@ def early_helps(roles: Roles, draws: Draws, p: DynamicParams) -> tuple[Velocitie
     """Roles and draws of an epoch's matching, with what is left of DMDR's early helps; themselves where nothing is."""
     faded = progress(p, draws.step)
     scale = leaning_scale(p.guidance, faded)
-    fields: dict[str, Any] = {name: getattr(draws, name) for name in Draws.__dataclass_fields__}
     return (
         Leaning(roles, scale) if scale > 0 else roles,
-        Fading(**fields, faded=faded) if p.renoise and faded < 1 else draws,
+        Fading(**vars(draws), faded=faded) if p.renoise and faded < 1 else draws,
     )

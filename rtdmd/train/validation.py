@@ -18,7 +18,8 @@ from torch import Tensor
 from rtdmd.rng import key_seed
 from rtdmd.sampling import ImageNoise, sample
 from rtdmd.train import state
-from rtdmd.train.reinforce import describe, micro_batches
+from rtdmd.train.accumulate import micro_batches
+from rtdmd.train.reinforce import describe
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Conditioning

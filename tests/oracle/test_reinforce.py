@@ -11,6 +11,7 @@ from rtdmd.oracle.identities import reward
 from rtdmd.oracle.mixture import ring
 from rtdmd.train import reinforce
 from rtdmd.train.engine import Learner
+from rtdmd.train.last_step import last_step_gradients
 from rtdmd.train.roles import STACKS, Roles
 
 LAW, ETA, MEMBERS, COUNT = ring(variance=0.2), 0.9, 6, 12_000
@@ -56,7 +57,7 @@ def hybrid_gradient(trained, **changes):
     scale = float((advantages @ centred) / (centred @ centred))
     policy, _, values = reinforce.policy_gradient(roles, learner, rollout, advantages, trained, p, ETA)
     terms = [(1.0, OracleReward())]
-    _, backprop, *_ = reinforce.last_step_gradients(roles, learner, rollout, terms, roles.backbone, p, {}, ETA, draws)
+    _, backprop, *_ = last_step_gradients(roles, learner, rollout, terms, roles.backbone, p, {}, ETA, draws)
     steps = 1 if p.subset_factor else len(trained)  # without the factor the term is the mean over the trained steps
     return -(flat(policy) / scale * steps + flat(backprop)), values["ratio_error"]
 

@@ -12,7 +12,7 @@ from rtdmd.oracle.mixture import Mixture, gaussian, ring
 from rtdmd.oracle.quadrature import relative_entropy
 from rtdmd.oracle.setting import Setting
 from rtdmd.oracle.statements import STATEMENTS
-from rtdmd.train import reinforce
+from rtdmd.train import last_step
 
 EXACT = Setting()
 TIMES = torch.linspace(0.02, 0.98, 97, dtype=torch.float64)
@@ -66,7 +66,7 @@ def twice(x, direction, groups):
 
 @pytest.mark.parametrize("wrong", [size_of_the_direction, one_sided, twice])
 def test_another_reward_for_matching_is_not_the_gradient_of_the_chain(monkeypatch, wrong):
-    monkeypatch.setattr(reinforce, "matching_rewards", wrong)
+    monkeypatch.setattr(last_step, "matching_rewards", wrong)
     assert reinforcement.matching_as_a_reward(EXACT) > 2 * bound()
 
 
@@ -112,6 +112,6 @@ def test_a_short_stage_two_reaches_the_fixed_point():
     ("name", "wrong"), [("matching_rewards", reward_of_nothing), ("dmd_loss", half_the_loss)], ids=["no reward", "half"]
 )
 def test_with_a_wrong_formula_it_ends_elsewhere(monkeypatch, name, wrong):
-    monkeypatch.setattr(reinforce, name, wrong)
+    monkeypatch.setattr(last_step, name, wrong)
     end = reinforcement.outcome(EXACT, **SHORT)
     assert end.distance > 0.1 and abs(end.reward - 1) > 0.3

@@ -24,7 +24,8 @@ from rtdmd.train.compared import (
     step_advantages,
     stepwise_policy_gradient,
 )
-from rtdmd.train.reinforce import advantages_of, estimate, last_step_gradients, policy_gradient
+from rtdmd.train.last_step import estimate, last_step_gradients
+from rtdmd.train.reinforce import advantages_of, policy_gradient
 from tests.train.test_reinforce import (
     COUNT,
     ETA,

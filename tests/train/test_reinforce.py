@@ -17,21 +17,18 @@ from rtdmd.flow.path import x0_from_velocity
 from rtdmd.rewards import load_reward
 from rtdmd.rewards.panel import Panel
 from rtdmd.rng import integers
+from rtdmd.train.accumulate import Gradients, combine, micro_batches
 from rtdmd.train.engine import Learner
+from rtdmd.train.last_step import last_step_gradients, whole_chain
 from rtdmd.train.reinforce import (
-    Gradients,
     Held,
     Rollout,
     advantages_of,
-    combine,
     final_images,
-    last_step_gradients,
-    micro_batches,
     policy_gradient,
     require_on_policy,
     roll_out,
     shared_passes,
-    whole_chain,
 )
 from rtdmd.train.roles import Roles
 from rtdmd.train.terms import Draws, matching_loss, renoised
