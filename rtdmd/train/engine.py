@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from rtdmd import signals
 from rtdmd.errors import RtdmdError
 from rtdmd.progress import progress
 from rtdmd.signals import Stopped
+from rtdmd.trackers import Tell, watching
 from rtdmd.train import state
 from rtdmd.train.journal import Journal
 from rtdmd.train.ranks import Ranks
@@ -152,14 +153,18 @@ class Loop:
     keep: int = state.KEEP
     over: Callable[[], bool] = lambda: False  # ends the loop before ``total``
     _bar: Any = None
+    _tell: Tell = lambda step: None
 
     def __post_init__(self) -> None:
         self.journal = Journal(self.folder / state.JOURNAL, self.unit)
 
     def __iter__(self) -> Iterator[int]:
         """Steps still to do, with a progress bar on standard error."""
-        with signals.held():
+        with signals.held(), ExitStack() as stack:
             done = first = self._resume()
+            with self.ranks.together():
+                if self.ranks.main:
+                    self._tell = stack.enter_context(watching(self.journal))
             stop = None
             shown = {"desc": self.title, "disable": not self.ranks.main}
             self._bar = progress(initial=first, total=self.total, **shown)
@@ -227,6 +232,7 @@ class Loop:
                 raise FloatingPointError(f"{name} is {value}")
         if self.ranks.main:
             self.journal.add(step + 1, values, images)
+            self._tell(*self.journal.steps(1))
 
     @property
     def rows(self) -> list[dict[str, float]]:

@@ -27,6 +27,7 @@ HARNESS = {
     "rtdmd/provenance.py",
     "rtdmd/signals.py",
     "rtdmd/stage.py",
+    "rtdmd/trackers.py",
 }
 
 
