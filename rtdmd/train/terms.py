@@ -64,8 +64,9 @@ class Draws:
 
     def group_normal(self, groups: Tensor, name: str) -> Tensor:
         """(B, C, H, W) noise called ``name`` that all images of a group (B,) share."""
-        keys = [(self.seed, self.stream, self.step, "group", int(group), name) for group in groups]
-        return normal_batch(self.shape, keys).to(self.device)
+        numbers, row = torch.unique(groups, return_inverse=True)
+        keys = [(self.seed, self.stream, self.step, "group", number, name) for number in numbers.tolist()]
+        return normal_batch(self.shape, keys)[row].to(self.device)
 
     def of(self, samples: Sequence[int], stream: str | None = None) -> Draws:
         """The draws of some of the samples, of another stream where one is named."""
