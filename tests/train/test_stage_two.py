@@ -21,7 +21,7 @@ from rtdmd.rewards.world_verifier import WorldVerifier
 from rtdmd.stages import train_acdmd, train_rtdmd
 from rtdmd.train import roles as roles_module
 from rtdmd.train.reinforce import Rollout
-from tests.train.workshop import make_trainable, results, rows_of
+from tests.train.workshop import results, rows_of
 from tests.workspace import set_params
 
 STAGE = "train_rtdmd"
@@ -38,16 +38,6 @@ SIX = {
     "rewards": SEEN,
 }
 FILES = ["curves.csv", "generator.safetensors", "resolved.json", "scorers.json"]
-
-
-@pytest.fixture(scope="module")
-def root(tiny_teacher: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace after a short stage one."""
-    folder = tmp_path_factory.mktemp("stage-two")
-    make_trainable(folder, tiny_teacher, tiny_clip)
-    set_params(folder, {"train_acdmd": {"lr_generator": 0.02, "lr_fake": 0.02}})
-    train_acdmd.run(folder)
-    return folder
 
 
 def train(root: Path, changes: dict[str, Any], fresh: bool = True, **sections: Any) -> dict[str, bytes]:

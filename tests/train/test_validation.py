@@ -16,11 +16,11 @@ from rtdmd.config.validation import ValidationParams
 from rtdmd.errors import UserError
 from rtdmd.files import load_tensors
 from rtdmd.images import PADDING
-from rtdmd.stages import train_acdmd, train_rtdmd
+from rtdmd.stages import train_rtdmd
 from rtdmd.train.ranks import Ranks
 from rtdmd.train.roles import Average
 from rtdmd.train.validation import Validation, group_diversity
-from tests.train.workshop import make_trainable, results, rows_of
+from tests.train.workshop import results, rows_of
 from tests.workspace import set_params
 
 STAGE = "train_rtdmd"
@@ -86,15 +86,6 @@ def test_diversity_is_the_mean_distance_of_two_images_of_a_prompt() -> None:
     levels = torch.tensor([0.0, 0.3, 0.6, 0.2, 0.2, 0.2])
     images = levels[:, None, None, None].expand(6, 3, 4, 4)
     assert group_diversity(images, 3).tolist() == pytest.approx([0.4, 0.0])
-
-
-@pytest.fixture(scope="module")
-def root(tiny_teacher: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("validation")
-    make_trainable(folder, tiny_teacher, tiny_clip)
-    set_params(folder, {"train_acdmd": {"lr_generator": 0.02, "lr_fake": 0.02}})
-    train_acdmd.run(folder)
-    return folder
 
 
 def train(root: Path, changes: dict[str, Any], fresh: bool = True) -> dict[str, bytes]:
