@@ -71,6 +71,10 @@ class TrainAcdmdParams(Section):
     micro_batch: Whole = param(
         "prompts per forward pass; only memory and rounding depend on it", unit="prompts", source="public code: 9", ge=1
     )
+    sharding: Literal["none", "base"] = param(
+        "base: each process keeps a shard of the frozen base (FSDP2): less memory, more traffic; changes only rounding",
+        source="ours",
+    )
     generator_every: Whole = param(
         "fake-score updates per generator update", source="public code: 10; world: 4 (ours)", ge=1
     )

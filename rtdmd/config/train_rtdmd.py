@@ -153,6 +153,10 @@ class TrainRtdmdParams(Section):
     micro_batch: Whole = param(
         "images per forward pass; only memory and rounding depend on it", unit="images", source="ours", ge=1
     )
+    sharding: Literal["none", "base"] = param(
+        "base: each process keeps a shard of the frozen base (FSDP2): less memory, more traffic; changes only rounding",
+        source="ours",
+    )
     renoise: RenoiseParams
     weighting: Literal["clamp", "inverse_variance"] = param(
         "of the ambient loss, as in train_acdmd", source="public code: clamp; inverse_variance ours"

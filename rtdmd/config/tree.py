@@ -39,4 +39,20 @@ class Params(Section):
             raise ValueError(
                 "model.eta: 0 with train_rtdmd.weights.policy above 0; allowed: above 0 (the policy needs noise)"
             )
+        self._check_sharding()
         return self
+
+    def _check_sharding(self) -> None:
+        """What is shared is the frozen base, among several processes."""
+        for name, section in (("train_acdmd", self.train_acdmd), ("train_rtdmd", self.train_rtdmd)):
+            if section.sharding == "none":
+                continue
+            if self.adapter.mode == "full":
+                raise ValueError(
+                    f"{name}.sharding: {section.sharding} with adapter.mode: full; allowed: none (docs/training.md:"
+                    " weights that are trained stay whole), or adapter.mode: lora"
+                )
+            if section.processes == 1:
+                raise ValueError(
+                    f"{name}.sharding: {section.sharding} with {name}.processes: 1; allowed: none, or several processes"
+                )

@@ -61,6 +61,8 @@ def train(stage: Stage, ranks: Ranks) -> None:
             Learner.adamw(roles.trainable(name), p.lr_fake, p, warmup=p.warmup) for name in ("fake", *names)
         )
         prompts = TrainingPrompts.open(stage, ranks.device, p.prompt_order)
+    if p.sharding == "base":
+        roles.shard(ranks)
     sigmas = backbone.sigmas(params.model.num_steps).to(ranks.device)
     others = dict(zip(names, early, strict=True))
     null = prompts.cache.null()

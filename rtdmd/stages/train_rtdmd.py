@@ -67,6 +67,8 @@ def train(stage: Stage, ranks: Ranks) -> None:
     with ranks.together():
         prompts = TrainingPrompts.open(stage, ranks.device, p.prompt_order, aside)
         players = gather_players(stage, ranks, prompts.cache.null())
+    if p.sharding == "base":
+        players.roles.shard(ranks)
     held_out = prompts.conditioning(prompts.aside) if aside else None
     validation = Validation(p.validation, players, prompts.aside, held_out)
     saved: dict[str, Saved] = {"generator": players.generator, "fake": players.fake}

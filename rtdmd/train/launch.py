@@ -20,6 +20,13 @@ from typing import Any
 import rtdmd
 from rtdmd.errors import UserError
 
+SHARDING = {
+    "FSDP_VERSION": "2",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_ACTIVATION_CHECKPOINTING": "false",  # adapter.gradient_checkpointing does that
+}
+"""What `sharding: base` is in the variables of `accelerate launch --use_fsdp`."""
 LINGER = 30.0  # seconds that a started process may take to end after this one
 
 
@@ -84,6 +91,23 @@ def first_host(nodes: str) -> str:
         raise UserError(f"SLURM_STEP_NODELIST: {nodes!r} names no host; set MASTER_ADDR to rank 0's host")
     prefix, numbers, suffix = match.groups(default="")
     return prefix + re.split("[,-]", numbers)[0] + suffix
+
+
+def require_sharding(stage: str, sharding: str, env: Mapping[str, str]) -> None:
+    """UserError where accelerate was asked for another sharding than params.yaml has."""
+    if env.get("ACCELERATE_USE_FSDP") != "true":
+        return
+    if sharding == "none":
+        raise UserError(
+            f"{stage}.sharding: none in params.yaml, but accelerate was started with --use_fsdp;"
+            f" set {stage}.sharding: base, or start without it"
+        )
+    for name, value in SHARDING.items():
+        if env.get(name, value) != value:
+            raise UserError(
+                f"{stage}.sharding: base has {name}={value}, but accelerate was started with {env[name]};"
+                f" start with --{name.lower()} {value}"
+            )
 
 
 @contextmanager

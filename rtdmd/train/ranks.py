@@ -27,7 +27,7 @@ from rtdmd.errors import RtdmdError, UserError
 from rtdmd.signals import REQUEUE, Stopped
 from rtdmd.stage import Stage, open_stage
 from rtdmd.torch_setup import configure
-from rtdmd.train.launch import place_of
+from rtdmd.train.launch import place_of, require_sharding
 
 PATIENCE = timedelta(hours=1)  # for the slowest process, a checkpoint on a slow disk or a remote reward included
 BUCKET = 2**25  # elements that are added up at a time, 128 MiB
@@ -42,6 +42,7 @@ class Ranks:
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     group: Any = None  # gloo, for figures and messages
+    before_waiting: list[Callable[[], None]] = field(default_factory=list)  # what others may need of this process
 
     @property
     def main(self) -> bool:
@@ -58,7 +59,7 @@ class Ranks:
             return
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.detach().float().flatten() for tensor in bucket])
-            _talk(lambda flat=flat: dist.all_reduce(flat))  # type: ignore[misc]
+            self._talk(lambda flat=flat: dist.all_reduce(flat))  # type: ignore[misc]
             for tensor, total in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(total.view_as(tensor))
 
@@ -67,7 +68,7 @@ class Ranks:
         if self.world == 1:
             return dict(values)
         flat = torch.tensor(list(values.values()), dtype=torch.float64)
-        _talk(lambda: dist.all_reduce(flat, group=self.group))
+        self._talk(lambda: dist.all_reduce(flat, group=self.group))
         return dict(zip(values, flat.tolist(), strict=True))
 
     def means(self, values: Mapping[str, float]) -> dict[str, float]:
@@ -79,8 +80,14 @@ class Ranks:
         if self.world == 1:
             return [value]
         found: list[Any] = [None] * self.world
-        _talk(lambda: dist.all_gather_object(found, value, group=self.group))
+        self._talk(lambda: dist.all_gather_object(found, value, group=self.group))
         return found
+
+    def _talk(self, action: Callable[[], Any]) -> None:
+        """Run a collective, once nobody needs this process for anything else."""
+        for serve in self.before_waiting:
+            serve()
+        talk(action)
 
     def whole(self, part: Tensor) -> Tensor:
         """(N, ...) of every process's (n, ...), in the order of ranks; n may differ."""
@@ -142,10 +149,10 @@ def _fingerprint(tensor: Tensor) -> tuple[int, int]:
     return int(data.sum(dtype=torch.int64)), int((data * torch.arange(len(data), device=data.device)).sum())
 
 
-def _talk(action: Callable[[], Any]) -> None:
+def talk(action: Callable[[], T]) -> T:
     """Run a collective; where another process is gone, that is one line."""
     try:
-        action()
+        return action()
     except RuntimeError as error:
         raise RtdmdError(
             "another process of the run ended or does not answer; its own error says why, and the same command goes on"
@@ -202,7 +209,9 @@ def _group(run: RunParams) -> Iterator[torch.device]:
 def open_together(name: str, root: Path = Path(".")) -> Iterator[tuple[Stage, Ranks]]:
     """`open_stage` by the first process; the others get the open stage from it, without lock and without outputs."""
     params = load_params(root / "params.yaml")
-    with join(name, getattr(params, name).processes, params.run, root) as ranks, ExitStack() as stack:
+    section = getattr(params, name)
+    require_sharding(name, section.sharding, os.environ)
+    with join(name, section.processes, params.run, root) as ranks, ExitStack() as stack:
         stage: Any = None
         with ranks.together():
             if ranks.main:

@@ -28,6 +28,7 @@ from rtdmd.rng import key_seed
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Backbone, Conditioning
     from rtdmd.config import AdapterParams, Params
+    from rtdmd.train.ranks import Ranks
 
 Stack = tuple[str, ...]
 STACKS: dict[str, dict[str, Stack]] = {
@@ -68,6 +69,13 @@ class Roles:
         for parameter in self._adapter_parameters(name):
             parameter.data = parameter.data.float()
             parameter.requires_grad_(False)
+
+    def shard(self, ranks: Ranks) -> None:
+        """Leave this process its shard of the frozen base, for `sharding: base`; adapters stay whole."""
+        from rtdmd.train.sharding import shard  # seconds of imports that few runs need
+
+        base = self.backbone.transformer
+        shard(base, [p for key, p in base.named_parameters() if ".lora_" in key], ranks)
 
     def _adapter_parameters(self, name: str) -> list[nn.Parameter]:
         if self.full:

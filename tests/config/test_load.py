@@ -74,6 +74,14 @@ def test_misspelt_section_comes_before_the_missing_one() -> None:
         ({"train_rtdmd": {"trained_steps": 4}}, "train_rtdmd.trained_steps: 4; allowed: 1 to 2, the candidate_steps"),
         ({"train_rtdmd": {"candidate_steps": [2, 1]}}, "train_rtdmd.candidate_steps: [2, 1]; allowed: step numbers"),
         ({"model": {"eta": 0}}, "model.eta: 0 with train_rtdmd.weights.policy above 0"),
+        (
+            {"train_acdmd": {"sharding": "base"}},
+            "train_acdmd.sharding: base with train_acdmd.processes: 1; allowed: none, or several processes",
+        ),
+        (
+            {"train_rtdmd": {"sharding": "base", "processes": 2}, "adapter": {"mode": "full"}},
+            "train_rtdmd.sharding: base with adapter.mode: full; allowed: none",
+        ),
         ({"train_rtdmd": {"recipe": "published"}}, "with recipe: published; allowed:"),
         (
             {"train_rtdmd": {"rewards": [{"name": "world_verifier", "soft_weight": 0.7}]}},

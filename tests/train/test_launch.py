@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rtdmd.errors import UserError
-from rtdmd.train.launch import Place, first_host, found_place, place_of
+from rtdmd.train.launch import Place, first_host, found_place, place_of, require_sharding
 
 TORCH = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 TORCH |= {"MASTER_ADDR": "gpu07", "MASTER_PORT": "1234"}
@@ -65,6 +65,17 @@ def test_what_is_missing_or_does_not_fit_is_one_line(monkeypatch: pytest.MonkeyP
         place_of("train_acdmd", 2, 1, Path()),
     ):
         pass
+
+
+def test_another_sharding_than_the_params_is_refused() -> None:
+    by_accelerate = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+    require_sharding("train_acdmd", "none", {})
+    require_sharding("train_acdmd", "base", {})
+    require_sharding("train_acdmd", "base", by_accelerate)
+    with pytest.raises(UserError, match=r"train_acdmd\.sharding: none .* --use_fsdp; set train_acdmd\.sharding: base"):
+        require_sharding("train_acdmd", "none", by_accelerate)
+    with pytest.raises(UserError, match=r"has FSDP_VERSION=2, but accelerate .* with 1; start with --fsdp_version 2"):
+        require_sharding("train_acdmd", "base", by_accelerate | {"FSDP_VERSION": "1"})
 
 
 def test_one_process_is_no_group_and_a_launchers_place_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
