@@ -65,6 +65,10 @@ class TrainAcdmdParams(Section):
         source="public code: 8",
         ge=1,
     )
+    compile: Flag = param(
+        "torch.compile of the transformer's blocks: minutes at the start, faster after; other last digits",
+        source="ours",
+    )
     batch_size: Whole = param(
         "prompts per update, of all processes", unit="prompts", source="public code: 9 per GPU on 8 GPUs", ge=1
     )

@@ -59,6 +59,10 @@ class TrainRtdmdParams(Section):
         source="public code: 8",
         ge=1,
     )
+    compile: Flag = param(
+        "torch.compile of the transformer's blocks: minutes at the start, faster after; other last digits",
+        source="ours",
+    )
     prompts_per_epoch: Whole = param(
         "prompts per roll-out",
         unit="prompts",

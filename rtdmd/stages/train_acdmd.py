@@ -51,7 +51,8 @@ def train(stage: Stage, ranks: Ranks) -> None:
     with ranks.together():
         backbone = load_backbone(params.model, text=False, vae=p.panel_every > 0, device=ranks.device, root=stage.root)
         names = early_roles(params)
-        roles = Roles(backbone, params.adapter, STACKS[NAME] | {name: (name,) for name in names}, stage.seed)
+        stacks = STACKS[NAME] | {name: (name,) for name in names}
+        roles = Roles(backbone, params.adapter, stacks, stage.seed, p.compile)
         if roles.full and ranks.main:
             print(f"{NAME}: {roles.cost()}", file=sys.stderr)
         weights = roles.trainable("acdmd")

@@ -147,7 +147,7 @@ class Players:
 
 def load_roles(stage: Stage, backbone: Backbone) -> Roles:
     """Roles of stage two: stage one's generator frozen below a new adapter, and stage one's fake score."""
-    roles = Roles(backbone, stage.params.adapter, STACKS[NAME], stage.seed)
+    roles = Roles(backbone, stage.params.adapter, STACKS[NAME], stage.seed, stage.params.train_rtdmd.compile)
     for adapter, name in (("acdmd", "generator"), ("fake", "fake")):
         path = f"results/train_acdmd/{name}.safetensors"
         tensors, _ = load_tensors(stage.input(path))

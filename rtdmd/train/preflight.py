@@ -1,7 +1,8 @@
 """What is tried before a long run, so that it does not end hours later for a reason that was there at its start.
 
 The teacher's, the rewards' and stage one's files are read before (each says what to do where it is missing or does not
-fit); here: deterministic settings, room for checkpoints and outputs, processes of one kind, and a sum over them.
+fit); here: deterministic settings, a compiler where one is needed, room for checkpoints and outputs, processes of one
+kind, and a sum over them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from rtdmd.config import RunParams
 from rtdmd.errors import UserError
 from rtdmd.stage import Stage
+from rtdmd.train.compiled import require_compiler
 from rtdmd.train.engine import Learner
 from rtdmd.train.ranks import Ranks
 
@@ -25,6 +27,8 @@ def preflight(stage: Stage, ranks: Ranks, learners: Sequence[Learner], keep: int
     """UserError, the same in every process, where the run could not end well. ``keep``: checkpoints kept."""
     with ranks.together():
         require_deterministic(stage.params.run)
+        if getattr(stage.params, stage.name).compile:
+            require_compiler(f"{stage.name}.compile", ranks.device)
         if ranks.main:
             require_room(stage, learners, keep)
     require_one_kind(ranks)

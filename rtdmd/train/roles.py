@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from rtdmd.errors import UserError
 from rtdmd.files import load_tensors
 from rtdmd.rng import key_seed
+from rtdmd.train.compiled import compile_blocks
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Backbone, Conditioning
@@ -40,7 +41,14 @@ STACKS: dict[str, dict[str, Stack]] = {
 class Roles:
     """Velocities of every role at (x (B, C, H, W), sigma (B,), conditioning), and each adapter's tensors."""
 
-    def __init__(self, backbone: Backbone, adapter: AdapterParams, stacks: Mapping[str, Stack], seed: int) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        adapter: AdapterParams,
+        stacks: Mapping[str, Stack],
+        seed: int,
+        compiled: bool = False,
+    ) -> None:
         self.backbone, self.stacks, self.full = backbone, dict(stacks), adapter.mode == "full"
         self._copies: dict[str, nn.Module] = {}
         self._layers: list[BaseTunerLayer] = []
@@ -48,10 +56,12 @@ class Roles:
         names = sorted({name for stack in stacks.values() for name in stack})
         for name in names:
             self._add(name, adapter, seed)
-        if adapter.gradient_checkpointing:
-            modules: list[Any] = [backbone.transformer, *self._copies.values()]
-            for module in modules:
+        modules: list[Any] = [backbone.transformer, *self._copies.values()]
+        for module in modules:
+            if adapter.gradient_checkpointing:
                 module.enable_gradient_checkpointing(self._computed_again)
+            if compiled:
+                compile_blocks(module)
 
     def _add(self, name: str, adapter: AdapterParams, seed: int) -> None:
         base: Any = self.backbone.transformer  # a diffusers model; its adapter methods come from a mixin
