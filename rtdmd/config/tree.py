@@ -52,6 +52,11 @@ class Params(Section):
                     f"{name}.sharding: {section.sharding} with adapter.mode: full; allowed: none (docs/training.md:"
                     " weights that are trained stay whole), or adapter.mode: lora"
                 )
+            if section.compile:
+                raise ValueError(
+                    f"{name}.sharding: {section.sharding} with {name}.compile: true; allowed: none, or compile: false"
+                    " (a block is gathered by hooks, which do not compile)"
+                )
             if section.processes == 1:
                 raise ValueError(
                     f"{name}.sharding: {section.sharding} with {name}.processes: 1; allowed: none, or several processes"

@@ -79,6 +79,10 @@ def test_misspelt_section_comes_before_the_missing_one() -> None:
             "train_acdmd.sharding: base with train_acdmd.processes: 1; allowed: none, or several processes",
         ),
         (
+            {"train_acdmd": {"sharding": "base", "processes": 2, "compile": True}},
+            "train_acdmd.sharding: base with train_acdmd.compile: true; allowed: none, or compile: false",
+        ),
+        (
             {"train_rtdmd": {"sharding": "base", "processes": 2}, "adapter": {"mode": "full"}},
             "train_rtdmd.sharding: base with adapter.mode: full; allowed: none",
         ),
