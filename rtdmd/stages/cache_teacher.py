@@ -93,8 +93,8 @@ def _fill(writer: RowWriter, prompts: Sequence[str], encode: Encode, batch_size:
     """Encode and write all rows that are not yet there, ``batch_size`` at a time."""
     batches = range(writer.done, len(prompts), batch_size)
     total = -(-len(prompts) // batch_size)
-    shown = {"desc": "cache_teacher", "unit": "batch", "initial": total - len(batches), "total": total}
-    for start in progress(batches, **shown):
+    done = total - len(batches)
+    for start in progress(batches, desc="cache_teacher", unit="batch", initial=done, total=total):
         batch = prompts[start : start + batch_size]
         cond = encode(batch)
         check_finite(cond, batch)

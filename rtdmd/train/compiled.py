@@ -6,10 +6,8 @@ adapters by name, which is not a tensor. All blocks of a kind share what was com
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rtdmd.errors import UserError
 
@@ -39,9 +37,11 @@ def require_compiler(key: str, device: torch.device) -> None:
     """UserError, which names the setting ``key``, unless something small compiles and runs."""
     from torch._dynamo.exc import TorchDynamoException
 
-    double: Any = torch.compile(lambda x: x + x, backend=BACKEND, dynamic=False)
+    def double(x: Tensor) -> Tensor:
+        return x + x
+
     try:
-        double(torch.ones(1, device=device))
+        torch.compile(double, backend=BACKEND, dynamic=False)(torch.ones(1, device=device))
     except (TorchDynamoException, RuntimeError) as error:
         raise UserError(
             f"{key}: true, but torch cannot compile here ({str(error).strip().splitlines()[0]}); install a C++ compiler"

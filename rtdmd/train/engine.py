@@ -166,8 +166,7 @@ class Loop:
                 if self.ranks.main:
                     self._tell = stack.enter_context(watching(self.journal))
             stop = None
-            shown = {"desc": self.title, "disable": not self.ranks.main}
-            self._bar = progress(initial=first, total=self.total, **shown)
+            self._bar = progress(initial=first, total=self.total, desc=self.title, disable=not self.ranks.main)
             for step in range(first, self.total):
                 if self.over():
                     break
