@@ -27,12 +27,19 @@ STAGES = {TEACHER: "teacher", BASE: "train_acdmd"}
 MODELS = {"teacher": ("teacher", "teacher_few_step"), "train_acdmd": ("train_acdmd",), "train_rtdmd": ("train_rtdmd",)}
 
 
+class Budgets(Section):
+    """What a method's stage may cost, times what params.yaml's own stage costs in forward passes."""
+
+    train_acdmd: Real = param("of every stage-one method", source="ours", gt=0)
+    train_rtdmd: Real = param("of every stage-two method", source="ours", gt=0)
+
+
 class SweepPlan(Section):
     """The sweep's own settings; everything else is params.yaml's."""
 
     folder: str = param("where the runs' folders lie", source="ours", min_length=1)
     seeds: tuple[Whole, ...] = param("run.seed of the repetitions", source="ours", min_length=1)
-    budget: Real = param("of every method's stage, times what params.yaml's own costs", source="ours", gt=0)
+    budget: Budgets = param("of every method, by stage", source="ours")
     points: Whole = param("students of a stage-two run that are judged over time", source="ours", ge=0)
     point_images: Whole = param("held-out images per tag for each of them", unit="images", source="ours", ge=2)
     methods: tuple[str, ...] = param("names of `rtdmd methods`", source="ours", min_length=1)
@@ -79,7 +86,7 @@ def run_params(base: Params, plan: SweepPlan, run: str, seed: int) -> Params:
     name = f"method {run}, over params.yaml"
     changes = merged(changes, find_method(run).changes())
     params = validate(merged(tree, changes), name)
-    length = length_within(params, stage, plan.budget * cost(base, stage))
+    length = length_within(params, stage, getattr(plan.budget, stage) * cost(base, stage))
     if stage == "train_acdmd":
         own = {"iterations": length}
     else:
