@@ -11,13 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError, field_validator
+from pydantic import field_validator
 
 from rtdmd.config import Params
 from rtdmd.config.base import Real, Section, Whole, param
-from rtdmd.config.load import parse_yaml, validate
+from rtdmd.config.load import load_settings, validate
 from rtdmd.config.presets import merged
-from rtdmd.errors import UserError
 from rtdmd.methods import METHODS, find_method
 from rtdmd.methods.budget import cost, length_within
 
@@ -59,14 +58,7 @@ class SweepPlan(Section):
 
 def load_plan(path: Path = PLAN) -> SweepPlan:
     """The validated plan; UserError (one line) where it is missing or not allowed."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; `git checkout {path}` brings it back")
-    try:
-        return SweepPlan.model_validate(parse_yaml(path.read_text(encoding="utf-8"), str(path)))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {key}: {first['msg'].removeprefix('Value error, ')}") from error
+    return load_settings(SweepPlan, path)
 
 
 def stage_of(run: str) -> str:
