@@ -34,13 +34,14 @@ class Budgets(Section):
 
 
 class SweepPlan(Section):
-    """The sweep's own settings; everything else is params.yaml's."""
+    """The sweep's own settings; everything that ``params`` does not name is params.yaml's."""
 
     folder: str = param("where the runs' folders lie", source="ours", min_length=1)
     seeds: tuple[Whole, ...] = param("run.seed of the repetitions", source="ours", min_length=1)
     budget: Budgets = param("of every method, by stage", source="ours")
     points: Whole = param("students of a stage-two run that are judged over time", source="ours", ge=0)
     point_images: Whole = param("held-out images per tag for each of them", unit="images", source="ours", ge=2)
+    params: dict[str, Any] = param("sections laid over params.yaml for every run", source="ours")
     methods: tuple[str, ...] = param("names of `rtdmd methods`", source="ours", min_length=1)
 
     @field_validator("methods")
@@ -50,6 +51,10 @@ class SweepPlan(Section):
         if unknown or len(set(names)) != len(names):
             raise ValueError(f"allowed: names of `rtdmd methods`, each once (unknown: {', '.join(unknown) or 'none'})")
         return names
+
+    def over(self, params: Params) -> Params:
+        """params.yaml as every run of the sweep starts from it; UserError where the plan's own sections do not fit."""
+        return validate(merged(params.model_dump(mode="json"), self.params), "the sweep's params, over params.yaml")
 
     def runs(self) -> list[str]:
         """Names of the runs of one seed."""
@@ -67,7 +72,9 @@ def stage_of(run: str) -> str:
 
 
 def run_params(base: Params, plan: SweepPlan, run: str, seed: int) -> Params:
-    """The parameters of a run: params.yaml's, with the seed, the method's settings and a length within the budget."""
+    """The parameters of a run: params.yaml's (``base``) with the sweep's own over them, the seed, the method's settings
+    and a length within the budget."""
+    base = plan.over(base)
     stage, tree = stage_of(run), base.model_dump(mode="json")
     changes: dict[str, Any] = {
         "run": {"seed": seed},

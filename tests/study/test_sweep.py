@@ -29,11 +29,11 @@ PLAN = SweepPlan(
     budget=Budgets(train_acdmd=1.0, train_rtdmd=1.0),
     points=2,
     point_images=2,
+    params={"evaluate": {"etas": []}},
     methods=("dmd2-last", "matching-only", "dmd-nft"),
 )
 SMALL: dict[str, Any] = {
     "train_rtdmd": {"epochs": 4, "rewards": [{"name": "clipscore", "model": "data/world/clip", "weight": 1.0}]},
-    "evaluate": {"etas": []},
 }
 
 
