@@ -63,13 +63,13 @@ class Costs:
     def decode(self) -> Cost:
         """The decoder, with the gradient in its latents."""
         latents = self.stand.latents(ROWS).requires_grad_()
-        return count(lambda: self.stand.backbone.decode(latents), [latents], self.stand.known())
+        return count(lambda: self.stand.backbone.decode(latents), [latents], self.stand.known)
 
     @cached_property
     def pictures(self) -> Cost:
         """The decoder without gradient."""
         latents = self.stand.latents(ROWS)
-        return count(lambda: self.stand.backbone.decode(latents), [], [*self.stand.known(), latents])
+        return count(lambda: self.stand.backbone.decode(latents), [], [*self.stand.known, latents])
 
     def scores(self, specs: Iterable[RewardParams], gradient: bool) -> Cost:
         """These rewards of one image; ``gradient``: those that carry one alone, with it."""
@@ -93,14 +93,14 @@ class Costs:
         side = self.stand.params.model.resolution
         images = torch.empty(ROWS, 3, side, side, device=META, requires_grad=gradient)
         score = scorer.score
-        return count(lambda: score(images), [images] if gradient else [], self.stand.known())
+        return count(lambda: score(images), [images] if gradient else [], self.stand.known)
 
     def _velocity(self, role: str, leaves: Sequence[Tensor]) -> Cost:
         cond = self.stand.cond(ROWS)
         x = self.stand.latents(ROWS)
         for leaf in leaves:
             leaf.requires_grad_(True)
-        known = [*self.stand.known(), x, *cond.tensors.values()]
+        known = [*self.stand.known, x, *cond.tensors.values()]
         try:
             return count(lambda: self.stand.velocity(role, cond, x), leaves, known)
         finally:

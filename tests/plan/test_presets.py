@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,12 @@ REWARDS = {
 TEACHER = "teacher (base of every role)"
 
 
+@cache
+def plan_of(name: str) -> Plan:
+    """The plan of a preset as it is, made once for all tests."""
+    return make_plan(preset(name))
+
+
 def check_stages(plan: Plan, params: Params) -> None:
     """What holds for every plan."""
     first, second = plan.stages["train_acdmd"], plan.stages["train_rtdmd"]
@@ -48,8 +55,7 @@ def check_stages(plan: Plan, params: Params) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_has_a_plan(name: str) -> None:
-    params = preset(name)
-    plan = make_plan(params)
+    params, plan = preset(name), plan_of(name)
     check_stages(plan, params)
     if name in SIZES:
         assert (plan.parameters[TEACHER][0], plan.parameters["text encoders"][0]) == SIZES[name]
@@ -76,8 +82,7 @@ def test_more_processes_and_recomputed_blocks_take_less_memory() -> None:
     ours, all_of = (plan.memory.phases["fake score"]["activations"] for plan in (two, one))
     assert ours == pytest.approx(all_of / 2)
     assert two.memory.parts["optimizer"] == one.memory.parts["optimizer"]
-    again = make_plan(preset("smoke", {"adapter": {"gradient_checkpointing": True}}))
-    plain = make_plan(preset("smoke"))
+    again, plain = make_plan(preset("smoke", {"adapter": {"gradient_checkpointing": True}})), plan_of("smoke")
     less, more = (plan.stages["train_rtdmd"].memory.phases["policy"]["activations"] for plan in (again, plain))
     assert less < more
     assert again.stages["train_acdmd"].flops > plain.stages["train_acdmd"].flops
