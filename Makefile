@@ -26,9 +26,11 @@ export PATH := $(BIN):$(PATH)
 help:
 	@sed -n 's/^#  //p' Makefile
 
+# pip compiles what it installs, a minute once: without that, where Python may not keep its byte code (PYTHONDONTWRITEBYTECODE, a
+# folder that is not ours), every start of Snakemake compiles for two seconds, of DVC for half a second.
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 

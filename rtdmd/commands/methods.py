@@ -1,4 +1,5 @@
-"""`rtdmd methods`: the methods that can be compared; `rtdmd methods gdmd`: one card, with our figures."""
+"""`rtdmd methods`: the methods that can be compared; `rtdmd methods gdmd`: one card, with our figures; `rtdmd methods
+--lengths`: how long each trains for what the world preset's own stage spends (the table of docs/comparison.md)."""
 
 from __future__ import annotations
 
@@ -10,15 +11,20 @@ TABLE = Path("results/comparison/table.csv")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which card."""
-    parser.add_argument("name", nargs="?", help="print this method's card")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("name", nargs="?", help="print this method's card")
+    which.add_argument("--lengths", action="store_true", help="print how long each trains within one budget")
 
 
 def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
-    """Print the list, or a card with our figures where there are any."""
+    """Print the list, a card with our figures where there are any, or the table of lengths."""
     from rtdmd.methods import METHODS, find_method
     from rtdmd.methods.absent import ABSENT
     from rtdmd.methods.card import STAGE_TITLES, card_text
 
+    if arguments.lengths:
+        print("\n".join(lengths_table()))
+        return
     if arguments.name is not None:
         print(card_text(find_method(arguments.name)))
         print("\n".join(["our figures:", *(f"  {line}" for line in own_figures(root / TABLE, arguments.name))]))
@@ -26,6 +32,21 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     for method in METHODS.values():
         print(f"{method.name:16} {STAGE_TITLES[method.stage]:10} {method.title}")
     print("\nknown, and not here: " + "; ".join(f"{name} ({text})" for name, text in ABSENT.items()))
+
+
+def lengths_table() -> list[str]:
+    """Markdown's lines: the methods that train equally long within the budget of the world preset's own stage."""
+    from rtdmd.config import preset
+    from rtdmd.methods import METHODS
+    from rtdmd.methods.budget import cost, length_within
+
+    base = preset("world")
+    groups: dict[tuple[str, int], list[str]] = {}
+    for method in METHODS.values():
+        length = length_within(preset("world", method.changes()), method.stage, cost(base, method.stage))
+        groups.setdefault((method.stage, length), []).append(method.name)
+    head = ["| over the world preset, budget 1 | iterations or epochs |", "|---|---|"]
+    return head + [f"| {', '.join(names)} | {length} |" for (_, length), names in groups.items()]
 
 
 def own_figures(path: Path, name: str) -> list[str]:

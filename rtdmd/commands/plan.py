@@ -3,6 +3,7 @@
     rtdmd plan                                  ./params.yaml on an H200
     rtdmd plan --params other.yaml --gpu A100   another file, another GPU
     rtdmd plan --preset sd35m --processes 8     a preset, as if trained by eight processes
+    rtdmd plan --set adapter.mode=full          with another setting, as often as needed
     rtdmd plan --measure                        run both training stages here for a few updates and compare
 
 No weights are read, but for --measure.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from rtdmd.errors import UserError
 
@@ -21,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="file (default: %(default)s)")
     parser.add_argument("--preset", metavar="NAME", help="plan a preset instead of a file")
     parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="with this setting"
+    )
+    parser.add_argument(
         "--gpu", default="H200", metavar="GPU", help="B200, H200, H100, A100, ... (default: %(default)s)"
     )
     parser.add_argument("--processes", type=int, help="of training (default: those of the params)")
@@ -28,8 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the plan. UserError for an unknown GPU or preset, or a teacher whose shapes are not known."""
+    """Print the plan. UserError for an unknown GPU, preset or setting, or a teacher whose shapes are not known."""
     from rtdmd.config import load_params, preset
+    from rtdmd.config.load import validate
+    from rtdmd.config.presets import merged
     from rtdmd.plan.gpus import GPUS
 
     if arguments.gpu not in GPUS:
@@ -37,6 +44,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.processes is not None and arguments.processes < 1:
         raise UserError(f"--processes: {arguments.processes}; allowed: 1 or more")
     params = preset(arguments.preset) if arguments.preset else load_params(arguments.params)
+    for setting in arguments.settings:
+        params = validate(merged(params.model_dump(mode="json"), changes_of(setting)), f"--set {setting}")
     if arguments.measure:
         from rtdmd.plan.measure import measured_table
 
@@ -46,3 +55,19 @@ def run(arguments: argparse.Namespace) -> None:
     from rtdmd.plan.text import plan_text
 
     print(plan_text(make_plan(params, processes=arguments.processes), params, arguments.gpu))
+
+
+def changes_of(setting: str) -> dict[str, Any]:
+    """``a.b=value`` as nested dictionaries, the value as YAML reads it. UserError where it has no such form."""
+    import yaml
+
+    key, equals, text = setting.partition("=")
+    if not equals:
+        raise UserError(f"--set {setting}: allowed: KEY=VALUE, as in adapter.mode=full")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {setting}: the value is not YAML") from error
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)

@@ -1,11 +1,11 @@
-"""Reading `params.yaml`: one line of plain words for whatever is wrong with it."""
+"""Reading `params.yaml` and the other settings files: one line of plain words for whatever is wrong with them."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Hashable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -13,6 +13,9 @@ from pydantic_core import ErrorDetails
 
 from rtdmd.config.tree import Params
 from rtdmd.errors import UserError
+
+Settings = TypeVar("Settings", bound=BaseModel)
+COMPLETE = "`rtdmd params world` prints a complete file"
 
 
 class _Loader(yaml.SafeLoader):
@@ -33,13 +36,23 @@ class _Loader(yaml.SafeLoader):
 def load_params(path: Path | str = "params.yaml") -> Params:
     """The validated tree of a params file. UserError (one line) when it is missing, no YAML, or not allowed."""
     path = Path(path)
+    return parse_params(read_text(path, f"`rtdmd params world > {path}` writes one"), str(path))
+
+
+def load_settings(model: type[Settings], path: Path) -> Settings:
+    """The validated tree of a settings file that git keeps. UserError (one line) as for params.yaml."""
+    back = f"`git checkout {path}` brings it back"
+    return validate_as(model, parse_yaml(read_text(path, back), str(path), back), str(path), back)
+
+
+def read_text(path: Path, remedy: str) -> str:
+    """The file's text; UserError where it is missing (with the ``remedy``) or cannot be read."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file; `rtdmd params world > {path}` writes one")
+        raise UserError(f"{path}: no such file; {remedy}")
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); `git checkout {path}` brings the committed one") from error
-    return parse_params(text, str(path))
 
 
 def parse_params(text: str, name: str = "params.yaml") -> Params:
@@ -47,8 +60,8 @@ def parse_params(text: str, name: str = "params.yaml") -> Params:
     return validate(parse_yaml(text, name), name)
 
 
-def parse_yaml(text: str, name: str) -> dict[str, Any]:
-    """A YAML mapping; UserError with the line number otherwise."""
+def parse_yaml(text: str, name: str, remedy: str = COMPLETE) -> dict[str, Any]:
+    """A YAML mapping; UserError with the line number, or with the ``remedy``, otherwise."""
     try:
         tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -56,31 +69,34 @@ def parse_yaml(text: str, name: str) -> dict[str, Any]:
         line = f":{mark.line + 1}" if mark else ""
         raise UserError(f"{name}{line}: not YAML: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(tree, dict):
-        raise UserError(
-            f"{name}: sections are expected, got {type(tree).__name__}; `rtdmd params world` prints a complete file"
-        )
+        raise UserError(f"{name}: sections are expected, got {type(tree).__name__}; {remedy}")
     return tree
 
 
 def validate(tree: dict[str, Any], name: str = "params.yaml") -> Params:
     """The validated tree of nested dictionaries; UserError naming key, value and what is allowed."""
+    return validate_as(Params, tree, name, COMPLETE)
+
+
+def validate_as(model: type[Settings], tree: dict[str, Any], name: str, remedy: str) -> Settings:
+    """The same for any settings; ``remedy``: where a complete file comes from."""
     try:
-        return Params.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
         errors = sorted(
             error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden"
         )  # causes first
         more = f" ({len(errors) - 1} more after this one)" if len(errors) > 1 else ""
-        raise UserError(f"{name}: {_sentence(errors[0])}{more}") from error
+        raise UserError(f"{name}: {_sentence(errors[0], model, remedy)}{more}") from error
 
 
-def _sentence(error: ErrorDetails) -> str:
+def _sentence(error: ErrorDetails, model: type[BaseModel], remedy: str) -> str:
     """One pydantic error as `key: value; what is allowed`."""
     key = _dotted(error["loc"])
     if error["type"] == "extra_forbidden":
-        return _unknown_key(error["loc"], error["input"])
+        return _unknown_key(model, error["loc"], error["input"])
     if error["type"] == "missing":
-        return f"{key} is missing; `rtdmd params world` prints a complete file"
+        return f"{key} is missing; {remedy}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error" and isinstance(error["input"], dict | BaseModel):
         return (
@@ -94,13 +110,13 @@ def _sentence(error: ErrorDetails) -> str:
     return f"{key}: {_short(error['input'])} is not allowed; allowed: {rule[0].lower()}{rule[1:]}"
 
 
-def _unknown_key(location: tuple[int | str, ...], value: Any) -> str:
+def _unknown_key(model: type[BaseModel], location: tuple[int | str, ...], value: Any) -> str:
     """Unknown keys name their nearest relatives, in the same section first."""
     *parents, last = location
-    allowed = list(_fields_at(Params, parents))
+    allowed = list(_fields_at(model, parents))
     near = difflib.get_close_matches(str(last), allowed, n=1)
     if not near:
-        leaves = {path.rsplit(".", 1)[-1]: path for path in _all_keys(Params)}
+        leaves = {path.rsplit(".", 1)[-1]: path for path in _all_keys(model)}
         near = [leaves[leaf] for leaf in difflib.get_close_matches(str(last), list(leaves), n=1)]
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"{_dotted(location)}: unknown key (value {_short(value)}); allowed: {', '.join(allowed)}{hint}"

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from rtdmd.config.base import Real, Section, Whole, param
-from rtdmd.config.load import parse_yaml
-from rtdmd.errors import UserError
+from rtdmd.config.load import load_settings
 
 OURS = "ours, measured on the embedded world"
 WORLD_PARAMS = Path("data/world/params.yaml")
@@ -93,12 +90,4 @@ class WorldParams(Section):
 
 def load_world_params(root: Path = Path(".")) -> WorldParams:
     """The validated recipe; UserError naming the key otherwise."""
-    path = root / WORLD_PARAMS
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; `git checkout {WORLD_PARAMS}` restores it")
-    try:
-        return WorldParams.model_validate(parse_yaml(path.read_text(encoding="utf-8"), str(path)))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {key}: {first['msg']}") from error
+    return load_settings(WorldParams, root / WORLD_PARAMS)

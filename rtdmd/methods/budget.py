@@ -3,16 +3,14 @@
 Every pass of a network over one image counts with its price relative to one forward pass of the stage-two generator
 (the transformer with two adapters). Prices were measured on the embedded world, batches of 48, one thread: 2.66 ms for
 that pass. Text embedding, optimizer and averages are left out; wall seconds stand beside the budget in the results.
-
-Legend: K sampler steps, N images of a roll-out, B of them in the last step's terms.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations
 
-from rtdmd.config import Params, TrainRtdmdParams
+from rtdmd.config import Params
+from rtdmd.plan.passes import Rows, acdmd_rows, rtdmd_parts
 
 
 @dataclass(frozen=True)
@@ -33,79 +31,36 @@ WORLD = Prices()
 
 def stage_one_iteration(params: Params, prices: Prices = WORLD) -> float:
     """Mean cost of one iteration of stage one."""
-    p, steps = params.train_acdmd, params.model.num_steps
-    rolled = steps if p.stop == "last" else (steps + 1) / 2
-    learning = prices.one + prices.backward
-    consistency = 2 * learning if p.consistency.weight > 0 else 0.0
-    turn = (prices.backward + guided(params) * prices.teacher) / p.generator_every
-    return p.batch_size * (rolled * prices.one + learning + consistency + turn)
+    return priced(acdmd_rows(params), params, "train_acdmd", prices)
 
 
 def stage_two_epoch(params: Params, prices: Prices = WORLD, kept: float = 1.0) -> dict[str, float]:
     """Mean cost of one epoch of stage two by part; ``kept``: share of the images that the policy pass does not skip
     (their advantage is 0), known after a run only."""
-    p, steps = params.train_rtdmd, params.model.num_steps
-    images, (rolled, repeated) = p.prompts_per_epoch * p.group_size, passes(p, steps)
-    score = prices.decode + prices.score * len(p.rewards)
-    learning = prices.two + prices.backward
-    policy = p.weights.policy > 0 or p.weights.reference_kl > 0 or p.matching_path == "reward"
-    anchor = prices.one if p.weights.reference_kl > 0 else 0.0
-    whole = p.weights.reference_kl > 0 or p.matching_path == "reward"
-    fake = (prices.one + prices.backward) * (3 if p.consistency.weight > 0 else 1)
-    return {
-        "roll_out": prices.two * rolled,
-        "score": images * score,
-        "credit": images * score * _credited(p, steps),
-        "policy": repeated * (learning + anchor) * (1.0 if whole else kept) if policy else 0.0,
-        "nft": images * learning if p.weights.nft > 0 else 0.0,
-        "last_step": _last_step(params, prices),
-        "fake": p.fake_updates_per_epoch * min(p.fake_batch_size, images) * fake,
+    p = params.train_rtdmd
+    parts = {name: priced(rows, params, "train_rtdmd", prices) for name, rows in rtdmd_parts(params).items()}
+    if p.weights.reference_kl == 0 and p.matching_path != "reward":
+        parts["policy"] *= kept
+    return parts
+
+
+def priced(rows: Rows, params: Params, stage: str, prices: Prices) -> float:
+    """The cost of the passes that `rtdmd.plan.passes` counts in a stage."""
+    rewards = params.train_rtdmd.rewards if stage == "train_rtdmd" else ()
+    by_pass = {
+        "generator forward": prices.one if stage == "train_acdmd" else prices.two,
+        "reference forward": prices.one,
+        "fake forward": prices.one,
+        "teacher forward": guided(params) * prices.teacher,
+        "generator backward": prices.backward,
+        "fake backward": prices.backward,
+        "decode forward": prices.decode,
+        "decode backward": prices.decode_backward,
+        "score forward": prices.score * len(rewards),
+        "pathwise forward": prices.score * sum(reward.differentiable for reward in rewards),
+        "pathwise backward": 0.0,  # in decode_backward
     }
-
-
-def passes(p: TrainRtdmdParams, steps: int) -> tuple[float, float]:
-    """Mean images that go through the generator in a roll-out of K steps and in the policy's pass over its trained
-    steps, over the subsets of trained steps: while a group has shared all noise, one of its images is run."""
-    images = p.prompts_per_epoch * p.group_size
-    subsets = list(combinations(p.candidate_steps, p.trained_steps))
-    rolled = policy = 0.0
-    for trained in subsets:
-        equal = p.share_initial
-        for k in range(steps):
-            run = images / p.group_size if equal else images
-            rolled, policy = rolled + run, policy + (run if k in trained else 0.0)
-            equal = equal and p.share_noise and k not in trained
-    return rolled / len(subsets), policy / len(subsets)
-
-
-def _credited(p: TrainRtdmdParams, steps: int) -> float:
-    """Mean number of levels whose foreseen images are scored."""
-    from rtdmd.flow.credit import scored_steps  # imports torch, which a plan of the sweep does without
-
-    subsets = list(combinations(p.candidate_steps, p.trained_steps))
-    return sum(len(scored_steps(trained, steps - 1, p.credit)) for trained in subsets) / len(subsets)
-
-
-def _last_step(params: Params, prices: Prices) -> float:
-    """The terms of matching and back-propagation on B images."""
-    p, steps = params.train_rtdmd, params.model.num_steps
-    images = p.prompts_per_epoch * p.group_size
-    rows = images if p.matching_path == "reward" else min(p.last_step_batch_size, images)
-    cost = 0.0
-    if p.weights.backprop > 0:
-        differentiable = sum(reward.differentiable for reward in p.rewards)
-        cost += prices.two + prices.decode + prices.score * differentiable + prices.decode_backward + prices.backward
-    if p.weights.matching > 0:
-        cost += prices.one + guided(params) * prices.teacher
-        own = 1.0  # forward passes of its own; back-propagation's serves both where both act at the last step
-        if p.matching_path == "whole_chain":
-            own = 2.0 * steps
-        elif p.weights.backprop > 0 and p.backprop_at == "last_step":
-            own = (steps - 1) / steps if p.matching_path == "random_step" else 0.0
-        cost += own * prices.two + prices.backward * (steps if p.matching_path == "whole_chain" else 1)
-        if p.matching_gain > 0:
-            cost += prices.decode + prices.score * len(p.rewards)
-    return rows * cost
+    return sum(count * by_pass[name] for name, count in rows.items())
 
 
 def guided(params: Params) -> int:

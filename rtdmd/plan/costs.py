@@ -7,7 +7,7 @@ Each pass runs once on the meta device, on ``ROWS`` rows, and is linear in them:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rtdmd.plan.passes import Rows
 from rtdmd.plan.stand import Model, Stand, model_of
-from rtdmd.plan.tally import META, tally
+from rtdmd.plan.tally import META, Meter, tally
 
 if TYPE_CHECKING:
     from rtdmd.config import RewardParams
@@ -27,13 +27,15 @@ ROWS = 2
 @dataclass(frozen=True)
 class Cost:
     """Of a row. flops forward; peak: bytes held at once; kept: bytes that the graph holds for the backward pass (the
-    result's where there is none); back_flops, and back_peak on top of kept."""
+    result's where there is none); back_flops; back_peak on top of kept, without the gradients that it is for; and
+    again_peak, the same where another backward pass follows, for which the graph stays whole."""
 
     flops: float = 0.0
     peak: float = 0.0
     kept: float = 0.0
     back_flops: float = 0.0
     back_peak: float = 0.0
+    again_peak: float = 0.0
 
 
 @dataclass(eq=False)
@@ -61,22 +63,25 @@ class Costs:
     def decode(self) -> Cost:
         """The decoder, with the gradient in its latents."""
         latents = self.stand.latents(ROWS).requires_grad_()
-        return count(lambda: self.stand.backbone.decode(latents), [latents], self.stand.known(), retain=True)
+        return count(lambda: self.stand.backbone.decode(latents), [latents], self.stand.known)
 
     @cached_property
     def pictures(self) -> Cost:
         """The decoder without gradient."""
         latents = self.stand.latents(ROWS)
-        return count(lambda: self.stand.backbone.decode(latents), [], [*self.stand.known(), latents])
+        return count(lambda: self.stand.backbone.decode(latents), [], [*self.stand.known, latents])
 
     def scores(self, specs: Iterable[RewardParams], gradient: bool) -> Cost:
         """These rewards of one image; ``gradient``: those that carry one alone, with it."""
         found = [self._score(model_of(spec), gradient) for spec in specs]
-        columns = [
-            [getattr(cost, key) for cost in found] for key in ("flops", "peak", "kept", "back_flops", "back_peak")
-        ]
-        flops, peaks, kept, back_flops, back_peaks = columns
-        return Cost(sum(flops), max(peaks, default=0.0), sum(kept), sum(back_flops), max(back_peaks, default=0.0))
+        return Cost(
+            flops=sum(one.flops for one in found),
+            peak=max((one.peak for one in found), default=0.0),
+            kept=sum(one.kept for one in found),
+            back_flops=sum(one.back_flops for one in found),
+            back_peak=max((one.back_peak for one in found), default=0.0),
+            again_peak=max((one.again_peak for one in found), default=0.0),
+        )
 
     @cache  # noqa: B019  # as long as the plan lives
     def _score(self, model: Model, gradient: bool) -> Cost:
@@ -88,14 +93,14 @@ class Costs:
         side = self.stand.params.model.resolution
         images = torch.empty(ROWS, 3, side, side, device=META, requires_grad=gradient)
         score = scorer.score
-        return count(lambda: score(images), [images] if gradient else [], self.stand.known(), retain=True)
+        return count(lambda: score(images), [images] if gradient else [], self.stand.known)
 
     def _velocity(self, role: str, leaves: Sequence[Tensor]) -> Cost:
         cond = self.stand.cond(ROWS)
         x = self.stand.latents(ROWS)
         for leaf in leaves:
             leaf.requires_grad_(True)
-        known = [*self.stand.known(), x, *cond.tensors.values()]
+        known = [*self.stand.known, x, *cond.tensors.values()]
         try:
             return count(lambda: self.stand.velocity(role, cond, x), leaves, known)
         finally:
@@ -103,19 +108,28 @@ class Costs:
                 leaf.requires_grad_(False)
 
 
-def count(run: Callable[[], Tensor], leaves: Sequence[Tensor], known: Iterable[Tensor], retain: bool = False) -> Cost:
-    """The cost of a row of ``run``, and of its gradient in ``leaves`` where there are any; ``retain``: the graph
-    outlives the backward pass, as in the last step's terms."""
-    known = [*known, *leaves]
-    with torch.set_grad_enabled(bool(leaves)), tally(known) as meter:
+def count(run: Callable[[], Tensor], leaves: Sequence[Tensor], known: Iterable[Tensor]) -> Cost:
+    """The cost of a row of ``run``, and of its gradient in ``leaves`` where there are any."""
+    with torch.set_grad_enabled(bool(leaves)), tally([*known, *leaves]) as meter:
         out = run()
         forward = Cost(meter.flops / ROWS, meter.peak / ROWS, meter.live / ROWS)
         if not leaves:
             return forward
-        meter.flops, meter.peak, start = 0, meter.live, meter.live
-        found = torch.autograd.grad(out, leaves, torch.empty_like(out), retain_graph=retain)
-        above = meter.peak - start - sum(one.numel() * one.element_size() for one in found)
-        return Cost(forward.flops, forward.peak, forward.kept, meter.flops / ROWS, max(0, above) / ROWS)
+        hooks = [leaf.register_hook(meter.forget) for leaf in leaves]
+        meter.flops = 0
+        again = _backward(out, leaves, meter, retain=True)
+        flops = meter.flops
+        last = _backward(out, leaves, meter, retain=False)
+        for hook in hooks:
+            hook.remove()
+        return replace(forward, back_flops=flops / ROWS, back_peak=last / ROWS, again_peak=again / ROWS)
+
+
+def _backward(out: Tensor, leaves: Sequence[Tensor], meter: Meter, retain: bool) -> int:
+    """Bytes above those at its start at the peak of a backward pass; ``retain``: the graph outlives it."""
+    meter.peak = start = meter.live
+    torch.autograd.grad(out, leaves, torch.empty_like(out), retain_graph=retain)
+    return meter.peak - start
 
 
 def flops_of(rows: Rows, costs: Costs, stage: str) -> float:

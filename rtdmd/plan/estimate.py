@@ -59,23 +59,15 @@ def make_plan(params: Params, root: Path = Path("."), processes: int | None = No
     one, two = params.train_acdmd, params.train_rtdmd
     images = params.evaluate.images_per_tag * tags_of(params.prepare_prompts.eval)
     encode = encoding(stand)
+    training = (
+        ("train_acdmd", "iterations", one.iterations, acdmd_rows, acdmd_memory, processes or one.processes),
+        ("train_rtdmd", "epochs", two.epochs, rtdmd_rows, rtdmd_memory, processes or two.processes),
+    )
     stages = [
         StagePlan("cache_teacher", "prompts", _prompts(root), encode.flops, cache_memory(stand, encode)),
-        StagePlan(
-            "train_acdmd",
-            "iterations",
-            one.iterations,
-            flops_of(acdmd_rows(params), costs, "train_acdmd"),
-            acdmd_memory(costs, processes or one.processes),
-            processes or one.processes,
-        ),
-        StagePlan(
-            "train_rtdmd",
-            "epochs",
-            two.epochs,
-            flops_of(rtdmd_rows(params), costs, "train_rtdmd"),
-            rtdmd_memory(costs, processes or two.processes),
-            processes or two.processes,
+        *(
+            StagePlan(name, unit, updates, flops_of(rows(params), costs, name), memory(costs, count), count)
+            for name, unit, updates, rows, memory, count in training
         ),
         StagePlan(
             "evaluate",

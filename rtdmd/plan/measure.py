@@ -12,6 +12,7 @@ import ctypes
 import gc
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,9 @@ from rtdmd.config.load import load_params, validate
 from rtdmd.config.presets import merged
 from rtdmd.config.render import params_text
 from rtdmd.errors import RtdmdError
+from rtdmd.rng import integers
 
-UPDATES = 3
+ROUNDS = 2  # of stage one's generator updates, as the first finds no optimizer moments
 INTERVAL = 0.001  # seconds between two looks at the memory
 PREPARE, STAGES = ("prepare_prompts", "cache_teacher"), ("train_acdmd", "train_rtdmd")
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -51,13 +54,13 @@ _ALMOST_NOTHING: dict[str, Any] = {
 def measured_table(params: Params, root: Path = Path(".")) -> str:
     """Planned and measured peaks of both training stages of ``params``, in a temporary copy of ``root``."""
     from rtdmd.plan.estimate import make_plan
-    from rtdmd.plan.text import size, table
+    from rtdmd.plan.text import table
 
     plan = make_plan(params, root)
     rows = [["", "planned", "measured", "planned / measured"]]
     for stage, peak in measured_peaks(params, root).items():
         planned = plan.stages[stage].memory.peak
-        rows.append([stage, size(planned), size(peak), f"{planned / peak:.2f}"])
+        rows.append([stage, *(f"{value / 2**20:.1f} MiB" for value in (planned, peak)), f"{planned / peak:.2f}"])
     return table(rows)
 
 
@@ -68,13 +71,23 @@ def measured_peaks(params: Params, root: Path = Path(".")) -> dict[str, int]:
         for entry in ("rtdmd", "data"):
             (work / entry).symlink_to((root / entry).absolute())
         shutil.copy(root / "dvc.yaml", work / "dvc.yaml")
-        short = {"train_acdmd": {"iterations": UPDATES * params.train_acdmd.generator_every}}
-        _write(work, params, short | {"train_rtdmd": {"epochs": UPDATES}})
+        short = {"train_acdmd": {"iterations": ROUNDS * params.train_acdmd.generator_every}}
+        _write(work, params, short | {"train_rtdmd": {"epochs": epochs_to_peak(params)}})
         for stage in PREPARE:
             _run(work, f"from rtdmd.cli import main; raise SystemExit(main([{stage!r}]))")
         return {
             stage: int(_run(work, f"from rtdmd.plan.measure import observe; observe({stage!r})")) for stage in STAGES
         }
+
+
+def epochs_to_peak(params: Params) -> int:
+    """Epochs of stage two until one that holds the most: not the first, which finds no optimizer moments, and where
+    matching stops at a random step one that stops at the last, whose graph then serves back-propagation too."""
+    if params.train_rtdmd.matching_path != "random_step":
+        return 2
+    last = params.model.num_steps - 1
+    stops = (integers(0, last + 1, params.run.seed, "train_rtdmd", epoch, "matching-stop") for epoch in count(1))
+    return 2 + next(i for i, stop in enumerate(stops) if stop == last)
 
 
 def observe(stage: str) -> None:
@@ -116,9 +129,9 @@ class Watch:
 
 
 def anonymous() -> int:
-    """Bytes of this process's anonymous memory (Linux)."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon"))
+    """Bytes of this process's anonymous memory (Linux): what is resident and no page of a file."""
+    _, resident, shared, *_ = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    return (int(resident) - int(shared)) * resource.getpagesize()
 
 
 def _write(root: Path, params: Params, changes: dict[str, Any]) -> None:

@@ -25,20 +25,25 @@ MOMENTS = 2  # AdamW's, of each trained number
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes by part of what stays, and by phase of what comes and goes."""
+    """Bytes by part of what stays for the whole run, and of what comes and goes in each phase of an update."""
 
     parts: dict[str, float]
-    phases: dict[str, float]
+    phases: dict[str, dict[str, float]]
 
     @property
     def phase(self) -> str:
         """The phase with the largest peak."""
-        return max(self.phases, key=self.phases.__getitem__)
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+    @property
+    def held(self) -> dict[str, float]:
+        """All parts at the peak."""
+        return self.parts | self.phases[self.phase]
 
     @property
     def peak(self) -> float:
         """The most that is held at once."""
-        return sum(self.parts.values()) + self.phases[self.phase]
+        return sum(self.held.values())
 
 
 def split(rows: int, processes: int) -> int:
@@ -53,15 +58,16 @@ def acdmd_memory(costs: Costs, processes: int) -> Memory:
     rows = min(share, p.micro_batch)
     fakes = stand.params.model.num_steps if p.fake_per_step else 1
     parts = _weights(stand, ("acdmd", *("fake" for _ in range(fakes)))) | _text(stand)
-    parts |= _optimizer(stand, "acdmd", terms=1, sums=rows < share, fakes=fakes)
+    parts |= _optimizer(stand, "acdmd", fakes)
     parts["prompts"] = (share + rows * (rows < share)) * stand.row_bytes()
-    generator = rows * one.kept
-    fake, transient = _fake(one, rows, pairs(p.consistency))
+    own, fake, sums = stand.adapter_bytes("acdmd"), stand.adapter_bytes("fake"), int(rows < share)
+    graph = rows * one.kept
     phases = {
-        "roll-out": rows * costs.teacher.peak,
-        "fake score": generator + fake + transient,
-        "teacher": generator + rows * costs.teacher.peak,
-        "generator": generator + rows * one.back_peak,
+        "roll-out": _phase(rows * costs.teacher.peak, sums * (own + fake)),
+        "fake score": _phase(graph + rows * _fake(one, pairs(p.consistency)), sums * (own + fake)),
+        "teacher": _phase(graph + rows * costs.teacher.peak, sums * own + fake),
+        "generator": _phase(graph + rows * one.back_peak, sums * own + fake),
+        "update": _phase(0, fake + own + 2 * sums * max(own, fake)),
     }
     return Memory(parts, phases)
 
@@ -69,49 +75,88 @@ def acdmd_memory(costs: Costs, processes: int) -> Memory:
 def rtdmd_memory(costs: Costs, processes: int) -> Memory:
     """Stage two. Every pass goes in micro-batches; the last step's images are a copy of theirs in the roll-out."""
     stand, p = costs.stand, costs.stand.params.train_rtdmd
-    steps = stand.params.model.num_steps
     images = split(p.prompts_per_epoch * p.group_size, processes)
-    micro, last = min(p.micro_batch, images), min(split(p.last_step_batch_size, processes), images)
-    image = stand.row_bytes() + 2 * steps * stand.latent_bytes()  # K+1 states, K-1 means
-    terms = sum(weight > 0 for weight in vars(p.weights).values())
-    parts = _weights(stand, ("acdmd", "rtdmd", "fake")) | _text(stand)
-    parts |= _optimizer(stand, "rtdmd", terms=terms + 1, sums=micro < images)
+    parts = _weights(stand, ("acdmd", "rtdmd", "fake")) | _text(stand) | _optimizer(stand, "rtdmd")
     parts["decoder"] = size_of([stand.vae])[1]
-    offloaded = _rewards(stand, [spec for spec in p.rewards if spec.offload])
     parts["rewards"] = _rewards(stand, [spec for spec in p.rewards if not spec.offload])
-    parts["roll-out"] = (images + last) * image
-    scores = costs.scores(p.rewards, gradient=False)
-    own = costs.generator
+    return Memory(parts, _epoch(costs, images, processes))
+
+
+def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, float]]:
+    """What comes and goes in an epoch on so many images of this process. Each term's gradient stays until the end of
+    the epoch, so that they add up from phase to phase. In a backward pass the new gradient grows as the graph is freed,
+    and so adds nothing to the peak, but where the graph is needed once more."""
+    stand, p = costs.stand, costs.stand.params.train_rtdmd
+    one, fake, w = stand.adapter_bytes("rtdmd"), stand.adapter_bytes("fake"), p.weights
+    chosen = images if p.matching_path == "reward" else min(split(p.last_step_batch_size, processes), images)
+    learned = min(split(p.fake_batch_size, processes), images)
+    micro, last, ours = (min(p.micro_batch, rows) for rows in (images, chosen, learned))
+    sums, sums_last, sums_fake = micro < images, last < chosen, ours < learned
+    image = stand.row_bytes() + (2 * stand.params.model.num_steps) * stand.latent_bytes()  # K+1 states, K-1 means
+    both = (images + chosen) * image
+    before = (w.matching > 0) + (w.backprop > 0)
+    anchored, held = w.reference_kl > 0, w.matching > 0 and p.matching_path == "reward"
+    passed = (w.policy > 0) + anchored
+    terms = before + passed + (w.nft > 0)
+    offloaded = _rewards(stand, [spec for spec in p.rewards if spec.offload])
     picture = 4 * 3 * stand.params.model.resolution**2  # the last that were scored
-    learned = min(micro, split(p.fake_batch_size, processes))
-    fake, transient = _fake(costs.fake, learned, pairs(p.consistency))
+    point = 4 * stand.latent_bytes()  # a renoised image: its noise and itself, directions, velocities
+
+    own = costs.generator
     phases = {
-        "roll-out": micro * costs.teacher.peak,
-        "rewards": offloaded + micro * max(costs.pictures.peak, costs.pictures.kept + scores.peak),
-        "last step": offloaded
-        + last * 4 * stand.latent_bytes()
-        + micro * picture
-        + min(micro, last) * _last_step(costs),
-        "policy": micro * (own.kept + own.back_peak),
-        "fake score": fake + transient + learned * (image + 4 * stand.latent_bytes()),
+        "roll-out": _phase(micro * costs.teacher.peak, 0, images * image),
+        "rewards": _phase(offloaded + micro * _scoring(costs), 0, images * image),
     }
-    return Memory(parts, phases)
+    if before:
+        step = chosen * point + micro * picture + _last_step(costs, last, (1 + sums_last) * one)
+        phases["last step"] = _phase(offloaded + step, before * sums_last * one, both)
+    if passed or held:
+        back = micro * own.back_peak
+        if anchored or held:
+            back = micro * max(own.again_peak, costs.teacher.peak * anchored) + (1 + sums) * one
+        phases["policy"] = _phase(micro * own.kept + back, (before + passed * sums) * one, both)
+    if w.nft > 0:
+        phases["NFT"] = _phase(micro * (own.kept + own.back_peak), (before + passed + sums) * one, both)
+    if p.fake_updates_per_epoch:
+        graphs = ours * (_fake(costs.fake, pairs(p.consistency)) + image + point)
+        phases["fake score"] = _phase(graphs, (terms + 1) * one + sums_fake * fake, both)
+    combined = (3 if terms > 1 else 1) * one  # the sum so far, the next term scaled, and the two added up
+    phases["update"] = _phase(0, terms * one + max(combined, one + (1 + 2 * sums_fake) * fake), both)
+    return phases
 
 
-def _last_step(costs: Costs) -> float:
-    """Bytes of an image in the last step's terms: the last step with decoder and rewards, then matching, which goes on
-    from that step's graph, or with another of its own."""
-    p = costs.stand.params.train_rtdmd
-    own, teacher = costs.generator, costs.teacher
-    propagated = 0.0
+def _phase(activations: float, gradients: float, rollout: float = 0) -> dict[str, float]:
+    return {"gradients": gradients, "roll-out": rollout, "activations": activations}
+
+
+def _last_step(costs: Costs, rows: int, gradient: float) -> float:
+    """Bytes of so many images in the last step's terms, in the epoch that takes most: one whose matching stops at the
+    last step. That step's graph is there before the decoder's and the rewards', and where it serves matching too, none
+    of them is freed while the rewards' gradient goes back through them and makes its ``gradient``."""
+    p, own, teacher = costs.stand.params.train_rtdmd, costs.generator, costs.teacher
+    matching = p.weights.matching > 0
+    found = [0.0]
     if p.weights.backprop > 0:
         decode, scores = costs.decode, costs.scores(p.rewards, gradient=True)
-        back = max(decode.back_peak, scores.back_peak, own.back_peak)
-        propagated = own.kept + decode.kept + scores.kept + back
-    matched = own.kept + max(teacher.peak, own.back_peak) if p.weights.matching > 0 else 0.0
-    if p.backprop_at == "random_step" and matched:  # its own graph beside the last step's
-        propagated += own.kept
-    return max(propagated, matched)
+        graphs = own.kept + decode.kept + scores.kept
+        found += [rows * (own.kept + decode.peak), rows * (own.kept + decode.kept + scores.peak)]
+        if matching:
+            found.append(rows * (graphs + max(scores.again_peak, decode.again_peak)))
+            found.append(rows * (graphs + own.again_peak) + gradient)
+        freed = max(graphs + scores.back_peak, own.kept + decode.kept + decode.back_peak, own.kept + own.back_peak)
+        beside = own.kept if matching and p.backprop_at == "random_step" else 0.0  # another step's graph is propagated
+        found.append(rows * (beside + freed))
+    if matching:
+        beside = own.kept if p.matching_path == "whole_chain" else 0.0  # each step is computed again beside it
+        found += [rows * (own.kept + teacher.peak), rows * (beside + own.kept + own.back_peak)]
+        found += [rows * (own.kept + _scoring(costs))] * (p.matching_gain > 0)
+    return max(found)
+
+
+def _scoring(costs: Costs) -> float:
+    """Bytes of an image while it is decoded and scored, without gradient."""
+    scores = costs.scores(costs.stand.params.train_rtdmd.rewards, gradient=False)
+    return max(costs.pictures.peak, costs.pictures.kept + scores.peak)
 
 
 def evaluate_memory(costs: Costs) -> Memory:
@@ -122,8 +167,8 @@ def evaluate_memory(costs: Costs) -> Memory:
     parts["prompts"] = p.batch_size * stand.row_bytes()
     pictures, scores = costs.pictures, costs.scores(p.rewards, gradient=False)
     phases = {
-        "sampling": p.batch_size * costs.teacher.peak,
-        "rewards": p.batch_size * max(pictures.peak, pictures.kept + scores.peak),
+        "sampling": _phase(p.batch_size * costs.teacher.peak, 0),
+        "rewards": _phase(p.batch_size * max(pictures.peak, pictures.kept + scores.peak), 0),
     }
     return Memory(parts, phases)
 
@@ -131,7 +176,7 @@ def evaluate_memory(costs: Costs) -> Memory:
 def cache_memory(stand: Stand, encode: Cost) -> Memory:
     """Text encoding: the encoders and a batch."""
     parts = {"text encoders": float(size_of(stand.text.values())[1])}
-    return Memory(parts, {"encoding": stand.params.cache_teacher.batch_size * encode.peak})
+    return Memory(parts, {"encoding": _phase(stand.params.cache_teacher.batch_size * encode.peak, 0)})
 
 
 def _weights(stand: Stand, adapters: tuple[str, ...]) -> dict[str, float]:
@@ -141,12 +186,11 @@ def _weights(stand: Stand, adapters: tuple[str, ...]) -> dict[str, float]:
     return {"transformer": base, "adapters": sum(map(stand.adapter_bytes, adapters)), "in half precision": halves}
 
 
-def _optimizer(stand: Stand, generator: str, terms: int, sums: bool, fakes: int = 1) -> dict[str, float]:
-    """Moments of the generator and of ``fakes`` fake scores, the generator's average, and gradients: of as many terms
-    as are kept apart, of the fake score, and where micro-batches are added up (``sums``) one more and the sum."""
+def _optimizer(stand: Stand, generator: str, fakes: int = 1) -> dict[str, float]:
+    """Moments of the generator and of ``fakes`` fake scores, which every update but the first finds there, and the
+    generator's average."""
     own, fake = stand.adapter_bytes(generator), stand.adapter_bytes("fake")
-    gradients = terms * own + fake + 2 * sums * max(own, fake)
-    return {"optimizer": MOMENTS * (own + fakes * fake), "average": own, "gradients": gradients}
+    return {"optimizer": MOMENTS * (own + fakes * fake), "average": own}
 
 
 def _text(stand: Stand) -> dict[str, float]:
@@ -161,6 +205,6 @@ def _rewards(stand: Stand, specs: Iterable[RewardParams]) -> float:
     return recorded + size_of([module for scorer in scorers for module in scorer.modules])[1]
 
 
-def _fake(one: Cost, rows: int, pairs: int) -> tuple[float, float]:
-    """(graphs, what their backward pass adds) of a fake-score update."""
-    return rows * (1 + pairs) * one.kept, rows * max(1, pairs) * one.back_peak
+def _fake(one: Cost, pairs: int) -> float:
+    """Bytes of an image in a fake-score update: its graphs, and what their backward pass adds."""
+    return (1 + pairs) * one.kept + max(1, pairs) * one.back_peak

@@ -64,19 +64,28 @@ def pairs(consistency: ConsistencyParams) -> int:
 
 def rtdmd_rows(params: Params) -> Rows:
     """One epoch of stage two."""
+    return summed(*rtdmd_parts(params).values())
+
+
+def rtdmd_parts(params: Params) -> dict[str, Rows]:
+    """The same by part: roll_out, score, credit, policy, nft, last_step, fake."""
     p = params.train_rtdmd
     images = p.prompts_per_epoch * p.group_size
     subsets = list(combinations(p.candidate_steps, p.trained_steps))
-    return summed(
-        scored(images),
-        *(scaled(chain_rows(params, trained), 1 / len(subsets)) for trained in subsets),
-        last_rows(params),
-        learned("generator", images) if p.weights.nft > 0 else {},
-        scaled(fake_rows(min(p.fake_batch_size, images), p.consistency), p.fake_updates_per_epoch),
-    )
+    chains = [chain_rows(params, trained) for trained in subsets]
+    means = {part: scaled(summed(*(chain[part] for chain in chains)), 1 / len(subsets)) for part in chains[0]}
+    return {
+        "roll_out": means["roll_out"],
+        "score": scored(images),
+        "credit": means["credit"],
+        "policy": means["policy"],
+        "nft": learned("generator", images) if p.weights.nft > 0 else {},
+        "last_step": last_rows(params),
+        "fake": scaled(fake_rows(min(p.fake_batch_size, images), p.consistency), p.fake_updates_per_epoch),
+    }
 
 
-def chain_rows(params: Params, trained: tuple[int, ...]) -> Rows:
+def chain_rows(params: Params, trained: tuple[int, ...]) -> dict[str, Rows]:
     """Roll-out, stepwise credit and policy gradient of one epoch that trains these steps: a group whose images are
     still equal at a step takes one row there."""
     from rtdmd.flow.credit import scored_steps  # imports torch
@@ -86,15 +95,18 @@ def chain_rows(params: Params, trained: tuple[int, ...]) -> Rows:
     anchored = p.weights.reference_kl > 0
     backwards = 1 + (p.matching_path == "reward" and p.weights.matching > 0) + anchored
     passed = p.weights.policy > 0 or backwards > 1
-    rows = scored(images * len(scored_steps(trained, steps - 1, p.credit)))
+    rolled = policy = 0.0
     for k in range(steps):
         count = p.prompts_per_epoch if equal else images
-        rows = summed(rows, {"generator forward": count})
-        if passed and k in trained:
-            again = {"generator forward": count, "generator backward": count * backwards}
-            rows = summed(rows, again, {"reference forward": count * anchored})
+        rolled += count
+        policy += count * (passed and k in trained)
         equal = equal and p.share_noise and k not in trained
-    return rows
+    own = {"generator forward": policy, "generator backward": policy * backwards}
+    return {
+        "roll_out": {"generator forward": rolled},
+        "credit": scored(images * len(scored_steps(trained, steps - 1, p.credit))),
+        "policy": own | {"reference forward": policy * anchored},
+    }
 
 
 def last_rows(params: Params) -> Rows:

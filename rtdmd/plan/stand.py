@@ -87,6 +87,7 @@ class Stand:
             size -= sum(p.numel() * p.element_size() for p in adapters)
         return count, size
 
+    @cached_property
     def known(self) -> list[Tensor]:
         """Tensors that are there before a pass: all weights."""
         copies = list(self.roles._copies.values())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -66,6 +66,10 @@ def _fused(
     return out
 
 
+def _nothing() -> None:
+    """What is to be done at the end of a storage that takes no bytes."""
+
+
 class Meter(TorchDispatchMode):
     """FLOPs of every operation, and the bytes of all tensors that are alive with their peak, from now on; tensors that
     are ``known`` take no bytes."""
@@ -73,9 +77,9 @@ class Meter(TorchDispatchMode):
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.flops = self.live = self.peak = 0
-        self._seen: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._seen: weakref.WeakKeyDictionary[Any, Callable[[], object]] = weakref.WeakKeyDictionary()
         for tensor in known:
-            self._seen[tensor.untyped_storage()] = 0
+            self._seen[tensor.untyped_storage()] = _nothing
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -91,10 +95,13 @@ class Meter(TorchDispatchMode):
         if storage in self._seen:
             return
         size = storage.nbytes()
-        self._seen[storage] = size
         self.live += size
         self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._free, size)
+        self._seen[storage] = weakref.finalize(storage, self._free, size)  # acts once, when called or at the end
+
+    def forget(self, tensor: Tensor) -> None:
+        """The tensor takes no bytes from now on."""
+        self._seen[tensor.untyped_storage()]()
 
     def _free(self, size: int) -> None:
         self.live -= size

@@ -70,13 +70,11 @@ def _parameters(plan: Plan) -> str:
 
 
 def _memory(stages: list[StagePlan]) -> str:
-    names = list(dict.fromkeys(name for stage in stages for name in stage.memory.parts))
+    held = [stage.memory.held for stage in stages]
     rows = [["", *(stage.name for stage in stages)]]
-    for name in names:
-        rows.append(
-            [name, *(size(stage.memory.parts[name]) if stage.memory.parts.get(name) else "-" for stage in stages)]
-        )
-    rows.append(["activations", *(size(stage.memory.phases[stage.memory.phase]) for stage in stages)])
+    staying = [name for stage in stages for name in stage.memory.parts]
+    for name in dict.fromkeys([*staying, *(name for stage in held for name in stage)]):
+        rows.append([name, *(size(stage[name]) if stage.get(name) else "-" for stage in held)])
     rows.append(["  largest in", *(stage.memory.phase for stage in stages)])
     rows.append(["peak", *(size(stage.memory.peak) for stage in stages)])
     return table(rows)

@@ -27,7 +27,9 @@ from rtdmd.study.plan import BASE, MODELS, TEACHER, SweepPlan, run_folder, stage
 from rtdmd.study.run import DONE
 
 TITLES = {TEACHER: "teacher", BASE: "stage one of params.yaml"}
-CONTROL = "matching-only"
+REFERENCES = {TEACHER: (), "train_acdmd": ("admd",), "train_rtdmd": (BASE, "matching-only")}
+"""Runs that a stage's methods are compared with: in stage one the preset's own settings (γ = 0) at the same budget, in
+stage two the student that it starts from and matching alone."""
 HEADLINE = "strict"
 
 
@@ -55,7 +57,7 @@ class Run:
 
 @dataclass
 class Row:
-    """One method: its figures over seeds, and its headline figure less the base's and the control's."""
+    """One method: its figures over seeds, and its headline figure less those of its stage's references."""
 
     name: str
     stage: str
@@ -102,12 +104,17 @@ def gather(root: Path, plan: SweepPlan) -> list[Row]:
             row = Row(name, stage_of(name), runs)
             for figure in runs[0].figures:
                 row.figures[figure] = seed_mean([run.figures[figure] for run in runs])
-            for other in (BASE, CONTROL):
-                value = difference(runs, found.get(other, [])) if name not in (other, TEACHER) else None
+            for other in references(name):
+                value = difference(runs, found.get(other, []))
                 if value is not None:
                     row.minus[other] = value
             rows.append(row)
     return rows
+
+
+def references(name: str) -> list[str]:
+    """The runs that a run is compared with; the base stands alone, its budget is its own."""
+    return [other for other in REFERENCES[stage_of(name)] if BASE != name != other]
 
 
 def difference(runs: Sequence[Run], others: Sequence[Run], figure: str = HEADLINE) -> Mean | None:
@@ -131,7 +138,8 @@ def table_csv(rows: Sequence[Row]) -> str:
     names = list(dict.fromkeys(figure for row in rows for figure in row.figures))
     header = ["run", "stage", "title", "seeds", "length", "passes", "seconds"]
     header += [column for name in names for column in (name, f"{name}_ci95_seeds")]
-    header += [f"{HEADLINE}_minus_{other}{kind}" for other in (BASE, CONTROL)
+    others = sorted({other for own in REFERENCES.values() for other in own})
+    header += [f"{HEADLINE}_minus_{other}{kind}" for other in others
                for kind in ("", "_ci95_seeds", "_ci95_noise")]  # fmt: skip
     lines = []
     for row in rows:
@@ -139,7 +147,7 @@ def table_csv(rows: Sequence[Row]) -> str:
         for name in names:
             value = row.figures.get(name)
             line += [value and value.mean, value and value.seeds]
-        for other in (BASE, CONTROL):
+        for other in others:
             value = row.minus.get(other)
             line += [value and value.mean, value and value.seeds, value and value.noise]
         lines.append(line)

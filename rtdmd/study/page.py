@@ -20,7 +20,7 @@ from rtdmd.prompts import read_prompts
 from rtdmd.report.charts import curve
 from rtdmd.report.html import details, page, picture, section, table
 from rtdmd.report.sections import read_curves
-from rtdmd.study.gather import BASE, CONTROL, HEADLINE, Mean, Row, Run, costs, gather, runs_csv, table_csv, title_of
+from rtdmd.study.gather import BASE, HEADLINE, REFERENCES, Mean, Row, Run, costs, gather, runs_csv, table_csv, title_of
 from rtdmd.study.paper import GAMMA, STAGE_TWO, order_agreement
 from rtdmd.study.plan import MODELS, TEACHER, SweepPlan, run_folder, run_params
 
@@ -80,13 +80,17 @@ def table_section(rows: Sequence[Row], stage: str) -> str:
     """The table of one stage, teacher and base first."""
     own = [row for row in rows if row.name in (TEACHER, BASE) or row.stage == stage]
     names = list(dict.fromkeys(figure for row in own for figure in row.figures))
-    header = ["Method", *(LABELS.get(name, score_label(name)) for name in names), "− base", "− control"]
+    header = [
+        "Method",
+        *(LABELS.get(name, score_label(name)) for name in names),
+        *(f"− {other}" for other in REFERENCES[stage]),
+    ]
     header += ["Length", "Passes", "Seconds"]
     lines, classes = [], []
     for row in own:
         cells = [escape(title_of(row.name))]
         cells += [plus(row.figures[name]) if name in row.figures else "–" for name in names]
-        cells += [difference(row.minus.get(other)) for other in (BASE, CONTROL)]
+        cells += [difference(row.minus.get(other)) for other in REFERENCES[stage]]
         lines.append([*cells, *(f"{value:,.0f}" for value in costs(row))])
         classes.append("real" if row.name in (TEACHER, BASE) else "")
     body = table(header, lines, classes)

@@ -11,13 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError, field_validator
+from pydantic import field_validator
 
 from rtdmd.config import Params
 from rtdmd.config.base import Real, Section, Whole, param
-from rtdmd.config.load import parse_yaml, validate
+from rtdmd.config.load import load_settings, validate
 from rtdmd.config.presets import merged
-from rtdmd.errors import UserError
 from rtdmd.methods import METHODS, find_method
 from rtdmd.methods.budget import cost, length_within
 
@@ -27,14 +26,22 @@ STAGES = {TEACHER: "teacher", BASE: "train_acdmd"}
 MODELS = {"teacher": ("teacher", "teacher_few_step"), "train_acdmd": ("train_acdmd",), "train_rtdmd": ("train_rtdmd",)}
 
 
+class Budgets(Section):
+    """What a method's stage may cost, times what params.yaml's own stage costs in forward passes."""
+
+    train_acdmd: Real = param("of every stage-one method", source="ours", gt=0)
+    train_rtdmd: Real = param("of every stage-two method", source="ours", gt=0)
+
+
 class SweepPlan(Section):
-    """The sweep's own settings; everything else is params.yaml's."""
+    """The sweep's own settings; everything that ``params`` does not name is params.yaml's."""
 
     folder: str = param("where the runs' folders lie", source="ours", min_length=1)
     seeds: tuple[Whole, ...] = param("run.seed of the repetitions", source="ours", min_length=1)
-    budget: Real = param("of every method's stage, times what params.yaml's own costs", source="ours", gt=0)
+    budget: Budgets = param("of every method, by stage", source="ours")
     points: Whole = param("students of a stage-two run that are judged over time", source="ours", ge=0)
     point_images: Whole = param("held-out images per tag for each of them", unit="images", source="ours", ge=2)
+    params: dict[str, Any] = param("sections laid over params.yaml for every run", source="ours")
     methods: tuple[str, ...] = param("names of `rtdmd methods`", source="ours", min_length=1)
 
     @field_validator("methods")
@@ -45,6 +52,10 @@ class SweepPlan(Section):
             raise ValueError(f"allowed: names of `rtdmd methods`, each once (unknown: {', '.join(unknown) or 'none'})")
         return names
 
+    def over(self, params: Params) -> Params:
+        """params.yaml as every run of the sweep starts from it; UserError where the plan's own sections do not fit."""
+        return validate(merged(params.model_dump(mode="json"), self.params), "the sweep's params, over params.yaml")
+
     def runs(self) -> list[str]:
         """Names of the runs of one seed."""
         return [TEACHER, BASE, *self.methods]
@@ -52,14 +63,7 @@ class SweepPlan(Section):
 
 def load_plan(path: Path = PLAN) -> SweepPlan:
     """The validated plan; UserError (one line) where it is missing or not allowed."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; `git checkout {path}` brings it back")
-    try:
-        return SweepPlan.model_validate(parse_yaml(path.read_text(encoding="utf-8"), str(path)))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {key}: {first['msg'].removeprefix('Value error, ')}") from error
+    return load_settings(SweepPlan, path)
 
 
 def stage_of(run: str) -> str:
@@ -68,7 +72,9 @@ def stage_of(run: str) -> str:
 
 
 def run_params(base: Params, plan: SweepPlan, run: str, seed: int) -> Params:
-    """The parameters of a run: params.yaml's, with the seed, the method's settings and a length within the budget."""
+    """The parameters of a run: params.yaml's (``base``) with the sweep's own over them, the seed, the method's settings
+    and a length within the budget."""
+    base = plan.over(base)
     stage, tree = stage_of(run), base.model_dump(mode="json")
     changes: dict[str, Any] = {
         "run": {"seed": seed},
@@ -79,7 +85,7 @@ def run_params(base: Params, plan: SweepPlan, run: str, seed: int) -> Params:
     name = f"method {run}, over params.yaml"
     changes = merged(changes, find_method(run).changes())
     params = validate(merged(tree, changes), name)
-    length = length_within(params, stage, plan.budget * cost(base, stage))
+    length = length_within(params, stage, getattr(plan.budget, stage) * cost(base, stage))
     if stage == "train_acdmd":
         own = {"iterations": length}
     else:

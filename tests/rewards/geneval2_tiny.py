@@ -9,14 +9,16 @@ from torch import Tensor
 
 from tests.rewards.qwenvl_tiny import (
     HIDDEN,
+    LANGUAGE,
     LAYERS,
     PATCHES,
     filled,
     outside_attention,
     special_ids,
     token_id,
+    write_image_settings,
     write_json,
-    write_tokenizer,
+    write_language,
 )
 
 EYE, PATCH, HEAD = 32, PATCHES["geneval2"], 16
@@ -75,24 +77,15 @@ def write_weights(folder: Path, tensors: dict[str, Tensor]) -> None:
 def write_qwen3vl(folder: Path) -> int:
     """Write the folder; returns the number of words that the model knows."""
     folder.mkdir(parents=True)
-    words = write_tokenizer(folder) + 40  # the published one too has more rows than words
-    text = {
+    words = write_language(folder)
+    text = LANGUAGE | {
         "attention_bias": False,
-        "attention_dropout": 0.0,
         "dtype": "float32",
         "head_dim": HEAD,
-        "hidden_act": "silu",
-        "hidden_size": HIDDEN,
-        "intermediate_size": 48,
         "max_position_embeddings": 262144,
         "model_type": "qwen3_vl_text",
-        "num_attention_heads": 2,
-        "num_hidden_layers": LAYERS,
-        "num_key_value_heads": 1,
-        "rms_norm_eps": 1e-06,
         "rope_scaling": {"mrope_interleaved": True, "mrope_section": [4, 2, 2], "rope_type": "default"},
         "rope_theta": 5000000,
-        "use_cache": True,
         "vocab_size": words,
     }
     vision = {
@@ -121,14 +114,11 @@ def write_qwen3vl(folder: Path) -> int:
     write_json(folder / "config.json", config)
     images = {
         "size": {"longest_edge": 16777216, "shortest_edge": 4096},
-        "patch_size": PATCH,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
         "processor_class": "Qwen3VLProcessor",
         "image_processor_type": "Qwen2VLImageProcessorFast",
     }
-    write_json(folder / "preprocessor_config.json", images)
+    write_image_settings(folder, PATCH, images)
     write_weights(folder, published_weights(words))
     return words

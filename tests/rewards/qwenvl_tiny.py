@@ -36,6 +36,19 @@ CHAT = (
 )
 HIDDEN, PATCHES, LAYERS = 32, {"hpsv3": 14, "geneval2": 16}, 2
 
+LANGUAGE: dict[str, Any] = {
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "hidden_size": HIDDEN,
+    "intermediate_size": 48,
+    "num_attention_heads": 2,
+    "num_hidden_layers": LAYERS,
+    "num_key_value_heads": 1,
+    "rms_norm_eps": 1e-06,
+    "use_cache": True,
+}
+"""What both families say of their language model in config.json."""
+
 
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Tokens and merges: each byte, each of WORDS after a blank, and ANSWERS alone too; numbers stay single digits."""
@@ -77,6 +90,18 @@ def write_tokenizer(folder: Path) -> int:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHAT}))
     return len(tokens) + len(SPECIAL)
+
+
+def write_language(folder: Path) -> int:
+    """Write the tokenizer's files; returns the rows of the embedding, of which the published one too has more than
+    words."""
+    return write_tokenizer(folder) + 40
+
+
+def write_image_settings(folder: Path, patch: int, own: Mapping[str, Any]) -> None:
+    """Write what becomes of an image before the model: the sizes of both families, and a family's own settings."""
+    sizes = {"patch_size": patch, "temporal_patch_size": 2, "merge_size": 2}
+    write_json(folder / "preprocessor_config.json", {**sizes, **own})
 
 
 def token_id(token: str) -> int:
@@ -149,43 +174,32 @@ def write_qwen2vl_base(folder: Path, dtype: str = "float32") -> Path:
     }
     config = {
         "architectures": ["Qwen2VLForConditionalGeneration"],
-        "attention_dropout": 0.0,
+        **LANGUAGE,
         **special_ids(),
         "vision_token_id": token_id("<|vision_pad|>"),
-        "hidden_act": "silu",
-        "hidden_size": HIDDEN,
         "initializer_range": 0.02,
-        "intermediate_size": 48,
         "max_position_embeddings": 32768,
         "max_window_layers": LAYERS,
         "model_type": "qwen2_vl",
-        "num_attention_heads": 2,
-        "num_hidden_layers": LAYERS,
-        "num_key_value_heads": 1,
-        "rms_norm_eps": 1e-06,
         "rope_theta": 1000000.0,
         "sliding_window": 32768,
         "tie_word_embeddings": False,
         "torch_dtype": dtype,
-        "use_cache": True,
         "use_sliding_window": False,
         "vision_config": vision,
         "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
-        "vocab_size": write_tokenizer(folder) + 40,  # the published one too has more rows than words
+        "vocab_size": write_language(folder),
     }
     write_json(folder / "config.json", config)
     images = {
         "min_pixels": 3136,
         "max_pixels": 12845056,
-        "patch_size": 14,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.26862954, 0.26130258, 0.27577711],
         "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": "Qwen2VLProcessor",
     }
-    write_json(folder / "preprocessor_config.json", images)
+    write_image_settings(folder, 14, images)
     return folder
 
 

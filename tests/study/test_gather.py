@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rtdmd.config import preset
 from rtdmd.errors import UserError
 from rtdmd.evaluate.tables import Scores
 from rtdmd.methods import METHODS
@@ -66,10 +67,14 @@ def test_the_plan_of_the_repository_is_valid_and_a_bad_one_is_one_line(tmp_path:
     plan = load_plan(Path("workflow/sweep.yaml"))
     assert len(plan.seeds) == 3 and set(plan.methods) <= set(METHODS)
     assert {name for name in (*GAMMA, *STAGE_TWO) if name != "base"} <= set(plan.methods)
+    short = load_plan(Path("workflow/sweep_two_cores.yaml"))
+    assert short.methods == plan.methods and short.over(preset("world")).train_acdmd.iterations == 480
+    with pytest.raises(UserError, match=r"the sweep's params.*train_acdmd\.iteration: unknown key"):
+        short.model_copy(update={"params": {"train_acdmd": {"iteration": 1}}}).over(preset("world"))
     text = Path("workflow/sweep.yaml").read_text()
     bad = tmp_path / "bad.yaml"
     bad.write_text(text.replace("  - gdmd\n", "  - gdmmd\n"))
-    with pytest.raises(UserError, match=r"bad\.yaml: methods: allowed: names of `rtdmd methods`.*unknown: gdmmd"):
+    with pytest.raises(UserError, match=r"bad\.yaml: methods: .*allowed: names of `rtdmd methods`.*unknown: gdmmd"):
         load_plan(bad)
     with pytest.raises(UserError, match="no such file"):
         load_plan(tmp_path / "none.yaml")

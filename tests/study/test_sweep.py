@@ -18,7 +18,7 @@ from rtdmd.stages import train_rtdmd
 from rtdmd.study import history
 from rtdmd.study.gather import gather
 from rtdmd.study.page import write_comparison
-from rtdmd.study.plan import SweepPlan, run_folder, run_params
+from rtdmd.study.plan import Budgets, SweepPlan, run_folder, run_params
 from rtdmd.study.run import run
 from tests.train.workshop import make_trainable
 from tests.workspace import set_params
@@ -26,14 +26,14 @@ from tests.workspace import set_params
 PLAN = SweepPlan(
     folder=".rtdmd/sweep",
     seeds=(0, 1),
-    budget=1.0,
+    budget=Budgets(train_acdmd=1.0, train_rtdmd=1.0),
     points=2,
     point_images=2,
+    params={"evaluate": {"etas": []}},
     methods=("dmd2-last", "matching-only", "dmd-nft"),
 )
 SMALL: dict[str, Any] = {
     "train_rtdmd": {"epochs": 4, "rewards": [{"name": "clipscore", "model": "data/world/clip", "weight": 1.0}]},
-    "evaluate": {"etas": []},
 }
 
 
@@ -115,7 +115,7 @@ def test_a_finished_run_is_not_run_again_and_a_changed_one_is(
     monkeypatch.setattr(train_rtdmd, "run", ends)
     before = (run_folder(root, PLAN, "matching-only", 0) / "run.json").read_bytes()
     assert run(root, params, PLAN, "matching-only", 0).read_bytes() == before and called == []
-    twice = PLAN.model_copy(update={"budget": 2.0})
+    twice = PLAN.model_copy(update={"budget": Budgets(train_acdmd=2.0, train_rtdmd=2.0)})
     with pytest.raises(KeyboardInterrupt):
         run(root, params, twice, "matching-only", 0)
     assert called == ["matching-only-0"]

@@ -220,7 +220,8 @@ def two_at_once(first: str, second: str, root: Path, folder: Path, expected: dic
     copy(root, folder)
     forget(folder, "report")
     held = None
-    with subprocess.Popen(first.split(), cwd=folder, env=environment(folder), stderr=subprocess.DEVNULL) as running:
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(first.split(), cwd=folder, env=environment(folder), stdout=quiet, stderr=quiet) as running:
         while held is None and running.poll() is None:
             held = next((one for one in orphans(folder) if is_stage(one)), None)
         assert held is not None, f"`{first}` ended with {running.returncode}"

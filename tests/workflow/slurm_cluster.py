@@ -152,6 +152,19 @@ class Cluster:
         """What a Slurm command prints; empty where it fails."""
         return subprocess.run(command, env=self.env, capture_output=True, text=True, check=False, timeout=60).stdout
 
+    def save(self) -> None:
+        """Wait until slurmctld has all that it knows now on disk, which it does seconds later: killed before, it
+        forgets. It writes all jobs at once, so what it knew before a job is there when that job is: one that is held.
+        """
+        mark = secrets.token_hex(8)
+        self.ask("sbatch", "--hold", f"--comment={mark}", "--output=/dev/null", "--wrap=true")
+        wait_for("slurmctld's state on disk", lambda: mark.encode() in self._written_jobs())
+
+    def _written_jobs(self) -> bytes:
+        with suppress(FileNotFoundError):  # for a moment, while a new one takes its place
+            return (self.folder / "state" / "job_state").read_bytes()
+        return b""
+
     def jobs(self, stage: str) -> list[tuple[str, str]]:
         """(job id, state) of every job of a Snakemake rule, in the order of submission."""
         lines = self.ask("squeue", "--noheader", "--states=all", "--sort=i", "--format=%i|%T|%k").splitlines()

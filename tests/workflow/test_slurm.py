@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from rtdmd.pipeline import read_pipeline
-from tests.workflow.checkout import environment, make_checkout, run
+from tests.workflow.checkout import REPOSITORY, environment, make_checkout, run
 from tests.workflow.slurm_cluster import Cluster, missing_programs, wait_for
 from tests.workflow.undisturbed import hashes, undisturbed
 
@@ -66,6 +66,11 @@ def first_step(root: Path, stage: str) -> int:
     return int(found[1])
 
 
+def jobs(cluster: Cluster) -> dict[str, list[tuple[str, str]]]:
+    """(job id, state) of the jobs of every stage."""
+    return {stage: cluster.jobs(stage) for stage in read_pipeline(REPOSITORY)}
+
+
 def test_cancelled_preempted_and_without_its_controllers_the_run_ends_in_the_same_bytes(
     tmp_path: Path, cluster: Cluster
 ) -> None:
@@ -93,10 +98,11 @@ def test_cancelled_preempted_and_without_its_controllers_the_run_ends_in_the_sam
     assert first_step(root, "train_rtdmd") >= 2
     snakemake.send_signal(signal.SIGKILL)
     snakemake.wait()
-    before = cluster.jobs("train_rtdmd")
+    cluster.save()
+    before = jobs(cluster)
     cluster.stop("slurmctld")
     cluster.start("slurmctld")
-    wait_for("the same jobs as before", lambda: cluster.jobs("train_rtdmd") == before, 60)
+    wait_for("the same jobs as before", lambda: jobs(cluster) == before, 60)
     run(root, "scancel", "--me")
     wait_for("the end of the orphan", lambda: cluster.state("evaluate") == "CANCELLED", 120)
     assert "Directory cannot be locked" in run(root, *PROFILE, ok=False)
@@ -104,10 +110,10 @@ def test_cancelled_preempted_and_without_its_controllers_the_run_ends_in_the_sam
     assert start(root).wait(timeout=1800) == 0, (root / ".rtdmd/run.log").read_text()[-5000:]
 
     assert hashes(root) == expected
-    jobs = {stage: [state for _, state in cluster.jobs(stage)] for stage in read_pipeline(root)}
+    states = {stage: [state for _, state in found] for stage, found in jobs(cluster).items()}
     twice = ["CANCELLED", "COMPLETED"]
-    assert jobs == {stage: ["COMPLETED"] for stage in jobs} | {"train_acdmd": twice, "evaluate": twice}
-    assert all((root / "logs" / f"{stage}.log").is_file() for stage in jobs)
+    assert states == {stage: ["COMPLETED"] for stage in states} | {"train_acdmd": twice, "evaluate": twice}
+    assert all((root / "logs" / f"{stage}.log").is_file() for stage in states)
 
 
 def test_a_job_gets_the_gpus_it_asks_for_in_one_task(tmp_path: Path, cluster: Cluster) -> None:
