@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rtdmd.config import RewardParams
 
 MOMENTS = 2  # AdamW's, of each trained number
+GATHERED = 3  # blocks of a sharded base, read off torch's FSDP2
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def acdmd_memory(costs: Costs, processes: int) -> Memory:
     share, one = split(p.batch_size, processes), costs.fake
     rows = min(share, p.micro_batch)
     fakes = stand.params.model.num_steps if p.fake_per_step else 1
-    parts = _weights(stand, ("acdmd", *("fake" for _ in range(fakes)))) | _text(stand)
+    parts = _weights(stand, ("acdmd", *("fake" for _ in range(fakes)))) | _shards(stand, p.sharding, processes)
+    parts |= _text(stand)
     parts |= _optimizer(stand, "acdmd", fakes)
     parts["prompts"] = (share + rows * (rows < share)) * stand.row_bytes()
     own, fake, sums = stand.adapter_bytes("acdmd"), stand.adapter_bytes("fake"), int(rows < share)
@@ -76,7 +78,8 @@ def rtdmd_memory(costs: Costs, processes: int) -> Memory:
     """Stage two. Every pass goes in micro-batches; the last step's images are a copy of theirs in the roll-out."""
     stand, p = costs.stand, costs.stand.params.train_rtdmd
     images = split(p.prompts_per_epoch * p.group_size, processes)
-    parts = _weights(stand, ("acdmd", "rtdmd", "fake")) | _text(stand) | _optimizer(stand, "rtdmd")
+    parts = _weights(stand, ("acdmd", "rtdmd", "fake")) | _shards(stand, p.sharding, processes)
+    parts |= _text(stand) | _optimizer(stand, "rtdmd")
     parts["decoder"] = size_of([stand.vae])[1]
     parts["rewards"] = _rewards(stand, [spec for spec in p.rewards if not spec.offload])
     return Memory(parts, _epoch(costs, images, processes))
@@ -184,6 +187,16 @@ def _weights(stand: Stand, adapters: tuple[str, ...]) -> dict[str, float]:
     base = stand.base_size()[1]
     halves = base if stand.roles.full and stand.backbone.dtype != torch.float32 else 0
     return {"transformer": base, "adapters": sum(map(stand.adapter_bytes, adapters)), "in half precision": halves}
+
+
+def _shards(stand: Stand, sharding: str, processes: int) -> dict[str, float]:
+    """What is left of the base with `sharding: base`: what is outside its blocks, this process's share of them, and
+    the blocks whole for a moment (the gathered one, the buffer that it came through, that of the one before)."""
+    if sharding == "none" or processes == 1:
+        return {}
+    sizes = stand.block_sizes()
+    outside = stand.base_size()[1] - sum(sizes)
+    return {"transformer": outside + sum(sizes) / processes, "gathered blocks": GATHERED * max(sizes)}
 
 
 def _optimizer(stand: Stand, generator: str, fakes: int = 1) -> dict[str, float]:

@@ -15,6 +15,7 @@ from rtdmd.plan.models import conditioning, meta_backbone, part_configs, text_en
 from rtdmd.plan.scorers import Scorer, load_scorer
 from rtdmd.plan.tally import META, size_of, tensors_of
 from rtdmd.torch_setup import DTYPES
+from rtdmd.train.blocks import transformer_blocks
 from rtdmd.train.roles import STACKS, Roles
 
 if TYPE_CHECKING:
@@ -86,6 +87,14 @@ class Stand:
             count -= sum(p.numel() for p in adapters)
             size -= sum(p.numel() * p.element_size() for p in adapters)
         return count, size
+
+    def block_sizes(self) -> list[int]:
+        """Bytes of each of the transformer's blocks without its adapters."""
+        sizes = []
+        for block in transformer_blocks(self.transformer):
+            own = [tensor for key, tensor in block.named_parameters() if self.roles.full or ".lora_" not in key]
+            sizes.append(sum(tensor.numel() * tensor.element_size() for tensor in own))
+        return sizes
 
     @cached_property
     def known(self) -> list[Tensor]:

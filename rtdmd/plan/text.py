@@ -87,10 +87,13 @@ def _fits(stage: StagePlan, memory: float, gpu: str) -> str:
     return f"{stage.name}: does NOT fit {gpu} ({size(memory)}); {ADVICE[stage.name]}"
 
 
+_LEARNS = (
+    "lower {0}.micro_batch, set adapter.gradient_checkpointing: true, or raise {0}.processes and set {0}.sharding: base"
+)
 ADVICE = {
     "cache_teacher": "lower cache_teacher.batch_size",
-    "train_acdmd": "lower train_acdmd.micro_batch, set adapter.gradient_checkpointing: true, or raise processes",
-    "train_rtdmd": "lower train_rtdmd.micro_batch, set adapter.gradient_checkpointing: true, or raise processes",
+    "train_acdmd": _LEARNS.format("train_acdmd"),
+    "train_rtdmd": _LEARNS.format("train_rtdmd"),
     "evaluate": "lower evaluate.batch_size",
 }
 

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from rtdmd.errors import UserError
+from rtdmd.train.blocks import transformer_blocks
 
 BACKEND = "inductor"
 VARIANTS = 256  # of a kind of block: stacks, with and without gradient, batch sizes; torch's own limit for all calls
 
 
 def compile_blocks(transformer: nn.Module) -> None:
-    """Compile the forward pass of each block (what the transformer holds in lists), so that the same run gives the same
+    """Compile the forward pass of each block, so that the same run gives the same
     bytes.
 
     A kernel is made for each batch size as it is: torch's own way, variable sizes from the second one on, would let the
@@ -28,9 +29,8 @@ def compile_blocks(transformer: nn.Module) -> None:
 
     inductor.deterministic = True
     functorch.donated_buffer = False  # several terms go back through one forward pass
-    for blocks in transformer.children():
-        for block in blocks if isinstance(blocks, nn.ModuleList) else ():
-            block.compile(backend=BACKEND, dynamic=False, fullgraph=True, recompile_limit=VARIANTS)
+    for block in transformer_blocks(transformer):
+        block.compile(backend=BACKEND, dynamic=False, fullgraph=True, recompile_limit=VARIANTS)
 
 
 def require_compiler(key: str, device: torch.device) -> None:

@@ -24,6 +24,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
+from rtdmd.train.blocks import transformer_blocks
 from rtdmd.train.ranks import talk
 
 if TYPE_CHECKING:
@@ -44,12 +45,6 @@ def shard(transformer: Any, whole: Collection[nn.Parameter], ranks: Ranks) -> No
     # The root has no shards of its own; it gives its blocks common streams.
     fully_shard(transformer, mesh=mesh, ignored_params=set(transformer.parameters()))
     ranks.before_waiting.append(Turns(blocks, ranks.group).settle)
-
-
-def transformer_blocks(transformer: nn.Module) -> list[nn.Module]:
-    """The blocks of a diffusers transformer in the order of its forward pass: the members of its module lists."""
-    lists = (child for child in transformer.children() if isinstance(child, nn.ModuleList))
-    return [block for blocks in lists for block in blocks]
 
 
 def is_sharded(block: nn.Module) -> bool:

@@ -12,6 +12,7 @@ import torch
 from rtdmd import bench
 from rtdmd.config import Params, preset
 from rtdmd.config.presets import merged
+from rtdmd.files import load_tensors
 from rtdmd.plan.costs import Costs, flops_of
 from rtdmd.plan.measure import epochs_to_peak
 from rtdmd.plan.memory import acdmd_memory, rtdmd_memory
@@ -149,3 +150,15 @@ def test_bytes_of_an_epoch(tiny_teacher: Path, tiny_clip: Path, name: str) -> No
     memory = rtdmd_memory(Costs(Stand.of(params, Path("/"))), 1)
     step = epochs_to_peak(params) - 1
     assert peak_of(update, step) == pytest.approx(sum(memory.phases[memory.phase].values()), rel=0.05)
+
+
+def test_bytes_of_a_sharded_base(tiny_teacher: Path, tiny_clip: Path) -> None:
+    """Of the blocks' weights in the teacher's file each of two processes keeps half, in both stages."""
+    changes = {stage: {"processes": 2, "sharding": "base"} for stage in ("train_acdmd", "train_rtdmd")}
+    costs = [Costs(Stand.of(small(tiny_teacher, tiny_clip, own), Path("/"))) for own in ({}, changes)]
+    tensors, _ = load_tensors(tiny_teacher / "transformer/diffusion_pytorch_model.safetensors")
+    blocks = [tensor.nbytes for name, tensor in tensors.items() if name.startswith("transformer_blocks.")]
+    for memory in (acdmd_memory, rtdmd_memory):
+        whole, shared = (memory(own, 2).parts for own in costs)
+        assert whole["transformer"] - shared["transformer"] == sum(blocks) / 2
+        assert "gathered blocks" not in whole and shared["gathered blocks"] > 0

@@ -22,10 +22,11 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from rtdmd.config import preset
+from rtdmd.train.blocks import transformer_blocks
 from rtdmd.train.launch import Place, _free_port
 from rtdmd.train.ranks import Ranks, join
 from rtdmd.train.roles import STACKS, Roles
-from rtdmd.train.sharding import is_sharded, transformer_blocks
+from rtdmd.train.sharding import is_sharded
 from tests.backbones.families import FAMILIES, PROMPTS, Family
 from tests.backbones.tiny_flux import make
 from tests.train.test_processes import STAGES, codes, prepare, require_equal_but_for_rounding, said, start_two
