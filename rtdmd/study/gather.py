@@ -22,11 +22,11 @@ from rtdmd.evaluate.tables import Scores, csv_text, read_scores
 from rtdmd.files import read_json
 from rtdmd.methods import METHODS
 from rtdmd.report.sections import read_curves
-from rtdmd.study.history import figures
+from rtdmd.study.history import LAST, figures
 from rtdmd.study.plan import BASE, MODELS, TEACHER, SweepPlan, run_folder, stage_of
 from rtdmd.study.run import DONE
 
-TITLES = {TEACHER: "teacher", BASE: "stage one of params.yaml"}
+TITLES = {TEACHER: "teacher", BASE: "the base: stage one as params.yaml has it"}
 REFERENCES = {TEACHER: (), "train_acdmd": ("admd",), "train_rtdmd": (BASE, "matching-only")}
 """Runs that a stage's methods are compared with: in stage one the preset's own settings (γ = 0) at the same budget, in
 stage two the student that it starts from and matching alone."""
@@ -51,8 +51,9 @@ class Run:
     seed: int
     record: Mapping[str, Any]
     figures: Mapping[str, float]
+    kept: Mapping[str, float]  # of the automatic stop's choice, elsewhere of the last student
     scores: Scores
-    rewards: Mapping[str, float]  # mean training rewards of the last epoch
+    curves: Mapping[str, Sequence[float | None]]  # columns of curves.csv of a stage-two run, the epochs first
 
 
 @dataclass
@@ -82,15 +83,17 @@ def read_run(root: Path, plan: SweepPlan, name: str, seed: int) -> Run | None:
     if not (folder / DONE).is_file():
         return None
     model = MODELS[stage][0]
-    results = folder / "results"
-    rewards: dict[str, float] = {}
-    if stage == "train_rtdmd":
-        columns = read_curves(results / stage / "curves.csv")[1]
-        rewards = {key.removeprefix("reward_"): column[-1] or 0.0 for key, column in columns.items()
-                   if key.startswith("reward_")}  # fmt: skip
-    metrics = read_json(results / "evaluate" / "metrics.json")[model]
-    scores = read_scores(results / "evaluate" / "scores.csv", model)
-    return Run(name, seed, read_json(folder / DONE), figures(metrics), scores, rewards)
+    results, judged = folder / "results", judged_folder(folder)
+    curves = read_curves(results / stage / "curves.csv")[1] if stage == "train_rtdmd" else {}
+    own, kept = (figures(read_json(place / "results/evaluate/metrics.json")[model]) for place in (judged, folder))
+    scores = read_scores(judged / "results/evaluate/scores.csv", model)
+    return Run(name, seed, read_json(folder / DONE), own, kept, scores, curves)
+
+
+def judged_folder(folder: Path) -> Path:
+    """Where the student that stands for a run was evaluated: the last one."""
+    last = folder / LAST
+    return last if (last / "results/evaluate/metrics.json").is_file() else folder
 
 
 def gather(root: Path, plan: SweepPlan) -> list[Row]:
@@ -115,6 +118,11 @@ def gather(root: Path, plan: SweepPlan) -> list[Row]:
 def references(name: str) -> list[str]:
     """The runs that a run is compared with; the base stands alone, its budget is its own."""
     return [other for other in REFERENCES[stage_of(name)] if BASE != name != other]
+
+
+def is_reward(name: str) -> bool:
+    """Whether a column of the curves is a training reward, the mean of an epoch's images."""
+    return name.startswith("reward_")
 
 
 def difference(runs: Sequence[Run], others: Sequence[Run], figure: str = HEADLINE) -> Mean | None:
@@ -166,13 +174,14 @@ def costs(row: Row) -> tuple[float, float, float]:
 def runs_csv(rows: Sequence[Row]) -> str:
     """One line a run."""
     names = list(dict.fromkeys(figure for row in rows for figure in row.figures))
-    rewards = list(dict.fromkeys(name for row in rows for run in row.runs for name in run.rewards))
-    header = ["run", "seed", "length", "chosen", "passes", "seconds", *names, *(f"training_{name}" for name in rewards)]
+    rewards = list(dict.fromkeys(name for row in rows for run in row.runs for name in run.curves if is_reward(name)))
+    trained = [f"training_{name.removeprefix('reward_')}" for name in rewards]
+    header = ["run", "seed", "length", "chosen", "passes", "seconds", *names, *trained]
     lines: list[list[object]] = []
     for row in rows:
         for run in row.runs:
             record = run.record
             own = [record["length"], record.get("chosen"), record["spent"], record["seconds"].get(row.stage)]
-            values = [run.figures.get(name) for name in names] + [run.rewards.get(name) for name in rewards]
+            values = [run.figures.get(name) for name in names] + [run.curves.get(name, [None])[-1] for name in rewards]
             lines.append([row.name, run.seed, *own, *values])
     return csv_text(header, lines)

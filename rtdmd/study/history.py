@@ -1,6 +1,8 @@
 """A stage-two run over time: the averaged student of each kept checkpoint, judged on held-out prompts.
 
 Each is evaluated by the ordinary stage, in a folder of its own (`at-<epoch>` inside the run's), with fewer images.
+Where the automatic stop kept an earlier student than the last, the last one is also judged with all of them (`last`):
+methods are compared by what they end in, and the stop's choice stands beside it.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from rtdmd.train import state
 from rtdmd.train.roles import STACKS, Roles
 
 STAGE = "train_rtdmd"
+LAST = "last"
 FIGURES = ("strict", "clipscore", "frechet", "diversity")
 
 
@@ -32,7 +35,9 @@ def judge_over_time(folder: Path, params: Params, plan: SweepPlan) -> list[dict[
     rows = []
     for checkpoint in checkpoints(folder, params):
         epoch = int(checkpoint.name.removeprefix("step-"))
-        place = lay_point(folder, params, plan, checkpoint, epoch)
+        few = {"evaluate": {"images_per_tag": plan.point_images}}
+        fewer = validate(merged(params.model_dump(mode="json"), few), "a point of the run")
+        place = lay_point(folder / f"at-{epoch:05d}", folder, fewer, checkpoint)
         metrics = place / "results" / "evaluate" / "metrics.json"
         if not metrics.is_file():
             evaluate.run(place)
@@ -62,14 +67,24 @@ def last_epoch(folder: Path) -> int:
     return int(columns[x_name][-1] or 0)
 
 
-def lay_point(folder: Path, params: Params, plan: SweepPlan, checkpoint: Path, epoch: int) -> Path:
-    """The folder in which one checkpoint's averaged student is evaluated."""
-    place = folder / f"at-{epoch:05d}"
+def chosen_epoch(folder: Path) -> int:
+    """The epoch of the student that was kept: the automatic stop's choice, or the last."""
+    about = load_tensors(folder / "results" / STAGE / "generator.safetensors")[1]
+    return int(about.get("epoch", last_epoch(folder)))
+
+
+def lay_last(folder: Path, params: Params) -> Path | None:
+    """The folder in which the last student is evaluated as the kept one is; None where they are the same."""
+    if chosen_epoch(folder) == last_epoch(folder):
+        return None
+    return lay_point(folder / LAST, folder, params, checkpoints(folder, params)[-1])
+
+
+def lay_point(place: Path, folder: Path, params: Params, checkpoint: Path) -> Path:
+    """``place``, ready for the evaluation of the averaged student of one of the run's checkpoints."""
     for name in ("rtdmd", "data", *(f"results/{stage}" for stage in (*SHARED, "train_acdmd"))):
         link(place / name, folder / name)
-    few = {"evaluate": {"images_per_tag": plan.point_images}}
-    fewer = validate(merged(params.model_dump(mode="json"), few), "a point of the run")
-    write_new(place / "params.yaml", params_text(fewer, f"a point of {folder.name}"))
+    write_new(place / "params.yaml", params_text(params, f"a student of {folder.name}"))
     write_new(place / "dvc.yaml", (folder / "dvc.yaml").read_text(encoding="utf-8"))
     target = place / "results" / STAGE / "generator.safetensors"
     if not target.is_file():

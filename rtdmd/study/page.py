@@ -11,25 +11,35 @@ from PIL import Image
 
 from rtdmd.config import Params
 from rtdmd.evaluate.grids import contact_sheet
-from rtdmd.evaluate.names import score_label
 from rtdmd.evaluate.plan import grid_prompts, plan_images
 from rtdmd.files import write_atomic
 from rtdmd.images import save_png
 from rtdmd.methods.absent import ABSENT
 from rtdmd.prompts import read_prompts
-from rtdmd.report.charts import curve
-from rtdmd.report.html import details, page, picture, section, table
-from rtdmd.report.sections import read_curves
-from rtdmd.study.gather import BASE, HEADLINE, REFERENCES, Mean, Row, Run, costs, gather, runs_csv, table_csv, title_of
+from rtdmd.report.html import page, picture, section, table
+from rtdmd.study.gather import (
+    BASE,
+    HEADLINE,
+    REFERENCES,
+    Mean,
+    Row,
+    costs,
+    gather,
+    judged_folder,
+    runs_csv,
+    table_csv,
+    title_of,
+)
+from rtdmd.study.over_time import figure_label, time_section
 from rtdmd.study.paper import GAMMA, STAGE_TWO, order_agreement
 from rtdmd.study.plan import MODELS, TEACHER, SweepPlan, run_folder, run_params
 
 OUT = "results/comparison"
-LABELS = {"frechet": "Fréchet", "diversity": "Diversity"}
 _HOW = (
-    "One line a method, all with the same teacher, prompts, noise and budget (forward passes of the generator). ±: 95 %"
-    " interval over seeds, Student's t. Differences are paired by seed, prompt and noise; the second ± there is over"
-    " noise alone, of the same students. A difference inside its first interval decides nothing."
+    "One line a method, all with the same teacher, prompts, noise and budget (passes of the generator). The base"
+    " is what stage two starts from; no budget holds for it. ±: 95 % interval over seeds, Student's t. Differences are"
+    " paired by seed, prompt and noise; the second ± there is over noise alone, of the same students. A difference"
+    " inside its first interval decides nothing."
 )
 
 
@@ -42,7 +52,7 @@ def write_comparison(root: Path, plan: SweepPlan, base: Params) -> Path:
     sheet = out / "contact_sheet.png"
     save_png(sheet, np.asarray(all_grids(root, plan, rows, base)))
     parts = [table_section(rows, stage) for stage in ("train_acdmd", "train_rtdmd")]
-    parts += [paper_section(rows), time_section(root, plan, rows)]
+    parts += [paper_section(rows), time_section([row for row in rows if row.stage == "train_rtdmd"])]
     parts.append(section("Samples", "The same prompts and noise for every method, first seed.",
                          picture(sheet, "sample grids of every method"), "samples"))  # fmt: skip
     write_atomic(out / "index.html", page("Comparison of methods", lead(rows), parts))
@@ -50,8 +60,11 @@ def write_comparison(root: Path, plan: SweepPlan, base: Params) -> Path:
 
 
 def lead(rows: Sequence[Row]) -> str:
-    """The best method of stage two by the headline figure, and by how much against its interval."""
+    """The best method of stage two by the headline figure, of those with most seeds, and by how much against its
+    interval."""
     students = [row for row in rows if row.stage == "train_rtdmd"] or [row for row in rows if row.name != TEACHER]
+    most = max(len(row.runs) for row in students)
+    students = [row for row in students if len(row.runs) == most]
     best = max(students, key=lambda row: row.figures[HEADLINE].mean)
     text = f"Highest {HEADLINE} score: {title_of(best.name)}, {plus(best.figures[HEADLINE])}"
     against = [f"{difference(value)} over {title_of(other)}" for other, value in best.minus.items()]
@@ -82,7 +95,7 @@ def table_section(rows: Sequence[Row], stage: str) -> str:
     names = list(dict.fromkeys(figure for row in own for figure in row.figures))
     header = [
         "Method",
-        *(LABELS.get(name, score_label(name)) for name in names),
+        *(figure_label(name) for name in names),
         *(f"− {other}" for other in REFERENCES[stage]),
     ]
     header += ["Length", "Passes", "Seconds"]
@@ -122,45 +135,6 @@ def paper_section(rows: Sequence[Row]) -> str:
     return section("The paper's ablations", how, body, "paper")
 
 
-def time_section(root: Path, plan: SweepPlan, rows: Sequence[Row]) -> str:
-    """Training reward against held-out figures over the epochs of each stage-two method, first seed."""
-    parts = []
-    for row in (row for row in rows if row.stage == "train_rtdmd"):
-        run = row.runs[0]
-        charts = reward_charts(root, plan, run) + history_charts(run)
-        stop = f"student kept: epoch {run.record['chosen']} of {run.record['length']}"
-        parts.append(details(f"{title_of(row.name)} ({stop})", f'<div class="curves">{"".join(charts)}</div>'))
-    how = (
-        "Training rewards and the automatic stop's validation of every epoch, then figures on held-out prompts of the"
-        " averaged student. A training reward that rises while the held-out figures stand or fall, or while the Fréchet"
-        " distance rises and diversity falls, is over-optimised."
-    )
-    return section("Over time", how, "".join(parts), "time")
-
-
-def reward_charts(root: Path, plan: SweepPlan, run: Run) -> list[str]:
-    """Training rewards, and the validation's figures where there were validations."""
-    path = run_folder(root, plan, run.name, run.seed) / "results/train_rtdmd/curves.csv"
-    x_name, columns = read_curves(path)
-    charts = []
-    for name, values in columns.items():
-        if name.startswith(("reward_", "validation_")) and name != "validation_best":
-            points = [(x, y) for x, y in zip(columns[x_name], values, strict=True) if x is not None and y is not None]
-            if len(points) > 1:
-                x, y = [point[0] for point in points], [point[1] for point in points]
-                charts.append(curve(name.replace("_", " "), x, y, x_name))
-    return charts
-
-
-def history_charts(run: Run) -> list[str]:
-    """Held-out figures of the kept checkpoints."""
-    history = run.record["history"]
-    names = [name for name in (history[0] if len(history) > 1 else {}) if name != "epoch"]
-    x = [point["epoch"] for point in history]
-    return [curve(f"held-out {LABELS.get(name, name)}", x, [point[name] for point in history], "epoch")
-            for name in names]  # fmt: skip
-
-
 def all_grids(root: Path, plan: SweepPlan, rows: Sequence[Row], base: Params) -> Image.Image:
     """The sample grids of every method side by side, of the first seed that all of them have run."""
     seed = rows[0].runs[0].seed
@@ -170,6 +144,7 @@ def all_grids(root: Path, plan: SweepPlan, rows: Sequence[Row], base: Params) ->
     grids = {}
     for row in rows:
         if row.runs[0].seed == seed:
-            file = run_folder(root, plan, row.name, seed) / f"results/evaluate/grid_{MODELS[row.stage][0]}.png"
+            place = judged_folder(run_folder(root, plan, row.name, seed))
+            file = place / f"results/evaluate/grid_{MODELS[row.stage][0]}.png"
             grids[f"{row.name}\n{title_of(row.name)[:28]}"] = Image.open(file).convert("RGB")
     return contact_sheet([prompt.prompt for prompt in shown], grids)

@@ -6,6 +6,7 @@ checkpoint.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +16,12 @@ from typing import Any
 
 from rtdmd.config import Params
 from rtdmd.errors import UserError
-from rtdmd.files import load_tensors, read_json, sha256_tree, write_json
+from rtdmd.files import read_json, sha256_tree, write_json
 from rtdmd.methods.budget import cost, stage_one_iteration, stage_two_epoch
 from rtdmd.pipeline import params_values, read_pipeline
 from rtdmd.provenance import hash_of
 from rtdmd.report.sections import read_curves
-from rtdmd.study.history import judge_over_time, last_epoch
+from rtdmd.study.history import LAST, chosen_epoch, judge_over_time, last_epoch, lay_last
 from rtdmd.study.plan import BASE, SweepPlan, run_folder, stage_of
 from rtdmd.study.workspace import SHARED, lay
 
@@ -41,6 +42,11 @@ def run(root: Path, base: Params, plan: SweepPlan, name: str, seed: int) -> Path
             with clocked(folder, stage):
                 import_module(f"rtdmd.stages.{stage}").run(folder)
     history = judge_over_time(folder, params, plan) if kind == "train_rtdmd" else []
+    last = lay_last(folder, params) if kind == "train_rtdmd" else None
+    if last is None:
+        shutil.rmtree(folder / LAST, ignore_errors=True)
+    elif not is_current(last, params, "evaluate"):
+        import_module("rtdmd.stages.evaluate").run(last)
     record = {"run": name, "seed": seed, "stage": kind, "seconds": read_clock(folder), "history": history}
     write_json(folder / DONE, record | spent(folder, params, kind) | {"code": code_of(folder, kind)})
     return folder / DONE
@@ -98,7 +104,5 @@ def spent(folder: Path, params: Params, kind: str) -> dict[str, Any]:
     kept = [share for share in columns["kept"] if share is not None]
     parts = stage_two_epoch(params, kept=sum(kept) / len(kept))
     unit, epochs = sum(parts.values()), last_epoch(folder)
-    about = load_tensors(folder / "results" / kind / "generator.safetensors")[1]
-    chosen = int(about.get("epoch", epochs))  # of the automatic stop
-    return {"length": epochs, "chosen": chosen, "planned": planned, "spent": epochs * unit, "unit": unit,
+    return {"length": epochs, "chosen": chosen_epoch(folder), "planned": planned, "spent": epochs * unit, "unit": unit,
             "parts": parts}  # fmt: skip

@@ -26,7 +26,7 @@ def scores(values: list[float]) -> Scores:
 
 
 def a_run(name: str, seed: int, values: list[float]) -> Run:
-    return Run(name, seed, {}, {}, scores(values), {})
+    return Run(name, seed, {}, {}, {}, scores(values), {})
 
 
 def test_interval_over_seeds_by_hand() -> None:

@@ -123,6 +123,28 @@ def test_a_finished_run_is_not_run_again_and_a_changed_one_is(
     assert history.checkpoints(run_folder(root, PLAN, "dmd-nft", 0), run_params(params, PLAN, "dmd-nft", 0))
 
 
+def test_where_an_earlier_student_was_kept_the_last_one_stands_for_the_run(
+    swept: tuple[Path, Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told that another epoch was kept, the run's last student, here the kept one, is judged alike; told the truth
+    again, there is but one."""
+    root, params = swept
+    folder = run_folder(root, PLAN, "matching-only", 0)
+    for module in ("history", "run"):
+        monkeypatch.setattr(f"rtdmd.study.{module}.chosen_epoch", lambda folder: 1)
+    run(root, params, PLAN, "matching-only", 0)
+    ours = {row.name: row for row in gather(root, PLAN)}["matching-only"].runs[0]
+    last = folder / "last/results/evaluate"
+    assert ours.record["chosen"] == 1 and last.is_dir() and ours.figures == ours.kept
+    assert (last / "scores.csv").read_bytes() == (folder / "results/evaluate/scores.csv").read_bytes()
+    (last / "metrics.json").write_text((last / "metrics.json").read_text().replace('"frechet": ', '"frechet": 1'))
+    ours = {row.name: row for row in gather(root, PLAN)}["matching-only"].runs[0]
+    assert ours.figures["frechet"] > ours.kept["frechet"]
+    monkeypatch.undo()
+    run(root, params, PLAN, "matching-only", 0)
+    assert not last.exists()
+
+
 def test_table_and_page_hold_every_run(swept: tuple[Path, Params], capsys: pytest.CaptureFixture[str]) -> None:
     root, params = swept
     page = write_comparison(root, PLAN, params)
