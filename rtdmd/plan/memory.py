@@ -87,8 +87,9 @@ def rtdmd_memory(costs: Costs, processes: int) -> Memory:
 
 def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, float]]:
     """What comes and goes in an epoch on so many images of this process. Each term's gradient stays until the end of
-    the epoch, so that they add up from phase to phase. In a backward pass the new gradient grows as the graph is freed,
-    and so adds nothing to the peak, but where the graph is needed once more."""
+    the epoch, so that they add up from phase to phase; their weighted sum is gone after the update. In a backward pass
+    the new gradient grows as the graph is freed, and so adds nothing to the peak, but where the graph is needed once
+    more."""
     stand, p = costs.stand, costs.stand.params.train_rtdmd
     one, fake, w = stand.adapter_bytes("rtdmd"), stand.adapter_bytes("fake"), p.weights
     chosen = images if p.matching_path == "reward" else min(split(p.last_step_batch_size, processes), images)
@@ -122,9 +123,9 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
         phases["NFT"] = _phase(micro * (own.kept + own.back_peak), (before + passed + sums) * one, both)
     if p.fake_updates_per_epoch:
         graphs = ours * (_fake(costs.fake, pairs(p.consistency)) + image + point)
-        phases["fake score"] = _phase(graphs, (terms + 1) * one + sums_fake * fake, both)
+        phases["fake score"] = _phase(graphs, terms * one + sums_fake * fake, both)
     combined = (3 if terms > 1 else 1) * one  # the sum so far, the next term scaled, and the two added up
-    phases["update"] = _phase(0, terms * one + max(combined, one + (1 + 2 * sums_fake) * fake), both)
+    phases["update"] = _phase(0, terms * one + max(combined, (1 + 2 * sums_fake) * fake), both)
     return phases
 
 
