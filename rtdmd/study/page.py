@@ -146,5 +146,6 @@ def all_grids(root: Path, plan: SweepPlan, rows: Sequence[Row], base: Params) ->
         if row.runs[0].seed == seed:
             place = judged_folder(run_folder(root, plan, row.name, seed))
             file = place / f"results/evaluate/grid_{MODELS[row.stage][0]}.png"
-            grids[f"{row.name}\n{title_of(row.name)[:28]}"] = Image.open(file).convert("RGB")
+            title = title_of(row.name).replace("γ", "gamma").replace("η", "eta")  # the picture's font has no Greek
+            grids[f"{row.name}\n{title[:28]}"] = Image.open(file).convert("RGB")
     return contact_sheet([prompt.prompt for prompt in shown], grids)
