@@ -125,6 +125,11 @@ def is_reward(name: str) -> bool:
     return name.startswith("reward_")
 
 
+def reward_names(rows: Sequence[Row]) -> list[str]:
+    """The columns of all runs' curves that are training rewards."""
+    return list(dict.fromkeys(name for row in rows for run in row.runs for name in run.curves if is_reward(name)))
+
+
 def difference(runs: Sequence[Run], others: Sequence[Run], figure: str = HEADLINE) -> Mean | None:
     """Mean of runs - others over the seeds that both have, image by image on the same prompts and noise; None without
     such a seed."""
@@ -174,7 +179,7 @@ def costs(row: Row) -> tuple[float, float, float]:
 def runs_csv(rows: Sequence[Row]) -> str:
     """One line a run."""
     names = list(dict.fromkeys(figure for row in rows for figure in row.figures))
-    rewards = list(dict.fromkeys(name for row in rows for run in row.runs for name in run.curves if is_reward(name)))
+    rewards = reward_names(rows)
     trained = [f"training_{name.removeprefix('reward_')}" for name in rewards]
     header = ["run", "seed", "length", "chosen", "passes", "seconds", *names, *trained]
     lines: list[list[object]] = []

@@ -32,11 +32,11 @@ def judge_over_time(folder: Path, params: Params, plan: SweepPlan) -> list[dict[
     """Rows {epoch, figures} of the run's checkpoints, oldest first; none with ``plan.points`` 0."""
     if plan.points == 0:
         return []
+    few = {"evaluate": {"images_per_tag": plan.point_images}}
+    fewer = validate(merged(params.model_dump(mode="json"), few), "a point of the run")
     rows = []
     for checkpoint in checkpoints(folder, params):
         epoch = int(checkpoint.name.removeprefix("step-"))
-        few = {"evaluate": {"images_per_tag": plan.point_images}}
-        fewer = validate(merged(params.model_dump(mode="json"), few), "a point of the run")
         place = lay_point(folder / f"at-{epoch:05d}", folder, fewer, checkpoint)
         metrics = place / "results" / "evaluate" / "metrics.json"
         if not metrics.is_file():

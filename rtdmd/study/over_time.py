@@ -11,7 +11,7 @@ import numpy as np
 from rtdmd.evaluate.names import score_label
 from rtdmd.report.charts import curve
 from rtdmd.report.html import details, section, table
-from rtdmd.study.gather import HEADLINE, Row, Run, is_reward, title_of
+from rtdmd.study.gather import HEADLINE, Row, Run, is_reward, reward_names, title_of
 
 LABELS = {"frechet": "Fréchet", "diversity": "Diversity"}
 _HOW = (
@@ -31,7 +31,7 @@ def figure_label(name: str) -> str:
 
 def time_section(rows: Sequence[Row]) -> str:
     """A table of first and last figures of each method, and its curves."""
-    rewards = list(dict.fromkeys(name for row in rows for run in row.runs for name in run.curves if is_reward(name)))
+    rewards = reward_names(rows)
     figures = list(dict.fromkeys(name for row in rows for run in row.runs for name in judged(run)))
     header = ["Method", *(name.replace("reward_", "training ") for name in rewards)]
     header += [*(f"held-out {LABELS.get(name, name)}" for name in figures), f"kept epoch, of the last: {HEADLINE}"]
@@ -46,7 +46,7 @@ def time_section(rows: Sequence[Row]) -> str:
     body = table(header, lines)
     for row in rows:
         charts = "".join(reward_charts(row.runs[0]) + history_charts(row.runs[0]))
-        body += details(escape(title_of(row.name)), f'<div class="curves">{charts}</div>')
+        body += details(title_of(row.name), f'<div class="curves">{charts}</div>')
     return section("Over time", _HOW, body, "time")
 
 
