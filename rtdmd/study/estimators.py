@@ -1,14 +1,19 @@
-"""Estimators of ∇E r(x̂_0) on real roll-outs: each stage-two way to a reward, at one price, against the whole chain.
+"""Estimators of ∇E r(x̂_0) on real roll-outs: each stage-two way to a reward, at one price, against an unbiased one.
 
-All estimate the gradient of the mean differentiable reward in the stage-two adapter, at the stage-one student. The
-reference back-propagates through every step (`last_step.whole_chain`), which is exact for a fixed noise. "policy + last
-step" is the hybrid: score function on the stochastic steps, pathwise on the last. Advantages keep the reward's units
-with the leave-one-out baseline, so that only what a row names can bias it.
+All estimate the gradient of the mean differentiable reward over the same prompts, in the stage-two adapter, at the
+stage-one student. The prompts are drawn once: which of them came would else be most of a quiet estimator's noise. An
+estimate is built of rounds, a group of images a prompt each; its noise is a round's over their number.
+
+Two are exact for every step: "whole chain" back-propagates through all of them with the noise fixed
+(`last_step.whole_chain`), and "policy + last step" is the hybrid, score function on the stochastic steps and pathwise
+on the last (`rtdmd verify` holds it against closed forms). The second is the reference, as it is by far the quieter:
+a chain's derivative has heavy tails. Advantages keep the reward's units with the leave-one-out baseline, so that only
+what a row names can bias it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +42,8 @@ from rtdmd.train.roles import STACKS, Roles
 from rtdmd.train.terms import Draws
 
 STAGE = "train_rtdmd"
-REFERENCE = "whole chain"
+CHAIN = "whole chain"
+REFERENCE = "policy + last step"
 COMMON: dict[str, Any] = {
     "recipe": "custom",
     "matching_path": "last_step",
@@ -59,10 +65,10 @@ COMMON: dict[str, Any] = {
 _ALONE = {"weights": {"policy": 0.0}}
 _SUB = {"share_noise": True}
 ESTIMATORS: dict[str, dict[str, Any]] = {
-    REFERENCE: _ALONE,
+    CHAIN: _ALONE,
     "last step alone": _ALONE,
     "random step's estimate (ReFL)": _ALONE | {"backprop_at": "random_step"},
-    "policy + last step": {},
+    REFERENCE: {},
     "... M = 1": {"trained_steps": 1},
     "... M = 1, shared noise": _SUB | {"trained_steps": 1},
     "... M = 2, shared noise": _SUB | {"trained_steps": 2},
@@ -79,7 +85,7 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything an estimate is computed on: the stage-one student with a fresh adapter, prompts and rewards."""
+    """Everything a round is computed on: the stage-one student with a fresh adapter, the prompts and the reward."""
 
     params: Params
     backbone: Backbone
@@ -97,9 +103,9 @@ class Bench:
         return validate(merged(merged(tree, {STAGE: COMMON}), {STAGE: dict(settings)}), "an estimator")
 
 
-def open_bench(params: Params, root: Path) -> Bench:
-    """Load the student of results/train_acdmd; UserError where it or the prompts are missing, or no reward is
-    differentiable."""
+def open_bench(params: Params, root: Path, prompts: int = 16) -> Bench:
+    """Load the student of results/train_acdmd and draw ``prompts`` training prompts, at least two. UserError where a
+    file is missing, there are not as many prompts, or no reward is differentiable."""
     device = configure(params.run)
     rewards = [spec for spec in params.train_rtdmd.rewards if spec.differentiable]
     if not rewards:
@@ -115,7 +121,11 @@ def open_bench(params: Params, root: Path) -> Bench:
     roles = Roles(backbone, params.adapter, STACKS[STAGE], params.run.seed)
     roles.load("acdmd", load_tensors(root / paths["acdmd"])[0], paths["acdmd"])
     learner = Learner.adamw(roles.trainable("rtdmd"), 1e-3, params.train_rtdmd)
-    records = read_jsonl(root / paths["prompts"])
+    everything = read_jsonl(root / paths["prompts"])
+    if not 2 <= prompts <= len(everything):
+        raise UserError(f"{prompts} prompts; allowed: 2 to the {len(everything)} of {paths['prompts']}")
+    order = permutation(len(everything), params.run.seed, "study", "prompts")
+    records = [everything[row] for row in order[:prompts]]
     text = load_backbone(params.model, text=True, vae=False, transformer=False, device=device, root=root)
     parts = [[record["prompt"] for record in records[rows]] for rows in micro_batches(len(records), 64)]
     cond = Conditioning.cat([text.encode(prompts) for prompts in parts])
@@ -124,37 +134,34 @@ def open_bench(params: Params, root: Path) -> Bench:
     return Bench(params, backbone, roles, learner, panel, records, cond, sigmas)
 
 
-def prompts_within(bench: Bench, name: str, budget: float) -> tuple[int, float]:
-    """Prompts of an estimate that spends the budget, to the nearest (at least two), and what that costs."""
-    settings = ESTIMATORS[name] | {"prompts_per_epoch": 1}
-    params = bench.with_settings(settings)
-    p = params.train_rtdmd
-    whole = bench.with_settings(settings | {"last_step_batch_size": p.group_size})
-    one = sum(stage_two_epoch(whole, bench.prices).values())
-    if name == REFERENCE:  # back-propagation through K steps, each run again, in place of one
-        more = params.model.num_steps - 1
-        one += p.group_size * more * (2 * bench.prices.two + bench.prices.backward)
-    count = max(2, round(budget / one))
-    return count, count * one
+def price(bench: Bench, name: str) -> float:
+    """What a round costs, in forward passes of the generator (`rtdmd.methods.budget`)."""
+    settings = ESTIMATORS[name] | {"prompts_per_epoch": len(bench.records)}
+    count = len(bench.records) * bench.params.train_rtdmd.group_size
+    params = bench.with_settings(settings | {"last_step_batch_size": count})
+    passes = sum(stage_two_epoch(params, bench.prices).values())
+    if name == CHAIN:  # back-propagation through K steps, each run again, in place of one
+        passes += count * (params.model.num_steps - 1) * (2 * bench.prices.two + bench.prices.backward)
+    return passes
 
 
-def estimate(bench: Bench, name: str, prompts: int, repeat: int, stream: str = "study") -> Tensor:
-    """One estimate (P,) of ∇E r: an epoch's roll-out of its own prompts and noise, named by ``repeat``."""
+def one_round(bench: Bench, name: str, number: int, stream: str = "study") -> Tensor:
+    """One estimate (P,) of ∇E r: a roll-out of every prompt's group, with the noise that ``number`` names."""
     size = bench.params.train_rtdmd.group_size
+    prompts = len(bench.records)
     count = prompts * size
     params = bench.with_settings(ESTIMATORS[name] | {"prompts_per_epoch": prompts, "last_step_batch_size": count})
     p, eta = params.train_rtdmd, params.model.eta
-    order = permutation(len(bench.records), params.run.seed, stream, repeat, "prompts")
-    rows = [order[i % len(order)] for i in range(prompts) for _ in range(size)]
+    rows = [row for row in range(prompts) for _ in range(size)]
     records, cond = [bench.records[row] for row in rows], bench.cond.index(rows)
-    draws = Draws(params.run.seed, f"{stream}-{name}", repeat, tuple(range(count)), bench.backbone.latent_shape(),
+    draws = Draws(params.run.seed, f"{stream}-{name}", number, tuple(range(count)), bench.backbone.latent_shape(),
                   bench.sigmas.device)  # fmt: skip
-    chosen = draw_step_subset(permutation(len(p.candidate_steps), params.run.seed, stream, repeat, "subset"),
+    chosen = draw_step_subset(permutation(len(p.candidate_steps), params.run.seed, stream, number, "subset"),
                               p.trained_steps)  # fmt: skip
     trained = [p.candidate_steps[i] for i in chosen]
     groups = torch.arange(count) // size
     rollout = roll_out(bench.roles, cond, records, groups, bench.sigmas, trained, p, eta, draws)
-    if name == REFERENCE:
+    if name == CHAIN:
         return -flat(chain_gradient(bench, rollout, p.micro_batch, eta))
     pathwise = [(spec.weight, bench.panel.rewards[spec.name]) for spec in p.rewards]
     _, total, *_ = last_step_gradients(bench.roles, bench.learner, rollout, pathwise, bench.backbone, p, {}, eta, draws)
@@ -164,7 +171,7 @@ def estimate(bench: Bench, name: str, prompts: int, repeat: int, stream: str = "
 
 
 def policy_part(bench: Bench, rollout: Rollout, trained: list[int], params: Params) -> Gradients:
-    """The score-function term of an estimator."""
+    """The score-function term of a round."""
     p, eta = params.train_rtdmd, params.model.eta
     with bench.panel.scoring(final_images(rollout, bench.backbone, p.micro_batch)) as scoring:
         scores = scoring.scores(bench.sigmas.device)
@@ -191,8 +198,6 @@ def flat(gradients: Gradients) -> Tensor:
     return torch.cat([part.flatten().cpu() for part in gradients.total])
 
 
-def repeats(bench: Bench, name: str, budget: float, count: int, stream: str = "study") -> Iterator[Tensor]:
-    """Independent estimates (P,) at one price each."""
-    prompts, _ = prompts_within(bench, name, budget)
-    for repeat in range(count):
-        yield estimate(bench, name, prompts, repeat, stream)
+def rounds_within(bench: Bench, name: str, budget: float) -> int:
+    """Rounds that the budget pays for, to the nearest, at least the three that figures take."""
+    return max(3, round(budget / price(bench, name)))

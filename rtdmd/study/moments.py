@@ -1,8 +1,8 @@
-"""What independent repeats of a gradient estimate say about it: signal, variance, and bias against a reference.
+"""What independent rounds of a gradient estimate say about it: noise, and bias against a reference.
 
-Everything comes from inner products, g_i·g_j of R repeats (and of Q repeats of the reference), so that no covariance is
-formed. |E g|² is estimated from pairs of different repeats alone, which noise does not inflate. Standard errors are
-jackknife's, over the repeats of both. Own derivation.
+Everything comes from inner products, g_i·g_j of R rounds (and of Q rounds of the reference), so that no covariance is
+formed. |E g|² is estimated from pairs of different rounds alone, which noise does not inflate. Standard errors are
+jackknife's, over the rounds of both. Own derivation.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ class Figure:
 
 @dataclass(frozen=True)
 class Moments:
-    """noise: tr Cov g / |E g|², 1 where one estimate is as much noise as signal. scale: E g · G / |G|², 1 for an
-    unbiased estimate of G. bias: |E g - G|² / |G|². cosine: of E g and G, 1 where only the length differs. All of one
-    estimate; None without a reference G."""
+    """Of estimates g of G, in units of |G|². noise: tr Cov g / |G|². scale: E g · G / |G|², 1 without bias. bias:
+    |E g - G|² / |G|². cosine: of E g and G, 1 where only the length differs. error: noise + bias, the relative mean
+    squared error."""
 
     noise: Figure
-    scale: Figure | None
-    bias: Figure | None
-    cosine: Figure | None
+    scale: Figure
+    bias: Figure
+    cosine: Figure
+    error: Figure
 
 
 def squared_mean(gram: Tensor) -> float:
@@ -47,17 +48,23 @@ def total_variance(gram: Tensor) -> float:
     return float((gram.trace() - gram.sum() / count) / (count - 1))
 
 
-def moments(repeats: Tensor, reference: Tensor | None = None) -> Moments:
-    """Figures of R >= 3 repeats (R, P) against Q >= 3 of an unbiased reference (Q, P), all independent."""
-    both = repeats if reference is None else torch.cat([repeats, reference])
-    gram, count = (both.double() @ both.double().T).cpu(), len(repeats)
-    first, second = list(range(count)), list(range(count, len(both)))
-    noise = jackknife(lambda a, _: total_variance(own(gram, a)) / squared_mean(own(gram, a)), first, [])
-    if reference is None:
-        return Moments(noise, None, None, None)
+def products(vectors: Tensor, columns: int = 1 << 16) -> Tensor:
+    """g_i·g_j (R, R) in float64 of R vectors (R, P), some columns at a time: P is large, and a copy would be too."""
+    parts = (part.double() for part in vectors.split(columns, 1))
+    return sum((part @ part.T for part in parts), torch.zeros(len(vectors), len(vectors), dtype=torch.float64))
+
+
+def moments(rounds: Tensor, reference: Tensor, share: float = 1.0) -> Moments:
+    """Figures of R >= 3 rounds (R, P) against Q >= 3 of an unbiased reference (Q, P), all independent, for an estimate
+    that is the mean of 1 / ``share`` rounds: its noise is a round's times ``share``, its bias is a round's."""
+    gram, count = products(torch.cat([rounds, reference])), len(rounds)
+    first, second = list(range(count)), list(range(count, len(gram)))
 
     def cross(a: Sequence[int], b: Sequence[int]) -> float:
         return float(gram[list(a)][:, list(b)].mean())
+
+    def noise(a: Sequence[int], b: Sequence[int]) -> float:
+        return share * total_variance(own(gram, a)) / squared_mean(own(gram, b))
 
     def scale(a: Sequence[int], b: Sequence[int]) -> float:
         return cross(a, b) / squared_mean(own(gram, b))
@@ -70,7 +77,10 @@ def moments(repeats: Tensor, reference: Tensor | None = None) -> Moments:
         lengths = squared_mean(own(gram, a)) * squared_mean(own(gram, b))
         return cross(a, b) / math.sqrt(lengths) if lengths > 0 else math.nan
 
-    return Moments(noise, *(jackknife(figure, first, second) for figure in (scale, bias, cosine)))
+    def error(a: Sequence[int], b: Sequence[int]) -> float:
+        return noise(a, b) + bias(a, b)
+
+    return Moments(*(jackknife(figure, first, second) for figure in (noise, scale, bias, cosine, error)))
 
 
 def own(gram: Tensor, rows: Sequence[int]) -> Tensor:

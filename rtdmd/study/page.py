@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
+from itertools import islice
 from pathlib import Path
+from textwrap import shorten
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -35,6 +38,8 @@ from rtdmd.study.paper import GAMMA, STAGE_TWO, order_agreement
 from rtdmd.study.plan import MODELS, TEACHER, SweepPlan, run_folder, run_params
 
 OUT = "results/comparison"
+PANEL = 5  # methods side by side, as many as a page shows at their size
+T = TypeVar("T")
 _HOW = (
     "One line a method, all with the same teacher, prompts, noise and budget (passes of the generator). The base"
     " is what stage two starts from; no budget holds for it. ±: 95 % interval over seeds, Student's t. Differences are"
@@ -53,8 +58,8 @@ def write_comparison(root: Path, plan: SweepPlan, base: Params) -> Path:
     save_png(sheet, np.asarray(all_grids(root, plan, rows, base)))
     parts = [table_section(rows, stage) for stage in ("train_acdmd", "train_rtdmd")]
     parts += [paper_section(rows), time_section([row for row in rows if row.stage == "train_rtdmd"])]
-    parts.append(section("Samples", "The same prompts and noise for every method, first seed.",
-                         picture(sheet, "sample grids of every method"), "samples"))  # fmt: skip
+    how = "The same prompts and noise for every method, first seed; the base stands at the left of each panel."
+    parts.append(section("Samples", how, picture(sheet, "sample grids of every method"), "samples"))
     write_atomic(out / "index.html", page("Comparison of methods", lead(rows), parts))
     return out / "index.html"
 
@@ -136,7 +141,8 @@ def paper_section(rows: Sequence[Row]) -> str:
 
 
 def all_grids(root: Path, plan: SweepPlan, rows: Sequence[Row], base: Params) -> Image.Image:
-    """The sample grids of every method side by side, of the first seed that all of them have run."""
+    """The sample grids of every method, of the first seed that all of them have run: panels of a few methods below each
+    other, the base at the left of each."""
     seed = rows[0].runs[0].seed
     params = run_params(base, plan, BASE, seed)
     prompts = read_prompts(run_folder(root, plan, BASE, seed) / "results/prepare_prompts/eval.jsonl")
@@ -147,5 +153,24 @@ def all_grids(root: Path, plan: SweepPlan, rows: Sequence[Row], base: Params) ->
             place = judged_folder(run_folder(root, plan, row.name, seed))
             file = place / f"results/evaluate/grid_{MODELS[row.stage][0]}.png"
             title = title_of(row.name).replace("γ", "gamma").replace("η", "eta")  # the picture's font has no Greek
-            grids[f"{row.name}\n{title[:28]}"] = Image.open(file).convert("RGB")
-    return contact_sheet([prompt.prompt for prompt in shown], grids)
+            grids[row.name] = (f"{row.name}\n{shorten(title, 30, placeholder=' ...')}", Image.open(file).convert("RGB"))
+    texts, first = [prompt.prompt for prompt in shown], grids.pop(BASE)
+    parts = list(batched(grids.values(), PANEL - 1)) or [[]]
+    return stacked([contact_sheet(texts, dict([first, *part])) for part in parts])
+
+
+def stacked(sheets: Sequence[Image.Image], gap: int = 24) -> Image.Image:
+    """Pictures below each other, flush left on white."""
+    height = sum(sheet.height + gap for sheet in sheets) - gap
+    whole, top = Image.new("RGB", (max(sheet.width for sheet in sheets), height), "white"), 0
+    for sheet in sheets:
+        whole.paste(sheet, (0, top))
+        top += sheet.height + gap
+    return whole
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Consecutive lists of at most ``size`` items."""
+    rest = iter(items)
+    while part := list(islice(rest, size)):
+        yield part

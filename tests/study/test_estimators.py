@@ -11,7 +11,8 @@ from rtdmd.cli import main
 from rtdmd.config import Params
 from rtdmd.errors import UserError
 from rtdmd.stages import train_acdmd
-from rtdmd.study.estimators import ESTIMATORS, REFERENCE, Bench, estimate, open_bench, prompts_within
+from rtdmd.study.estimators import CHAIN, ESTIMATORS, REFERENCE, Bench, one_round, open_bench, price, rounds_within
+from rtdmd.study.moments import moments
 from tests.train.workshop import disturb, make_trainable
 from tests.workspace import set_params
 
@@ -30,14 +31,14 @@ def place(tiny_teacher: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="module")
 def bench(place: tuple[Path, Params]) -> Bench:
     root, params = place
-    bench = open_bench(params, root)
+    bench = open_bench(params, root, 2)
     disturb(bench.roles, "acdmd", scale=0.02)
     return bench
 
 
-def test_the_reference_moves_the_reward(bench: Bench) -> None:
+def test_the_chain_moves_the_reward(bench: Bench) -> None:
     """A small step along the whole chain's estimate raises the mean reward of the same roll-out by step |g|²."""
-    gradient = estimate(bench, REFERENCE, 2, 0)
+    gradient = one_round(bench, CHAIN, 0)
     parameters = bench.learner.parameters
 
     def moved(step: float) -> float:
@@ -57,7 +58,7 @@ def test_the_reference_moves_the_reward(bench: Bench) -> None:
 
 
 def reward_of(bench: Bench) -> float:
-    """Mean reward of the reference's own roll-out, whose noise a second call repeats."""
+    """Mean reward of the chain's own roll-out, whose noise a second call repeats."""
     from rtdmd.study import estimators
 
     seen = {}
@@ -72,16 +73,37 @@ def reward_of(bench: Bench) -> float:
 
     estimators.chain_gradient = watch
     try:
-        estimate(bench, REFERENCE, 2, 0)
+        one_round(bench, CHAIN, 0)
     finally:
         estimators.chain_gradient = real
     return seen["reward"]
 
 
-def test_an_estimate_is_named_by_its_repeat(bench: Bench) -> None:
+def test_a_round_is_named_by_its_number(bench: Bench) -> None:
     name = "... M = 1, shared noise"
-    assert torch.equal(estimate(bench, name, 2, 1), estimate(bench, name, 2, 1))
-    assert not torch.equal(estimate(bench, name, 2, 1), estimate(bench, name, 2, 2))
+    assert torch.equal(one_round(bench, name, 1), one_round(bench, name, 1))
+    assert not torch.equal(one_round(bench, name, 1), one_round(bench, name, 2))
+
+
+def test_all_rounds_have_the_same_prompts(bench: Bench, place: tuple[Path, Params]) -> None:
+    from rtdmd.study import estimators
+
+    seen, real = [], estimators.roll_out
+
+    def watch(roles, cond, records, *rest):  # type: ignore[no-untyped-def]
+        seen.append([record["prompt"] for record in records])
+        return real(roles, cond, records, *rest)
+
+    estimators.roll_out = watch
+    try:
+        for name, number in [(CHAIN, 0), (CHAIN, 1), ("... M = 1", 7)]:
+            one_round(bench, name, number)
+    finally:
+        estimators.roll_out = real
+    assert seen[0] == seen[1] == seen[2] and len(set(seen[0])) == 2
+    assert seen[0][:3] == [bench.records[0]["prompt"]] * 3  # a group of three a prompt
+    again = open_bench(place[1], place[0], 2)
+    assert again.records == bench.records
 
 
 def test_the_last_steps_part_is_in_every_hybrid(bench: Bench) -> None:
@@ -91,21 +113,21 @@ def test_the_last_steps_part_is_in_every_hybrid(bench: Bench) -> None:
     real = estimators.advantages_of
     try:
         estimators.advantages_of = lambda scores, groups, p: real(scores, groups, p) * 0 + 1e-30
-        hybrid = estimate(bench, "policy + last step", 2, 0, "same")
+        hybrid = one_round(bench, REFERENCE, 0, "same")
     finally:
         estimators.advantages_of = real
-    whole = estimate(bench, "policy + last step", 2, 0, "same")
+    whole = one_round(bench, REFERENCE, 0, "same")
     assert not torch.allclose(hybrid, whole)
     assert hybrid.norm() > 0
 
 
 def test_every_estimator_spends_its_price(bench: Bench) -> None:
     for name in ESTIMATORS:
-        two = prompts_within(bench, name, 1.0)
-        assert two[0] == 2  # the least
-        count, spent = prompts_within(bench, name, 40 * two[1])
-        assert count == 80 and spent == pytest.approx(40 * two[1])
-    assert prompts_within(bench, REFERENCE, 1e4)[0] < prompts_within(bench, "last step alone", 1e4)[0]
+        assert rounds_within(bench, name, 1.0) == 3  # the least
+        assert rounds_within(bench, name, 40 * price(bench, name)) == 40
+    gap, images = price(bench, CHAIN) - price(bench, "last step alone"), 2 * 3
+    earlier = bench.params.model.num_steps - 1  # steps that the chain runs twice and goes back through
+    assert gap == pytest.approx(images * earlier * (2 * 1.0 + 1.4))
 
 
 def test_the_command_writes_a_row_an_estimator(
@@ -113,11 +135,21 @@ def test_the_command_writes_a_row_an_estimator(
 ) -> None:
     monkeypatch.chdir(place[0])
     only = ["whole chain", "... stepwise gains"]
-    assert main(["variance", "--cost", "1", "--repeats", "3", "--out", "v.csv", "--only", *only]) == 0
+    assert main(["variance", "--prompts", "2", "--cost", "1", "--out", "v.csv", "--only", *only]) == 0
     lines = (place[0] / "v.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["estimator", *only]
-    assert all(len(line.split(",")) == 11 for line in lines)
+    assert all(len(line.split(",")) == 13 for line in lines)
     assert main(["variance", "--only", "no such"]) == 2 and "names among 'whole chain'" in capsys.readouterr().err
+    assert main(["variance", "--prompts", "1"]) == 2 and "1 prompts; allowed: 2 to" in capsys.readouterr().err
+
+
+def test_halving_the_share_halves_the_noise_and_leaves_the_bias(bench: Bench) -> None:
+    rounds = torch.stack([one_round(bench, "last step alone", number) for number in range(4)])
+    reference = torch.stack([one_round(bench, REFERENCE, number, "reference") for number in range(4)])
+    whole, half = moments(rounds, reference), moments(rounds, reference, 0.5)
+    assert half.noise.value == pytest.approx(whole.noise.value / 2)
+    assert half.bias == whole.bias
+    assert half.error.value == pytest.approx(half.noise.value + half.bias.value)
 
 
 def test_missing_students_are_one_line(place: tuple[Path, Params], tmp_path: Path) -> None:
