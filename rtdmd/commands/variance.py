@@ -51,13 +51,14 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     from rtdmd.evaluate.tables import csv_text
     from rtdmd.files import write_atomic
     from rtdmd.study.estimators import open_bench
+    from rtdmd.study.moments import Figure
 
     rows = []
     bench = open_bench(load_params(root / "params.yaml"), root, arguments.prompts)
     print(f"{HEADER[0]:50}{'rounds':>8}" + "".join(f"{name:>16}" for name in FIGURES), flush=True)
     for row in measure(bench, arguments.only or list(ESTIMATORS), arguments.cost):
         rows.append(row)
-        pairs = [f"{value:.3g} ± {error:.2g}" for value, error in zip(row[3::2], row[4::2], strict=True)]
+        pairs = [str(Figure(value, error)) for value, error in zip(row[3::2], row[4::2], strict=True)]
         print(f"{row[0]:50}{row[1]:>8}" + "".join(f"{pair:>16}" for pair in pairs), flush=True)
         if arguments.out is not None:
             arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -109,7 +109,8 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
     own = costs.generator
     phases = {
         "roll-out": _phase(micro * costs.teacher.peak, 0, images * image),
-        "rewards": _phase(offloaded + micro * _scoring(costs), 0, images * image),
+        # The micro-batch before is there until the next one is decoded.
+        "rewards": _phase(offloaded + micro * (_scoring(costs) + sums * picture), 0, images * image),
     }
     if before:
         step = chosen * point + micro * picture + _last_step(costs, last, (1 + sums_last) * one)
@@ -139,20 +140,20 @@ def _last_step(costs: Costs, rows: int, gradient: float) -> float:
     of them is freed while the rewards' gradient goes back through them and makes its ``gradient``."""
     p, own, teacher = costs.stand.params.train_rtdmd, costs.generator, costs.teacher
     matching = p.weights.matching > 0
+    shared = matching and p.matching_path != "whole_chain"  # the whole chain runs its own steps, one at a time
     found = [0.0]
     if p.weights.backprop > 0:
         decode, scores = costs.decode, costs.scores(p.rewards, gradient=True)
         graphs = own.kept + decode.kept + scores.kept
         found += [rows * (own.kept + decode.peak), rows * (own.kept + decode.kept + scores.peak)]
-        if matching:
+        if shared:
             found.append(rows * (graphs + max(scores.again_peak, decode.again_peak)))
             found.append(rows * (graphs + own.again_peak) + gradient)
         freed = max(graphs + scores.back_peak, own.kept + decode.kept + decode.back_peak, own.kept + own.back_peak)
-        beside = own.kept if matching and p.backprop_at == "random_step" else 0.0  # another step's graph is propagated
+        beside = own.kept if shared and p.backprop_at == "random_step" else 0.0  # another step's graph is propagated
         found.append(rows * (beside + freed))
     if matching:
-        beside = own.kept if p.matching_path == "whole_chain" else 0.0  # each step is computed again beside it
-        found += [rows * (own.kept + teacher.peak), rows * (beside + own.kept + own.back_peak)]
+        found += [rows * (own.kept * shared + teacher.peak), rows * (own.kept + own.back_peak)]
         found += [rows * (own.kept + _scoring(costs))] * (p.matching_gain > 0)
     return max(found)
 

@@ -127,11 +127,11 @@ def last_rows(params: Params) -> Rows:
 def _matched(params: Params) -> Rows:
     """Generator passes of an image's matching beside those that back-propagation makes at the last step too."""
     p, steps = params.train_rtdmd, params.model.num_steps
+    if p.matching_path == "whole_chain":  # each step forward, again for its gradient, and backward
+        return {"generator forward": 2 * steps, "generator backward": steps}
     seen_last = 0.0
     if p.weights.backprop > 0:  # the rewards see the last step's estimate
         seen_last = 1 / steps if p.backprop_at == "random_step" else 1.0
-    if p.matching_path == "whole_chain":  # each step forward, again for its gradient, and backward
-        return {"generator forward": 2 * steps + 1 - seen_last, "generator backward": steps}
     stops_last = 1 / steps if p.matching_path == "random_step" else 1.0
     return {"generator forward": 1 - stops_last * seen_last, "generator backward": 1}
 

@@ -26,12 +26,13 @@ from rtdmd.files import load_tensors, save_tensors, write_json
 from rtdmd.flow.policy import draw_step_subset
 from rtdmd.rewards import identities
 from rtdmd.rewards.panel import Panel, open_panel
-from rtdmd.rng import integers, permutation
+from rtdmd.rng import permutation
 from rtdmd.stage import Stage
-from rtdmd.train.accumulate import Gradients, combine, micro_batches
+from rtdmd.train.accumulate import Gradients, combine
 from rtdmd.train.compared import early_helps, gain_weights, nft_gradient, step_advantages, stepwise_policy_gradient
 from rtdmd.train.diagnose import Pixels, advantage_values, latent_values, require_signal, reward_values
 from rtdmd.train.engine import Learner, Loop, Saved
+from rtdmd.train.fake_score import fake_update
 from rtdmd.train.journal import write_curves
 from rtdmd.train.last_step import Weigh, last_step_gradients
 from rtdmd.train.pictures import Pictures
@@ -48,7 +49,7 @@ from rtdmd.train.reinforce import (
     roll_out,
 )
 from rtdmd.train.roles import STACKS, Average, Roles
-from rtdmd.train.terms import Draws, Velocities, consistency_loss, fake_ambient_loss, renoised
+from rtdmd.train.terms import Draws, Velocities
 from rtdmd.train.validation import Validation
 
 NAME = "train_rtdmd"
@@ -194,7 +195,7 @@ def epoch(players: Players, cond: Conditioning, records: list[dict[str, Any]], d
     values = on_policy(means, ranks, p) | ranks.totals(sums) | generator_update(players, terms, draws.step)
     # 6. Fake-score updates from the cached roll-out.
     for update in range(p.fake_updates_per_epoch):
-        values |= fake_update(players, rollout, update, draws)
+        values |= fake_update(roles, players.fake, rollout, p, eta, draws, update, ranks)
     return values | outcome(ranks, rollout, scores, advantages, groups, pixels)
 
 
@@ -223,7 +224,7 @@ class LastStep:
         chosen = list(range(total))
         if p.last_step_batch_size < total and p.matching_path != "reward":
             chosen = permutation(total, draws.seed, draws.stream, draws.step, "last-rows")[: p.last_step_batch_size]
-        rows, own = own_rows(chosen, draws)
+        rows, own = draws.among(chosen)
         roles, own = early_helps(players.roles, own, p.dynamic)
         return LastStep(players, roles, rows, own, len(chosen))
 
@@ -289,45 +290,3 @@ def outcome(
     values |= {"advantage_std": advantages.std().item(), "sample_std": ranks.spread(rollout.states[-1])}
     values |= ranks.means(latent_values(rollout.states[-1]) | pixels.values())
     return values | reward_values(scores, groups) | advantage_values(advantages)
-
-
-def own_rows(chosen: Sequence[int], draws: Draws, stream: str | None = None) -> tuple[list[int], Draws]:
-    """Of the chosen images of all processes those of this one, as rows of its roll-out, and their draws."""
-    first, count = draws.samples[0], len(draws.samples)
-    rows = [image - first for image in chosen if 0 <= image - first < count]
-    return rows, draws.of([draws.samples[row] for row in rows], stream)
-
-
-def fake_update(players: Players, rollout: Rollout, update: int, draws: Draws) -> dict[str, float]:
-    """One ambient update of the fake score on images of the roll-out, taken at a random level of their chains."""
-    p, ranks = players.params.train_rtdmd, players.ranks
-    total = p.prompts_per_epoch * p.group_size
-    chosen = permutation(total, draws.seed, draws.stream, draws.step, "fake-rows", update)[: p.fake_batch_size]
-    k = len(rollout.sigmas) - 1
-    if p.fake_start == "chain":
-        k = integers(1, k + 1, draws.seed, draws.stream, draws.step, "fake-level", update)
-    rows, own = own_rows(chosen, draws, f"{draws.stream}-fake-{update}")
-    names = ["fake_ambient"] + ["fake_consistency"] * (p.consistency.weight > 0)
-    values, gradients = dict.fromkeys(names, 0.0), Gradients(players.fake)
-    with ranks.together():
-        for part in micro_batches(len(rows), p.micro_batch):
-            found = fake_losses(players, rollout.take(rows[part]), k, own.of(own.samples[part]))
-            share = len(rows[part]) / len(chosen)
-            loss = found[0] if len(found) == 1 else found[0] + p.consistency.weight * found[1]
-            gradients.add(share * loss)
-            for name, value in zip(names, found, strict=True):
-                values[name] += share * value.item()
-    gradients.add_up(ranks)
-    return ranks.totals(values) | {"fake_grad_norm": gradients.step()}
-
-
-def fake_losses(players: Players, rollout: Rollout, k: int, draws: Draws) -> list[Tensor]:
-    """The fake score's ambient loss on states[k] of the roll-out and, where it is weighted, its consistency term."""
-    params, roles, p = players.params, players.roles, players.params.train_rtdmd
-    point = renoised(rollout.states[k], rollout.sigmas[k].expand(len(rollout)), p.renoise, draws)
-    v_fake = roles.velocity("fake", point.x_t, point.t, rollout.cond)
-    losses = [fake_ambient_loss(point, v_fake, p.weighting, p.weight_clamp).mean()]
-    if p.consistency.weight > 0:
-        own = consistency_loss(roles, point, v_fake, rollout.cond, p.consistency, params.model.eta, draws)
-        losses.append(own.mean())
-    return losses

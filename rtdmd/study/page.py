@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from itertools import islice
@@ -33,11 +34,13 @@ from rtdmd.study.gather import (
     table_csv,
     title_of,
 )
+from rtdmd.study.moments import Figure
 from rtdmd.study.over_time import figure_label, time_section
 from rtdmd.study.paper import GAMMA, STAGE_TWO, order_agreement
 from rtdmd.study.plan import MODELS, TEACHER, SweepPlan, run_folder, run_params
 
 OUT = "results/comparison"
+VARIANCE = "variance.csv"  # of `rtdmd variance`, shown where it is there
 PANEL = 5  # methods side by side, as many as a page shows at their size
 T = TypeVar("T")
 _HOW = (
@@ -58,6 +61,8 @@ def write_comparison(root: Path, plan: SweepPlan, base: Params) -> Path:
     save_png(sheet, np.asarray(all_grids(root, plan, rows, base)))
     parts = [table_section(rows, stage) for stage in ("train_acdmd", "train_rtdmd")]
     parts += [paper_section(rows), time_section([row for row in rows if row.stage == "train_rtdmd"])]
+    if (out / VARIANCE).is_file():
+        parts.append(variance_section((out / VARIANCE).read_text(encoding="utf-8")))
     how = "The same prompts and noise for every method, first seed; the base stands at the left of each panel."
     parts.append(section("Samples", how, picture(sheet, "sample grids of every method"), "samples"))
     write_atomic(out / "index.html", page("Comparison of methods", lead(rows), parts))
@@ -138,6 +143,24 @@ def paper_section(rows: Sequence[Row]) -> str:
         " over seeds, else it is undecided."
     )
     return section("The paper's ablations", how, body, "paper")
+
+
+def variance_section(text: str) -> str:
+    """The table of `rtdmd variance` from its CSV: a line an estimator, each figure with its standard error."""
+    lines = list(csv.DictReader(text.splitlines()))
+    figures = [name.removesuffix("_se") for name in lines[0] if name.endswith("_se")]
+    cells = [
+        [escape(line["estimator"]), line["rounds"], f"{float(line['passes']):.0f}"]
+        + [str(Figure(float(line[name]), float(line[f"{name}_se"]))) for name in figures]
+        for line in lines
+    ]
+    how = (
+        "Estimators of the reward's gradient on roll-outs of the base, in units of the gradient's squared length."
+        " Noise and error (noise + bias) are of an estimate of 1000 passes; scale, bias and cosine of its mean against"
+        " policy + last step. ±: one standard error."
+    )
+    body = table(["Estimator", "Rounds", "Passes a round", *figures], cells)
+    return section("Noise and bias of the gradient", how, body, "variance")
 
 
 def all_grids(root: Path, plan: SweepPlan, rows: Sequence[Row], base: Params) -> Image.Image:

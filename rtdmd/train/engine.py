@@ -98,10 +98,6 @@ class Learner:
         left = (total - self.updates + 1) / (share * total) if share else 1.0
         return self.lr * min(1.0, rise, left)
 
-    def gradients(self, loss: Tensor) -> list[Tensor]:
-        """Gradients of a scalar loss; a parameter that the loss does not reach is an error."""
-        return list(torch.autograd.grad(loss, self.parameters))
-
     def tensors(self, name: str) -> dict[str, dict[str, Tensor]]:
         """Everything that resuming needs, as named tensor groups."""
         groups = {

@@ -125,14 +125,16 @@ def last_step_gradients(
     count, last = len(rollout), len(rollout.sigmas) - 2
     through, seen = drawn_steps(p, last, draws)
     point = renoised(rollout.states[through + 1], rollout.sigmas[through + 1].expand(count), p.renoise, draws)
+    matched = p.weights.matching > 0 and through == last and p.matching_path != "whole_chain"
+    propagated = p.weights.backprop > 0 and seen == last
     for rows in micro_batches(count, p.micro_batch):
         share = len(rollout.groups[rows]) / (total or count)
-        if (p.weights.backprop > 0 and seen == last) or through == last:
+        if matched or propagated:
             x0 = one_step(roles, rollout, rows, last, rollout.states[last][rows], eta)
         if p.weights.backprop > 0:
-            image = x0 if seen == last else estimate(roles, rollout, rows, seen)
+            image = x0 if propagated else estimate(roles, rollout, rows, seen)
             loss = reward_loss(image, rollout.records[rows], rewards, backbone, p.backprop_margin) * share
-            backprop.add(loss, retain_graph=p.weights.matching > 0 and seen == through == last)
+            backprop.add(loss, retain_graph=matched and propagated)
             values["backprop"] += loss.item()
             del loss  # its graph, of decoder and rewards, is larger than the transformer's
         if p.weights.matching > 0:
@@ -141,7 +143,7 @@ def last_step_gradients(
             direction, gap = direction_and_gap(roles, here, cond, guided, eta, own, p.normalise_matching)
             if p.matching_path == "whole_chain":
                 sample = whole_chain(roles, rollout, rows, eta)
-            elif through == last:
+            elif matched:
                 sample = x0
             else:
                 sample = one_step(roles, rollout, rows, through, rollout.states[through][rows], eta)

@@ -72,6 +72,13 @@ class Draws:
         """The draws of some of the samples, of another stream where one is named."""
         return replace(self, samples=tuple(samples), stream=stream or self.stream)
 
+    def among(self, chosen: Sequence[int], stream: str | None = None) -> tuple[list[int], Draws]:
+        """Of the chosen samples of all processes those of this one, whose samples are consecutive, as rows of its own,
+        and their draws."""
+        first, count = self.samples[0], len(self.samples)
+        rows = [sample - first for sample in chosen if 0 <= sample - first < count]
+        return rows, self.of([self.samples[row] for row in rows], stream)
+
     def uniform(self, name: str) -> Tensor:
         """(B,) uniform numbers in [0, 1) called ``name``."""
         return uniform_batch(self._keys(name)).to(self.device)

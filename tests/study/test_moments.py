@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rtdmd.study.moments import jackknife, moments, products, squared_mean, total_variance
+from rtdmd.study.moments import Figure, jackknife, moments, products, squared_mean, total_variance
 
 DIMS, COUNT = 40, 300
 
@@ -64,3 +64,8 @@ def test_jackknife_of_a_mean_is_its_standard_error() -> None:
     x = draws(torch.zeros(1).double(), 1.0, 20, 5)[:, 0]
     found = jackknife(lambda rows, _: float(x[list(rows)].mean()), list(range(20)), [])
     assert found.error == pytest.approx(float(x.std() / math.sqrt(20)), rel=1e-9)
+
+
+def test_figures_are_printed_to_two_digits_of_their_error() -> None:
+    shown = [str(Figure(*pair)) for pair in [(1.2345, 0.0412), (112.3, 510.0), (0.5, 0.0), (2.0, math.nan)]]
+    assert shown == ["1.234 ± 0.041", "112 ± 510", "0.5 ± 0", "2 ± nan"]

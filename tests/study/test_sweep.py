@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from rtdmd.commands import methods as methods_command
 from rtdmd.config import Params
@@ -161,6 +162,15 @@ def test_table_and_page_hold_every_run(swept: tuple[Path, Params], capsys: pytes
     assert own == pytest.approx(rows["dmd-nft"].figures["strict"].mean - rows["base"].figures["strict"].mean, abs=1e-6)
     text = page.read_text()
     assert "Flash-DMD" in text and "DMD2, last step only" in text and "held-out strict" in text
-    assert (root / "results/comparison/contact_sheet.png").stat().st_size > 1000
+    assert "Noise and bias" not in text
+    with Image.open(root / "results/comparison/contact_sheet.png") as sheet:
+        panels, size = -(-len(PLAN.methods) // 4), sheet.size  # of the base and four others
+    (page.parent / "variance.csv").write_text(
+        "estimator,rounds,passes,noise,noise_se\nwhole <chain>,7,99.6,1234.5,0.25\n"
+    )
+    text = write_comparison(root, PLAN, params).read_text()
+    assert "Noise and bias" in text and "whole &lt;chain&gt;" in text and "1234.50 ± 0.25" in text
+    with Image.open(run_folder(root, PLAN, "base", 0) / "results/evaluate/grid_train_acdmd.png") as grid:
+        assert size[1] > panels * (grid.height - 10) and size[0] < 250 + 5 * (grid.width + 10)
 
     assert methods_command.own_figures(root / methods_command.TABLE, "dmd-nft")[0] == "stage: train_rtdmd"

@@ -16,6 +16,7 @@ from rtdmd.config import preset
 from rtdmd.errors import RtdmdError
 from rtdmd.signals import SIGNALS, Stopped, caught
 from rtdmd.train import state
+from rtdmd.train.accumulate import Gradients
 from rtdmd.train.engine import Learner, Loop
 from rtdmd.train.journal import write_curves
 from rtdmd.train.roles import Average
@@ -66,9 +67,12 @@ def test_a_non_finite_gradient_stops_before_it_touches_anything(bad: float) -> N
 
 def test_a_parameter_that_the_loss_does_not_reach_is_an_error() -> None:
     w, idle = weight(), weight()
-    assert Learner.adamw([w], 0.1, SETTINGS).gradients(w.square().sum())[0].tolist() == [2.0, -4.0]
+    gradients = Gradients(Learner.adamw([w], 0.1, SETTINGS))
+    gradients.add(w.square().sum())
+    gradients.add(w.square().sum())
+    assert gradients.total is not None and gradients.total[0].tolist() == [4.0, -8.0]
     with pytest.raises(RuntimeError, match="appears to not have been used in the graph"):
-        Learner.adamw([w, idle], 0.1, SETTINGS).gradients(w.square().sum())
+        Gradients(Learner.adamw([w, idle], 0.1, SETTINGS)).add(w.square().sum())
 
 
 def test_a_learner_put_back_goes_on_alike() -> None:
