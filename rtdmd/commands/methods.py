@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 TABLE = Path("results/comparison/table.csv")
@@ -34,6 +35,9 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     print("\nknown, and not here: " + "; ".join(f"{name} ({text})" for name, text in ABSENT.items()))
 
 
+WIDTHS = {"_ci95_seeds": "95 %, seeds", "_ci95_noise": "images"}
+
+
 def lengths_table() -> list[str]:
     """Markdown's lines: the methods that train equally long within the budget of the world preset's own stage."""
     from rtdmd.config import preset
@@ -50,12 +54,19 @@ def lengths_table() -> list[str]:
 
 
 def own_figures(path: Path, name: str) -> list[str]:
-    """The method's line of the comparison's table."""
+    """The method's line of the comparison's table: each value with its intervals, over seeds and over images."""
     import csv
 
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row["run"] == name]
         if rows:
-            return [f"{key}: {value}" for key, value in rows[0].items() if value and key not in ("run", "title")]
+            filled = {key: value for key, value in rows[0].items() if value and key not in ("run", "title")}
+            return [with_widths(filled, key) for key in filled if "_ci95_" not in key]
     return [f"none here; `snakemake sweep` makes {path}"]
+
+
+def with_widths(filled: Mapping[str, str], key: str) -> str:
+    """A value with the half-widths of its intervals, where the table has them."""
+    widths = [f" ± {filled[key + end]} ({what})" for end, what in WIDTHS.items() if key + end in filled]
+    return f"{key}: {filled[key]}{''.join(widths)}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,13 @@ class Run:
 
 @dataclass
 class Row:
-    """One method: its figures over seeds, and its headline figure less those of its stage's references."""
+    """One method: its figures over seeds, and each of them less those of its stage's references, by reference."""
 
     name: str
     stage: str
     runs: list[Run]
     figures: dict[str, Mean] = field(default_factory=dict)
-    minus: dict[str, Mean] = field(default_factory=dict)
+    minus: dict[str, dict[str, Mean]] = field(default_factory=dict)
 
 
 def seed_mean(values: Sequence[float], noise: Sequence[float | None] = ()) -> Mean:
@@ -108,9 +109,8 @@ def gather(root: Path, plan: SweepPlan) -> list[Row]:
             for figure in runs[0].figures:
                 row.figures[figure] = seed_mean([run.figures[figure] for run in runs])
             for other in references(name):
-                value = difference(runs, found.get(other, []))
-                if value is not None:
-                    row.minus[other] = value
+                against = {figure: difference(runs, found.get(other, []), figure) for figure in row.figures}
+                row.minus[other] = {figure: value for figure, value in against.items() if value is not None}
             rows.append(row)
     return rows
 
@@ -131,12 +131,15 @@ def reward_names(rows: Sequence[Row]) -> list[str]:
 
 
 def difference(runs: Sequence[Run], others: Sequence[Run], figure: str = HEADLINE) -> Mean | None:
-    """Mean of runs - others over the seeds that both have, image by image on the same prompts and noise; None without
-    such a seed."""
+    """Mean of runs - others over the seeds that both have. A figure that is a mean of the images' scores is paired
+    image by image, on the same prompts and noise; another, of a whole set of images, by seed alone. None without such a
+    seed."""
     by_seed = {run.seed: run for run in others}
     pairs = [(run, by_seed[run.seed]) for run in runs if run.seed in by_seed]
     if not pairs:
         return None
+    if figure not in pairs[0][0].scores.columns:
+        return seed_mean([one.figures[figure] - two.figures[figure] for one, two in pairs])
     found = [paired_difference(one.scores, two.scores).overall(figure) for one, two in pairs]
     return seed_mean([value.mean for value in found], [value.ci95 for value in found])
 
@@ -152,7 +155,7 @@ def table_csv(rows: Sequence[Row]) -> str:
     header = ["run", "stage", "title", "seeds", "length", "passes", "seconds"]
     header += [column for name in names for column in (name, f"{name}_ci95_seeds")]
     others = sorted({other for own in REFERENCES.values() for other in own})
-    header += [f"{HEADLINE}_minus_{other}{kind}" for other in others
+    header += [f"{name}_minus_{other}{kind}" for other in others for name in names
                for kind in ("", "_ci95_seeds", "_ci95_noise")]  # fmt: skip
     lines = []
     for row in rows:
@@ -160,8 +163,8 @@ def table_csv(rows: Sequence[Row]) -> str:
         for name in names:
             value = row.figures.get(name)
             line += [value and value.mean, value and value.seeds]
-        for other in others:
-            value = row.minus.get(other)
+        for other, name in product(others, names):
+            value = row.minus.get(other, {}).get(name)
             line += [value and value.mean, value and value.seeds, value and value.noise]
         lines.append(line)
     return csv_text(header, lines)

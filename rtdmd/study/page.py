@@ -77,7 +77,7 @@ def lead(rows: Sequence[Row]) -> str:
     students = [row for row in students if len(row.runs) == most]
     best = max(students, key=lambda row: row.figures[HEADLINE].mean)
     text = f"Highest {HEADLINE} score: {title_of(best.name)}, {plus(best.figures[HEADLINE])}"
-    against = [f"{difference(value)} over {title_of(other)}" for other, value in best.minus.items()]
+    against = [f"{difference(found.get(HEADLINE))} over {title_of(other)}" for other, found in best.minus.items()]
     text += "".join(f"; {part}" for part in against) + "."
     versions = {run.record["code"] for row in rows if row.stage == best.stage for run in row.runs}
     if len(versions) > 1:
@@ -91,12 +91,12 @@ def plus(value: Mean, digits: int = 3) -> str:
     return f"{value.mean:.{digits}f}{width}"
 
 
-def difference(value: Mean | None) -> str:
+def difference(value: Mean | None, digits: int = 3) -> str:
     """A difference with both half-widths."""
     if value is None:
         return "–"
-    widths = [f"± {width:.3f}" for width in (value.seeds, value.noise) if width is not None]
-    return " ".join([f"{value.mean:+.3f}", *widths])
+    widths = [f"± {width:.{digits}f}" for width in (value.seeds, value.noise) if width is not None]
+    return " ".join([f"{value.mean:+.{digits}f}", *widths])
 
 
 def table_section(rows: Sequence[Row], stage: str) -> str:
@@ -106,22 +106,33 @@ def table_section(rows: Sequence[Row], stage: str) -> str:
     header = [
         "Method",
         *(figure_label(name) for name in names),
-        *(f"− {other}" for other in REFERENCES[stage]),
+        *(f"{figure_label(HEADLINE)} − {other}" for other in REFERENCES[stage]),
     ]
     header += ["Length", "Passes", "Seconds"]
     lines, classes = [], []
     for row in own:
         cells = [escape(title_of(row.name))]
         cells += [plus(row.figures[name]) if name in row.figures else "–" for name in names]
-        cells += [difference(row.minus.get(other)) for other in REFERENCES[stage]]
+        cells += [difference(row.minus.get(other, {}).get(HEADLINE)) for other in REFERENCES[stage]]
         lines.append([*cells, *(f"{value:,.0f}" for value in costs(row))])
         classes.append("real" if row.name in (TEACHER, BASE) else "")
-    body = table(header, lines, classes)
+    body = table(header, lines, classes) + differences_table(own, [name for name in names if name != HEADLINE], stage)
     if stage == "train_rtdmd":
         body += table(["Not run", "What is known"], [[escape(name), escape(text)] for name, text in ABSENT.items()], (),
                       "wide")  # fmt: skip
     titles = {"train_acdmd": "Stage one", "train_rtdmd": "Stage two"}
     return section(titles[stage], _HOW, body, stage)
+
+
+def differences_table(rows: Sequence[Row], names: Sequence[str], stage: str) -> str:
+    """What the other figures lose or gain against the stage's first reference."""
+    other = REFERENCES[stage][0]
+    lines = [
+        [escape(title_of(row.name)), *(difference(row.minus[other].get(name), 4) for name in names)]
+        for row in rows
+        if row.minus.get(other)
+    ]
+    return table(["Method", *(f"{figure_label(name)} − {other}" for name in names)], lines) if lines else ""
 
 
 def paper_section(rows: Sequence[Row]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,16 @@ def test_differences_are_paired_by_seed_and_image() -> None:
     assert found is not None and found.n == 2
     assert found.mean == pytest.approx(((1 + 1) / 4 + (1 + 2) / 4) / 2)
     assert difference(ours, []) is None
+
+
+def test_a_figure_of_a_whole_set_is_paired_by_seed() -> None:
+    """Seeds 0 to 2 differ by 1, 2 and 6 where the means alone would differ by far less than they spread."""
+    ours = [replace(a_run("x", seed, [1.0]), figures={"frechet": 100.0 * seed}) for seed in range(3)]
+    gaps = {2: 6.0, 0: 1.0, 1: 2.0}
+    theirs = [replace(a_run("y", s, [1.0]), figures={"frechet": 100.0 * s - gap}) for s, gap in gaps.items()]
+    found = difference(ours, theirs, "frechet")
+    assert found is not None and found.mean == pytest.approx(3.0) and found.noise is None
+    assert found.seeds == pytest.approx(T2 * np.sqrt(7) / np.sqrt(3))
 
 
 def test_orders_are_confirmed_contradicted_or_left_open() -> None:

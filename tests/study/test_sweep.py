@@ -158,8 +158,11 @@ def test_table_and_page_hold_every_run(swept: tuple[Path, Params], capsys: pytes
         model = "train_rtdmd" if rows[name].stage == "train_rtdmd" else "train_acdmd"
         assert float(line["clipscore"]) == pytest.approx(metrics[model]["clipscore"]["mean"], rel=1e-5)
         assert line["clipscore_ci95_seeds"] == "" and line["seeds"] == "1"
-    own = rows["dmd-nft"].minus["base"].mean
+    own = rows["dmd-nft"].minus["base"]["strict"].mean
     assert own == pytest.approx(rows["dmd-nft"].figures["strict"].mean - rows["base"].figures["strict"].mean, abs=1e-6)
+    farther = rows["dmd-nft"].figures["frechet"].mean - rows["base"].figures["frechet"].mean
+    assert float(lines["dmd-nft"]["frechet_minus_base"]) == pytest.approx(farther, rel=1e-5)
+    assert lines["dmd-nft"]["frechet_minus_base_ci95_noise"] == ""  # no mean over images
     text = page.read_text()
     assert "Flash-DMD" in text and "DMD2, last step only" in text and "held-out strict" in text
     assert "Noise and bias" not in text
@@ -173,4 +176,7 @@ def test_table_and_page_hold_every_run(swept: tuple[Path, Params], capsys: pytes
     with Image.open(run_folder(root, PLAN, "base", 0) / "results/evaluate/grid_train_acdmd.png") as grid:
         assert size[1] > panels * (grid.height - 10) and size[0] < 250 + 5 * (grid.width + 10)
 
-    assert methods_command.own_figures(root / methods_command.TABLE, "dmd-nft")[0] == "stage: train_rtdmd"
+    shown = methods_command.own_figures(root / methods_command.TABLE, "dmd-nft")
+    assert shown[0] == "stage: train_rtdmd"
+    (gap,) = [line for line in shown if line.startswith("strict_minus_base")]
+    assert gap.endswith("(images)") and gap.count("±") == 1  # one seed has no interval over seeds
