@@ -47,7 +47,7 @@ _HOW = (
     "One line a method, all with the same teacher, prompts, noise and budget (passes of the generator). The base"
     " is what stage two starts from; no budget holds for it. ±: 95 % interval over seeds, Student's t. Differences are"
     " paired by seed, prompt and noise; the second ± there is over noise alone, of the same students. A difference"
-    " inside its first interval decides nothing."
+    " inside its first interval decides nothing; bold ones are outside, as one in twenty would be by chance alone."
 )
 
 
@@ -99,6 +99,13 @@ def difference(value: Mean | None, digits: int = 3) -> str:
     return " ".join([f"{value.mean:+.{digits}f}", *widths])
 
 
+def marked(value: Mean | None, digits: int = 3) -> str:
+    """A difference for a table, bold where it is beyond its interval over seeds."""
+    text = difference(value, digits)
+    sure = value is not None and value.seeds is not None and abs(value.mean) > value.seeds
+    return f"<strong>{text}</strong>" if sure else text
+
+
 def table_section(rows: Sequence[Row], stage: str) -> str:
     """The table of one stage, teacher and base first."""
     own = [row for row in rows if row.name in (TEACHER, BASE) or row.stage == stage]
@@ -113,7 +120,7 @@ def table_section(rows: Sequence[Row], stage: str) -> str:
     for row in own:
         cells = [escape(title_of(row.name))]
         cells += [plus(row.figures[name]) if name in row.figures else "–" for name in names]
-        cells += [difference(row.minus.get(other, {}).get(HEADLINE)) for other in REFERENCES[stage]]
+        cells += [marked(row.minus.get(other, {}).get(HEADLINE)) for other in REFERENCES[stage]]
         lines.append([*cells, *(f"{value:,.0f}" for value in costs(row))])
         classes.append("real" if row.name in (TEACHER, BASE) else "")
     body = table(header, lines, classes) + differences_table(own, [name for name in names if name != HEADLINE], stage)
@@ -128,7 +135,7 @@ def differences_table(rows: Sequence[Row], names: Sequence[str], stage: str) -> 
     """What the other figures lose or gain against the stage's first reference."""
     other = REFERENCES[stage][0]
     lines = [
-        [escape(title_of(row.name)), *(difference(row.minus[other].get(name), 4) for name in names)]
+        [escape(title_of(row.name)), *(marked(row.minus[other].get(name), 4) for name in names)]
         for row in rows
         if row.minus.get(other)
     ]

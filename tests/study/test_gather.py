@@ -12,7 +12,8 @@ from rtdmd.config import preset
 from rtdmd.errors import UserError
 from rtdmd.evaluate.tables import Scores
 from rtdmd.methods import METHODS
-from rtdmd.study.gather import Row, Run, difference, seed_mean
+from rtdmd.study.gather import Mean, Row, Run, difference, seed_mean
+from rtdmd.study.page import marked
 from rtdmd.study.paper import GAMMA, STAGE_TWO, order_agreement
 from rtdmd.study.plan import load_plan
 from rtdmd.study.workspace import pipeline_text
@@ -72,6 +73,12 @@ def test_orders_are_confirmed_contradicted_or_left_open() -> None:
     assert len(found["undecided"]) == 3
     assert order_agreement({}, STAGE_TWO) == {"agree": [], "disagree": [], "undecided": []}
     assert all(name in METHODS or name == "base" for name in (*GAMMA, *STAGE_TWO))
+
+
+def test_what_is_beyond_its_interval_over_seeds_is_bold() -> None:
+    shown = [marked(Mean(mean, seeds, 0.01, 3)) for mean, seeds in [(-0.2, 0.1), (0.2, 0.3), (0.2, None)]]
+    assert shown == ["<strong>-0.200 ± 0.100 ± 0.010</strong>", "+0.200 ± 0.300 ± 0.010", "+0.200 ± 0.010"]
+    assert marked(None) == "–"
 
 
 def test_the_plan_of_the_repository_is_valid_and_a_bad_one_is_one_line(tmp_path: Path) -> None:
