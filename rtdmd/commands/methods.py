@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 TABLE = Path("results/comparison/table.csv")
+WIDTHS = {"_ci95_seeds": "95 %, seeds", "_ci95_noise": "95 %, images"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,9 +34,6 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     for method in METHODS.values():
         print(f"{method.name:16} {STAGE_TITLES[method.stage]:10} {method.title}")
     print("\nknown, and not here: " + "; ".join(f"{name} ({text})" for name, text in ABSENT.items()))
-
-
-WIDTHS = {"_ci95_seeds": "95 %, seeds", "_ci95_noise": "images"}
 
 
 def lengths_table() -> list[str]:

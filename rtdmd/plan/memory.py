@@ -109,8 +109,7 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
     own = costs.generator
     phases = {
         "roll-out": _phase(micro * costs.teacher.peak, 0, images * image),
-        # The micro-batch before is there until the next one is decoded.
-        "rewards": _phase(offloaded + micro * (_scoring(costs) + sums * picture), 0, images * image),
+        "rewards": _phase(offloaded + micro * _scoring(costs, sums * picture), 0, images * image),
     }
     if before:
         step = chosen * point + micro * picture + _last_step(costs, last, (1 + sums_last) * one)
@@ -158,10 +157,10 @@ def _last_step(costs: Costs, rows: int, gradient: float) -> float:
     return max(found)
 
 
-def _scoring(costs: Costs) -> float:
-    """Bytes of an image while it is decoded and scored, without gradient."""
+def _scoring(costs: Costs, before: float = 0.0) -> float:
+    """Bytes of an image while it is decoded, beside one of the micro-batch ``before``, and scored, without gradient."""
     scores = costs.scores(costs.stand.params.train_rtdmd.rewards, gradient=False)
-    return max(costs.pictures.peak, costs.pictures.kept + scores.peak)
+    return max(costs.pictures.peak + before, costs.pictures.kept + scores.peak)
 
 
 def evaluate_memory(costs: Costs) -> Memory:

@@ -56,6 +56,7 @@ COMMON: dict[str, Any] = {
     "advantage_std": "none",
     "advantage_clip": 1e6,
     "density": "gaussian",
+    "drop_zero_advantage": False,
     "credit": "trajectory",
     "backprop_margin": 1e3,
     "gradient_scaling": "none",
@@ -117,18 +118,18 @@ def open_bench(params: Params, root: Path, prompts: int = 16) -> Bench:
     for path in paths.values():
         if not (root / path).is_file():
             raise UserError(f"{path}: no such file; `snakemake train_acdmd` makes it")
+    everything = read_jsonl(root / paths["prompts"])
+    if not 2 <= prompts <= len(everything):
+        raise UserError(f"--prompts {prompts}; allowed: 2 to the {len(everything)} of {paths['prompts']}")
+    order = permutation(len(everything), params.run.seed, "study", "prompts")
+    records = [everything[row] for row in order[:prompts]]
     backbone = load_backbone(params.model, text=False, vae=True, device=device, root=root)
     roles = Roles(backbone, params.adapter, STACKS[STAGE], params.run.seed)
     roles.load("acdmd", load_tensors(root / paths["acdmd"])[0], paths["acdmd"])
     learner = Learner.adamw(roles.trainable("rtdmd"), 1e-3, params.train_rtdmd)
-    everything = read_jsonl(root / paths["prompts"])
-    if not 2 <= prompts <= len(everything):
-        raise UserError(f"{prompts} prompts; allowed: 2 to the {len(everything)} of {paths['prompts']}")
-    order = permutation(len(everything), params.run.seed, "study", "prompts")
-    records = [everything[row] for row in order[:prompts]]
     text = load_backbone(params.model, text=True, vae=False, transformer=False, device=device, root=root)
     parts = [[record["prompt"] for record in records[rows]] for rows in micro_batches(len(records), 64)]
-    cond = Conditioning.cat([text.encode(prompts) for prompts in parts])
+    cond = Conditioning.cat([text.encode(part) for part in parts])
     panel = open_panel(params.train_rtdmd.rewards, device, root)
     sigmas = backbone.sigmas(params.model.num_steps).to(device)
     return Bench(params, backbone, roles, learner, panel, records, cond, sigmas)
@@ -136,38 +137,53 @@ def open_bench(params: Params, root: Path, prompts: int = 16) -> Bench:
 
 def price(bench: Bench, name: str) -> float:
     """What a round costs, in forward passes of the generator (`rtdmd.methods.budget`)."""
-    settings = ESTIMATORS[name] | {"prompts_per_epoch": len(bench.records)}
-    count = len(bench.records) * bench.params.train_rtdmd.group_size
-    params = bench.with_settings(settings | {"last_step_batch_size": count})
-    passes = sum(stage_two_epoch(params, bench.prices).values())
+    params, count = settings_for(bench, name)
+    parts = stage_two_epoch(params, bench.prices)
+    if params.train_rtdmd.weights.policy == 0:  # no advantage is needed
+        parts.pop("score")
+    passes = sum(parts.values())
     if name == CHAIN:  # back-propagation through K steps, each run again, in place of one
-        passes += count * (params.model.num_steps - 1) * (2 * bench.prices.two + bench.prices.backward)
+        steps = params.model.num_steps
+        passes += count * ((2 * steps - 1) * bench.prices.two + (steps - 1) * bench.prices.backward)
     return passes
+
+
+def settings_for(bench: Bench, name: str) -> tuple[Params, int]:
+    """The parameters of an estimator's round, and its images: a group for every prompt, all in every term."""
+    prompts = len(bench.records)
+    count = prompts * bench.params.train_rtdmd.group_size
+    return bench.with_settings(ESTIMATORS[name] | {"prompts_per_epoch": prompts, "last_step_batch_size": count}), count
 
 
 def one_round(bench: Bench, name: str, number: int, stream: str = "study") -> Tensor:
     """One estimate (P,) of ∇E r: a roll-out of every prompt's group, with the noise that ``number`` names."""
-    size = bench.params.train_rtdmd.group_size
-    prompts = len(bench.records)
-    count = prompts * size
-    params = bench.with_settings(ESTIMATORS[name] | {"prompts_per_epoch": prompts, "last_step_batch_size": count})
+    params, count = settings_for(bench, name)
     p, eta = params.train_rtdmd, params.model.eta
-    rows = [row for row in range(prompts) for _ in range(size)]
+    rows = [row for row in range(len(bench.records)) for _ in range(p.group_size)]
     records, cond = [bench.records[row] for row in rows], bench.cond.index(rows)
     draws = Draws(params.run.seed, f"{stream}-{name}", number, tuple(range(count)), bench.backbone.latent_shape(),
                   bench.sigmas.device)  # fmt: skip
     chosen = draw_step_subset(permutation(len(p.candidate_steps), params.run.seed, stream, number, "subset"),
                               p.trained_steps)  # fmt: skip
     trained = [p.candidate_steps[i] for i in chosen]
-    groups = torch.arange(count) // size
+    groups = torch.arange(count) // p.group_size
     rollout = roll_out(bench.roles, cond, records, groups, bench.sigmas, trained, p, eta, draws)
     if name == CHAIN:
         return -flat(chain_gradient(bench, rollout, p.micro_batch, eta))
     pathwise = [(spec.weight, bench.panel.rewards[spec.name]) for spec in p.rewards]
     _, total, *_ = last_step_gradients(bench.roles, bench.learner, rollout, pathwise, bench.backbone, p, {}, eta, draws)
     if p.weights.policy > 0:
-        total.add_scaled(policy_part(bench, rollout, trained, params), 1.0)
+        total.add_scaled(policy_part(bench, rollout, trained, params), policy_units(rollout, p.density))
     return -flat(total)
+
+
+def policy_units(rollout: Rollout, density: str) -> float:
+    """By what a density's policy gradient is multiplied to have the last step's units. The published log-density,
+    -mean (x - μ)², is the Gaussian's times 2 std² / D: the mean over the steps is made 1, their shares are left."""
+    if density == "gaussian":
+        return 1.0
+    mean = sum(std.square().mean().item() for std in rollout.stds) / len(rollout.stds)
+    return rollout.states[0][0].numel() / (2 * mean)
 
 
 def policy_part(bench: Bench, rollout: Rollout, trained: list[int], params: Params) -> Gradients:

@@ -110,7 +110,9 @@ def gather(root: Path, plan: SweepPlan) -> list[Row]:
                 row.figures[figure] = seed_mean([run.figures[figure] for run in runs])
             for other in references(name):
                 against = {figure: difference(runs, found.get(other, []), figure) for figure in row.figures}
-                row.minus[other] = {figure: value for figure, value in against.items() if value is not None}
+                known = {figure: value for figure, value in against.items() if value is not None}
+                if known:
+                    row.minus[other] = known
             rows.append(row)
     return rows
 

@@ -31,15 +31,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Moments:
-    """Of estimates g of G, in units of |G|². noise: tr Cov g / |G|². scale: E g · G / |G|², 1 without bias. bias:
-    |E g - G|² / |G|². cosine: of E g and G, 1 where only the length differs. error: noise + bias, the relative mean
-    squared error."""
+    """Of estimates g of G, in units of |G|². noise: tr Cov g / |G|², which a shrunk estimate makes small (at scale 1 it
+    is noise / scale²). scale: E g · G / |G|², 1 without bias. bias: |E g - G|² / |G|². cosine: of E g and G, 1 where
+    only the length differs; nan where noise hides E g."""
 
     noise: Figure
     scale: Figure
     bias: Figure
     cosine: Figure
-    error: Figure
 
 
 def squared_mean(gram: Tensor) -> float:
@@ -54,39 +53,45 @@ def total_variance(gram: Tensor) -> float:
     return float((gram.trace() - gram.sum() / count) / (count - 1))
 
 
-def products(vectors: Tensor, columns: int = 1 << 16) -> Tensor:
-    """g_i·g_j (R, R) in float64 of R vectors (R, P), some columns at a time: P is large, and a copy would be too."""
-    parts = (part.double() for part in vectors.split(columns, 1))
-    return sum((part @ part.T for part in parts), torch.zeros(len(vectors), len(vectors), dtype=torch.float64))
+def products(one: Tensor, two: Tensor, columns: int = 1 << 16) -> Tensor:
+    """g_i·h_j (R, Q) in float64 of R vectors and Q vectors (., P), some columns at a time: P is large, and a copy would
+    be too."""
+    total = torch.zeros(len(one), len(two), dtype=torch.float64)
+    for left, right in zip(one.split(columns, 1), two.split(columns, 1), strict=True):
+        total += left.double() @ right.double().T
+    return total
+
+
+def squared_length(reference: Tensor) -> Figure:
+    """|G|² from Q >= 3 rounds (Q, P)."""
+    gram = products(reference, reference)
+    return jackknife(lambda rows, _: squared_mean(own(gram, rows)), list(range(len(gram))), [])
 
 
 def moments(rounds: Tensor, reference: Tensor, share: float = 1.0) -> Moments:
     """Figures of R >= 3 rounds (R, P) against Q >= 3 of an unbiased reference (Q, P), all independent, for an estimate
     that is the mean of 1 / ``share`` rounds: its noise is a round's times ``share``, its bias is a round's."""
-    gram, count = products(torch.cat([rounds, reference])), len(rounds)
-    first, second = list(range(count)), list(range(count, len(gram)))
+    gram, mixed, base = products(rounds, rounds), products(rounds, reference), products(reference, reference)
 
     def cross(a: Sequence[int], b: Sequence[int]) -> float:
-        return float(gram[list(a)][:, list(b)].mean())
+        return float(mixed[list(a)][:, list(b)].mean())
 
     def noise(a: Sequence[int], b: Sequence[int]) -> float:
-        return share * total_variance(own(gram, a)) / squared_mean(own(gram, b))
+        return share * total_variance(own(gram, a)) / squared_mean(own(base, b))
 
     def scale(a: Sequence[int], b: Sequence[int]) -> float:
-        return cross(a, b) / squared_mean(own(gram, b))
+        return cross(a, b) / squared_mean(own(base, b))
 
     def bias(a: Sequence[int], b: Sequence[int]) -> float:
-        length = squared_mean(own(gram, b))
+        length = squared_mean(own(base, b))
         return (squared_mean(own(gram, a)) - 2 * cross(a, b) + length) / length
 
     def cosine(a: Sequence[int], b: Sequence[int]) -> float:
-        lengths = squared_mean(own(gram, a)) * squared_mean(own(gram, b))
+        lengths = squared_mean(own(gram, a)) * squared_mean(own(base, b))
         return cross(a, b) / math.sqrt(lengths) if lengths > 0 else math.nan
 
-    def error(a: Sequence[int], b: Sequence[int]) -> float:
-        return noise(a, b) + bias(a, b)
-
-    return Moments(*(jackknife(figure, first, second) for figure in (noise, scale, bias, cosine, error)))
+    first, second = list(range(len(rounds))), list(range(len(reference)))
+    return Moments(*(jackknife(figure, first, second) for figure in (noise, scale, bias, cosine)))
 
 
 def own(gram: Tensor, rows: Sequence[int]) -> Tensor:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from html import escape
-from itertools import islice
 from pathlib import Path
 from textwrap import shorten
-from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from rtdmd.config import Params
+from rtdmd.errors import UserError
 from rtdmd.evaluate.grids import contact_sheet
 from rtdmd.evaluate.plan import grid_prompts, plan_images
 from rtdmd.files import write_atomic
@@ -38,16 +37,18 @@ from rtdmd.study.moments import Figure
 from rtdmd.study.over_time import figure_label, time_section
 from rtdmd.study.paper import GAMMA, STAGE_TWO, order_agreement
 from rtdmd.study.plan import MODELS, TEACHER, SweepPlan, run_folder, run_params
+from rtdmd.study.variance import FIGURES, HEADER, REFERENCE, UNIT
 
 OUT = "results/comparison"
 VARIANCE = "variance.csv"  # of `rtdmd variance`, shown where it is there
 PANEL = 5  # methods side by side, as many as a page shows at their size
-T = TypeVar("T")
+Grid = tuple[str, Image.Image]  # heading and picture of a method
 _HOW = (
     "One line a method, all with the same teacher, prompts, noise and budget (passes of the generator). The base"
     " is what stage two starts from; no budget holds for it. ±: 95 % interval over seeds, Student's t. Differences are"
-    " paired by seed, prompt and noise; the second ± there is over noise alone, of the same students. A difference"
-    " inside its first interval decides nothing; bold ones are outside, as one in twenty would be by chance alone."
+    " paired by seed, prompt and noise (Fréchet and diversity, of a whole set of images, by seed); the second ± is over"
+    " noise alone, of the same students. A difference inside its first interval decides nothing; bold ones are outside,"
+    " as one in twenty would be by chance alone."
 )
 
 
@@ -62,7 +63,7 @@ def write_comparison(root: Path, plan: SweepPlan, base: Params) -> Path:
     parts = [table_section(rows, stage) for stage in ("train_acdmd", "train_rtdmd")]
     parts += [paper_section(rows), time_section([row for row in rows if row.stage == "train_rtdmd"])]
     if (out / VARIANCE).is_file():
-        parts.append(variance_section((out / VARIANCE).read_text(encoding="utf-8")))
+        parts.append(variance_section(out / VARIANCE))
     how = "The same prompts and noise for every method, first seed; the base stands at the left of each panel."
     parts.append(section("Samples", how, picture(sheet, "sample grids of every method"), "samples"))
     write_atomic(out / "index.html", page("Comparison of methods", lead(rows), parts))
@@ -163,41 +164,49 @@ def paper_section(rows: Sequence[Row]) -> str:
     return section("The paper's ablations", how, body, "paper")
 
 
-def variance_section(text: str) -> str:
-    """The table of `rtdmd variance` from its CSV: a line an estimator, each figure with its standard error."""
-    lines = list(csv.DictReader(text.splitlines()))
-    figures = [name.removesuffix("_se") for name in lines[0] if name.endswith("_se")]
-    cells = [
-        [escape(line["estimator"]), line["rounds"], f"{float(line['passes']):.0f}"]
-        + [str(Figure(float(line[name]), float(line[f"{name}_se"]))) for name in figures]
-        for line in lines
-    ]
+def variance_section(path: Path) -> str:
+    """The table of `rtdmd variance` from its CSV: a line an estimator, each figure with its standard error, and the
+    noise at scale 1. UserError where the file is not of this version."""
+    lines = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    if not lines or set(lines[0]) != set(HEADER):
+        raise UserError(f"{path}: no table of this version's `rtdmd variance`, which makes it anew")
+    body = []
+    for line in lines:
+        shown = [Figure(float(line[name]), float(line[f"{name}_se"])) for name in FIGURES]
+        at_scale = f"{shown[0].value / shown[1].value ** 2:.3g}" if shown[1].value else "–"
+        body.append(
+            [escape(line["estimator"]), line["rounds"], f"{float(line['passes']):.0f}", *map(str, shown), at_scale]
+        )
     how = (
-        "Estimators of the reward's gradient on roll-outs of the base, in units of the gradient's squared length."
-        " Noise and error (noise + bias) are of an estimate of 1000 passes; scale, bias and cosine of its mean against"
-        " policy + last step. ±: one standard error."
+        "Estimators of the reward's gradient on roll-outs of a stage-one student, in units of the gradient's squared"
+        f" length. Noise is of an estimate of {UNIT:.0f} passes; scale, bias and cosine are of its mean against"
+        f" {REFERENCE}. ±: one standard error."
     )
-    body = table(["Estimator", "Rounds", "Passes a round", *figures], cells)
-    return section("Noise and bias of the gradient", how, body, "variance")
+    header = ["Estimator", "Rounds", "Passes a round", *FIGURES, "noise / scale²"]
+    return section("Noise and bias of the gradient", how, table(header, body), "variance")
 
 
 def all_grids(root: Path, plan: SweepPlan, rows: Sequence[Row], base: Params) -> Image.Image:
-    """The sample grids of every method, of the first seed that all of them have run: panels of a few methods below each
+    """The sample grids of the base's first seed, of every method that has run it: panels of a few methods below each
     other, the base at the left of each."""
-    seed = rows[0].runs[0].seed
+    seed = next(row for row in rows if row.name == BASE).runs[0].seed
     params = run_params(base, plan, BASE, seed)
     prompts = read_prompts(run_folder(root, plan, BASE, seed) / "results/prepare_prompts/eval.jsonl")
     shown = grid_prompts(plan_images(prompts, params.evaluate.images_per_tag), params.report.grid_prompts)
     grids = {}
     for row in rows:
-        if row.runs[0].seed == seed:
+        if any(run.seed == seed for run in row.runs):
             place = judged_folder(run_folder(root, plan, row.name, seed))
             file = place / f"results/evaluate/grid_{MODELS[row.stage][0]}.png"
             title = title_of(row.name).replace("γ", "gamma").replace("η", "eta")  # the picture's font has no Greek
             grids[row.name] = (f"{row.name}\n{shorten(title, 30, placeholder=' ...')}", Image.open(file).convert("RGB"))
-    texts, first = [prompt.prompt for prompt in shown], grids.pop(BASE)
-    parts = list(batched(grids.values(), PANEL - 1)) or [[]]
-    return stacked([contact_sheet(texts, dict([first, *part])) for part in parts])
+    return panels([prompt.prompt for prompt in shown], grids.pop(BASE), list(grids.values()))
+
+
+def panels(prompts: Sequence[str], first: Grid, others: Sequence[Grid], size: int = PANEL) -> Image.Image:
+    """Contact sheets of ``first`` and some of the others, ``size`` grids in each, below each other."""
+    parts = [others[i : i + size - 1] for i in range(0, len(others), size - 1)] or [[]]
+    return stacked([contact_sheet(prompts, dict([first, *part])) for part in parts])
 
 
 def stacked(sheets: Sequence[Image.Image], gap: int = 24) -> Image.Image:
@@ -208,10 +217,3 @@ def stacked(sheets: Sequence[Image.Image], gap: int = 24) -> Image.Image:
         whole.paste(sheet, (0, top))
         top += sheet.height + gap
     return whole
-
-
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Consecutive lists of at most ``size`` items."""
-    rest = iter(items)
-    while part := list(islice(rest, size)):
-        yield part

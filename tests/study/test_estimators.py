@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +13,12 @@ import torch
 from rtdmd.cli import main
 from rtdmd.config import Params
 from rtdmd.errors import UserError
+from rtdmd.methods.budget import Prices
 from rtdmd.stages import train_acdmd
+from rtdmd.study import variance
 from rtdmd.study.estimators import CHAIN, ESTIMATORS, REFERENCE, Bench, one_round, open_bench, price, rounds_within
-from rtdmd.study.moments import moments
+from rtdmd.study.moments import Figure
+from rtdmd.train.roles import Roles
 from tests.train.workshop import disturb, make_trainable
 from tests.workspace import set_params
 
@@ -106,50 +112,87 @@ def test_all_rounds_have_the_same_prompts(bench: Bench, place: tuple[Path, Param
     assert again.records == bench.records
 
 
-def test_the_last_steps_part_is_in_every_hybrid(bench: Bench) -> None:
-    """Without advantages the hybrid is the last step alone."""
+def test_the_hybrid_without_advantages_is_the_last_step_alone(bench: Bench) -> None:
     from rtdmd.study import estimators
 
-    real = estimators.advantages_of
+    real_advantages, real_settings = estimators.advantages_of, dict(ESTIMATORS)
+    whole = one_round(bench, REFERENCE, 0)
     try:
-        estimators.advantages_of = lambda scores, groups, p: real(scores, groups, p) * 0 + 1e-30
-        hybrid = one_round(bench, REFERENCE, 0, "same")
+        estimators.advantages_of = lambda scores, groups, p: real_advantages(scores, groups, p) * 0
+        hybrid = one_round(bench, REFERENCE, 0)
+        ESTIMATORS[REFERENCE] = {"weights": {"policy": 0.0}}  # under the same name, which names the noise
+        alone = one_round(bench, REFERENCE, 0)
     finally:
-        estimators.advantages_of = real
-    whole = one_round(bench, REFERENCE, 0, "same")
+        estimators.advantages_of = real_advantages
+        ESTIMATORS.update(real_settings)
+    assert alone.norm() > 0 and torch.equal(hybrid, alone)
     assert not torch.allclose(hybrid, whole)
-    assert hybrid.norm() > 0
 
 
-def test_every_estimator_spends_its_price(bench: Bench) -> None:
+def test_the_published_density_has_the_gaussians_units(bench: Bench) -> None:
+    """On one step alone the two are the same function of x up to a factor, which the units take out."""
+    sigmas, real = bench.sigmas, dict(ESTIMATORS)
+    two_steps = replace(bench, sigmas=torch.stack([sigmas[0], sigmas[-2], sigmas[-1]]))  # one of them stochastic
+    one_step = {"candidate_steps": [0], "trained_steps": 1}
+    try:
+        ESTIMATORS[REFERENCE] = one_step
+        gaussian = one_round(two_steps, REFERENCE, 3)
+        ESTIMATORS[REFERENCE] = one_step | {"density": "published", "clip_range": 1e-5}
+        published = one_round(two_steps, REFERENCE, 3)
+    finally:
+        ESTIMATORS.update(real)
+    torch.testing.assert_close(published, gaussian, rtol=1e-3, atol=1e-4 * float(gaussian.abs().max()))
+
+
+@pytest.mark.parametrize("name", [CHAIN, "last step alone", "random step's estimate (ReFL)", REFERENCE])
+def test_a_round_runs_what_it_is_charged_for(name: str, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: Counter[str] = Counter()
+    velocity, decode = Roles.velocity, type(bench.backbone).decode
+
+    def passed(self: Any, role: str, x: torch.Tensor, *more: Any, **options: Any) -> torch.Tensor:
+        seen["two"] += len(x)
+        v = velocity(self, role, x, *more, **options)
+        if v.requires_grad:
+            v.register_hook(lambda gradient: seen.update(backward=len(x)))
+        return v
+
+    def decoded(self: Any, x: torch.Tensor) -> torch.Tensor:
+        seen["decode"] += len(x)
+        return decode(self, x)
+
+    monkeypatch.setattr(Roles, "velocity", passed)
+    monkeypatch.setattr(type(bench.backbone), "decode", decoded)
+    one_round(bench, name, 0)
+    for unit in ("two", "backward", "decode"):
+        free = replace(bench, prices=Prices(**dict.fromkeys(vars(Prices()), 0.0) | {unit: 1.0}))
+        assert seen[unit] == price(free, name) > 0, unit
+
+
+def test_a_row_has_as_many_rounds_as_its_cost_pays_for(bench: Bench) -> None:
     for name in ESTIMATORS:
         assert rounds_within(bench, name, 1.0) == 3  # the least
         assert rounds_within(bench, name, 40 * price(bench, name)) == 40
-    gap, images = price(bench, CHAIN) - price(bench, "last step alone"), 2 * 3
-    earlier = bench.params.model.num_steps - 1  # steps that the chain runs twice and goes back through
-    assert gap == pytest.approx(images * earlier * (2 * 1.0 + 1.4))
 
 
 def test_the_command_writes_a_row_an_estimator(
     place: tuple[Path, Params], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place[0])
+    monkeypatch.setattr(variance, "SURE", 0)  # three rounds tell nothing
+    monkeypatch.setattr(variance, "squared_length", lambda reference: Figure(1.0, 0.5))
     only = ["whole chain", "... stepwise gains"]
     assert main(["variance", "--prompts", "2", "--cost", "1", "--out", "v.csv", "--only", *only]) == 0
     lines = (place[0] / "v.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["estimator", *only]
-    assert all(len(line.split(",")) == 13 for line in lines)
+    assert all(len(line.split(",")) == 11 for line in lines)
     assert main(["variance", "--only", "no such"]) == 2 and "names among 'whole chain'" in capsys.readouterr().err
-    assert main(["variance", "--prompts", "1"]) == 2 and "1 prompts; allowed: 2 to" in capsys.readouterr().err
+    assert main(["variance", "--prompts", "1"]) == 2 and "--prompts 1; allowed: 2 to" in capsys.readouterr().err
 
 
-def test_halving_the_share_halves_the_noise_and_leaves_the_bias(bench: Bench) -> None:
-    rounds = torch.stack([one_round(bench, "last step alone", number) for number in range(4)])
-    reference = torch.stack([one_round(bench, REFERENCE, number, "reference") for number in range(4)])
-    whole, half = moments(rounds, reference), moments(rounds, reference, 0.5)
-    assert half.noise.value == pytest.approx(whole.noise.value / 2)
-    assert half.bias == whole.bias
-    assert half.error.value == pytest.approx(half.noise.value + half.bias.value)
+def test_a_gradient_hidden_by_noise_is_one_line(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variance, "squared_length", lambda reference: Figure(0.2, 0.1))
+    with pytest.raises(UserError, match=r"--cost 1: the gradient's squared length is 0\.20 ± 0\.10, not 3 standard"):
+        next(variance.measure(bench, [REFERENCE], 1.0))
 
 
 def test_missing_students_are_one_line(place: tuple[Path, Params], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rtdmd.study.moments import Figure, jackknife, moments, products, squared_mean, total_variance
+from rtdmd.study.moments import Figure, jackknife, moments, products, squared_length, squared_mean, total_variance
 
 DIMS, COUNT = 40, 300
 
@@ -17,8 +17,9 @@ def draws(mean: torch.Tensor, spread: float, count: int, seed: int) -> torch.Ten
 
 def test_products_give_the_sample_moments() -> None:
     g = draws(torch.linspace(-1, 1, DIMS).double(), 0.5, 7, 0)
-    gram = products(g.float(), columns=7)
-    torch.testing.assert_close(gram, g.float().double() @ g.float().double().T, rtol=1e-14, atol=1e-14)
+    both = products(g.float(), g[:3].float(), columns=7)
+    torch.testing.assert_close(both, g.float().double() @ g[:3].float().double().T, rtol=1e-14, atol=1e-14)
+    assert squared_length(g).value == pytest.approx(squared_mean(g @ g.T), rel=1e-12)
     gram = g @ g.T
     assert total_variance(gram) == pytest.approx(float(g.var(0).sum()), rel=1e-12)
     pairs = [float(g[i] @ g[j]) for i in range(7) for j in range(7) if i != j]
@@ -45,7 +46,8 @@ def test_a_shrunk_and_turned_estimate_is_told_from_noise() -> None:
     assert found.cosine.value == pytest.approx(1 / math.sqrt(2), abs=4 * found.cosine.error)
     noise = DIMS * 0.4**2 / 2.0**2
     assert found.noise.value == pytest.approx(noise, abs=4 * found.noise.error)
-    assert found.error.value == pytest.approx(found.noise.value + found.bias.value)
+    half = moments(draws(0.5 * mean + turned, 0.4, COUNT, 3), draws(mean, 0.4, COUNT, 4), 0.5)
+    assert half.noise.value == pytest.approx(found.noise.value / 2) and half.bias == found.bias
 
 
 def test_errors_are_those_of_repeated_studies() -> None:

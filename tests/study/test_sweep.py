@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -18,9 +19,10 @@ from rtdmd.methods.budget import cost
 from rtdmd.stages import train_rtdmd
 from rtdmd.study import history
 from rtdmd.study.gather import gather
-from rtdmd.study.page import write_comparison
+from rtdmd.study.page import panels, write_comparison
 from rtdmd.study.plan import Budgets, SweepPlan, run_folder, run_params
 from rtdmd.study.run import run
+from rtdmd.study.variance import HEADER
 from tests.train.workshop import make_trainable
 from tests.workspace import set_params
 
@@ -166,17 +168,48 @@ def test_table_and_page_hold_every_run(swept: tuple[Path, Params], capsys: pytes
     text = page.read_text()
     assert "Flash-DMD" in text and "DMD2, last step only" in text and "held-out strict" in text
     assert "Noise and bias" not in text
-    with Image.open(root / "results/comparison/contact_sheet.png") as sheet:
-        panels, size = -(-len(PLAN.methods) // 4), sheet.size  # of the base and four others
-    (page.parent / "variance.csv").write_text(
-        "estimator,rounds,passes,noise,noise_se\nwhole <chain>,7,99.6,1234.5,0.25\n"
-    )
+    table = page.parent / "variance.csv"
+    table.write_text("\n".join([",".join(HEADER), "whole <chain>,7,99.6,1234.5,0.25,0.5,0.1,0,0.1,1,0.2"]))
     text = write_comparison(root, PLAN, params).read_text()
     assert "Noise and bias" in text and "whole &lt;chain&gt;" in text and "1234.50 ± 0.25" in text
-    with Image.open(run_folder(root, PLAN, "base", 0) / "results/evaluate/grid_train_acdmd.png") as grid:
-        assert size[1] > panels * (grid.height - 10) and size[0] < 250 + 5 * (grid.width + 10)
+    assert ">4.94e+03<" in text  # at scale 1
+    table.write_text("estimator,prompts\nx,1\n")
+    with pytest.raises(UserError, match=r"variance\.csv: no table of this version's `rtdmd variance`"):
+        write_comparison(root, PLAN, params)
+    table.unlink()
+    assert (root / "results/comparison/contact_sheet.png").stat().st_size > 1000
 
     shown = methods_command.own_figures(root / methods_command.TABLE, "dmd-nft")
     assert shown[0] == "stage: train_rtdmd"
     (gap,) = [line for line in shown if line.startswith("strict_minus_base")]
-    assert gap.endswith("(images)") and gap.count("±") == 1  # one seed has no interval over seeds
+    assert gap.endswith("(95 %, images)") and gap.count("±") == 1  # one seed has no interval over seeds
+
+
+def test_grids_stand_in_panels_with_the_first_at_the_left() -> None:
+    """Six others in panels of four: two panels of three others."""
+    tones = [Image.new("RGB", (40, 30), (value, 0, 0)) for value in (10, 20, 30, 40, 50, 60, 70)]
+    first, *others = ((f"{i}\nnote", tone) for i, tone in enumerate(tones))
+    one, two, whole = (
+        panels(["p"], first, others[:3], 4),
+        panels(["p"], first, others[3:], 4),
+        panels(["p"], first, others, 4),
+    )
+    assert whole.width == one.width and whole.height == one.height + two.height + 24
+    assert np.array_equal(np.asarray(whole)[: one.height], np.asarray(one))
+    assert np.array_equal(np.asarray(whole)[-two.height :], np.asarray(two))
+    reds = [
+        [int(red) for red in sorted(set(np.asarray(part)[-5, :, 0])) if red in range(10, 80)] for part in (one, two)
+    ]
+    assert reds == [[10, 20, 30, 40], [10, 50, 60, 70]]
+    assert panels(["p"], first, [], 4).width < one.width
+
+
+def test_a_partial_sweep_is_gathered(swept: tuple[Path, Params], tmp_path: Path) -> None:
+    """A method whose seed the base lacks at first, and no control: no grid, no reference, no error."""
+    root, params = swept
+    shutil.copytree(root, tmp_path / "copy", symlinks=True)
+    copy, plan = tmp_path / "copy", PLAN.model_copy(update={"seeds": (1, 0)})
+    run_folder(copy, plan, "dmd-nft", 0).rename(run_folder(copy, plan, "dmd-nft", 1))
+    shutil.rmtree(run_folder(copy, plan, "matching-only", 0), ignore_errors=True)
+    text = write_comparison(copy, plan, params).read_text()
+    assert "matching and DiffusionNFT" in text and "– over" not in text

@@ -1,0 +1,44 @@
+"""The table of the variance study: a row an estimator, all at one cost against the same reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rtdmd.errors import UserError
+from rtdmd.progress import progress
+from rtdmd.study.estimators import REFERENCE, Bench, one_round, price, rounds_within
+from rtdmd.study.moments import moments, squared_length
+
+FIGURES = ("noise", "scale", "bias", "cosine")
+HEADER = ("estimator", "rounds", "passes", *(f"{name}{end}" for name in FIGURES for end in ("", "_se")))
+UNIT = 1000.0  # forward passes of the generator: the price of the estimate whose noise is told
+REFERENCE_SHARE = 4  # the reference's cost over a row's: it stands in every row
+SURE = 3  # standard errors that the gradient's squared length has to be above 0
+
+
+def measure(bench: Bench, names: Sequence[str], cost: float) -> Iterator[list[Any]]:
+    """Rows of the table, as HEADER; the reference's own row is of other rounds than those it is compared with.
+    UserError where noise hides the gradient at this cost."""
+    reference = collected(bench, REFERENCE, REFERENCE_SHARE * cost, "reference")
+    length = squared_length(reference)
+    if not length.value > SURE * length.error:
+        raise UserError(
+            f"--cost {cost:g}: the gradient's squared length is {length}, not {SURE} standard errors above 0; raise"
+            " --cost, or lower --prompts"
+        )
+    for name in names:
+        rounds, passes = collected(bench, name, cost, "study"), price(bench, name)
+        found = moments(rounds, reference, passes / UNIT)
+        figures = (getattr(found, figure) for figure in FIGURES)
+        yield [name, len(rounds), passes, *(part for each in figures for part in (each.value, each.error))]
+
+
+def collected(bench: Bench, name: str, cost: float, stream: str) -> Tensor:
+    """As many rounds (R, P) of an estimator as ``cost`` pays for."""
+    count = rounds_within(bench, name, cost)
+    shown = progress(range(count), desc=f"{name} ({stream})", unit="round")
+    return torch.stack([one_round(bench, name, number, stream) for number in shown])
