@@ -95,3 +95,26 @@ rule sweep_gather:
         "sweep: table and page of the comparison"
     shell:
         "(python -m rtdmd sweep gather --plan {params.plan}) 2>&1 | tee {log} >&2"
+
+
+rule sweep_variance:
+    input:
+        SWEEP_BASE.format(seed=SWEEP.seeds[0]),
+    output:
+        report("results/comparison/variance.csv", category="comparison", caption="../report/stage.rst"),
+    log:
+        "logs/sweep/variance.log",
+    benchmark:
+        "benchmarks/sweep/variance.tsv"
+    conda:
+        "../envs/python.yaml"
+    threads: THREADS
+    resources:
+        mem_mb=6000,
+        runtime=180,
+    params:
+        folder=f"{SWEEP.folder}/base-{SWEEP.seeds[0]}",
+    message:
+        "sweep: noise and bias of the reward's gradient on the base; `rtdmd sweep gather` then shows it"
+    shell:
+        "(cd {params.folder} && python -m rtdmd variance --out $OLDPWD/{output}) 2>&1 | tee {log} >&2"
