@@ -145,3 +145,28 @@ def _dot(frame: Frame, x: float, value: Estimate, color: str) -> str:
         return dot
     low, high = frame.py(max(0.0, value.mean - value.ci95)), frame.py(min(1.0, value.mean + value.ci95))
     return _line(px, low, px, high, color, 1.6) + dot
+
+
+def forest(columns: Mapping[str, Mapping[str, tuple[float, float]]], width: int = 1112, label_width: int = 270) -> str:
+    """Differences with their intervals: a line a row, a column a figure; `columns` maps figure -> row -> (difference,
+    half-width). An interval that leaves out 0 is coloured."""
+    rows = list(dict.fromkeys(row for values in columns.values() for row in values))
+    step, top = 20, 26
+    height = top + step * len(rows) + 22
+    each = (width - label_width) / len(columns)
+    parts = [_text(4, top + step * (i + 0.5) + 4, row, size=12) for i, row in enumerate(rows)]
+    parts += [_line(0, top + step * i, width, top + step * i, GRID) for i in range(len(rows) + 1)]
+    for c, (figure, values) in enumerate(columns.items()):
+        ends = [0.0, *(mean + sign * half for mean, half in values.values() for sign in (-1, 1))]
+        pad = 0.05 * (max(ends) - min(ends)) or 1.0
+        frame = Frame(label_width + c * each + 8, top, each - 24, step * len(rows), (min(ends) - pad, max(ends) + pad),
+                      (0.0, 1.0))  # fmt: skip
+        parts += [_text(frame.left + frame.width / 2, 15, figure, "middle", size=12)]
+        parts += [_line(frame.px(0), top, frame.px(0), top + frame.height, AXIS)]
+        parts += [_text(frame.px(tick), height - 6, number(tick), "middle", AXIS, 10) for tick in ticks(*frame.x, 3)]
+        for row, (mean, half) in values.items():
+            y = top + step * (rows.index(row) + 0.5)
+            color = COLORS["train_acdmd"] if abs(mean) > half else OTHER
+            parts += [_line(frame.px(mean - half), y, frame.px(mean + half), y, color, 2)]
+            parts += [f'<circle cx="{frame.px(mean):.1f}" cy="{y:.1f}" r="3.5" fill="{color}"/>']
+    return _svg(width, height, parts, "differences with their intervals: " + ", ".join(columns))

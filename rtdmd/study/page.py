@@ -19,6 +19,7 @@ from rtdmd.files import write_atomic
 from rtdmd.images import save_png
 from rtdmd.methods.absent import ABSENT
 from rtdmd.prompts import read_prompts
+from rtdmd.report.charts import forest
 from rtdmd.report.html import page, picture, section, table
 from rtdmd.study.gather import (
     BASE,
@@ -47,8 +48,8 @@ _HOW = (
     "One line a method, all with the same teacher, prompts, noise and budget (passes of the generator). The base"
     " is what stage two starts from; no budget holds for it. ±: 95 % interval over seeds, Student's t. Differences are"
     " paired by seed, prompt and noise (Fréchet and diversity, of a whole set of images, by seed); the second ± is over"
-    " noise alone, of the same students. A difference inside its first interval decides nothing; bold ones are outside,"
-    " as one in twenty would be by chance alone."
+    " noise alone, of the same students. A difference inside its first interval decides nothing; bold or blue ones are"
+    " outside, as one in twenty would be by chance alone."
 )
 
 
@@ -124,12 +125,25 @@ def table_section(rows: Sequence[Row], stage: str) -> str:
         cells += [marked(row.minus.get(other, {}).get(HEADLINE)) for other in REFERENCES[stage]]
         lines.append([*cells, *(f"{value:,.0f}" for value in costs(row))])
         classes.append("real" if row.name in (TEACHER, BASE) else "")
-    body = table(header, lines, classes) + differences_table(own, [name for name in names if name != HEADLINE], stage)
+    body = differences_chart(own, names, stage) + table(header, lines, classes)
+    body += differences_table(own, [name for name in names if name != HEADLINE], stage)
     if stage == "train_rtdmd":
         body += table(["Not run", "What is known"], [[escape(name), escape(text)] for name, text in ABSENT.items()], (),
                       "wide")  # fmt: skip
     titles = {"train_acdmd": "Stage one", "train_rtdmd": "Stage two"}
     return section(titles[stage], _HOW, body, stage)
+
+
+def differences_chart(rows: Sequence[Row], names: Sequence[str], stage: str) -> str:
+    """Every figure's difference from the stage's first reference with its interval over seeds; nothing for one seed."""
+    other, columns = REFERENCES[stage][0], dict[str, dict[str, tuple[float, float]]]()
+    for row in rows:
+        for name in names:
+            found = row.minus.get(other, {}).get(name)
+            if found is not None and found.seeds is not None:
+                column = columns.setdefault(f"{figure_label(name)} − {other}", {})
+                column[title_of(row.name)] = found.mean, found.seeds
+    return forest(columns) if columns else ""
 
 
 def differences_table(rows: Sequence[Row], names: Sequence[str], stage: str) -> str:

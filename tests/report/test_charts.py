@@ -7,7 +7,7 @@ import pytest
 
 from rtdmd.errors import UserError
 from rtdmd.evaluate.intervals import Estimate
-from rtdmd.report.charts import Frame, curve, number, running_mean, tag_plot, ticks
+from rtdmd.report.charts import COLORS, OTHER, Frame, curve, forest, number, running_mean, tag_plot, ticks
 from rtdmd.report.html import details, page, section, table
 from rtdmd.report.sections import read_curves
 
@@ -61,6 +61,21 @@ def test_tag_plot_has_a_dot_for_each_model_and_tag():
     rows = {m: {"colors": value, "counting": Estimate(1.0, None, None, 1)} for m in ("teacher", "train_rtdmd")}
     svg = ET.fromstring(tag_plot(rows, {"teacher": "Teacher", "train_rtdmd": "Stage two"}))
     assert len(svg.findall("circle")) == 4 + 2  # and two in the legend
+
+
+def test_forest_colours_what_leaves_out_zero():
+    columns = {"strict": {"one": (0.3, 0.1), "<two>": (0.1, 0.3)}, "other": {"<two>": (-2.0, 1.0)}}
+    svg = ET.fromstring(forest(columns))
+    dots = svg.findall("circle")
+    assert [dot.get("fill") for dot in dots] == [COLORS["train_acdmd"], OTHER, COLORS["train_acdmd"]]
+    one, two, other = ((float(dot.get("cx")), float(dot.get("cy"))) for dot in dots)
+    assert one[1] < two[1] == other[1] and two[0] < one[0] < other[0]
+    bars = [line for line in svg.findall("line") if line.get("stroke-width") == "2"]
+    middles = [(float(bar.get("x1")) + float(bar.get("x2"))) / 2 for bar in bars]
+    assert middles == pytest.approx([one[0], two[0], other[0]], abs=0.11)
+    wide, narrow = (float(bars[i].get("x2")) - float(bars[i].get("x1")) for i in (1, 0))
+    assert wide == pytest.approx(3 * narrow, abs=0.5)
+    assert {"one", "<two>", "strict", "other"} <= {text.text for text in svg.findall("text")}
 
 
 def test_pieces_escape_their_texts():
