@@ -113,7 +113,7 @@ rule sweep_variance:
         mem_mb=6000,
         runtime=180,
     params:
-        folder=f"{SWEEP.folder}/base-{SWEEP.seeds[0]}",
+        folder=lambda wildcards, input: str(Path(input[0]).parent),
     message:
         "sweep: noise and bias of the reward's gradient on the base; `rtdmd sweep gather` then shows it"
     shell:
