@@ -43,6 +43,11 @@ class Mean:
     noise: float | None
     n: int
 
+    @property
+    def sure(self) -> bool:
+        """Whether the mean is beyond its interval over seeds, either way."""
+        return self.seeds is not None and abs(self.mean) > self.seeds
+
 
 @dataclass(frozen=True)
 class Run:

@@ -42,7 +42,7 @@ class Moments:
 
 
 def squared_mean(gram: Tensor) -> float:
-    """|E g|² without bias, from g_i·g_j (R, R): the mean over pairs of different repeats."""
+    """|E g|² without bias, from g_i·g_j (R, R): the mean over pairs of different rounds."""
     count = len(gram)
     return float((gram.sum() - gram.trace()) / (count * (count - 1)))
 
@@ -62,16 +62,15 @@ def products(one: Tensor, two: Tensor, columns: int = 1 << 16) -> Tensor:
     return total
 
 
-def squared_length(reference: Tensor) -> Figure:
-    """|G|² from Q >= 3 rounds (Q, P)."""
-    gram = products(reference, reference)
+def squared_length(gram: Tensor) -> Figure:
+    """|G|² from G_i·G_j (Q, Q) of Q >= 3 rounds."""
     return jackknife(lambda rows, _: squared_mean(own(gram, rows)), list(range(len(gram))), [])
 
 
-def moments(rounds: Tensor, reference: Tensor, share: float = 1.0) -> Moments:
-    """Figures of R >= 3 rounds (R, P) against Q >= 3 of an unbiased reference (Q, P), all independent, for an estimate
-    that is the mean of 1 / ``share`` rounds: its noise is a round's times ``share``, its bias is a round's."""
-    gram, mixed, base = products(rounds, rounds), products(rounds, reference), products(reference, reference)
+def moments(gram: Tensor, mixed: Tensor, base: Tensor, share: float = 1.0) -> Moments:
+    """Figures of R >= 3 rounds g against Q >= 3 of an unbiased reference G, all independent, from the products g_i·g_j
+    (R, R), g_i·G_j (R, Q) and G_i·G_j (Q, Q), for an estimate that is the mean of 1 / ``share`` rounds: its noise is a
+    round's times ``share``, its bias is a round's."""
 
     def cross(a: Sequence[int], b: Sequence[int]) -> float:
         return float(mixed[list(a)][:, list(b)].mean())
@@ -90,7 +89,7 @@ def moments(rounds: Tensor, reference: Tensor, share: float = 1.0) -> Moments:
         lengths = squared_mean(own(gram, a)) * squared_mean(own(base, b))
         return cross(a, b) / math.sqrt(lengths) if lengths > 0 else math.nan
 
-    first, second = list(range(len(rounds))), list(range(len(reference)))
+    first, second = list(range(len(gram))), list(range(len(base)))
     return Moments(*(jackknife(figure, first, second) for figure in (noise, scale, bias, cosine)))
 
 

@@ -104,8 +104,7 @@ def difference(value: Mean | None, digits: int = 3) -> str:
 def marked(value: Mean | None, digits: int = 3) -> str:
     """A difference for a table, bold where it is beyond its interval over seeds."""
     text = difference(value, digits)
-    sure = value is not None and value.seeds is not None and abs(value.mean) > value.seeds
-    return f"<strong>{text}</strong>" if sure else text
+    return f"<strong>{text}</strong>" if value is not None and value.sure else text
 
 
 def table_section(rows: Sequence[Row], stage: str) -> str:

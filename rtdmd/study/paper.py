@@ -38,7 +38,6 @@ def order_agreement(rows: Mapping[str, Row], paper: Mapping[str, tuple[float, ..
         found = difference(rows[better].runs, rows[worse].runs)
         if found is None:
             continue
-        sure = found.seeds is not None and abs(found.mean) > found.seeds
-        verdict = "undecided" if not sure else "agree" if found.mean > 0 else "disagree"
+        verdict = "undecided" if not found.sure else "agree" if found.mean > 0 else "disagree"
         verdicts[verdict].append(f"{better} > {worse}")
     return verdicts

@@ -11,7 +11,7 @@ from torch import Tensor
 from rtdmd.errors import UserError
 from rtdmd.progress import progress
 from rtdmd.study.estimators import REFERENCE, Bench, one_round, price, rounds_within
-from rtdmd.study.moments import moments, squared_length
+from rtdmd.study.moments import moments, products, squared_length
 
 FIGURES = ("noise", "scale", "bias", "cosine")
 HEADER = ("estimator", "rounds", "passes", *(f"{name}{end}" for name in FIGURES for end in ("", "_se")))
@@ -24,7 +24,8 @@ def measure(bench: Bench, names: Sequence[str], cost: float) -> Iterator[list[An
     """Rows of the table, as HEADER; the reference's own row is of other rounds than those it is compared with.
     UserError where noise hides the gradient at this cost."""
     reference = collected(bench, REFERENCE, REFERENCE_SHARE * cost, "reference")
-    length = squared_length(reference)
+    base = products(reference, reference)
+    length = squared_length(base)
     if not length.value > SURE * length.error:
         raise UserError(
             f"--cost {cost:g}: the gradient's squared length is {length}, not {SURE} standard errors above 0; raise"
@@ -32,7 +33,7 @@ def measure(bench: Bench, names: Sequence[str], cost: float) -> Iterator[list[An
         )
     for name in names:
         rounds, passes = collected(bench, name, cost, "study"), price(bench, name)
-        found = moments(rounds, reference, passes / UNIT)
+        found = moments(products(rounds, rounds), products(rounds, reference), base, passes / UNIT)
         figures = (getattr(found, figure) for figure in FIGURES)
         yield [name, len(rounds), passes, *(part for each in figures for part in (each.value, each.error))]
 

@@ -8,18 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from rtdmd.config import preset
 from rtdmd.config.presets import merged
 from rtdmd.methods import METHODS, budget
 from rtdmd.methods.budget import Prices
 from rtdmd.stages import train_acdmd, train_rtdmd
-from rtdmd.train.roles import Roles
-from tests.train.workshop import make_trainable
+from tests.train.workshop import FREE, count_passes, make_trainable
 from tests.workspace import set_params
 
-FREE = dict.fromkeys(("teacher", "one", "two", "backward", "decode", "score", "decode_backward"), 0.0)
 REWARDS = [  # the tiny student's images are all wrong: only CLIP tells them apart
     {"name": "clipscore", "model": "data/world/clip", "weight": 1.0},
     {"name": "world_verifier", "weight": 1.0, "soft_weight": 0.0},
@@ -41,19 +38,7 @@ def root(tiny_teacher: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Images that go through each role, and back through any, as often as they do."""
-    seen: Counter[str] = Counter()
-    real = Roles.velocity
-
-    def velocity(self: Any, role: str, x: torch.Tensor, *more: Any, **options: Any) -> torch.Tensor:
-        seen[role] += len(x) * (2 if options.get("guidance", 1.0) != 1.0 else 1)
-        v = real(self, role, x, *more, **options)
-        if v.requires_grad:
-            v.register_hook(lambda gradient: seen.update(backward=len(x)))
-        return v
-
-    monkeypatch.setattr(Roles, "velocity", velocity)
-    return seen
+    return count_passes(monkeypatch)
 
 
 @pytest.mark.parametrize("name", EXACT)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,10 @@ from rtdmd.config import Params
 from rtdmd.errors import UserError
 from rtdmd.methods.budget import Prices
 from rtdmd.stages import train_acdmd
-from rtdmd.study import variance
+from rtdmd.study import estimators, variance
 from rtdmd.study.estimators import CHAIN, ESTIMATORS, REFERENCE, Bench, one_round, open_bench, price, rounds_within
 from rtdmd.study.moments import Figure
-from rtdmd.train.roles import Roles
-from tests.train.workshop import disturb, make_trainable
+from tests.train.workshop import FREE, count_passes, disturb, make_trainable
 from tests.workspace import set_params
 
 ROOT_CHANGES = {"train_rtdmd": {"group_size": 3, "micro_batch": 4}}
@@ -65,8 +63,6 @@ def test_the_chain_moves_the_reward(bench: Bench) -> None:
 
 def reward_of(bench: Bench) -> float:
     """Mean reward of the chain's own roll-out, whose noise a second call repeats."""
-    from rtdmd.study import estimators
-
     seen = {}
     real = estimators.chain_gradient
 
@@ -91,81 +87,61 @@ def test_a_round_is_named_by_its_number(bench: Bench) -> None:
     assert not torch.equal(one_round(bench, name, 1), one_round(bench, name, 2))
 
 
-def test_all_rounds_have_the_same_prompts(bench: Bench, place: tuple[Path, Params]) -> None:
-    from rtdmd.study import estimators
-
+def test_all_rounds_have_the_same_prompts(
+    bench: Bench, place: tuple[Path, Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen, real = [], estimators.roll_out
 
     def watch(roles, cond, records, *rest):  # type: ignore[no-untyped-def]
         seen.append([record["prompt"] for record in records])
         return real(roles, cond, records, *rest)
 
-    estimators.roll_out = watch
-    try:
-        for name, number in [(CHAIN, 0), (CHAIN, 1), ("... M = 1", 7)]:
-            one_round(bench, name, number)
-    finally:
-        estimators.roll_out = real
+    monkeypatch.setattr(estimators, "roll_out", watch)
+    for name, number in [(CHAIN, 0), (CHAIN, 1), ("... M = 1", 7)]:
+        one_round(bench, name, number)
     assert seen[0] == seen[1] == seen[2] and len(set(seen[0])) == 2
     assert seen[0][:3] == [bench.records[0]["prompt"]] * 3  # a group of three a prompt
-    again = open_bench(place[1], place[0], 2)
-    assert again.records == bench.records
+    assert open_bench(place[1], place[0], 2).records == bench.records
 
 
-def test_the_hybrid_without_advantages_is_the_last_step_alone(bench: Bench) -> None:
-    from rtdmd.study import estimators
-
-    real_advantages, real_settings = estimators.advantages_of, dict(ESTIMATORS)
-    whole = one_round(bench, REFERENCE, 0)
-    try:
-        estimators.advantages_of = lambda scores, groups, p: real_advantages(scores, groups, p) * 0
-        hybrid = one_round(bench, REFERENCE, 0)
-        ESTIMATORS[REFERENCE] = {"weights": {"policy": 0.0}}  # under the same name, which names the noise
-        alone = one_round(bench, REFERENCE, 0)
-    finally:
-        estimators.advantages_of = real_advantages
-        ESTIMATORS.update(real_settings)
+def test_the_hybrid_without_advantages_is_the_last_step_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, whole = estimators.advantages_of, one_round(bench, REFERENCE, 0)
+    monkeypatch.setattr(estimators, "advantages_of", lambda scores, groups, p: real(scores, groups, p) * 0)
+    hybrid = one_round(bench, REFERENCE, 0)
+    monkeypatch.setitem(
+        ESTIMATORS, REFERENCE, {"weights": {"policy": 0.0}}
+    )  # under the same name, which names the noise
+    alone = one_round(bench, REFERENCE, 0)
     assert alone.norm() > 0 and torch.equal(hybrid, alone)
     assert not torch.allclose(hybrid, whole)
 
 
-def test_the_published_density_has_the_gaussians_units(bench: Bench) -> None:
+def test_the_published_density_has_the_gaussians_units(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """On one step alone the two are the same function of x up to a factor, which the units take out."""
-    sigmas, real = bench.sigmas, dict(ESTIMATORS)
+    sigmas = bench.sigmas
     two_steps = replace(bench, sigmas=torch.stack([sigmas[0], sigmas[-2], sigmas[-1]]))  # one of them stochastic
     one_step = {"candidate_steps": [0], "trained_steps": 1}
-    try:
-        ESTIMATORS[REFERENCE] = one_step
-        gaussian = one_round(two_steps, REFERENCE, 3)
-        ESTIMATORS[REFERENCE] = one_step | {"density": "published", "clip_range": 1e-5}
-        published = one_round(two_steps, REFERENCE, 3)
-    finally:
-        ESTIMATORS.update(real)
+    monkeypatch.setitem(ESTIMATORS, REFERENCE, one_step)
+    gaussian = one_round(two_steps, REFERENCE, 3)
+    monkeypatch.setitem(ESTIMATORS, REFERENCE, one_step | {"density": "published", "clip_range": 1e-5})
+    published = one_round(two_steps, REFERENCE, 3)
     torch.testing.assert_close(published, gaussian, rtol=1e-3, atol=1e-4 * float(gaussian.abs().max()))
 
 
 @pytest.mark.parametrize("name", [CHAIN, "last step alone", "random step's estimate (ReFL)", REFERENCE])
 def test_a_round_runs_what_it_is_charged_for(name: str, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: Counter[str] = Counter()
-    velocity, decode = Roles.velocity, type(bench.backbone).decode
-
-    def passed(self: Any, role: str, x: torch.Tensor, *more: Any, **options: Any) -> torch.Tensor:
-        seen["two"] += len(x)
-        v = velocity(self, role, x, *more, **options)
-        if v.requires_grad:
-            v.register_hook(lambda gradient: seen.update(backward=len(x)))
-        return v
+    seen, decode = count_passes(monkeypatch), type(bench.backbone).decode
 
     def decoded(self: Any, x: torch.Tensor) -> torch.Tensor:
         seen["decode"] += len(x)
         return decode(self, x)
 
-    monkeypatch.setattr(Roles, "velocity", passed)
     monkeypatch.setattr(type(bench.backbone), "decode", decoded)
     one_round(bench, name, 0)
-    for unit in ("two", "backward", "decode"):
-        free = replace(bench, prices=Prices(**dict.fromkeys(vars(Prices()), 0.0) | {unit: 1.0}))
-        assert seen[unit] == price(free, name) > 0, unit
+    for unit, role in {"two": "generator", "backward": "backward", "decode": "decode"}.items():
+        free = replace(bench, prices=Prices(**FREE | {unit: 1.0}))
+        assert seen[role] == price(free, name) > 0, unit
+    assert set(seen) == {"generator", "backward", "decode"}
 
 
 def test_a_row_has_as_many_rounds_as_its_cost_pays_for(bench: Bench) -> None:

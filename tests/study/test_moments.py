@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from rtdmd.study.moments import Figure, jackknife, moments, products, squared_length, squared_mean, total_variance
+from rtdmd.study.moments import (
+    Figure,
+    Moments,
+    jackknife,
+    moments,
+    products,
+    squared_length,
+    squared_mean,
+    total_variance,
+)
 
 DIMS, COUNT = 40, 300
 
@@ -15,11 +24,15 @@ def draws(mean: torch.Tensor, spread: float, count: int, seed: int) -> torch.Ten
     return mean + spread * torch.randn(count, len(mean), generator=generator, dtype=torch.float64)
 
 
+def figures(rounds: torch.Tensor, reference: torch.Tensor, share: float = 1.0) -> Moments:
+    return moments(products(rounds, rounds), products(rounds, reference), products(reference, reference), share)
+
+
 def test_products_give_the_sample_moments() -> None:
     g = draws(torch.linspace(-1, 1, DIMS).double(), 0.5, 7, 0)
     both = products(g.float(), g[:3].float(), columns=7)
     torch.testing.assert_close(both, g.float().double() @ g[:3].float().double().T, rtol=1e-14, atol=1e-14)
-    assert squared_length(g).value == pytest.approx(squared_mean(g @ g.T), rel=1e-12)
+    assert squared_length(products(g, g)).value == pytest.approx(squared_mean(g @ g.T), rel=1e-12)
     gram = g @ g.T
     assert total_variance(gram) == pytest.approx(float(g.var(0).sum()), rel=1e-12)
     pairs = [float(g[i] @ g[j]) for i in range(7) for j in range(7) if i != j]
@@ -28,7 +41,7 @@ def test_products_give_the_sample_moments() -> None:
 
 def test_an_unbiased_estimate_has_scale_and_cosine_one_and_no_bias() -> None:
     mean = torch.linspace(-1, 1, DIMS).double()
-    found = moments(draws(mean, 0.5, COUNT, 1), draws(mean, 0.3, COUNT, 2))
+    found = figures(draws(mean, 0.5, COUNT, 1), draws(mean, 0.3, COUNT, 2))
     assert abs(found.scale.value - 1) < 4 * found.scale.error < 0.05
     assert abs(found.bias.value) < 4 * found.bias.error < 0.05
     assert abs(found.cosine.value - 1) < 4 * found.cosine.error + 1e-3
@@ -40,24 +53,24 @@ def test_a_shrunk_and_turned_estimate_is_told_from_noise() -> None:
     """E g = 0.5 G + an orthogonal part of half G's length: scale 0.5, bias 0.25 + 0.25, cosine 1/sqrt 2."""
     mean, turned = torch.zeros(DIMS).double(), torch.zeros(DIMS).double()
     mean[0], turned[1] = 2.0, 1.0
-    found = moments(draws(0.5 * mean + turned, 0.4, COUNT, 3), draws(mean, 0.4, COUNT, 4))
+    found = figures(draws(0.5 * mean + turned, 0.4, COUNT, 3), draws(mean, 0.4, COUNT, 4))
     assert found.scale.value == pytest.approx(0.5, abs=4 * found.scale.error) and found.scale.error < 0.02
     assert found.bias.value == pytest.approx(0.5, abs=4 * found.bias.error) and found.bias.error < 0.03
     assert found.cosine.value == pytest.approx(1 / math.sqrt(2), abs=4 * found.cosine.error)
     noise = DIMS * 0.4**2 / 2.0**2
     assert found.noise.value == pytest.approx(noise, abs=4 * found.noise.error)
-    half = moments(draws(0.5 * mean + turned, 0.4, COUNT, 3), draws(mean, 0.4, COUNT, 4), 0.5)
+    half = figures(draws(0.5 * mean + turned, 0.4, COUNT, 3), draws(mean, 0.4, COUNT, 4), 0.5)
     assert half.noise.value == pytest.approx(found.noise.value / 2) and half.bias == found.bias
 
 
 def test_errors_are_those_of_repeated_studies() -> None:
     """The jackknife's standard errors against the spread of 60 independent studies."""
     mean = torch.linspace(-1, 1, DIMS).double()
-    found = [moments(draws(mean, 1.0, 30, 100 + i), draws(mean, 1.0, 40, 900 + i), 0.5) for i in range(60)]
+    found = [figures(draws(mean, 1.0, 30, 100 + i), draws(mean, 1.0, 40, 900 + i), 0.5) for i in range(60)]
     for name in ("noise", "scale", "bias"):
-        figures = [getattr(each, name) for each in found]
-        values = torch.tensor([figure.value for figure in figures])
-        claimed = torch.tensor([figure.error for figure in figures]).square().mean().sqrt()
+        named = [getattr(each, name) for each in found]
+        values = torch.tensor([figure.value for figure in named])
+        claimed = torch.tensor([figure.error for figure in named]).square().mean().sqrt()
         # The spread of 60 values has a relative error of 1/sqrt(118), 0.09; four of these and jackknife's upward bias.
         assert float(values.std() / claimed) == pytest.approx(1.0, abs=0.4)
 

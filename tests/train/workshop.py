@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import Backbone, Conditioning
 from rtdmd.config import AdapterParams, Params, preset
+from rtdmd.methods.budget import Prices
 from rtdmd.rng import normal
 from rtdmd.stages import cache_teacher, prepare_prompts
 from rtdmd.train.roles import STACKS, Roles
@@ -20,6 +23,7 @@ from tests.workspace import REPOSITORY, make_workspace
 
 SHAPE = (4, 9, 9)
 LEVELS = torch.tensor([1.0, 0.9, 0.75, 0.5, 0.0])
+FREE = dict.fromkeys(vars(Prices()), 0.0)  # every pass for nothing
 
 
 def tiny_backbone(teacher: Path, vae: bool = False, dtype: str = "float32") -> Backbone:
@@ -78,3 +82,19 @@ def rows_of(csv: bytes) -> list[dict[str, Any]]:
     header, *lines = csv.decode().splitlines()
     cells = [zip(header.split(","), line.split(","), strict=True) for line in lines]
     return [{name: float(value) for name, value in row if value} for row in cells]
+
+
+def count_passes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Images that go through each role, and back through any, as often as they do, from now on."""
+    seen: Counter[str] = Counter()
+    real = Roles.velocity
+
+    def velocity(self: Any, role: str, x: Tensor, *more: Any, **options: Any) -> Tensor:
+        seen[role] += len(x) * (2 if options.get("guidance", 1.0) != 1.0 else 1)
+        v = real(self, role, x, *more, **options)
+        if v.requires_grad:
+            v.register_hook(lambda gradient: seen.update(backward=len(x)))
+        return v
+
+    monkeypatch.setattr(Roles, "velocity", velocity)
+    return seen
