@@ -18,18 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from rtdmd.backbones import Conditioning, PipelineBackbone, load_backbone
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import read_jsonl
+from rtdmd.common.rng import normal
+from rtdmd.common.torch_setup import configure
 from rtdmd.config import Params
-from rtdmd.errors import UserError
-from rtdmd.files import read_jsonl
 from rtdmd.plan.models import part_configs, text_shapes
 from rtdmd.rewards.panel import open_panel
-from rtdmd.rng import normal
 from rtdmd.stages import train_acdmd, train_rtdmd
-from rtdmd.torch_setup import configure
-from rtdmd.train.engine import Learner
-from rtdmd.train.ranks import Ranks
-from rtdmd.train.roles import STACKS, Average, Roles
-from rtdmd.train.terms import Draws
+from rtdmd.train.adapters import STACKS, Average, Roles
+from rtdmd.train.distributed.ranks import Ranks
+from rtdmd.train.engine.loop import Learner
+from rtdmd.train.losses import Draws
 
 PROMPTS = Path("results/prepare_prompts/train.jsonl")
 

@@ -19,8 +19,8 @@ from importlib import import_module
 from pathlib import Path
 
 from rtdmd import __version__
-from rtdmd.errors import RtdmdError, UserError
-from rtdmd.signals import REQUEUE, Stopped, caught
+from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.pipeline.signals import REQUEUE, Stopped, caught
 
 STAGES = {
     "prepare_prompts": "training and held-out prompts, disjoint",

@@ -10,7 +10,7 @@ import pytest
 from rtdmd.cli import STAGES, build_parser, main
 from rtdmd.config import RECIPES, parse_params, preset
 from rtdmd.config.render import schema_text
-from rtdmd.pipeline import read_pipeline
+from rtdmd.pipeline.dvc_yaml import read_pipeline
 
 
 def test_help_answers_at_once_and_imports_nothing_heavy() -> None:

@@ -12,7 +12,7 @@ from string import ascii_lowercase
 
 import torch
 
-from rtdmd.torch_setup import quiet_imports
+from rtdmd.common.torch_setup import quiet_imports
 
 with quiet_imports():
     from diffusers import (

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from rtdmd.common.files import save_tensors, write_json
 from rtdmd.config import Params, preset
 from rtdmd.config.render import params_text
-from rtdmd.files import save_tensors, write_json
-from rtdmd.provenance import package_versions
+from rtdmd.pipeline.provenance import package_versions
 from rtdmd.rewards import identities, load_reward
 
 REPOSITORY = Path(__file__).parents[1]

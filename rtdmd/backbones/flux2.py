@@ -35,8 +35,8 @@ from rtdmd.backbones.parts import (
     unit_timestep,
 )
 from rtdmd.backbones.protocol import Conditioning, LoraKind
-from rtdmd.errors import UserError
-from rtdmd.torch_setup import quiet_imports
+from rtdmd.common.errors import UserError
+from rtdmd.common.torch_setup import quiet_imports
 
 with quiet_imports():
     from diffusers import Flux2KleinPipeline

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from rtdmd.backbones.protocol import PUBLISHED, Conditioning, LoraKind
 from rtdmd.backbones.snapshot import model_index, teacher_folder
-from rtdmd.errors import UserError
-from rtdmd.torch_setup import DTYPES, quiet_imports, quiet_loading
+from rtdmd.common.errors import UserError
+from rtdmd.common.torch_setup import DTYPES, quiet_imports, quiet_loading
 
 with quiet_imports():
     from diffusers import FlowMatchEulerDiscreteScheduler

@@ -63,7 +63,7 @@ class Conditioning:
 
 
 class Backbone(Protocol):
-    """A loaded teacher with one transformer; who adapts it (generator, fake score) is `rtdmd.train.roles`' business."""
+    """A loaded teacher with one transformer. Who adapts it (generator, fake score): `rtdmd.train.adapters`."""
 
     family: str
     transformer: nn.Module

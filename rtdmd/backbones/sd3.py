@@ -30,7 +30,7 @@ from rtdmd.backbones.parts import (
     need_text,
 )
 from rtdmd.backbones.protocol import Conditioning, LoraKind
-from rtdmd.torch_setup import quiet_imports
+from rtdmd.common.torch_setup import quiet_imports
 
 with quiet_imports():
     from diffusers import StableDiffusion3Pipeline

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rtdmd.errors import UserError
-from rtdmd.files import sha256_file
-from rtdmd.hub import fetching
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import sha256_file
+from rtdmd.common.hub import fetching
 
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams

@@ -20,17 +20,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rtdmd.backbones import Backbone
+from rtdmd.backbones.sampling import Velocity
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import save_tensors, sha256_tree, write_json
+from rtdmd.common.torch_setup import configure
 from rtdmd.config import ModelParams, Params, load_params
-from rtdmd.errors import UserError
-from rtdmd.files import save_tensors, sha256_tree, write_json
-from rtdmd.provenance import hash_of, package_versions
+from rtdmd.pipeline.provenance import hash_of, package_versions
 from rtdmd.publish.compose import Adapter
 from rtdmd.publish.export_folder import PROVENANCE, Source, check_forms, finish, make_weights
 from rtdmd.publish.gate import table
 from rtdmd.publish.lineage_record import weights_metadata
 from rtdmd.publish.reference import read_reference, stacked_student
-from rtdmd.sampling import Velocity
-from rtdmd.torch_setup import configure
 
 STUDENTS = ("train_acdmd", "train_rtdmd")
 

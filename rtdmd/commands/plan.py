@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,10 +19,10 @@ from typing import Any
 import psutil
 import yaml
 
-from rtdmd.dvc_cache import damaged_objects, md5_file, object_path
-from rtdmd.errors import UserError
-from rtdmd.files import write_atomic
-from rtdmd.pipeline import read_pipeline
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import write_atomic
+from rtdmd.pipeline.dvc_cache import damaged_objects, md5_file, object_path
+from rtdmd.pipeline.dvc_yaml import read_pipeline
 
 RWLOCK = ".dvc/tmp/rwlock"
 

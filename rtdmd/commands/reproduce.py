@@ -11,7 +11,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from rtdmd.errors import RtdmdError, UserError
+from rtdmd.common.errors import RtdmdError, UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,8 +35,8 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
 
 
 def _reproduce(arguments: argparse.Namespace, root: Path, folder: Path) -> None:
-    from rtdmd.provenance import git_state, hardware_class, package_versions
-    from rtdmd.reproduce import reproduce, table
+    from rtdmd.pipeline.provenance import git_state, hardware_class, package_versions
+    from rtdmd.pipeline.reproduce import reproduce, table
 
     state, machine, versions = git_state(root), hardware_class(), package_versions()
     print(f"commit {state.commit}, on {machine['processor']} ({machine['machine']}), torch {versions['torch']}")

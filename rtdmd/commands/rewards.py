@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 
 if TYPE_CHECKING:
     from rtdmd.config import Params, RewardParams
@@ -53,10 +53,10 @@ def entries(params: Params) -> list[RewardParams]:
 
 def check(params: Params) -> None:
     """Print a row a scorer: images a second, and its scores on the drawn pictures, prompt by prompt."""
+    from rtdmd.common.torch_setup import configure
     from rtdmd.rewards import check_rewards, load_reward
     from rtdmd.rewards.golden import measure
     from rtdmd.rewards.golden_cases import case_of
-    from rtdmd.torch_setup import configure
 
     device = configure(params.run)
     for entry in entries(params):
@@ -72,9 +72,9 @@ def check(params: Params) -> None:
 
 def record(params: Params, file: Path | None) -> None:
     """Write the records of every scorer, and name the files."""
+    from rtdmd.common.torch_setup import configure
     from rtdmd.rewards import load_reward
     from rtdmd.rewards.golden import record_rewards
-    from rtdmd.torch_setup import configure
 
     device = configure(params.run)
     for path in record_rewards([load_reward(entry, device) for entry in entries(params)], file=file):
@@ -83,9 +83,9 @@ def record(params: Params, file: Path | None) -> None:
 
 def serve(params: Params, name: str) -> None:
     """Load the entry's scorer here and answer on its socket until interrupted."""
+    from rtdmd.common.torch_setup import configure
     from rtdmd.rewards.registry import load_here
     from rtdmd.rewards.remote import RewardServer, socket_path
-    from rtdmd.torch_setup import configure
 
     found = [entry for entry in entries(params) if entry.name == name and entry.socket is not None]
     if len(found) != 1:

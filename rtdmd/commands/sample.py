@@ -18,14 +18,14 @@ from torch import Tensor
 
 from rtdmd.backbones import Conditioning, load_backbone
 from rtdmd.backbones.protocol import PUBLISHED
+from rtdmd.backbones.sampling import ImageNoise, sample
+from rtdmd.common.errors import UserError
+from rtdmd.common.images import grid, save_png
+from rtdmd.common.torch_setup import configure
 from rtdmd.config import Params, load_params
-from rtdmd.errors import UserError
 from rtdmd.evaluate.samples import Sampler, load_sampler
-from rtdmd.images import grid, save_png
+from rtdmd.prompts.text_cache import NULL_PROMPT, TextCache
 from rtdmd.publish.merge import MERGED, full_weights
-from rtdmd.sampling import ImageNoise, sample
-from rtdmd.textcache import NULL_PROMPT, TextCache
-from rtdmd.torch_setup import configure
 
 MODELS = ("teacher", "teacher_few_step", "train_acdmd", "train_rtdmd")
 LEAST_SIDE = 144  # smaller images are enlarged to about this many pixels in the grid

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rtdmd.errors import RtdmdError
+from rtdmd.common.errors import RtdmdError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

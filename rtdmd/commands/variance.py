@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,9 +37,9 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
             f"--cost {arguments.cost:g} --only {unknown}; allowed: above 0, and names among"
             f" {', '.join(repr(name) for name in ESTIMATORS)}"
         )
+    from rtdmd.common.files import write_atomic
     from rtdmd.config import load_params
     from rtdmd.evaluate.tables import csv_text
-    from rtdmd.files import write_atomic
     from rtdmd.study.estimators import open_bench
     from rtdmd.study.moments import Figure
     from rtdmd.study.variance import FIGURES, HEADER, measure

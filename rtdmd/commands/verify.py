@@ -15,7 +15,7 @@ import argparse
 import unicodedata
 from pathlib import Path
 
-from rtdmd.errors import RtdmdError, UserError
+from rtdmd.common.errors import RtdmdError, UserError
 
 NAMES = ("T1", "T2", "T3", "T4", "T5", "T6", "T7", "T8")
 HEADER = f"{'':4}{'statement':58}{'equation':56}{'measured':>9}{'bound':>9}  {'':5}{'seconds':>7}"

@@ -11,8 +11,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from rtdmd.common.errors import UserError
 from rtdmd.config.tree import Params
-from rtdmd.errors import UserError
 
 Settings = TypeVar("Settings", bound=BaseModel)
 COMPLETE = "`rtdmd params world` prints a complete file"

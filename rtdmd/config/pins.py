@@ -7,7 +7,7 @@ and the first stage that would download something refuses it.
 
 from __future__ import annotations
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 
 UNPINNED = "0" * 40
 """The placeholder: no Git commit has this name."""

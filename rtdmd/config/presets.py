@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from rtdmd.common.errors import UserError
 from rtdmd.config import train_rtdmd
 from rtdmd.config.load import validate
 from rtdmd.config.real import COMMON, REAL
 from rtdmd.config.tree import Params
-from rtdmd.errors import UserError
 
 _CLIP = {"name": "clipscore", "model": "data/world/clip", "weight": 1.0}
 _VERIFIER = {"name": "world_verifier", "weight": 1.0, "soft_weight": 0.7}

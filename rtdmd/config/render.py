@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from rtdmd.common.files import json_text
 from rtdmd.config.tree import Params
-from rtdmd.files import json_text
 
 _COMMENT_COLUMN = 34
 

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rtdmd.common.images import Pixels, to_uint8
 from rtdmd.config import EvaluateParams, RewardParams
 from rtdmd.evaluate.plan import Item
 from rtdmd.evaluate.tables import Scores, scores_of
 from rtdmd.evaluate.world_figures import Reading, reading
-from rtdmd.images import Pixels, to_uint8
 from rtdmd.rewards import identities
 from rtdmd.rewards.clipscore import ClipScore
 from rtdmd.rewards.clipscore import load as load_clip

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 from rtdmd.evaluate.intervals import Estimate
 from rtdmd.evaluate.tables import Scores
 

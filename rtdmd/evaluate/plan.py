@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rtdmd.prompts import Prompt
+from rtdmd.prompts.records import Prompt
 
 UNTAGGED = "all"  # the one stratum of prompts that carry no tag
 

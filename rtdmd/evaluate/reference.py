@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
+from rtdmd.common.rng import numpy_generator
 from rtdmd.evaluate.judge import Batch
 from rtdmd.evaluate.plan import Item
-from rtdmd.rng import numpy_generator
 from rtdmd.world.grammar import captions_of
 from rtdmd.world.render import Scenes, render, sample_scenes
 

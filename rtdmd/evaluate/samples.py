@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from rtdmd.backbones import Backbone, Conditioning, load_backbone
+from rtdmd.backbones.sampling import ImageNoise, Velocity, sample
+from rtdmd.common.progress import progress
 from rtdmd.config import Params
 from rtdmd.evaluate.judge import Batch
 from rtdmd.evaluate.plan import Item
-from rtdmd.progress import progress
-from rtdmd.sampling import ImageNoise, Velocity, sample
-from rtdmd.textcache import TextCache
-from rtdmd.train.roles import load_student
+from rtdmd.prompts.text_cache import TextCache
+from rtdmd.train.adapters import load_student
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 from rtdmd.evaluate.intervals import Estimate, estimate
 from rtdmd.evaluate.plan import Item
 

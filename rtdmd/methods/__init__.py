@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 from rtdmd.methods import acdmd, control, dmd2, dmd_nft, dmdr, draft, eta, gdmd, grpo, rtdmd, stepwise
 from rtdmd.methods.card import Method, StageName
 

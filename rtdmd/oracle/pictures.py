@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rtdmd.files import write_atomic
+from rtdmd.common.files import write_atomic
 from rtdmd.oracle.mixture import Mixture
 
 POINTS = 800

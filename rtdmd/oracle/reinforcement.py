@@ -43,9 +43,9 @@ from rtdmd.oracle.training import (
 from rtdmd.rewards.panel import Panel
 from rtdmd.stages import train_rtdmd
 from rtdmd.train import reinforce
-from rtdmd.train.engine import Learner
+from rtdmd.train.adapters import STACKS, Average, Roles
+from rtdmd.train.engine.loop import Learner
 from rtdmd.train.last_step import last_step_gradients
-from rtdmd.train.roles import STACKS, Average, Roles
 
 LAW = ring(prompts=2, components=1, radius=1.0, variance=1.0)
 """Teacher of T8's second half: two prompts, one Gaussian each."""

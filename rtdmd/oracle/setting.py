@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rtdmd.common.rng import key_seed
 from rtdmd.oracle.mixture import Mixture
-from rtdmd.rng import key_seed
 
 Precision = Literal["float64", "float32", "bfloat16"]
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rtdmd.files import write_atomic
+from rtdmd.common.files import write_atomic
 from rtdmd.oracle import reinforcement, training
 from rtdmd.oracle.identities import LINEAR
 from rtdmd.oracle.mixture import Mixture

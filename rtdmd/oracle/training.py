@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rtdmd.backbones.protocol import Conditioning
+from rtdmd.common.rng import integers, torch_generator
 from rtdmd.config import Params
 from rtdmd.config.load import validate
 from rtdmd.config.presets import WORLD, merged
@@ -23,11 +24,10 @@ from rtdmd.flow.cps import cps_step
 from rtdmd.oracle.backbone import OracleBackbone
 from rtdmd.oracle.mixture import Mixture, ring
 from rtdmd.oracle.setting import Setting
-from rtdmd.rng import integers, torch_generator
 from rtdmd.stages import train_acdmd
-from rtdmd.train.engine import Learner
-from rtdmd.train.roles import STACKS, Average, Roles
-from rtdmd.train.terms import Draws
+from rtdmd.train.adapters import STACKS, Average, Roles
+from rtdmd.train.engine.loop import Learner
+from rtdmd.train.losses import Draws
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from rtdmd.common.errors import RtdmdError
+from rtdmd.common.rng import integers
 from rtdmd.config import Params
 from rtdmd.config.load import load_params, validate
 from rtdmd.config.presets import merged
 from rtdmd.config.render import params_text
-from rtdmd.errors import RtdmdError
-from rtdmd.rng import integers
 
 ROUNDS = 2  # of stage one's generator updates, as the first finds no optimizer moments
 INTERVAL = 0.001  # seconds between two looks at the memory

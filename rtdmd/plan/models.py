@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from rtdmd.backbones import FAMILIES, Conditioning, PipelineBackbone
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
+from rtdmd.common.torch_setup import DTYPES, quiet_imports
 from rtdmd.plan.published import TEACHERS
 from rtdmd.plan.tally import META, empty
-from rtdmd.torch_setup import DTYPES, quiet_imports
 
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams

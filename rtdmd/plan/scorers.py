@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
+from rtdmd.common.torch_setup import quiet_imports
 from rtdmd.plan import published
 from rtdmd.plan.models import on_meta
 from rtdmd.plan.tally import META
@@ -25,7 +26,6 @@ from rtdmd.rewards.clip import ClipReward
 from rtdmd.rewards.imagereward import MAX_TOKENS, centre
 from rtdmd.rewards.imagereward_model import ImageRewardModel
 from rtdmd.rewards.preprocess import ImageTransform, Letterbox
-from rtdmd.torch_setup import quiet_imports
 
 with quiet_imports():
     from transformers import BlipTextConfig, BlipVisionConfig, CLIPConfig, CLIPModel

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from rtdmd.backbones import Conditioning, PipelineBackbone
+from rtdmd.common.torch_setup import DTYPES
 from rtdmd.plan.models import conditioning, meta_backbone, part_configs, text_encoders, text_shapes
 from rtdmd.plan.scorers import Scorer, load_scorer
 from rtdmd.plan.tally import META, size_of, tensors_of
-from rtdmd.torch_setup import DTYPES
+from rtdmd.train.adapters import STACKS, Roles
 from rtdmd.train.blocks import transformer_blocks
-from rtdmd.train.roles import STACKS, Roles
 
 if TYPE_CHECKING:
     from rtdmd.config import Params, RewardParams

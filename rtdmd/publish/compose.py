@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rtdmd.errors import UserError
-from rtdmd.files import load_tensors
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import load_tensors
 
 A, B = ".lora_A.weight", ".lora_B.weight"
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.backbones.snapshot import TEXT_PARTS, model_index
-from rtdmd.errors import UserError
-from rtdmd.files import load_tensors, save_tensors
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import load_tensors, save_tensors
+from rtdmd.common.torch_setup import quiet_imports
 from rtdmd.publish.compose import Adapter
-from rtdmd.torch_setup import quiet_imports
 
 
 @dataclass(frozen=True)

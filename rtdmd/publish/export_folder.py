@@ -16,11 +16,13 @@ from torch import Tensor
 
 from rtdmd.backbones import Backbone, Conditioning, load_backbone
 from rtdmd.backbones.protocol import PUBLISHED
+from rtdmd.backbones.sampling import ImageNoise, Velocity, sample
 from rtdmd.backbones.snapshot import teacher_folder
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import write_atomic, write_json
+from rtdmd.common.images import grid, save_png
+from rtdmd.common.torch_setup import DTYPES
 from rtdmd.config import ModelParams
-from rtdmd.errors import UserError
-from rtdmd.files import write_atomic, write_json
-from rtdmd.images import grid, save_png
 from rtdmd.publish.card import model_card
 from rtdmd.publish.card_data import WIDGET, Published
 from rtdmd.publish.compose import Adapter, compose
@@ -28,8 +30,6 @@ from rtdmd.publish.export import BaseModel, base_model, write_lora
 from rtdmd.publish.gate import Export, Fixed, fixed_inputs, run_gate, student_latents
 from rtdmd.publish.merge import CONFIG, MERGED, Weights, full_weights, merged_weights, write_merged
 from rtdmd.publish.scheduler import scheduler_config
-from rtdmd.sampling import ImageNoise, Velocity, sample
-from rtdmd.torch_setup import DTYPES
 
 SCHEDULER = "scheduler/scheduler_config.json"
 CARD, GATE, PROVENANCE = "README.md", "gate.json", "provenance.json"

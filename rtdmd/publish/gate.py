@@ -26,13 +26,13 @@ import torch
 from torch import Tensor
 
 from rtdmd.backbones.protocol import Conditioning, PipelineBackbone
+from rtdmd.backbones.sampling import Velocity, rollout
+from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.common.files import read_json, save_tensors, sha256_file, tree_files, write_json
+from rtdmd.common.rng import normal
 from rtdmd.config import ModelParams
-from rtdmd.errors import RtdmdError, UserError
-from rtdmd.files import read_json, save_tensors, sha256_file, tree_files, write_json
 from rtdmd.publish.compose import Adapter
 from rtdmd.publish.export import BaseModel, write_lora
-from rtdmd.rng import normal
-from rtdmd.sampling import Velocity, rollout
 
 TOLERANCE = 1e-4  # largest difference of a latent, float32
 MARGIN = 10.0  # the base model must be this many times farther than the student

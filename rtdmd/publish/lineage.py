@@ -18,11 +18,11 @@ from typing import Any
 
 import yaml
 
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import sha256_tree, tree_files
 from rtdmd.config.load import parse_yaml
-from rtdmd.errors import UserError
-from rtdmd.files import sha256_tree, tree_files
-from rtdmd.pipeline import read_pipeline
-from rtdmd.provenance import hash_of
+from rtdmd.pipeline.dvc_yaml import read_pipeline
+from rtdmd.pipeline.provenance import hash_of
 
 Hasher = Callable[[Path], str]
 _NOTHING = "nothing"

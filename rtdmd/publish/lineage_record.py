@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rtdmd.common.errors import UserError
 from rtdmd.config.rewards import SOURCES
-from rtdmd.errors import UserError
-from rtdmd.provenance import hash_of
+from rtdmd.pipeline.provenance import hash_of
 from rtdmd.publish.lineage import Step
 
 HEADER_KEY = "rtdmd_provenance"

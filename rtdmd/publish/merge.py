@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rtdmd.errors import UserError
-from rtdmd.files import load_tensors, save_tensors, write_json
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import load_tensors, save_tensors, write_json
 from rtdmd.publish.compose import Adapter
 
 MERGED = "transformer/diffusion_pytorch_model.safetensors"

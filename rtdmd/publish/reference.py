@@ -21,11 +21,11 @@ from torch import Tensor
 
 from rtdmd.backbones import Backbone, Conditioning
 from rtdmd.backbones.protocol import PUBLISHED
-from rtdmd.errors import UserError
-from rtdmd.files import load_tensors, read_json
+from rtdmd.backbones.sampling import Velocity
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import load_tensors, read_json
 from rtdmd.publish.compose import A, Adapter, B
 from rtdmd.publish.merge import check_fits
-from rtdmd.sampling import Velocity
 
 ALPHA = 64.0  # the public code's, at rank 32
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rtdmd.errors import RtdmdError
+from rtdmd.common.errors import RtdmdError
 
 TOLERANCE = 1e-6
 TRAIN_TIMESTEPS = 1000

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rtdmd.errors import UserError
-from rtdmd.files import read_json, sha256_file
-from rtdmd.provenance import package_versions
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import read_json, sha256_file
+from rtdmd.pipeline.provenance import package_versions
 from rtdmd.publish.lineage import (
     Difference,
     Hasher,

@@ -10,8 +10,8 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
 
-from rtdmd.errors import UserError
-from rtdmd.files import read_json, sha256_file
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import read_json, sha256_file
 from rtdmd.publish.trace import PROVENANCE, PUBLISHED_FROM, Traced, damage, published_from, trace_record
 from rtdmd.publish.upload_http import Patience, hub_session
 

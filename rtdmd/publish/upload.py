@@ -21,8 +21,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import GitRefs, RepoFile
 
-from rtdmd.errors import RtdmdError, UserError
-from rtdmd.files import read_json, sha256_file
+from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.common.files import read_json, sha256_file
 from rtdmd.publish.trace import PUBLISHED_FROM
 from rtdmd.publish.upload_http import Patience, hub_session
 from rtdmd.publish.upload_plan import Publication

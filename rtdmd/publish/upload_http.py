@@ -28,7 +28,7 @@ from huggingface_hub.utils import (
 )
 from huggingface_hub.utils._http import default_client_factory
 
-from rtdmd.errors import RtdmdError, UserError
+from rtdmd.common.errors import RtdmdError, UserError
 
 T = TypeVar("T")
 PASSING_STATUS = frozenset({408, 409, 412, 429, 500, 502, 503, 504})

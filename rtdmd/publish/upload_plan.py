@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rtdmd.errors import UserError
-from rtdmd.files import json_text, read_json, sha256_bytes, sha256_file, tree_files
-from rtdmd.pipeline import read_pipeline
-from rtdmd.provenance import GitState, git_state, hardware_class, hash_of, package_versions
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import json_text, read_json, sha256_bytes, sha256_file, tree_files
+from rtdmd.pipeline.dvc_yaml import read_pipeline
+from rtdmd.pipeline.provenance import GitState, git_state, hardware_class, hash_of, package_versions
 from rtdmd.publish.lineage import Step, behind, differences, flat, lock_hash, lock_tree, read_lock
 from rtdmd.publish.lineage_record import header_of
 from rtdmd.publish.trace import PROVENANCE, PUBLISHED_FROM

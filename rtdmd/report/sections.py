@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 from rtdmd.evaluate.intervals import Estimate
 from rtdmd.evaluate.names import LABELS, PAIRS, SCORES, STUDENT, TAGS, in_order, score_label, score_title
 from rtdmd.report import charts

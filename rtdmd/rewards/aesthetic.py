@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 from rtdmd.rewards.clip import clip_model, embed_images, folder_hashes
 from rtdmd.rewards.preprocess import ImageTransform
 from rtdmd.rewards.protocol import Metadata, check_batch, checked

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rtdmd.errors import UserError
-from rtdmd.files import read_json
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import read_json
+from rtdmd.common.torch_setup import quiet_imports
 from rtdmd.rewards.protocol import Metadata, check_batch, checked
 from rtdmd.rewards.weights import assemble, file_hashes, file_in, read_weights
-from rtdmd.torch_setup import quiet_imports
 
 with quiet_imports():
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer

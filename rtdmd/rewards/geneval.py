@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 from rtdmd.rewards.clip import folder_hashes
 from rtdmd.rewards.geneval_colours import TEMPLATES, ColourNames
 from rtdmd.rewards.geneval_detector import Detector

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
+from rtdmd.common.torch_setup import quiet_imports
 from rtdmd.rewards.clip import folder_hashes
 from rtdmd.rewards.geneval2_questions import ASKED, Question, questions_of
 from rtdmd.rewards.protocol import Metadata, check_batch, checked, require_metadata
 from rtdmd.rewards.qwenvl import VisionChat, last_positions, require_kind, to_device
 from rtdmd.rewards.weights import pretrained_exactly
-from rtdmd.torch_setup import quiet_imports
 
 with quiet_imports():
     from transformers import Qwen3VLForConditionalGeneration

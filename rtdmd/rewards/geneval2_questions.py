@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 
 QUESTIONS = "vqa_list"
 ASKED = "{question} Answer in one word."

@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rtdmd.errors import UserError
-from rtdmd.files import read_json
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import read_json
+from rtdmd.common.torch_setup import quiet_imports
 from rtdmd.rewards.geneval_rules import CLASSES, THRESHOLD, Found
 from rtdmd.rewards.weights import pretrained_exactly
-from rtdmd.torch_setup import quiet_imports
 
 with quiet_imports():
     from transformers import Mask2FormerForUniversalSegmentation

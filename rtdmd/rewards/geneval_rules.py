@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # detections count above it; the second for the tag `counting`
 MAX_OBJECTS = 16  # of one class, the most confident

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from rtdmd.errors import UserError
-from rtdmd.files import read_json, write_json
-from rtdmd.provenance import hash_of
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import read_json, write_json
+from rtdmd.pipeline.provenance import hash_of
 from rtdmd.rewards.golden_cases import Case, case_of
 from rtdmd.rewards.protocol import Reward
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from rtdmd.files import sha256_bytes
+from rtdmd.common.files import sha256_bytes
 from rtdmd.rewards.protocol import Metadata
 from rtdmd.world.grammar import COLORS, SHAPES
 from rtdmd.world.render import CELLS, PLACEMENTS, Scenes, render

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rtdmd.common.torch_setup import quiet_imports
 from rtdmd.rewards.clip import ClipReward, clip_config, folder_hashes, load_tokenizer
 from rtdmd.rewards.preprocess import ImageTransform, Letterbox
 from rtdmd.rewards.weights import assemble, file_hashes, file_in, read_weights
-from rtdmd.torch_setup import quiet_imports
 
 with quiet_imports():
     from transformers import CLIPModel

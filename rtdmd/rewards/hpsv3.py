@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rtdmd.errors import UserError
-from rtdmd.files import read_json, sha256_bytes
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import read_json, sha256_bytes
 from rtdmd.rewards.hpsv3_instruction import INSTRUCTION, REWARD_TOKEN
 from rtdmd.rewards.hpsv3_model import build
 from rtdmd.rewards.protocol import Metadata, check_batch, checked

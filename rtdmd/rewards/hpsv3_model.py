@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
+from rtdmd.common.torch_setup import quiet_imports
 from rtdmd.rewards.weights import load_exactly
-from rtdmd.torch_setup import quiet_imports
 
 with quiet_imports():
     from transformers import AutoModel, Qwen2VLConfig

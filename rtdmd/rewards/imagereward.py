@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rtdmd.errors import UserError
-from rtdmd.files import read_json
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import read_json
+from rtdmd.common.torch_setup import quiet_imports
 from rtdmd.rewards.imagereward_model import build
 from rtdmd.rewards.preprocess import ImageTransform
 from rtdmd.rewards.protocol import Metadata, check_batch, checked
 from rtdmd.rewards.weights import file_hashes, file_in, read_weights
-from rtdmd.torch_setup import quiet_imports
 
 with quiet_imports():
     from transformers import BertTokenizer

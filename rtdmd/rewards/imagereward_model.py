@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
+from rtdmd.common.torch_setup import quiet_imports
 from rtdmd.rewards.weights import load_exactly
-from rtdmd.torch_setup import quiet_imports
 
 with quiet_imports():
     from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel

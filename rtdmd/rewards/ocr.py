@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 from rtdmd.rewards.ocr_text import target_text, text_score
 from rtdmd.rewards.protocol import Metadata, as_bytes, check_batch
 from rtdmd.rewards.weights import file_hashes

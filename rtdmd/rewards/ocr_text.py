@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 
 TARGET = "target"  # key of a prompt's metadata that holds the text, for prompts that do not quote it
 _QUOTED = re.compile(r'"([^"]*)"|“([^”]*)”')

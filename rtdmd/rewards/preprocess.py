@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rtdmd.errors import UserError
-from rtdmd.files import read_json
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import read_json
 
 FILTERS = {2: "bilinear", 3: "bicubic"}  # PIL's codes, as processor configs write them
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rtdmd.errors import NonFiniteError, UserError
+from rtdmd.common.errors import NonFiniteError, UserError
 
 Metadata = Mapping[str, Any] | None
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rtdmd.errors import UserError
-from rtdmd.files import read_json
-from rtdmd.images import to_uint8
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import read_json
+from rtdmd.common.images import to_uint8
+from rtdmd.common.torch_setup import quiet_imports
 from rtdmd.rewards.weights import file_in
-from rtdmd.torch_setup import quiet_imports
 
 with quiet_imports():
     from transformers import Qwen2Tokenizer

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 from rtdmd.rewards.protocol import Reward
 from rtdmd.rewards.weights import on_this_machine
 

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rtdmd.errors import RtdmdError, UserError
+from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.rewards.protocol import Metadata, Reward, check_batch, checked
 
 if TYPE_CHECKING:

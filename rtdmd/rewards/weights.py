@@ -13,11 +13,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import load_tensors, sha256_file
+from rtdmd.common.hub import fetching
+from rtdmd.common.torch_setup import quiet_loading
 from rtdmd.config.rewards import SOURCES
-from rtdmd.errors import UserError
-from rtdmd.files import load_tensors, sha256_file
-from rtdmd.hub import fetching
-from rtdmd.torch_setup import quiet_loading
 
 if TYPE_CHECKING:
     from rtdmd.config import RewardParams

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 from rtdmd.rewards.protocol import Metadata, check_batch, checked, require_metadata
 from rtdmd.world.verifier import BACKGROUND_TOLERANCE, EMPTY_ENERGY, THRESHOLD, verify
 

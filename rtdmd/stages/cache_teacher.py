@@ -16,14 +16,14 @@ import torch
 
 from rtdmd.backbones import Conditioning
 from rtdmd.backbones.snapshot import teacher_folder
+from rtdmd.common.errors import UserError
+from rtdmd.common.progress import progress
+from rtdmd.common.torch_setup import configure
 from rtdmd.config.data import CacheTeacherParams
-from rtdmd.errors import UserError
-from rtdmd.progress import progress
-from rtdmd.prompts import read_prompts
-from rtdmd.stage import Stage, open_stage
-from rtdmd.textcache import NULL_PROMPT, PROMPT_FOLDER, cache_key, storage_key, text_encoder, write_index
-from rtdmd.textstore import Encode, Layout, NotZeroError, RowWriter
-from rtdmd.torch_setup import configure
+from rtdmd.pipeline.stage import Stage, open_stage
+from rtdmd.prompts.records import read_prompts
+from rtdmd.prompts.text_cache import NULL_PROMPT, PROMPT_FOLDER, cache_key, storage_key, text_encoder, write_index
+from rtdmd.prompts.text_store import Encode, Layout, NotZeroError, RowWriter
 
 GIB = 2**30
 

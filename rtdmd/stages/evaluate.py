@@ -15,8 +15,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import write_atomic, write_json
+from rtdmd.common.images import save_png
+from rtdmd.common.torch_setup import configure
 from rtdmd.config import EvaluateParams
-from rtdmd.errors import UserError
 from rtdmd.evaluate.grids import contact_sheet, grid
 from rtdmd.evaluate.judge import Judge, Judged, judge_images, load_judge
 from rtdmd.evaluate.metrics import difference_metrics, feature_metrics, model_metrics, paired_metrics
@@ -25,13 +28,10 @@ from rtdmd.evaluate.plan import Item, grid_prompts, plan_images
 from rtdmd.evaluate.reference import world_images
 from rtdmd.evaluate.samples import Sampler, load_sampler, model_images
 from rtdmd.evaluate.tables import per_tag_csv, scores_csv
-from rtdmd.files import write_atomic, write_json
-from rtdmd.images import save_png
-from rtdmd.prompts import Prompt, read_prompts
+from rtdmd.pipeline.stage import Stage, open_stage
+from rtdmd.prompts.records import Prompt, read_prompts
+from rtdmd.prompts.text_cache import open_text_cache
 from rtdmd.rewards.panel import Panel
-from rtdmd.stage import Stage, open_stage
-from rtdmd.textcache import open_text_cache
-from rtdmd.torch_setup import configure
 
 GRID_IMAGES = 2  # images of each prompt in the pictures
 

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rtdmd.files import sha256_file, write_json, write_jsonl
-from rtdmd.prompts import Faults, Prompt, PromptSets, Source, make_sets
-from rtdmd.sources.files import checked, file_sources
-from rtdmd.sources.generated import generated_sources
-from rtdmd.sources.hub import dataset_file
-from rtdmd.sources.named import CHECKS
-from rtdmd.sources.world import world_sources
-from rtdmd.stage import Stage, open_stage
+from rtdmd.common.files import sha256_file, write_json, write_jsonl
+from rtdmd.pipeline.stage import Stage, open_stage
+from rtdmd.prompts.records import Faults, Prompt, PromptSets, Source, make_sets
+from rtdmd.prompts.sources.files import checked, file_sources
+from rtdmd.prompts.sources.generated import generated_sources
+from rtdmd.prompts.sources.hub import dataset_file
+from rtdmd.prompts.sources.named import CHECKS
+from rtdmd.prompts.sources.world import world_sources
 
 if TYPE_CHECKING:
     from rtdmd.config.data import PromptSourceParams

@@ -16,18 +16,18 @@ from typing import Any
 import torch
 
 from rtdmd.backbones import Backbone
-from rtdmd.errors import UserError
+from rtdmd.backbones.sampling import Velocity
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import read_json, write_atomic, write_json
+from rtdmd.common.torch_setup import configure
 from rtdmd.evaluate.names import STUDENT
-from rtdmd.files import read_json, write_atomic, write_json
+from rtdmd.pipeline.stage import Stage, open_stage, resolved
 from rtdmd.publish.card_data import SAMPLES
 from rtdmd.publish.compose import read_adapter
 from rtdmd.publish.export_folder import FILES, PROVENANCE, Made, Source, check_forms, finish, make_weights
 from rtdmd.publish.gate import table
 from rtdmd.publish.lineage_record import lineage_record, weights_metadata
-from rtdmd.sampling import Velocity
-from rtdmd.stage import Stage, open_stage, resolved
-from rtdmd.torch_setup import configure
-from rtdmd.train.roles import load_student
+from rtdmd.train.adapters import load_student
 
 STUDENTS = ("train_acdmd", "train_rtdmd")
 WEIGHTS = [f"results/{name}/generator.safetensors" for name in STUDENTS]

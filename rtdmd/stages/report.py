@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rtdmd.files import read_json, sha256_file, write_atomic
-from rtdmd.pipeline import covers
-from rtdmd.provenance import hash_of, last_commit
+from rtdmd.common.files import read_json, sha256_file, write_atomic
+from rtdmd.pipeline.dvc_yaml import covers
+from rtdmd.pipeline.provenance import hash_of, last_commit
+from rtdmd.pipeline.stage import Stage, open_stage
 from rtdmd.report import sections
 from rtdmd.report.html import page
-from rtdmd.stage import Stage, open_stage
 
 TRAINING = {"train_acdmd": "Stage one (AC-DMD)", "train_rtdmd": "Stage two (RTDMD)"}
 

@@ -20,21 +20,21 @@ from torch import Tensor
 
 from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import Conditioning
+from rtdmd.common.files import save_tensors
+from rtdmd.common.rng import integers
 from rtdmd.config import Params
-from rtdmd.files import save_tensors
 from rtdmd.flow.cps import cps_step
-from rtdmd.rng import integers
-from rtdmd.stage import Stage
+from rtdmd.pipeline.stage import Stage
 from rtdmd.train.accumulate import Gradients, add_value, micro_batches
-from rtdmd.train.diagnose import at_level, latent_values
-from rtdmd.train.engine import Learner, Loop
-from rtdmd.train.journal import write_curves
-from rtdmd.train.pictures import Pictures
-from rtdmd.train.preflight import preflight
+from rtdmd.train.adapters import STACKS, Average, Roles
+from rtdmd.train.distributed.ranks import Ranks, open_together
+from rtdmd.train.engine.diagnostics import at_level, latent_values
+from rtdmd.train.engine.image_log import Pictures
+from rtdmd.train.engine.journal import write_curves
+from rtdmd.train.engine.loop import Learner, Loop
+from rtdmd.train.engine.preflight import preflight
+from rtdmd.train.losses import Draws, consistency_loss, fake_ambient_loss, matching_loss, renoised
 from rtdmd.train.prompts import TrainingPrompts
-from rtdmd.train.ranks import Ranks, open_together
-from rtdmd.train.roles import STACKS, Average, Roles
-from rtdmd.train.terms import Draws, consistency_loss, fake_ambient_loss, matching_loss, renoised
 
 NAME = "train_acdmd"
 

@@ -21,24 +21,33 @@ from torch import Tensor
 
 from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import Backbone, Conditioning
+from rtdmd.common.files import load_tensors, save_tensors, write_json
+from rtdmd.common.rng import permutation
 from rtdmd.config import Params, TrainRtdmdParams
-from rtdmd.files import load_tensors, save_tensors, write_json
 from rtdmd.flow.policy import draw_step_subset
+from rtdmd.pipeline.stage import Stage
 from rtdmd.rewards import identities
 from rtdmd.rewards.panel import Panel, open_panel
-from rtdmd.rng import permutation
-from rtdmd.stage import Stage
 from rtdmd.train.accumulate import Gradients, combine
-from rtdmd.train.compared import early_helps, gain_weights, nft_gradient, step_advantages, stepwise_policy_gradient
-from rtdmd.train.diagnose import Pixels, advantage_values, latent_values, require_signal, reward_values
-from rtdmd.train.engine import Learner, Loop, Saved
+from rtdmd.train.adapters import STACKS, Average, Roles
+from rtdmd.train.baseline_losses import (
+    early_helps,
+    gain_weights,
+    nft_gradient,
+    step_advantages,
+    stepwise_policy_gradient,
+)
+from rtdmd.train.distributed.ranks import Ranks, open_together
+from rtdmd.train.engine.diagnostics import Pixels, advantage_values, latent_values, require_signal, reward_values
+from rtdmd.train.engine.image_log import Pictures
+from rtdmd.train.engine.journal import write_curves
+from rtdmd.train.engine.loop import Learner, Loop, Saved
+from rtdmd.train.engine.preflight import preflight
+from rtdmd.train.engine.validation import Validation
 from rtdmd.train.fake_score import fake_update
-from rtdmd.train.journal import write_curves
 from rtdmd.train.last_step import Weigh, last_step_gradients
-from rtdmd.train.pictures import Pictures
-from rtdmd.train.preflight import preflight
+from rtdmd.train.losses import Draws, Velocities
 from rtdmd.train.prompts import TrainingPrompts
-from rtdmd.train.ranks import Ranks, open_together
 from rtdmd.train.reinforce import (
     Held,
     Rollout,
@@ -48,9 +57,6 @@ from rtdmd.train.reinforce import (
     require_on_policy,
     roll_out,
 )
-from rtdmd.train.roles import STACKS, Average, Roles
-from rtdmd.train.terms import Draws, Velocities
-from rtdmd.train.validation import Validation
 
 NAME = "train_rtdmd"
 

@@ -23,23 +23,23 @@ from torch import Tensor
 
 from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import Backbone, Conditioning
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import load_tensors, read_jsonl
+from rtdmd.common.rng import permutation
+from rtdmd.common.torch_setup import configure
 from rtdmd.config import Params
 from rtdmd.config.load import validate
 from rtdmd.config.presets import merged
-from rtdmd.errors import UserError
-from rtdmd.files import load_tensors, read_jsonl
 from rtdmd.flow.policy import draw_step_subset
 from rtdmd.methods.budget import WORLD, Prices, stage_two_epoch
 from rtdmd.rewards.panel import Panel, open_panel
-from rtdmd.rng import permutation
-from rtdmd.torch_setup import configure
 from rtdmd.train.accumulate import Gradients, micro_batches
-from rtdmd.train.compared import step_advantages, stepwise_policy_gradient
-from rtdmd.train.engine import Learner
+from rtdmd.train.adapters import STACKS, Roles
+from rtdmd.train.baseline_losses import step_advantages, stepwise_policy_gradient
+from rtdmd.train.engine.loop import Learner
 from rtdmd.train.last_step import last_step_gradients, whole_chain
+from rtdmd.train.losses import Draws
 from rtdmd.train.reinforce import Rollout, advantages_of, describe, final_images, policy_gradient, roll_out
-from rtdmd.train.roles import STACKS, Roles
-from rtdmd.train.terms import Draws
 
 STAGE = "train_rtdmd"
 CHAIN = "whole chain"

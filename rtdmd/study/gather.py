@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import read_json
 from rtdmd.evaluate.pairs import paired_difference
 from rtdmd.evaluate.tables import Scores, csv_text, read_scores
-from rtdmd.files import read_json
 from rtdmd.methods import METHODS
 from rtdmd.report.sections import read_curves
 from rtdmd.study.history import LAST, figures

@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from rtdmd.backbones import load_backbone
+from rtdmd.common.files import load_tensors, read_json, save_tensors
 from rtdmd.config import Params
 from rtdmd.config.load import validate
 from rtdmd.config.presets import merged
 from rtdmd.config.render import params_text
-from rtdmd.files import load_tensors, read_json, save_tensors
 from rtdmd.report.sections import read_curves
 from rtdmd.stages import evaluate
 from rtdmd.study.plan import SweepPlan
 from rtdmd.study.workspace import SHARED, link, write_new
-from rtdmd.train import state
-from rtdmd.train.roles import STACKS, Roles
+from rtdmd.train.adapters import STACKS, Roles
 
 STAGE = "train_rtdmd"
 LAST = "last"
@@ -96,7 +95,7 @@ def write_student(target: Path, root: Path, params: Params, checkpoint: Path) ->
     """A checkpoint's averaged student in the layout of the stage's output."""
     backbone = load_backbone(params.model, text=False, vae=False, root=root)
     roles = Roles(backbone, params.adapter, STACKS[STAGE], params.run.seed)
-    state.copy_indexed(roles.trainable("rtdmd"), load_tensors(checkpoint / "generator_average.safetensors")[0])
+    copy_indexed(roles.trainable("rtdmd"), load_tensors(checkpoint / "generator_average.safetensors")[0])
     about = {"stage": STAGE, "mode": params.adapter.mode, "rank": str(params.adapter.rank)}
     target.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(roles.state("rtdmd"), target, about | {"alpha": str(params.adapter.alpha), "role": "generator"})

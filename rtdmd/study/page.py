@@ -11,14 +11,14 @@ from textwrap import shorten
 import numpy as np
 from PIL import Image
 
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import write_atomic
+from rtdmd.common.images import save_png
 from rtdmd.config import Params
-from rtdmd.errors import UserError
 from rtdmd.evaluate.grids import contact_sheet
 from rtdmd.evaluate.plan import grid_prompts, plan_images
-from rtdmd.files import write_atomic
-from rtdmd.images import save_png
 from rtdmd.methods.absent import ABSENT
-from rtdmd.prompts import read_prompts
+from rtdmd.prompts.records import read_prompts
 from rtdmd.report.charts import forest
 from rtdmd.report.html import page, picture, section, table
 from rtdmd.study.gather import (

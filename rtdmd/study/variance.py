@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rtdmd.errors import UserError
-from rtdmd.progress import progress
+from rtdmd.common.errors import UserError
+from rtdmd.common.progress import progress
 from rtdmd.study.estimators import REFERENCE, Bench, one_round, price, rounds_within
 from rtdmd.study.moments import moments, products, squared_length
 

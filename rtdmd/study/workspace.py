@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
+from rtdmd.common.files import write_atomic
 from rtdmd.config import Params
 from rtdmd.config.render import params_text
-from rtdmd.files import write_atomic
 from rtdmd.study.plan import BASE, MODELS, SweepPlan, run_folder, run_params, stage_of
 
 SHARED = ("prepare_prompts", "cache_teacher")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from rtdmd.train.engine import Learner
-    from rtdmd.train.ranks import Ranks
+    from rtdmd.train.distributed.ranks import Ranks
+    from rtdmd.train.engine.loop import Learner
 
 
 def micro_batches(count: int, size: int) -> Iterator[slice]:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from rtdmd.rng import integers, permutation
+from rtdmd.common.rng import integers, permutation
 from rtdmd.train.accumulate import Gradients, micro_batches
-from rtdmd.train.ranks import Ranks
+from rtdmd.train.distributed.ranks import Ranks
+from rtdmd.train.losses import Draws, Velocities, consistency_loss, fake_ambient_loss, renoised
 from rtdmd.train.reinforce import Rollout
-from rtdmd.train.terms import Draws, Velocities, consistency_loss, fake_ambient_loss, renoised
 
 if TYPE_CHECKING:
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
-    from rtdmd.train.engine import Learner
+    from rtdmd.train.engine.loop import Learner
 
 
 def fake_update(

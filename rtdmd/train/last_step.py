@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from rtdmd.common.rng import integers
 from rtdmd.flow.cps import cps_mean_std
 from rtdmd.flow.matching import dmd_loss, matching_rewards
 from rtdmd.flow.path import x0_from_velocity
 from rtdmd.rewards import Reward
-from rtdmd.rng import integers
 from rtdmd.train.accumulate import Gradients, micro_batches
+from rtdmd.train.losses import Draws, Renoised, Velocities, matching_direction, renoised
 from rtdmd.train.reinforce import Held, Rollout, describe
-from rtdmd.train.terms import Draws, Renoised, Velocities, matching_direction, renoised
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Backbone, Conditioning
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
-    from rtdmd.train.engine import Learner
+    from rtdmd.train.engine.loop import Learner
 
 Weigh = Callable[[slice, Tensor, Tensor], Tensor]
 """(rows of a roll-out, their images x̂_0, their matching directions g (B, C, H, W)) -> a weight for each (B,)."""

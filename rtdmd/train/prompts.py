@@ -9,11 +9,11 @@ from typing import Any, Literal
 import torch
 
 from rtdmd.backbones.protocol import Conditioning
-from rtdmd.errors import UserError
-from rtdmd.files import read_jsonl
-from rtdmd.rng import epoch_order, permutation
-from rtdmd.stage import Stage
-from rtdmd.textcache import TextCache, open_text_cache
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import read_jsonl
+from rtdmd.common.rng import epoch_order, permutation
+from rtdmd.pipeline.stage import Stage
+from rtdmd.prompts.text_cache import TextCache, open_text_cache
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ from rtdmd.flow.policy import clipped_policy_loss, gaussian_kl, group_advantages
 from rtdmd.flow.precision import require_finite
 from rtdmd.rewards.panel import Batch
 from rtdmd.train.accumulate import Gradients, micro_batches
-from rtdmd.train.diagnose import at_level
-from rtdmd.train.terms import Draws, Velocities
+from rtdmd.train.engine.diagnostics import at_level
+from rtdmd.train.losses import Draws, Velocities
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Backbone, Conditioning
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
-    from rtdmd.train.engine import Learner
+    from rtdmd.train.engine.loop import Learner
 
 CLIP_SHARE = 0.1  # of the clip range, which rounding may take at the first update of an epoch
 

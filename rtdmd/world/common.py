@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rtdmd.files import write_json
+from rtdmd.common.files import write_json
 
 if TYPE_CHECKING:
     from rtdmd.config.world import WorldParams

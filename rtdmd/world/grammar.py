@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import permutations, product
 from typing import Any, Literal
 
-from rtdmd.rng import permutation
+from rtdmd.common.rng import permutation
 
 SHAPES = ("circle", "square", "triangle", "cross")
 PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}

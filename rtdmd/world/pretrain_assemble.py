@@ -9,10 +9,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from rtdmd.common.errors import RtdmdError
+from rtdmd.common.files import read_json, sha256_file, tree_files, write_json
 from rtdmd.config.world import WORLD_PARAMS
-from rtdmd.errors import RtdmdError
-from rtdmd.files import read_json, sha256_file, tree_files, write_json
-from rtdmd.provenance import package_versions
+from rtdmd.pipeline.provenance import package_versions
 from rtdmd.world.common import WORK
 from rtdmd.world.grammar import TAGS
 

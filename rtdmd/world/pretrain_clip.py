@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModelWithProjection
 
+from rtdmd.common.progress import progress
+from rtdmd.common.rng import numpy_generator
 from rtdmd.config.world import ClipParams, WorldParams, load_world_params
-from rtdmd.progress import progress
-from rtdmd.rng import numpy_generator
 from rtdmd.world import IMAGE_SIZE
 from rtdmd.world.common import WORK, cosine_after, finish, part_folder, start
 from rtdmd.world.grammar import Caption, captions_of

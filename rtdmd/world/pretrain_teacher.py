@@ -15,10 +15,10 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
+from rtdmd.common.files import save_tensors
+from rtdmd.common.progress import progress
+from rtdmd.common.rng import numpy_generator, torch_generator
 from rtdmd.config.world import TeacherParams, WorldParams, load_world_params
-from rtdmd.files import save_tensors
-from rtdmd.progress import progress
-from rtdmd.rng import numpy_generator, torch_generator
 from rtdmd.world import GRID, IMAGE_SIZE
 from rtdmd.world.common import WORK, cosine_after, finish, part_folder, start
 from rtdmd.world.grammar import TAGS, Caption, auxiliary, captions_of

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
+from rtdmd.common.progress import progress
+from rtdmd.common.rng import key_seed, numpy_generator, torch_generator
 from rtdmd.config.world import TextEncoderParams, WorldParams, load_world_params
-from rtdmd.progress import progress
-from rtdmd.rng import key_seed, numpy_generator, torch_generator
 from rtdmd.world.common import cosine_after, finish, part_folder, start
 from rtdmd.world.grammar import (
     COLORS,

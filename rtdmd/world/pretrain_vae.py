@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from rtdmd.common.progress import progress
+from rtdmd.common.rng import numpy_generator, torch_generator
 from rtdmd.config.world import VaeParams, load_world_params
-from rtdmd.progress import progress
-from rtdmd.rng import numpy_generator, torch_generator
 from rtdmd.world import IMAGE_SIZE
 from rtdmd.world.common import cosine_after, finish, part_folder, start
 from rtdmd.world.grammar import captions_of

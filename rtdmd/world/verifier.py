@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 from rtdmd.world import CELL, GRID, IMAGE_SIZE
 from rtdmd.world.grammar import COLORS, SHAPES
 from rtdmd.world.render import BACKGROUNDS, PALETTE, PLACEMENTS, cell_masks, holds

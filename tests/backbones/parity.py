@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rtdmd.rng import normal
-from rtdmd.sampling import rollout
+from rtdmd.backbones.sampling import rollout
+from rtdmd.common.rng import normal
 from tests.backbones.families import FAMILIES, PROMPTS, Loaded, load
 from tests.backbones.real import CONFIGS, backbone, transformer
 

@@ -16,9 +16,9 @@ from rtdmd.backbones import Conditioning
 from rtdmd.backbones.flux1 import Flux1
 from rtdmd.backbones.flux2 import Flux2
 from rtdmd.backbones.sd3 import SD3Backbone
+from rtdmd.common.torch_setup import quiet_imports
 from rtdmd.config import preset
 from rtdmd.plan.published import TEACHERS
-from rtdmd.torch_setup import quiet_imports
 
 with quiet_imports():
     from diffusers import (

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from rtdmd.backbones import FAMILIES as REGISTERED
 from rtdmd.backbones import Conditioning
+from rtdmd.backbones.sampling import rollout
+from rtdmd.common.errors import UserError
+from rtdmd.common.rng import normal
 from rtdmd.config import AdapterParams
-from rtdmd.errors import UserError
-from rtdmd.rng import normal
-from rtdmd.sampling import rollout
-from rtdmd.train.roles import Roles
+from rtdmd.train.adapters import Roles
 from tests.backbones.families import FAMILIES, PROMPTS, Loaded
 
 TOLERANCE = 1e-5  # of the issue; latents are of order 1

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from rtdmd.common.errors import UserError
+from rtdmd.common.rng import normal
 from rtdmd.config import preset
-from rtdmd.errors import UserError
-from rtdmd.rng import normal
 from tests.backbones.families import FLUX1, FLUX2, PROMPTS, plain
 from tests.backbones.tiny_flux import make, tiny_flux1, tiny_flux2
 

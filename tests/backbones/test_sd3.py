@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from rtdmd.backbones import Conditioning, load_backbone
+from rtdmd.backbones.sampling import rollout
 from rtdmd.backbones.sd3 import SD3Backbone
+from rtdmd.common.errors import UserError
+from rtdmd.common.rng import normal
 from rtdmd.config import ModelParams, preset
-from rtdmd.errors import UserError
 from rtdmd.flow.schedule import raw_few_steps, shift_static
-from rtdmd.rng import normal
-from rtdmd.sampling import rollout
 from tests.tiny import make_tiny_teacher
 
 PROMPTS = ["a photo of a red circle", "two squares and a zebra, left of everything that has a name"]

@@ -12,9 +12,9 @@ import pytest
 from huggingface_hub import errors
 
 from rtdmd.backbones.snapshot import teacher_folder, text_identity
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import sha256_file
 from rtdmd.config import ModelParams, preset
-from rtdmd.errors import UserError
-from rtdmd.files import sha256_file
 
 COMMIT = "b1148b4028b9ec56ebd36444c193d56aeff7ab56"
 REPO = "stabilityai/stable-diffusion-3.5-medium"

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from rtdmd import cli
+from rtdmd.common.files import load_tensors, read_json
 from rtdmd.config import Params
-from rtdmd.files import load_tensors, read_json
 from rtdmd.stages import cache_teacher, evaluate, prepare_prompts, train_acdmd, train_rtdmd
 from tests.backbones.families import Loaded
 from tests.workspace import make_workspace

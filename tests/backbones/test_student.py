@@ -18,11 +18,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from rtdmd.backbones.protocol import PUBLISHED
-from rtdmd.files import write_json
+from rtdmd.backbones.sampling import rollout
+from rtdmd.common.files import write_json
+from rtdmd.common.rng import normal
 from rtdmd.flow.cps import cps_step
 from rtdmd.publish.scheduler import scheduler_config
-from rtdmd.rng import normal
-from rtdmd.sampling import rollout
 from tests.backbones.families import Loaded, plain
 
 STEPS = 4

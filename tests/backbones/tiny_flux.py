@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rtdmd.torch_setup import quiet_imports
+from rtdmd.common.torch_setup import quiet_imports
 from tests.tiny import _text_config, tiny_t5, tiny_tokenizer
 
 with quiet_imports():

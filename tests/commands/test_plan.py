@@ -6,7 +6,7 @@ import pytest
 
 from rtdmd.cli import main
 from rtdmd.commands.plan import changes_of
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 
 
 def test_a_setting_is_a_key_and_a_value() -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rtdmd import cli, files
+from rtdmd import cli
 from rtdmd.cli import main
+from rtdmd.common import files
+from rtdmd.common.errors import UserError
 from rtdmd.config import load_params
-from rtdmd.dvc_cache import md5_file, object_path, refuse_damaged
-from rtdmd.errors import UserError
+from rtdmd.pipeline.dvc_cache import md5_file, object_path, refuse_damaged
 
 WHOLE, DAMAGED = "results/a/whole.txt", "results/a/weights.txt"
 PIPELINE = {"stages": {"a": {"cmd": "rtdmd a", "outs": [WHOLE, DAMAGED]}}}

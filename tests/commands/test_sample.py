@@ -13,10 +13,10 @@ from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.cli import build_parser
 from rtdmd.commands import sample
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import save_tensors
+from rtdmd.common.images import PADDING
 from rtdmd.config import load_params
-from rtdmd.errors import UserError
-from rtdmd.files import save_tensors
-from rtdmd.images import PADDING
 from rtdmd.publish.compose import compose, read_adapter
 from rtdmd.publish.export import write_lora
 from rtdmd.publish.merge import MERGED, merged_weights, write_merged

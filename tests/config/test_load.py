@@ -6,10 +6,10 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from rtdmd.common.errors import UserError
 from rtdmd.config import PRESETS, load_params, parse_params, preset
 from rtdmd.config.load import validate
 from rtdmd.config.presets import RECIPES, merged
-from rtdmd.errors import UserError
 
 
 def message(changes: dict) -> str:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from rtdmd import cli
+from rtdmd.common.errors import UserError
 from rtdmd.config import NOTES, PRESETS, parse_params, preset
 from rtdmd.config.pins import UNPINNED, require_pin
 from rtdmd.config.real import REAL
 from rtdmd.config.render import params_text
 from rtdmd.config.train_rtdmd import PUBLISHED
-from rtdmd.errors import UserError
 
 
 def leaves(value: Any) -> Iterator[Any]:

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from rtdmd.evaluate.plan import grid_prompts, plan_images
-from rtdmd.prompts import Prompt
+from rtdmd.prompts.records import Prompt
 
 PROMPTS = [Prompt(i, f"p{i}", tag, None) for i, tag in enumerate(["a", "b", "b", "b", "c", "c"])]
 

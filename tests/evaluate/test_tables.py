@@ -5,11 +5,11 @@ import pytest
 from scipy import stats
 
 from rtdmd.commands.compare import compare
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 from rtdmd.evaluate.pairs import paired_difference
 from rtdmd.evaluate.plan import plan_images
 from rtdmd.evaluate.tables import per_tag_csv, read_scores, scores_csv, scores_of
-from rtdmd.prompts import Prompt
+from rtdmd.prompts.records import Prompt
 
 ITEMS = plan_images([Prompt(i, f"p{i}", "ab"[i // 2], None) for i in range(4)], 6)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from rtdmd.files import load_tensors
+from rtdmd.common.files import load_tensors
+from rtdmd.common.rng import integers
 from rtdmd.methods import METHODS
-from rtdmd.rng import integers
 from rtdmd.stages import train_acdmd
-from rtdmd.train import state
+from rtdmd.train.engine import checkpoint
 from tests.train.workshop import make_trainable
 from tests.workspace import set_params
 
@@ -26,7 +26,7 @@ def test_each_stop_trains_its_own_fake_score(tiny_teacher: Path, tiny_clip: Path
     stops = Counter(integers(0, 4, params.run.seed, "train_acdmd", step, "stop") for step in range(8))
     assert len(stops) > 1
     (run_dir,) = (tmp_path / ".rtdmd/runs").glob("train_acdmd-*")
-    snapshot = state.load(run_dir)
+    snapshot = checkpoint.load(run_dir)
     assert snapshot is not None
     names = ["early0", "early1", "early2", "fake"]
     assert [int(snapshot.tensors[f"{name}_updates"]["updates"]) for name in names] == [stops[k] for k in range(4)]

@@ -7,11 +7,11 @@ from typing import Any, get_args
 
 import pytest
 
+from rtdmd.common.errors import UserError
 from rtdmd.config import parse_params, preset
 from rtdmd.config.presets import PRESETS, merged
 from rtdmd.config.recipes import StageOneRecipe, StageTwoRecipe
 from rtdmd.config.render import params_text
-from rtdmd.errors import UserError
 from rtdmd.methods import METHODS, find_method, methods_of
 from rtdmd.methods.absent import ABSENT
 from rtdmd.methods.card import card_text, flat

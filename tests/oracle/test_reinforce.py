@@ -10,9 +10,9 @@ from rtdmd.oracle.gradients import Chains, roll_out
 from rtdmd.oracle.identities import reward
 from rtdmd.oracle.mixture import ring
 from rtdmd.train import reinforce
-from rtdmd.train.engine import Learner
+from rtdmd.train.adapters import STACKS, Roles
+from rtdmd.train.engine.loop import Learner
 from rtdmd.train.last_step import last_step_gradients
-from rtdmd.train.roles import STACKS, Roles
 
 LAW, ETA, MEMBERS, COUNT = ring(variance=0.2), 0.9, 6, 12_000
 CHANGES = {

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from rtdmd.commands import verify
+from rtdmd.common.errors import UserError
 from rtdmd.config import preset
 from rtdmd.config.presets import RECIPES
-from rtdmd.errors import UserError
 from rtdmd.oracle import reinforcement, study
 from tests.oracle.test_verify import arguments
 

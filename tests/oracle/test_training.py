@@ -10,8 +10,8 @@ from rtdmd.flow import matching
 from rtdmd.oracle import training
 from rtdmd.oracle.backbone import OracleBackbone, OracleReward
 from rtdmd.oracle.setting import Setting
-from rtdmd.train import terms
-from rtdmd.train.roles import STACKS, Roles
+from rtdmd.train import losses
+from rtdmd.train.adapters import STACKS, Roles
 
 SHORT = {"iterations": 200, "batch_size": 128, "micro_batch": 128, "ema_decay": 0.9}
 
@@ -70,7 +70,7 @@ def test_stage_one_approaches_the_teacher_and_against_the_direction_it_leaves(mo
     def backwards(y_fake, y_teacher, x_s, normalise):
         return -matching.dmd_direction(y_fake, y_teacher, x_s, normalise)
 
-    monkeypatch.setattr(terms, "dmd_direction", backwards)
+    monkeypatch.setattr(losses, "dmd_direction", backwards)
     assert training.distance_after(Setting(), SHORT | {"iterations": 50}) > 1.25 * start
 
 

@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from rtdmd.commands import verify
-from rtdmd.errors import RtdmdError, UserError
+from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.oracle import statements
 
 

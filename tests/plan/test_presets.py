@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rtdmd.common.errors import UserError
 from rtdmd.config import PRESETS, Params, preset
-from rtdmd.errors import UserError
 from rtdmd.plan import estimate, needs
 from rtdmd.plan.estimate import Plan, make_plan
 from rtdmd.plan.gpus import GPUS, UTILISATION

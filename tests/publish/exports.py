@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
+from rtdmd.common.files import read_json, save_tensors, write_json
 from rtdmd.config import Params
-from rtdmd.files import read_json, save_tensors, write_json
-from rtdmd.provenance import package_versions
+from rtdmd.pipeline.provenance import package_versions
 from rtdmd.publish import gate, gate_check
 from tests.workspace import make_workspace
 

@@ -16,7 +16,7 @@ import huggingface_hub
 import pytest
 import yaml
 
-from rtdmd.files import json_text
+from rtdmd.common.files import json_text
 from rtdmd.publish.lineage import md5_like_dvc
 from rtdmd.publish.lineage_record import lineage_record, weights_metadata
 

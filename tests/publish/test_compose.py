@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from rtdmd.errors import UserError
-from rtdmd.files import save_tensors
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import save_tensors
 from rtdmd.publish.compose import A, Adapter, B, compose, read_adapter
 
 

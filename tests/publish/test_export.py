@@ -10,14 +10,14 @@ from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
 from rtdmd.backbones import Conditioning, load_backbone
 from rtdmd.backbones.protocol import PUBLISHED
+from rtdmd.backbones.sampling import rollout
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import load_tensors, write_json
 from rtdmd.config import Params
-from rtdmd.errors import UserError
-from rtdmd.files import load_tensors, write_json
 from rtdmd.publish.compose import Adapter, compose, read_adapter
 from rtdmd.publish.export import write_lora
 from rtdmd.publish.scheduler import scheduler_config
-from rtdmd.sampling import rollout
-from rtdmd.train.roles import load_student
+from rtdmd.train.adapters import load_student
 from tests.workspace import STAGES, make_workspace
 
 

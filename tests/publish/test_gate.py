@@ -14,8 +14,8 @@ from PIL import Image
 
 from rtdmd import backbones
 from rtdmd.backbones.protocol import PUBLISHED
-from rtdmd.errors import RtdmdError, UserError
-from rtdmd.files import load_tensors, read_json, save_tensors
+from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.common.files import load_tensors, read_json, save_tensors
 from rtdmd.publish import export_folder, gate, gate_check
 from rtdmd.publish.merge import MERGED
 from rtdmd.stages import publish

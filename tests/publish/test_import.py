@@ -14,14 +14,14 @@ from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.cli import build_parser
 from rtdmd.commands import import_checkpoint
 from rtdmd.commands.sample import published_sampler
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import load_tensors, read_json, save_tensors
 from rtdmd.config import Params
-from rtdmd.errors import UserError
-from rtdmd.files import load_tensors, read_json, save_tensors
 from rtdmd.publish.compose import compose
 from rtdmd.publish.lineage_record import record_of_weights, steps_of_record
 from rtdmd.publish.merge import MERGED
 from rtdmd.publish.reference import read_reference
-from rtdmd.train.roles import load_student
+from rtdmd.train.adapters import load_student
 from tests.publish.exports import gate_in_process
 from tests.workspace import make_workspace
 

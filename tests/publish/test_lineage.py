@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 from rtdmd.publish.lineage import behind, differences, flat, lock_hash, read_lock, short, stage_of
 from tests.publish.publication import copy_repository, write_sources
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from rtdmd.errors import UserError
-from rtdmd.files import json_text
-from rtdmd.provenance import hash_of
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import json_text
+from rtdmd.pipeline.provenance import hash_of
 from rtdmd.publish.lineage_record import (
     header_of,
     lineage_record,

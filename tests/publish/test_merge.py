@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from rtdmd.errors import UserError
-from rtdmd.files import load_tensors, save_tensors
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import load_tensors, save_tensors
 from rtdmd.publish.compose import A, Adapter, B
 from rtdmd.publish.merge import CONFIG, MERGED, full_weights, merged_weights, write_merged
 

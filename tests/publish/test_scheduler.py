@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from rtdmd.errors import RtdmdError
+from rtdmd.common.errors import RtdmdError
 from rtdmd.publish.scheduler import matching_shift, scheduler_config, shift_of
 
 

@@ -7,9 +7,9 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from rtdmd.backbones import Conditioning
+from rtdmd.backbones.sampling import rollout
 from rtdmd.publish.scheduler import scheduler_config
 from rtdmd.publish.scheduler_cps import CPSScheduler, class_source
-from rtdmd.sampling import rollout
 
 LEVELS = [1.0, 0.9, 0.75, 0.5, 0.0]
 

@@ -7,8 +7,8 @@ import pytest
 from huggingface_hub import HfApi
 
 from rtdmd.cli import main
-from rtdmd.errors import UserError
-from rtdmd.files import read_json, write_json
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import read_json, write_json
 from rtdmd.publish.trace import trace_path
 from rtdmd.publish.trace_hub import trace_hub
 from rtdmd.publish.trace_table import table

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, constants
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 from rtdmd.publish.upload import Uploader
 from rtdmd.publish.upload_http import Patience
 from rtdmd.publish.upload_plan import Publication, make_publication

@@ -11,9 +11,9 @@ import httpx2
 import pytest
 from huggingface_hub import HfApi
 
+from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.config import preset
 from rtdmd.config.render import params_text
-from rtdmd.errors import RtdmdError, UserError
 from rtdmd.publish.upload import Uploader
 from rtdmd.publish.upload_http import HIDDEN, Patience, redact
 from rtdmd.publish.upload_http import Fault as Found

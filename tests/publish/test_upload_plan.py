@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from rtdmd.cli import main
+from rtdmd.common.errors import UserError
 from rtdmd.config import preset
 from rtdmd.config.render import params_text
-from rtdmd.errors import UserError
 from rtdmd.publish.upload_plan import check_weights, make_publication, plan_text
 from tests.publish.publication import REPO, commit, copy_repository, publish_again, run, weights, write
 

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 from rtdmd.evaluate.intervals import Estimate
 from rtdmd.report.charts import COLORS, OTHER, Frame, curve, forest, number, running_mean, tag_plot, ticks
 from rtdmd.report.html import details, page, section, table

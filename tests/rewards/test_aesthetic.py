@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import CLIPModel
 
+from rtdmd.common.errors import UserError
 from rtdmd.config import RewardParams
-from rtdmd.errors import UserError
 from rtdmd.rewards import Reward, load_reward
 from tests.rewards.reward_checks import MEAN, NONE, PROMPTS, STD, check_scorer, pictures
 from tests.rewards.tiny_scorers import LAION, Predictor, write_predictor

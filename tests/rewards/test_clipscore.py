@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
+from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.common.files import load_tensors, save_tensors, sha256_file
 from rtdmd.config import RewardParams
-from rtdmd.errors import RtdmdError, UserError
-from rtdmd.files import load_tensors, save_tensors, sha256_file
 from rtdmd.rewards import NAMES, Reward, load_reward
 from tests.tiny import make_tiny_clip
 

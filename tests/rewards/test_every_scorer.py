@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rtdmd.common.errors import NonFiniteError, UserError
+from rtdmd.common.files import read_json, write_json
 from rtdmd.config.rewards import SCORERS
-from rtdmd.errors import NonFiniteError, UserError
-from rtdmd.files import read_json, write_json
 from rtdmd.rewards import NAMES, Reward, check_rewards, identities, load_reward
 from rtdmd.rewards.golden import TOLERANCE
 from rtdmd.rewards.golden_cases import case_of

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTokenizer, Mask2FormerForUniversalSegmentation
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
+from rtdmd.common.errors import NonFiniteError, UserError
+from rtdmd.common.files import sha256_file
 from rtdmd.config import RewardParams
-from rtdmd.errors import NonFiniteError, UserError
-from rtdmd.files import sha256_file
 from rtdmd.rewards import load_reward
 from rtdmd.rewards.geneval import GenEval
 from rtdmd.rewards.geneval_colours import ColourNames, cut_out

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import sha256_file
 from rtdmd.config import RewardParams
-from rtdmd.errors import UserError
-from rtdmd.files import sha256_file
 from rtdmd.rewards import check_rewards, load_reward
 from rtdmd.rewards.geneval2 import GenEval2
 from rtdmd.rewards.geneval2_questions import questions_of

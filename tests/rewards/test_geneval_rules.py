@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rtdmd.errors import UserError
+from rtdmd.common.errors import UserError
 from rtdmd.rewards.geneval_rules import (
     CLASSES,
     COLOURS,

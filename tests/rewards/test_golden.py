@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from rtdmd.common.errors import NonFiniteError, UserError
+from rtdmd.common.files import read_json, write_json
 from rtdmd.config import RewardParams, preset
-from rtdmd.errors import NonFiniteError, UserError
-from rtdmd.files import read_json, write_json
 from rtdmd.rewards import Reward, check_rewards, load_reward
 from rtdmd.rewards.geneval_rules import parse
 from rtdmd.rewards.golden import COMMITTED, LEAST_SPREAD, TOLERANCE, measure, record_rewards

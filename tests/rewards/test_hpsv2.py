@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
+from rtdmd.common.errors import UserError
 from rtdmd.config import RewardParams
-from rtdmd.errors import UserError
 from rtdmd.rewards import Reward, load_reward
 from rtdmd.rewards.hpsv2 import from_open_clip
 from tests.rewards.open_clip_layout import OpenClip

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import sha256_bytes, sha256_file
 from rtdmd.config import RewardParams
-from rtdmd.errors import UserError
-from rtdmd.files import sha256_bytes, sha256_file
 from rtdmd.rewards import Reward, load_reward
 from rtdmd.rewards.hpsv3_instruction import INSTRUCTION
 from tests.rewards.hpsv3_tiny import published_weights, write_hpsv3

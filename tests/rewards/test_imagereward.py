@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.common.files import sha256_file
 from rtdmd.config import RewardParams
-from rtdmd.errors import RtdmdError, UserError
-from rtdmd.files import sha256_file
 from rtdmd.rewards import Reward, load_reward
 from rtdmd.rewards.imagereward import centre
 from tests.rewards.imagereward_tiny import (

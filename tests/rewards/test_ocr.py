@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from rtdmd.common.errors import NonFiniteError, UserError
+from rtdmd.common.files import sha256_file
 from rtdmd.config import RewardParams
-from rtdmd.errors import NonFiniteError, UserError
-from rtdmd.files import sha256_file
 from rtdmd.rewards import load_reward
 from rtdmd.rewards import ocr as ocr_module
 from rtdmd.rewards.ocr import Ocr, model_files

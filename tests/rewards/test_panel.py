@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from rtdmd.common.errors import UserError
 from rtdmd.config import RewardParams
-from rtdmd.errors import UserError
 from rtdmd.rewards import panel as module
 from rtdmd.rewards.panel import CPU, Batch, Panel, has_thread, open_panel
 from rtdmd.rewards.protocol import Metadata

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import CLIPModel, CLIPTokenizer
 
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import load_tensors, save_tensors
 from rtdmd.config import RewardParams
-from rtdmd.errors import UserError
-from rtdmd.files import load_tensors, save_tensors
 from rtdmd.rewards import Reward, load_reward
 from tests.rewards.reward_checks import MEAN, NONE, PROMPTS, STD, check_scorer, pictures
 from tests.rewards.tiny_scorers import write_pickscore

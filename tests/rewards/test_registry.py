@@ -9,10 +9,10 @@ import torch
 from huggingface_hub import errors
 from pydantic import ValidationError
 
+from rtdmd.common.errors import UserError
 from rtdmd.config import EvaluateParams, RewardParams, preset
 from rtdmd.config.rewards import NAMES as CONFIGURABLE
 from rtdmd.config.rewards import SCORERS
-from rtdmd.errors import UserError
 from rtdmd.evaluate.judge import load_judge
 from rtdmd.rewards import NAMES, load_reward, weights
 

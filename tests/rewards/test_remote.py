@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
+from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.config import RewardParams
-from rtdmd.errors import RtdmdError, UserError
 from rtdmd.rewards import Reward, check_rewards, load_reward
 from rtdmd.rewards.registry import load_here
 from rtdmd.rewards.remote import RemoteReward, RewardServer, read_frame, write_frame

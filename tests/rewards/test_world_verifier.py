@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rtdmd.common.errors import UserError
+from rtdmd.common.rng import numpy_generator
 from rtdmd.config import RewardParams
-from rtdmd.errors import UserError
 from rtdmd.rewards import Reward, load_reward
-from rtdmd.rng import numpy_generator
 from rtdmd.world.grammar import captions
 from rtdmd.world.render import render, sample_scenes
 from rtdmd.world.verifier import verify

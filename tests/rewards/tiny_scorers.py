@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from rtdmd.common.files import load_tensors, save_tensors
 from rtdmd.config import RewardParams
-from rtdmd.files import load_tensors, save_tensors
 from tests.rewards.geneval2_tiny import write_qwen3vl
 from tests.rewards.geneval_tiny import make_detector
 from tests.rewards.hpsv3_tiny import write_hpsv3

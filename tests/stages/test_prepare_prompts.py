@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import read_json, sha256_bytes, sha256_file
 from rtdmd.config import preset
 from rtdmd.config.render import params_text
-from rtdmd.errors import UserError
-from rtdmd.files import read_json, sha256_bytes, sha256_file
-from rtdmd.prompts import read_prompts
+from rtdmd.prompts.records import read_prompts
 from rtdmd.stages import prepare_prompts
 from rtdmd.world.grammar import captions
 from tests.workspace import REPOSITORY
@@ -205,9 +205,9 @@ def test_what_is_wrong_with_a_source_is_named(section: dict[str, Any], says: str
 def test_both_engines_see_a_change_of_a_prompt_file(root: Path) -> None:
     """The declared folder is what DVC hashes; the rules get its files one by one."""
     from rtdmd.config import load_params
-    from rtdmd.engines import load_jobs
-    from rtdmd.pipeline import read_pipeline
-    from rtdmd.stage import open_stage
+    from rtdmd.pipeline.dvc_yaml import read_pipeline
+    from rtdmd.pipeline.engines import load_jobs
+    from rtdmd.pipeline.stage import open_stage
 
     use_files(root, "a dog\n", '"a cat"')
     assert "data/prompts" in read_pipeline(root)["prepare_prompts"].deps

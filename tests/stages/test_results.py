@@ -11,16 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import read_json, sha256_file
 from rtdmd.config import load_params, preset
-from rtdmd.errors import UserError
 from rtdmd.evaluate.plan import plan_images
 from rtdmd.evaluate.reference import world_images
 from rtdmd.evaluate.samples import load_sampler, model_images
 from rtdmd.evaluate.tables import read_scores
-from rtdmd.files import read_json, sha256_file
-from rtdmd.prompts import read_prompts
+from rtdmd.prompts.records import read_prompts
+from rtdmd.prompts.text_cache import FOLDER, TextCache, cache_key
 from rtdmd.stages import cache_teacher, evaluate, prepare_prompts, publish, report
-from rtdmd.textcache import FOLDER, TextCache, cache_key
 from tests.workspace import make_workspace, set_params
 
 SCORES = ("strict", "lenient", "soft", "clipscore", "world_verifier")

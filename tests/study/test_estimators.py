@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from rtdmd.cli import main
+from rtdmd.common.errors import UserError
 from rtdmd.config import Params
-from rtdmd.errors import UserError
 from rtdmd.methods.budget import Prices
 from rtdmd.stages import train_acdmd
 from rtdmd.study import estimators, variance

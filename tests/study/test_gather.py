@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rtdmd.common.errors import UserError
 from rtdmd.config import preset
-from rtdmd.errors import UserError
 from rtdmd.evaluate.tables import Scores
 from rtdmd.methods import METHODS
 from rtdmd.study.gather import Mean, Row, Run, difference, seed_mean

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from rtdmd.commands import methods as methods_command
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import load_tensors, read_json
 from rtdmd.config import Params
-from rtdmd.errors import UserError
-from rtdmd.files import load_tensors, read_json
 from rtdmd.methods.budget import cost
 from rtdmd.stages import train_rtdmd
 from rtdmd.study import history

@@ -29,8 +29,9 @@ from typing import Any
 import torch
 
 from rtdmd import cli
-from rtdmd.signals import REQUEUE
-from rtdmd.train import roles, state
+from rtdmd.pipeline.signals import REQUEUE
+from rtdmd.train import adapters as roles
+from rtdmd.train.engine import checkpoint
 from tests.tiny import make_tiny_clip, make_tiny_teacher
 from tests.train.workshop import make_trainable
 from tests.workspace import set_params
@@ -150,7 +151,7 @@ class Study:
         if kind != "outputs":
             self.expect(not self.outputs(), f"{kind} {at}: outputs before the end")
         (run,) = (self.root / ".rtdmd/runs").glob(f"{self.stage}-*")
-        lines = (run / state.JOURNAL).read_text().count("\n") if (run / state.JOURNAL).exists() else 0
+        lines = (run / checkpoint.JOURNAL).read_text().count("\n") if (run / checkpoint.JOURNAL).exists() else 0
         saved = sorted(path.name for path in run.glob("step-*"))
         torn = "yes" if list(run.glob(".*")) else ""
         where = f"{at:.2f} s" if kind == "clock" else f"{at:.0f} of {self.total[kind]:.0f}"
@@ -171,7 +172,7 @@ class Study:
         different = [name for name in self.whole if found.get(name) != self.whole[name]]
         self.expect(code == 0 and found.keys() == self.whole.keys() and not different, f"code {code}, {different}")
         (run,) = (self.root / ".rtdmd/runs").glob(f"{self.stage}-*")
-        steps = (run / state.JOURNAL).read_text().count("\n")
+        steps = (run / checkpoint.JOURNAL).read_text().count("\n")
         self.expect(steps == STEPS[self.stage][1], f"{steps} lines in the journal")
         self.expect(not list(run.glob(".*")), "a partial checkpoint is left")
 

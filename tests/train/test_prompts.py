@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rtdmd.backbones.protocol import Conditioning
-from rtdmd.errors import UserError
-from rtdmd.textcache import TextCache
+from rtdmd.common.errors import UserError
+from rtdmd.prompts.text_cache import TextCache
 from rtdmd.train.prompts import TrainingPrompts
 
 SIZES = {"counting": 2, "colors": 5, "position": 13}

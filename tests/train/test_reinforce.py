@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from rtdmd.backbones.protocol import Backbone, Conditioning
+from rtdmd.common.rng import integers
 from rtdmd.config import RewardParams, TrainRtdmdParams, preset
 from rtdmd.flow.cps import cps_mean_std, gaussian_log_prob, published_log_prob
 from rtdmd.flow.path import x0_from_velocity
 from rtdmd.rewards import load_reward
 from rtdmd.rewards.panel import Panel
-from rtdmd.rng import integers
 from rtdmd.train.accumulate import Gradients, combine, micro_batches
-from rtdmd.train.engine import Learner
+from rtdmd.train.adapters import Roles
+from rtdmd.train.engine.loop import Learner
 from rtdmd.train.last_step import last_step_gradients, whole_chain
+from rtdmd.train.losses import Draws, matching_loss, renoised
 from rtdmd.train.reinforce import (
     Held,
     Rollout,
@@ -30,8 +32,6 @@ from rtdmd.train.reinforce import (
     roll_out,
     shared_passes,
 )
-from rtdmd.train.roles import Roles
-from rtdmd.train.terms import Draws, matching_loss, renoised
 from rtdmd.world.grammar import captions
 from tests.train.workshop import LEVELS, SHAPE, conditioning, disturb, roles_on, tiny_backbone
 

@@ -13,12 +13,12 @@ import pytest
 import safetensors.torch
 import torch
 
+from rtdmd.common.errors import RtdmdError
+from rtdmd.common.files import load_tensors
 from rtdmd.config import preset
-from rtdmd.errors import RtdmdError
-from rtdmd.files import load_tensors
 from rtdmd.stages import train_acdmd
-from rtdmd.train import roles as roles_module
-from rtdmd.train import terms
+from rtdmd.train import adapters as roles_module
+from rtdmd.train import losses
 from tests.train.workshop import make_trainable, results, rows_of
 from tests.workspace import REPOSITORY, set_params
 
@@ -104,9 +104,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from rtdmd.stages import train_acdmd
-from rtdmd.train import state
+from rtdmd.train.engine import checkpoint
 
-saves, real = [], state.save_tensors
+saves, real = [], checkpoint.save_tensors
 
 def save_tensors(tensors, path):
     real(tensors, path)
@@ -114,7 +114,7 @@ def save_tensors(tensors, path):
     if len(saves) == 10:  # eight groups a checkpoint: in the middle of the second one
         os.kill(os.getpid(), signal.SIGKILL)
 
-state.save_tensors = save_tensors
+checkpoint.save_tensors = save_tensors
 train_acdmd.run(Path(sys.argv[1]))
 """
 
@@ -173,9 +173,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def watched(patch: pytest.MonkeyPatch) -> list[tuple[float, float, float]]:
     """Collects (s, least t, largest t) of every renoising."""
     seen: list[tuple[float, float, float]] = []
-    real = terms.renoised
+    real = losses.renoised
 
-    def renoised(*arguments: Any) -> terms.Renoised:
+    def renoised(*arguments: Any) -> losses.Renoised:
         point = real(*arguments)
         assert point.s.min() == point.s.max()
         seen.append((point.s[0].item(), point.t.min().item(), point.t.max().item()))

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.common.files import load_tensors, sha256_file
 from rtdmd.config.presets import WORLD
 from rtdmd.config.train_rtdmd import PUBLISHED
-from rtdmd.errors import RtdmdError, UserError
-from rtdmd.files import load_tensors, sha256_file
 from rtdmd.rewards import panel
 from rtdmd.rewards.world_verifier import WorldVerifier
 from rtdmd.stages import train_acdmd, train_rtdmd
-from rtdmd.train import roles as roles_module
+from rtdmd.train import adapters as roles_module
 from rtdmd.train.reinforce import Rollout
 from tests.train.workshop import results, rows_of
 from tests.workspace import set_params

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import Backbone, Conditioning
+from rtdmd.common.rng import normal
 from rtdmd.config import AdapterParams, Params, preset
 from rtdmd.methods.budget import Prices
-from rtdmd.rng import normal
 from rtdmd.stages import cache_teacher, prepare_prompts
-from rtdmd.train.roles import STACKS, Roles
+from rtdmd.train.adapters import STACKS, Roles
 from tests.workspace import REPOSITORY, make_workspace
 
 SHAPE = (4, 9, 9)

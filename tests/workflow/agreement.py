@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from rtdmd.pipeline import StageEntry, covers, read_pipeline
+from rtdmd.pipeline.dvc_yaml import StageEntry, covers, read_pipeline
 
 SECTIONS: dict[str, Any] = {
     "run.seed": 7,

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from rtdmd.dvc_cache import md5_file, object_path
-from rtdmd.pipeline import read_pipeline
+from rtdmd.pipeline.dvc_cache import md5_file, object_path
+from rtdmd.pipeline.dvc_yaml import read_pipeline
 from tests.workflow.checkout import commit, copy, environment, make_checkout, run
 from tests.workflow.kills import SMALL, is_stage, orphans
 from tests.workflow.undisturbed import hashes

@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from rtdmd.pipeline import read_pipeline
+from rtdmd.pipeline.dvc_yaml import read_pipeline
 from tests.workflow.checkout import REPOSITORY, clone, environment, git, make_checkout, run
 from tests.workflow.undisturbed import hashes, undisturbed
 

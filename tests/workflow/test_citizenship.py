@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 
 from rtdmd.config import load_params
-from rtdmd.engines import load_jobs
+from rtdmd.pipeline.engines import load_jobs
 from tests.workflow.checkout import copy, run
 
 ENVS = Path("workflow/envs")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from rtdmd.config import PRESETS
-from rtdmd.pipeline import read_pipeline
+from rtdmd.pipeline.dvc_yaml import read_pipeline
 
 REPOSITORY = Path(__file__).parents[2]
 DRY_RUNS = """

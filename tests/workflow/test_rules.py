@@ -10,24 +10,24 @@ from pathlib import Path
 import pytest
 
 from rtdmd.config import load_params
-from rtdmd.engines import load_jobs
-from rtdmd.pipeline import covers, read_pipeline
+from rtdmd.pipeline.dvc_yaml import covers, read_pipeline
+from rtdmd.pipeline.engines import load_jobs
 
 PIPELINE = read_pipeline(Path("."))
 
 # Read by every stage; a change in them changes no figure, or is seen through params.yaml.
 HARNESS = {
     "rtdmd/__init__.py",
-    "rtdmd/dvc_cache.py",
-    "rtdmd/errors.py",
-    "rtdmd/files.py",
-    "rtdmd/hub.py",
-    "rtdmd/pipeline.py",
-    "rtdmd/progress.py",
-    "rtdmd/provenance.py",
-    "rtdmd/signals.py",
-    "rtdmd/stage.py",
-    "rtdmd/trackers.py",
+    "rtdmd/pipeline/dvc_cache.py",
+    "rtdmd/common/errors.py",
+    "rtdmd/common/files.py",
+    "rtdmd/common/hub.py",
+    "rtdmd/pipeline/dvc_yaml.py",
+    "rtdmd/common/progress.py",
+    "rtdmd/pipeline/provenance.py",
+    "rtdmd/pipeline/signals.py",
+    "rtdmd/pipeline/stage.py",
+    "rtdmd/train/engine/trackers.py",
 }
 
 

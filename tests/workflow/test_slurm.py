@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from rtdmd.pipeline import read_pipeline
+from rtdmd.pipeline.dvc_yaml import read_pipeline
 from tests.workflow.checkout import REPOSITORY, environment, make_checkout, run
 from tests.workflow.slurm_cluster import Cluster, missing_programs, wait_for
 from tests.workflow.undisturbed import hashes, undisturbed

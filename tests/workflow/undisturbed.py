@@ -6,14 +6,14 @@ import shutil
 import sys
 from pathlib import Path
 
-from rtdmd.files import sha256_file
-from rtdmd.pipeline import read_pipeline
+from rtdmd.common.files import sha256_file
+from rtdmd.pipeline.dvc_yaml import read_pipeline
 from tests.workflow.checkout import clone, run
 
 STAGES = """
 from importlib import import_module
 from pathlib import Path
-from rtdmd.pipeline import read_pipeline
+from rtdmd.pipeline.dvc_yaml import read_pipeline
 for name in read_pipeline(Path(".")):
     import_module(f"rtdmd.stages.{name}").run(Path("."))
 """

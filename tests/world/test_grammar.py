@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from rtdmd.rng import numpy_generator
+from rtdmd.common.rng import numpy_generator
 from rtdmd.world.grammar import HELDOUT, PLURALS, RELATIONS, TAGS, auxiliary, captions, captions_of, words
 from rtdmd.world.pretrain_text import HELDOUT_PROMPTS, QUESTIONS, in_text_order, labels, random_caption
 

@@ -11,12 +11,12 @@ import torch
 import yaml
 
 from rtdmd.backbones import load_backbone
+from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.common.files import load_tensors, read_json, sha256_file, sha256_tree, tree_files, write_json
+from rtdmd.common.rng import numpy_generator, torch_generator
 from rtdmd.config import RewardParams, preset
 from rtdmd.config.world import WORLD_PARAMS, load_world_params
-from rtdmd.errors import RtdmdError, UserError
-from rtdmd.files import load_tensors, read_json, sha256_file, sha256_tree, tree_files, write_json
 from rtdmd.rewards import load_reward
-from rtdmd.rng import numpy_generator, torch_generator
 from rtdmd.world import (
     pretrain_assemble,
     pretrain_clip,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rtdmd.rng import numpy_generator
+from rtdmd.common.rng import numpy_generator
 from rtdmd.world.grammar import COLORS, SHAPES, captions
 from rtdmd.world.render import (
     BACKGROUNDS,

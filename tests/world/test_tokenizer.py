@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import CLIPTokenizer
 
-from rtdmd.rng import numpy_generator
+from rtdmd.common.rng import numpy_generator
 from rtdmd.world.grammar import OTHER_NOUNS, auxiliary, captions, words
 from rtdmd.world.pretrain_text import random_caption
 from rtdmd.world.tokenizer import MAX_LENGTH, make_tokenizer

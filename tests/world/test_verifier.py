@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rtdmd.errors import UserError
-from rtdmd.rng import normal, numpy_generator
+from rtdmd.common.errors import UserError
+from rtdmd.common.rng import normal, numpy_generator
 from rtdmd.world.grammar import COLORS, SHAPES, TAGS, captions
 from rtdmd.world.render import PLACEMENTS, Scenes, render, sample_scenes
 from rtdmd.world.verifier import Verdict, parse, verify

@@ -1,6 +1,6 @@
 # What the rules share: validated parameters, and the stages as DVC resolves them.
 #
-# One job is one DVC stage (`dvc repro --single-item`), and what has to run is what DVC says (rtdmd/engines.py): the engines agree
+# One job is one DVC stage (`dvc repro --single-item`), and what has to run is what DVC says (rtdmd/pipeline/engines.py): the engines agree
 # and share the cache. The job's progress bar goes to the terminal and into the log.
 import sys
 from pathlib import Path
@@ -10,13 +10,13 @@ sys.path.insert(0, workflow.basedir)  # this folder's rtdmd, whichever is instal
 from snakemake.exceptions import WorkflowError
 
 from rtdmd.config import load_params
-from rtdmd.engines import load_jobs, mark_stale
-from rtdmd.errors import UserError
+from rtdmd.pipeline.engines import load_jobs, mark_stale
+from rtdmd.common.errors import UserError
 from rtdmd.plan.needs import Needs
 
 # `dvc` and `python` are those of the environment that runs Snakemake, activated or not, unless jobs get their own
 # (`--software-deployment-method`). A scheduler's SIGTERM reaches every process of a job: the shell and DVC outlive it, so that the
-# stage (rtdmd/signals.py) can save and DVC let go of its locks.
+# stage (rtdmd/pipeline/signals.py) can save and DVC let go of its locks.
 OWN = workflow.deployment_settings.deployment_method
 HERE = "" if OWN else f"export PATH='{Path(sys.executable).parent}':$PATH; "
 shell.prefix(f"set -euo pipefail; trap '' TERM; {HERE}")

@@ -1,0 +1,157 @@
+"""Reading, hashing and writing files so that a reader never sees half of one.
+
+Every writer writes to a temporary name beside the target, flushes it to disk and renames it. All formats are
+deterministic: the same content gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rtdmd.common.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IGNORED_DIRECTORIES = frozenset({"__pycache__", ".snakemake", ".git"})
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hex SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path | str) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree_files(directory: Path | str) -> Iterator[Path]:
+    """Files under `directory` in a fixed order, without the byte code and engine folders that say nothing about
+    content."""
+    for path in sorted(Path(directory).rglob("*")):
+        if path.is_file() and not IGNORED_DIRECTORIES.intersection(path.parts) and path.suffix != ".pyc":
+            yield path
+
+
+def sha256_tree(path: Path | str) -> str:
+    """Hash of a file, or of a directory's file names and contents (times and modes do not count)."""
+    path = Path(path)
+    if path.is_file():
+        return sha256_file(path)
+    lines = [f"{sha256_file(file)}  {file.relative_to(path).as_posix()}\n" for file in tree_files(path)]
+    return sha256_bytes("".join(lines).encode())
+
+
+def write_atomic(path: Path | str, data: bytes | str) -> None:
+    """Write `data` (text as UTF-8) to `path`: all of it or nothing, and on disk when this returns."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    """The process's file mode mask (readable only by setting it)."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def fsync_path(path: Path | str) -> None:
+    """Flush a file or directory to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def json_text(value: Any) -> str:
+    """JSON with sorted keys, two spaces and a trailing newline. NaN and infinity are errors (ValueError)."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write `json_text(value)` atomically."""
+    write_atomic(path, json_text(value))
+
+
+def read_json(path: Path | str) -> Any:
+    """Parse a JSON file; a damaged file is a UserError that names it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error}); make the file again") from error
+
+
+def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object a line, keys in the order given."""
+    lines = [json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+    write_atomic(path, "".join(lines))
+
+
+def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
+    """Read one JSON object a line (empty lines skipped); a damaged line is a UserError that names file and line."""
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number}: not JSON ({error.msg})") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number}: one JSON object a line is expected, got {type(row).__name__}")
+        rows.append(row)
+    return rows
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path | str, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file atomically; the same tensors and metadata give the same bytes.
+
+    Tensors are written in order of name, on the CPU and contiguous; the header's metadata is sorted.
+    """
+    from safetensors.torch import save
+
+    ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    write_atomic(path, _sorted_header(save(ordered, metadata=dict(metadata) if metadata else None)))
+
+
+def _sorted_header(data: bytes) -> bytes:
+    """Rewrite a safetensors header with its `__metadata__` sorted (the library writes it in hash order)."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    if "__metadata__" not in header:
+        return data
+    header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the payload starts at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
+def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors (on the CPU) and metadata of a safetensors file; a damaged file is a UserError that names it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{path}: no whole safetensors file ({error}); make the file again") from error

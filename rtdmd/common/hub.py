@@ -1,0 +1,44 @@
+"""What the Hub refuses, as one sentence that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rtdmd.common.errors import UserError
+from rtdmd.config.pins import require_pin
+
+
+@contextmanager
+def fetching(
+    key: str, pin: str, repository: str, revision: str | None, file: str | None = None, then: str | None = None
+) -> Iterator[None]:
+    """Around a download at a pinned commit, of a dataset's ``file`` or of a model: its errors become UserError.
+
+    key, pin: the settings that name repository and commit, for the messages; then: the command that downloads, to run
+    once connected. Before the download UserError where ``revision`` is the placeholder.
+    """
+    from huggingface_hub import errors
+
+    kind = "model" if file is None else "dataset"
+    page = f"https://huggingface.co/{'' if file is None else 'datasets/'}{repository}"
+    what = f"{repository if file is None else f'{file} of {repository}'} at {revision}"
+    require_pin(pin, repository, revision, kind=kind)
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        says = f"{key}: {repository} is gated: accept its terms on {page}, then run `hf auth login`"
+        raise UserError(says) from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(f"{key}: {page} does not exist, or needs `hf auth login`") from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"{pin}: {repository} has no commit {revision}; see {page}/commits") from error
+    except errors.LocalEntryNotFoundError as error:
+        hint = f"; connect once and run `{then}`" if then else ""
+        raise UserError(f"{key}: {what} is not on this machine and the Hub cannot be reached{hint}") from error
+    except errors.EntryNotFoundError as error:
+        raise UserError(
+            f"{key}: {repository} has no file {file or ''} at {revision}; see {page}/tree/{revision}"
+        ) from error
+    except errors.HfHubHTTPError as error:
+        raise UserError(f"{key}: the Hub refused {what}: {error}") from error

@@ -1,0 +1,72 @@
+"""`dvc.yaml` as a stage sees it: the one place where command, dependencies, params and outputs are written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from rtdmd.common.errors import UserError
+
+WORLD_FOLDER = "data/world"
+
+
+@dataclass(frozen=True)
+class StageEntry:
+    """One stage of `dvc.yaml`; paths are relative to the repository's root, with forward slashes."""
+
+    name: str
+    deps: tuple[str, ...]
+    params: tuple[str, ...]  # dotted keys of params.yaml
+    outs: tuple[str, ...]  # outs, metrics and plots
+    command: str = ""
+
+
+def read_pipeline(root: Path) -> dict[str, StageEntry]:
+    """All stages of `root/dvc.yaml`."""
+    path = root / "dvc.yaml"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; run this command in the repository's root folder")
+    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return {name: _entry(name, value) for name, value in tree["stages"].items()}
+
+
+def _entry(name: str, value: dict[str, Any]) -> StageEntry:
+    outs = [path for kind in ("outs", "metrics", "plots") for path in _paths(value.get(kind, []))]
+    return StageEntry(
+        name, _paths(value.get("deps", [])), tuple(value.get("params", [])), tuple(outs), value.get("cmd", "")
+    )
+
+
+def _paths(items: list[str | dict[str, Any]]) -> tuple[str, ...]:
+    """DVC writes an item as a path, or as {path: options}."""
+    return tuple(item if isinstance(item, str) else next(iter(item)) for item in items)
+
+
+def missing_file(path: str, pipeline: dict[str, StageEntry]) -> str:
+    """One line about a dependency that is not there: which command makes it, or brings it back."""
+    makers = [stage.name for stage in pipeline.values() if path in stage.outs]
+    if makers:
+        return f"{path}: no such file; `snakemake {makers[0]}` makes it"
+    anew = " (`make world` makes it anew)" if covers(WORLD_FOLDER, path) else ""
+    return f"{path}: no such file; it belongs to the repository: `git checkout {path}`{anew}"
+
+
+def covers(declared: str, path: str) -> bool:
+    """True when `path` is `declared` or lies inside it (a path that goes up with `..` lies nowhere)."""
+    return ".." not in PurePosixPath(path).parts and PurePosixPath(path).is_relative_to(declared)
+
+
+def params_values(tree: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """The values of dotted keys in nested dictionaries; UserError when dvc.yaml names one that does not exist."""
+    values = {}
+    for key in keys:
+        value: Any = tree
+        for part in key.split("."):
+            if not isinstance(value, dict) or part not in value:
+                raise UserError(f"dvc.yaml: params: {key} is no key of params.yaml")
+            value = value[part]
+        values[key] = value
+    return values

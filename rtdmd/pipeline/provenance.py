@@ -1,0 +1,96 @@
+"""Where a result comes from: versions, Git commit, hashes, class of hardware."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import rtdmd
+from rtdmd.common.files import json_text, sha256_bytes
+
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
+"""Packages whose version can change a result."""
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python, of this package and of those it computes with."""
+    return {
+        "python": platform.python_version(),
+        "rtdmd": rtdmd.__version__,
+        **{name: version(name) for name in PACKAGES},
+    }
+
+
+def last_commit(root: Path | str, paths: Sequence[str]) -> str | None:
+    """The last commit that changed one of `paths`, with "+changes" when they differ from it here; None outside a Git
+    checkout. Unlike the commit that is checked out it is the same before and after results are committed."""
+    commit = _git(root, "log", "-1", "--format=%H", "--", *paths)
+    if not commit:
+        return None
+    return f"{commit}+changes" if _git(root, "status", "--porcelain", "--", *paths) else commit
+
+
+@dataclass(frozen=True)
+class GitState:
+    """What is checked out: the commit (None outside a Git checkout), and the paths that it does not hold as they are
+    here."""
+
+    commit: str | None
+    changed: tuple[str, ...]
+
+
+def git_state(root: Path | str = ".", watched: Sequence[str] = ()) -> GitState:
+    """The state of the checkout in ``root``: every tracked file that differs from the commit counts (dvc.lock and
+    results too), and every file inside a path of ``watched`` that Git does not track."""
+    commit = _git(root, "rev-parse", "HEAD")
+    if commit is None:
+        return GitState(None, ())
+    tracked = _git(root, "status", "--porcelain", "--untracked-files=no", "--no-renames", "-z") or ""
+    changed = {entry[3:] for entry in tracked.split("\0") if entry}
+    if watched:
+        untracked = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *watched) or ""
+        changed |= {path for path in untracked.split("\0") if path}
+    return GitState(commit.strip(), tuple(sorted(changed)))
+
+
+def hardware_class() -> dict[str, Any]:
+    """What kind of machine this is, without its name: architecture, processor, cores, accelerators."""
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "accelerators": (_run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], ".") or "").splitlines(),
+    }
+
+
+def _processor() -> str:
+    """The processor's model name as Linux gives it, elsewhere as Python does."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _git(root: Path | str, *arguments: str) -> str | None:
+    return _run(["git", *arguments], root)
+
+
+def _run(command: list[str], root: Path | str) -> str | None:
+    """A program's output; None when it is not installed or fails."""
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.rstrip() if done.returncode == 0 else None
+
+
+def hash_of(value: Any) -> str:
+    """Hex SHA-256 of a value's canonical JSON (sorted keys), so that comments and order do not count."""
+    return sha256_bytes(json_text(value).encode())

@@ -1,0 +1,113 @@
+"""Make the committed results again from nothing, and compare every output with the hash in dvc.lock.
+
+The checkout's commit is cloned, DVC runs its stages there with neither cache nor run cache, and each output is hashed.
+Where the bytes differ, the recorded file is looked for (in the checkout, its cache, its commit) to say how far apart
+they are: see rtdmd/pipeline/distance.py.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.pipeline.distance import distance
+from rtdmd.publish.lineage import Step, behind, md5_like_dvc, read_lock
+
+MISSING = "missing"
+_HEADER = ("stage", "output", "recorded", "here", "equal")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One output: its hash in dvc.lock and that of the new run, and where they differ how far apart the files are."""
+
+    stage: str
+    path: str
+    recorded: str
+    here: str
+    words: str = ""
+    within: bool | None = None
+
+    @property
+    def equal(self) -> bool:
+        """True when the bytes are those that dvc.lock records."""
+        return self.recorded == self.here
+
+
+def reproduce(source: Path, folder: Path, stages: Sequence[str] = ()) -> list[Row]:
+    """Clone the commit of `source` into `folder`, run its stages (`stages` and what they need, or all), compare.
+
+    UserError when there is nothing committed to compare with; RtdmdError when a stage fails.
+    """
+    recorded = clone(source, folder)
+    unknown = [name for name in stages if name not in recorded]
+    if unknown:
+        raise UserError(f"dvc.lock of the commit: no stage {', '.join(unknown)}; it has {', '.join(recorded)}")
+    wanted = {step.name for name in stages or recorded for step in behind(name, recorded)}
+    run_all(folder, stages)
+    return [row for name, step in recorded.items() if name in wanted for row in compare(step, source, folder)]
+
+
+def clone(source: Path, folder: Path) -> dict[str, Step]:
+    """A clone of `source` at its commit in `folder`; the stages that the commit's dvc.lock records."""
+    done = subprocess.run(["git", "clone", "--quiet", source, folder], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{source}: git cannot clone it ({done.stderr.strip()}); run this command in the repository")
+    if not (folder / "dvc.lock").is_file():
+        raise UserError("dvc.lock is not in the commit; after a run: `git add dvc.lock results && git commit`")
+    return read_lock(folder)
+
+
+def run_all(folder: Path, stages: Sequence[str] = ()) -> None:
+    """`dvc repro` in a clone, with the clone's code and this environment's programs, nothing taken from a cache."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache", *stages]
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(folder.resolve())}
+    if code := subprocess.run(command, cwd=folder, env=environment, stdout=sys.stderr, check=False).returncode:
+        raise RtdmdError(f"the run in {folder} ended with {code}; its last lines say why (--into DIR keeps the folder)")
+
+
+def compare(step: Step, source: Path, folder: Path) -> Iterator[Row]:
+    """A row for each output of a stage of the commit."""
+    for path, digest in step.outputs.items():
+        made = folder / path
+        here = md5_like_dvc(made) if made.exists() else MISSING
+        if here in (digest, MISSING):
+            yield Row(step.name, path, digest, here)
+        elif original := find_recorded(path, digest, source, folder):
+            apart = distance(original, made)
+            yield Row(step.name, path, digest, here, apart.words, apart.within)
+        else:
+            yield Row(step.name, path, digest, here, "the recorded file is not here: `dvc pull` first")
+
+
+def find_recorded(path: str, digest: str, source: Path, folder: Path) -> Path | None:
+    """The file that dvc.lock means: in the checkout, in its cache, or in its commit; None when it is in none."""
+    kept = folder / ".rtdmd" / "recorded" / path
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    blob = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=folder, capture_output=True, check=False)
+    if blob.returncode == 0:
+        kept.write_bytes(blob.stdout)
+    cached = source / ".dvc" / "cache" / "files" / "md5" / digest[:2] / digest[2:]
+    return next((one for one in (source / path, cached, kept) if one.is_file() and md5_like_dvc(one) == digest), None)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The reproduction table in Markdown, columns aligned, the distance last where the bytes differ."""
+    lines = [_HEADER, tuple("-" * len(name) for name in _HEADER)]
+    lines += [(row.stage, row.path, row.recorded[:12], row.here[:12], _verdict(row)) for row in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(_HEADER))]
+    cells = (" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join(f"| {line} |" for line in cells)
+
+
+def _verdict(row: Row) -> str:
+    if row.equal:
+        return "yes"
+    judged = {None: "", True: "within: ", False: "OUTSIDE: "}[row.within]
+    return f"no: {judged}{row.words or 'not written'}"

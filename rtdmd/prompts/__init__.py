@@ -1,0 +1,1 @@
+"""Prompts: their sources, records and text cache."""

@@ -1,0 +1,226 @@
+"""One base, many roles: a single frozen transformer serves teacher, generator and fake score through adapters.
+
+A role is a stack of adapters on the frozen base: the teacher's is empty, the stage-one generator's is ("acdmd",), the
+stage-two generator's ("acdmd", "rtdmd"), so stage two sits on stage one without merging. In `full` mode each adapter is
+a separate copy of the transformer in float32 (an update in half precision would be lost in rounding; passes run in the
+base's precision) and a role is the last of its stack: `Roles.cost` says what that takes.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import load_tensors
+from rtdmd.common.rng import key_seed
+from rtdmd.train.compile import compile_blocks
+
+if TYPE_CHECKING:
+    from rtdmd.backbones.protocol import Backbone, Conditioning
+    from rtdmd.config import AdapterParams, Params
+    from rtdmd.train.distributed.ranks import Ranks
+
+Stack = tuple[str, ...]
+STACKS: dict[str, dict[str, Stack]] = {
+    "train_acdmd": {"teacher": (), "generator": ("acdmd",), "fake": ("fake",)},
+    "train_rtdmd": {"teacher": (), "reference": ("acdmd",), "generator": ("acdmd", "rtdmd"), "fake": ("fake",)},
+}
+
+
+class Roles:
+    """Velocities of every role at (x (B, C, H, W), sigma (B,), conditioning), and each adapter's tensors."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        adapter: AdapterParams,
+        stacks: Mapping[str, Stack],
+        seed: int,
+        compiled: bool = False,
+    ) -> None:
+        self.backbone, self.stacks, self.full = backbone, dict(stacks), adapter.mode == "full"
+        self._copies: dict[str, nn.Module] = {}
+        self._layers: list[BaseTunerLayer] = []
+        self._active: Stack = ()
+        names = sorted({name for stack in stacks.values() for name in stack})
+        for name in names:
+            self._add(name, adapter, seed)
+        modules: list[Any] = [backbone.transformer, *self._copies.values()]
+        for module in modules:
+            if adapter.gradient_checkpointing:
+                module.enable_gradient_checkpointing(self._computed_again)
+            if compiled:
+                compile_blocks(module)
+
+    def _add(self, name: str, adapter: AdapterParams, seed: int) -> None:
+        base: Any = self.backbone.transformer  # a diffusers model; its adapter methods come from a mixin
+        if self.full:
+            self._copies[name] = copy.deepcopy(base).float().requires_grad_(False)
+            return
+        config = LoraConfig(
+            r=adapter.rank, lora_alpha=adapter.alpha, target_modules=self.backbone.lora_targets(adapter.targets)
+        )
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are the point
+            torch.manual_seed(key_seed(seed, "adapter", name))
+            base.add_adapter(config, adapter_name=name)
+        self._layers = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
+        for parameter in self._adapter_parameters(name):
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(False)
+
+    def shard(self, ranks: Ranks) -> None:
+        """Leave this process its shard of the frozen base, for `sharding: base`; adapters stay whole."""
+        from rtdmd.train.distributed.sharding import shard  # seconds of imports that few runs need
+
+        base = self.backbone.transformer
+        shard(base, [p for key, p in base.named_parameters() if ".lora_" in key], ranks)
+
+    def _adapter_parameters(self, name: str) -> list[nn.Parameter]:
+        if self.full:
+            return list(self._copies[name].parameters())
+        return [p for key, p in self.backbone.transformer.named_parameters() if f".{name}." in key and ".lora_" in key]
+
+    def _activate(self, stack: Stack) -> None:
+        """Switch the base's adapters. PEFT's own switch also flips ``requires_grad``, and a parameter whose flag is off
+        at backward time silently receives no gradient; here only the forward pass changes."""
+        self._active = stack
+        for layer in self._layers:
+            layer._disable_adapters = not stack
+            if stack:
+                layer._active_adapter = list(stack)
+
+    def _computed_again(self, block: nn.Module, *inputs: Any) -> Any:
+        """A block's output; its activations are computed again in the backward pass, through the adapters that were
+        active in the forward pass (by then another role's may be)."""
+        stack = self._active
+
+        def forward(*inputs: Any) -> Any:
+            self._activate(stack)
+            return block(*inputs)
+
+        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    def cost(self) -> str:
+        """What full mode takes, in one line: each role's float32 weights, and for generator and fake score gradients
+        and AdamW's moments; the generator's average too."""
+        count = sum(p.numel() for p in self.backbone.transformer.parameters())
+        one = 4 * count / 2**30
+        return (
+            f"adapter.mode: full keeps {len(self._copies)} float32 copies of the transformer beside the teacher's"
+            f" ({count / 1e9:.3g} billion parameters each): {len(self._copies) * one:.3g} GiB of weights, {2 * one:.3g}"
+            f" of gradients, {4 * one:.3g} of AdamW's moments, {one:.3g} of the average; lora keeps one transformer"
+        )
+
+    def trainable(self, name: str) -> list[nn.Parameter]:
+        """Parameters of one adapter, switched to training, for an optimizer; everything else stays frozen."""
+        parameters = self._adapter_parameters(name)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        return parameters
+
+    def velocity(
+        self,
+        role: str,
+        x: Tensor,
+        sigma: Tensor,
+        cond: Conditioning,
+        *,
+        guidance: float = 1.0,
+        null: Conditioning | None = None,
+    ) -> Tensor:
+        """v (B, C, H, W) float32 of a role; ``guidance`` with ``null`` is the teacher's."""
+        stack = self.stacks[role]
+        if self.full:
+            module = self._copies[stack[-1]] if stack else self.backbone.transformer
+        else:
+            module = self.backbone.transformer
+            self._activate(stack)
+        half = self.backbone.dtype if self.full and stack and self.backbone.dtype != torch.float32 else None
+        with torch.autocast(self.backbone.device.type, dtype=half, enabled=half is not None):
+            return self.backbone.velocity(module, x, sigma, cond, guidance=guidance, null=null)
+
+    @contextmanager
+    def scaled(self, name: str, factor: float) -> Iterator[None]:
+        """One adapter at ``factor`` times its strength for a while. UserError in full mode, which has no adapters."""
+        if self.full:
+            raise UserError("adapter.mode: full has no adapter to scale; allowed: lora, or dynamic.guidance: 0")
+        kept = [layer.scaling[name] for layer in self._layers]
+        for layer, scale in zip(self._layers, kept, strict=True):
+            layer.scaling[name] = factor * scale
+        try:
+            yield
+        finally:
+            for layer, scale in zip(self._layers, kept, strict=True):
+                layer.scaling[name] = scale
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """An adapter's tensors by name (``<module>.lora_A.weight``; all weights in full mode), detached copies."""
+        if self.full:
+            tensors = self._copies[name].state_dict()
+        else:
+            tensors = get_peft_model_state_dict(self.backbone.transformer, adapter_name=name)
+        return {key: value.detach().cpu().clone() for key, value in sorted(tensors.items())}
+
+    def load(self, name: str, tensors: Mapping[str, Tensor], source: str) -> None:
+        """Load an adapter's tensors; UserError naming ``source`` unless every key and shape fits exactly."""
+        own = self.state(name)
+        odd = sorted(set(own) ^ set(tensors)) or [k for k in own if own[k].shape != tensors[k].shape]
+        if odd:
+            raise UserError(
+                f"{source} does not fit the adapter section of params.yaml ({len(odd)} tensors differ, first {odd[0]});"
+                " run the stage that makes it again"
+            )
+        if self.full:
+            self._copies[name].load_state_dict(dict(tensors), strict=True)
+        else:
+            set_peft_model_state_dict(self.backbone.transformer, dict(tensors), adapter_name=name)
+
+
+class Average:
+    """Exponential moving average of an adapter's parameters; holds those tensors only."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay = list(parameters), decay
+        self.tensors = [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """average <- decay * average + (1 - decay) * parameter."""
+        torch._foreach_lerp_(self.tensors, [p.detach() for p in self.parameters], 1 - self.decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the average with the live parameters (twice is the identity)."""
+        for parameter, tensor in zip(self.parameters, self.tensors, strict=True):
+            kept = parameter.detach().clone()
+            parameter.copy_(tensor)
+            tensor.copy_(kept)
+
+
+def load_student(
+    params: Params, backbone: Backbone, stage: str, root: Path = Path()
+) -> Callable[[Tensor, Tensor, Conditioning], Tensor]:
+    """Velocity (x, sigma, cond) of the generator that training stage ``stage`` left in ``root``/results, frozen.
+
+    Stage two's is stage one's adapter with its own on top. UserError where a file is missing or does not fit.
+    """
+    stack = STACKS[stage]["generator"]
+    roles = Roles(backbone, params.adapter, {"generator": stack}, params.run.seed)
+    for name in stack:
+        source = f"results/train_{name}/generator.safetensors"
+        if not (root / source).is_file():
+            raise UserError(f"{source}: no such file; `rtdmd train_{name}` makes it")
+        roles.load(name, load_tensors(root / source)[0], source)
+    return lambda x, sigma, cond: roles.velocity("generator", x, sigma, cond)

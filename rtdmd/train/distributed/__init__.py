@@ -1,0 +1,1 @@
+"""Several processes of one stage: ranks, launch, sharding."""

@@ -1,0 +1,1 @@
+"""What runs a training loop: checkpoints, journal, trackers, validation, diagnostics."""

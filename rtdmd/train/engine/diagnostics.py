@@ -1,0 +1,93 @@
+"""What the journal says about a step besides its losses, and the one fault that no single step shows.
+
+Every name has a slash, so that it stays in the journal: latents, saturated pixels, each reward's spread, advantages,
+and gradient norms by the level σ of the sample they came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rtdmd.train.engine.journal import Journal
+
+if TYPE_CHECKING:
+    from rtdmd.config.train_rtdmd import TrainRtdmdParams
+    from rtdmd.rewards.panel import Batch
+
+SILENT_EPOCHS = 20
+"""Epochs in a row without a reward that tells two images of a prompt apart, after which stage two stops."""
+
+
+def at_level(values: Mapping[str, float], names: Iterable[str], sigma: float) -> dict[str, float]:
+    """The named values again, those that are there, under their sample's level: ``fake_grad_norm/sigma=0.75``."""
+    return {f"{name}/sigma={sigma:.3g}": values[name] for name in names if name in values}
+
+
+@torch.no_grad()
+def latent_values(x: Tensor) -> dict[str, float]:
+    """Mean, standard deviation and largest magnitude of latents (B, C, H, W)."""
+    mean, std, largest = torch.stack([x.mean(), x.std(), x.abs().max()]).tolist()
+    return {"latent/mean": mean, "latent/std": std, "latent/largest": largest}
+
+
+@dataclass
+class Pixels:
+    """Counts decoded pixel values that the decoder's clamp to [0, 1] holds: no gradient passes there."""
+
+    held: float = 0.0
+    total: int = 0
+
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches as they are, counted on their way to the rewards."""
+        for batch in batches:
+            images = batch[0]
+            self.held += ((images <= 0) | (images >= 1)).sum().item()
+            self.total += images.numel()
+            yield batch
+
+    def values(self) -> dict[str, float]:
+        """The share of pixel values at 0 or 1."""
+        return {"image/saturated": self.held / self.total} if self.total else {}
+
+
+@torch.no_grad()
+def reward_values(scores: Mapping[str, Tensor], groups: Tensor) -> dict[str, float]:
+    """Spread of each reward's scores (N,), and the share of groups (N,) in which it tells two images apart."""
+    _, group = torch.unique(groups, return_inverse=True)
+    values: dict[str, float] = {}
+    for name, score in scores.items():
+        score, group = score.float(), group.to(score.device)
+        ends = [score.new_zeros(int(group.max()) + 1).scatter_reduce(0, group, score, kind, include_self=False)
+                for kind in ("amin", "amax")]  # fmt: skip
+        told = (ends[0] != ends[1]).float().mean()
+        figures = torch.stack([score.std(correction=0), score.min(), score.max(), told]).tolist()
+        values |= {f"reward/{name}/{what}": x for what, x in zip(("std", "min", "max", "told"), figures, strict=True)}
+    return values
+
+
+@torch.no_grad()
+def advantage_values(advantages: Tensor) -> dict[str, float]:
+    """Mean and ends of advantages (N,); their standard deviation is a column of curves.csv."""
+    mean, low, high = torch.stack([advantages.mean(), advantages.min(), advantages.max()]).tolist()
+    return {"advantage/mean": mean, "advantage/min": low, "advantage/max": high}
+
+
+def require_signal(journal: Journal, p: TrainRtdmdParams) -> None:
+    """FloatingPointError naming the rewards, where none that the policy gradient sees told two images of a prompt apart
+    for SILENT_EPOCHS epochs: every advantage was 0, and a scorer is broken or saturated."""
+    seen = [spec.name for spec in p.rewards if spec.policy is not False and spec.weight > 0]
+    steps = journal.steps(SILENT_EPOCHS)
+    if p.weights.policy == 0 or len(steps) < SILENT_EPOCHS:
+        return
+    if all(step[f"reward/{name}/told"] == 0 for step in steps for name in seen):
+        last = ", ".join(f"{name} is {steps[-1][f'reward_{name}']:.4g} on average" for name in seen)
+        raise FloatingPointError(
+            f"for {SILENT_EPOCHS} epochs no reward told two images of a prompt apart ({last}), so the policy gradient"
+            " is zero; `rtdmd rewards check` tries the scorers, train_rtdmd.rewards names them, and"
+            " weights.policy: 0 trains without them"
+        )

@@ -1,0 +1,62 @@
+"""A panel of what the roles see, in the run folder: `panel-00000500.png` with three rows for the same eight prompts.
+
+The generator's samples, then the teacher's and the fake score's estimates x̂_0 of them from one noised point. Where the
+last two agree the matching term has nothing left to say; where the fake score's row is a blur it lags behind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rtdmd.backbones.protocol import Backbone, Conditioning
+from rtdmd.backbones.sampling import ImageNoise, sample
+from rtdmd.common.images import Pixels, grid, save_png
+from rtdmd.common.rng import key_seed
+from rtdmd.config import Params
+from rtdmd.flow.path import interpolate, x0_from_velocity
+from rtdmd.train.adapters import Roles
+from rtdmd.train.prompts import TrainingPrompts
+
+PROMPTS = 8
+LEVEL = 0.7  # σ of the noised point: the layout is still open, the colours are not
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Panels every ``every`` steps (0: none) in ``folder``. They draw their own noise: no training number changes."""
+
+    every: int
+    folder: Path
+    params: Params
+    roles: Roles
+    backbone: Backbone
+    prompts: TrainingPrompts
+    sigmas: Tensor
+
+    def after(self, done: int) -> None:
+        """After ``done`` steps, where a panel is due: draw it."""
+        if self.every and done % self.every == 0:
+            save_png(self.folder / f"panel-{done:08d}.png", self.draw())
+
+    @torch.no_grad()
+    def draw(self) -> Pixels:
+        """The panel's pixels (h, w, 3)."""
+        records = self.prompts.batch(0, PROMPTS, "panel")
+        cond, eta = self.prompts.conditioning(records), self.params.model.eta
+        seed, shape = key_seed(self.params.run.seed, "panel"), self.backbone.latent_shape()
+        noise = ImageNoise(seed, [(i, 0) for i in range(PROMPTS)], shape, self.sigmas.device)
+        x = sample(lambda *point: self.roles.velocity("generator", *point), noise, cond, self.sigmas, eta)
+        level = torch.full((PROMPTS,), LEVEL, device=x.device)
+        x_t = interpolate(x, noise.transition(len(self.sigmas)), level)
+        rows = [x, self._estimate("teacher", x_t, level, cond), self._estimate("fake", x_t, level, cond)]
+        captions = [f"{name}: {r['prompt']}" for name in ("generator", "teacher", "fake score") for r in records]
+        return grid(torch.cat([self.backbone.decode(row) for row in rows]), PROMPTS, captions)
+
+    def _estimate(self, role: str, x_t: Tensor, level: Tensor, cond: Conditioning) -> Tensor:
+        guided = {"guidance": self.params.model.guidance, "null": self.prompts.cache.null()}
+        v = self.roles.velocity(role, x_t, level, cond, **(guided if role == "teacher" else {}))  # type: ignore[arg-type]
+        return x0_from_velocity(x_t, v, level)

@@ -1,0 +1,243 @@
+"""The mechanics both stages share: an optimizer with its average, one guarded step, and the resumable loop state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rtdmd.common.errors import RtdmdError
+from rtdmd.common.progress import progress
+from rtdmd.pipeline import signals
+from rtdmd.pipeline.signals import Stopped
+from rtdmd.train.adapters import Average
+from rtdmd.train.distributed.ranks import Ranks
+from rtdmd.train.engine import checkpoint
+from rtdmd.train.engine.journal import Journal
+from rtdmd.train.engine.trackers import Tell, watching
+
+
+class AdamWParams(Protocol):
+    """The optimizer's part of a training section of params.yaml."""
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """Moment decays."""
+        ...
+
+    @property
+    def weight_decay(self) -> float:
+        """Decoupled weight decay."""
+        ...
+
+    @property
+    def max_grad_norm(self) -> float:
+        """Norm to which gradients are clipped."""
+        ...
+
+
+@dataclass
+class Learner:
+    """The trained parameters of one role, their AdamW, and optionally their moving average."""
+
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.AdamW
+    lr: float
+    warmup: int
+    max_grad_norm: float
+    average: Average | None = None
+    updates: int = 0
+    fall: tuple[float, int] = (0.0, 0)
+
+    @staticmethod
+    def adamw(
+        parameters: Sequence[nn.Parameter],
+        lr: float,
+        settings: AdamWParams,
+        *,
+        warmup: int = 0,
+        fall: tuple[float, int] = (0.0, 0),
+        average: Average | None = None,
+    ) -> Learner:
+        """AdamW over an explicit parameter list; fused kernels stay off, since their bytes differ between machines.
+
+        ``warmup``: updates over which the rate rises; ``fall``: share of the run, at its end, over which it falls to 0,
+        and the run's updates.
+        """
+        owned = list(parameters)
+        optimizer = torch.optim.AdamW(
+            owned, lr=lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=False
+        )
+        return Learner(owned, optimizer, lr, warmup, settings.max_grad_norm, average, fall=fall)
+
+    def step(self, gradients: Sequence[Tensor]) -> float:
+        """One clipped update from the given gradients; returns their norm before clipping. Raises FloatingPointError
+        where the norm is not finite (the parameters are then untouched)."""
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm, error_if_nonfinite=False)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"gradient norm is {norm.item()}")
+        self.updates += 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm.item()
+
+    def rate(self) -> float:
+        """AdamW's rate at update ``updates`` (1 the first): linear warm-up, then constant, then a linear fall."""
+        share, total = self.fall
+        rise = self.updates / self.warmup if self.warmup else 1.0
+        left = (total - self.updates + 1) / (share * total) if share else 1.0
+        return self.lr * min(1.0, rise, left)
+
+    def tensors(self, name: str) -> dict[str, dict[str, Tensor]]:
+        """Everything that resuming needs, as named tensor groups."""
+        groups = {
+            f"{name}_parameters": checkpoint.indexed(self.parameters),
+            f"{name}_optimizer": checkpoint.optimizer_tensors(self.optimizer),
+            f"{name}_updates": {"updates": torch.tensor(self.updates)},
+        }
+        if self.average is not None:
+            groups[f"{name}_average"] = checkpoint.indexed(self.average.tensors)
+        return groups
+
+    def restore(self, name: str, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """The inverse of ``tensors``."""
+        checkpoint.copy_indexed(self.parameters, groups[f"{name}_parameters"])
+        checkpoint.restore_optimizer(self.optimizer, groups[f"{name}_optimizer"])
+        self.updates = int(groups[f"{name}_updates"]["updates"])
+        if self.average is not None:
+            checkpoint.copy_indexed(self.average.tensors, groups[f"{name}_average"])
+
+
+class Saved(Protocol):
+    """What a checkpoint holds: a learner, or anything else that gives its state as tensors and takes it back."""
+
+    def tensors(self, name: str) -> dict[str, dict[str, Tensor]]:
+        """Everything that resuming needs, as named tensor groups."""
+        ...
+
+    def restore(self, name: str, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """The inverse of ``tensors``."""
+        ...
+
+
+@dataclass
+class Loop:
+    """A resumable loop over steps: restores the newest checkpoint, saves every ``save_every``, keeps the journal.
+
+    A signal to end lets the running step finish, saves, and raises `Stopped`. Of several processes the first one
+    writes checkpoints and journal; every one restores.
+    """
+
+    folder: Path
+    total: int
+    save_every: int
+    log_every: int
+    learners: Mapping[str, Saved]
+    title: str
+    unit: str
+    ranks: Ranks = field(default_factory=Ranks)
+    keep: int = checkpoint.KEEP
+    over: Callable[[], bool] = lambda: False  # ends the loop before ``total``
+    _bar: Any = None
+    _tell: Tell = lambda step: None
+
+    def __post_init__(self) -> None:
+        self.journal = Journal(self.folder / checkpoint.JOURNAL, self.unit)
+
+    def __iter__(self) -> Iterator[int]:
+        """Steps still to do, with a progress bar on standard error."""
+        with signals.held(), ExitStack() as stack:
+            done = first = self._resume()
+            with self.ranks.together():
+                if self.ranks.main:
+                    self._tell = stack.enter_context(watching(self.journal))
+            stop = None
+            self._bar = progress(initial=first, total=self.total, desc=self.title, disable=not self.ranks.main)
+            for step in range(first, self.total):
+                if self.over():
+                    break
+                yield step
+                # A signal to any process ends all of them after the same step.
+                done, stop = step + 1, next(filter(None, self.ranks.gather(signals.received())), None)
+                if done % self.save_every == 0 or done == self.total or stop or self.over():
+                    self._save(done)
+                self._show(done)
+                if stop:
+                    break
+            with suppress(BrokenPipeError):
+                self._bar.close()
+            if stop:
+                raise Stopped(f"stopped by {stop} after {self.unit} {done} of {self.total}, which is saved")
+
+    def _resume(self) -> int:
+        if self.ranks.main:
+            checkpoint.sweep(self.folder)
+        snapshot = checkpoint.load(self.folder)
+        if self.ranks.main:
+            self.journal.put_back(snapshot.journal if snapshot else "")
+        if snapshot is not None:
+            for name, learner in self.learners.items():
+                learner.restore(name, snapshot.tensors)
+        step = snapshot.step if snapshot else 0
+        self._require_alike(step)
+        return step
+
+    def _require_alike(self, step: int) -> None:
+        """RtdmdError unless all processes hold the same weights at the same step."""
+        learners = [saved for saved in self.learners.values() if isinstance(saved, Learner)]
+        weights = [parameter for learner in learners for parameter in learner.parameters]
+        self.ranks.require_alike([torch.tensor(step), *weights], f"the weights at {self.unit} {step}")
+
+    def _save(self, step: int) -> None:
+        """Written by the first process; the others wait for it, on the CPU."""
+        self._require_alike(step)
+        with self.ranks.together():
+            if self.ranks.main:
+                self._write(step)
+
+    def _write(self, step: int) -> None:
+        groups = {key: group for name, learner in self.learners.items() for key, group in learner.tensors(name).items()}
+        checkpoint.save(self.folder, checkpoint.Snapshot(step, groups, self.journal.text()), self.keep)
+
+    def _show(self, done: int) -> None:
+        """Move the bar. What reads standard error (``| tee log``) may have died of the same signal as this process."""
+        if not self.ranks.main:
+            return
+        with suppress(BrokenPipeError):
+            if done % self.log_every == 0 or done == self.total:
+                names = list(self.journal.row(self.log_every).items())[1:5]
+                self._bar.set_postfix({name: f"{value:.3g}" for name, value in names}, refresh=False)
+            self._bar.update()
+
+    def log(self, step: int, values: Mapping[str, float], images: int = 0) -> None:
+        """Write a step's values to the journal, and the speed if it made ``images``. Raises FloatingPointError on a
+        non-finite value, naming it."""
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{name} is {value}")
+        if self.ranks.main:
+            self.journal.add(step + 1, values, images)
+            self._tell(*self.journal.steps(1))
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """The rows of curves.csv: means over every ``log_every`` steps."""
+        return self.journal.rows(self.log_every)
+
+    def fault(self, step: int, error: FloatingPointError) -> RtdmdError:
+        """The error that ends a run whose values went non-finite."""
+        snapshot = checkpoint.load(self.folder)
+        last = (
+            f"the last good checkpoint is {self.unit} {snapshot.step} in {self.folder}" if snapshot else "no checkpoint"
+        )
+        return RtdmdError(f"{self.title} stopped at {self.unit} {step}: {error}; {last}")

@@ -1,0 +1,140 @@
+"""Which student of stage two is kept: the one of the best validation, on training prompts that were set aside.
+
+The held-out prompts of the evaluation take no part, so its figures stay those of unseen captions. A validation samples
+the averaged generator, always from the same noise, and takes the weighted mean reward and the diversity: the mean
+distance of two images of one prompt. Best is the largest reward among the students that keep ``min_diversity`` of the
+stage-one student's diversity; that student is the first candidate. All of it is part of a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rtdmd.backbones.sampling import ImageNoise, sample
+from rtdmd.common.rng import key_seed
+from rtdmd.train.accumulate import micro_batches
+from rtdmd.train.engine import checkpoint
+from rtdmd.train.reinforce import describe
+
+if TYPE_CHECKING:
+    from rtdmd.backbones.protocol import Conditioning
+    from rtdmd.config.validation import ValidationParams
+    from rtdmd.rewards.panel import Batch
+    from rtdmd.stages.train_rtdmd import Players
+
+
+@dataclass
+class Validation:
+    """The validations of a run: ``players`` are the stage's, ``records`` the prompts set aside with ``cond``, a row
+    each."""
+
+    p: ValidationParams
+    players: Players
+    records: list[dict[str, Any]]
+    cond: Conditioning | None
+    best: list[Tensor] = field(default_factory=list)  # of the average
+    start_diversity: float = 0.0
+    reward: float = 0.0  # of the best
+    epoch: int = 0  # of the best
+    misses: int = 0  # validations since
+
+    def before(self, step: int) -> dict[str, float]:
+        """Before the first epoch: the stage-one student is the first candidate, and the measure of diversity."""
+        if not self.p.every or step > 0:
+            return {}
+        self.reward, self.start_diversity = self.shared()
+        self._keep(0)
+        return {"validation/start_reward": self.reward, "validation/start_diversity": self.start_diversity}
+
+    def after(self, done: int) -> dict[str, float]:
+        """After ``done`` epochs, where a validation is due: its figures, and the best student's epoch."""
+        if not self.p.every or done % self.p.every:
+            return {}
+        reward, diversity = self.shared()
+        self.misses += 1
+        if reward > self.reward and diversity >= self.p.min_diversity * self.start_diversity:
+            self.reward = reward
+            self._keep(done)
+        return {"validation_reward": reward, "validation_diversity": diversity, "validation_best": float(self.epoch)}
+
+    def over(self) -> bool:
+        """True when ``patience`` validations in a row found no better student."""
+        return 0 < self.p.patience <= self.misses
+
+    def _keep(self, epoch: int) -> None:
+        self.best = [tensor.clone() for tensor in self.players.average.tensors]
+        self.epoch, self.misses = epoch, 0
+
+    def put_best(self) -> dict[str, str]:
+        """Make the best student the average, where there were validations; what to say of it in its file."""
+        if not self.p.every:
+            return {}
+        checkpoint.copy_indexed(self.players.average.tensors, checkpoint.indexed(self.best))
+        return {"epoch": str(self.epoch)}
+
+    def shared(self) -> tuple[float, float]:
+        """What the first process measures, in every process, so that all keep and end alike."""
+        ranks = self.players.ranks
+        with ranks.together():
+            found = self.measure() if ranks.main else (0.0, 0.0)
+        return ranks.gather(found)[0]
+
+    @torch.no_grad()
+    def measure(self) -> tuple[float, float]:
+        """Weighted mean reward and diversity of the averaged generator."""
+        average, distances = self.players.average, list[Tensor]()
+        average.swap()
+        try:
+            with self.players.panel.scoring(self._images(distances)) as scoring:
+                scores = scoring.scores(self.players.sigmas.device)
+        finally:
+            average.swap()
+        rewards = self.players.params.train_rtdmd.rewards
+        total = sum(spec.weight * scores[spec.name].double().mean().item() for spec in rewards)
+        return total, torch.cat(distances).double().mean().item()
+
+    def _images(self, distances: list[Tensor]) -> Iterator[Batch]:
+        """Every prompt's images, whole prompts at a time, their distances (one a prompt) added to ``distances``."""
+        players, each = self.players, self.p.images
+        roles, shape, device = players.roles, players.backbone.latent_shape(), players.sigmas.device
+        for prompts in micro_batches(len(self.records), max(1, players.params.train_rtdmd.micro_batch // each)):
+            rows = [row for row in range(prompts.start, prompts.stop) for _ in range(each)]
+            keys = [(row, i % each) for i, row in enumerate(rows)]
+            noise = ImageNoise(key_seed(players.params.run.seed, "validation"), keys, shape, device)
+            assert self.cond is not None
+            x = sample(
+                lambda x, sigma, cond: roles.velocity("generator", x, sigma, cond),
+                noise,
+                self.cond.index(rows),
+                players.sigmas,
+                players.params.model.eta,
+            )
+            images = players.backbone.decode(x)
+            distances.append(group_diversity(images, each))
+            yield images, *describe([self.records[row] for row in rows])
+
+    def tensors(self, name: str) -> dict[str, dict[str, Tensor]]:
+        """For a checkpoint; see `Learner.tensors`."""
+        record = {key: torch.tensor(getattr(self, key), dtype=torch.float64) for key in _RECORD}
+        return {f"{name}_best": checkpoint.indexed(self.best), f"{name}_record": record}
+
+    def restore(self, name: str, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """The inverse of ``tensors``."""
+        self.best = [tensor.clone() for tensor in self.players.average.tensors]
+        checkpoint.copy_indexed(self.best, groups[f"{name}_best"])
+        for key, kind in _RECORD.items():
+            setattr(self, key, kind(groups[f"{name}_record"][key].item()))
+
+
+_RECORD = {"start_diversity": float, "reward": float, "epoch": int, "misses": int}
+
+
+def group_diversity(images: Tensor, each: int) -> Tensor:
+    """Mean root-mean-square difference of two images of a prompt, (P,), of P x ``each`` images (P each, C, H, W)."""
+    flat = images.float().flatten(1).unflatten(0, (-1, each))
+    return torch.stack([torch.pdist(group).mean() for group in flat]) / flat.shape[-1] ** 0.5

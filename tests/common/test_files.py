@@ -1,0 +1,77 @@
+"""Files are written whole, and the same content gives the same bytes."""
+
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import (
+    json_text,
+    load_tensors,
+    read_json,
+    read_jsonl,
+    save_tensors,
+    sha256_bytes,
+    sha256_file,
+    sha256_tree,
+    write_atomic,
+    write_json,
+    write_jsonl,
+)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    write_json(path, {"b": 1, "a": [0.5]})
+    with pytest.raises(ValueError):
+        write_json(path, {"b": float("nan")})
+    with pytest.raises(TypeError):
+        write_atomic(path, 3)  # type: ignore[arg-type]
+    assert path.read_text() == '{\n  "a": [\n    0.5\n  ],\n  "b": 1\n}\n'
+    assert [file.name for file in tmp_path.iterdir()] == ["figures.json"]
+    assert stat.S_IMODE(path.stat().st_mode) & 0o444 == 0o444
+
+
+def test_hashes(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "tree" / "a.txt", "abc")
+    assert (
+        sha256_file(tmp_path / "tree" / "a.txt") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
+    assert sha256_file(tmp_path / "tree" / "a.txt") == sha256_bytes(b"abc") == sha256_tree(tmp_path / "tree" / "a.txt")
+    before = sha256_tree(tmp_path / "tree")
+    write_atomic(tmp_path / "tree" / "__pycache__" / "a.pyc", b"byte code")
+    (tmp_path / "tree" / "a.txt").touch()
+    assert sha256_tree(tmp_path / "tree") == before
+    (tmp_path / "tree" / "a.txt").rename(tmp_path / "tree" / "b.txt")
+    assert sha256_tree(tmp_path / "tree") != before
+
+
+def test_jsonl_round_trip_and_its_errors(tmp_path: Path) -> None:
+    rows = [{"id": 1, "prompt": "a σ"}, {"id": 2, "prompt": "line\u2028separator"}]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert read_jsonl(tmp_path / "rows.jsonl") == rows
+    write_atomic(tmp_path / "rows.jsonl", '{"id": 1}\n\n[2]\n')
+    with pytest.raises(UserError, match=r"rows.jsonl:3: one JSON object a line is expected, got list"):
+        read_jsonl(tmp_path / "rows.jsonl")
+    write_atomic(tmp_path / "rows.jsonl", '{"id": \n')
+    with pytest.raises(UserError, match=r"rows.jsonl:1: not JSON"):
+        read_jsonl(tmp_path / "rows.jsonl")
+    with pytest.raises(UserError, match=r"rows.jsonl: not JSON"):
+        read_json(tmp_path / "rows.jsonl")
+
+
+def test_tensors_have_the_same_bytes_in_any_order(tmp_path: Path) -> None:
+    one, two = torch.arange(6.0).reshape(2, 3), torch.ones(2, dtype=torch.bfloat16)
+    save_tensors({"b": one.T, "a": two}, tmp_path / "1", {"y": "2", "x": "1"})
+    save_tensors({"a": two, "b": one.T.contiguous()}, tmp_path / "2", {"x": "1", "y": "2"})
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+    tensors, metadata = load_tensors(tmp_path / "1")
+    assert metadata == {"x": "1", "y": "2"}
+    assert tensors["a"].dtype == torch.bfloat16
+    assert torch.equal(tensors["b"], one.T)
+
+
+def test_json_is_canonical() -> None:
+    assert json_text({"b": 1, "a": 2}) == json_text({"a": 2, "b": 1})

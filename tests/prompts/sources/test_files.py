@@ -1,0 +1,156 @@
+"""Prompt files: every schema, every fault with its file and line, dropped where asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rtdmd.common.errors import UserError
+from rtdmd.prompts.records import BadPrompt, Faults, Source
+from rtdmd.prompts.sources.files import checked, file_sources
+from rtdmd.prompts.sources.named import CHECKS
+
+GENEVAL = {"tag": "counting", "include": [{"class": "dog", "count": 2}], "prompt": "two dogs"}
+
+
+def read(tmp_path: Path, name: str, content: str | bytes, faults: Faults | None = None, most: int = 99) -> list[Source]:
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return file_sources(path, name, faults or Faults(), most)
+
+
+def test_text_files_hold_one_prompt_a_line(tmp_path: Path) -> None:
+    sources = read(tmp_path, "p.txt", "\ufeffa dog \r\n\n  a cat\n\n")
+    assert [(s.prompt, s.tag, s.metadata) for s in sources] == [("a dog", None, None), ("a cat", None, None)]
+    assert [s.where for s in sources] == ["p.txt:1", "p.txt:3"]
+
+
+def test_json_and_jsonl_hold_strings_and_objects(tmp_path: Path) -> None:
+    entries = ["a dog", {"prompt": " a cat "}, {"prompt": "a cow", "tag": "t", "metadata": {"k": 1}}, GENEVAL]
+    expected = [
+        ("a dog", None, None),
+        ("a cat", None, None),
+        ("a cow", "t", {"k": 1}),
+        ("two dogs", "counting", GENEVAL),
+    ]
+    as_json = read(tmp_path, "p.json", json.dumps(entries, indent=1))
+    as_lines = read(tmp_path, "p.jsonl", "\n".join(json.dumps(entry) for entry in entries))
+    for sources in (as_json, as_lines):
+        assert [(s.prompt, s.tag, s.metadata) for s in sources] == expected
+
+
+def test_tables_have_a_header(tmp_path: Path) -> None:
+    sources = read(tmp_path, "p.csv", 'Prompts,Category\n"a dog, a cat",Colors\r\n\n"two\nlines",\n')
+    assert [(s.prompt, s.tag, s.metadata) for s in sources] == [
+        ("a dog, a cat", "Colors", None),
+        ("two\nlines", None, None),
+    ]
+    assert [s.where for s in sources] == ["p.csv:2", "p.csv:5"]
+    tabs = read(tmp_path, "p.tsv", "prompt\tseed\na dog\t7\n")
+    assert [(s.prompt, s.metadata) for s in tabs] == [("a dog", {"prompt": "a dog", "seed": "7"})]
+
+
+LINES = [
+    ("p.jsonl", b'{"prompt": }', "malformed", r"p\.jsonl:2: not JSON \(Expecting value, column 12\)"),
+    ("p.jsonl", b'{"prompt": "a", "metadata": {"x": NaN}}', "malformed", r"p\.jsonl:2: NaN is no JSON number"),
+    ("p.jsonl", b'{"text": "a cat"}', "malformed", r'p\.jsonl:2: a string or an object with "prompt" is expected'),
+    ("p.jsonl", b"7", "malformed", r"p\.jsonl:2: a string or an object"),
+    ("p.jsonl", b'{"prompt": "  "}', "empty", r"p\.jsonl:2: the prompt is \"  \"; a text that is not empty"),
+    ("p.jsonl", b'{"prompt": 3}', "malformed", r"p\.jsonl:2: the prompt is 3"),
+    ("p.jsonl", b'{"prompt": "a", "metadata": []}', "malformed", r"p\.jsonl:2: metadata is \[\]; dict or null"),
+    ("p.jsonl", b'{"prompt": "a", "tag": 1}', "malformed", r"p\.jsonl:2: tag is 1; str or null"),
+    ("p.jsonl", b'{"prompt": "a", "tag": "\\ud800"}', "encoding", r'p\.jsonl:2: half a character \("\\ud800"\)'),
+    ("p.jsonl", b'"a caf\xe9"', "encoding", r"p\.jsonl:2: not UTF-8 \(byte 7\)"),
+    ("p.txt", b"a caf\xe9", "encoding", r"p\.txt:2: not UTF-8 \(byte 6\); save the file as UTF-8"),
+    ("p.txt", "\ufeffa cat".encode(), "encoding", r"p\.txt:2: the prompt is .*with a byte order mark"),
+    ("p.txt", b"x" * 100, "overlong", r"p\.txt:2: the prompt has 100 characters, above .*max_characters: 99"),
+    ("p.tsv", b"a\tb", "malformed", r"p\.tsv:2: 1 columns are expected, got 2"),
+]
+
+
+@pytest.mark.parametrize(("name", "line", "reason", "says"), LINES)
+def test_a_faulty_line_is_an_error_or_dropped_and_reported(
+    tmp_path: Path, name: str, line: bytes, reason: str, says: str
+) -> None:
+    first = b"prompt" if name.endswith(".tsv") else b'"a dog"'
+    content = b"\n".join((first, line, b'"a cow"', b""))
+    with pytest.raises(BadPrompt, match=says):
+        read(tmp_path, name, content)
+    faults = Faults(drop=True)
+    kept = [s.prompt.strip('"') for s in read(tmp_path, name, content, faults)]
+    assert kept == (["a cow"] if name.endswith(".tsv") else ["a dog", "a cow"])
+    (dropped,) = faults.dropped
+    assert (dropped["where"], dropped["reason"]) == (f"{name}:2", reason)
+
+
+@pytest.mark.parametrize("drop", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("p.json", b'{"prompt": "a dog"}', r"p\.json: a list of prompts is expected, got dict"),
+        ("p.json", b'["a",\n "b" "c"]', r"p\.json: not JSON \(Expecting ',' delimiter, line 2, column 6\)"),
+        ("p.json", b'["a dog",\n"caf\xe9"]', r"p\.json:2: not UTF-8 \(byte 15 of the file\)"),
+        ("p.csv", b"text,tag\na dog,\n", r"p\.csv:1: a header with the column prompt is expected, got text, tag"),
+        ("p.csv", b'prompt\n"a dog\n', r"p\.csv:2: not csv"),
+        ("p.txt", b"\n \n", r"p\.txt: there is no prompt in it"),
+        ("p.txt", "a dog".encode("utf-16"), r"p\.txt: not UTF-8 but UTF-16; save the file as UTF-8"),
+        ("p.xlsx", b"a dog\n", r"p\.xlsx: prompts are read from \.txt, \.json, \.jsonl, \.csv, \.tsv files"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_always_an_error(
+    tmp_path: Path, name: str, content: bytes, says: str, drop: bool
+) -> None:
+    with pytest.raises(UserError, match=says):
+        read(tmp_path, name, content, Faults(drop))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere\.txt: cannot be read \(No such file"):
+        file_sources(tmp_path / "nowhere.txt", "nowhere.txt", Faults())
+
+
+VQA = {"prompt": "a dog", "vqa_list": [["Is there a dog?", "Yes"]], "skills": ["object"]}
+RELATED = [{"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position": ["left of", 0]}]
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad", "says"),
+    [
+        ("geneval", GENEVAL, {"prompt": "two dogs"}, r"metadata tag: None; allowed: single_object, two_object"),
+        ("geneval", GENEVAL, {**GENEVAL, "include": []}, "metadata include: 'nothing'; allowed: at least one object"),
+        (
+            "geneval",
+            GENEVAL,
+            {**GENEVAL, "include": [{"class": "dog"}]},
+            "metadata count: None; allowed: a whole number",
+        ),
+        ("geneval", GENEVAL, {**GENEVAL, "exclude": [{"class": "unicorn", "count": 3}]}, "metadata class: 'unicorn'"),
+        (
+            "geneval",
+            {**GENEVAL, "include": RELATED},
+            {**GENEVAL, "include": RELATED[::-1]},
+            r"metadata position: \['left of', 0\]; allowed: .relation, number of an earlier requirement",
+        ),
+        ("geneval2", VQA, {**VQA, "vqa_list": [["Is there a dog?"]]}, r"needs .*a list of \[question, answer\]"),
+        ("geneval2", VQA, {**VQA, "vqa_list": [["What is it?", "a dog"]]}, "has the answer 'a dog' in vqa_list"),
+        ("geneval2", VQA, {**VQA, "skills": []}, 'needs "skills" with an entry for each question'),
+        ("ocr", {"prompt": 'a sign "OPEN"'}, {"prompt": "a sign OPEN"}, "no text in double quotes"),
+    ],
+)
+def test_a_named_set_holds_what_its_reward_needs(tmp_path: Path, name: str, good: dict, bad: dict, says: str) -> None:
+    sources = read(tmp_path, "p.jsonl", "\n".join(json.dumps(entry) for entry in (good, bad)))
+    with pytest.raises(BadPrompt, match=rf"p\.jsonl:2: .*the prompt .* {says}"):
+        checked(sources, CHECKS[name], Faults())
+    faults = Faults(drop=True)
+    (kept,) = checked(sources, CHECKS[name], faults)
+    assert kept.metadata == ({"target": "OPEN"} if name == "ocr" else good)
+    assert [d["where"] for d in faults.dropped] == ["p.jsonl:2"]
+
+
+def test_a_geneval_record_may_stand_under_metadata(tmp_path: Path) -> None:
+    record = {"include": GENEVAL["include"]}
+    sources = read(tmp_path, "p.json", json.dumps([{"prompt": "two dogs", "tag": "counting", "metadata": record}]))
+    (kept,) = checked(sources, CHECKS["geneval"], Faults())
+    assert (kept.tag, kept.metadata) == ("counting", GENEVAL)

@@ -1,0 +1,91 @@
+"""A process finds its place from torch's variables or from a Slurm step's, and another number of processes than
+params.yaml asks for is refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rtdmd.common.errors import UserError
+from rtdmd.train.distributed.launch import Place, first_host, found_place, place_of, require_sharding
+
+TORCH = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+TORCH |= {"MASTER_ADDR": "gpu07", "MASTER_PORT": "1234"}
+SLURM = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}
+SLURM |= {"SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_JOB_ID": "12345", "SLURM_STEP_ID": "2"}
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever started the tests is not part of them."""
+    for name in {*TORCH, *SLURM}:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_place_comes_from_torchs_variables() -> None:
+    place = Place(3, 4, 1, 2, "gpu07", 1234)
+    assert found_place(TORCH) == place
+    assert place.environment() == TORCH
+    assert found_place(TORCH | SLURM | {"SLURM_PROCID": "0"}) == place  # a launcher inside a Slurm step
+    assert found_place({}) is None
+
+
+def test_a_slurm_steps_variables_are_mapped_and_a_named_address_wins() -> None:
+    assert found_place(SLURM) == Place(3, 4, 1, 2, "gpu07", 20000 + (12345 + 2) % 10000)
+    named = found_place(SLURM | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"})
+    assert named == Place(3, 4, 1, 2, "10.0.0.1", 29500)
+    assert found_place(SLURM | {"SLURM_STEP_NUM_TASKS": "1"}) is None  # one task: the stage starts the others itself
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("gpu07", "gpu07"),
+        ("gpu07,gpu09", "gpu07"),
+        ("gpu[07-09,12]", "gpu07"),
+        ("a[3,5]b,login", "a3b"),
+        ("rack1-gpu[001-128]", "rack1-gpu001"),
+    ],
+)
+def test_the_first_host_of_slurms_list(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
+
+
+def test_what_is_missing_or_does_not_fit_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"WORLD_SIZE is 2 but RANK, MASTER_ADDR, MASTER_PORT is not set; .*accelerate"):
+        found_place({"WORLD_SIZE": "2"})
+    with pytest.raises(UserError, match=r"SLURM_STEP_NODELIST: '\[' names no host; set MASTER_ADDR"):
+        first_host("[")
+    for name, value in TORCH.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(UserError, match=r"train_acdmd\.processes: 2 in params\.yaml, but 4 processes were started; set"),
+        place_of("train_acdmd", 2, 1, Path()),
+    ):
+        pass
+
+
+def test_another_sharding_than_the_params_is_refused() -> None:
+    by_accelerate = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
+    require_sharding("train_acdmd", "none", {})
+    require_sharding("train_acdmd", "base", {})
+    require_sharding("train_acdmd", "base", by_accelerate)
+    with pytest.raises(UserError, match=r"train_acdmd\.sharding: none .* --use_fsdp; set train_acdmd\.sharding: base"):
+        require_sharding("train_acdmd", "none", by_accelerate)
+    with pytest.raises(UserError, match=r"has FSDP_VERSION=2, but accelerate .* with 1; start with --fsdp_version 2"):
+        require_sharding("train_acdmd", "base", by_accelerate | {"FSDP_VERSION": "1"})
+
+
+def test_one_process_is_no_group_and_a_launchers_place_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    with place_of("train_acdmd", 1, 1, Path()) as place:
+        assert place is None and "WORLD_SIZE" not in os.environ
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with place_of("train_acdmd", 4, 3, Path()) as place:
+        assert place == found_place(SLURM)
+        assert os.environ["RANK"] == "3" and os.environ["MASTER_ADDR"] == "gpu07"
+        assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert "RANK" not in os.environ and "OMP_NUM_THREADS" not in os.environ

@@ -1,0 +1,239 @@
+"""The loop and the learner: means, resuming in the middle of a row, and stopping at the first non-finite number."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rtdmd.common.errors import RtdmdError
+from rtdmd.config import preset
+from rtdmd.pipeline.signals import SIGNALS, Stopped, caught
+from rtdmd.train.accumulate import Gradients
+from rtdmd.train.adapters import Average
+from rtdmd.train.engine import checkpoint
+from rtdmd.train.engine.journal import write_curves
+from rtdmd.train.engine.loop import Learner, Loop
+
+SETTINGS = preset("smoke", {"train_acdmd": {"max_grad_norm": 1.0, "weight_decay": 0.0}}).train_acdmd
+
+
+def weight() -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+
+
+def loop_in(folder: Path, total: int, learners: dict[str, Learner] | None = None, save_every: int = 3) -> Loop:
+    return Loop(folder, total, save_every, 2, learners or {}, "train_test", "iteration")
+
+
+def test_a_step_reports_the_norm_before_clipping_and_warms_up() -> None:
+    w = weight()
+    learner = Learner.adamw([w], 0.1, SETTINGS, warmup=4)
+    rates = []
+    for _ in range(6):
+        assert learner.step([torch.tensor([3.0, 4.0])]) == pytest.approx(5.0)
+        rates.append(learner.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+    moved = 1.0 - sum(rates)  # AdamW moves by its rate along a constant gradient
+    assert w.tolist() == pytest.approx([moved, moved - 3.0], abs=1e-5)
+    assert w.grad is None
+    assert learner.optimizer.state[w]["exp_avg"].tolist() == pytest.approx([0.6 * (1 - 0.9**6), 0.8 * (1 - 0.9**6)])
+
+
+def test_the_rate_falls_to_zero_over_the_last_share_of_the_run() -> None:
+    w = weight()
+    learner = Learner.adamw([w], 0.1, SETTINGS, warmup=2, fall=(0.5, 8))
+    rates = []
+    for _ in range(8):
+        learner.step([torch.tensor([3.0, 4.0])])
+        rates.append(learner.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.05, 0.1, 0.1, 0.1, 0.1, 0.075, 0.05, 0.025])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_non_finite_gradient_stops_before_it_touches_anything(bad: float) -> None:
+    w = weight()
+    learner = Learner.adamw([w], 0.1, SETTINGS)
+    with pytest.raises(FloatingPointError, match=r"gradient norm is (nan|inf)"):
+        learner.step([torch.tensor([bad, 1.0])])
+    assert w.tolist() == [1.0, -2.0] and learner.updates == 0 and not learner.optimizer.state
+
+
+def test_a_parameter_that_the_loss_does_not_reach_is_an_error() -> None:
+    w, idle = weight(), weight()
+    gradients = Gradients(Learner.adamw([w], 0.1, SETTINGS))
+    gradients.add(w.square().sum())
+    gradients.add(w.square().sum())
+    assert gradients.total is not None and gradients.total[0].tolist() == [4.0, -8.0]
+    with pytest.raises(RuntimeError, match="appears to not have been used in the graph"):
+        Gradients(Learner.adamw([w, idle], 0.1, SETTINGS)).add(w.square().sum())
+
+
+def test_a_learner_put_back_goes_on_alike() -> None:
+    def learner() -> Learner:
+        w = weight()
+        return Learner.adamw([w], 0.1, SETTINGS, warmup=10, average=Average([w], 0.9))
+
+    def advance(one: Learner, steps: range) -> None:
+        for i in steps:
+            one.step([torch.tensor([1.0, float(i)])])
+            assert one.average is not None
+            one.average.update()
+
+    whole, half, rest = learner(), learner(), learner()
+    advance(whole, range(6))
+    advance(half, range(3))
+    rest.restore("generator", half.tensors("generator"))
+    advance(rest, range(3, 6))
+    theirs, mine = whole.tensors("generator"), rest.tensors("generator")
+    assert set(mine) == {f"generator_{name}" for name in ("parameters", "optimizer", "updates", "average")}
+    for name, group in theirs.items():
+        assert group.keys() == mine[name].keys()
+        assert all(torch.equal(mine[name][key], value) for key, value in group.items()), name
+
+
+def test_rows_are_means_over_log_every_steps_and_over_what_was_there(tmp_path: Path) -> None:
+    loop = loop_in(tmp_path, 5)
+    for step in loop:
+        loop.log(step, {"loss": float(step)} | ({"turn": 10.0 * step} if step % 2 else {}))
+    assert loop.rows == [
+        {"iteration": 2, "loss": 0.5, "turn": 10.0},
+        {"iteration": 4, "loss": 2.5, "turn": 30.0},
+        {"iteration": 5, "loss": 4.0},
+    ]
+
+
+def test_the_curve_goes_on_in_the_middle_of_a_row(tmp_path: Path) -> None:
+    """Saved after 3 of 8 steps with a row under way, and with names whose order is not the alphabet's."""
+
+    def values(step: int) -> dict[str, float]:
+        return {"zeta": 1 / (step + 3), "alpha": step / 7} | ({"mid": 0.1 * step} if step % 2 else {})
+
+    whole, half = loop_in(tmp_path / "whole", 8), loop_in(tmp_path / "half", 8)
+    for step in whole:
+        whole.log(step, values(step))
+    with pytest.raises(KeyboardInterrupt):
+        for step in half:
+            if step == 4:
+                raise KeyboardInterrupt
+            half.log(step, values(step))
+    again = loop_in(tmp_path / "half", 8)
+    seen = []
+    for step in again:
+        seen.append(step)
+        again.log(step, values(step))
+    assert seen == [3, 4, 5, 6, 7]
+    for name, rows in (("whole.csv", whole.rows), ("again.csv", again.rows)):
+        write_curves(rows, tmp_path / name)
+    assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert (tmp_path / "whole.csv").read_text().startswith("iteration,zeta,alpha,mid\n2,0.29166667,")
+
+
+def test_a_finished_loop_has_nothing_left_to_do(tmp_path: Path) -> None:
+    for expected in ([0, 1, 2, 3], []):
+        loop = loop_in(tmp_path, 4)
+        seen = []
+        for step in loop:
+            seen.append(step)
+            loop.log(step, {"loss": 1.0})
+        assert seen == expected
+        assert loop.rows == [{"iteration": 2, "loss": 1.0}, {"iteration": 4, "loss": 1.0}]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_non_finite_value_names_itself_the_step_and_the_checkpoint(tmp_path: Path, bad: float) -> None:
+    w = weight()
+    loop = loop_in(tmp_path, 9, {"generator": Learner.adamw([w], 0.1, SETTINGS)})
+    with pytest.raises(RtdmdError) as caught:
+        for step in loop:
+            try:
+                loop.log(step, {"loss": 1.0, "gap": bad if step == 7 else 0.0})
+            except FloatingPointError as error:
+                raise loop.fault(step, error) from error
+    text = str(caught.value)
+    assert text == (
+        f"train_test stopped at iteration 7: gap is {bad}; the last good checkpoint is iteration 6 in {tmp_path}"
+    )
+    found = checkpoint.load(tmp_path)
+    assert found is not None and found.step == 6
+
+
+def test_a_fault_before_the_first_checkpoint_says_so(tmp_path: Path) -> None:
+    fault = loop_in(tmp_path, 9).fault(0, FloatingPointError("x is nan"))
+    assert str(fault) == "train_test stopped at iteration 0: x is nan; no checkpoint"
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_lets_the_step_finish_and_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """In the middle of step 4 of 9, between two checkpoints; what reads standard error died of the signal too."""
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    w, former = weight(), {one: signal.getsignal(one) for one in SIGNALS}
+    loop = loop_in(tmp_path, 9, {"generator": Learner.adamw([w], 0.1, SETTINGS)})
+    seen = []
+    try:
+        with pytest.raises(Stopped) as caught_stop, caught():
+            for step in loop:
+                seen.append(step)
+                if step == 4:
+                    os.kill(os.getpid(), number)
+                    terminal.broken = True
+                loop.log(step, {"loss": float(step)})
+    finally:
+        for one, handler in former.items():
+            signal.signal(one, handler)
+    assert str(caught_stop.value) == f"stopped by {number.name} after iteration 5 of 9, which is saved"
+    assert seen == [0, 1, 2, 3, 4]
+    assert terminal.refused > 0
+    found = checkpoint.load(tmp_path)
+    assert found is not None and found.step == 5
+    assert [json.loads(line)["loss"] for line in found.journal.splitlines()] == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+class Terminal(io.StringIO):
+    """Standard error, whose reader may end."""
+
+    broken, refused = False, 0
+
+    def write(self, text: str) -> int:
+        if self.broken:
+            self.refused += 1
+            raise BrokenPipeError
+        return super().write(text)
+
+
+def test_the_journal_holds_every_step_once_after_a_kill(tmp_path: Path) -> None:
+    """Steps 3 and 4 were written, not saved, and half a line besides: they come again, once."""
+    loop = loop_in(tmp_path, 8)
+    with pytest.raises(KeyboardInterrupt):
+        for step in loop:
+            if step == 5:
+                with loop.journal.path.open("a") as file:
+                    file.write('{"iteration": 6, "lo')
+                raise KeyboardInterrupt
+            loop.log(step, {"loss": step / 4, "latent/mean": 1.0})
+    assert len(loop.journal.path.read_text().splitlines()) == 6
+    again = loop_in(tmp_path, 8)
+    for step in again:
+        if step == 3:
+            assert len(again.journal.path.read_text().splitlines()) == 3
+        again.log(step, {"loss": step / 4, "latent/mean": 1.0})
+    lines = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [line["loss"] for line in lines] == [step / 4 for step in range(8)]
+    machine = {"machine/seconds", "machine/peak_memory_mib"}
+    assert all(set(line) == {"iteration", "loss", "latent/mean"} | machine for line in lines)
+    assert all(line["machine/seconds"] > 0 and 10 < line["machine/peak_memory_mib"] < 1e5 for line in lines)
+    assert again.rows == [{"iteration": n, "loss": (2 * n - 3) / 8} for n in (2, 4, 6, 8)]
+
+
+def test_curves_have_the_union_of_columns_and_eight_digits(tmp_path: Path) -> None:
+    write_curves([{"epoch": 1, "a": 1 / 3}, {"epoch": 20, "a": 1e-12, "b": -2.0}], tmp_path / "curves.csv")
+    assert (tmp_path / "curves.csv").read_text() == "epoch,a,b\n1,0.33333333,\n20,1e-12,-2\n"

@@ -1,0 +1,353 @@
+"""One base, many roles: no role touches another, the teacher is the pristine base, stage two starts at stage one."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from rtdmd.backbones.protocol import Backbone
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import load_tensors, save_tensors
+from rtdmd.config import Params, preset
+from rtdmd.config.train_acdmd import TrainAcdmdParams
+from rtdmd.train.adapters import STACKS, Average, Roles, load_student
+from rtdmd.train.engine.loop import Learner
+from tests.train.workshop import adapter, batch, conditioning, disturb, roles_on, tiny_backbone
+from tests.workspace import make_workspace, set_params
+
+MODES = ("lora", "full")
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_teacher: Path) -> Backbone:
+    return tiny_backbone(tiny_teacher)
+
+
+@pytest.fixture(scope="module")
+def settings() -> TrainAcdmdParams:
+    return preset("smoke").train_acdmd
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Equal names and bits."""
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def train_one(roles: Roles, role: str, name: str, settings: TrainAcdmdParams) -> None:
+    """One AdamW step of one adapter towards zero velocity."""
+    x, sigma, cond = batch(3)
+    learner = Learner.adamw(roles.trainable(name), 0.05, settings)
+    loss = roles.velocity(role, x, sigma, cond).square().mean()
+    learner.step(torch.autograd.grad(loss, learner.parameters))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_of_one_role_leaves_every_bit_of_the_others(
+    backbone: Backbone, settings: TrainAcdmdParams, mode: str
+) -> None:
+    roles = roles_on(backbone, mode=mode)
+    disturb(roles, "acdmd", "fake", scale=0.02)
+    x, sigma, cond = batch(3)
+    for role, name, other_role, other in (
+        ("fake", "fake", "generator", "acdmd"),
+        ("generator", "acdmd", "fake", "fake"),
+    ):
+        mine, theirs = roles.state(name), roles.state(other)
+        v_mine, v_theirs = (roles.velocity(r, x, sigma, cond).detach() for r in (role, other_role))
+        train_one(roles, role, name, settings)
+        assert same(roles.state(other), theirs)
+        assert torch.equal(roles.velocity(other_role, x, sigma, cond), v_theirs)
+        assert not same(roles.state(name), mine)
+        assert not torch.allclose(roles.velocity(role, x, sigma, cond), v_mine, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_teacher_is_the_pristine_base_before_and_after_training(
+    backbone: Backbone, settings: TrainAcdmdParams, mode: str
+) -> None:
+    x, sigma, cond = batch(3)
+    null = conditioning(1, "null")
+    pristine = [
+        backbone.velocity(backbone.transformer, x, sigma, cond),
+        backbone.velocity(backbone.transformer, x, sigma, cond, guidance=3.0, null=null),
+    ]
+    weights = {key: value.clone() for key, value in backbone.transformer.state_dict().items()}
+    for stage, trained in (("train_acdmd", ("generator", "acdmd")), ("train_rtdmd", ("generator", "rtdmd"))):
+        roles = roles_on(backbone, stage, mode)
+        for moment in ("fresh", "trained"):
+            if moment == "trained":
+                train_one(roles, *trained, settings)
+                train_one(roles, "fake", "fake", settings)
+            assert torch.equal(roles.velocity("teacher", x, sigma, cond), pristine[0]), (stage, moment)
+            guided = roles.velocity("teacher", x, sigma, cond, guidance=3.0, null=null)
+            assert torch.equal(guided, pristine[1]), (stage, moment)
+    assert same(weights, backbone.transformer.state_dict())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_role_starts_at_the_teacher(backbone: Backbone, mode: str) -> None:
+    x, sigma, cond = batch(3)
+    roles = roles_on(backbone, "train_rtdmd", mode)
+    teacher = roles.velocity("teacher", x, sigma, cond)
+    for role in ("reference", "generator", "fake"):
+        assert torch.equal(roles.velocity(role, x, sigma, cond), teacher), role
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_stage_two_starts_at_the_stage_one_student(backbone: Backbone, settings: TrainAcdmdParams, mode: str) -> None:
+    one = roles_on(backbone, "train_acdmd", mode)
+    disturb(one, "acdmd", "fake")
+    two = roles_on(backbone, "train_rtdmd", mode)
+    two.load("acdmd", one.state("acdmd"), "a test")
+    if mode == "full":  # a full copy is not an addition: stage two starts from stage one's weights
+        two.load("rtdmd", one.state("acdmd"), "a test")
+    x, sigma, cond = batch(3)
+    student = one.velocity("generator", x, sigma, cond).detach()
+    assert torch.equal(two.velocity("generator", x, sigma, cond), student)
+    assert torch.equal(two.velocity("reference", x, sigma, cond), student)
+    train_one(two, "generator", "rtdmd", settings)
+    assert torch.equal(two.velocity("reference", x, sigma, cond), student)
+    assert not torch.allclose(two.velocity("generator", x, sigma, cond), student, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_switching_roles_between_forward_and_backward_loses_no_gradient(backbone: Backbone, mode: str) -> None:
+    """PEFT's own switch turns ``requires_grad`` off, and the backward pass then skips the adapter in silence."""
+    x, sigma, cond = batch(3)
+
+    def gradients(switch: bool) -> tuple[list[Tensor], list[Tensor]]:
+        roles = roles_on(backbone, mode=mode)
+        disturb(roles, "acdmd", "fake", scale=0.02)
+        generator, fake = roles.trainable("acdmd"), roles.trainable("fake")
+        v_generator = roles.velocity("generator", x, sigma, cond)
+        if switch:
+            with torch.no_grad():
+                roles.velocity("teacher", x, sigma, cond)
+            v_fake = roles.velocity("fake", x, sigma, cond)
+            from_fake = torch.autograd.grad(v_fake.square().mean(), fake)
+            roles.velocity("teacher", x, sigma, cond)
+            from_generator = torch.autograd.grad(v_generator.square().mean(), generator)
+        else:
+            from_generator = torch.autograd.grad(v_generator.square().mean(), generator)
+            from_fake = torch.autograd.grad(roles.velocity("fake", x, sigma, cond).square().mean(), fake)
+        return list(from_generator), list(from_fake)
+
+    plain, switched = gradients(False), gradients(True)
+    for kind in (0, 1):
+        assert all(torch.equal(a, b) for a, b in zip(plain[kind], switched[kind], strict=True))
+        assert sum(g.abs().sum() for g in plain[kind]) > 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_blocks_computed_again_use_the_adapters_of_their_forward_pass(backbone: Backbone, mode: str) -> None:
+    """With gradient checkpointing the backward pass runs each block once more, when another role may be active."""
+    x, sigma, cond = batch(3)
+
+    def gradients(again: bool) -> list[Tensor]:
+        roles = Roles(copy.deepcopy(backbone), adapter(mode, again=again), STACKS["train_rtdmd"], 0)
+        disturb(roles, "acdmd", "rtdmd", "fake", scale=0.02)
+        parameters = roles.trainable("rtdmd")
+        v = roles.velocity("generator", x, sigma, cond)
+        for role in ("fake", "teacher"):
+            roles.velocity(role, x, sigma, cond)
+        return list(torch.autograd.grad(v.square().mean(), parameters))
+
+    calls: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        block = type(backbone.transformer.transformer_blocks[0])  # type: ignore[index,union-attr]
+        forward = block.forward
+        patch.setattr(block, "forward", lambda self, *a, **k: (calls.append("block"), forward(self, *a, **k))[1])
+        plain = gradients(False)
+        once = len(calls)
+        again = gradients(True)
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    assert len(calls) - once == once + len(backbone.transformer.transformer_blocks)  # type: ignore[arg-type]
+
+
+def test_optimizer_and_average_hold_the_adapters_own_tensors(backbone: Backbone, settings: TrainAcdmdParams) -> None:
+    roles = roles_on(backbone, "train_rtdmd")
+    parameters = roles.trainable("rtdmd")
+    average = Average(parameters, 0.9)
+    learner = Learner.adamw(parameters, 0.1, settings, average=average)
+    held = [p for group in learner.optimizer.param_groups for p in group["params"]]
+    named = {id(p) for name, p in roles.backbone.transformer.named_parameters() if ".rtdmd." in name}
+    assert len(held) == len(parameters) and {id(p) for p in held} == named
+    assert [t.shape for t in average.tensors] == [p.shape for p in parameters]
+
+
+def test_only_what_an_optimizer_asks_for_is_trainable(backbone: Backbone) -> None:
+    roles = roles_on(backbone, "train_rtdmd")
+    transformer = roles.backbone.transformer
+    assert not any(p.requires_grad for p in transformer.parameters())
+    mine = roles.trainable("rtdmd")
+    assert {id(p) for p in transformer.parameters() if p.requires_grad} == {id(p) for p in mine}
+    shapes = [transformer.get_submodule(name).weight.shape for name in backbone.lora_targets("attention")]
+    assert sum(p.numel() for p in mine) == sum(4 * (outer + inner) for outer, inner in shapes)
+    assert len(roles.state("rtdmd")) == len(mine) == 2 * len(shapes)
+
+
+def test_adapters_depend_on_seed_and_name_and_leave_the_global_generator_alone(backbone: Backbone) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one, again, other = (roles_on(backbone, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert same(one.state("acdmd"), again.state("acdmd"))
+    assert not same(one.state("acdmd"), other.state("acdmd"))
+    assert not same(one.state("acdmd"), one.state("fake"))
+    assert all(value.abs().max() == 0 for key, value in one.state("fake").items() if "lora_B" in key)
+
+
+def test_state_is_a_copy_and_loads_back(backbone: Backbone) -> None:
+    roles = roles_on(backbone)
+    disturb(roles, "acdmd")
+    state = roles.state("acdmd")
+    assert list(state) == sorted(state)
+    assert next(iter(state)) == "transformer_blocks.0.attn.add_k_proj.lora_A.weight"
+    kept = {key: value.clone() for key, value in state.items()}
+    disturb(roles, "acdmd")
+    assert same(state, kept) and not same(roles.state("acdmd"), kept)
+    roles.load("acdmd", kept, "a test")
+    assert same(roles.state("acdmd"), kept)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_loading_what_does_not_fit_names_the_file_and_the_tensor(backbone: Backbone, mode: str) -> None:
+    roles = roles_on(backbone, mode=mode)
+    own = roles.state("acdmd")
+    first = next(iter(own))
+    less, more = {k: v for k, v in own.items() if k != first}, own | {"zzz": torch.zeros(1)}
+    wrong = own | {first: torch.zeros(*own[first].shape, 2)}
+    source = "results/train_acdmd/generator.safetensors"
+    for tensors, name in ((less, first), (more, "zzz"), (wrong, first)):
+        with pytest.raises(
+            UserError, match=rf"{source} does not fit the adapter section .*1 tensors differ, first {name}"
+        ):
+            roles.load("acdmd", tensors, source)
+    assert same(roles.state("acdmd"), own)
+
+
+def test_an_adapter_of_another_rank_or_mode_does_not_fit(backbone: Backbone) -> None:
+    roles, full = roles_on(backbone), roles_on(backbone, mode="full")
+    other = Roles(copy.deepcopy(backbone), adapter(rank=2), {"generator": ("acdmd",)}, 0)
+    with pytest.raises(UserError, match="30 tensors differ"):
+        roles.load("acdmd", other.state("acdmd"), "a test")
+    with pytest.raises(UserError, match="run the stage that makes it again"):
+        roles.load("acdmd", full.state("acdmd"), "a test")
+
+
+def test_on_a_bfloat16_base_adapters_and_velocities_are_float32(tiny_teacher: Path, settings: TrainAcdmdParams) -> None:
+    roles = Roles(tiny_backbone(tiny_teacher, dtype="bfloat16"), adapter(), {"teacher": (), "generator": ("acdmd",)}, 0)
+    assert all(value.dtype == torch.float32 for value in roles.state("acdmd").values())
+    x, sigma, cond = batch(2)
+    before = roles.velocity("teacher", x, sigma, cond)
+    assert before.dtype == torch.float32
+    train_one(roles, "generator", "acdmd", settings)
+    assert torch.equal(roles.velocity("teacher", x, sigma, cond), before)
+    assert not torch.equal(roles.velocity("generator", x, sigma, cond), before)
+
+
+def test_stage_two_on_a_bfloat16_base_merges_nothing_into_it(tiny_teacher: Path, settings: TrainAcdmdParams) -> None:
+    roles = roles_on(tiny_backbone(tiny_teacher, dtype="bfloat16"), "train_rtdmd")
+    disturb(roles, "acdmd")
+    base = {k: v.clone() for k, v in roles.backbone.transformer.state_dict().items() if ".lora_" not in k}
+    below = roles.state("acdmd")
+    assert {value.dtype for value in base.values()} == {torch.bfloat16}
+    train_one(roles, "generator", "rtdmd", settings)
+    assert all(torch.equal(roles.backbone.transformer.state_dict()[k], v) for k, v in base.items())
+    assert same(roles.state("acdmd"), below)
+
+
+def test_full_mode_on_a_bfloat16_base_loses_no_small_update(tiny_teacher: Path, settings: TrainAcdmdParams) -> None:
+    """A step of 1e-6 is below bfloat16's spacing at most weights (2^-8 of their size), but not below float32's."""
+    backbone = tiny_backbone(tiny_teacher, dtype="bfloat16")
+    roles = roles_on(backbone, mode="full")
+    x, sigma, cond = batch(3)
+    teacher, generator = (roles.velocity(role, x, sigma, cond).detach() for role in ("teacher", "generator"))
+    assert generator.dtype == torch.float32
+    assert (teacher - generator).norm() < 2**-6 * teacher.norm()  # passes in half precision, a few roundings apart
+    before = roles.state("acdmd")
+    learner = Learner.adamw(roles.trainable("acdmd"), 1e-6, settings)
+    loss = roles.velocity("generator", x, sigma, cond).square().mean()
+    learner.step(torch.autograd.grad(loss, learner.parameters))
+    after = roles.state("acdmd")
+    key = "transformer_blocks.0.attn.to_q.weight"
+    assert after[key].dtype == torch.float32
+    assert (after[key] != before[key]).float().mean() > 0.9
+    assert ((after[key].bfloat16() != before[key].bfloat16()).float().mean()) < 0.5
+    assert {p.dtype for p in backbone.transformer.parameters()} == {torch.bfloat16}
+
+
+def test_full_mode_says_what_it_costs(backbone: Backbone) -> None:
+    count = sum(p.numel() for p in backbone.transformer.parameters())
+    text = roles_on(backbone, "train_rtdmd", "full").cost()
+    assert text.startswith("adapter.mode: full keeps 3 float32 copies of the transformer beside the teacher's (")
+    assert f"({count / 1e9:.3g} billion parameters each): {3 * 4 * count / 2**30:.3g} GiB of weights" in text
+
+
+def test_the_average_is_exponential_and_swapping_twice_changes_nothing() -> None:
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    average = Average([weight], 0.9)
+    with torch.no_grad():
+        weight.copy_(torch.tensor([2.0, 0.0]))
+    average.update()
+    assert average.tensors[0].tolist() == pytest.approx([1.1, 1.8])
+    average.swap()
+    assert weight.tolist() == pytest.approx([1.1, 1.8]) and average.tensors[0].tolist() == [2.0, 0.0]
+    average.swap()
+    assert weight.tolist() == [2.0, 0.0] and average.tensors[0].tolist() == pytest.approx([1.1, 1.8])
+    for _ in range(3):
+        average.update()
+    assert average.tensors[0].tolist() == pytest.approx([2 - 0.9**4, 2 * 0.9**4])
+
+
+@pytest.fixture
+def workspace(tiny_teacher: Path, tiny_clip: Path, tmp_path: Path) -> tuple[Path, Params]:
+    changes = {"adapter": {"targets": "attention"}}  # what `roles_on` puts its adapters on
+    return tmp_path, make_workspace(tmp_path, tiny_teacher, tiny_clip, changes)
+
+
+def test_load_student_puts_stage_two_on_stage_one(workspace: tuple[Path, Params], backbone: Backbone) -> None:
+    root, params = workspace
+    x, sigma, cond = batch(3)
+    files = [load_tensors(root / f"results/{s}/generator.safetensors")[0] for s in ("train_acdmd", "train_rtdmd")]
+    roles = roles_on(backbone, "train_rtdmd")
+    for name, tensors in zip(("acdmd", "rtdmd"), files, strict=True):
+        roles.load(name, tensors, "a test")
+    for stage, role in (("train_acdmd", "reference"), ("train_rtdmd", "generator")):
+        student = load_student(params, copy.deepcopy(backbone), stage, root)
+        assert torch.equal(student(x, sigma, cond), roles.velocity(role, x, sigma, cond))
+        assert not student(x, sigma, cond).requires_grad
+
+
+def test_load_student_names_what_is_missing_or_does_not_fit(workspace: tuple[Path, Params], backbone: Backbone) -> None:
+    root, params = workspace
+    other = set_params(root, {"adapter": {"rank": 3}})
+    with pytest.raises(UserError, match=r"results/train_acdmd/generator\.safetensors does not fit the adapter section"):
+        load_student(other, copy.deepcopy(backbone), "train_acdmd", root)
+    (root / "results/train_rtdmd/generator.safetensors").unlink()
+    with pytest.raises(
+        UserError, match=r"results/train_rtdmd/generator\.safetensors: no such file; `rtdmd train_rtdmd`"
+    ):
+        load_student(params, copy.deepcopy(backbone), "train_rtdmd", root)
+
+
+def test_load_student_in_full_mode_is_the_last_copy(
+    workspace: tuple[Path, Params], backbone: Backbone, tmp_path: Path
+) -> None:
+    root, _ = workspace
+    params = set_params(root, {"adapter": {"mode": "full"}})
+    roles = roles_on(backbone, "train_rtdmd", "full")
+    disturb(roles, "acdmd", "rtdmd")
+    for name in ("acdmd", "rtdmd"):
+        save_tensors(roles.state(name), root / f"results/train_{name}/generator.safetensors")
+    x, sigma, cond = batch(2)
+    for stage, role in (("train_acdmd", "reference"), ("train_rtdmd", "generator")):
+        student = load_student(params, copy.deepcopy(backbone), stage, root)
+        assert torch.equal(student(x, sigma, cond), roles.velocity(role, x, sigma, cond))
