@@ -21,6 +21,7 @@ from rtdmd.stages import evaluate
 from rtdmd.study.plan import SweepPlan
 from rtdmd.study.workspace import SHARED, link, write_new
 from rtdmd.train.adapters import STACKS, Roles
+from rtdmd.train.engine.checkpoint import copy_indexed
 
 STAGE = "train_rtdmd"
 LAST = "last"
