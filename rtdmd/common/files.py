@@ -11,6 +11,8 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,14 @@ from rtdmd.common.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-IGNORED_DIRECTORIES = frozenset({"__pycache__", ".snakemake", ".git"})
+IGNORED = (
+    *("__pycache__", "*.pyc", ".git", ".hg", ".dvc", ".snakemake*", ".rtdmd", ".venv", ".partial-*"),
+    *(".#*", "#*#", "*~", ".*.sw[a-p]", ".*.un~", ".~lock.*", ".*.kate-swp", ".goutputstream-*"),
+    *(".DS_Store", "._*", "Thumbs.db", "desktop.ini", ".directory", ".nfs*", ".fuse_hidden*"),
+    *(".idea", ".vscode", ".ipynb_checkpoints", ".mypy_cache", ".ruff_cache", ".pytest_cache"),
+)
+"""Names of files and folders that say nothing about content, wherever they are inside a folder: what Python and the
+engines drop, then editors, desktops and file systems, then tools. `.dvcignore` has the same (a test compares)."""
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -34,11 +43,16 @@ def sha256_file(path: Path | str) -> str:
 
 
 def tree_files(directory: Path | str) -> Iterator[Path]:
-    """Files under `directory` in a fixed order, without the byte code and engine folders that say nothing about
-    content."""
+    """Files under `directory` in a fixed order, without those that say nothing about content (`IGNORED`). The names
+    above `directory` do not count."""
     for path in sorted(Path(directory).rglob("*")):
-        if path.is_file() and not IGNORED_DIRECTORIES.intersection(path.parts) and path.suffix != ".pyc":
+        if path.is_file() and not any(map(_is_ignored, path.relative_to(directory).parts)):
             yield path
+
+
+@cache
+def _is_ignored(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in IGNORED)
 
 
 def sha256_tree(path: Path | str) -> str:

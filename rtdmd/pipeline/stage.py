@@ -32,7 +32,6 @@ from rtdmd.pipeline.provenance import hash_of, package_versions
 from rtdmd.pipeline.signals import held
 
 RESOLVED = "resolved.json"
-_CODE = "rtdmd"  # dependencies inside this folder are code
 
 
 @dataclass(frozen=True)
@@ -84,9 +83,9 @@ class Stage:
 def open_stage(name: str, root: Path = Path(".")) -> Iterator[Stage]:
     """Open stage `name` of `root/dvc.yaml`.
 
-    On a clean end every declared output must have been written, and the parameters and data that the stage used must
-    be what they were at the start; the outputs are then put in place. UserError otherwise, and the results folder is
-    as before.
+    On a clean end every declared output must have been written, and the declared parameters, data and code must be
+    what they were at the start; the outputs are then put in place. UserError otherwise, and the results folder is as
+    before.
     """
     pipeline = read_pipeline(root)
     if name not in pipeline:
@@ -147,7 +146,7 @@ def _partial_folder(results: Path) -> Iterator[Path]:
 
 
 def _check_unchanged(stage: Stage) -> None:
-    """DVC records parameters and inputs after the run: what it records must be what was used."""
+    """DVC records parameters, data and code after the run: what it records must be what was used."""
     now = params_values(load_params(stage.root / "params.yaml").model_dump(mode="json"), stage.entry.params)
     changed = [key for key, value in stage.values.items() if now[key] != value]
     if changed:
@@ -155,7 +154,7 @@ def _check_unchanged(stage: Stage) -> None:
             f"params.yaml changed during the run ({', '.join(changed)}); nothing was written, run {stage.name} again"
         )
     for dep, digest in stage.inputs.items():
-        if not covers(_CODE, dep) and sha256_tree(stage.root / dep) != digest:
+        if sha256_tree(stage.root / dep) != digest:
             raise UserError(f"{dep} changed during the run; nothing was written, run {stage.name} again")
 
 

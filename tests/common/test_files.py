@@ -8,6 +8,7 @@ import torch
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import (
+    IGNORED,
     json_text,
     load_tensors,
     read_json,
@@ -16,10 +17,13 @@ from rtdmd.common.files import (
     sha256_bytes,
     sha256_file,
     sha256_tree,
+    tree_files,
     write_atomic,
     write_json,
     write_jsonl,
 )
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -46,6 +50,51 @@ def test_hashes(tmp_path: Path) -> None:
     assert sha256_tree(tmp_path / "tree") == before
     (tmp_path / "tree" / "a.txt").rename(tmp_path / "tree" / "b.txt")
     assert sha256_tree(tmp_path / "tree") != before
+
+
+STRAY = (
+    *("__pycache__/a.pyc", "a.pyc", ".snakemake_timestamp", ".partial-x/a.txt", ".rtdmd/a.txt", ".venv/a.txt"),
+    *(".#a.py", "#a.py#", "a.py~", ".a.py.swp", ".a.py.swo", ".a.py.un~", ".~lock.a.txt#", ".a.py.kate-swp"),
+    *(".goutputstream-AB12", ".DS_Store", "._a.py", "Thumbs.db", "desktop.ini", ".directory", ".nfs0000000001"),
+    *(".fuse_hidden0001", ".idea/a.xml", ".vscode/a.json", ".ipynb_checkpoints/a.ipynb", ".git/config"),
+    *(".mypy_cache/a.json", ".ruff_cache/a", ".pytest_cache/a", ".hg/a"),
+)
+CONTENT = ("a.py", "sub/b.txt", ".gitattributes", "swp", "a.swp.py", "DS_Store", "x~y.txt", "#a.py", "dot.#a.py")
+
+
+def stray(folder: Path) -> None:
+    """What editors, desktops and tools leave in a folder and in one below it; emacs' lock is a link to nowhere."""
+    for name in STRAY:
+        for place in (folder / name, folder / "sub" / name):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if place.name.startswith(".#"):
+                place.symlink_to("somebody@somewhere.1234:5678")
+            else:
+                place.write_text("not content")
+
+
+def test_files_of_editors_and_desktops_are_no_content_for_us_and_for_dvc(tmp_path: Path) -> None:
+    from dvc.repo import Repo
+
+    root = tmp_path / ".venv" / "checkout"  # what lies above does not count
+    for name in CONTENT:
+        write_atomic(root / "code" / name, name)
+    before = sha256_tree(root / "code")
+    stray(root / "code")
+    assert sha256_tree(root / "code") == before
+    Repo.init(str(root), no_scm=True).close()
+    write_atomic(root / ".dvcignore", (REPOSITORY / ".dvcignore").read_bytes())
+    with Repo(str(root)) as repo:
+        seen = {
+            Path(path).relative_to(root / "code").as_posix() for path in repo.dvcignore.find(repo.fs, f"{root}/code")
+        }
+    assert seen == {path.relative_to(root / "code").as_posix() for path in tree_files(root / "code")} == set(CONTENT)
+
+
+def test_dvcignore_has_our_own_list() -> None:
+    lines = (REPOSITORY / ".dvcignore").read_text().splitlines()
+    patterns = [line.removeprefix("\\") for line in lines if line and not line.startswith("# ")]
+    assert {*patterns, ".git", ".hg", ".dvc"} == set(IGNORED)  # DVC leaves those three out by itself
 
 
 def test_jsonl_round_trip_and_its_errors(tmp_path: Path) -> None:

@@ -142,6 +142,33 @@ def test_edits_during_the_run_are_caught_and_comments_are_not_edits(root: Path) 
     assert results(root)["scores.csv"] == "new"
 
 
+def test_code_edited_during_the_run_is_caught_and_an_editors_file_is_no_code(root: Path) -> None:
+    """DVC would record the new code's hash for results that the old code made."""
+    (root / "dvc.yaml").write_text(DVC.replace("data]", "data, rtdmd/evaluate, rtdmd/one.py]"))
+    for path in ("rtdmd/evaluate/intervals.py", "rtdmd/one.py"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text("WIDTH = 1.96\n")
+    first = evaluate(root, "old")
+    before = results(root)
+    for path, named in (("rtdmd/evaluate/intervals.py", "rtdmd/evaluate"), ("rtdmd/one.py", "rtdmd/one.py")):
+        with (
+            pytest.raises(UserError, match=rf"^{named} changed during the run; nothing was written, run evaluate"),
+            open_stage("evaluate", root) as stage,
+        ):
+            stage.output("scores.csv").write_text("")
+            stage.output("metrics.json").write_text("")
+            (root / path).write_text("WIDTH = 2.0\n")
+        (root / path).write_text("WIDTH = 1.96\n")
+    assert results(root) == before
+    with open_stage("evaluate", root) as stage:
+        stage.output("scores.csv").write_text("new")
+        stage.output("metrics.json").write_text("new")
+        (root / "rtdmd/evaluate/.#intervals.py").symlink_to("somebody@somewhere.1:2")
+        (root / "rtdmd/evaluate/.intervals.py.swp").write_text("open in vim")
+    assert results(root)["scores.csv"] == "new"
+    assert evaluate(root) == first  # a training goes on from its checkpoint
+
+
 def test_run_folder_follows_parameters_and_inputs_only(root: Path) -> None:
     first = evaluate(root)
     (first / "state").write_text("kept")
