@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from rtdmd.config.base import Flag, Real, Section, Whole, param
+from rtdmd.common.section import Flag, Real, Section, Whole, param
 
 PROMPT_FILES = "data/prompts"
 """The folder of local prompt files: the one that dvc.yaml declares, so that both engines see a change in it."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from rtdmd.config.base import Flag, Real, Section, Whole, param
+from rtdmd.common.section import Flag, Real, Section, Whole, param
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

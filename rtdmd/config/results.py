@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import field_validator, model_validator
 
-from rtdmd.config.base import Flag, Real, Section, Whole, param
+from rtdmd.common.section import Flag, Real, Section, Whole, param
 from rtdmd.config.rewards import RewardParams, distinct
 
 ModelName = Literal["teacher", "teacher_few_step", "train_acdmd", "train_rtdmd"]

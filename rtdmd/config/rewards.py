@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from pydantic import model_validator
 
-from rtdmd.config.base import Flag, Real, Section, param
+from rtdmd.common.section import Flag, Real, Section, param
 
 RewardName = Literal[
     "aesthetic",

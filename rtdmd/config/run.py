@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from rtdmd.config.base import Section, Whole, param
+from rtdmd.common.section import Section, Whole, param
 
 
 class RunParams(Section):

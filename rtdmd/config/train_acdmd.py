@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from rtdmd.config.base import Flag, Real, Section, Whole, param
+from rtdmd.common.section import Flag, Real, Section, Whole, param
 from rtdmd.config.recipes import StageOneRecipe, check_recipe
 
 

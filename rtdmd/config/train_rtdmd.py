@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from rtdmd.config.base import Flag, Real, Section, Whole, param
+from rtdmd.common.section import Flag, Real, Section, Whole, param
 from rtdmd.config.recipes import StageTwoRecipe, check_recipe
 from rtdmd.config.rewards import RewardParams, distinct
 from rtdmd.config.train_acdmd import ConsistencyParams, RenoiseParams

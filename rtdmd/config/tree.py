@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
-from rtdmd.config.base import Section
+from rtdmd.common.section import Section
 from rtdmd.config.data import CacheTeacherParams, PreparePromptsParams
 from rtdmd.config.model import AdapterParams, ModelParams
 from rtdmd.config.results import EvaluateParams, PublishParams, ReportParams

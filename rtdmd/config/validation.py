@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
-from rtdmd.config.base import Real, Section, Whole, param
+from rtdmd.common.section import Real, Section, Whole, param
 
 
 class ValidationParams(Section):

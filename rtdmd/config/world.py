@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rtdmd.config.base import Real, Section, Whole, param
+from rtdmd.common.section import Real, Section, Whole, param
 from rtdmd.config.load import load_settings
 
 OURS = "ours, measured on the embedded world"

@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import field_validator
 
+from rtdmd.common.section import Real, Section, Whole, param
 from rtdmd.config import Params
-from rtdmd.config.base import Real, Section, Whole, param
 from rtdmd.config.load import load_settings, validate
 from rtdmd.config.presets import merged
 from rtdmd.methods import METHODS, find_method

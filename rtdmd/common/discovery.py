@@ -1,0 +1,34 @@
+"""What people add is a file: a reward, a backbone, a method, a source of prompts. Each kind has a folder, and every
+file in it assigns what it is to one variable. The package lists the folder, so no table has to name the file.
+
+The files of such a folder are imported by the configuration, so they import nothing heavy (torch, transformers) at
+their top: only inside their functions.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TypeVar
+
+from rtdmd.common.errors import UserError
+
+Registration = TypeVar("Registration")
+
+
+def discover(package: str, variable: str, kind: type[Registration]) -> dict[str, Registration]:
+    """The ``variable`` of every module in ``package``, by module name and in the order of the names.
+
+    A module whose name begins with an underscore is a part of others and is left out. Raises UserError that names the
+    file which does not assign a ``kind`` to the variable.
+    """
+    found = {}
+    for module in sorted(iter_modules(import_module(package).__path__), key=lambda module: module.name):
+        if module.name.startswith("_"):
+            continue
+        value = vars(import_module(f"{package}.{module.name}")).get(variable)
+        if not isinstance(value, kind):
+            file = f"{package.replace('.', '/')}/{module.name}.py"
+            raise UserError(f"{file}: {variable} = {kind.__name__}(...) is missing; see CONTRIBUTING.md, how to add")
+        found[module.name] = value
+    return found
