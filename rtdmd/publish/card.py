@@ -20,6 +20,7 @@ from rtdmd.publish.card_data import (
     trained_on,
 )
 from rtdmd.publish.card_use import use
+from rtdmd.publish.escape import code_span, markdown
 
 TARGETS = {
     "attention": "the attention projections",
@@ -38,9 +39,9 @@ def card_text(found: Published) -> str:
     picture = (
         f"![Held-out prompts, the same noise for every model]({SAMPLES})"
         if found.metrics
-        else f"![{found.prompt}]({WIDGET})"
+        else f"![{markdown(found.prompt)}]({WIDGET})"
     )
-    lines = [f"# {found.title}", "", _what(found), "", picture, "", *use(found)]
+    lines = [f"# {markdown(found.title)}", "", _what(found), "", picture, "", *use(found)]
     lines += _results(found) if found.metrics else ["## Results", "", "Not evaluated here.", ""]
     lines += _recipe(found) if found.settings else _sources(found)
     return "\n".join([*lines, *_limits(found), *_provenance(found)])
@@ -53,7 +54,7 @@ def _what(found: Published) -> str:
         "merged": "the whole transformer (`transformer/`)",
     }
     return (
-        f"`{model.teacher}` made to draw in {model.num_steps} steps without guidance, as"
+        f"{code_span(model.teacher)} made to draw in {model.num_steps} steps without guidance, as"
         f" {' and as '.join(forms[form] for form in found.forms)}. It was distilled from the multi-step model by"
         " ambient-consistent distribution matching (AC-DMD) and then reinforced by reward-tilted distribution matching"
         " (RTDMD, [arXiv 2605.26108](https://arxiv.org/abs/2605.26108)); the weights hold both stages."
@@ -76,8 +77,8 @@ def _results(found: Published) -> list[str]:
     ]
     if trained:
         lines += [
-            f"Training rewards ({', '.join(rewards)}) and what they are made of. These were optimised: expect less by"
-            " any other measure.",
+            f"Training rewards ({', '.join(map(markdown, rewards))}) and what they are made of. These were optimised:"
+            " expect less by any other measure.",
             "",
             *_markdown(_table(metrics, trained)),
             "",
@@ -92,7 +93,7 @@ def _models(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _table(metrics: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
-    head = ["Model", "Network evaluations", *(FEATURES.get(name, score_label(name)) for name in names)]
+    head = ["Model", "Network evaluations", *(FEATURES.get(name, markdown(score_label(name))) for name in names)]
     rows = [
         [LABELS[m], str(metrics[m]["network_evaluations"]), *(figure(metrics[m].get(n)) for n in names)]
         for m in _models(metrics)
@@ -102,7 +103,7 @@ def _table(metrics: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
 
 def _by_tag(metrics: Mapping[str, Any], name: str) -> list[list[str]]:
     tags = in_order(metrics[STUDENT]["per_tag"][name], TAGS)
-    head = [f"{score_title(name)} by tag", *(tag.replace("_", " ") for tag in tags)]
+    head = [f"{markdown(score_title(name))} by tag", *(markdown(tag.replace("_", " ")) for tag in tags)]
     rows = [[LABELS[m], *(figure(metrics[m]["per_tag"][name][tag]) for tag in tags)] for m in _models(metrics)]
     return [head, *rows]
 
@@ -128,7 +129,10 @@ def _recipe(found: Published) -> list[str]:
         ["Stage one, rates", _rates(one)],
         ["Stage two", f"{two['epochs']} epochs of {two['prompts_per_epoch']} prompts x {two['group_size']} images"],
         ["Stage two, rates", _rates(two)],
-        ["Stage two, rewards", ", ".join(f"{reward['name']} x {reward['weight']:g}" for reward in two["rewards"])],
+        [
+            "Stage two, rewards",
+            ", ".join(f"{markdown(reward['name'])} x {reward['weight']:g}" for reward in two["rewards"]),
+        ],
         ["Seed", str(settings["run"]["seed"])],
     ]
     return ["## Recipe", "", *_markdown(rows), "", "All settings are in `provenance.json`.", ""]
@@ -141,7 +145,7 @@ def _rates(stage: Mapping[str, Any]) -> str:
 def _sources(found: Published) -> list[str]:
     rows = [
         ["Checkpoint, in order", "SHA-256"],
-        *([name, f"`{digest}`"] for name, digest in (found.sources or {}).items()),
+        *([markdown(name), f"`{digest}`"] for name, digest in (found.sources or {}).items()),
     ]
     return ["## Recipe", "", "Imported checkpoints, composed:", "", *_markdown(rows), ""]
 

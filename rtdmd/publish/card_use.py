@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.evaluate.names import STUDENT, score_title
 from rtdmd.publish.card_data import Published, figure, score_names
+from rtdmd.publish.escape import markdown, python_string
 from rtdmd.publish.scheduler_cps import class_source
 
 WIDTH = 96  # of a line of Python: about what a page of the Hub shows
@@ -38,7 +37,7 @@ def _block(code: str) -> list[str]:
 def load_snippet(found: Published, merged: bool) -> str:
     """Load the adapter (or the merged transformer) with plain diffusers, and draw."""
     model, base = found.model, found.base
-    options = [f'revision="{model.revision}"'] if model.revision else []
+    options = [f"revision={python_string(model.revision)}"] if model.revision else []
     options += ["transformer=transformer"] if merged else []
     options += [f"dtype=torch.{model.dtype}", *(f"{part}=None" for part in base.absent)]
     classes = sorted([SCHEDULER, base.pipeline, *([base.transformer] if merged else [])])
@@ -46,12 +45,12 @@ def load_snippet(found: Published, merged: bool) -> str:
         "import torch",
         _call("from diffusers import ", classes),
         "",
-        f'folder = "{found.folder}"  # this folder, or this repository\'s id',
+        f"folder = {python_string(found.folder)}  # this folder, or this repository's id",
     ]
     if merged:
         place = ["folder", 'subfolder="transformer"', f"dtype=torch.{model.dtype}"]
         lines.append(_call(f"transformer = {base.transformer}.from_pretrained", place))
-    lines.append(_call(f"pipe = {base.pipeline}.from_pretrained", [f'"{model.teacher}"', *options]))
+    lines.append(_call(f"pipe = {base.pipeline}.from_pretrained", [python_string(model.teacher), *options]))
     if not merged:
         lines.append(f'pipe.transformer.load_lora_adapter(folder, weight_name="{PUBLISHED}")')
     lines += [f'pipe.scheduler = {SCHEDULER}.from_pretrained(folder, subfolder="scheduler")', "", *_draw(found)]
@@ -78,7 +77,7 @@ def _draw(found: Published) -> list[str]:
         f'    "max_sequence_length": {model.max_sequence_length},',
         "}",
         "torch.manual_seed(0)",
-        f"image = pipe(prompt={json.dumps(found.prompt, ensure_ascii=False)}, **settings).images[0]",
+        f"image = pipe(prompt={python_string(found.prompt)}, **settings).images[0]",
         'image.save("sample.png")',
     ]
 
@@ -93,7 +92,7 @@ def cps_snippet(found: Published) -> str:
             'pipe.scheduler = CPSScheduler.from_pretrained(folder, subfolder="scheduler")',
             f"pipe.scheduler.eta = {found.model.eta:g}",
             "torch.manual_seed(0)",
-            f"image = pipe(prompt={json.dumps(found.prompt, ensure_ascii=False)}, **settings).images[0]",
+            f"image = pipe(prompt={python_string(found.prompt)}, **settings).images[0]",
             'image.save("sample_cps.png")',
         ]
     )
@@ -108,7 +107,7 @@ def _schedulers(found: Published) -> list[str]:
     head = [
         "Scheduler",
         "Noise drawn anew at each step (η)",
-        f"{score_title(name) if name else 'Score'}, held-out prompts",
+        f"{markdown(score_title(name)) if name else 'Score'}, held-out prompts",
         "Minus as trained, same prompts and noise",
     ]
     lines = [f"| {' | '.join(head)} |", "|---|---|---|---|"]

@@ -121,7 +121,7 @@ def student_latents(velocity: Velocity, fixed: Fixed, eta: float) -> dict[str, T
 
 def blocks_of(card: str) -> list[str]:
     """The card's Python blocks, in order."""
-    return re.findall(r"```python\n(.*?)\n```", card, flags=re.DOTALL)
+    return re.findall(r"^```python\n(.*?)\n```$", card, flags=re.DOTALL | re.MULTILINE)
 
 
 def run_gate(export: Export, fixed: Fixed, student: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:

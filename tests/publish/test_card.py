@@ -1,16 +1,21 @@
 """The model card: what the Hub reads from it, and what a person needs."""
 
 import ast
+import copy
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
+from rtdmd.common.errors import UserError
 from rtdmd.config import preset
 from rtdmd.publish.card import model_card
 from rtdmd.publish.card_data import Published, eval_results, licence_of
 from rtdmd.publish.card_use import cps_snippet, load_snippet
-from rtdmd.publish.export import BaseModel
+from rtdmd.publish.export import BaseModel, base_model
 from rtdmd.publish.gate import blocks_of
 
 METRICS = {
@@ -167,3 +172,38 @@ def test_every_snippet_is_python_and_on_the_card(dtype: str) -> None:
     assert r'pipe(prompt="two \"red\" circles", **settings)' in blocks[0]
     assert 'subfolder="transformer"' in blocks[2]
     assert blocks_of(model_card(_found(forms=("merged",), rank=None)))[0].count("load_lora_adapter") == 0
+
+
+def test_foreign_strings_are_text_in_the_cards_markdown_and_python() -> None:
+    """A teacher's path, a prompt, a tag of a prompt file and a checkpoint's name; the gate runs the card's Python."""
+    path = 'teachers/x"); import os; os.abort()  # `y`'
+    prompt = "](x) ![p](https://example.org/p.png) <b>\n\n```python\nraise SystemExit\n```\n---\nlicense: mit"
+    tag = "a | b <img src=x>"
+    metrics = copy.deepcopy(METRICS)
+    for name in ("teacher", "train_acdmd", "train_rtdmd"):
+        metrics[name]["per_tag"]["strict"][tag] = {"mean": 0.5, "ci95": 0.1, "ci95_prompts": None}
+    found = _found({"model": {"teacher": path}}, metrics=metrics)
+    found = dataclasses.replace(found, prompt=prompt, folder='out"+exit()+"')
+    card = model_card(found)
+    blocks = blocks_of(card)
+    assert len(blocks) == 3
+    for code in blocks:
+        strings = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+        assert prompt in strings
+        assert "import os" not in "\n".join(line for line in code.splitlines() if path[:10] not in line)
+    strings = [node.value for node in ast.walk(ast.parse(blocks[0])) if isinstance(node, ast.Constant)]
+    assert {path, 'out"+exit()+"'} <= set(strings)
+    assert r"a \| b \<img src=x\>" in card
+    assert "<b>" not in card.split("widget.png")[-1].replace(json.dumps(prompt), "")
+    metadata = ModelCard(card).data.to_dict()
+    assert metadata["license"] == "other"
+    assert metadata["widget"][0]["text"] == prompt
+    imported = model_card(_found(settings={}, metrics={}, sources={"a|b<i>.pt": "e" * 64}))
+    assert r"| a\|b\<i\>.pt | `eeee" in imported
+
+
+@pytest.mark.parametrize("name", ["SD3(); import os", "", 3])
+def test_a_base_whose_classes_are_no_names_is_refused(name: object, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name, "transformer": ["diffusers", "T"]}))
+    with pytest.raises(UserError, match=r"model_index.json: .* is no name of a class or part"):
+        base_model(tmp_path)
