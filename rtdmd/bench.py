@@ -26,9 +26,8 @@ from rtdmd.config import Params
 from rtdmd.plan.models import part_configs, text_shapes
 from rtdmd.rewards.panel import open_panel
 from rtdmd.stages import train_acdmd, train_rtdmd
-from rtdmd.train.adapters import STACKS, Average, Roles
+from rtdmd.train.adapters import ADAPTERS, AdapterBank, Average, Learner
 from rtdmd.train.distributed.ranks import Ranks
-from rtdmd.train.engine.loop import Learner
 from rtdmd.train.losses import Draws
 
 PROMPTS = Path("results/prepare_prompts/train.jsonl")
@@ -192,9 +191,9 @@ def _second(params: Params, root: Path, device: torch.device, prompts: list[dict
 
 def _roles(
     params: Params, backbone: PipelineBackbone, stage: str, name: str, p: Any
-) -> tuple[Roles, Learner, Learner, Average]:
+) -> tuple[AdapterBank, Learner, Learner, Average]:
     """Roles of a stage with both learners, untrained: only their time is asked for."""
-    roles = Roles(backbone, params.adapter, STACKS[stage], params.run.seed)
+    roles = AdapterBank(backbone, params.adapter, ADAPTERS[stage], params.run.seed)
     weights = roles.trainable(name)
     average = Average(weights, p.ema_decay)
     generator = Learner.adamw(weights, p.lr_generator, p, average=average)

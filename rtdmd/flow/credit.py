@@ -17,7 +17,7 @@ from rtdmd.flow.precision import at_least_float32
 Credit = Literal["trajectory", "gain", "to_go"]
 
 
-def foreseen_x0(x: Tensor, mean: Tensor, sigma: Tensor, tau: Tensor, eta: float) -> Tensor:
+def predicted_x0(x: Tensor, mean: Tensor, sigma: Tensor, tau: Tensor, eta: float) -> Tensor:
     """x̂_0 (B, C, H, W) that a CPS transition of mean `mean` from x (B, C, H, W) at σ to τ aims at (own derivation).
 
     mean = (1-τ) x̂_0 + τ c ε̂ with ε̂ = (x - (1-σ) x̂_0)/σ and c = cos(ηπ/2) is solved for x̂_0; its factor

@@ -1,7 +1,7 @@
 """T8: the functions of stage two, unchanged, on the oracle. Where does reinforcement end, and where should it?
 
-`rtdmd.stages.train_rtdmd.epoch` gets the oracle's backbone and a linear reward behind the real `Roles` (mode: full),
-`Params` and `Learner`s. For a Gaussian teacher the end is known. Matching and reward together minimise
+`rtdmd.stages.train_rtdmd.epoch` gets the oracle's backbone and a linear reward behind the real `AdapterBank` (mode:
+full), `Params` and `Learner`s. For a Gaussian teacher the end is known. Matching and reward together minimise
 
     F(q) = w_m/D E_t κ_t KL(q_t || p_t) - w_r E_q r,   κ_t = t²/(1-t)² (s = 0, statement T4), D = 2 dimensions
 
@@ -43,8 +43,7 @@ from rtdmd.oracle.training import (
 from rtdmd.rewards.panel import Panel
 from rtdmd.stages import train_rtdmd
 from rtdmd.train import reinforce
-from rtdmd.train.adapters import STACKS, Average, Roles
-from rtdmd.train.engine.loop import Learner
+from rtdmd.train.adapters import ADAPTERS, AdapterBank, Average, Learner
 from rtdmd.train.last_step import last_step_gradients
 
 LAW = ring(prompts=2, components=1, radius=1.0, variance=1.0)
@@ -166,7 +165,7 @@ def start_stage_two(law: Mixture, changes: dict[str, Any], setting: Setting, wid
     student = student_law(law)
     both = (torch.cat(pair) for pair in zip(law.parts(), student.parts(), strict=True))
     backbone = OracleBackbone(Mixture(*both), width, setting.seed, precision)
-    roles = StudentRoles(backbone, params.adapter, STACKS["train_rtdmd"], setting.seed)
+    roles = StudentRoles(backbone, params.adapter, ADAPTERS["train_rtdmd"], setting.seed)
     weights = roles.trainable("rtdmd")
     average = Average(weights, p.ema_decay)
     generator = Learner.adamw(weights, p.lr_generator, p, average=average)
@@ -181,7 +180,7 @@ def start_stage_two(law: Mixture, changes: dict[str, Any], setting: Setting, wid
 class OtherFake:
     """`Velocities` whose fake score is exact for another law, so that matching has a known direction everywhere."""
 
-    roles: Roles
+    roles: AdapterBank
     law: Mixture
 
     def velocity(self, role: str, x: Tensor, sigma: Tensor, cond: Conditioning, **more: Any) -> Tensor:
@@ -230,7 +229,7 @@ def matching_as_a_reward(setting: Setting, path: str = "reward", size: int = 400
     return relative_error(*sums)
 
 
-def train_stage_two(law: Mixture, changes: dict[str, Any], setting: Setting, width: int = 32) -> Roles:
+def train_stage_two(law: Mixture, changes: dict[str, Any], setting: Setting, width: int = 32) -> AdapterBank:
     """Stage two on the oracle; returns the roles with the averaged generator in place. `changes` to CORRECTED."""
     players = start_stage_two(law, changes, setting, width)
     p, shape, device = players.params.train_rtdmd, players.backbone.latent_shape(), players.backbone.device

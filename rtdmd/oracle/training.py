@@ -1,8 +1,8 @@
 """T8: the functions of stage one, unchanged, on the oracle. Does the generator reach the teacher's law?
 
-`rtdmd.stages.train_acdmd.iteration` gets the oracle's backbone behind the real `Roles` (mode: full), real `Params`
-and real `Learner`s. Only the noise is drawn in one piece a batch instead of one generator a sample, because 2-D
-samples are cheaper than their keys.
+`rtdmd.stages.train_acdmd.iteration` gets the oracle's backbone behind the real `AdapterBank` (mode: full), real
+`Params` and real `Learner`s. Only the noise is drawn in one piece a batch instead of one generator a sample, because
+2-D samples are cheaper than their keys.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from rtdmd.oracle.backbone import OracleBackbone
 from rtdmd.oracle.mixture import Mixture, ring
 from rtdmd.oracle.setting import Setting
 from rtdmd.stages import train_acdmd
-from rtdmd.train.adapters import STACKS, Average, Roles
-from rtdmd.train.engine.loop import Learner
+from rtdmd.train.adapters import ADAPTERS, AdapterBank, Average, Learner
 from rtdmd.train.losses import Draws
 
 
@@ -57,8 +56,8 @@ def oracle_params(section: str, changes: dict[str, Any]) -> Params:
     return validate(merged(WORLD, oracle), "the oracle's params")
 
 
-class ReadingRoles(Roles):
-    """Roles that may read another conditioning than they are handed; `read` says which."""
+class ReadingRoles(AdapterBank):
+    """Adapters that may read another conditioning than they are handed; `read` says which."""
 
     def read(self, role: str, x: Tensor, cond: Conditioning) -> Conditioning:
         """The conditioning that ``role`` reads at x (B, 2, 1, 1); here the one that it was handed."""
@@ -74,7 +73,7 @@ class ReadingRoles(Roles):
         guidance: float = 1.0,
         null: Conditioning | None = None,
     ) -> Tensor:
-        """As `Roles`."""
+        """As `AdapterBank`."""
         return super().velocity(role, x, sigma, self.read(role, x, cond), guidance=guidance, null=null)
 
 
@@ -92,14 +91,14 @@ class StepAwareRoles(ReadingRoles):
 
 def train_stage_one(
     law: Mixture, changes: dict[str, Any], setting: Setting, width: int = 64, step_aware: bool = False
-) -> Roles:
+) -> AdapterBank:
     """Stage one on the oracle; returns the roles with the averaged generator in place. `changes` to train_acdmd;
     `step_aware`: with a fake score that is told the roll-out's stop index."""
     params = oracle_params("train_acdmd", changes)
     precision = torch.bfloat16 if setting.dtype == "bfloat16" else torch.float32
     p, seed, steps = params.train_acdmd, setting.seed, params.model.num_steps
     backbone = OracleBackbone(law, width, seed, precision, steps if step_aware else 0)
-    roles = (StepAwareRoles if step_aware else Roles)(backbone, params.adapter, STACKS["train_acdmd"], seed)
+    roles = (StepAwareRoles if step_aware else AdapterBank)(backbone, params.adapter, ADAPTERS["train_acdmd"], seed)
     weights = roles.trainable("acdmd")
     average = Average(weights, p.ema_decay)
     generator = Learner.adamw(weights, p.lr_generator, p, warmup=p.warmup, average=average)
@@ -121,7 +120,7 @@ def every_prompt(law: Mixture, n: int) -> Conditioning:
 
 
 @torch.no_grad()
-def sample_generator(roles: Roles, law: Mixture, n: int, seed: int, eta: float = 0.9) -> Tensor:
+def sample_generator(roles: AdapterBank, law: Mixture, n: int, seed: int, eta: float = 0.9) -> Tensor:
     """x̂_0 (n, 2) of the few-step generator for prompts 0, 1, ..., 0, 1, ..."""
     generator = torch_generator(seed, "oracle", "sample")
     sigmas, cond = roles.backbone.sigmas(4), every_prompt(law, n)
@@ -140,7 +139,7 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     return float(2 * torch.cdist(x, y).mean() - within)
 
 
-def teacher_distance(roles: Roles, law: Mixture, n: int = 6000, seed: int = 1) -> float:
+def teacher_distance(roles: AdapterBank, law: Mixture, n: int = 6000, seed: int = 1) -> float:
     """Mean over prompts of the energy distance between the generator's samples and the teacher's exact law."""
     samples = sample_generator(roles, law, n, seed).double()
     prompt = every_prompt(law, n).tensors["prompt"]

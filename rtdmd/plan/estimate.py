@@ -14,7 +14,7 @@ from rtdmd.plan.costs import ROWS, Cost, Costs, count, flops_of
 from rtdmd.plan.gpus import GPUS, UTILISATION
 from rtdmd.plan.memory import Memory, acdmd_memory, cache_memory, evaluate_memory, rtdmd_memory
 from rtdmd.plan.passes import acdmd_rows, evaluate_rows, rtdmd_rows
-from rtdmd.plan.stand import ADAPTERS, Stand
+from rtdmd.plan.stand import ADAPTER_NAMES, Stand
 from rtdmd.plan.tally import META, size_of, tensors_of
 
 UNKNOWN_PROMPTS = 26_000  # before prepare_prompts has run; PickScore's and DrawBench's together are 25 632
@@ -114,7 +114,7 @@ def encoding(stand: Stand) -> Cost:
 
 def _parameters(stand: Stand) -> dict[str, tuple[int, str]]:
     """(numbers, what they are) by role."""
-    adapter = {name: sum(p.numel() for p in stand.adapter(name)) for name in ADAPTERS}
+    adapter = {name: sum(p.numel() for p in stand.adapter(name)) for name in ADAPTER_NAMES}
     kind = "a copy of the transformer" if stand.roles.full else f"LoRA of rank {stand.params.adapter.rank}"
     text = size_of(stand.text.values())[0]
     rewards = {scorer.name: size_of(scorer.modules)[0] + scorer.recorded[0] for scorer in stand.scorers.values()}

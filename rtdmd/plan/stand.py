@@ -15,13 +15,12 @@ from rtdmd.common.torch_setup import DTYPES
 from rtdmd.plan.models import conditioning, meta_backbone, part_configs, text_encoders, text_shapes
 from rtdmd.plan.scorers import Scorer, load_scorer
 from rtdmd.plan.tally import META, size_of, tensors_of
-from rtdmd.train.adapters import STACKS, Roles
-from rtdmd.train.blocks import transformer_blocks
+from rtdmd.train.adapters import ADAPTERS, AdapterBank, transformer_blocks
 
 if TYPE_CHECKING:
     from rtdmd.config import Params, RewardParams
 
-ADAPTERS = ("acdmd", "fake", "rtdmd")
+ADAPTER_NAMES = ("acdmd", "fake", "rtdmd")
 Model = tuple[str | None, ...]
 
 
@@ -37,7 +36,7 @@ class Stand:
     params: Params
     configs: dict[str, dict[str, Any]]
     backbone: PipelineBackbone
-    roles: Roles
+    roles: AdapterBank
     scorers: dict[Model, Scorer]
 
     @staticmethod
@@ -48,7 +47,7 @@ class Stand:
         backbone = meta_backbone(params.model, configs)
         backbone.device = torch.device("cpu")  # autocast knows no meta device
         with META:
-            roles = Roles(backbone, params.adapter, STACKS["train_rtdmd"], params.run.seed)
+            roles = AdapterBank(backbone, params.adapter, ADAPTERS["train_rtdmd"], params.run.seed)
         for copy in roles._copies.values():  # in full mode passes run in half precision, by autocast where there is one
             copy.to(backbone.dtype)
         specs = {model_of(spec): spec for spec in (*params.train_rtdmd.rewards, *params.evaluate.rewards)}
@@ -83,7 +82,7 @@ class Stand:
         """(parameters, bytes) of the transformer without its adapters."""
         count, size = size_of([self.transformer])
         if not self.roles.full:
-            adapters = [p for name in ADAPTERS for p in self.adapter(name)]
+            adapters = [p for name in ADAPTER_NAMES for p in self.adapter(name)]
             count -= sum(p.numel() for p in adapters)
             size -= sum(p.numel() * p.element_size() for p in adapters)
         return count, size

@@ -26,12 +26,12 @@ from rtdmd.config import Params
 from rtdmd.flow.cps import cps_step
 from rtdmd.pipeline.stage import Stage
 from rtdmd.train.accumulate import Gradients, add_value, micro_batches
-from rtdmd.train.adapters import STACKS, Average, Roles
+from rtdmd.train.adapters import ADAPTERS, AdapterBank, Average, Learner
 from rtdmd.train.distributed.ranks import Ranks, open_together
 from rtdmd.train.engine.diagnostics import at_level, latent_values
 from rtdmd.train.engine.image_log import Pictures
 from rtdmd.train.engine.journal import write_curves
-from rtdmd.train.engine.loop import Learner, Loop
+from rtdmd.train.engine.loop import Loop
 from rtdmd.train.engine.preflight import preflight
 from rtdmd.train.losses import Draws, consistency_loss, fake_ambient_loss, matching_loss, renoised
 from rtdmd.train.prompts import TrainingPrompts
@@ -48,11 +48,11 @@ def run(root: Path = Path(".")) -> None:
 def train(stage: Stage, ranks: Ranks) -> None:
     """Train generator and fake score, resuming from the run folder where it holds a checkpoint."""
     params, p = stage.params, stage.params.train_acdmd
-    with ranks.together():
+    with ranks.sync_errors():
         backbone = load_backbone(params.model, text=False, vae=p.panel_every > 0, device=ranks.device, root=stage.root)
         names = early_roles(params)
-        stacks = STACKS[NAME] | {name: (name,) for name in names}
-        roles = Roles(backbone, params.adapter, stacks, stage.seed, p.compile)
+        stacks = ADAPTERS[NAME] | {name: (name,) for name in names}
+        roles = AdapterBank(backbone, params.adapter, stacks, stage.seed, p.compile)
         if roles.full and ranks.main:
             print(f"{NAME}: {roles.cost()}", file=sys.stderr)
         weights = roles.trainable("acdmd")
@@ -72,7 +72,7 @@ def train(stage: Stage, ranks: Ranks) -> None:
     pictures = Pictures(p.panel_every, stage.run_dir, params, roles, backbone, prompts, sigmas)
     loop = Loop(stage.run_dir, p.iterations, p.save_every, p.log_every, learners, NAME, "iteration", ranks, p.keep)
     preflight(stage, ranks, [generator, fake], p.keep)
-    mine = ranks.share(p.batch_size)
+    mine = ranks.local_shard(p.batch_size)
 
     for step in loop:
         cond = prompts.conditioning(prompts.batch(step, p.batch_size, NAME)[mine.start : mine.stop])
@@ -95,7 +95,7 @@ class Players:
     """Everything that an iteration works with; sigmas (K+1,)."""
 
     params: Params
-    roles: Roles
+    roles: AdapterBank
     generator: Learner
     fake: Learner
     average: Average
@@ -128,17 +128,17 @@ def iteration(players: Players, cond: Conditioning, draws: Draws, generator_turn
     if p.start == "data":  # DMD2: the stopped step jumps to its estimate of the data
         levels[-1] = 0.0
     sums = Sums(Gradients(fake), Gradients(players.generator), name)
-    with ranks.together():
+    with ranks.sync_errors():
         for rows in micro_batches(len(cond), p.micro_batch):
             part = draws.of(draws.samples[rows])
             add_part(players, cond.index(rows), part, levels, params.model.eta, generator_turn, sums)
-    values, samples = ranks.totals(sums.values), torch.cat(sums.samples)
-    sums.fake.add_up(ranks)
+    values, samples = ranks.all_reduce_sum(sums.values), torch.cat(sums.samples)
+    sums.fake.all_reduce(ranks)
     if generator_turn:
-        sums.generator.add_up(ranks)
+        sums.generator.all_reduce(ranks)
         values["generator_grad_norm"] = sums.generator.step()
-        values |= ranks.totals(sums.generator_values)
-        values["sample_std"] = ranks.spread(samples)
+        values |= ranks.all_reduce_sum(sums.generator_values)
+        values["sample_std"] = ranks.global_std(samples)
         # 6. Moving average of the generator.
         players.average.update()
     values["fake_grad_norm"] = sums.fake.step()
@@ -196,7 +196,7 @@ def add_part(
 
 
 def roll_out(
-    roles: Roles, cond: Conditioning, levels: Tensor, eta: float, draws: Draws, gradient: bool
+    roles: AdapterBank, cond: Conditioning, levels: Tensor, eta: float, draws: Draws, gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """(x_s (B, C, H, W), s (B,)): the generator's CPS chain from pure noise down ``levels``; the last step may carry
     gradient."""
@@ -210,7 +210,7 @@ def roll_out(
     return x, lower
 
 
-def write_outputs(stage: Stage, roles: Roles, average: Average) -> None:
+def write_outputs(stage: Stage, roles: AdapterBank, average: Average) -> None:
     """The averaged generator and the fake score, with what is needed to read them."""
     adapter = stage.params.adapter
     about = {"stage": NAME, "mode": adapter.mode, "rank": str(adapter.rank), "alpha": str(adapter.alpha)}

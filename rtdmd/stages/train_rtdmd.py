@@ -29,7 +29,7 @@ from rtdmd.pipeline.stage import Stage
 from rtdmd.rewards import identities
 from rtdmd.rewards.panel import Panel, open_panel
 from rtdmd.train.accumulate import Gradients, combine
-from rtdmd.train.adapters import STACKS, Average, Roles
+from rtdmd.train.adapters import ADAPTERS, AdapterBank, Average, Learner
 from rtdmd.train.baseline_losses import (
     early_helps,
     gain_weights,
@@ -41,7 +41,7 @@ from rtdmd.train.distributed.ranks import Ranks, open_together
 from rtdmd.train.engine.diagnostics import Pixels, advantage_values, latent_values, require_signal, reward_values
 from rtdmd.train.engine.image_log import Pictures
 from rtdmd.train.engine.journal import write_curves
-from rtdmd.train.engine.loop import Learner, Loop, Saved
+from rtdmd.train.engine.loop import Loop, Saved
 from rtdmd.train.engine.preflight import preflight
 from rtdmd.train.engine.validation import Validation
 from rtdmd.train.fake_score import fake_update
@@ -49,7 +49,7 @@ from rtdmd.train.last_step import Weigh, last_step_gradients
 from rtdmd.train.losses import Draws, Velocities
 from rtdmd.train.prompts import TrainingPrompts
 from rtdmd.train.reinforce import (
-    Held,
+    MatchingReward,
     Rollout,
     advantages_of,
     final_images,
@@ -71,7 +71,7 @@ def train(stage: Stage, ranks: Ranks) -> None:
     """Reinforce the stage-one generator, resuming from the run folder where it holds a checkpoint."""
     p = stage.params.train_rtdmd
     aside = p.validation.prompts if p.validation.every else 0
-    with ranks.together():
+    with ranks.sync_errors():
         prompts = TrainingPrompts.open(stage, ranks.device, p.prompt_order, aside)
         players = gather_players(stage, ranks, prompts.cache.null())
     if p.sharding == "base":
@@ -87,7 +87,7 @@ def train(stage: Stage, ranks: Ranks) -> None:
         stage.run_dir, p.epochs, p.save_every, p.log_every, saved, NAME, "epoch", ranks, p.keep, validation.over
     )
     preflight(stage, ranks, [players.generator, players.fake], p.keep)
-    mine = ranks.share(p.prompts_per_epoch)
+    mine = ranks.local_shard(p.prompts_per_epoch)
     images = tuple(range(mine.start * p.group_size, mine.stop * p.group_size))
 
     for step in loop:
@@ -97,7 +97,7 @@ def train(stage: Stage, ranks: Ranks) -> None:
         try:
             values = validation.before(step) | epoch(players, prompts.conditioning(records), records, draws)
             loop.log(step, values | validation.after(step + 1), images=p.prompts_per_epoch * p.group_size)
-            with ranks.together():
+            with ranks.sync_errors():
                 if ranks.main:
                     require_signal(loop.journal, p)
                     pictures.after(step + 1)
@@ -118,7 +118,7 @@ def gather_players(stage: Stage, ranks: Ranks, null: Conditioning) -> Players:
         print(f"{NAME}: {roles.cost()}", file=sys.stderr)
     weights = roles.trainable("rtdmd")
     average = Average(weights, p.ema_decay)
-    generator = Learner.adamw(weights, p.lr_generator, p, fall=(p.lr_fall, p.epochs), average=average)
+    generator = Learner.adamw(weights, p.lr_generator, p, lr_decay=(p.lr_fall, p.epochs), average=average)
     fake = Learner.adamw(roles.trainable("fake"), p.lr_fake, p)
     panel = open_panel(p.rewards, ranks.device, stage.root)
     sigmas = backbone.sigmas(params.model.num_steps).to(ranks.device)
@@ -141,7 +141,7 @@ class Players:
     """Everything that an epoch works with; sigmas (K+1,)."""
 
     params: Params
-    roles: Roles
+    roles: AdapterBank
     generator: Learner
     fake: Learner
     average: Average
@@ -152,9 +152,9 @@ class Players:
     ranks: Ranks = field(default_factory=Ranks)
 
 
-def load_roles(stage: Stage, backbone: Backbone) -> Roles:
+def load_roles(stage: Stage, backbone: Backbone) -> AdapterBank:
     """Roles of stage two: stage one's generator frozen below a new adapter, and stage one's fake score."""
-    roles = Roles(backbone, stage.params.adapter, STACKS[NAME], stage.seed, stage.params.train_rtdmd.compile)
+    roles = AdapterBank(backbone, stage.params.adapter, ADAPTERS[NAME], stage.seed, stage.params.train_rtdmd.compile)
     for adapter, name in (("acdmd", "generator"), ("fake", "fake")):
         path = f"results/train_acdmd/{name}.safetensors"
         tensors, _ = load_tensors(stage.input(path))
@@ -173,7 +173,7 @@ def epoch(players: Players, cond: Conditioning, records: list[dict[str, Any]], d
     groups = torch.arange(p.prompts_per_epoch * p.group_size) // p.group_size
     mine, trained = slice(draws.samples[0], draws.samples[-1] + 1), trained_steps(p, draws)  # 3. SubGRPO
     last_step, pixels = LastStep.of(players, draws), Pixels()
-    with ranks.together():
+    with ranks.sync_errors():
         # 1. Roll out M prompts x G images.
         rollout = roll_out(roles, cond, records, groups[mine], players.sigmas, trained, p, eta, draws)
         images = pixels.watch(final_images(rollout, players.backbone, p.micro_batch))
@@ -182,11 +182,11 @@ def epoch(players: Players, cond: Conditioning, records: list[dict[str, Any]], d
             found = last_step.gradients(rollout) if p.matching_gain == 0 else None
             own_scores = scoring.scores(rollout.states[-1].device)
     # Advantages are over the images of all processes.
-    scores = {name: ranks.whole(own) for name, own in own_scores.items()}
+    scores = {name: ranks.all_gather(own) for name, own in own_scores.items()}
     advantages, credited = advantages_of(scores, groups, p), None
     if p.credit != "trajectory":
         credited = step_advantages(rollout, scores, players.panel, players.backbone, trained, p, eta, ranks)
-    with ranks.together():
+    with ranks.sync_errors():
         if found is None:  # GDMD: rewards weigh the matching
             weigh = gain_weights(rollout, scores, mine, players.panel, players.backbone, p, last_step.rows)
             found = last_step.gradients(rollout, weigh)
@@ -198,7 +198,7 @@ def epoch(players: Players, cond: Conditioning, records: list[dict[str, Any]], d
             own = advantages[mine]
             terms["nft"], sums["nft"] = nft_gradient(roles, players.generator, rollout, own, p, draws, len(groups))
     # The generator's update, with the weighted sum of its terms over all processes.
-    values = on_policy(means, ranks, p) | ranks.totals(sums) | generator_update(players, terms, draws.step)
+    values = on_policy(means, ranks, p) | ranks.all_reduce_sum(sums) | generator_update(players, terms, draws.step)
     # 6. Fake-score updates from the cached roll-out.
     for update in range(p.fake_updates_per_epoch):
         values |= fake_update(roles, players.fake, rollout, p, eta, draws, update, ranks)
@@ -236,7 +236,7 @@ class LastStep:
 
     def gradients(
         self, rollout: Rollout, weigh: Weigh | None = None
-    ) -> tuple[Gradients, Gradients, Held | None, dict[str, float]]:
+    ) -> tuple[Gradients, Gradients, MatchingReward | None, dict[str, float]]:
         """`last_step_gradients` of these images; ``weigh``: a weight of each one's matching."""
         players, params, p = self.players, self.players.params, self.players.params.train_rtdmd
         rewards = [(spec.weight, players.panel.rewards[spec.name]) for spec in p.rewards if spec.differentiable]
@@ -254,7 +254,7 @@ def policy_terms(
     credited: Mapping[int, Tensor] | None,
     mine: slice,
     trained: Sequence[int],
-    held: Held | None,
+    held: MatchingReward | None,
 ) -> tuple[Gradients, Gradients, dict[str, float]]:
     """`policy_gradient` with an image's advantage for all its steps, or with ``credited``, one for every step."""
     roles, learner, p, eta = players.roles, players.generator, players.params.train_rtdmd, players.params.model.eta
@@ -274,7 +274,7 @@ def generator_update(players: Players, terms: Mapping[str, Gradients], step: int
     """One update of the generator with the weighted sum of the terms of all processes, and of its average; norms."""
     p = players.params.train_rtdmd
     for gradients in terms.values():
-        gradients.add_up(players.ranks)
+        gradients.all_reduce(players.ranks)
     weights = dict(p.weights)
     gradient, norms = combine({name: (weights[name], term) for name, term in terms.items()}, p.gradient_scaling)
     norms["generator_grad_norm"] = players.generator.step(gradient)
@@ -293,6 +293,6 @@ def outcome(
 ) -> dict[str, float]:
     """What an epoch's images are like: scores, advantages and groups (N,) of all processes, latents and pixels."""
     values = {f"reward_{name}": score.mean().item() for name, score in scores.items()}
-    values |= {"advantage_std": advantages.std().item(), "sample_std": ranks.spread(rollout.states[-1])}
+    values |= {"advantage_std": advantages.std().item(), "sample_std": ranks.global_std(rollout.states[-1])}
     values |= ranks.means(latent_values(rollout.states[-1]) | pixels.values())
     return values | reward_values(scores, groups) | advantage_values(advantages)

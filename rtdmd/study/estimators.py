@@ -34,9 +34,8 @@ from rtdmd.flow.policy import draw_step_subset
 from rtdmd.methods.budget import WORLD, Prices, stage_two_epoch
 from rtdmd.rewards.panel import Panel, open_panel
 from rtdmd.train.accumulate import Gradients, micro_batches
-from rtdmd.train.adapters import STACKS, Roles
+from rtdmd.train.adapters import ADAPTERS, AdapterBank, Learner
 from rtdmd.train.baseline_losses import step_advantages, stepwise_policy_gradient
-from rtdmd.train.engine.loop import Learner
 from rtdmd.train.last_step import last_step_gradients, whole_chain
 from rtdmd.train.losses import Draws
 from rtdmd.train.reinforce import Rollout, advantages_of, describe, final_images, policy_gradient, roll_out
@@ -90,7 +89,7 @@ class Bench:
 
     params: Params
     backbone: Backbone
-    roles: Roles
+    roles: AdapterBank
     learner: Learner
     panel: Panel
     records: list[dict[str, Any]]
@@ -124,7 +123,7 @@ def open_bench(params: Params, root: Path, prompts: int = 16) -> Bench:
     order = permutation(len(everything), params.run.seed, "study", "prompts")
     records = [everything[row] for row in order[:prompts]]
     backbone = load_backbone(params.model, text=False, vae=True, device=device, root=root)
-    roles = Roles(backbone, params.adapter, STACKS[STAGE], params.run.seed)
+    roles = AdapterBank(backbone, params.adapter, ADAPTERS[STAGE], params.run.seed)
     roles.load("acdmd", load_tensors(root / paths["acdmd"])[0], paths["acdmd"])
     learner = Learner.adamw(roles.trainable("rtdmd"), 1e-3, params.train_rtdmd)
     text = load_backbone(params.model, text=True, vae=False, transformer=False, device=device, root=root)

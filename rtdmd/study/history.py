@@ -20,7 +20,7 @@ from rtdmd.report.sections import read_curves
 from rtdmd.stages import evaluate
 from rtdmd.study.plan import SweepPlan
 from rtdmd.study.workspace import SHARED, link, write_new
-from rtdmd.train.adapters import STACKS, Roles
+from rtdmd.train.adapters import ADAPTERS, AdapterBank
 from rtdmd.train.engine.checkpoint import copy_indexed
 
 STAGE = "train_rtdmd"
@@ -95,7 +95,7 @@ def lay_point(place: Path, folder: Path, params: Params, checkpoint: Path) -> Pa
 def write_student(target: Path, root: Path, params: Params, checkpoint: Path) -> None:
     """A checkpoint's averaged student in the layout of the stage's output."""
     backbone = load_backbone(params.model, text=False, vae=False, root=root)
-    roles = Roles(backbone, params.adapter, STACKS[STAGE], params.run.seed)
+    roles = AdapterBank(backbone, params.adapter, ADAPTERS[STAGE], params.run.seed)
     copy_indexed(roles.trainable("rtdmd"), load_tensors(checkpoint / "generator_average.safetensors")[0])
     about = {"stage": STAGE, "mode": params.adapter.mode, "rank": str(params.adapter.rank)}
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from rtdmd.train.adapters import Learner
     from rtdmd.train.distributed.ranks import Ranks
-    from rtdmd.train.engine.loop import Learner
 
 
 def micro_batches(count: int, size: int) -> Iterator[slice]:
@@ -43,7 +43,7 @@ class Gradients:
             new = [factor * g for g in other.total]
             self.total = new if self.total is None else [a + b for a, b in zip(self.total, new, strict=True)]
 
-    def add_up(self, ranks: Ranks) -> None:
+    def all_reduce(self, ranks: Ranks) -> None:
         """Add up what all processes have. A process to which no sample fell counts as zeros."""
         if ranks.world > 1 and any(ranks.gather(self.total is not None)):
             if self.total is None:

@@ -3,7 +3,7 @@
 A role is a stack of adapters on the frozen base: the teacher's is empty, the stage-one generator's is ("acdmd",), the
 stage-two generator's ("acdmd", "rtdmd"), so stage two sits on stage one without merging. In `full` mode each adapter is
 a separate copy of the transformer in float32 (an update in half precision would be lost in rounding; passes run in the
-base's precision) and a role is the last of its stack: `Roles.cost` says what that takes.
+base's precision) and a role is the last of its stack: `AdapterBank.cost` says what that takes.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
@@ -25,6 +26,7 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.files import load_tensors
 from rtdmd.common.rng import key_seed
 from rtdmd.train.compile import compile_blocks
+from rtdmd.train.engine import checkpoint as checkpoints
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Backbone, Conditioning
@@ -32,13 +34,13 @@ if TYPE_CHECKING:
     from rtdmd.train.distributed.ranks import Ranks
 
 Stack = tuple[str, ...]
-STACKS: dict[str, dict[str, Stack]] = {
+ADAPTERS: dict[str, dict[str, Stack]] = {
     "train_acdmd": {"teacher": (), "generator": ("acdmd",), "fake": ("fake",)},
     "train_rtdmd": {"teacher": (), "reference": ("acdmd",), "generator": ("acdmd", "rtdmd"), "fake": ("fake",)},
 }
 
 
-class Roles:
+class AdapterBank:
     """Velocities of every role at (x (B, C, H, W), sigma (B,), conditioning), and each adapter's tensors."""
 
     def __init__(
@@ -61,7 +63,7 @@ class Roles:
             if adapter.gradient_checkpointing:
                 module.enable_gradient_checkpointing(self._computed_again)
             if compiled:
-                compile_blocks(module)
+                compile_blocks(transformer_blocks(module))
 
     def _add(self, name: str, adapter: AdapterParams, seed: int) -> None:
         base: Any = self.backbone.transformer  # a diffusers model; its adapter methods come from a mixin
@@ -85,7 +87,8 @@ class Roles:
         from rtdmd.train.distributed.sharding import shard  # seconds of imports that few runs need
 
         base = self.backbone.transformer
-        shard(base, [p for key, p in base.named_parameters() if ".lora_" in key], ranks)
+        whole = [p for key, p in base.named_parameters() if ".lora_" in key]
+        shard(base, transformer_blocks(base), whole, ranks)
 
     def _adapter_parameters(self, name: str) -> list[nn.Parameter]:
         if self.full:
@@ -188,6 +191,12 @@ class Roles:
             set_peft_model_state_dict(self.backbone.transformer, dict(tensors), adapter_name=name)
 
 
+def transformer_blocks(transformer: nn.Module) -> list[nn.Module]:
+    """The blocks of a diffusers transformer in the order of its forward pass: the members of its module lists."""
+    lists = (child for child in transformer.children() if isinstance(child, nn.ModuleList))
+    return [block for blocks in lists for block in blocks]
+
+
 class Average:
     """Exponential moving average of an adapter's parameters; holds those tensors only."""
 
@@ -209,6 +218,101 @@ class Average:
             tensor.copy_(kept)
 
 
+class AdamWParams(Protocol):
+    """The optimizer's part of a training section of params.yaml."""
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """Moment decays."""
+        ...
+
+    @property
+    def weight_decay(self) -> float:
+        """Decoupled weight decay."""
+        ...
+
+    @property
+    def max_grad_norm(self) -> float:
+        """Norm to which gradients are clipped."""
+        ...
+
+
+@dataclass
+class Learner:
+    """The trained parameters of one role, their AdamW, and optionally their moving average."""
+
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.AdamW
+    lr: float
+    warmup: int
+    max_grad_norm: float
+    average: Average | None = None
+    updates: int = 0
+    lr_decay: tuple[float, int] = (0.0, 0)
+
+    @staticmethod
+    def adamw(
+        parameters: Sequence[nn.Parameter],
+        lr: float,
+        settings: AdamWParams,
+        *,
+        warmup: int = 0,
+        lr_decay: tuple[float, int] = (0.0, 0),
+        average: Average | None = None,
+    ) -> Learner:
+        """AdamW over an explicit parameter list; fused kernels stay off, since their bytes differ between machines.
+
+        ``warmup``: updates over which the rate rises; ``lr_decay``: fraction of the run, at its end, over which it
+        decays linearly to 0, and the run's updates.
+        """
+        owned = list(parameters)
+        optimizer = torch.optim.AdamW(
+            owned, lr=lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=False
+        )
+        return Learner(owned, optimizer, lr, warmup, settings.max_grad_norm, average, lr_decay=lr_decay)
+
+    def step(self, gradients: Sequence[Tensor]) -> float:
+        """One clipped update from the given gradients; returns their norm before clipping. Raises FloatingPointError
+        where the norm is not finite (the parameters are then untouched)."""
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm, error_if_nonfinite=False)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"gradient norm is {norm.item()}")
+        self.updates += 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm.item()
+
+    def rate(self) -> float:
+        """AdamW's rate at update ``updates`` (1 the first): linear warm-up, then constant, then linear decay."""
+        share, total = self.lr_decay
+        rise = self.updates / self.warmup if self.warmup else 1.0
+        left = (total - self.updates + 1) / (share * total) if share else 1.0
+        return self.lr * min(1.0, rise, left)
+
+    def tensors(self, name: str) -> dict[str, dict[str, Tensor]]:
+        """Everything that resuming needs, as named tensor groups."""
+        groups = {
+            f"{name}_parameters": checkpoints.indexed(self.parameters),
+            f"{name}_optimizer": checkpoints.optimizer_tensors(self.optimizer),
+            f"{name}_updates": {"updates": torch.tensor(self.updates)},
+        }
+        if self.average is not None:
+            groups[f"{name}_average"] = checkpoints.indexed(self.average.tensors)
+        return groups
+
+    def restore(self, name: str, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """The inverse of ``tensors``."""
+        checkpoints.copy_indexed(self.parameters, groups[f"{name}_parameters"])
+        checkpoints.restore_optimizer(self.optimizer, groups[f"{name}_optimizer"])
+        self.updates = int(groups[f"{name}_updates"]["updates"])
+        if self.average is not None:
+            checkpoints.copy_indexed(self.average.tensors, groups[f"{name}_average"])
+
+
 def load_student(
     params: Params, backbone: Backbone, stage: str, root: Path = Path()
 ) -> Callable[[Tensor, Tensor, Conditioning], Tensor]:
@@ -216,8 +320,8 @@ def load_student(
 
     Stage two's is stage one's adapter with its own on top. UserError where a file is missing or does not fit.
     """
-    stack = STACKS[stage]["generator"]
-    roles = Roles(backbone, params.adapter, {"generator": stack}, params.run.seed)
+    stack = ADAPTERS[stage]["generator"]
+    roles = AdapterBank(backbone, params.adapter, {"generator": stack}, params.run.seed)
     for name in stack:
         source = f"results/train_{name}/generator.safetensors"
         if not (root / source).is_file():

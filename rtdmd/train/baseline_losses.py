@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rtdmd.flow.anneal import annealed_uniform, leaning_scale
-from rtdmd.flow.credit import foreseen_x0, scored_steps, step_credit
+from rtdmd.flow.credit import predicted_x0, scored_steps, step_credit
 from rtdmd.flow.nft import guided_weight, nft_loss, optimality, reward_gain
 from rtdmd.flow.path import interpolate
 from rtdmd.rewards.panel import Panel
@@ -26,8 +26,7 @@ from rtdmd.train.reinforce import Rollout, advantages_of, final_images, policy_g
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Backbone, Conditioning
     from rtdmd.config.train_rtdmd import DynamicParams, TrainRtdmdParams
-    from rtdmd.train.adapters import Roles
-    from rtdmd.train.engine.loop import Learner
+    from rtdmd.train.adapters import AdapterBank, Learner
 
 
 def nft_gradient(
@@ -76,15 +75,17 @@ def step_advantages(
     """Advantages (N,) of every trained step as ``p.credit`` has it, of the images of all processes; ``scores``: theirs,
     of the final images."""
     ranks = ranks or Ranks()
-    everyone = ranks.whole(rollout.groups)
+    everyone = ranks.all_gather(rollout.groups)
     last = len(rollout.sigmas) - 2
     found = {last: dict(scores)}
     for k in scored_steps(tuple(trained), last, p.credit):
         every = slice(None)
-        x0 = foreseen_x0(rollout.states[k], rollout.means[k], rollout.level(k, every), rollout.level(k + 1, every), eta)
-        with ranks.together():
+        x0 = predicted_x0(
+            rollout.states[k], rollout.means[k], rollout.level(k, every), rollout.level(k + 1, every), eta
+        )
+        with ranks.sync_errors():
             own = scored(rollout, x0, panel, backbone, p.micro_batch)
-        found[k] = {name: ranks.whole(part) for name, part in own.items()}
+        found[k] = {name: ranks.all_gather(part) for name, part in own.items()}
     by_step = {}
     for step in trained:
         credit: dict[str, Tensor] = {
@@ -158,7 +159,7 @@ def progress(p: DynamicParams, epoch: int) -> float:
 class Leaning:
     """Roles whose teacher carries the fake score's adapter at ``scale`` (DMDR's dynamic distribution guidance)."""
 
-    roles: Roles
+    roles: AdapterBank
     scale: float
 
     def velocity(
@@ -171,7 +172,7 @@ class Leaning:
         guidance: float = 1.0,
         null: Conditioning | None = None,
     ) -> Tensor:
-        """As `Roles.velocity`."""
+        """As `AdapterBank.velocity`."""
         if role != "teacher":
             return self.roles.velocity(role, x, sigma, cond, guidance=guidance, null=null)
         with self.roles.scaled("fake", self.scale):
@@ -190,7 +191,7 @@ class Fading(Draws):
         return annealed_uniform(u, self.faded) if name == "time" else u
 
 
-def early_helps(roles: Roles, draws: Draws, p: DynamicParams) -> tuple[Velocities, Draws]:
+def early_helps(roles: AdapterBank, draws: Draws, p: DynamicParams) -> tuple[Velocities, Draws]:
     """Roles and draws of an epoch's matching, with what is left of DMDR's early helps; themselves where nothing is."""
     faded = progress(p, draws.step)
     scale = leaning_scale(p.guidance, faded)

@@ -6,19 +6,19 @@ adapters by name, which is not a tensor. All blocks of a kind share what was com
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from rtdmd.common.errors import UserError
-from rtdmd.train.blocks import transformer_blocks
 
 BACKEND = "inductor"
 VARIANTS = 256  # of a kind of block: stacks, with and without gradient, batch sizes; torch's own limit for all calls
 
 
-def compile_blocks(transformer: nn.Module) -> None:
-    """Compile the forward pass of each block, so that the same run gives the same
-    bytes.
+def compile_blocks(blocks: Sequence[nn.Module]) -> None:
+    """Compile the forward pass of each block of a transformer, so that the same run gives the same bytes.
 
     A kernel is made for each batch size as it is: torch's own way, variable sizes from the second one on, would let the
     kernels depend on the order of sizes, and a resumed run sees another order. None is chosen by its speed. What cannot
@@ -29,7 +29,7 @@ def compile_blocks(transformer: nn.Module) -> None:
 
     inductor.deterministic = True
     functorch.donated_buffer = False  # several terms go back through one forward pass
-    for block in transformer_blocks(transformer):
+    for block in blocks:
         block.compile(backend=BACKEND, dynamic=False, fullgraph=True, recompile_limit=VARIANTS)
 
 

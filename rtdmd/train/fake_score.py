@@ -17,7 +17,7 @@ from rtdmd.train.reinforce import Rollout
 
 if TYPE_CHECKING:
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
-    from rtdmd.train.engine.loop import Learner
+    from rtdmd.train.adapters import Learner
 
 
 def fake_update(
@@ -40,7 +40,7 @@ def fake_update(
     rows, own = draws.among(chosen, f"{draws.stream}-fake-{update}")
     names = ["fake_ambient"] + ["fake_consistency"] * (p.consistency.weight > 0)
     values, gradients = dict.fromkeys(names, 0.0), Gradients(learner)
-    with ranks.together():
+    with ranks.sync_errors():
         for part in micro_batches(len(rows), p.micro_batch):
             found = fake_losses(roles, rollout.take(rows[part]), k, p, eta, own.of(own.samples[part]))
             share = len(rows[part]) / len(chosen)
@@ -48,8 +48,8 @@ def fake_update(
             gradients.add(share * loss)
             for name, value in zip(names, found, strict=True):
                 values[name] += share * value.item()
-    gradients.add_up(ranks)
-    return ranks.totals(values) | {"fake_grad_norm": gradients.step()}
+    gradients.all_reduce(ranks)
+    return ranks.all_reduce_sum(values) | {"fake_grad_norm": gradients.step()}
 
 
 def fake_losses(

@@ -19,12 +19,12 @@ from rtdmd.flow.path import x0_from_velocity
 from rtdmd.rewards import Reward
 from rtdmd.train.accumulate import Gradients, micro_batches
 from rtdmd.train.losses import Draws, Renoised, Velocities, matching_direction, renoised
-from rtdmd.train.reinforce import Held, Rollout, describe
+from rtdmd.train.reinforce import MatchingReward, Rollout, describe
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Backbone, Conditioning
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
-    from rtdmd.train.engine.loop import Learner
+    from rtdmd.train.adapters import Learner
 
 Weigh = Callable[[slice, Tensor, Tensor], Tensor]
 """(rows of a roll-out, their images x̂_0, their matching directions g (B, C, H, W)) -> a weight for each (B,)."""
@@ -111,7 +111,7 @@ def last_step_gradients(
     draws: Draws,
     total: int | None = None,
     weigh: Weigh | None = None,
-) -> tuple[Gradients, Gradients, Held | None, dict[str, float]]:
+) -> tuple[Gradients, Gradients, MatchingReward | None, dict[str, float]]:
     """Gradients of distribution matching and of reward back-propagation through the deterministic last step (method,
     stage two, step 5), as ``p.matching_path`` says: at s = 0 through the last step or through the whole chain, or with
     its reward for the stochastic steps; or, as in stage one, through one step k ~ U{1..K} of the roll-out, at its
@@ -157,5 +157,5 @@ def last_step_gradients(
             values["gap"] += gap * share
     held = None
     if p.matching_path == "reward":
-        held = Held(matching_rewards(rollout.states[-1], torch.cat(directions), rollout.groups), matching)
+        held = MatchingReward(matching_rewards(rollout.states[-1], torch.cat(directions), rollout.groups), matching)
     return matching, backprop, held, values

@@ -28,7 +28,7 @@ SMALLEST_TIME = 1e-3  # σ of the earlier point of a consistency pair; the trans
 
 
 class Velocities(Protocol):
-    """What the terms need of ``Roles`` (the analytic oracle offers the same)."""
+    """What the terms need of ``AdapterBank`` (the analytic oracle offers the same)."""
 
     def velocity(
         self,

@@ -25,7 +25,7 @@ from rtdmd.train.losses import Draws, Velocities
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Backbone, Conditioning
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
-    from rtdmd.train.engine.loop import Learner
+    from rtdmd.train.adapters import Learner
 
 CLIP_SHARE = 0.1  # of the clip range, which rounding may take at the first update of an epoch
 
@@ -140,7 +140,7 @@ def advantages_of(scores: Mapping[str, Tensor], groups: Tensor, p: TrainRtdmdPar
 
 
 @dataclass(frozen=True)
-class Held:
+class MatchingReward:
     """Distribution matching as a reward of each image, (N,), and the term to which its policy gradient belongs."""
 
     rewards: Tensor
@@ -155,7 +155,7 @@ def policy_gradient(
     trained: Sequence[int],
     p: TrainRtdmdParams,
     eta: float,
-    held: Held | None = None,
+    held: MatchingReward | None = None,
     everyone: Tensor | None = None,
 ) -> tuple[Gradients, Gradients, dict[str, float]]:
     """Gradients of the clipped policy loss and of the reference KL over the trained steps (method, stage two, step 4).

@@ -17,7 +17,7 @@ from rtdmd.backbones.sampling import rollout
 from rtdmd.common.errors import UserError
 from rtdmd.common.rng import normal
 from rtdmd.config import AdapterParams
-from rtdmd.train.adapters import Roles
+from rtdmd.train.adapters import AdapterBank
 from tests.backbones.families import FAMILIES, PROMPTS, Loaded
 
 TOLERANCE = 1e-5  # of the issue; latents are of order 1
@@ -161,7 +161,7 @@ def test_roles_train_on_it(loaded: Loaded) -> None:
     x, sigma = noise(loaded, "roles"), torch.tensor([0.9, 0.3])
     base = backbone.velocity(backbone.transformer, x, sigma, loaded.cond).detach()
     adapter = AdapterParams(mode="lora", rank=2, alpha=4, targets="attention", gradient_checkpointing=False)
-    roles = Roles(backbone, adapter, {"teacher": (), "generator": ("acdmd",), "fake": ("fake",)}, 0)
+    roles = AdapterBank(backbone, adapter, {"teacher": (), "generator": ("acdmd",), "fake": ("fake",)}, 0)
     weights = roles.trainable("acdmd")
     roles.velocity("generator", x, sigma, loaded.cond).square().mean().backward()
     assert len(weights) == 2 * loaded.family.targets[0]

@@ -15,14 +15,14 @@ def test_foreseen_image_is_the_one_behind_the_transition(eta):
     sigma, tau = torch.tensor([1.0, 0.9, 0.75, 0.5]).double(), torch.tensor([0.9, 0.75, 0.5, 0.0]).double()
     mean, _ = cps_mean_std(x, v, sigma, tau, eta)
     expected = x0_from_velocity(x, v, sigma)
-    torch.testing.assert_close(credit.foreseen_x0(x, mean, sigma, tau, eta), expected, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(credit.predicted_x0(x, mean, sigma, tau, eta), expected, rtol=1e-11, atol=1e-11)
     assert (mean - expected).abs().max() > 0.1  # not the mean itself, τ = 0 apart
 
 
 def test_a_transition_that_goes_up_is_refused():
     x, level = torch.zeros(1, 1), torch.tensor([0.5])
     with pytest.raises(ValueError, match="below"):
-        credit.foreseen_x0(x, x, level, level, 0.9)
+        credit.predicted_x0(x, x, level, level, 0.9)
 
 
 def test_credits_by_hand():

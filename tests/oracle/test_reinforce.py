@@ -10,8 +10,7 @@ from rtdmd.oracle.gradients import Chains, roll_out
 from rtdmd.oracle.identities import reward
 from rtdmd.oracle.mixture import ring
 from rtdmd.train import reinforce
-from rtdmd.train.adapters import STACKS, Roles
-from rtdmd.train.engine.loop import Learner
+from rtdmd.train.adapters import ADAPTERS, AdapterBank, Learner
 from rtdmd.train.last_step import last_step_gradients
 
 LAW, ETA, MEMBERS, COUNT = ring(variance=0.2), 0.9, 6, 12_000
@@ -32,7 +31,7 @@ CHANGES = {
 def stage_two(seed: int = 0, **changes):
     """(params, roles, learner, conditioning, records, groups, draws) of one epoch on the oracle."""
     params = training.oracle_params("train_rtdmd", CHANGES | changes)
-    roles = Roles(OracleBackbone(LAW, width=8), params.adapter, STACKS["train_rtdmd"], 0)
+    roles = AdapterBank(OracleBackbone(LAW, width=8), params.adapter, ADAPTERS["train_rtdmd"], 0)
     learner = Learner.adamw(roles.trainable("rtdmd"), 1e-3, params.train_rtdmd)
     groups = torch.arange(COUNT) // MEMBERS
     cond = training.every_prompt(LAW, LAW.prompts).index(groups % LAW.prompts)

@@ -11,14 +11,14 @@ from rtdmd.oracle import training
 from rtdmd.oracle.backbone import OracleBackbone, OracleReward
 from rtdmd.oracle.setting import Setting
 from rtdmd.train import losses
-from rtdmd.train.adapters import STACKS, Roles
+from rtdmd.train.adapters import ADAPTERS, AdapterBank
 
 SHORT = {"iterations": 200, "batch_size": 128, "micro_batch": 128, "ema_decay": 0.9}
 
 
-def fresh_roles(width: int = 16) -> Roles:
+def fresh_roles(width: int = 16) -> AdapterBank:
     params = training.oracle_params("train_acdmd", {})
-    return Roles(OracleBackbone(training.LAW, width), params.adapter, STACKS["train_acdmd"], 0)
+    return AdapterBank(OracleBackbone(training.LAW, width), params.adapter, ADAPTERS["train_acdmd"], 0)
 
 
 def test_a_fresh_role_is_the_exact_teacher():

@@ -63,7 +63,7 @@ class Counter:
 
     def arm(self, stage: str) -> None:
         """Watch passes, file operations, flushes and the clock of this process."""
-        velocity, fsync = roles.Roles.velocity, os.fsync
+        velocity, fsync = roles.AdapterBank.velocity, os.fsync
 
         def counted(*arguments: Any, **more: Any) -> torch.Tensor:
             self.now("pass")
@@ -83,7 +83,7 @@ class Counter:
                 elif f"results/{stage}/" in path:
                     self.now("outputs")
 
-        roles.Roles.velocity, os.fsync = counted, torn  # type: ignore[method-assign, assignment]
+        roles.AdapterBank.velocity, os.fsync = counted, torn  # type: ignore[method-assign, assignment]
         sys.addaudithook(audit)
 
 

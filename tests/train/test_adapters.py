@@ -15,8 +15,7 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.files import load_tensors, save_tensors
 from rtdmd.config import Params, preset
 from rtdmd.config.train_acdmd import TrainAcdmdParams
-from rtdmd.train.adapters import STACKS, Average, Roles, load_student
-from rtdmd.train.engine.loop import Learner
+from rtdmd.train.adapters import ADAPTERS, AdapterBank, Average, Learner, load_student
 from tests.train.workshop import adapter, batch, conditioning, disturb, roles_on, tiny_backbone
 from tests.workspace import make_workspace, set_params
 
@@ -38,7 +37,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def train_one(roles: Roles, role: str, name: str, settings: TrainAcdmdParams) -> None:
+def train_one(roles: AdapterBank, role: str, name: str, settings: TrainAcdmdParams) -> None:
     """One AdamW step of one adapter towards zero velocity."""
     x, sigma, cond = batch(3)
     learner = Learner.adamw(roles.trainable(name), 0.05, settings)
@@ -149,7 +148,7 @@ def test_blocks_computed_again_use_the_adapters_of_their_forward_pass(backbone: 
     x, sigma, cond = batch(3)
 
     def gradients(again: bool) -> list[Tensor]:
-        roles = Roles(copy.deepcopy(backbone), adapter(mode, again=again), STACKS["train_rtdmd"], 0)
+        roles = AdapterBank(copy.deepcopy(backbone), adapter(mode, again=again), ADAPTERS["train_rtdmd"], 0)
         disturb(roles, "acdmd", "rtdmd", "fake", scale=0.02)
         parameters = roles.trainable("rtdmd")
         v = roles.velocity("generator", x, sigma, cond)
@@ -235,7 +234,7 @@ def test_loading_what_does_not_fit_names_the_file_and_the_tensor(backbone: Backb
 
 def test_an_adapter_of_another_rank_or_mode_does_not_fit(backbone: Backbone) -> None:
     roles, full = roles_on(backbone), roles_on(backbone, mode="full")
-    other = Roles(copy.deepcopy(backbone), adapter(rank=2), {"generator": ("acdmd",)}, 0)
+    other = AdapterBank(copy.deepcopy(backbone), adapter(rank=2), {"generator": ("acdmd",)}, 0)
     with pytest.raises(UserError, match="30 tensors differ"):
         roles.load("acdmd", other.state("acdmd"), "a test")
     with pytest.raises(UserError, match="run the stage that makes it again"):
@@ -243,7 +242,9 @@ def test_an_adapter_of_another_rank_or_mode_does_not_fit(backbone: Backbone) -> 
 
 
 def test_on_a_bfloat16_base_adapters_and_velocities_are_float32(tiny_teacher: Path, settings: TrainAcdmdParams) -> None:
-    roles = Roles(tiny_backbone(tiny_teacher, dtype="bfloat16"), adapter(), {"teacher": (), "generator": ("acdmd",)}, 0)
+    roles = AdapterBank(
+        tiny_backbone(tiny_teacher, dtype="bfloat16"), adapter(), {"teacher": (), "generator": ("acdmd",)}, 0
+    )
     assert all(value.dtype == torch.float32 for value in roles.state("acdmd").values())
     x, sigma, cond = batch(2)
     before = roles.velocity("teacher", x, sigma, cond)

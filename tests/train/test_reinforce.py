@@ -18,12 +18,11 @@ from rtdmd.flow.path import x0_from_velocity
 from rtdmd.rewards import load_reward
 from rtdmd.rewards.panel import Panel
 from rtdmd.train.accumulate import Gradients, combine, micro_batches
-from rtdmd.train.adapters import Roles
-from rtdmd.train.engine.loop import Learner
+from rtdmd.train.adapters import AdapterBank, Learner
 from rtdmd.train.last_step import last_step_gradients, whole_chain
 from rtdmd.train.losses import Draws, matching_loss, renoised
 from rtdmd.train.reinforce import (
-    Held,
+    MatchingReward,
     Rollout,
     advantages_of,
     final_images,
@@ -52,7 +51,7 @@ def settings(**changes: Any) -> TrainRtdmdParams:
 class Table:
     """Roles of stage two, away from where they start, and a learner over the trained adapter."""
 
-    roles: Roles
+    roles: AdapterBank
     learner: Learner
     backbone: Backbone
     cond: Conditioning
@@ -288,7 +287,7 @@ def test_without_any_advantage_the_other_terms_still_train(table: Table, tiny_cl
 
 def last_step(
     table: Table, rollout: Rollout, p: TrainRtdmdParams, clip: Path, own: Draws | None = None
-) -> tuple[Gradients, Gradients, Held | None, dict[str, float]]:
+) -> tuple[Gradients, Gradients, MatchingReward | None, dict[str, float]]:
     """Matching and back-propagation of clipscore, guidance 3."""
     reward = load_reward(RewardParams(name="clipscore", model=str(clip)))
     return last_step_gradients(
@@ -574,7 +573,7 @@ def test_without_matching_and_back_propagation_the_last_step_is_not_run(
 ) -> None:
     p = settings(weights={"matching": 0.0, "backprop": 0.0})
     rollout = table.roll_out(p, (0, 2))
-    monkeypatch.setattr(Roles, "velocity", lambda *_, **__: pytest.fail("a forward pass for nothing"))
+    monkeypatch.setattr(AdapterBank, "velocity", lambda *_, **__: pytest.fail("a forward pass for nothing"))
     matching, backprop, held, values = last_step(table, rollout, p, tiny_clip)
     assert matching.total is backprop.total is held is None
     assert values == {"matching": 0.0, "backprop": 0.0, "gap": 0.0}

@@ -220,7 +220,7 @@ def test_full_mode_trains_resumes_and_leaves_the_teacher(root: Path, monkeypatch
 def test_a_non_finite_value_stops_the_run_with_step_name_and_checkpoint(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = roles_module.Roles.velocity
+    real = roles_module.AdapterBank.velocity
     calls: list[str] = []
 
     def velocity(self: Any, role: str, *arguments: Any, **more: Any) -> torch.Tensor:
@@ -228,7 +228,7 @@ def test_a_non_finite_value_stops_the_run_with_step_name_and_checkpoint(
         calls.append(role)
         return v * float("nan") if role == "teacher" and calls.count("teacher") == 3 else v
 
-    monkeypatch.setattr(roles_module.Roles, "velocity", velocity)
+    monkeypatch.setattr(roles_module.AdapterBank, "velocity", velocity)
     with pytest.raises(RtdmdError) as caught:
         train(root, EIGHT)
     (run_dir,) = (root / ".rtdmd/runs").iterdir()
@@ -242,7 +242,7 @@ def test_a_non_finite_value_stops_the_run_with_step_name_and_checkpoint(
 @pytest.mark.parametrize(("role", "name"), [("fake", "the fake score"), ("generator", "the generator")])
 def test_a_non_finite_role_is_named(root: Path, monkeypatch: pytest.MonkeyPatch, role: str, name: str) -> None:
     """At an iteration without a generator update, where nothing but the fake score's loss sees it."""
-    real = roles_module.Roles.velocity
+    real = roles_module.AdapterBank.velocity
     calls: list[str] = []
 
     def velocity(self: Any, which: str, *arguments: Any, **more: Any) -> torch.Tensor:
@@ -250,7 +250,7 @@ def test_a_non_finite_role_is_named(root: Path, monkeypatch: pytest.MonkeyPatch,
         v = real(self, which, *arguments, **more)
         return v * float("nan") if which == role else v
 
-    monkeypatch.setattr(roles_module.Roles, "velocity", velocity)
+    monkeypatch.setattr(roles_module.AdapterBank, "velocity", velocity)
     with pytest.raises(RtdmdError, match=rf"train_acdmd stopped at iteration 0: .*{name}.*; no checkpoint"):
         train(root, EIGHT)
 

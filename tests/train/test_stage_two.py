@@ -289,7 +289,7 @@ def test_an_epoch_trains_the_drawn_steps_of_the_candidates(root: Path, monkeypat
 def test_a_non_finite_value_stops_the_run_with_step_name_and_checkpoint(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = roles_module.Roles.velocity
+    real = roles_module.AdapterBank.velocity
     calls: list[str] = []
 
     def velocity(self: Any, role: str, *arguments: Any, **more: Any) -> torch.Tensor:
@@ -298,7 +298,7 @@ def test_a_non_finite_value_stops_the_run_with_step_name_and_checkpoint(
         return v * float("nan") if role == "teacher" and calls.count("teacher") == 4 else v
 
     with monkeypatch.context() as patch, pytest.raises(RtdmdError) as caught:
-        patch.setattr(roles_module.Roles, "velocity", velocity)
+        patch.setattr(roles_module.AdapterBank, "velocity", velocity)
         train(root, SIX)
     (run_dir,) = (root / ".rtdmd/runs").iterdir()
     assert str(caught.value) == (
@@ -313,13 +313,13 @@ def test_a_non_finite_value_stops_the_run_with_step_name_and_checkpoint(
     [("generator", "the generator's velocity at step 0"), ("fake", "the fake score's projection y_fake")],
 )
 def test_a_non_finite_role_is_named(root: Path, monkeypatch: pytest.MonkeyPatch, role: str, name: str) -> None:
-    real = roles_module.Roles.velocity
+    real = roles_module.AdapterBank.velocity
 
     def velocity(self: Any, which: str, *arguments: Any, **more: Any) -> torch.Tensor:
         v = real(self, which, *arguments, **more)
         return v * float("nan") if which == role else v
 
-    monkeypatch.setattr(roles_module.Roles, "velocity", velocity)
+    monkeypatch.setattr(roles_module.AdapterBank, "velocity", velocity)
     with pytest.raises(
         RtdmdError, match=rf"train_rtdmd stopped at epoch 0: {name} has \d+ non-finite .*; no checkpoint"
     ):

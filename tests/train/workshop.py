@@ -18,7 +18,7 @@ from rtdmd.common.rng import normal
 from rtdmd.config import AdapterParams, Params, preset
 from rtdmd.methods.budget import Prices
 from rtdmd.stages import cache_teacher, prepare_prompts
-from rtdmd.train.adapters import STACKS, Roles
+from rtdmd.train.adapters import ADAPTERS, AdapterBank
 from tests.workspace import REPOSITORY, make_workspace
 
 SHAPE = (4, 9, 9)
@@ -37,12 +37,12 @@ def adapter(mode: str = "lora", rank: int = 4, again: bool = False) -> AdapterPa
     return AdapterParams.model_validate(settings)
 
 
-def roles_on(backbone: Backbone, stage: str = "train_acdmd", mode: str = "lora", seed: int = 0) -> Roles:
+def roles_on(backbone: Backbone, stage: str = "train_acdmd", mode: str = "lora", seed: int = 0) -> AdapterBank:
     """Roles of a stage on a copy of ``backbone``, whose own transformer stays as it is."""
-    return Roles(copy.deepcopy(backbone), adapter(mode), STACKS[stage], seed)
+    return AdapterBank(copy.deepcopy(backbone), adapter(mode), ADAPTERS[stage], seed)
 
 
-def disturb(roles: Roles, *names: str, scale: float = 0.05) -> None:
+def disturb(roles: AdapterBank, *names: str, scale: float = 0.05) -> None:
     """Move the adapters away from where they start (a fresh LoRA adds nothing), by fixed random numbers."""
     for name in names:
         state = roles.state(name)
@@ -87,7 +87,7 @@ def rows_of(csv: bytes) -> list[dict[str, Any]]:
 def count_passes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Images that go through each role, and back through any, as often as they do, from now on."""
     seen: Counter[str] = Counter()
-    real = Roles.velocity
+    real = AdapterBank.velocity
 
     def velocity(self: Any, role: str, x: Tensor, *more: Any, **options: Any) -> Tensor:
         seen[role] += len(x) * (2 if options.get("guidance", 1.0) != 1.0 else 1)
@@ -96,5 +96,5 @@ def count_passes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
             v.register_hook(lambda gradient: seen.update(backward=len(x)))
         return v
 
-    monkeypatch.setattr(Roles, "velocity", velocity)
+    monkeypatch.setattr(AdapterBank, "velocity", velocity)
     return seen

@@ -49,7 +49,7 @@ class Ranks:
         """True for the one process that writes files and draws the progress bar."""
         return self.rank == 0
 
-    def share(self, count: int) -> range:
+    def local_shard(self, count: int) -> range:
         """This process's part of ``range(count)``: contiguous, in the order of ranks, sizes at most one apart."""
         return range(count * self.rank // self.world, count * (self.rank + 1) // self.world)
 
@@ -59,50 +59,50 @@ class Ranks:
             return
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.detach().float().flatten() for tensor in bucket])
-            self._talk(lambda flat=flat: dist.all_reduce(flat))  # type: ignore[misc]
+            self._run_collective(lambda flat=flat: dist.all_reduce(flat))  # type: ignore[misc]
             for tensor, total in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(total.view_as(tensor))
 
-    def totals(self, values: Mapping[str, float]) -> dict[str, float]:
+    def all_reduce_sum(self, values: Mapping[str, float]) -> dict[str, float]:
         """Sums over processes of values that each has under the same names."""
         if self.world == 1:
             return dict(values)
         flat = torch.tensor(list(values.values()), dtype=torch.float64)
-        self._talk(lambda: dist.all_reduce(flat, group=self.group))
+        self._run_collective(lambda: dist.all_reduce(flat, group=self.group))
         return dict(zip(values, flat.tolist(), strict=True))
 
     def means(self, values: Mapping[str, float]) -> dict[str, float]:
         """Means over processes of values that each has under the same names."""
-        return {name: total / self.world for name, total in self.totals(values).items()}
+        return {name: total / self.world for name, total in self.all_reduce_sum(values).items()}
 
     def gather(self, value: T) -> list[T]:
         """Every process's value, in the order of ranks."""
         if self.world == 1:
             return [value]
         found: list[Any] = [None] * self.world
-        self._talk(lambda: dist.all_gather_object(found, value, group=self.group))
+        self._run_collective(lambda: dist.all_gather_object(found, value, group=self.group))
         return found
 
-    def _talk(self, action: Callable[[], Any]) -> None:
+    def _run_collective(self, action: Callable[[], Any]) -> None:
         """Run a collective, once nobody needs this process for anything else."""
         for serve in self.before_waiting:
             serve()
-        talk(action)
+        run_collective(action)
 
-    def whole(self, part: Tensor) -> Tensor:
+    def all_gather(self, part: Tensor) -> Tensor:
         """(N, ...) of every process's (n, ...), in the order of ranks; n may differ."""
         return part if self.world == 1 else torch.cat(self.gather(part.detach().cpu())).to(part.device)
 
-    def spread(self, part: Tensor) -> float:
+    def global_std(self, part: Tensor) -> float:
         """Standard deviation (unbiased) of all elements of all processes' tensors."""
         if self.world == 1:
             return part.std().item()
         values = part.detach().double()
-        sums = self.totals({"n": values.numel(), "x": values.sum().item(), "xx": values.square().sum().item()})
+        sums = self.all_reduce_sum({"n": values.numel(), "x": values.sum().item(), "xx": values.square().sum().item()})
         return float(max(0.0, (sums["xx"] - sums["x"] ** 2 / sums["n"]) / (sums["n"] - 1)) ** 0.5)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def sync_errors(self) -> Iterator[None]:
         """A stretch of work that each process does by itself. Where it fails in one, it fails in all, with the same
         error, before anyone waits for the one that is gone."""
         fault: Exception | None = None
@@ -117,7 +117,7 @@ class Ranks:
                 where = f" (process {rank} of {self.world})" if rank else ""
                 raise type(found)(f"{found}{where}") from fault
 
-    def require_alike(self, tensors: Iterable[Tensor], what: str) -> None:
+    def assert_replicated(self, tensors: Iterable[Tensor], what: str) -> None:
         """RtdmdError unless every process holds the same bits."""
         if self.world == 1:
             return
@@ -149,7 +149,7 @@ def _fingerprint(tensor: Tensor) -> tuple[int, int]:
     return int(data.sum(dtype=torch.int64)), int((data * torch.arange(len(data), device=data.device)).sum())
 
 
-def talk(action: Callable[[], T]) -> T:
+def run_collective(action: Callable[[], T]) -> T:
     """Run a collective; where another process is gone, that is one line."""
     try:
         return action()
@@ -213,7 +213,7 @@ def open_together(name: str, root: Path = Path(".")) -> Iterator[tuple[Stage, Ra
     require_sharding(name, section.sharding, os.environ)
     with join(name, section.processes, params.run, root) as ranks, ExitStack() as stack:
         stage: Any = None
-        with ranks.together():
+        with ranks.sync_errors():
             if ranks.main:
                 stage = stack.enter_context(open_stage(name, root))
         yield ranks.gather(stage)[0], ranks

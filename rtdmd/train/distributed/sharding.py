@@ -6,7 +6,7 @@ everywhere: gradients, AdamW, averages and checkpoints are what they are without
 
 A gather needs all processes, but they have unequal passes to make: shares of the images differ, images of zero
 advantage are not passed, the first process alone draws pictures, an error ends the work of one early. So before each
-gather they agree on its block (`Turns`), and whoever has no use for it gathers along and drops it.
+gather they agree on its block (`GatherScheduler`), and whoever has no use for it gathers along and drops it.
 """
 
 from __future__ import annotations
@@ -24,27 +24,25 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
-from rtdmd.train.blocks import transformer_blocks
-from rtdmd.train.distributed.ranks import talk
+from rtdmd.train.distributed.ranks import run_collective
 
 if TYPE_CHECKING:
     from rtdmd.train.distributed.ranks import Ranks
 
 
-def shard(transformer: Any, whole: Collection[nn.Parameter], ranks: Ranks) -> None:
-    """Shard the parameters of ``transformer``'s blocks, but for those in ``whole``, over all processes, in place. What
-    is outside the blocks stays whole in every process."""
+def shard(transformer: Any, blocks: Sequence[Any], whole: Collection[nn.Parameter], ranks: Ranks) -> None:
+    """Shard the parameters of ``transformer``'s ``blocks``, but for those in ``whole``, over all processes, in place.
+    What is outside the blocks stays whole in every process."""
     # FLUX.1's single-stream blocks return views, and nothing is done to them in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(ranks.device.type, (ranks.world,))
-    blocks: list[Any] = transformer_blocks(transformer)
     for block in blocks:
         fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=set(whole))
         block.set_custom_all_gather(Gather())
         block.set_modules_to_backward_prefetch([block])  # itself, that is none: a gather ahead would be out of turn
     # The root has no shards of its own; it gives its blocks common streams.
     fully_shard(transformer, mesh=mesh, ignored_params=set(transformer.parameters()))
-    ranks.before_waiting.append(Turns(blocks, ranks.group).settle)
+    ranks.before_waiting.append(GatherScheduler(blocks, ranks.group).drain)
 
 
 def is_sharded(block: nn.Module) -> bool:
@@ -63,10 +61,12 @@ class Gather:
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
     ) -> Any:
         """Gather every process's ``input_tensor`` (n,) into ``output_tensor`` (P n,)."""
-        return talk(lambda: dist.all_gather_single(output_tensor, input_tensor, group=group, async_op=async_op))
+        return run_collective(
+            lambda: dist.all_gather_single(output_tensor, input_tensor, group=group, async_op=async_op)
+        )
 
 
-class Turns:
+class GatherScheduler:
     """Which block all processes gather next.
 
     A process's place in its pass is a number: i before block i of n in the forward pass, 2 n - 1 - i in the backward
@@ -80,7 +80,7 @@ class Turns:
         for i, block in enumerate(blocks):
             self._watch(block, i, self._end - 1 - i)
 
-    def settle(self) -> None:
+    def drain(self) -> None:
         """Gather along with the others until no process needs a block."""
         self._wait(self._end)
 
@@ -106,7 +106,7 @@ class Turns:
     def _agree(self, place: int) -> int:
         """The number of the block that is next, -1 where no process needs one."""
         least = torch.tensor(place)
-        talk(lambda: dist.all_reduce(least, dist.ReduceOp.MIN, group=self._group))
+        run_collective(lambda: dist.all_reduce(least, dist.ReduceOp.MIN, group=self._group))
         return self._block(int(least))
 
     def _block(self, place: int) -> int:

@@ -18,7 +18,7 @@ from rtdmd.common.images import Pixels, grid, save_png
 from rtdmd.common.rng import key_seed
 from rtdmd.config import Params
 from rtdmd.flow.path import interpolate, x0_from_velocity
-from rtdmd.train.adapters import Roles
+from rtdmd.train.adapters import AdapterBank
 from rtdmd.train.prompts import TrainingPrompts
 
 PROMPTS = 8
@@ -32,7 +32,7 @@ class Pictures:
     every: int
     folder: Path
     params: Params
-    roles: Roles
+    roles: AdapterBank
     backbone: Backbone
     prompts: TrainingPrompts
     sigmas: Tensor

@@ -1,121 +1,26 @@
-"""The mechanics both stages share: an optimizer with its average, one guarded step, and the resumable loop state."""
+"""The resumable loop over steps that both stages share."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rtdmd.common.errors import RtdmdError
 from rtdmd.common.progress import progress
 from rtdmd.pipeline import signals
 from rtdmd.pipeline.signals import Stopped
-from rtdmd.train.adapters import Average
+from rtdmd.train.adapters import Learner
 from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine import checkpoint
 from rtdmd.train.engine.journal import Journal
 from rtdmd.train.engine.trackers import Tell, watching
-
-
-class AdamWParams(Protocol):
-    """The optimizer's part of a training section of params.yaml."""
-
-    @property
-    def betas(self) -> tuple[float, float]:
-        """Moment decays."""
-        ...
-
-    @property
-    def weight_decay(self) -> float:
-        """Decoupled weight decay."""
-        ...
-
-    @property
-    def max_grad_norm(self) -> float:
-        """Norm to which gradients are clipped."""
-        ...
-
-
-@dataclass
-class Learner:
-    """The trained parameters of one role, their AdamW, and optionally their moving average."""
-
-    parameters: list[nn.Parameter]
-    optimizer: torch.optim.AdamW
-    lr: float
-    warmup: int
-    max_grad_norm: float
-    average: Average | None = None
-    updates: int = 0
-    fall: tuple[float, int] = (0.0, 0)
-
-    @staticmethod
-    def adamw(
-        parameters: Sequence[nn.Parameter],
-        lr: float,
-        settings: AdamWParams,
-        *,
-        warmup: int = 0,
-        fall: tuple[float, int] = (0.0, 0),
-        average: Average | None = None,
-    ) -> Learner:
-        """AdamW over an explicit parameter list; fused kernels stay off, since their bytes differ between machines.
-
-        ``warmup``: updates over which the rate rises; ``fall``: share of the run, at its end, over which it falls to 0,
-        and the run's updates.
-        """
-        owned = list(parameters)
-        optimizer = torch.optim.AdamW(
-            owned, lr=lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=False
-        )
-        return Learner(owned, optimizer, lr, warmup, settings.max_grad_norm, average, fall=fall)
-
-    def step(self, gradients: Sequence[Tensor]) -> float:
-        """One clipped update from the given gradients; returns their norm before clipping. Raises FloatingPointError
-        where the norm is not finite (the parameters are then untouched)."""
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm, error_if_nonfinite=False)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"gradient norm is {norm.item()}")
-        self.updates += 1
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm.item()
-
-    def rate(self) -> float:
-        """AdamW's rate at update ``updates`` (1 the first): linear warm-up, then constant, then a linear fall."""
-        share, total = self.fall
-        rise = self.updates / self.warmup if self.warmup else 1.0
-        left = (total - self.updates + 1) / (share * total) if share else 1.0
-        return self.lr * min(1.0, rise, left)
-
-    def tensors(self, name: str) -> dict[str, dict[str, Tensor]]:
-        """Everything that resuming needs, as named tensor groups."""
-        groups = {
-            f"{name}_parameters": checkpoint.indexed(self.parameters),
-            f"{name}_optimizer": checkpoint.optimizer_tensors(self.optimizer),
-            f"{name}_updates": {"updates": torch.tensor(self.updates)},
-        }
-        if self.average is not None:
-            groups[f"{name}_average"] = checkpoint.indexed(self.average.tensors)
-        return groups
-
-    def restore(self, name: str, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """The inverse of ``tensors``."""
-        checkpoint.copy_indexed(self.parameters, groups[f"{name}_parameters"])
-        checkpoint.restore_optimizer(self.optimizer, groups[f"{name}_optimizer"])
-        self.updates = int(groups[f"{name}_updates"]["updates"])
-        if self.average is not None:
-            checkpoint.copy_indexed(self.average.tensors, groups[f"{name}_average"])
 
 
 class Saved(Protocol):
@@ -158,7 +63,7 @@ class Loop:
         """Steps still to do, with a progress bar on standard error."""
         with signals.held(), ExitStack() as stack:
             done = first = self._resume()
-            with self.ranks.together():
+            with self.ranks.sync_errors():
                 if self.ranks.main:
                     self._tell = stack.enter_context(watching(self.journal))
             stop = None
@@ -189,19 +94,19 @@ class Loop:
             for name, learner in self.learners.items():
                 learner.restore(name, snapshot.tensors)
         step = snapshot.step if snapshot else 0
-        self._require_alike(step)
+        self._assert_replicated(step)
         return step
 
-    def _require_alike(self, step: int) -> None:
+    def _assert_replicated(self, step: int) -> None:
         """RtdmdError unless all processes hold the same weights at the same step."""
         learners = [saved for saved in self.learners.values() if isinstance(saved, Learner)]
         weights = [parameter for learner in learners for parameter in learner.parameters]
-        self.ranks.require_alike([torch.tensor(step), *weights], f"the weights at {self.unit} {step}")
+        self.ranks.assert_replicated([torch.tensor(step), *weights], f"the weights at {self.unit} {step}")
 
     def _save(self, step: int) -> None:
         """Written by the first process; the others wait for it, on the CPU."""
-        self._require_alike(step)
-        with self.ranks.together():
+        self._assert_replicated(step)
+        with self.ranks.sync_errors():
             if self.ranks.main:
                 self._write(step)
 

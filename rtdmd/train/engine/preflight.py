@@ -16,16 +16,16 @@ import torch
 from rtdmd.common.errors import UserError
 from rtdmd.config import RunParams
 from rtdmd.pipeline.stage import Stage
+from rtdmd.train.adapters import Learner
 from rtdmd.train.compile import require_compiler
 from rtdmd.train.distributed.ranks import Ranks
-from rtdmd.train.engine.loop import Learner
 
 DETERMINISTIC_CUBLAS = (":4096:8", ":16:8")
 
 
 def preflight(stage: Stage, ranks: Ranks, learners: Sequence[Learner], keep: int) -> None:
     """UserError, the same in every process, where the run could not end well. ``keep``: checkpoints kept."""
-    with ranks.together():
+    with ranks.sync_errors():
         require_deterministic(stage.params.run)
         if getattr(stage.params, stage.name).compile:
             require_compiler(f"{stage.name}.compile", ranks.device)

@@ -80,7 +80,7 @@ class Validation:
     def shared(self) -> tuple[float, float]:
         """What the first process measures, in every process, so that all keep and end alike."""
         ranks = self.players.ranks
-        with ranks.together():
+        with ranks.sync_errors():
             found = self.measure() if ranks.main else (0.0, 0.0)
         return ranks.gather(found)[0]
 

@@ -34,7 +34,7 @@ def complaint(action):
         return f"{type(error).__name__}: {error}"
 
 def fails(ranks, error):
-    with ranks.together():
+    with ranks.sync_errors():
         if ranks.rank == 1:
             raise error
 
@@ -44,29 +44,29 @@ with join("train_acdmd", 2, run) as ranks:
     ranks.sum_(tensors)
     assert tensors[0].tolist() == [[3.0] * 3] * 2 and tensors[1].item() == 1.203125, tensors
     assert tensors[1].dtype == torch.bfloat16
-    assert ranks.totals({"a": 1.0, "b": 0.25 * me}) == {"a": 2.0, "b": 0.25}
+    assert ranks.all_reduce_sum({"a": 1.0, "b": 0.25 * me}) == {"a": 2.0, "b": 0.25}
     assert ranks.means({"a": 1.0 * me}) == {"a": 0.5}
     assert ranks.gather("xy"[me]) == ["x", "y"]
     rows = torch.arange(5.0)[slice(2) if me == 0 else slice(2, 5)]
-    assert ranks.whole(rows).tolist() == [0, 1, 2, 3, 4]
-    assert abs(ranks.spread(rows) - torch.arange(5.0).std().item()) < 1e-6
-    assert list(ranks.share(5)) == ([0, 1] if me == 0 else [2, 3, 4])
+    assert ranks.all_gather(rows).tolist() == [0, 1, 2, 3, 4]
+    assert abs(ranks.global_std(rows) - torch.arange(5.0).std().item()) < 1e-6
+    assert list(ranks.local_shard(5)) == ([0, 1] if me == 0 else [2, 3, 4])
 
     learner = SimpleNamespace(parameters=[torch.zeros(2)])  # no sample of the term fell to process 0
     term = Gradients(learner, None if me == 0 else [torch.tensor([1.0, 2.0])])
-    term.add_up(ranks)
+    term.all_reduce(ranks)
     assert term.total[0].tolist() == [1.0, 2.0]
     nothing = Gradients(learner)
-    nothing.add_up(ranks)
+    nothing.all_reduce(ranks)
     assert nothing.total is None
 
-    ranks.require_alike([torch.ones(3)], "the weights")
+    ranks.assert_replicated([torch.ones(3)], "the weights")
     off = torch.ones(3)
     off[1] += me * 1e-7
-    said = complaint(lambda: ranks.require_alike([off], "the weights at iteration 5"))
+    said = complaint(lambda: ranks.assert_replicated([off], "the weights at iteration 5"))
     assert said.startswith("RtdmdError: the weights at iteration 5 of process 1 are not those of process 0"), said
     swapped = torch.tensor([1.0, 2.0] if me else [2.0, 1.0])
-    assert complaint(lambda: ranks.require_alike([swapped], "the weights"))
+    assert complaint(lambda: ranks.assert_replicated([swapped], "the weights"))
     for error in (FloatingPointError("x is nan"), UserError("no key a")):
         expected = f"{type(error).__name__}: {error} (process 1 of 2)"
         assert complaint(lambda: fails(ranks, error)) == expected
@@ -124,16 +124,16 @@ def test_one_process_is_the_identity() -> None:
     ranks, tensor = Ranks(), torch.tensor([0.1, 0.7])
     ranks.sum_([tensor])
     assert tensor.tolist() == torch.tensor([0.1, 0.7]).tolist()
-    assert ranks.totals({"a": 0.1}) == ranks.means({"a": 0.1}) == {"a": 0.1}
-    assert ranks.gather(5) == [5] and ranks.whole(tensor) is tensor
-    assert ranks.spread(tensor) == tensor.std().item() and ranks.share(7) == range(7)
-    with pytest.raises(FloatingPointError, match=r"^x is nan$"), ranks.together():
+    assert ranks.all_reduce_sum({"a": 0.1}) == ranks.means({"a": 0.1}) == {"a": 0.1}
+    assert ranks.gather(5) == [5] and ranks.all_gather(tensor) is tensor
+    assert ranks.global_std(tensor) == tensor.std().item() and ranks.local_shard(7) == range(7)
+    with pytest.raises(FloatingPointError, match=r"^x is nan$"), ranks.sync_errors():
         raise FloatingPointError("x is nan")
 
 
 @pytest.mark.parametrize(("count", "world"), [(8, 2), (7, 3), (3, 3), (72, 8)])
 def test_shares_are_contiguous_and_at_most_one_apart(count: int, world: int) -> None:
-    shares = [Ranks(rank, world).share(count) for rank in range(world)]
+    shares = [Ranks(rank, world).local_shard(count) for rank in range(world)]
     assert [item for share in shares for item in share] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 

@@ -22,8 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from rtdmd.config import preset
-from rtdmd.train.adapters import STACKS, Roles
-from rtdmd.train.blocks import transformer_blocks
+from rtdmd.train.adapters import ADAPTERS, AdapterBank, transformer_blocks
 from rtdmd.train.distributed.launch import Place, _free_port
 from rtdmd.train.distributed.ranks import Ranks, join
 from rtdmd.train.distributed.sharding import is_sharded
@@ -115,7 +114,8 @@ def compare(ranks: Ranks, family: Family, folder: Path, again: bool) -> None:
     backbone = family.load(folder, vae=False)
     # A copy, like a gathered block, begins at a multiple of 64 bytes; weights from a file do not.
     whole, sharded = (
-        Roles(each, adapter(again=again), STACKS["train_rtdmd"], 0) for each in (copy.deepcopy(backbone), backbone)
+        AdapterBank(each, adapter(again=again), ADAPTERS["train_rtdmd"], 0)
+        for each in (copy.deepcopy(backbone), backbone)
     )
     for roles in (whole, sharded):
         disturb(roles, *NAMES)
@@ -123,20 +123,20 @@ def compare(ranks: Ranks, family: Family, folder: Path, again: bool) -> None:
     base = [p for block in blocks for key, p in block.named_parameters() if ".lora_" not in key]
     sizes, most = sum(p.numel() for p in base), sum(-(-len(p) // 2) * p[0].numel() for p in base)
     sharded.shard(ranks)
-    assert held(sharded) <= most and ranks.totals({"held": held(sharded)})["held"] == sizes
+    assert held(sharded) <= most and ranks.all_reduce_sum({"held": held(sharded)})["held"] == sizes
     expected, found = (list(passes(roles, backbone, 1 + ranks.rank)) for roles in (whole, sharded))
     ranks.gather(None)
     assert all(is_sharded(block) for block in blocks)
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
 
 
-def held(roles: Roles) -> int:
+def held(roles: AdapterBank) -> int:
     """Numbers of the base's blocks in this process."""
     parameters = roles.backbone.transformer.parameters()
     return sum(p.to_local().numel() for p in parameters if isinstance(p, DTensor))
 
 
-def passes(roles: Roles, backbone: Any, times: int) -> Iterator[Tensor]:
+def passes(roles: AdapterBank, backbone: Any, times: int) -> Iterator[Tensor]:
     """Velocities and gradients as the stages take them: without a graph, twice from one graph, from two passes in one
     graph, and through a chain that is computed again."""
     x, sigma, cond = normal((2, *backbone.latent_shape()), "x"), torch.tensor([0.3, 0.8]), backbone.encode(PROMPTS)

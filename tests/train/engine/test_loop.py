@@ -16,10 +16,10 @@ from rtdmd.common.errors import RtdmdError
 from rtdmd.config import preset
 from rtdmd.pipeline.signals import SIGNALS, Stopped, caught
 from rtdmd.train.accumulate import Gradients
-from rtdmd.train.adapters import Average
+from rtdmd.train.adapters import Average, Learner
 from rtdmd.train.engine import checkpoint
 from rtdmd.train.engine.journal import write_curves
-from rtdmd.train.engine.loop import Learner, Loop
+from rtdmd.train.engine.loop import Loop
 
 SETTINGS = preset("smoke", {"train_acdmd": {"max_grad_norm": 1.0, "weight_decay": 0.0}}).train_acdmd
 
@@ -48,7 +48,7 @@ def test_a_step_reports_the_norm_before_clipping_and_warms_up() -> None:
 
 def test_the_rate_falls_to_zero_over_the_last_share_of_the_run() -> None:
     w = weight()
-    learner = Learner.adamw([w], 0.1, SETTINGS, warmup=2, fall=(0.5, 8))
+    learner = Learner.adamw([w], 0.1, SETTINGS, warmup=2, lr_decay=(0.5, 8))
     rates = []
     for _ in range(8):
         learner.step([torch.tensor([3.0, 4.0])])

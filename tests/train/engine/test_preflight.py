@@ -13,9 +13,8 @@ import torch
 from rtdmd.common.errors import UserError
 from rtdmd.common.torch_setup import configure
 from rtdmd.config import preset
-from rtdmd.train.adapters import Average
+from rtdmd.train.adapters import Average, Learner
 from rtdmd.train.distributed.ranks import Ranks
-from rtdmd.train.engine.loop import Learner
 from rtdmd.train.engine.preflight import (
     checkpoint_bytes,
     preflight,
