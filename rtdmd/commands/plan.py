@@ -59,15 +59,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 def changes_of(setting: str) -> dict[str, Any]:
     """``a.b=value`` as nested dictionaries, the value as YAML reads it. UserError where it has no such form."""
-    import yaml
+    from rtdmd.common.yaml_text import parse_yaml
 
     key, equals, text = setting.partition("=")
     if not equals:
         raise UserError(f"--set {setting}: allowed: KEY=VALUE, as in adapter.mode=full")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {setting}: the value is not YAML") from error
+    value = parse_yaml(text, f"--set {setting}")
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.parsing import first_line, parse_json, read_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_AGAIN = "make the file again"
 IGNORED = (
     *("__pycache__", "*.pyc", ".git", ".hg", ".dvc", ".snakemake*", ".rtdmd", ".venv", ".partial-*"),
     *(".#*", "#*#", "*~", ".*.sw[a-p]", ".*.un~", ".~lock.*", ".*.kate-swp", ".goutputstream-*"),
@@ -107,12 +109,9 @@ def write_json(path: Path | str, value: Any) -> None:
     write_atomic(path, json_text(value))
 
 
-def read_json(path: Path | str) -> Any:
-    """Parse a JSON file; a damaged file is a UserError that names it."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not JSON ({error}); make the file again") from error
+def read_json(path: Path | str, remedy: str = _AGAIN) -> dict[str, Any]:
+    """The JSON object in a file; UserError that names the file and the ``remedy`` where there is none."""
+    return parse_json(read_bytes(Path(path), remedy), str(path), remedy)
 
 
 def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -124,16 +123,9 @@ def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
 def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
     """Read one JSON object a line (empty lines skipped); a damaged line is a UserError that names file and line."""
     rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not JSON ({error.msg})") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: one JSON object a line is expected, got {type(row).__name__}")
-        rows.append(row)
+    for number, line in enumerate(read_bytes(Path(path), _AGAIN).split(b"\n"), start=1):
+        if line.strip():
+            rows.append(parse_json(line, f"{path}:{number}", _AGAIN))
     return rows
 
 
@@ -167,5 +159,5 @@ def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(str(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except SafetensorError as error:
-        raise UserError(f"{path}: no whole safetensors file ({error}); make the file again") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: no whole safetensors file ({first_line(error)}); {_AGAIN}") from error

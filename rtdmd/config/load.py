@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.parsing import read_text
+from rtdmd.common.yaml_text import parse_yaml
 from rtdmd.config.tree import Params
 
 Settings = TypeVar("Settings", bound=BaseModel)
 COMPLETE = "`rtdmd params world` prints a complete file"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def load_params(path: Path | str = "params.yaml") -> Params:
@@ -42,32 +28,17 @@ def load_params(path: Path | str = "params.yaml") -> Params:
 def load_settings(model: type[Settings], path: Path) -> Settings:
     """The validated tree of a settings file that git keeps. UserError (one line) as for params.yaml."""
     back = f"`git checkout {path}` brings it back"
-    return validate_as(model, parse_yaml(read_text(path, back), str(path), back), str(path), back)
-
-
-def read_text(path: Path, remedy: str) -> str:
-    """The file's text; UserError where it is missing (with the ``remedy``) or cannot be read."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; {remedy}")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); `git checkout {path}` brings the committed one") from error
+    return validate_as(model, read_sections(read_text(path, back), str(path), back), str(path), back)
 
 
 def parse_params(text: str, name: str = "params.yaml") -> Params:
     """The validated tree of a params file's text; `name` is how errors call it."""
-    return validate(parse_yaml(text, name), name)
+    return validate(read_sections(text, name), name)
 
 
-def parse_yaml(text: str, name: str, remedy: str = COMPLETE) -> dict[str, Any]:
+def read_sections(text: str, name: str, remedy: str = COMPLETE) -> dict[str, Any]:
     """A YAML mapping; UserError with the line number, or with the ``remedy``, otherwise."""
-    try:
-        tree = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{name}{line}: not YAML: {getattr(error, 'problem', None) or error}") from error
+    tree = parse_yaml(text, name)
     if not isinstance(tree, dict):
         raise UserError(f"{name}: sections are expected, got {type(tree).__name__}; {remedy}")
     return tree

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
 from rtdmd.common.errors import UserError
+from rtdmd.common.parsing import first_line, read_text
+from rtdmd.common.yaml_text import parse_yaml
 
 WORLD_FOLDER = "data/world"
 
@@ -29,8 +29,12 @@ def read_pipeline(root: Path) -> dict[str, StageEntry]:
     path = root / "dvc.yaml"
     if not path.is_file():
         raise UserError(f"{path}: no such file; run this command in the repository's root folder")
-    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return {name: _entry(name, value) for name, value in tree["stages"].items()}
+    back = "`git checkout dvc.yaml` brings the committed one back"
+    tree = parse_yaml(read_text(path, back), str(path), back)
+    try:
+        return {name: _entry(name, value) for name, value in tree["stages"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: the stages cannot be read ({first_line(error)}); {back}") from error
 
 
 def _entry(name: str, value: dict[str, Any]) -> StageEntry:

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import sha256_tree, tree_files
-from rtdmd.config.load import parse_yaml
+from rtdmd.common.parsing import first_line, read_text
+from rtdmd.common.yaml_text import parse_yaml_11
+from rtdmd.config.load import COMPLETE, read_sections
 from rtdmd.pipeline.dvc_yaml import read_pipeline
 from rtdmd.pipeline.provenance import hash_of
 
@@ -58,11 +58,12 @@ def read_lock(root: Path) -> dict[str, Step]:
     path = root / "dvc.lock"
     if not path.is_file():
         raise UserError(f"{path}: no such file; `snakemake --cores all` or `dvc repro` runs the stages and writes it")
+    back = "`git checkout dvc.lock` brings the committed one back"
+    tree = parse_yaml_11(read_text(path, back), str(path), back)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         return {name: _step(name, entry) for name, entry in tree["stages"].items()}
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a lock file of DVC ({error}); `git checkout dvc.lock`") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a lock file of DVC ({first_line(error)}); {back}") from error
 
 
 def _step(name: str, entry: Mapping[str, Any]) -> Step:
@@ -163,7 +164,7 @@ def _of_declaration(root: Path, step: Step) -> Iterator[Difference]:
 
 def _params_file(root: Path) -> Mapping[str, Any]:
     path = root / "params.yaml"
-    return parse_yaml(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else {}
+    return read_sections(read_text(path, COMPLETE), str(path)) if path.is_file() else {}
 
 
 def _of_params(step: Step, here: Mapping[str, Any]) -> Iterator[Difference]:

@@ -102,7 +102,7 @@ def test_jsonl_round_trip_and_its_errors(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "rows.jsonl", rows)
     assert read_jsonl(tmp_path / "rows.jsonl") == rows
     write_atomic(tmp_path / "rows.jsonl", '{"id": 1}\n\n[2]\n')
-    with pytest.raises(UserError, match=r"rows.jsonl:3: one JSON object a line is expected, got list"):
+    with pytest.raises(UserError, match=r"rows.jsonl:3: a JSON object is expected, got list"):
         read_jsonl(tmp_path / "rows.jsonl")
     write_atomic(tmp_path / "rows.jsonl", '{"id": \n')
     with pytest.raises(UserError, match=r"rows.jsonl:1: not JSON"):

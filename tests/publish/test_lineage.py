@@ -165,7 +165,11 @@ def test_flat_values() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "no such file"), ("stages: [1]", "not a lock file of DVC"), ("a: b: c", "not a lock file of DVC")],
+    [
+        (None, "no such file"),
+        ("stages: [1]", "not a lock file of DVC"),
+        ("a: b: c", "not YAML: mapping values are not allowed here; `git checkout dvc.lock`"),
+    ],
 )
 def test_a_lock_that_cannot_be_read(text: str | None, message: str, tmp_path: Path) -> None:
     if text is not None:

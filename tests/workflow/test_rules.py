@@ -22,6 +22,8 @@ HARNESS = {
     "rtdmd/common/errors.py",
     "rtdmd/common/files.py",
     "rtdmd/common/hub.py",
+    "rtdmd/common/parsing.py",
+    "rtdmd/common/yaml_text.py",
     "rtdmd/pipeline/dvc_yaml.py",
     "rtdmd/common/discovery.py",
     "rtdmd/common/progress.py",

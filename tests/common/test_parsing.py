@@ -1,0 +1,78 @@
+"""JSON and text that others wrote: one line for whatever is wrong, with file, place and remedy."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import load_tensors, read_json, read_jsonl
+from rtdmd.common.parsing import first_line, read_text
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "not JSON (Expecting value, column 1)"),
+        (b'{"a": 1', "not JSON (Expecting ',' delimiter, column 8)"),
+        (b'{\n"a": 1\n"b": 2}', "not JSON (Expecting ',' delimiter, line 3, column 1)"),
+        (b'{"a": 1e999}', "1e999 is beyond the largest number"),
+        (b'{"a": -Infinity}', "-Infinity is no JSON number"),
+        (b'{"a": NaN}', "NaN is no JSON number"),
+        (b'{"a": ' + b"7" * 5000 + b"}", "not JSON that can be read (an integer of thousands of digits)"),
+        (b"[" * 100_000, "not JSON that can be read (nested too deep)"),
+        (b'{"a": "caf\xe9"}', "not UTF-8 (byte 11)"),
+        (b"[1]", "a JSON object is expected, got list"),
+        (b"null", "a JSON object is expected, got NoneType"),
+    ],
+)
+def test_what_is_no_json_object_is_one_line(tmp_path: Path, data: bytes, says: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        read_json(path, "`rtdmd evaluate` makes it")
+    assert str(caught.value) == f"{path}: {says}; `rtdmd evaluate` makes it"
+    (tmp_path / "x.jsonl").write_bytes(b'{"id": 1}\n\n' + data.replace(b"\n", b" ") + b"\n{}\n")
+    if data:
+        with pytest.raises(UserError, match=r"x\.jsonl:3: ") as caught:
+            read_jsonl(tmp_path / "x.jsonl")
+        assert "\n" not in str(caught.value)
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, says in (
+        ("pipe", "not a regular file; mend it"),
+        (".", "not a regular file; mend it"),
+        ("nowhere", "no such file; mend it"),
+        ("loop", r"cannot be read \(Too many levels of symbolic links\); mend it"),
+        ("n" * 300, r"cannot be read \(File name too long\); mend it"),
+        ("nu\0ll", r"cannot be read \(embedded null byte\); mend it"),
+    ):
+        with pytest.raises(UserError, match=says):
+            read_text(tmp_path / name, "mend it")
+    (tmp_path / "latin").write_bytes(b"a\nb\ncaf\xe9\n")
+    with pytest.raises(UserError, match=r"latin:3: not UTF-8 \(byte 8 of the file\); mend it"):
+        read_text(tmp_path / "latin", "mend it")
+
+
+def test_lines_end_alike_on_every_system(tmp_path: Path) -> None:
+    (tmp_path / "dos").write_bytes("a\r\nσ\rb\n".encode())
+    assert read_text(tmp_path / "dos", "") == "a\nσ\nb\n"
+
+
+def test_a_weights_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for content in (None, b"", b"\x08\0\0\0\0\0\0\0{}"):
+        path = tmp_path / "w.safetensors"
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(UserError, match=r"w\.safetensors: no whole safetensors file \(.+\); make the file again"):
+            load_tensors(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"), [(EOFError(), "EOFError"), (ValueError("\n a\nb"), "a"), (OSError(2, "gone"), "[Errno 2] gone")]
+)
+def test_an_error_without_words_is_named_by_its_class(error: Exception, line: str) -> None:
+    assert first_line(error) == line
