@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import httpx2
@@ -31,8 +31,9 @@ from huggingface_hub.utils._http import default_client_factory
 from rtdmd.common.errors import RtdmdError, UserError
 
 T = TypeVar("T")
-PASSING_STATUS = frozenset({408, 409, 412, 429, 500, 502, 503, 504})
-"""409: another commit is under way; 412: the branch has moved since we looked. Both are looked at again."""
+PASSING_STATUS = frozenset({408, 409, 412, 425, 429})
+"""409: another commit is under way; 412: the branch has moved since we looked. Both are looked at again. All of the
+server's own errors (5xx) pass too."""
 NETWORK = (
     httpx2.TimeoutException,
     httpx2.NetworkError,
@@ -40,6 +41,9 @@ NETWORK = (
     ConnectionError,  # hf_xet raises Python's own
     TimeoutError,
 )
+XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((?P<status>\d{3})\b")
+"""hf_xet, which carries large files by default, raises ConnectionError for whatever its storage answers; the answer's
+status is in its words only."""
 TIMEOUT = httpx2.Timeout(30.0, read=300.0, write=300.0)  # seconds; the client's own default is to wait for ever
 LONGEST_ASKED = 600.0  # s; two of the Hub's own windows of five minutes
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, to a token that may write to the repository"
@@ -94,6 +98,9 @@ class Fault:
         for cause in _chain(error):
             if isinstance(cause, HfHubHTTPError):
                 return cls._of_answer(cause)
+            answered = XET_STATUS.search(str(cause)) if isinstance(cause, OSError | RuntimeError) else None
+            if answered is not None:
+                return cls._of_status(int(answered["status"]), "the Hub's storage")
             if isinstance(cause, NETWORK):
                 return cls(f"the connection broke ({type(cause).__name__})", passing=True)
             if isinstance(cause, json.JSONDecodeError):
@@ -102,12 +109,19 @@ class Fault:
         return cls(redact(str(error)) or type(error).__name__, passing=short)
 
     @classmethod
+    def _of_status(cls, status: int, who: str, message: str = "", retry_after: float = 0.0) -> Fault:
+        """What an answer's status says, by whichever road it came."""
+        text = f"{who} answers {status}" + (f" ({message})" if message else "")
+        return cls(text, status in PASSING_STATUS or status >= 500, status, retry_after)
+
+    @classmethod
     def _of_answer(cls, error: HfHubHTTPError) -> Fault:
-        status = error.response.status_code
-        message = redact(error.server_message or "").splitlines()
-        text = f"the Hub answers {status}" + (f" ({message[0][:200]})" if message else "")
-        damaged = status == 400 and error.response.request.method == "PUT"  # the store compares what arrived
-        return cls(text, damaged or status in PASSING_STATUS, status, _asked_for(error.response))
+        response = error.response
+        lines = redact(error.server_message or "").splitlines()
+        message = lines[0][:200] if lines else ""
+        fault = cls._of_status(response.status_code, "the Hub", message, _asked_for(response))
+        damaged = fault.status == 400 and response.request.method == "PUT"  # the store compares what arrived
+        return replace(fault, passing=fault.passing or damaged)
 
     def final(self, what: str) -> RtdmdError:
         """The error for a fault that waiting does not mend."""

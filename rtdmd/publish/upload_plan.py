@@ -4,17 +4,21 @@ To the stage's own files (results/publish, which depend on inputs alone) come wh
 Git commit, what it and dvc.lock do not hold, the lineage in dvc.lock, the class of hardware. It is written to
 `upload.json` and, for people, at the end of the model card. Only what dvc.yaml declares as the stage's output can
 leave, and of weights only weights.
+
+A file is read once: what is checked here, hashed here and sent later are the same bytes. Only large weights stay on
+disk; whoever sends them compares the hash of what was sent with the one that was taken here.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import json_text, read_json, sha256_bytes, sha256_file, tree_files
+from rtdmd.common.files import json_text, sha256_bytes, sha256_file, tree_files
 from rtdmd.pipeline.dvc_yaml import read_pipeline
 from rtdmd.pipeline.provenance import GitState, git_state, hardware_class, hash_of, package_versions
 from rtdmd.publish.lineage import Step, behind, differences, flat, lock_hash, lock_tree, read_lock
@@ -25,8 +29,12 @@ STAGE = "publish"
 CARD, GATE = "README.md", "gate.json"
 NOT_GATED = frozenset({GATE, "resolved.json"})  # written after the gate, from its inputs
 KINDS = frozenset({".json", ".md", ".png", ".py", ".safetensors"})
+IN_MEMORY = 16 * 2**20  # bytes; weights above it are read again while they are sent, and their hash is compared
 STATE_WORDS = frozenset({"exp_avg", "exp_avg_sq", "momentum_buffer", "optimizer", "optim", "grad", "step", "rng_state"})
 """Parts of tensor names by which optimizer and run state are known (PyTorch's own names)."""
+
+
+Content = bytes | Path
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Publication:
     repo_id: str
     private: bool
     tag: str
-    files: dict[str, bytes | Path]
+    files: dict[str, Content]
     sha256: dict[str, str]
     record: dict[str, Any]  # upload.json
     left_here: tuple[str, ...]  # files of the folder that do not leave
@@ -72,12 +80,13 @@ def make_publication(root: Path, repo_id: str | None, private: bool, allow_dirty
     if reasons and not allow_dirty:
         raise UserError(_refusal(reasons, stale))
     folder = stage_files(root)
-    check_gate(folder)
+    sha256 = {name: _sha256(content) for name, content in sorted(folder.items())}
+    check_gate(folder, sha256)
     check_named(folder, repo_id)
-    record = _record(root, steps, state, stale, {path: sha256_file(file) for path, file in folder.items()})
-    files: dict[str, bytes | Path] = dict(folder)
-    files[CARD] = with_section(folder[CARD].read_text(encoding="utf-8"), repo_id, record, reasons).encode()
-    sha256 = {path: _sha256(content) for path, content in sorted(files.items())}
+    record = _record(root, steps, state, stale, sha256)
+    files = dict(folder)
+    files[CARD] = with_section(_bytes(folder[CARD]).decode(), repo_id, record, reasons).encode()
+    sha256[CARD] = _sha256(files[CARD])
     record["files"] = dict(sha256)
     files[PUBLISHED_FROM] = json_text(record).encode()
     sha256[PUBLISHED_FROM] = _sha256(files[PUBLISHED_FROM])
@@ -97,43 +106,56 @@ def _refusal(reasons: list[str], stale: list[str]) -> str:
     return f"not published: {(stale or reasons)[0]}{more}; {what}, or publish it as it is with --allow-dirty"
 
 
-def stage_files(root: Path) -> dict[str, Path]:
-    """The outputs that dvc.yaml declares for stage publish, by their path in the repository; checked one by one."""
+def stage_files(root: Path) -> dict[str, Content]:
+    """The outputs that dvc.yaml declares for stage publish, by their path in the repository, each read once; large
+    weights stay a path. UserError for one that is missing or must not leave."""
     folder = f"results/{STAGE}"
     pipeline = read_pipeline(root)
-    found = {}
+    found: dict[str, Content] = {}
     for out in pipeline[STAGE].outs:
         path, name = root / out, PurePosixPath(out).relative_to(folder).as_posix()
         if not path.is_file():
             raise UserError(f"{out}: no such file; `snakemake {STAGE}` makes it")
         if path.suffix not in KINDS:
             raise UserError(f"{out}: files of this kind do not leave; allowed: {', '.join(sorted(KINDS))}")
-        if path.suffix == ".safetensors":
+        weights = path.suffix == ".safetensors"
+        if weights:
             check_weights(path, out)
-        found[name] = path
+        found[name] = path if weights and path.stat().st_size > IN_MEMORY else path.read_bytes()
     return found
 
 
-def check_gate(folder: Mapping[str, Path]) -> None:
+def check_gate(folder: Mapping[str, Content], sha256: Mapping[str, str]) -> None:
     """UserError unless `gate.json` says that exactly these files passed the stage's gate."""
     if GATE not in folder:
         raise UserError(f"results/{STAGE}: no {GATE}, so no upload; `snakemake {STAGE}` tests the folder and writes it")
-    passed: dict[str, str] = read_json(folder[GATE])["sha256"]
-    for name, path in folder.items():
-        if name not in NOT_GATED and passed.get(name) != sha256_file(path):
+    passed: dict[str, str] = _json(folder, GATE)["sha256"]
+    for name, digest in sha256.items():
+        if name not in NOT_GATED and passed.get(name) != digest:
             raise UserError(
                 f"results/{STAGE}/{name} is not what passed the gate; `snakemake {STAGE}` makes and tests it"
             )
 
 
-def check_named(folder: Mapping[str, Path], repo_id: str) -> None:
+def check_named(folder: Mapping[str, Content], repo_id: str) -> None:
     """UserError when the card, whose code passed the gate, was written for another repository."""
-    settings = read_json(folder[PROVENANCE])["settings"] if PROVENANCE in folder else {}
+    settings = _json(folder, PROVENANCE)["settings"] if PROVENANCE in folder else {}
     named = flat(settings).get("publish.repo_id")
     if named != repo_id:
         raise UserError(
             f"publish.repo_id: {repo_id}, but the card was written for {named}; `snakemake {STAGE}` writes it anew"
         )
+
+
+def _json(folder: Mapping[str, Content], name: str) -> Any:
+    try:
+        return json.loads(_bytes(folder[name]))
+    except ValueError as error:
+        raise UserError(f"results/{STAGE}/{name}: not JSON ({error}); `snakemake {STAGE}` makes it again") from error
+
+
+def _bytes(content: Content) -> bytes:
+    return content if isinstance(content, bytes) else content.read_bytes()
 
 
 def check_weights(path: Path, name: str) -> None:
@@ -143,12 +165,19 @@ def check_weights(path: Path, name: str) -> None:
             raise UserError(f"{name}: the tensor {tensor} is state of a training, no weight; it does not leave")
 
 
+def header_bytes(path: Path) -> bytes:
+    """The header of a safetensors file: names and texts, as they stand in it."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        return file.read(min(size, path.stat().st_size))
+
+
 def _all_files(root: Path) -> list[str]:
     folder = root / "results" / STAGE
     return [path.relative_to(folder).as_posix() for path in tree_files(folder)]
 
 
-def _sha256(content: bytes | Path) -> str:
+def _sha256(content: Content) -> str:
     return sha256_bytes(content) if isinstance(content, bytes) else sha256_file(content)
 
 

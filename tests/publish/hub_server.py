@@ -6,7 +6,8 @@ LFS storage behind signed addresses, and faults on order.
         HfApi(endpoint=hub.url, token=...).create_commit(...)
         assert hub.pending() == []
 
-Routes follow what client 2.4 sends (HF_HUB_DISABLE_XET=1: large files go by LFS).
+Routes follow what client 2.4 sends. Large files come by either of its roads: LFS (HF_HUB_DISABLE_XET=1), or Xet, where
+hf_xet cuts them into chunks and sends these in "xorbs" to a store of its own; they are put together again by hash.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.publish.hub_store import Blob, Fault, Repo, flip, git_oid
 
 REGULAR_LIMIT = 20_000  # bytes; larger files and all safetensors go by LFS
 SIGNATURE = "X-Amz-Signature=5e1f3a77c0ffee"
+XET_TOKEN = "of-the-chunk-store"
 
 
 class HubServer:
@@ -36,6 +39,7 @@ class HubServer:
         self.tokens = {token: True}
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}  # LFS: SHA-256 -> bytes
+        self.xorbs: dict[str, list[bytes]] = {}  # Xet: path -> its chunks
         self.faults: list[Fault] = []
         self.requests: Counter[str] = Counter()  # by route
         self.received: Counter[str] = Counter()  # LFS objects stored, by SHA-256
@@ -79,6 +83,17 @@ class HubServer:
 
     def bytes_of(self, blob: Blob) -> bytes:
         return blob.data if blob.data is not None else self.objects[blob.lfs or ""]
+
+    def assemble(self, oid: str) -> bytes | None:
+        """The bytes of an object whose chunks came by Xet: the run of chunks that has its SHA-256."""
+        for chunks in self.xorbs.values():
+            for start in range(len(chunks)):
+                digest = hashlib.sha256()
+                for end in range(start, len(chunks)):
+                    digest.update(chunks[end])
+                    if digest.hexdigest() == oid:
+                        return b"".join(chunks[start : end + 1])
+        return None
 
     def fault_at(self, route: str) -> Fault | None:
         """The next fault ordered for a route, counted as happened."""
@@ -360,6 +375,52 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(400, "the object is not what was announced")
         return json_answer({})
 
+    @route("paths", "POST", f"/api/models/{REPO}/paths-info/(?P<revision>[^/]+)")
+    def paths(self, body: bytes, repo: str, revision: str) -> Answer:
+        _, files = self._files_at(repo, revision)
+        wanted = parse_qs(body.decode())["paths"]
+        return json_answer([self._entry(path, files[path]) for path in wanted if path in files])
+
+    @route("xet token", "GET", f"/api/models/{REPO}/xet-write-token/(?P<revision>[^/]+)")
+    def xet_token(self, _: bytes, repo: str, revision: str) -> Answer:
+        self._repo(repo, write=True)
+        expires = int(time.time()) + 3600
+        return json_answer({"casUrl": self.hub.store, "exp": expires, "accessToken": XET_TOKEN})
+
+    @route("xet chunks", "GET", r"/v1/chunks/.+")
+    @route("xet grant", "POST", r"/v1/xorb-grants/.+")
+    @route("xet frames", "POST", r"/v2/shards")
+    def xet_absent(self, _: bytes) -> Answer:
+        """No chunk is known before, and of what the store may offer it has the plainest."""
+        self._xet_signed()
+        raise Refusal(404, "not here")
+
+    @route("xet xorb", "POST", r"/v1/xorbs/.+")
+    def xet_xorb(self, body: bytes) -> Answer:
+        self._xet_signed()
+        chunks, start = [], 0
+        while start + 8 < len(body):  # a header of 8 bytes with the length in bytes 1 to 3; 0 in byte 4: as it is
+            size = int.from_bytes(body[start + 1 : start + 4], "little")
+            if body[start + 4] != 0:
+                raise Refusal(400, "this store takes only chunks that are not compressed")
+            chunks.append(body[start + 8 : start + 8 + size])
+            start += 8 + size
+        self.hub.xorbs[self.path] = chunks
+        return json_answer({"was_inserted": True})
+
+    @route("xet shard", "POST", r"/v1/shards")
+    def xet_shard(self, _: bytes) -> Answer:
+        self._xet_signed()
+        return json_answer({"result": 1})
+
+    @route("xet telemetry", "POST", r"/v1/telemetry")
+    def xet_telemetry(self, _: bytes) -> Answer:
+        return json_answer({})
+
+    def _xet_signed(self) -> None:
+        if self.headers.get("Authorization") != f"Bearer {XET_TOKEN}":
+            raise Refusal(401, "not the token of the chunk store")
+
     @route("commit", "POST", f"/api/models/{REPO}/commit/(?P<revision>[^/]+)")
     def commit(self, body: bytes, repo: str, revision: str) -> Answer:
         found, branch = self._repo(repo, write=True), unquote(revision)
@@ -380,6 +441,10 @@ class Handler(BaseHTTPRequestHandler):
         if key == "file":
             files[value["path"]] = Blob(base64.b64decode(value["content"]))
         elif key == "lfsFile":
+            by_xet = None if value["oid"] in self.hub.objects else self.hub.assemble(value["oid"])
+            if by_xet is not None:
+                self.hub.objects[value["oid"]] = by_xet
+                self.hub.received[value["oid"]] += 1
             if value["oid"] not in self.hub.objects:
                 raise Refusal(400, f"LFS pointer to an object that is not there: {value['path']}")
             files[value["path"]] = Blob(lfs=value["oid"])

@@ -192,12 +192,13 @@ def publish_again(root: Path, seed: int, picture: str = "samples.png") -> None:
     commit(root, f"seed {seed}")
 
 
-def usual_client(patch: pytest.MonkeyPatch, pauses: list[float] | None = None) -> None:
-    """The client as it is, with the token where it is usually found, over LFS, and its own waits written down instead
-    of waited."""
+def usual_client(patch: pytest.MonkeyPatch, pauses: list[float] | None = None, xet: bool = False) -> None:
+    """The client as it is, with the token where it is usually found, over LFS or over Xet, its own waits written down
+    instead of waited; the weights (60 kB) count as large."""
+    patch.setattr("rtdmd.publish.upload_plan.IN_MEMORY", 50_000)
     patch.setenv("HF_TOKEN", TOKEN)
     patch.setenv("NO_PROXY", "127.0.0.1")
-    patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", not xet)
     patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", True)
     clock = SimpleNamespace(sleep=(pauses if pauses is not None else []).append)
     patch.setattr("huggingface_hub.utils._http.time", clock)

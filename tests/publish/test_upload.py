@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 
 from rtdmd.common.errors import UserError
-from rtdmd.publish.upload import Uploader
+from rtdmd.publish.upload import MAIN, Uploader
 from rtdmd.publish.upload_http import Patience
 from rtdmd.publish.upload_plan import Publication, make_publication
 from tests.publish.hub_server import HubServer
@@ -115,6 +115,19 @@ def test_a_public_repository_is_not_filled_by_accident(hub: HubServer, publicati
     assert not hub.requests["branch"]
 
 
+def test_a_repository_that_stays_private_is_no_public_one(hub: HubServer, run_repository: Path) -> None:
+    """Both ways out of the message are gone."""
+    HfApi(endpoint=hub.url, token=True).create_repo(REPO, private=True)
+    public = make_publication(run_repository, REPO, private=False)
+    ways = "make the repository public on the Hub, or set publish.private: true"
+    with pytest.raises(UserError, match=rf"is private, publish\.private is false; {ways}"):
+        uploader(public, hub).run()
+    assert published_files(hub) == {}
+    assert uploader(make_publication(run_repository, REPO, private=True), hub).run().startswith("published ")
+    hub.repos[REPO].private = False
+    assert uploader(public, hub).run().endswith("nothing was sent")
+
+
 def test_public_when_asked_for(hub: HubServer, run_repository: Path) -> None:
     uploader(make_publication(run_repository, REPO, private=False), hub).run()
     assert not hub.repos[REPO].private
@@ -152,3 +165,102 @@ def test_a_file_with_the_token_does_not_leave(hub: HubServer, run_repository: Pa
         uploader(leak, hub).run()
     assert TOKEN not in str(caught.value)
     assert not hub.requests
+
+
+def by_hand(hub: HubServer, added: dict[str, bytes]) -> None:
+    """Someone else's commit to main."""
+    repo = hub.repos[REPO]
+    _, _, files = repo.commits[repo.branches["main"]]
+    blobs = {path: Blob(data) for path, data in added.items()}
+    repo.branches["main"] = repo.commit("by hand", repo.branches["main"], files | blobs)
+
+
+def test_what_would_be_loaded_in_place_of_the_weights_goes_with_the_commit(
+    hub: HubServer, publication: Publication, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shards and their index beside one file, `.bin` beside `.safetensors`, another adapter: none is left on any
+    revision that is shown, and what cannot be loaded instead stays."""
+    HfApi(endpoint=hub.url, token=True).create_repo(REPO, private=True)
+    foreign = {
+        "transformer/diffusion_pytorch_model.safetensors.index.json": b"{}",
+        "transformer/diffusion_pytorch_model-00001-of-00002.safetensors": b"old",
+        "pytorch_lora_weights.bin": b"old",
+        "adapter_config.json": b"{}",
+    }
+    kept = {"LICENSE": b"mine", "vae/diffusion_pytorch_model.safetensors": b"a VAE"}
+    by_hand(hub, foreign | kept)
+    uploader(publication, hub).run(review=True)
+    assert published_files(hub, publication.branch) == contents(publication) | kept
+    assert published_files(hub) == foreign | kept
+    uploader(publication, hub).run()
+    assert published_files(hub) == published_files(hub, publication.tag) == contents(publication) | kept
+    said = "removing what would be loaded in place of these weights: adapter_config.json, pytorch_lora_weights.bin, tr"
+    assert said in capsys.readouterr().err
+
+
+def test_main_is_brought_back_to_a_tag_that_is_there(
+    hub: HubServer, publication: Publication, run_repository: Path, tmp_path: Path
+) -> None:
+    """A, then B, then A again: main holds what was asked for last, and with --review the command that does it is
+    told."""
+    uploader(publication, hub).run()
+    root = copy_repository(run_repository, tmp_path / "next")
+    publish_again(root, seed=1)
+    second = make_publication(root, REPO, private=True)
+    uploader(second, hub).run()
+    hub.requests.clear()
+    said = uploader(publication, hub).run(review=True)
+    assert said.endswith(f"but main holds {second.tag}; the same command without --review brings main back to it")
+    assert not hub.requests["commit"]
+    said = uploader(publication, hub).run()
+    assert said.endswith(f"is there already, but main held {second.tag}; main holds {publication.tag} again")
+    assert published_files(hub) == contents(publication)
+    assert published_files(hub, second.tag) == contents(second)
+    assert hub.repos[REPO].tags[publication.tag] != hub.repos[REPO].branches["main"]
+    assert uploader(publication, hub).run().endswith("nothing was sent")
+    by_hand(hub, {"transformer/model.fp16.safetensors": b"a variant"})
+    assert uploader(publication, hub).run().endswith(f"held {publication.tag}; main holds {publication.tag} again")
+    assert published_files(hub) == contents(publication)
+
+
+@pytest.mark.parametrize("name", ["scheduler/scheduler_config.json", "pytorch_lora_weights.safetensors"])
+def test_a_file_that_changes_during_the_upload_never_arrives(
+    name: str, hub: HubServer, run_repository: Path, tmp_path: Path
+) -> None:
+    """A small file leaves as it was when it was checked; a large one that has changed is refused before any commit
+    holds it, and a run after that takes the bytes that passed the gate."""
+    root = copy_repository(run_repository, tmp_path / "root")
+    publication = make_publication(root, REPO, private=True)
+    passed = (root / "results/publish" / name).read_bytes()
+    wanted = {path: (root / "results/publish" / path).read_bytes() for path in publication.record["folder"]}
+    write(root, f"results/publish/{name}", bytes([*passed[:-1], passed[-1] ^ 1]))
+    large = isinstance(publication.files[name], Path)
+    if large:
+        with pytest.raises(UserError, match=f"{name} changed while it was sent; run `rtdmd upload` again"):
+            uploader(publication, hub).run()
+        assert list(hub.repos[REPO].commits.values())[-1][0] == "initial commit"
+        assert hub.repos[REPO].tags == {}
+        write(root, f"results/publish/{name}", passed)
+    uploader(publication, hub).run()
+    there = published_files(hub)
+    assert there[name] == passed
+    assert all(there[path] == data for path, data in wanted.items() if path != "README.md")
+
+
+def test_main_takes_over_what_was_verified(
+    hub: HubServer, run_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at the branch and the commit to main every file here changes: main never sees it."""
+    root = copy_repository(run_repository, tmp_path / "root")
+    publication = make_publication(root, REPO, private=True)
+    sent = contents(publication)
+    look = Uploader._verify
+
+    def look_then_change(self: Uploader, revision: str, sha256: dict[str, str]) -> None:
+        look(self, revision, sha256)
+        for path in publication.record["folder"]:
+            write(root, f"results/publish/{path}", b"other bytes")
+
+    monkeypatch.setattr(Uploader, "_verify", look_then_change)
+    uploader(publication, hub).run()
+    assert published_files(hub, MAIN) == published_files(hub, publication.tag) == sent

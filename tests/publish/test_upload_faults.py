@@ -26,7 +26,7 @@ from tests.publish.test_upload import WRITES, contents, published_files
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own
 
 EVERYWHERE = ("info", "create", "refs", "branch", "end branch", "card", "tree", "preupload", "lfs batch", "lfs put",
-              "lfs verify", "commit", "resolve", "download", "tag")  # fmt: skip
+              "lfs verify", "commit", "resolve", "download", "paths", "tag")  # fmt: skip
 FAULTS = [
     *(Fault(route, kind) for route in EVERYWHERE for kind in ("cut", "cut after")),
     *(Fault(route, "503") for route in ("info", "resolve", "download")),  # everywhere else: in the storm
@@ -110,7 +110,7 @@ def test_a_storm(hub: HubServer, publication: Publication, pauses: list[float]) 
     storm = [Fault(route, kind) for route in EVERYWHERE for kind in ("503", "cut")]
     hub.inject(*storm)
     uploader(publication, hub, pauses).run()
-    assert hub.injected() == len(storm) == 30
+    assert hub.injected() == len(storm) == 32
     assert_published_once(hub, publication)
 
 
