@@ -18,9 +18,7 @@ rule all:
         [path for job in JOBS.values() for path in job.outputs],
 
 
-include: "workflow/rules/data.smk"
-include: "workflow/rules/training.smk"
-include: "workflow/rules/results.smk"
+include: "workflow/rules/stages.smk"
 include: "workflow/rules/world.smk"
 include: "workflow/rules/upload.smk"
 include: "workflow/rules/sweep.smk"

@@ -20,18 +20,8 @@ from pathlib import Path
 
 from rtdmd import __version__
 from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.pipeline.dvc_yaml import read_pipeline
 from rtdmd.pipeline.signals import REQUEUE, Stopped, caught
-
-STAGES = {
-    "prepare_prompts": "training and held-out prompts, disjoint",
-    "cache_teacher": "the teacher's text conditioning of every prompt",
-    "train_acdmd": "stage one: the few-step student",
-    "train_rtdmd": "stage two: the student reinforced by rewards",
-    "evaluate": "teacher and students on held-out prompts",
-    "report": "one self-contained page",
-    "publish": "a model folder that diffusers loads",
-}
-"""The stages of dvc.yaml in their order, as `--help` shows them (a test holds them in step with dvc.yaml)."""
 
 _ABOUT = """Few-step text-to-image generators: distilled (AC-DMD), then reinforced (RTDMD).
 
@@ -43,7 +33,6 @@ _ABOUT = """Few-step text-to-image generators: distilled (AC-DMD), then reinforc
 
 PRESETS = ("world", "smoke", "sd3m", "sd35m", "flux1-dev", "flux2-klein-4b", "flux2-klein-9b")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-WORLD_PARTS = ("vae", "text", "clip", "teacher", "assemble")
 MODELS = ("teacher", "teacher_few_step", "train_acdmd", "train_rtdmd")
 
 
@@ -88,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rtdmd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name, text in STAGES.items():
+    for name, text in stage_titles(Path(".")).items():
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(action=_stage)
     _add_params(commands)
@@ -102,10 +91,18 @@ def build_parser() -> argparse.ArgumentParser:
     _add_reproduce(commands)
     _add_recover(commands)
     _add_import(commands)
-    world = commands.add_parser("world", help="pre-train a part of the embedded world (`make world` runs them all)")
-    world.add_argument("part", choices=WORLD_PARTS)
-    world.set_defaults(action=_world)
+    _add_world(commands)
     return parser
+
+
+def stage_titles(root: Path) -> dict[str, str]:
+    """The stages in the order of `root/dvc.yaml`, each with its description there. Where that cannot be read, those of
+    the package: other commands do not need the file, and a stage that is asked for says what is wrong with it."""
+    try:
+        return {name: stage.description for name, stage in read_pipeline(root).items()}
+    except UserError:
+        names = sorted(path.stem for path in Path(__file__).with_name("stages").glob("[a-z]*.py"))
+        return dict.fromkeys(names, "a stage of dvc.yaml, which is not in this folder")
 
 
 def _stage(arguments: argparse.Namespace) -> int:
@@ -114,9 +111,12 @@ def _stage(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _world(arguments: argparse.Namespace) -> int:
-    import_module(f"rtdmd.world.pretrain_{arguments.part}").run(Path("."))
-    return 0
+def _add_world(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from rtdmd.commands.world import add_arguments
+
+    world = commands.add_parser("world", help="pre-train a part of the embedded world (`make world` runs them all)")
+    add_arguments(world)
+    world.set_defaults(action=_command)
 
 
 def _add_params(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rtdmd.cli import STAGES, build_parser, main
+from rtdmd.cli import build_parser, main, stage_titles
 from rtdmd.config import RECIPES, parse_params, preset
 from rtdmd.config.render import schema_text
 from rtdmd.pipeline.dvc_yaml import read_pipeline
@@ -28,12 +28,28 @@ def test_help_answers_at_once_and_imports_nothing_heavy() -> None:
     assert min(seconds) < 0.5
 
 
-def test_commands_are_the_stages_of_dvc_yaml() -> None:
-    pipeline = read_pipeline(Path("."))
-    assert list(STAGES) == list(pipeline)
-    for name in STAGES:
+def test_commands_are_the_stages_of_dvc_yaml(capsys: pytest.CaptureFixture[str]) -> None:
+    titles = stage_titles(Path("."))
+    assert titles == {name: stage.description for name, stage in read_pipeline(Path(".")).items()}
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    places = [said.index(f"{name} {text}") for name, text in titles.items()]
+    assert places == sorted(places)
+    for name in titles:
         assert build_parser().parse_args([name]).command == name
         assert Path(f"rtdmd/stages/{name}.py").is_file()
+
+
+def test_elsewhere_a_stage_says_where_it_runs_and_other_commands_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = sorted(stage_titles(Path(".")))
+    monkeypatch.chdir(tmp_path)
+    assert list(stage_titles(tmp_path)) == names
+    assert main(["evaluate"]) == 2
+    assert "dvc.yaml: no such file; run this command in the repository's root folder" in capsys.readouterr().err
+    assert main(["params", "world"]) == 0
 
 
 def test_wrong_params_end_with_one_line_and_code_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rtdmd.common.checkout import tool
 from rtdmd.common.errors import UserError
 
 
@@ -25,10 +26,10 @@ def run(arguments: argparse.Namespace) -> None:
     """Print a row a stage. UserError where the prompts or a model are not there."""
     if arguments.repeats < 1:
         raise UserError(f"--repeats: {arguments.repeats}; allowed: 1 or more")
-    from rtdmd.bench import bench
     from rtdmd.config import load_params
     from rtdmd.plan.text import table
 
+    bench = tool("bench", "bench").bench
     rows = [["", "updates", "update [s]", "passes [s]", "ratio", "clock: update [s]", "passes [s]"]]
     for stage, times in bench(load_params(arguments.params), arguments.repeats):
         seconds = [f"{value / times.updates:.3f}" for value in (*times.update, *times.passes)]

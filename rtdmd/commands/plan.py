@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from rtdmd.common.checkout import tool
 from rtdmd.common.errors import UserError
 
 
@@ -47,9 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     for setting in arguments.settings:
         params = validate(merged(params.model_dump(mode="json"), changes_of(setting)), f"--set {setting}")
     if arguments.measure:
-        from rtdmd.plan.measure import measured_table
-
-        print(measured_table(params))
+        print(tool("plan_measure", "plan --measure").measured_table(params))
         return
     from rtdmd.plan.estimate import make_plan
     from rtdmd.plan.text import plan_text

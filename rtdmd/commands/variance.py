@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rtdmd.common.checkout import tool
 from rtdmd.common.errors import UserError
 
 
@@ -29,25 +30,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     """Measure and print a row an estimator. UserError for a price that is not above 0, an unknown name, or a price at
     which noise hides the gradient."""
-    from rtdmd.study.estimators import ESTIMATORS
-
-    unknown = [name for name in arguments.only if name not in ESTIMATORS]
+    estimators = tool("variance.estimators", "variance")
+    unknown = [name for name in arguments.only if name not in estimators.ESTIMATORS]
     if arguments.cost <= 0 or unknown:
         raise UserError(
             f"--cost {arguments.cost:g} --only {unknown}; allowed: above 0, and names among"
-            f" {', '.join(repr(name) for name in ESTIMATORS)}"
+            f" {', '.join(repr(name) for name in estimators.ESTIMATORS)}"
         )
     from rtdmd.common.files import write_atomic
     from rtdmd.config import load_params
     from rtdmd.evaluate.tables import csv_text
-    from rtdmd.study.estimators import open_bench
-    from rtdmd.study.moments import Figure
-    from rtdmd.study.variance import FIGURES, HEADER, measure
+    from rtdmd.study.variance_table import FIGURES, HEADER, Figure
 
+    measure = tool("variance.table", "variance").measure
     rows = []
-    bench = open_bench(load_params(root / "params.yaml"), root, arguments.prompts)
+    bench = estimators.open_bench(load_params(root / "params.yaml"), root, arguments.prompts)
     print(f"{HEADER[0]:50}{'rounds':>8}" + "".join(f"{name:>16}" for name in FIGURES), flush=True)
-    for row in measure(bench, arguments.only or list(ESTIMATORS), arguments.cost):
+    for row in measure(bench, arguments.only or list(estimators.ESTIMATORS), arguments.cost):
         rows.append(row)
         pairs = [str(Figure(value, error)) for value, error in zip(row[3::2], row[4::2], strict=True)]
         print(f"{row[0]:50}{row[1]:>8}" + "".join(f"{pair:>16}" for pair in pairs), flush=True)

@@ -15,6 +15,7 @@ import argparse
 import unicodedata
 from pathlib import Path
 
+from rtdmd.common.checkout import tool
 from rtdmd.common.errors import RtdmdError, UserError
 
 NAMES = ("T1", "T2", "T3", "T4", "T5", "T6", "T7", "T8")
@@ -60,12 +61,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _study(arguments: argparse.Namespace) -> None:
-    """Every variant of rtdmd/oracle/study.py; UserError with an option that it does not have."""
-    from rtdmd.oracle import study
-
+    """Every variant of tools/oracle_study.py; UserError with an option that it does not have."""
     if (arguments.device, arguments.dtype, arguments.seed, arguments.only) != ("cpu", "float64", 0, []):
         raise UserError("--study: goes alone; its device, precision and seeds are part of what it measures")
-    for line in study.run(arguments.study):
+    for line in tool("oracle_study", "verify --study").run(arguments.study):
         print(line, flush=True)
 
 

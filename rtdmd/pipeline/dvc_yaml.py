@@ -22,6 +22,7 @@ class StageEntry:
     params: tuple[str, ...]  # dotted keys of params.yaml
     outs: tuple[str, ...]  # outs, metrics and plots
     command: str = ""
+    description: str = ""
 
 
 def read_pipeline(root: Path) -> dict[str, StageEntry]:
@@ -40,7 +41,12 @@ def read_pipeline(root: Path) -> dict[str, StageEntry]:
 def _entry(name: str, value: dict[str, Any]) -> StageEntry:
     outs = [path for kind in ("outs", "metrics", "plots") for path in _paths(value.get(kind, []))]
     return StageEntry(
-        name, _paths(value.get("deps", [])), tuple(value.get("params", [])), tuple(outs), value.get("cmd", "")
+        name,
+        deps=_paths(value.get("deps", [])),
+        params=tuple(value.get("params", [])),
+        outs=tuple(outs),
+        command=value.get("cmd", ""),
+        description=value.get("desc", ""),
     )
 
 

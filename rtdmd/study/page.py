@@ -34,11 +34,10 @@ from rtdmd.study.gather import (
     table_csv,
     title_of,
 )
-from rtdmd.study.moments import Figure
 from rtdmd.study.over_time import figure_label, time_section
 from rtdmd.study.paper import GAMMA, STAGE_TWO, order_agreement
 from rtdmd.study.plan import MODELS, TEACHER, SweepPlan, run_folder, run_params
-from rtdmd.study.variance import FIGURES, HEADER, REFERENCE, UNIT
+from rtdmd.study.variance_table import FIGURES, HEADER, REFERENCE, UNIT, Figure
 
 OUT = "results/comparison"
 VARIANCE = "variance.csv"  # of `rtdmd variance`, shown where it is there

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from rtdmd import bench
 from rtdmd.common.files import load_tensors
 from rtdmd.common.rng import integers
 from rtdmd.config import Params, preset
 from rtdmd.config.presets import merged
 from rtdmd.plan.costs import Costs, flops_of
-from rtdmd.plan.measure import epochs_to_peak
 from rtdmd.plan.memory import acdmd_memory, rtdmd_memory
 from rtdmd.plan.passes import acdmd_rows, rtdmd_rows
 from rtdmd.plan.stand import Stand
 from rtdmd.plan.tally import tally
+from tools import bench
+from tools.plan_measure import epochs_to_peak
 
 CPU = torch.device("cpu")
 PROMPTS = [{"prompt": text, "metadata": None} for text in ("a red circle", "a blue square", "two green crosses")]

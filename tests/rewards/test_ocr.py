@@ -18,8 +18,8 @@ from rtdmd.config import RewardParams
 from rtdmd.rewards import load_reward
 from rtdmd.rewards import ocr as ocr_module
 from rtdmd.rewards.ocr import Ocr, model_files
-from rtdmd.rewards.ocr_benchmark import SIZES, WORDS, picture
 from rtdmd.rewards.ocr_text import edit_distance, normalise, target_text, text_score
+from tools.ocr_benchmark import SIZES, WORDS, picture
 
 TEXTS = ["Hello World", "STOP", "50% off"]
 PROMPTS = [f'a sign that says "{text}"' for text in TEXTS]

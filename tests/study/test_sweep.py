@@ -22,7 +22,7 @@ from rtdmd.study.gather import gather
 from rtdmd.study.page import panels, write_comparison
 from rtdmd.study.plan import Budgets, SweepPlan, run_folder, run_params
 from rtdmd.study.run import run
-from rtdmd.study.variance import HEADER
+from rtdmd.study.variance_table import HEADER
 from tests.train.workshop import make_trainable
 from tests.workspace import set_params
 

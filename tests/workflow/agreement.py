@@ -144,7 +144,7 @@ CHANGES = [
     Change("comments in dvc.yaml", edit("dvc.yaml", lambda text: "# a comment\n" + text)),
     Change(
         "a rule's command in `workflow/rules`",
-        edit("workflow/rules/results.smk", lambda t: t.replace(" 2>&1", "  2>&1")),
+        edit("workflow/rules/stages.smk", lambda t: t.replace(" 2>&1", "  2>&1")),
     ),
     Change("`touch` of code, data and params.yaml", _touch("rtdmd/**/*", "data/**/*", "params.yaml", "dvc.yaml")),
     Change("`touch` of all results", _touch(RESULTS)),

@@ -31,7 +31,7 @@ def test_every_preset_passes_a_dry_run(tmp_path: Path) -> None:
     """In a copy of the repository without results, in one process for all (most of the time is its imports)."""
     for name in ("Snakefile", "dvc.yaml"):
         shutil.copy(REPOSITORY / name, tmp_path / name)
-    for name in ("workflow", "rtdmd", "data", ".dvc"):
+    for name in ("workflow", "rtdmd", "tools", "data", ".dvc"):
         left_out = shutil.ignore_patterns("__pycache__", "cache", "tmp")
         shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=left_out)
     subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)

@@ -8,7 +8,7 @@ import pytest
 
 from rtdmd.common.rng import numpy_generator
 from rtdmd.world.grammar import HELDOUT, PLURALS, RELATIONS, TAGS, auxiliary, captions, captions_of, words
-from rtdmd.world.pretrain_text import HELDOUT_PROMPTS, QUESTIONS, in_text_order, labels, random_caption
+from tools.world.text import HELDOUT_PROMPTS, QUESTIONS, in_text_order, labels, random_caption
 
 SIZES = {"single_object": 4, "two_object": 12, "counting": 12, "colors": 16, "position": 48, "color_attr": 192}
 

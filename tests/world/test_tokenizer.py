@@ -9,8 +9,8 @@ from transformers import CLIPTokenizer
 
 from rtdmd.common.rng import numpy_generator
 from rtdmd.world.grammar import OTHER_NOUNS, auxiliary, captions, words
-from rtdmd.world.pretrain_text import random_caption
 from rtdmd.world.tokenizer import MAX_LENGTH, make_tokenizer
+from tools.world.text import random_caption
 
 
 @pytest.fixture(scope="module")

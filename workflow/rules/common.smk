@@ -2,7 +2,9 @@
 #
 # One job is one DVC stage (`dvc repro --single-item`), and what has to run is what DVC says (rtdmd/pipeline/engines.py): the engines agree
 # and share the cache. The job's progress bar goes to the terminal and into the log.
+import shlex
 import sys
+from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)  # this folder's rtdmd, whichever is installed
@@ -18,7 +20,7 @@ from rtdmd.plan.needs import Needs
 # (`--software-deployment-method`). A scheduler's SIGTERM reaches every process of a job: the shell and DVC outlive it, so that the
 # stage (rtdmd/pipeline/signals.py) can save and DVC let go of its locks.
 OWN = workflow.deployment_settings.deployment_method
-HERE = "" if OWN else f"export PATH='{Path(sys.executable).parent}':$PATH; "
+HERE = "" if OWN else f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
 shell.prefix(f"set -euo pipefail; trap '' TERM; {HERE}")
 
 try:
@@ -50,3 +52,17 @@ def inputs(stage):
 def outputs(stage):
     """The outputs of a stage, as DVC resolves them."""
     return [mark(stage, path) for path in JOBS[stage].outputs]
+
+
+def when_asked(read):
+    """What `read()` gives, read when a job needs it: a mistake in the settings of `world` or `sweep` is told to whoever
+    asks for these, and stops nothing else."""
+
+    @cache
+    def value():
+        try:
+            return read()
+        except UserError as error:
+            raise WorkflowError(str(error)) from error
+
+    return value

@@ -2,21 +2,24 @@
 # in a folder of its own, and gathers it in results/comparison. Nothing above depends on these rules. A run is repeated when its
 # parameters change; a killed one goes on from its checkpoint. Code is not an input: an edit would throw hours away, so run.json
 # records it instead and the page says when runs of different code stand side by side (docs/comparison.md).
-from rtdmd.study.plan import load_plan, settings_of
+import re
 
+from rtdmd.methods import METHODS
+from rtdmd.study.plan import BASE, TEACHER, load_plan, settings_of
+
+SWEEP_FILE = config.get("sweep", "workflow/sweep.yaml")
+SWEEP = when_asked(lambda: load_plan(Path(SWEEP_FILE)))
+SWEEP_SETTINGS = when_asked(lambda: settings_of(PARAMS, SWEEP()))  # of a run, by its wildcards
 try:
-    SWEEP_FILE = config.get("sweep", "workflow/sweep.yaml")
-    SWEEP = load_plan(Path(SWEEP_FILE))
-except UserError as error:
-    raise WorkflowError(str(error)) from error
-
-SWEEP_SETTINGS = settings_of(PARAMS, SWEEP)  # of a run, by its wildcards
-SWEEP_BASE = f"{SWEEP.folder}/base-{{seed}}/run.json"
-SWEEP_RUN = f"{SWEEP.folder}/{{run}}-{{seed}}/run.json"
+    SWEEP_FOLDER = SWEEP().folder
+except WorkflowError:
+    SWEEP_FOLDER = ".rtdmd/sweep"  # of no run: whoever asks for one is told what is wrong with the file
+SWEEP_BASE = f"{SWEEP_FOLDER}/{BASE}-{{seed}}/run.json"
+SWEEP_RUN = f"{SWEEP_FOLDER}/{{run}}-{{seed}}/run.json"
 
 
 wildcard_constraints:
-    run="|".join(name for name in SWEEP.runs() if name != "base"),
+    run="|".join(map(re.escape, (TEACHER, *METHODS))),
     seed=r"\d+",
 
 
@@ -39,12 +42,12 @@ rule sweep_base:
         mem_mb=6000,
         runtime=120,
     params:
-        settings=SWEEP_SETTINGS,
+        settings=lambda wildcards: SWEEP_SETTINGS()(wildcards),
         plan=SWEEP_FILE,
     message:
         "sweep: prompts, text and stage one of seed {wildcards.seed}, which its methods share"
     shell:
-        "(python -m rtdmd sweep run base {wildcards.seed} --plan {params.plan}) 2>&1 | tee {log} >&2"
+        "(python -m rtdmd sweep run base {wildcards.seed} --plan {params.plan:q}) 2>&1 | tee {log:q} >&2"
 
 
 rule sweep_method:
@@ -63,17 +66,17 @@ rule sweep_method:
         mem_mb=6000,
         runtime=120,
     params:
-        settings=SWEEP_SETTINGS,
+        settings=lambda wildcards: SWEEP_SETTINGS()(wildcards),
         plan=SWEEP_FILE,
     message:
         "sweep: {wildcards.run}, seed {wildcards.seed}"
     shell:
-        "(python -m rtdmd sweep run {wildcards.run} {wildcards.seed} --plan {params.plan}) 2>&1 | tee {log} >&2"
+        "(python -m rtdmd sweep run {wildcards.run:q} {wildcards.seed} --plan {params.plan:q}) 2>&1 | tee {log:q} >&2"
 
 
 rule sweep_gather:
     input:
-        expand(SWEEP_RUN, run=SWEEP.runs(), seed=SWEEP.seeds),
+        lambda wildcards: expand(SWEEP_RUN, run=SWEEP().runs(), seed=SWEEP().seeds),
     output:
         report("results/comparison/index.html", category="comparison", caption="../report/stage.rst"),
         report("results/comparison/table.csv", category="comparison", caption="../report/stage.rst"),
@@ -94,12 +97,12 @@ rule sweep_gather:
     message:
         "sweep: table and page of the comparison"
     shell:
-        "(python -m rtdmd sweep gather --plan {params.plan}) 2>&1 | tee {log} >&2"
+        "(python -m rtdmd sweep gather --plan {params.plan:q}) 2>&1 | tee {log:q} >&2"
 
 
 rule sweep_variance:
     input:
-        SWEEP_BASE.format(seed=SWEEP.seeds[0]),
+        lambda wildcards: SWEEP_BASE.format(seed=SWEEP().seeds[0]),
     output:
         report("results/comparison/variance.csv", category="comparison", caption="../report/stage.rst"),
     log:
@@ -117,4 +120,4 @@ rule sweep_variance:
     message:
         "sweep: noise and bias of the reward's gradient on the base; `rtdmd sweep gather` then shows it"
     shell:
-        "(cd {params.folder} && python -m rtdmd variance --out $OLDPWD/{output}) 2>&1 | tee {log} >&2"
+        '(cd {params.folder:q} && python -m rtdmd variance --out "$OLDPWD"/{output:q}) 2>&1 | tee {log:q} >&2'

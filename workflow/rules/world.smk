@@ -1,9 +1,10 @@
 # How the pinned teacher under data/world was made: `snakemake --cores 2 world` trains its parts again, from nothing
-# (`make world`). Nothing above depends on these rules: the committed files are the pipeline's input. Each part's threads
-# are set in data/world/params.yaml, since they are part of the bytes.
-from rtdmd.config.world import load_world_params
+# (`make world`). Nothing above depends on these rules: the committed files are the pipeline's input, and the recipe is read when a
+# part is asked for. Each part's threads are set in data/world/params.yaml, since they are part of the bytes.
+from tools.world import PARTS as WORLD_PARTS
+from tools.world.settings import load_world_params
 
-WORLD = load_world_params().model_dump(mode="json")
+RECIPE = when_asked(lambda: load_world_params().model_dump(mode="json"))
 
 
 rule world:
@@ -11,115 +12,41 @@ rule world:
         "results/world/manifest.json",
 
 
-rule pretrain_text:
-    input:
-        "data/world/params.yaml",
-        "rtdmd/world/pretrain_text.py",
-    output:
-        "results/world/text/metrics.json",
-    log:
-        "logs/pretrain_text.log",
-    benchmark:
-        "benchmarks/pretrain_text.tsv"
-    conda:
-        "../envs/python.yaml"
-    threads: WORLD["threads"]
-    resources:
-        mem_mb=2000,
-        runtime=30,
-    params:
-        settings=WORLD["text"],
-        seed=WORLD["seed"],
-    message:
-        "world: two text encoders learn to parse captions"
-    shell:
-        "(rtdmd world text) 2>&1 | tee {log} >&2"
+for name, part in WORLD_PARTS.items():
 
-
-rule pretrain_vae:
-    input:
-        "data/world/params.yaml",
-        "rtdmd/world/pretrain_vae.py",
-        "rtdmd/world/render.py",
-    output:
-        "results/world/vae/metrics.json",
-    log:
-        "logs/pretrain_vae.log",
-    benchmark:
-        "benchmarks/pretrain_vae.tsv"
-    conda:
-        "../envs/python.yaml"
-    threads: WORLD["threads"]
-    resources:
-        mem_mb=2000,
-        runtime=60,
-    params:
-        settings=WORLD["vae"],
-        seed=WORLD["seed"],
-    message:
-        "world: the autoencoder"
-    shell:
-        "(rtdmd world vae) 2>&1 | tee {log} >&2"
-
-
-rule pretrain_clip:
-    input:
-        "data/world/params.yaml",
-        "rtdmd/world/pretrain_clip.py",
-        "rtdmd/world/render.py",
-        text="results/world/text/metrics.json",
-    output:
-        "results/world/clip/metrics.json",
-    log:
-        "logs/pretrain_clip.log",
-    benchmark:
-        "benchmarks/pretrain_clip.tsv"
-    conda:
-        "../envs/python.yaml"
-    threads: WORLD["threads"]
-    resources:
-        mem_mb=2000,
-        runtime=60,
-    params:
-        settings=WORLD["clip"],
-        seed=WORLD["seed"],
-    message:
-        "world: the CLIP model that serves as reward and feature space"
-    shell:
-        "(rtdmd world clip) 2>&1 | tee {log} >&2"
-
-
-rule pretrain_teacher:
-    input:
-        "data/world/params.yaml",
-        "rtdmd/world/pretrain_teacher.py",
-        "rtdmd/world/render.py",
-        text="results/world/text/metrics.json",
-        vae="results/world/vae/metrics.json",
-    output:
-        "results/world/teacher/metrics.json",
-    log:
-        "logs/pretrain_teacher.log",
-    benchmark:
-        "benchmarks/pretrain_teacher.tsv"
-    conda:
-        "../envs/python.yaml"
-    threads: WORLD["threads"]
-    resources:
-        mem_mb=4000,
-        runtime=120,
-    params:
-        settings=WORLD["teacher"],
-        seed=WORLD["seed"],
-    message:
-        "world: the multi-step teacher (the long part: about an hour)"
-    shell:
-        "(rtdmd world teacher) 2>&1 | tee {log} >&2"
+    rule:
+        name:
+            f"pretrain_{name}"
+        input:
+            "data/world/params.yaml",
+            f"tools/world/{name}.py",
+            "rtdmd/world/render.py",
+            expand("results/world/{before}/metrics.json", before=part.after),
+        output:
+            f"results/world/{name}/metrics.json",
+        log:
+            f"logs/pretrain_{name}.log",
+        benchmark:
+            f"benchmarks/pretrain_{name}.tsv"
+        conda:
+            "../envs/python.yaml"
+        threads: lambda wildcards: RECIPE()["threads"]
+        resources:
+            mem_mb=part.mem_mb,
+            runtime=part.minutes,
+        params:
+            part=name,
+            settings=lambda wildcards, name=name: RECIPE()[name],
+            seed=lambda wildcards: RECIPE()["seed"],
+        message:
+            f"world: {part.title}"
+        shell:
+            "(rtdmd world {params.part}) 2>&1 | tee {log} >&2"
 
 
 rule pretrain_assemble:
     input:
-        expand("results/world/{part}/metrics.json", part=["text", "vae", "clip", "teacher"]),
+        expand("results/world/{part}/metrics.json", part=WORLD_PARTS),
     output:
         "results/world/manifest.json",
     log:

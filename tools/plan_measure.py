@@ -68,7 +68,7 @@ def measured_peaks(params: Params, root: Path = Path(".")) -> dict[str, int]:
     """Peak bytes above the baseline by training stage. RtdmdError where a run fails."""
     with tempfile.TemporaryDirectory(prefix="rtdmd-measure-") as name:
         work = Path(name)
-        for entry in ("rtdmd", "data"):
+        for entry in ("rtdmd", "tools", "data"):
             (work / entry).symlink_to((root / entry).absolute())
         shutil.copy(root / "dvc.yaml", work / "dvc.yaml")
         short = {"train_acdmd": {"iterations": ROUNDS * params.train_acdmd.generator_every}}
@@ -76,7 +76,7 @@ def measured_peaks(params: Params, root: Path = Path(".")) -> dict[str, int]:
         for stage in PREPARE:
             _run(work, f"from rtdmd.cli import main; raise SystemExit(main([{stage!r}]))")
         return {
-            stage: int(_run(work, f"from rtdmd.plan.measure import observe; observe({stage!r})")) for stage in STAGES
+            stage: int(_run(work, f"from tools.plan_measure import observe; observe({stage!r})")) for stage in STAGES
         }
 
 

@@ -14,19 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Figure:
-    """A value with its standard error, printed to two digits of the error."""
-
-    value: float
-    error: float
-
-    def __str__(self) -> str:
-        if not (math.isfinite(self.error) and self.error > 0):
-            return f"{self.value:.3g} ± {self.error:.2g}"
-        digits = max(0, 1 - math.floor(math.log10(self.error)))
-        return f"{self.value:.{digits}f} ± {self.error:.{digits}f}"
+from rtdmd.study.variance_table import Figure
 
 
 @dataclass(frozen=True)

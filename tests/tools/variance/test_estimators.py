@@ -14,11 +14,11 @@ from rtdmd.common.errors import UserError
 from rtdmd.config import Params
 from rtdmd.methods.budget import Prices
 from rtdmd.stages import train_acdmd
-from rtdmd.study import estimators, variance
-from rtdmd.study.estimators import CHAIN, ESTIMATORS, REFERENCE, Bench, one_round, open_bench, price, rounds_within
-from rtdmd.study.moments import Figure
+from rtdmd.study.variance_table import Figure
 from tests.train.workshop import FREE, count_passes, disturb, make_trainable
 from tests.workspace import set_params
+from tools.variance import estimators, table
+from tools.variance.estimators import CHAIN, ESTIMATORS, REFERENCE, Bench, one_round, open_bench, price, rounds_within
 
 ROOT_CHANGES = {"train_rtdmd": {"group_size": 3, "micro_batch": 4}}
 
@@ -154,8 +154,8 @@ def test_the_command_writes_a_row_an_estimator(
     place: tuple[Path, Params], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place[0])
-    monkeypatch.setattr(variance, "SURE", 0)  # three rounds tell nothing
-    monkeypatch.setattr(variance, "squared_length", lambda reference: Figure(1.0, 0.5))
+    monkeypatch.setattr(table, "SURE", 0)  # three rounds tell nothing
+    monkeypatch.setattr(table, "squared_length", lambda reference: Figure(1.0, 0.5))
     only = ["whole chain", "... stepwise gains"]
     assert main(["variance", "--prompts", "2", "--cost", "1", "--out", "v.csv", "--only", *only]) == 0
     lines = (place[0] / "v.csv").read_text().splitlines()
@@ -166,9 +166,9 @@ def test_the_command_writes_a_row_an_estimator(
 
 
 def test_a_gradient_hidden_by_noise_is_one_line(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(variance, "squared_length", lambda reference: Figure(0.2, 0.1))
+    monkeypatch.setattr(table, "squared_length", lambda reference: Figure(0.2, 0.1))
     with pytest.raises(UserError, match=r"--cost 1: the gradient's squared length is 0\.20 ± 0\.10, not 3 standard"):
-        next(variance.measure(bench, [REFERENCE], 1.0))
+        next(table.measure(bench, [REFERENCE], 1.0))
 
 
 def test_missing_students_are_one_line(place: tuple[Path, Params], tmp_path: Path) -> None:

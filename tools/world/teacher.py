@@ -18,12 +18,12 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 from rtdmd.common.files import save_tensors
 from rtdmd.common.progress import progress
 from rtdmd.common.rng import numpy_generator, torch_generator
-from rtdmd.config.world import TeacherParams, WorldParams, load_world_params
 from rtdmd.world import GRID, IMAGE_SIZE
-from rtdmd.world.common import WORK, cosine_after, finish, part_folder, start
 from rtdmd.world.grammar import TAGS, Caption, auxiliary, captions_of
 from rtdmd.world.render import render, sample_scenes
 from rtdmd.world.verifier import verify
+from tools.world.common import WORK, cosine_after, finish, part_folder, start
+from tools.world.settings import TeacherParams, WorldParams, load_world_params
 
 LOOK_EVERY = 1000  # optimizer steps
 T5_TOKENS = 1  # max_sequence_length of a pipeline without a T5: that many zero tokens

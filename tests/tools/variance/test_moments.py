@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rtdmd.study.moments import (
+from tools.variance.moments import (
     Figure,
     Moments,
     jackknife,

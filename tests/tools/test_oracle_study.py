@@ -7,8 +7,9 @@ from rtdmd.commands import verify
 from rtdmd.common.errors import UserError
 from rtdmd.config import preset
 from rtdmd.config.presets import RECIPES
-from rtdmd.oracle import reinforcement, study
+from rtdmd.oracle import reinforcement
 from tests.oracle.test_verify import arguments
+from tools import oracle_study as study
 
 TINY = {"prompts_per_epoch": 4, "group_size": 4, "fake_batch_size": 8, "epochs": 1}
 SHORT = (

@@ -10,12 +10,10 @@ from torch import Tensor
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.progress import progress
-from rtdmd.study.estimators import REFERENCE, Bench, one_round, price, rounds_within
-from rtdmd.study.moments import moments, products, squared_length
+from rtdmd.study.variance_table import FIGURES, REFERENCE, UNIT
+from tools.variance.estimators import Bench, one_round, price, rounds_within
+from tools.variance.moments import moments, products, squared_length
 
-FIGURES = ("noise", "scale", "bias", "cosine")
-HEADER = ("estimator", "rounds", "passes", *(f"{name}{end}" for name in FIGURES for end in ("", "_se")))
-UNIT = 1000.0  # forward passes of the generator: the price of the estimate whose noise is told
 REFERENCE_SHARE = 4  # the reference's cost over a row's: it stands in every row
 SURE = 3  # standard errors that the gradient's squared length has to be above 0
 

@@ -1,6 +1,6 @@
 """How well the ocr reward reads: 200 rendered words at several sizes and noise levels, as Markdown tables.
 
-    python -m rtdmd.rewards.ocr_benchmark        (a few minutes of one core)
+    python -m tools.ocr_benchmark        (a few minutes of one core)
 
 Each word is drawn once per cell in PIL's own font, black on white at a place of its own, in lower, Title or UPPER case
 in turn; Gaussian noise is added to the pixels and clamped. The last but one column asks for a word half the list away

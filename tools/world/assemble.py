@@ -11,10 +11,10 @@ from pathlib import Path
 
 from rtdmd.common.errors import RtdmdError
 from rtdmd.common.files import read_json, sha256_file, tree_files, write_json
-from rtdmd.config.world import WORLD_PARAMS
 from rtdmd.pipeline.provenance import package_versions
-from rtdmd.world.common import WORK
 from rtdmd.world.grammar import TAGS
+from tools.world.common import WORK
+from tools.world.settings import WORLD_PARAMS
 
 TARGET = Path("data/world")
 PARTS = ("text", "vae", "clip", "teacher")

@@ -16,14 +16,14 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextMode
 
 from rtdmd.common.progress import progress
 from rtdmd.common.rng import numpy_generator
-from rtdmd.config.world import ClipParams, WorldParams, load_world_params
 from rtdmd.world import IMAGE_SIZE
-from rtdmd.world.common import WORK, cosine_after, finish, part_folder, start
 from rtdmd.world.grammar import Caption, captions_of
-from rtdmd.world.pretrain_text import OPPOSITE
 from rtdmd.world.render import render, sample_scenes
 from rtdmd.world.tokenizer import make_tokenizer
 from rtdmd.world.verifier import verify
+from tools.world.common import WORK, cosine_after, finish, part_folder, start
+from tools.world.settings import ClipParams, WorldParams, load_world_params
+from tools.world.text import OPPOSITE
 
 
 def make_clip(params: ClipParams, text: CLIPTextModelWithProjection) -> CLIPModel:

@@ -22,8 +22,8 @@ from rtdmd.common.files import write_atomic
 from rtdmd.oracle import reinforcement, training
 from rtdmd.oracle.identities import LINEAR
 from rtdmd.oracle.mixture import Mixture
-from rtdmd.oracle.pictures import draw_clouds
 from rtdmd.oracle.setting import Setting
+from tools.oracle_pictures import draw_clouds
 
 
 @dataclass(frozen=True)

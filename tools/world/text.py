@@ -19,8 +19,6 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from rtdmd.common.progress import progress
 from rtdmd.common.rng import key_seed, numpy_generator, torch_generator
-from rtdmd.config.world import TextEncoderParams, WorldParams, load_world_params
-from rtdmd.world.common import cosine_after, finish, part_folder, start
 from rtdmd.world.grammar import (
     COLORS,
     NUMBERS,
@@ -33,6 +31,8 @@ from rtdmd.world.grammar import (
     captions_of,
 )
 from rtdmd.world.tokenizer import MAX_LENGTH, make_tokenizer
+from tools.world.common import cosine_after, finish, part_folder, start
+from tools.world.settings import TextEncoderParams, WorldParams, load_world_params
 
 # One label per question: which noun is on each side, the number and colour of each shape, and of the first and second
 # noun whatever they are. The last class means "not said"; for a side, the one before it is "some other noun".

@@ -33,6 +33,7 @@ from rtdmd.config.presets import merged
 from rtdmd.flow.policy import draw_step_subset
 from rtdmd.methods.budget import WORLD, Prices, stage_two_epoch
 from rtdmd.rewards.panel import Panel, open_panel
+from rtdmd.study.variance_table import REFERENCE
 from rtdmd.train.accumulate import Gradients, micro_batches
 from rtdmd.train.adapters import ADAPTERS, AdapterBank, Learner
 from rtdmd.train.baseline_losses import step_advantages, stepwise_policy_gradient
@@ -42,7 +43,6 @@ from rtdmd.train.reinforce import Rollout, advantages_of, describe, final_images
 
 STAGE = "train_rtdmd"
 CHAIN = "whole chain"
-REFERENCE = "policy + last step"
 COMMON: dict[str, Any] = {
     "recipe": "custom",
     "matching_path": "last_step",

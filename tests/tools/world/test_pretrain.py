@@ -15,24 +15,22 @@ from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.common.files import load_tensors, read_json, sha256_file, sha256_tree, tree_files, write_json
 from rtdmd.common.rng import numpy_generator, torch_generator
 from rtdmd.config import RewardParams, preset
-from rtdmd.config.world import WORLD_PARAMS, load_world_params
 from rtdmd.rewards import load_reward
-from rtdmd.world import (
-    pretrain_assemble,
-    pretrain_clip,
-    pretrain_teacher,
-    pretrain_text,
-    pretrain_vae,
-)
-from rtdmd.world.common import cosine_after
 from rtdmd.world.grammar import TAGS, captions, captions_of
-from rtdmd.world.pretrain_clip import compatible, contrast_loss
-from rtdmd.world.pretrain_teacher import draw_captions, draw_times
-from rtdmd.world.pretrain_vae import loss_weight
 from rtdmd.world.render import render, sample_scenes
 from rtdmd.world.verifier import _judge, parse
+from tools.world import assemble as pretrain_assemble
+from tools.world import clip as pretrain_clip
+from tools.world import teacher as pretrain_teacher
+from tools.world import text as pretrain_text
+from tools.world import vae as pretrain_vae
+from tools.world.clip import compatible, contrast_loss
+from tools.world.common import cosine_after
+from tools.world.settings import WORLD_PARAMS, load_world_params
+from tools.world.teacher import draw_captions, draw_times
+from tools.world.vae import loss_weight
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 TINY: dict[str, Any] = {
     "text": {
         "captions": 50,

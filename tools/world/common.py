@@ -13,7 +13,7 @@ import torch
 from rtdmd.common.files import write_json
 
 if TYPE_CHECKING:
-    from rtdmd.config.world import WorldParams
+    from tools.world.settings import WorldParams
 
 WORK = Path("results/world")
 

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from rtdmd.common.progress import progress
 from rtdmd.common.rng import numpy_generator, torch_generator
-from rtdmd.config.world import VaeParams, load_world_params
 from rtdmd.world import IMAGE_SIZE
-from rtdmd.world.common import cosine_after, finish, part_folder, start
 from rtdmd.world.grammar import captions_of
 from rtdmd.world.render import coverage_map, render, sample_scenes
 from rtdmd.world.verifier import verify
+from tools.world.common import cosine_after, finish, part_folder, start
+from tools.world.settings import VaeParams, load_world_params
 
 
 def make_vae(params: VaeParams, scale: float = 1.0, shift: float = 0.0) -> AutoencoderKL:
