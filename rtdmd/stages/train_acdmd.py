@@ -57,9 +57,25 @@ def train(stage: Stage, ranks: Ranks) -> None:
             print(f"{NAME}: {roles.cost()}", file=sys.stderr)
         weights = roles.trainable("acdmd")
         average = Average(weights, p.ema_decay)
-        generator = Learner.adamw(weights, p.lr_generator, p, warmup=p.warmup, average=average)
+        generator = Learner.adamw(
+            weights,
+            p.lr_generator,
+            p,
+            warmup=p.warmup,
+            average=average,
+            role="generator",
+            names=roles.parameter_names("acdmd"),
+        )
         fake, *early = (
-            Learner.adamw(roles.trainable(name), p.lr_fake, p, warmup=p.warmup) for name in ("fake", *names)
+            Learner.adamw(
+                roles.trainable(name),
+                p.lr_fake,
+                p,
+                warmup=p.warmup,
+                role=f"fake score ({name})",
+                names=roles.parameter_names(name),
+            )
+            for name in ("fake", *names)
         )
         prompts = TrainingPrompts.open(stage, ranks.device, p.prompt_order)
     if p.sharding == "base":
@@ -127,7 +143,8 @@ def iteration(players: Players, cond: Conditioning, draws: Draws, generator_turn
     levels = players.sigmas[: stop + 2].clone()
     if p.start == "data":  # DMD2: the stopped step jumps to its estimate of the data
         levels[-1] = 0.0
-    sums = Sums(Gradients(fake), Gradients(players.generator), name)
+    losses = "ambient + consistency" if p.consistency.weight > 0 else "ambient"
+    sums = Sums(Gradients(fake, term=losses), Gradients(players.generator, term="matching"), name)
     with ranks.sync_errors():
         for rows in micro_batches(len(cond), p.micro_batch):
             part = draws.of(draws.samples[rows])

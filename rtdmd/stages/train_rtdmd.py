@@ -118,8 +118,16 @@ def gather_players(stage: Stage, ranks: Ranks, null: Conditioning) -> Players:
         print(f"{NAME}: {roles.cost()}", file=sys.stderr)
     weights = roles.trainable("rtdmd")
     average = Average(weights, p.ema_decay)
-    generator = Learner.adamw(weights, p.lr_generator, p, lr_decay=(p.lr_fall, p.epochs), average=average)
-    fake = Learner.adamw(roles.trainable("fake"), p.lr_fake, p)
+    generator = Learner.adamw(
+        weights,
+        p.lr_generator,
+        p,
+        lr_decay=(p.lr_fall, p.epochs),
+        average=average,
+        role="generator",
+        names=roles.parameter_names("rtdmd"),
+    )
+    fake = Learner.adamw(roles.trainable("fake"), p.lr_fake, p, role="fake score", names=roles.parameter_names("fake"))
     panel = open_panel(p.rewards, ranks.device, stage.root)
     sigmas = backbone.sigmas(params.model.num_steps).to(ranks.device)
     return Players(params, roles, generator, fake, average, null, sigmas, backbone, panel, ranks)

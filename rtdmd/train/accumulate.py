@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ class Gradients:
 
     learner: Learner
     total: list[Tensor] | None = None
+    term: str = ""  # the loss, for messages
 
     def add(self, loss: Tensor, retain_graph: bool = False) -> None:
         """Add the gradient of a scalar loss; a parameter that the loss does not reach is an error."""
@@ -63,13 +65,18 @@ class Gradients:
         """One update of the learner with the sum; its norm. FloatingPointError where it is not finite."""
         if self.total is None:
             raise FloatingPointError("there is no gradient: no sample was computed")
-        return self.learner.step(self.total)
+        return self.learner.step(self.total, self.term)
 
 
 def combine(terms: Mapping[str, tuple[float, Gradients]], scaling: str) -> tuple[list[Tensor], dict[str, float]]:
     """Weighted sum of the terms' gradients, each brought to norm 1 first where ``scaling`` is ``unit_norm``; and their
-    norms. A term of weight 0 or without gradient is left out."""
+    norms. A term of weight 0 or without gradient is left out. FloatingPointError naming role, term and tensor where a
+    norm is not finite."""
     norms = {name: gradients.norm() for name, (_, gradients) in terms.items()}
+    for name, norm in norms.items():
+        if not math.isfinite(norm):
+            _, gradients = terms[name]
+            raise FloatingPointError(gradients.learner.gradient_fault(name, norm, gradients.total or ()))
     out: list[Tensor] | None = None
     for name, (weight, gradients) in terms.items():
         if gradients.total is None or weight == 0 or norms[name] == 0:

@@ -22,7 +22,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rtdmd.common.errors import UserError
+from rtdmd.common.errors import NonFiniteError, UserError
 from rtdmd.common.files import load_tensors
 from rtdmd.common.rng import key_seed
 from rtdmd.train.compile import compile_blocks
@@ -90,10 +90,18 @@ class AdapterBank:
         whole = [p for key, p in base.named_parameters() if ".lora_" in key]
         shard(base, transformer_blocks(base), whole, ranks)
 
-    def _adapter_parameters(self, name: str) -> list[nn.Parameter]:
+    def _named_parameters(self, name: str) -> dict[str, nn.Parameter]:
         if self.full:
-            return list(self._copies[name].parameters())
-        return [p for key, p in self.backbone.transformer.named_parameters() if f".{name}." in key and ".lora_" in key]
+            return dict(self._copies[name].named_parameters())
+        every = self.backbone.transformer.named_parameters()
+        return {key: p for key, p in every if f".{name}." in key and ".lora_" in key}
+
+    def _adapter_parameters(self, name: str) -> list[nn.Parameter]:
+        return list(self._named_parameters(name).values())
+
+    def parameter_names(self, name: str) -> list[str]:
+        """Names of the parameters of one adapter, in the order of `trainable`."""
+        return list(self._named_parameters(name))
 
     def _activate(self, stack: Stack) -> None:
         """Switch the base's adapters. PEFT's own switch also flips ``requires_grad``, and a parameter whose flag is off
@@ -177,7 +185,8 @@ class AdapterBank:
         return {key: value.detach().cpu().clone() for key, value in sorted(tensors.items())}
 
     def load(self, name: str, tensors: Mapping[str, Tensor], source: str) -> None:
-        """Load an adapter's tensors; UserError naming ``source`` unless every key and shape fits exactly."""
+        """Load an adapter's tensors; UserError naming ``source`` unless every key and shape fits exactly and all values
+        are finite."""
         own = self.state(name)
         odd = sorted(set(own) ^ set(tensors)) or [k for k in own if own[k].shape != tensors[k].shape]
         if odd:
@@ -185,6 +194,9 @@ class AdapterBank:
                 f"{source} does not fit the adapter section of params.yaml ({len(odd)} tensors differ, first {odd[0]});"
                 " run the stage that makes it again"
             )
+        broken = [key for key, value in sorted(tensors.items()) if not torch.isfinite(value).all()]
+        if broken:
+            raise UserError(f"{source}: {broken[0]} has values that are not finite; run the stage that makes it again")
         if self.full:
             self._copies[name].load_state_dict(dict(tensors), strict=True)
         else:
@@ -249,6 +261,8 @@ class Learner:
     average: Average | None = None
     updates: int = 0
     lr_decay: tuple[float, int] = (0.0, 0)
+    role: str = "model"  # how messages call it
+    names: Sequence[str] = ()  # of the parameters, for messages; their numbers where there are none
 
     @staticmethod
     def adamw(
@@ -259,32 +273,60 @@ class Learner:
         warmup: int = 0,
         lr_decay: tuple[float, int] = (0.0, 0),
         average: Average | None = None,
+        role: str = "model",
+        names: Sequence[str] = (),
     ) -> Learner:
         """AdamW over an explicit parameter list; fused kernels stay off, since their bytes differ between machines.
 
         ``warmup``: updates over which the rate rises; ``lr_decay``: fraction of the run, at its end, over which it
-        decays linearly to 0, and the run's updates.
+        decays linearly to 0, and the run's updates; ``role`` and ``names`` (one for each parameter): for messages.
         """
         owned = list(parameters)
         optimizer = torch.optim.AdamW(
             owned, lr=lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=False
         )
-        return Learner(owned, optimizer, lr, warmup, settings.max_grad_norm, average, lr_decay=lr_decay)
+        return Learner(owned, optimizer, lr, warmup, settings.max_grad_norm, average, 0, lr_decay, role, names)
 
-    def step(self, gradients: Sequence[Tensor]) -> float:
+    def step(self, gradients: Sequence[Tensor], term: str = "") -> float:
         """One clipped update from the given gradients; returns their norm before clipping. Raises FloatingPointError
-        where the norm is not finite (the parameters are then untouched)."""
+        where the norm is not finite (the parameters are then untouched); ``term``: the loss, for its message."""
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(self.gradient_fault(term, norm.item(), gradients))
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm, error_if_nonfinite=False)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"gradient norm is {norm.item()}")
+        torch.nn.utils.clip_grads_with_norm_(self.parameters, self.max_grad_norm, norm)
         self.updates += 1
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm.item()
+
+    def gradient_fault(self, term: str, norm: float, gradients: Sequence[Tensor]) -> str:
+        """What to say of a gradient whose norm is not finite: role, term, and the first tensor at fault."""
+        of = f" of {term}" if term else ""
+        odd = [self.tensor_name(i) for i, gradient in enumerate(gradients) if not torch.isfinite(gradient).all()]
+        where = f"first in {odd[0]}, {len(odd)} of {len(gradients)} tensors" if odd else "its square overflows"
+        return f"the {self.role}'s gradient norm{of} is {norm} ({where})"
+
+    def tensor_name(self, index: int) -> str:
+        """A trained parameter, as messages call it."""
+        return self.names[index] if self.names else f"parameter {index}"
+
+    def require_finite(self) -> None:
+        """NonFiniteError naming role, kind and tensor unless parameters, AdamW's moments and average are finite."""
+        kept = {"parameter": self.parameters, "average": self.average.tensors if self.average else ()}
+        for key in ("exp_avg", "exp_avg_sq"):
+            kept[f"AdamW {key}"] = [self.optimizer.state[p][key] for p in self.parameters if p in self.optimizer.state]
+        for kind, tensors in kept.items():
+            for index, tensor in enumerate(tensors):
+                odd = int((~torch.isfinite(tensor)).sum())
+                if odd:
+                    raise NonFiniteError(
+                        f"the {self.role}'s {kind} of {self.tensor_name(index)} has {odd} non-finite values of"
+                        f" {tensor.numel()}"
+                    )
 
     def rate(self) -> float:
         """AdamW's rate at update ``updates`` (1 the first): linear warm-up, then constant, then linear decay."""

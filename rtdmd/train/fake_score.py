@@ -39,7 +39,7 @@ def fake_update(
         k = integers(1, k + 1, draws.seed, draws.stream, draws.step, "fake-level", update)
     rows, own = draws.among(chosen, f"{draws.stream}-fake-{update}")
     names = ["fake_ambient"] + ["fake_consistency"] * (p.consistency.weight > 0)
-    values, gradients = dict.fromkeys(names, 0.0), Gradients(learner)
+    values, gradients = dict.fromkeys(names, 0.0), Gradients(learner, term=" + ".join(names))
     with ranks.sync_errors():
         for part in micro_batches(len(rows), p.micro_batch):
             found = fake_losses(roles, rollout.take(rows[part]), k, p, eta, own.of(own.samples[part]))

@@ -230,6 +230,11 @@ def test_loading_what_does_not_fit_names_the_file_and_the_tensor(backbone: Backb
         ):
             roles.load("acdmd", tensors, source)
     assert same(roles.state("acdmd"), own)
+    broken = own | {first: own[first].clone()}
+    broken[first].flatten()[-1:] = float("inf")
+    with pytest.raises(UserError, match=rf"^{source}: {first} has values that are not finite; run the stage that"):
+        roles.load("acdmd", broken, source)
+    assert same(roles.state("acdmd"), own)
 
 
 def test_an_adapter_of_another_rank_or_mode_does_not_fit(backbone: Backbone) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rtdmd.common.errors import RtdmdError
+from rtdmd.common.errors import NonFiniteError, RtdmdError
 from rtdmd.common.progress import progress
 from rtdmd.pipeline import signals
 from rtdmd.pipeline.signals import Stopped
@@ -75,7 +75,10 @@ class Loop:
                 # A signal to any process ends all of them after the same step.
                 done, stop = step + 1, next(filter(None, self.ranks.gather(signals.received())), None)
                 if done % self.save_every == 0 or done == self.total or stop or self.over():
-                    self._save(done)
+                    try:
+                        self._save(done)
+                    except NonFiniteError as error:
+                        raise self.fault(step, error) from error
                 self._show(done)
                 if stop:
                     break
@@ -87,7 +90,7 @@ class Loop:
     def _resume(self) -> int:
         if self.ranks.main:
             checkpoint.sweep(self.folder)
-        snapshot = checkpoint.load(self.folder)
+        snapshot = checkpoint.load(self.folder, quiet=not self.ranks.main)
         if self.ranks.main:
             self.journal.put_back(snapshot.journal if snapshot else "")
         if snapshot is not None:
@@ -104,13 +107,17 @@ class Loop:
         self.ranks.assert_replicated([torch.tensor(step), *weights], f"the weights at {self.unit} {step}")
 
     def _save(self, step: int) -> None:
-        """Written by the first process; the others wait for it, on the CPU."""
+        """Written by the first process; the others wait for it, on the CPU. NonFiniteError, and nothing is written,
+        where something to be kept is not finite."""
         self._assert_replicated(step)
         with self.ranks.sync_errors():
             if self.ranks.main:
                 self._write(step)
 
     def _write(self, step: int) -> None:
+        for saved in self.learners.values():
+            if isinstance(saved, Learner):
+                saved.require_finite()
         groups = {key: group for name, learner in self.learners.items() for key, group in learner.tensors(name).items()}
         checkpoint.save(self.folder, checkpoint.Snapshot(step, groups, self.journal.text()), self.keep)
 
@@ -141,7 +148,7 @@ class Loop:
 
     def fault(self, step: int, error: FloatingPointError) -> RtdmdError:
         """The error that ends a run whose values went non-finite."""
-        snapshot = checkpoint.load(self.folder)
+        snapshot = checkpoint.load(self.folder, quiet=True)
         last = (
             f"the last good checkpoint is {self.unit} {snapshot.step} in {self.folder}" if snapshot else "no checkpoint"
         )

@@ -8,6 +8,7 @@ stage-one student's diversity; that student is the first candidate. All of it is
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -71,9 +72,17 @@ class Validation:
         self.epoch, self.misses = epoch, 0
 
     def put_best(self) -> dict[str, str]:
-        """Make the best student the average, where there were validations; what to say of it in its file."""
+        """Make the best student the average, where there were validations; what to say of it in its file. Where none
+        was better than stage one's, the run delivers that one, and a line on standard error says so."""
         if not self.p.every:
             return {}
+        if self.epoch == 0:
+            print(
+                f"train_rtdmd: no validated student had a larger reward than stage one's ({self.reward:.4g}) with"
+                f" {self.p.min_diversity:g} of its diversity; generator.safetensors is stage one's student, unchanged"
+                " (train_rtdmd.validation)",
+                file=sys.stderr,
+            )
         checkpoint.copy_indexed(self.players.average.tensors, checkpoint.indexed(self.best))
         return {"epoch": str(self.epoch)}
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 from rtdmd.common.errors import RtdmdError
 from rtdmd.config import preset
 from rtdmd.pipeline.signals import SIGNALS, Stopped, caught
-from rtdmd.train.accumulate import Gradients
+from rtdmd.train.accumulate import Gradients, combine
 from rtdmd.train.adapters import Average, Learner
 from rtdmd.train.engine import checkpoint
 from rtdmd.train.engine.journal import write_curves
@@ -59,10 +60,75 @@ def test_the_rate_falls_to_zero_over_the_last_share_of_the_run() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_non_finite_gradient_stops_before_it_touches_anything(bad: float) -> None:
     w = weight()
-    learner = Learner.adamw([w], 0.1, SETTINGS)
-    with pytest.raises(FloatingPointError, match=r"gradient norm is (nan|inf)"):
-        learner.step([torch.tensor([bad, 1.0])])
+    learner = Learner.adamw([w, weight()], 0.1, SETTINGS, role="generator", names=["a.lora_A", "a.lora_B"])
+    with pytest.raises(FloatingPointError) as caught:
+        learner.step([torch.ones(2), torch.tensor([bad, 1.0])], "matching")
+    where = "first in a.lora_B, 1 of 2 tensors"
+    assert str(caught.value) == f"the generator's gradient norm of matching is {bad} ({where})"
     assert w.tolist() == [1.0, -2.0] and learner.updates == 0 and not learner.optimizer.state
+
+
+def test_a_norm_that_overflows_names_no_tensor() -> None:
+    learner = Learner.adamw([weight()], 0.1, SETTINGS)
+    with pytest.raises(FloatingPointError, match=r"^the model's gradient norm is inf \(its square overflows\)$"):
+        learner.step([torch.full((2,), 3e38)])
+
+
+def test_a_term_whose_gradient_is_not_finite_is_named() -> None:
+    learner = Learner.adamw([weight()], 0.1, SETTINGS, role="generator")
+    terms = {
+        "policy": (1.0, Gradients(learner, [torch.tensor([1.0, float("nan")])])),
+        "matching": (1.0, Gradients(learner, [torch.ones(2)])),
+    }
+    expected = "the generator's gradient norm of policy is nan (first in parameter 0, 1 of 1 tensors)"
+    with pytest.raises(FloatingPointError) as caught:
+        combine(terms, "unit_norm")
+    assert str(caught.value) == expected
+
+
+def overflowing() -> Learner:
+    """A learner without clipping whose gradients' squares overflow AdamW's second moment."""
+    w = weight()
+    free = preset("smoke", {"train_acdmd": {"max_grad_norm": 1e30, "betas": [0.9, 0.5]}}).train_acdmd
+    return Learner.adamw([w], 0.1, free, average=Average([w], 0.9), role="generator", names=["a.lora_A"])
+
+
+def moments(learner: Learner, step: int) -> None:
+    """Gradients whose norm is finite and whose square is not, as nothing in a loss shows."""
+    learner.step([torch.tensor([1e19 if step < 4 else 1.8e19, 0.0])])
+    for group in learner.optimizer.state.values():
+        if step >= 4:
+            group["exp_avg_sq"] *= 4  # the next ones of a run that diverges
+
+
+def average(learner: Learner, step: int) -> None:
+    """An average that overflows while weights and losses are finite."""
+    assert learner.average is not None
+    if step == 4:
+        learner.average.tensors[0][1] = 3e38
+    learner.average.tensors[0].mul_(2.0)
+
+
+@pytest.mark.parametrize(
+    ("grow", "what"),
+    [(moments, "AdamW exp_avg_sq of a.lora_A has 1"), (average, "average of a.lora_A has 1")],
+)
+def test_what_overflows_beside_the_losses_is_not_kept(
+    tmp_path: Path, grow: Callable[[Learner, int], None], what: str
+) -> None:
+    learner = overflowing()
+    loop = loop_in(tmp_path, 9, {"generator": learner})
+    with pytest.raises(RtdmdError) as caught:
+        for step in loop:
+            grow(learner, step)
+            loop.log(step, {"loss": 1.0})
+    assert str(caught.value) == (
+        f"train_test stopped at iteration 5: the generator's {what} non-finite values of 2; the last good checkpoint is"
+        f" iteration 3 in {tmp_path}"
+    )
+    found = checkpoint.load(tmp_path)
+    assert found is not None and found.step == 3
+    assert all(torch.isfinite(tensor).all() for group in found.tensors.values() for tensor in group.values())
 
 
 def test_a_parameter_that_the_loss_does_not_reach_is_an_error() -> None:

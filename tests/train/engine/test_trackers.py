@@ -126,7 +126,8 @@ def test_only_the_first_process_is_watched(tmp_path: Path, monkeypatch: pytest.M
 def test_nothing_is_imported_unless_asked_for(tmp_path: Path) -> None:
     assert importlib.util.find_spec("dvclive")
     code = (
-        "import sys; from pathlib import Path; from tests.test_trackers import advance; advance(Path(sys.argv[1]));"
+        "import sys; from pathlib import Path; from tests.train.engine.test_trackers import advance;"
+        " advance(Path(sys.argv[1]));"
         " print(sorted({'dvclive', 'tensorboard'} & set(sys.modules)))"
     )
     env = {name: value for name, value in os.environ.items() if name != VARIABLE}

@@ -60,10 +60,11 @@ def test_the_best_is_the_largest_reward_that_keeps_diversity() -> None:
     assert validation.players.average.tensors[0].item() == 4.0
 
 
-def test_where_nothing_is_better_the_stage_one_student_stays() -> None:
+def test_where_nothing_is_better_the_stage_one_student_stays_and_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     validation = by_hand([(0.5, 1.0), (0.5, 1.0), (0.4, 1.0)])
     assert follow(validation, 2) == [0, 0]
     assert validation.put_best() == {"epoch": "0"} and validation.players.average.tensors[0].item() == 0.0
+    assert "generator.safetensors is stage one's student, unchanged (train_rtdmd.validation)" in capsys.readouterr().err
 
 
 def test_patience_counts_validations_since_the_best() -> None:
