@@ -7,6 +7,8 @@ evaluation prompts, so that an id names one prompt of a run; noise is keyed by i
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +16,12 @@ from typing import Any
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_jsonl
+
+_IGNORABLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+"""Characters without a shape of their own (Unicode's default ignorable code points, blank braille)."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +90,28 @@ def read_prompts(path: Path) -> list[Prompt]:
     return [Prompt(**row) for row in read_jsonl(path)]
 
 
+def is_blank(text: str) -> bool:
+    """True where nothing of a text is to be seen: spaces, and characters without a shape."""
+    return all(character.isspace() or _IGNORABLE.match(character) for character in text)
+
+
+def comparable(prompt: str) -> str:
+    """A prompt as encoders tell prompts apart: two that differ in case, spaces, composed or decomposed letters (NFC and
+    NFD), letters of another width (NFKC) or characters without a shape are one to at least one of the teachers' text
+    encoders, or look the same to a reader."""
+    return " ".join(_IGNORABLE.sub("", unicodedata.normalize("NFKC", prompt)).lower().split())
+
+
 def make_sets(train: Sequence[Sequence[Source]], evaluation: Sequence[Sequence[Source]], faults: Faults) -> PromptSets:
     """Leave out repeated prompts, check that the two sets share none, and number them. Each set: a list of sources.
 
     Faulty are a prompt that comes with two different tags or metadata (the later one), and a training prompt that is
-    also in the evaluation set, which stays whole. UserError where nothing is left of a set.
+    also in the evaluation set, which stays whole; that is compared by `comparable`. UserError where nothing is left of
+    a set.
     """
     kept_eval, repeated_eval = _distinct(evaluation, faults)
     kept_train, repeated_train = _distinct(train, faults)
-    held_out = {source.prompt: source for group in kept_eval for source in group}
-    kept_train = [[source for source in group if _apart(source, held_out, faults)] for group in kept_train]
+    kept_train = _apart(kept_train, kept_eval, faults)
     for split, groups in (("training", kept_train), ("evaluation", kept_eval)):
         if not any(groups):
             raise UserError(f"prepare_prompts: no {split} prompt is left; see the sources in params.yaml")
@@ -130,10 +150,25 @@ def _distinct(groups: Sequence[Sequence[Source]], faults: Faults) -> tuple[list[
     return kept, repeated
 
 
-def _apart(source: Source, held_out: dict[str, Source], faults: Faults) -> bool:
-    """True where the training prompt is not in the evaluation set; a fault otherwise."""
-    if source.prompt not in held_out:
-        return True
-    says = f"the prompt {source.prompt!r} (training) is also at {held_out[source.prompt].where} (evaluation)"
-    faults.add(BadPrompt("overlap", source.where, f"{says}; take it out of one, the sets must be disjoint"))
-    return False
+def _apart(
+    train: Sequence[Sequence[Source]], evaluation: Sequence[Sequence[Source]], faults: Faults
+) -> list[list[Source]]:
+    """Training prompts that are not in the evaluation set; the others are faults."""
+    held_out = {comparable(source.prompt): source for group in evaluation for source in group}
+    kept: list[list[Source]] = []
+    shared = []
+    for group in train:
+        kept.append([])
+        for source in group:
+            other = held_out.get(comparable(source.prompt))
+            if other is None:
+                kept[-1].append(source)
+            else:
+                shared.append((source, other))
+    more = "" if faults.drop or len(shared) < 2 else f" ({len(shared) - 1} more are in both sets)"
+    for source, other in shared:
+        alike = "" if source.prompt == other.prompt else f" as {other.prompt!r}"
+        says = f"the prompt {source.prompt!r} (training) is also at {other.where} (evaluation){alike}"
+        then = "take it out of one, or set prepare_prompts.on_bad: drop, which trains without it"
+        faults.add(BadPrompt("overlap", source.where, f"{says}; {then}{more}"))
+    return kept

@@ -32,7 +32,8 @@ def test_a_prompt_in_both_sets_is_an_error_or_dropped_from_training() -> None:
     train = [[source("a dog", "train.txt:1"), source("a cat", "train.txt:2")]]
     evaluation = [[source("a cat", "eval.txt:7")]]
     says = (
-        r"train\.txt:2: the prompt 'a cat' \(training\) is also at eval\.txt:7 \(evaluation\); take it out of one, the"
+        r"train\.txt:2: the prompt 'a cat' \(training\) is also at eval\.txt:7 \(evaluation\); take it out of one,"
+        r" or set prepare_prompts\.on_bad: drop, which trains without it$"
     )
     with pytest.raises(UserError, match=says):
         make_sets(train, evaluation, Faults())
@@ -40,6 +41,42 @@ def test_a_prompt_in_both_sets_is_an_error_or_dropped_from_training() -> None:
     sets = make_sets(train, evaluation, faults)
     assert [p.prompt for p in sets.train + sets.eval] == ["a dog", "a cat"]
     assert [(d["where"], d["reason"]) for d in faults.dropped] == [("train.txt:2", "overlap")]
+
+
+@pytest.mark.parametrize(
+    ("training", "held_out"),
+    [
+        ("A Cat", "a cat"),
+        (" a\tcat  sits", "a cat sits"),
+        ("a cafe\u0301", "a caf\u00e9"),  # decomposed and composed
+        ("a\u200b cat\ufe0f", "a cat"),
+        ("ａ cat", "a cat"),  # letters of full width
+        ("a\u00a0cat", "a cat"),
+    ],
+)
+def test_sets_are_disjoint_as_encoders_read_them(training: str, held_out: str) -> None:
+    train = [[source("a dog"), source(training, "t:2"), source(training + "!", "t:3")]]
+    evaluation = [[source(held_out)]]
+    with pytest.raises(BadPrompt) as caught:
+        make_sets(train, evaluation, Faults())
+    assert str(caught.value).startswith(
+        f"t:2: the prompt {training!r} (training) is also at f:1 (evaluation) as {held_out!r}; "
+    )
+    faults = Faults(drop=True)
+    sets = make_sets(train, evaluation, faults)
+    assert [p.prompt for p in sets.train + sets.eval] == ["a dog", training + "!", held_out]
+    assert [(d["where"], d["reason"]) for d in faults.dropped] == [("t:2", "overlap")]
+
+
+def test_how_many_prompts_are_in_both_sets_is_told_at_once() -> None:
+    both = [source(f"prompt {i}", f"t:{i}") for i in range(4)]
+    with pytest.raises(BadPrompt, match=r"^t:1: .* \(2 more are in both sets\)$"):
+        make_sets([both], [both[1:]], Faults())
+
+
+def test_prompts_of_one_set_that_look_alike_both_stay() -> None:
+    sets = make_sets([[source("a dog"), source("A dog")]], [[source("a cat"), source("a  cat")]], Faults())
+    assert len(sets.train) == len(sets.eval) == 2
 
 
 def test_one_prompt_with_two_metadata_is_an_error_or_the_later_one_is_dropped() -> None:

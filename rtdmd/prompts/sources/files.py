@@ -1,31 +1,32 @@
 """Prompt files: one prompt a line (.txt), or records (.json, .jsonl, .csv, .tsv); every fault with its file and line.
 
 A record is a string, or an object with "prompt" and, where there are any, "tag" and "metadata". An object with other
-keys (GenEval's include and exclude) is its own metadata. A table has a header; its columns are the keys, and "Prompts"
-and "Category" (DrawBench) stand for prompt and tag.
+keys (GenEval's include and exclude) is its own metadata. How a table is read: `rtdmd.prompts.sources.tables`.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
+import unicodedata
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rtdmd.common.errors import UserError
-from rtdmd.prompts.records import BadPrompt, Faults, Source
+from rtdmd.common.parsing import json_value, read_bytes
+from rtdmd.prompts.records import BadPrompt, Faults, Source, is_blank
+from rtdmd.prompts.sources.tables import SEPARATORS, table_rows
 
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".txt", ".json", ".jsonl", *SEPARATORS)
-_COLUMNS = {"prompts": "prompt", "category": "tag"}  # of a table's header, in lower case
 _BOM = b"\xef\xbb\xbf"
 _OTHER_BOMS = (b"\xff\xfe", b"\xfe\xff")  # UTF-16 and, beginning alike, UTF-32
+_UNDECODED = range(0xDC80, 0xDD00)  # what "surrogateescape" makes of a byte that is not UTF-8
+_SPACES = "\t\n\r"  # control characters that a prompt may have inside
 
 Check = Callable[[Source], Source]
+Entry = tuple[str, Callable[[], Any]]  # where, and a function that gives the entry or raises BadPrompt
 
 
 def file_sources(path: Path, label: str, faults: Faults, max_characters: float = math.inf) -> list[Source]:
@@ -35,14 +36,9 @@ def file_sources(path: Path, label: str, faults: Faults, max_characters: float =
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"{label}: prompts are read from {', '.join(SUFFIXES)} files")
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{label}: cannot be read ({error.strerror}); see prepare_prompts in params.yaml") from error
-    if data.startswith(_OTHER_BOMS):
-        raise UserError(f"{label}: not UTF-8 but UTF-16; save the file as UTF-8")
+    data = _bytes(path, label)
     sources = []
-    for where, parse in _entries(data.removeprefix(_BOM), path.suffix, label):
+    for where, parse in _entries(data, path.suffix, label):
         try:
             sources.append(_source(parse(), where, max_characters))
         except BadPrompt as bad:
@@ -63,42 +59,36 @@ def checked(sources: list[Source], check: Check, faults: Faults) -> list[Source]
     return good
 
 
-def _entries(data: bytes, suffix: str, label: str) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """(where, a function that gives the entry or raises BadPrompt) of each entry of a file; blank lines are none."""
-    if suffix in (".txt", ".jsonl"):
-        for number, raw in enumerate(data.split(b"\n"), start=1):
-            if raw.strip():
-                yield f"{label}:{number}", _LineOf(raw, f"{label}:{number}", suffix == ".jsonl")
-        return
-    rows = _list(_whole(data, label), label) if suffix == ".json" else _table(_whole(data, label), suffix, label)
-    yield from rows
-
-
-class _LineOf:
-    """One line of a file, decoded when called."""
-
-    def __init__(self, raw: bytes, where: str, is_json: bool):
-        self.raw, self.where, self.is_json = raw, where, is_json
-
-    def __call__(self) -> Any:
-        try:
-            text = self.raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            says = f"not UTF-8 (byte {error.start + 1}); save the file as UTF-8"
-            raise BadPrompt("encoding", self.where, says) from error
-        return _parse(text, self.where) if self.is_json else text
-
-
-def _whole(data: bytes, label: str) -> str:
-    """The text of a file that is read as a whole; UserError with the line where it is not UTF-8."""
+def _bytes(path: Path, label: str) -> bytes:
+    """The file without its byte order mark. UserError where it is no text in UTF-8 at all."""
     try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{label}:{line}: not UTF-8 (byte {error.start + 1} of the file); save it as UTF-8") from error
+        data = read_bytes(path, "see prepare_prompts in params.yaml")
+    except UserError as error:
+        raise UserError(str(error).replace(str(path), label, 1)) from error
+    if data.startswith(_OTHER_BOMS):
+        raise UserError(f"{label}: not UTF-8 but UTF-16; save the file as UTF-8")
+    if (at := data.find(b"\0")) >= 0:
+        line = data.count(b"\n", 0, at) + 1
+        raise UserError(f"{label}:{line}: a null byte, as UTF-16 without a mark has them; save the file as UTF-8")
+    return data.removeprefix(_BOM)
 
 
-def _list(text: str, label: str) -> Iterator[tuple[str, Callable[[], Any]]]:
+def _entries(data: bytes, suffix: str, label: str) -> Iterator[Entry]:
+    """The entries of a file; blank lines are none. A byte that is not UTF-8 is half a character until `_source` looks
+    at it, so that it spoils its own entry alone."""
+    text = data.decode("utf-8", "surrogateescape")
+    if suffix == ".json":
+        yield from _list(text, label)
+    elif suffix in SEPARATORS:
+        yield from table_rows(text, SEPARATORS[suffix], label)
+    else:
+        for number, line in enumerate(text.split("\n"), start=1):
+            where = f"{label}:{number}"
+            if line.strip():
+                yield where, partial(_parse, line, where) if suffix == ".jsonl" else partial(_as_given, line)
+
+
+def _list(text: str, label: str) -> Iterator[Entry]:
     try:
         values = _parse(text, label)
     except BadPrompt as bad:
@@ -113,45 +103,16 @@ def _as_given(value: Any) -> Any:
     return value
 
 
-def _table(text: str, suffix: str, label: str) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Rows of a table with a header, as objects; empty cells are null."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=SEPARATORS[suffix], strict=True)
-    try:
-        header = [_COLUMNS.get(name.strip().lower(), name.strip()) for name in next(reader, [])]
-        if "prompt" not in header:
-            raise UserError(f"{label}:1: a header with the column prompt is expected, got {', '.join(header)}")
-        for row in reader:
-            where = f"{label}:{reader.line_num}"
-            if any(cell.strip() for cell in row):
-                yield where, partial(_record, header, row, where)
-    except csv.Error as error:
-        raise UserError(f"{label}:{reader.line_num}: not {suffix[1:]} ({error})") from error
-
-
-def _record(header: list[str], row: list[str], where: str) -> dict[str, Any]:
-    if len(row) != len(header):
-        raise BadPrompt("malformed", where, f"{len(header)} columns are expected, got {len(row)}")
-    return {key: cell or None for key, cell in zip(header, row, strict=True)}
-
-
 def _parse(text: str, where: str) -> Any:
-    def refuse(constant: str) -> NoReturn:
-        raise BadPrompt("malformed", where, f"{constant} is no JSON number")
-
     try:
-        return json.loads(text, parse_constant=refuse)
-    except json.JSONDecodeError as error:
-        line = f"line {error.lineno}, " if "\n" in text.strip() else ""
-        raise BadPrompt("malformed", where, f"not JSON ({error.msg}, {line}column {error.colno})") from error
+        return json_value(text)
+    except ValueError as error:
+        raise BadPrompt("malformed", where, str(error)) from error
 
 
 def _source(value: Any, where: str, max_characters: float) -> Source:
     """One entry of a file: a string, or an object with a prompt."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        says = f"half a character ({json.dumps(error.object[error.start])}), which UTF-8 cannot hold"
-        raise BadPrompt("encoding", where, says) from error
+    _refuse_halves(value, where)
     if isinstance(value, str):
         return Source(_text(value, where, max_characters), None, None, where)
     if not isinstance(value, dict) or "prompt" not in value:
@@ -165,15 +126,30 @@ def _source(value: Any, where: str, max_characters: float) -> Source:
     return Source(prompt, tag, {**value, "prompt": prompt} if own else None, where)
 
 
+def _refuse_halves(value: Any, where: str) -> None:
+    """BadPrompt where the entry holds what UTF-8 cannot: a byte of another encoding, or half a surrogate pair."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        if code in _UNDECODED:
+            says = f"not UTF-8 (the byte {code - 0xDC00:#x}); save the file as UTF-8"
+        else:
+            says = f"half a character ({json.dumps(chr(code))}), which UTF-8 cannot hold"
+        raise BadPrompt("encoding", where, says) from error
+
+
 def _text(value: Any, where: str, max_characters: float) -> str:
     shown = json.dumps(value)[:80]
     if not isinstance(value, str):
         raise BadPrompt("malformed", where, f"the prompt is {shown}; a text that is not empty is expected")
-    text = value.strip()
-    if not text:
+    text = value.strip().strip("\ufeff").strip()  # marks where files were put together
+    if is_blank(text):
         raise BadPrompt("empty", where, f"the prompt is {shown}; a text that is not empty is expected")
-    if "\ufeff" in text:
-        raise BadPrompt("encoding", where, f"the prompt is {shown}, with a byte order mark in it")
+    for character in text:
+        if unicodedata.category(character) == "Cc" and character not in _SPACES:
+            says = f"the prompt is {shown}, with the control character {json.dumps(character)} in it"
+            raise BadPrompt("encoding", where, says)
     if len(text) > max_characters:
         says = f"the prompt has {len(text)} characters, above prepare_prompts.max_characters: {max_characters}"
         raise BadPrompt("overlong", where, says)

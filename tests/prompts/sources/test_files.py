@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_tables_have_a_header(tmp_path: Path) -> None:
         ("a dog, a cat", "Colors", None),
         ("two\nlines", None, None),
     ]
-    assert [s.where for s in sources] == ["p.csv:2", "p.csv:5"]
+    assert [s.where for s in sources] == ["p.csv:2", "p.csv:4"]
     tabs = read(tmp_path, "p.tsv", "prompt\tseed\na dog\t7\n")
     assert [(s.prompt, s.metadata) for s in tabs] == [("a dog", {"prompt": "a dog", "seed": "7"})]
 
@@ -62,9 +63,23 @@ LINES = [
     ("p.jsonl", b'{"prompt": "a", "metadata": []}', "malformed", r"p\.jsonl:2: metadata is \[\]; dict or null"),
     ("p.jsonl", b'{"prompt": "a", "tag": 1}', "malformed", r"p\.jsonl:2: tag is 1; str or null"),
     ("p.jsonl", b'{"prompt": "a", "tag": "\\ud800"}', "encoding", r'p\.jsonl:2: half a character \("\\ud800"\)'),
-    ("p.jsonl", b'"a caf\xe9"', "encoding", r"p\.jsonl:2: not UTF-8 \(byte 7\)"),
-    ("p.txt", b"a caf\xe9", "encoding", r"p\.txt:2: not UTF-8 \(byte 6\); save the file as UTF-8"),
-    ("p.txt", "\ufeffa cat".encode(), "encoding", r"p\.txt:2: the prompt is .*with a byte order mark"),
+    ("p.jsonl", b'"a caf\xe9"', "encoding", r"p\.jsonl:2: not UTF-8 \(the byte 0xe9\)"),
+    ("p.txt", b"a caf\xe9", "encoding", r"p\.txt:2: not UTF-8 \(the byte 0xe9\); save the file as UTF-8"),
+    ("p.txt", b"a \x1b[0m cat", "encoding", r'p\.txt:2: the prompt is .*, with the control character "\\u001b" in it'),
+    ("p.txt", "a\x85cat".encode(), "encoding", r'p\.txt:2: the prompt is .*, with the control character "\\u0085"'),
+    ("p.jsonl", b'"a\\u0000cat"', "encoding", r'p\.jsonl:2: the prompt is .*, with the control character "\\u0000"'),
+    ("p.txt", "\u200b \u2060\ufe0f".encode(), "empty", r"p\.txt:2: the prompt is "),
+    ("p.jsonl", b'{"prompt": "a", "metadata": {"x": 1e999}}', "malformed", r"p\.jsonl:2: 1e999 is beyond the largest"),
+    (
+        "p.jsonl",
+        b'{"prompt": ' + b"7" * 5000 + b"}",
+        "malformed",
+        r"p\.jsonl:2: not JSON that can be read \(an integer",
+    ),
+    ("p.jsonl", b"[" * 50_000, "malformed", r"p\.jsonl:2: not JSON that can be read \(nested too deep\)"),
+    ("p.csv", b"caf\xe9", "encoding", r"p\.csv:2: not UTF-8 \(the byte 0xe9\); save the file as UTF-8"),
+    ("p.csv", b'"a "cat"', "malformed", r"p\.csv:2: a quote is not closed or misplaced \("),
+    ("p.csv", b'"a cat', "malformed", r"p\.csv:2: a quote is not closed or misplaced \(.*expected"),
     ("p.txt", b"x" * 100, "overlong", r"p\.txt:2: the prompt has 100 characters, above .*max_characters: 99"),
     ("p.tsv", b"a\tb", "malformed", r"p\.tsv:2: 1 columns are expected, got 2"),
 ]
@@ -74,13 +89,14 @@ LINES = [
 def test_a_faulty_line_is_an_error_or_dropped_and_reported(
     tmp_path: Path, name: str, line: bytes, reason: str, says: str
 ) -> None:
-    first = b"prompt" if name.endswith(".tsv") else b'"a dog"'
+    table = name.endswith((".tsv", ".csv"))
+    first = b"prompt" if table else b'"a dog"'
     content = b"\n".join((first, line, b'"a cow"', b""))
     with pytest.raises(BadPrompt, match=says):
         read(tmp_path, name, content)
     faults = Faults(drop=True)
     kept = [s.prompt.strip('"') for s in read(tmp_path, name, content, faults)]
-    assert kept == (["a cow"] if name.endswith(".tsv") else ["a dog", "a cow"])
+    assert kept == (["a cow"] if table else ["a dog", "a cow"])
     (dropped,) = faults.dropped
     assert (dropped["where"], dropped["reason"]) == (f"{name}:2", reason)
 
@@ -91,9 +107,11 @@ def test_a_faulty_line_is_an_error_or_dropped_and_reported(
     [
         ("p.json", b'{"prompt": "a dog"}', r"p\.json: a list of prompts is expected, got dict"),
         ("p.json", b'["a",\n "b" "c"]', r"p\.json: not JSON \(Expecting ',' delimiter, line 2, column 6\)"),
-        ("p.json", b'["a dog",\n"caf\xe9"]', r"p\.json:2: not UTF-8 \(byte 15 of the file\)"),
-        ("p.csv", b"text,tag\na dog,\n", r"p\.csv:1: a header with the column prompt is expected, got text, tag"),
-        ("p.csv", b'prompt\n"a dog\n', r"p\.csv:2: not csv"),
+        ("p.csv", b"words,tag\na dog,\n", r"p\.csv:1: a header with the column prompt is expected, got words, tag"),
+        ("p.csv", b"Prompt,n,n\na,b,c\n", r"p\.csv:1: the column n is there twice; name them apart"),
+        ("p.csv", b'"prompt\na dog\n', r"p\.csv:1: a quote is not closed or misplaced \(unexpected end of data\)"),
+        ("p.txt", "a dog\na cat\n".encode("utf-16-le"), r"p\.txt:1: a null byte, as UTF-16 without a mark has them"),
+        ("p.jsonl", b'"a dog"\n"a\0cat"\n', r"p\.jsonl:2: a null byte"),
         ("p.txt", b"\n \n", r"p\.txt: there is no prompt in it"),
         ("p.txt", "a dog".encode("utf-16"), r"p\.txt: not UTF-8 but UTF-16; save the file as UTF-8"),
         ("p.xlsx", b"a dog\n", r"p\.xlsx: prompts are read from \.txt, \.json, \.jsonl, \.csv, \.tsv files"),
@@ -106,8 +124,85 @@ def test_a_file_that_cannot_be_read_is_always_an_error(
         read(tmp_path, name, content, Faults(drop))
 
 
+def test_one_item_of_a_list_is_not_utf8(tmp_path: Path) -> None:
+    data = b'["a dog",\n"caf\xe9", "a cow"]'
+    with pytest.raises(BadPrompt, match=r"^p\.json: item 2: not UTF-8 \(the byte 0xe9\)"):
+        read(tmp_path, "p.json", data)
+    assert [source.prompt for source in read(tmp_path, "p.json", data, Faults(drop=True))] == ["a dog", "a cow"]
+
+
+def test_faulty_rows_of_a_table_cost_only_themselves(tmp_path: Path) -> None:
+    rows = ["prompt,tag", '"a dog', "a cat,t", '"a "b" c",t', '"two', 'lines",t', "caf\xe9,t", "one,too,many", "a cow,"]
+    faults = Faults(drop=True)
+    sources = read(tmp_path, "p.csv", "\n".join(rows).encode("latin-1"), faults)
+    assert [(s.prompt, s.where) for s in sources] == [
+        ("a cat", "p.csv:3"),
+        ("two\nlines", "p.csv:5"),
+        ("a cow", "p.csv:9"),
+    ]
+    assert [(d["where"], d["reason"]) for d in faults.dropped] == [
+        ("p.csv:2", "malformed"),
+        ("p.csv:4", "malformed"),
+        ("p.csv:7", "encoding"),
+        ("p.csv:8", "malformed"),
+    ]
+
+
+def test_quotes_in_a_tsv_are_text_unless_it_is_written_with_quotes(tmp_path: Path) -> None:
+    plain = 'Prompt\tCategory\tChallenge\tNote\n"G I G" on a wall\tArts\tBasic\t\na 5" disk\tArts\tBasic\tan inch\n'
+    sources = read(tmp_path, "p.tsv", plain)
+    assert [(s.prompt, s.tag) for s in sources] == [('"G I G" on a wall', "Arts"), ('a 5" disk', "Arts")]
+    assert sources[1].metadata == {"prompt": 'a 5" disk', "Challenge": "Basic", "Note": "an inch", "tag": "Arts"}
+    for quoted in ('prompt\ttag\n"a ""red"" dog"\tx\n', '"prompt"\t"tag"\n"a ""red"" dog"\t"x"\n'):
+        assert [(s.prompt, s.tag) for s in read(tmp_path, "p.tsv", quoted)] == [('a "red" dog', "x")]
+
+
+def test_what_has_no_shape_is_kept_but_for_marks_at_the_ends(tmp_path: Path) -> None:
+    sources = read(tmp_path, "p.txt", "a \U0001f469\u200d\U0001f680\n\ufeff a cat\ufeff\na\tb\ufeffc\n")
+    assert [s.prompt for s in sources] == ["a \U0001f469\u200d\U0001f680", "a cat", "a\tb\ufeffc"]
+
+
+# The public files' layouts, with prompts of our own.
+PUBLIC = {
+    "PartiPrompts.tsv": 'Prompt\tCategory\tChallenge\tNote\n"Hi" on a cup\tArtifacts\tBasic\t\n',
+    "drawbench.csv": 'Prompts,Category\nA red cup.,Colors\n"A cup, a fork.",Counting\n',
+    "evaluation_metadata.jsonl": json.dumps(GENEVAL) + "\n",
+    "geneval2_data.jsonl": json.dumps(
+        {"prompt": "two cups", "atom_count": 2, "vqa_list": [["How many cups?", "two"]], "skills": ["count"]}
+    )
+    + "\n",
+    "pickscore_train.txt": "a cup,\ta fork\na \u200bcup\n",
+    "ocr_test.txt": 'A cup that says "Hi there", close-up.\n',
+    "color_val.txt": "a red cup and a blue fork\r\na green cup\r\n",  # T2I-CompBench
+    "benchmark.json": '["a cup", "a fork"]',
+    "hpdv3.json": '[{"prompt": "a cup", "path1": "x.jpg", "path2": "y.jpg", "confidence": null}]',
+    "dpg_1.txt": "A long text about a cup. It stands on a table.",  # DPG's folder of prompts: one a file, no line break
+}
+FIRST = {
+    "PartiPrompts.tsv": '"Hi" on a cup',
+    "drawbench.csv": "A red cup.",
+    "color_val.txt": "a red cup and a blue fork",
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_files_load_as_they_are_distributed(tmp_path: Path, name: str) -> None:
+    sources = read(tmp_path, name, PUBLIC[name])
+    assert sources[0].prompt == FIRST.get(name, sources[0].prompt)
+    assert len(sources) == max(PUBLIC[name].count("\n") - name.endswith((".tsv", ".csv")), 1 + name.startswith("bench"))
+    for kind in ("geneval2", "geneval", "ocr"):
+        if name.startswith({"geneval": "evaluation"}.get(kind, kind)):
+            assert checked(sources, CHECKS[kind], Faults())[0].metadata is not None
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p.txt")
+    with pytest.raises(UserError, match=r"^p\.txt: not a regular file; see prepare_prompts in params\.yaml$"):
+        file_sources(tmp_path / "p.txt", "p.txt", Faults())
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere\.txt: cannot be read \(No such file"):
+    with pytest.raises(UserError, match=r"^nowhere\.txt: no such file; see prepare_prompts in params\.yaml$"):
         file_sources(tmp_path / "nowhere.txt", "nowhere.txt", Faults())
 
 
