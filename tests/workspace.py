@@ -16,7 +16,8 @@ from rtdmd.common.files import save_tensors, write_json
 from rtdmd.config import Params, preset
 from rtdmd.config.render import params_text
 from rtdmd.pipeline.provenance import package_versions
-from rtdmd.rewards import identities, load_reward
+from rtdmd.rewards.protocol import identities
+from rtdmd.rewards.registry import load_reward
 
 REPOSITORY = Path(__file__).parents[1]
 STAGES = ("train_acdmd", "train_rtdmd")

@@ -18,8 +18,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from rtdmd.rewards.ocr import Ocr
 from rtdmd.rewards.ocr_text import text_score
+from rtdmd.rewards.scorers.ocr import Ocr
 
 _TEXT = """
 able acid aged also apple area army away baby back ball band bank base beach bear beat bell bike bird blade blue boat

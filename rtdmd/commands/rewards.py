@@ -54,9 +54,9 @@ def entries(params: Params) -> list[RewardParams]:
 def check(params: Params) -> None:
     """Print a row a scorer: images a second, and its scores on the drawn pictures, prompt by prompt."""
     from rtdmd.common.torch_setup import configure
-    from rtdmd.rewards import check_rewards, load_reward
-    from rtdmd.rewards.golden import measure
+    from rtdmd.rewards.golden import check_rewards, measure
     from rtdmd.rewards.golden_cases import case_of
+    from rtdmd.rewards.registry import load_reward
 
     device = configure(params.run)
     for entry in entries(params):
@@ -73,8 +73,8 @@ def check(params: Params) -> None:
 def record(params: Params, file: Path | None) -> None:
     """Write the records of every scorer, and name the files."""
     from rtdmd.common.torch_setup import configure
-    from rtdmd.rewards import load_reward
     from rtdmd.rewards.golden import record_rewards
+    from rtdmd.rewards.registry import load_reward
 
     device = configure(params.run)
     for path in record_rewards([load_reward(entry, device) for entry in entries(params)], file=file):

@@ -10,7 +10,7 @@ from rtdmd.config.model import AdapterParams, ModelParams
 from rtdmd.config.presets import PRESETS, RECIPES, preset
 from rtdmd.config.real import NOTES
 from rtdmd.config.results import EvaluateParams, PublishParams, ReportParams
-from rtdmd.config.rewards import RewardParams
+from rtdmd.config.rewards import RewardParams, reward_params
 from rtdmd.config.run import RunParams
 from rtdmd.config.train_acdmd import ConsistencyParams, RenoiseParams, TrainAcdmdParams
 from rtdmd.config.train_rtdmd import TermWeights, TrainRtdmdParams
@@ -38,4 +38,5 @@ __all__ = [
     "load_params",
     "parse_params",
     "preset",
+    "reward_params",
 ]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -63,11 +63,14 @@ def validate_as(model: type[Settings], tree: dict[str, Any], name: str, remedy: 
 
 def _sentence(error: ErrorDetails, model: type[BaseModel], remedy: str) -> str:
     """One pydantic error as `key: value; what is allowed`."""
-    key = _dotted(error["loc"])
+    section, location = _section_at(model, error["loc"])
+    key = _dotted(location)
     if error["type"] == "extra_forbidden":
-        return _unknown_key(model, error["loc"], error["input"])
+        return _unknown_key(model, section, location, error["input"])
     if error["type"] == "missing":
-        return f"{key} is missing; {remedy}"
+        return f"{key} is missing; {_meaning(section, location) or remedy}"
+    if error["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        return _unknown_kind(error, key, list(_members(section, location)))
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error" and isinstance(error["input"], dict | BaseModel):
         return (
@@ -81,10 +84,26 @@ def _sentence(error: ErrorDetails, model: type[BaseModel], remedy: str) -> str:
     return f"{key}: {_short(error['input'])} is not allowed; allowed: {rule[0].lower()}{rule[1:]}"
 
 
-def _unknown_key(model: type[BaseModel], location: tuple[int | str, ...], value: Any) -> str:
+def _meaning(section: type[BaseModel], location: tuple[int | str, ...]) -> str | None:
+    """What the missing key of an entry in a list may be; None for any other key."""
+    if not isinstance(location[-2:][0], int):
+        return None
+    about: Any = section.model_fields[str(location[-1])].json_schema_extra
+    return f"allowed: {about['summary']}"
+
+
+def _unknown_kind(error: ErrorDetails, key: str, allowed: list[str]) -> str:
+    """An entry whose name is missing or is none of those allowed."""
+    if error["type"] == "union_tag_not_found":
+        return f"{key}.name is missing; allowed: {', '.join(allowed)}"
+    name = error["ctx"]["tag"]
+    return f"{key}.name: {_short(name)} is not allowed; allowed: {', '.join(allowed)}{_did_you_mean(name, allowed)}"
+
+
+def _unknown_key(model: type[BaseModel], section: type[BaseModel], location: tuple[int | str, ...], value: Any) -> str:
     """Unknown keys name their nearest relatives, in the same section first."""
-    *parents, last = location
-    allowed = list(_fields_at(model, parents))
+    last = location[-1]
+    allowed = list(section.model_fields)
     near = difflib.get_close_matches(str(last), allowed, n=1)
     if not near:
         leaves = {path.rsplit(".", 1)[-1]: path for path in _all_keys(model)}
@@ -93,16 +112,45 @@ def _unknown_key(model: type[BaseModel], location: tuple[int | str, ...], value:
     return f"{_dotted(location)}: unknown key (value {_short(value)}); allowed: {', '.join(allowed)}{hint}"
 
 
-def _fields_at(model: type[BaseModel], parents: list[int | str]) -> Iterator[str]:
-    """Names of the fields of the section found by walking `parents` from `model`."""
-    for part in parents:
-        if isinstance(part, str):
-            model = _section_type(model, part) or model
-    yield from model.model_fields
+def _section_at(
+    model: type[BaseModel], location: tuple[int | str, ...]
+) -> tuple[type[BaseModel], tuple[int | str, ...]]:
+    """The section that has (or lacks) the key at a location, and the location as the file has it.
+
+    Where entries are of several kinds, pydantic puts the kind's name after the number of the entry.
+    """
+    section = model
+    found: list[int | str] = []
+    for part in location:
+        kinds = _members(section, found)
+        if found and isinstance(found[-1], int) and part in kinds:
+            section = kinds[str(part)]
+            continue
+        if found and isinstance(part, str):
+            names = [name for name in found if isinstance(name, str)]
+            section = _section_type(section, names[-1]) or section
+        found.append(part)
+    return section, tuple(found)
+
+
+def _members(section: type[BaseModel], location: Sequence[int | str]) -> dict[str, type[BaseModel]]:
+    """The classes of the entries at ``location``, a place in ``section``, by the names that tell them apart; {} where
+    all are of one kind."""
+    names = [part for part in location if isinstance(part, str)]
+    if not names or names[-1] not in section.model_fields:
+        return {}
+    kinds: dict[str, type[BaseModel]] = {}
+    for entry in get_args(section.model_fields[names[-1]].annotation):
+        if get_origin(entry) is Annotated:
+            kinds = {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in get_args(get_args(entry)[0])}
+    return kinds
 
 
 def _section_type(model: type[BaseModel], field: str) -> type[BaseModel] | None:
-    """The section class behind a field (itself or the members of its tuple), None for a plain value."""
+    """The section class behind a field (itself or the members of its tuple), None for a plain value, for entries of
+    several kinds and for what is no field."""
+    if field not in model.model_fields:
+        return None
     annotation: Any = model.model_fields[field].annotation
     for candidate in (annotation, *getattr(annotation, "__args__", ())):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import field_validator, model_validator
 
 from rtdmd.common.section import Flag, Real, Section, Whole, param
-from rtdmd.config.rewards import RewardParams, distinct
+from rtdmd.config.rewards import RewardEntry, distinct
 
 ModelName = Literal["teacher", "teacher_few_step", "train_acdmd", "train_rtdmd"]
 
@@ -23,7 +23,7 @@ class EvaluateParams(Section):
         "CPS noise levels at which the student of stage two is scored besides model.eta; the card prints them",
         source="ours: 0 and 1, what diffusers' own scheduler can do",
     )
-    rewards: tuple[RewardParams, ...] = param("scores reported, each once", source="ours", min_length=1)
+    rewards: tuple[RewardEntry, ...] = param("scores reported, each once", source="ours", min_length=1)
     features_model: str | None = param(
         "CLIPModel folder whose image embedding measures Fréchet distance and diversity; null: neither", source="ours"
     )

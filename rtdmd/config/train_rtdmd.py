@@ -13,7 +13,7 @@ from pydantic import field_validator, model_validator
 
 from rtdmd.common.section import Flag, Real, Section, Whole, param
 from rtdmd.config.recipes import StageTwoRecipe, check_recipe
-from rtdmd.config.rewards import RewardParams, distinct
+from rtdmd.config.rewards import RewardEntry, distinct
 from rtdmd.config.train_acdmd import ConsistencyParams, RenoiseParams
 from rtdmd.config.validation import ValidationParams
 
@@ -182,7 +182,7 @@ class TrainRtdmdParams(Section):
     ema_every: Whole = param(
         "generator updates between updates of the average", unit="updates", source="public code: 8", ge=1
     )
-    rewards: tuple[RewardParams, ...] = param(
+    rewards: tuple[RewardEntry, ...] = param(
         "training rewards, each once", source="public code: four of weight 1", min_length=1
     )
     validation: ValidationParams

@@ -17,15 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rtdmd.common.images import Pixels, to_uint8
-from rtdmd.config import EvaluateParams, RewardParams
+from rtdmd.config import EvaluateParams
 from rtdmd.evaluate.plan import Item
 from rtdmd.evaluate.tables import Scores, scores_of
 from rtdmd.evaluate.world_figures import Reading, reading
-from rtdmd.rewards import identities
-from rtdmd.rewards.clipscore import ClipScore
-from rtdmd.rewards.clipscore import load as load_clip
+from rtdmd.rewards.clip import ClipReward
 from rtdmd.rewards.panel import CPU, Panel, open_panel
-from rtdmd.rewards.protocol import Metadata
+from rtdmd.rewards.protocol import Metadata, identities
+from rtdmd.rewards.scorers.clipscore import ClipScoreParams
+from rtdmd.rewards.scorers.clipscore import load as load_clip
 from rtdmd.world.verifier import Verdict, verify
 
 Batch = tuple[Sequence[Item], Tensor]  # items and their images (B, 3, H, W) in [0, 1]
@@ -38,7 +38,7 @@ class Judge:
     """The scorers of an evaluation, loaded once."""
 
     panel: Panel
-    clip: ClipScore | None  # whose image embedding is the feature space
+    clip: ClipReward | None  # whose image embedding is the feature space
     world: bool  # read the images with the world's verifier
 
     def identities(self) -> dict[str, dict[str, Any]]:
@@ -68,13 +68,13 @@ def load_judge(params: EvaluateParams, device: torch.device, root: Path) -> Judg
     panel = open_panel(params.rewards, device, root)
     clip = None
     if params.features_model is not None:
-        spec = RewardParams(name="clipscore", model=str((root / params.features_model).absolute()))
+        spec = ClipScoreParams(name="clipscore", model=str((root / params.features_model).absolute()))
         clip = load_clip(spec, device)
     return Judge(panel, clip, "world_verifier" in panel.rewards)
 
 
 @torch.no_grad()
-def image_features(clip: ClipScore, images: Tensor) -> np.ndarray:
+def image_features(clip: ClipReward, images: Tensor) -> np.ndarray:
     """Unit image embeddings (B, D) float64 of images (B, 3, H, W) in [0, 1]."""
     pixels = clip.transform(images.to(clip.device, torch.float32))
     embedded = clip.model.get_image_features(pixel_values=pixels).pooler_output

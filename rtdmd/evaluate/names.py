@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from rtdmd.config.rewards import LABELS as REWARD_LABELS
+
 STUDENT = "train_rtdmd"  # the published one
 LABELS = {
     "teacher": "Teacher",
@@ -24,8 +26,7 @@ SCORES = {
     "strict": "Strict",
     "lenient": "Lenient",
     "soft": "Soft",
-    "clipscore": "CLIP score",
-    "world_verifier": "Verifier reward",
+    **REWARD_LABELS,
 }
 
 

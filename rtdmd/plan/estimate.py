@@ -117,7 +117,8 @@ def _parameters(stand: Stand) -> dict[str, tuple[int, str]]:
     adapter = {name: sum(p.numel() for p in stand.adapter(name)) for name in ADAPTER_NAMES}
     kind = "a copy of the transformer" if stand.roles.full else f"LoRA of rank {stand.params.adapter.rank}"
     text = size_of(stand.text.values())[0]
-    rewards = {scorer.name: size_of(scorer.modules)[0] + scorer.recorded[0] for scorer in stand.scorers.values()}
+    scorers = stand.scorers.values()
+    rewards = {scorer.name: size_of(scorer.modules)[0] + scorer.recorded.parameters for scorer in scorers}
     found = {
         "teacher (base of every role)": (stand.base_size()[0], f"{stand.params.model.dtype}, frozen"),
         "generator, stage one (acdmd)": (adapter["acdmd"], f"{kind}, trained in train_acdmd"),

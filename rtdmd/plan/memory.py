@@ -215,7 +215,7 @@ def _text(stand: Stand) -> dict[str, float]:
 
 def _rewards(stand: Stand, specs: Iterable[RewardParams]) -> float:
     scorers = [stand.scorers[model_of(spec)] for spec in specs]
-    recorded = sum(scorer.recorded[0] * scorer.recorded[1] for scorer in scorers)
+    recorded = sum(scorer.recorded.parameters * scorer.recorded.width for scorer in scorers)
     return recorded + size_of([module for scorer in scorers for module in scorer.modules])[1]
 
 

@@ -26,7 +26,7 @@ Model = tuple[str | None, ...]
 
 def model_of(spec: RewardParams) -> Model:
     """What tells two rewards' networks apart."""
-    return spec.name, spec.model, spec.base, spec.colour_model, spec.socket
+    return spec.networks()
 
 
 @dataclass

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,29 +68,36 @@ def folder_hashes(folder: Path, *suffixes: str) -> dict[str, str]:
     return file_hashes(*(path for path in folder.iterdir() if path.suffix in suffixes))
 
 
-class ClipReward:
-    """`rtdmd.rewards.protocol.Reward`: ``scale`` times the cosine of image and text embedding.
+def unchanged(cosine: Tensor) -> Tensor:
+    """The cosine as the score."""
+    return cosine
 
-    Text embeddings are kept: each prompt is embedded once, alone, so that a score depends neither on its batch nor on
-    what was scored before.
+
+@dataclass
+class ClipReward:
+    """`rtdmd.rewards.protocol.Reward`: a scaled cosine of image and text embedding; gradients reach the images.
+
+    transform: images (B, 3, H, W) in [0, 1] to pixel values. files: sha256 by name, for `identity`. scaled: cosines
+    (B,) to scores (B,). Text embeddings are kept: each prompt is embedded once, alone, so that a score depends neither
+    on its batch nor on what was scored before.
     """
 
     name: str
-    differentiable = True
-    needs_metadata = False
+    model: Any
+    tokenizer: Any
+    transform: Any
+    files: Mapping[str, str]
+    device: torch.device
     range: tuple[float, float] = (-1.0, 1.0)
-    version: ClassVar[int] = 1  # raise it when the score of any image changes
-
-    def __init__(self, model: Any, tokenizer: Any, transform: Any, files: Mapping[str, str], device: torch.device):
-        """transform: images (B, 3, H, W) in [0, 1] to pixel values; files: sha256 by name, for `identity`."""
-        self.model, self.tokenizer, self.transform = model, tokenizer, transform
-        self.device = device
-        self._files = dict(files)
-        self._texts: dict[str, Tensor] = {}
+    scaled: Callable[[Tensor], Tensor] = unchanged
+    version: int = 1  # raise it when the score of any image changes
+    differentiable: bool = True
+    needs_metadata: bool = False
+    _texts: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def identity(self) -> dict[str, Any]:
         """See the protocol; ``files`` are the sha256 of weights, tokenizer and preprocessing."""
-        return {"name": self.name, "files": self._files, "template": TEMPLATE, "version": self.version}
+        return {"name": self.name, "files": dict(self.files), "template": TEMPLATE, "version": self.version}
 
     def to(self, device: torch.device) -> None:
         """See the protocol."""
@@ -101,14 +109,11 @@ class ClipReward:
         """See the protocol; gradients reach the images."""
         check_batch(images, prompts, metadata)
         texts = torch.stack([self._text(prompt) for prompt in prompts])
-        return checked(self.name, self._scaled((self.embed(images) * texts).sum(-1)))
+        return checked(self.name, self.scaled((self.embed(images) * texts).sum(-1)))
 
     def embed(self, images: Tensor) -> Tensor:
         """Unit image embeddings (B, D) of images (B, 3, H, W) in [0, 1]."""
         return embed_images(self.model, self.transform(images.to(self.device, torch.float32)))
-
-    def _scaled(self, cosine: Tensor) -> Tensor:
-        return cosine
 
     @torch.no_grad()
     def _text(self, prompt: str) -> Tensor:

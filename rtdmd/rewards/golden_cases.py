@@ -6,7 +6,7 @@ pictures equal scores. Most scorers get scenes of the embedded world; those that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rtdmd.common.files import sha256_bytes
 from rtdmd.rewards.protocol import Metadata
+from rtdmd.rewards.registry import REWARDS
 from rtdmd.world.grammar import COLORS, SHAPES
 from rtdmd.world.render import CELLS, PLACEMENTS, Scenes, render
 
@@ -120,10 +121,7 @@ def object_case() -> Case:
     return Case(_drawn(pictures), names, prompts, records, varies=False)
 
 
-CASES: dict[str, Callable[[], Case]] = {"ocr": text_case, "geneval": object_case, "geneval2": question_case}
-"""Scorers that the embedded world's scenes say nothing to."""
-
-
 def case_of(name: str) -> Case:
-    """The case that a scorer of this name is tried on."""
-    return CASES.get(name, world_case)()
+    """The case that a scorer of this name is tried on: its own, or the embedded world's."""
+    own = REWARDS[name].case if name in REWARDS else None
+    return own() if own is not None else world_case()

@@ -22,7 +22,7 @@ from rtdmd.rewards.protocol import Metadata, Reward
 from rtdmd.rewards.registry import load_reward
 
 if TYPE_CHECKING:
-    from rtdmd.config import RewardParams
+    from rtdmd.rewards.registration import RewardParams
 
 Batch = tuple[Tensor, Sequence[str], Sequence[Metadata]]
 CPU = torch.device("cpu")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rtdmd.common.errors import NonFiniteError, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
 
 Metadata = Mapping[str, Any] | None
 
@@ -66,10 +67,9 @@ def require_metadata(name: str, prompts: Sequence[str], metadata: Sequence[Metad
 
 def checked(name: str, scores: Tensor) -> Tensor:
     """The scores (B,), after checking that they are finite."""
-    if not torch.isfinite(scores).all():
-        raise NonFiniteError(
-            f"reward {name} gave a score that is not finite, at image {int((~torch.isfinite(scores)).nonzero()[0])}"
-        )
+    finite = scores.isfinite()
+    if not finite.all():
+        raise NonFiniteError(f"reward {name} gave a score that is not finite, at image {int((~finite).nonzero()[0])}")
     return scores
 
 
@@ -78,7 +78,7 @@ def as_bytes(name: str, images: Tensor) -> NDArray[np.uint8]:
 
     Raises NonFiniteError that names the first image with a pixel that is not finite.
     """
-    finite = torch.isfinite(images).flatten(1).all(1)
+    finite = images.isfinite().flatten(1).all(1)
     if not finite.all():
         raise NonFiniteError(f"reward {name} got a pixel that is not finite, at image {int((~finite).nonzero()[0])}")
     return (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -32,7 +32,7 @@ from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.rewards.protocol import Metadata, Reward, check_batch, checked
 
 if TYPE_CHECKING:
-    from rtdmd.config import RewardParams
+    from rtdmd.rewards.registration import RewardParams
 
 MAX_HEADER = 2**26  # bytes
 MAX_ARRAYS = 2**33  # bytes

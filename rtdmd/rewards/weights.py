@@ -17,47 +17,31 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.files import load_tensors, sha256_file
 from rtdmd.common.hub import fetching
 from rtdmd.common.torch_setup import quiet_loading
-from rtdmd.config.rewards import SOURCES
 
 if TYPE_CHECKING:
-    from rtdmd.config import RewardParams
-
-_TEXTS = ["*.json", "*.txt", "*.model", "*.jinja"]
-_ALL = [*_TEXTS, "*.safetensors"]
-WANTED = {
-    ("hpsv2", "model"): ["HPS_v2.1_compressed.pt"],
-    ("hpsv2", "base"): _TEXTS,
-    ("imagereward", "model"): ["ImageReward.pt", "med_config.json"],
-    ("imagereward", "base"): _TEXTS,
-    ("aesthetic", "model"): ["*.pth", "*.safetensors"],
-    ("hpsv3", "model"): [*_TEXTS, "HPSv3.safetensors"],
-    ("hpsv3", "base"): _TEXTS,
-    ("pickscore", "base"): _TEXTS,
-}
-"""(scorer, field) -> what is fetched of a Hub repository; elsewhere configs, tokenizers and safetensors."""
+    from rtdmd.rewards.registration import RewardParams
 
 
 def on_this_machine(params: RewardParams, root: Path) -> RewardParams:
-    """The same entry with a folder in each field of SOURCES: relative ones from ``root``, Hub ids downloaded.
+    """The same entry with a folder in each of its sources: relative ones from ``root``, Hub ids downloaded.
 
     Raises UserError that says what to do: a gated or unknown repository, no such commit, no connection.
     """
     found = {}
-    for source, pin in SOURCES.items():
-        value, revision = getattr(params, source), getattr(params, pin)
+    for key in params.sources:
+        value = getattr(params, key)
         if value is not None:
-            hub = params.is_hub_id(source)
-            found[source] = str(_download(params.name, source, value, revision) if hub else root / value)
+            found[key] = str(_download(params, key) if params.is_hub_id(key) else root / value)
     return params.model_copy(update=found)
 
 
-def _download(name: str, source: str, repository: str, revision: str) -> Path:
+def _download(params: RewardParams, key: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    key = f"rewards: {name}"
-    with fetching(f"{key}: {source}", f"{key}: {SOURCES[source]}", repository, revision):
-        patterns = WANTED.get((name, source), _ALL)
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    source, entry = params.sources[key], f"rewards: {params.name}"
+    repository, revision = getattr(params, key), getattr(params, source.pin)
+    with fetching(f"{entry}: {key}", f"{entry}: {source.pin}", repository, revision):
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(source.files)))
 
 
 def file_in(folder: Path, key: str, *names: str) -> Path:

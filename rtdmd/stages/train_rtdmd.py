@@ -26,8 +26,8 @@ from rtdmd.common.rng import permutation
 from rtdmd.config import Params, TrainRtdmdParams
 from rtdmd.flow.policy import draw_step_subset
 from rtdmd.pipeline.stage import Stage
-from rtdmd.rewards import identities
 from rtdmd.rewards.panel import Panel, open_panel
+from rtdmd.rewards.protocol import identities
 from rtdmd.train.accumulate import Gradients, combine
 from rtdmd.train.adapters import ADAPTERS, AdapterBank, Average, Learner
 from rtdmd.train.baseline_losses import (

@@ -16,7 +16,7 @@ from rtdmd.common.rng import integers
 from rtdmd.flow.cps import cps_mean_std
 from rtdmd.flow.matching import dmd_loss, matching_rewards
 from rtdmd.flow.path import x0_from_velocity
-from rtdmd.rewards import Reward
+from rtdmd.rewards.protocol import Reward
 from rtdmd.train.accumulate import Gradients, micro_batches
 from rtdmd.train.losses import Draws, Renoised, Velocities, matching_direction, renoised
 from rtdmd.train.reinforce import MatchingReward, Rollout, describe

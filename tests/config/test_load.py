@@ -110,7 +110,7 @@ def test_misspelt_section_comes_before_the_missing_one() -> None:
         ({"train_rtdmd": {"matching_path": "chain"}}, "allowed: last_step, random_step, whole_chain, reward"),
         (
             {"evaluate": {"rewards": [{"name": "clipscore"}]}},
-            "evaluate.rewards[0].model: None for clipscore; allowed: a CLIPModel folder or Hub id",
+            "evaluate.rewards[0].model is missing; allowed: a CLIPModel folder or Hub id",
         ),
         (
             {"evaluate": {"rewards": [{"name": "clipscore", "model": "a"}, {"name": "clipscore", "model": "b"}]}},

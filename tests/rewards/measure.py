@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
-from rtdmd.rewards import NAMES, Reward, load_reward
 from rtdmd.rewards.golden_cases import case_of
+from rtdmd.rewards.protocol import Reward
+from rtdmd.rewards.registry import NAMES, load_reward
 from tests.rewards.reward_checks import derivatives
 from tests.rewards.tiny_scorers import entry
 from tests.tiny import make_tiny_clip

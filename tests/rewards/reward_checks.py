@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rtdmd.rewards import Reward
+from rtdmd.rewards.protocol import Reward
 
 PROMPTS = ["a photo of a red circle", "a photo of two squares", "a photo of a blue cross"]
 NONE = [None] * 3

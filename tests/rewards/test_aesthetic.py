@@ -9,8 +9,9 @@ import torch
 from transformers import CLIPModel
 
 from rtdmd.common.errors import UserError
-from rtdmd.config import RewardParams
-from rtdmd.rewards import Reward, load_reward
+from rtdmd.config import reward_params
+from rtdmd.rewards.protocol import Reward
+from rtdmd.rewards.registry import load_reward
 from tests.rewards.reward_checks import MEAN, NONE, PROMPTS, STD, check_scorer, pictures
 from tests.rewards.tiny_scorers import LAION, Predictor, write_predictor
 
@@ -27,7 +28,7 @@ def original(folder: Path) -> Predictor:
 
 @pytest.fixture(scope="module")
 def reward(original: Predictor, folder: Path, tiny_clip: Path) -> Reward:
-    return load_reward(RewardParams(name="aesthetic", model=str(folder), base=str(tiny_clip)))
+    return load_reward(reward_params(name="aesthetic", model=str(folder), base=str(tiny_clip)))
 
 
 def test_equals_the_layers_on_the_normalised_embedding(reward: Reward, original: Predictor, tiny_clip: Path) -> None:
@@ -56,7 +57,7 @@ def test_other_layouts_and_widths_are_errors(original: Predictor, tiny_clip: Pat
     ):
         torch.save(bad, tmp_path / LAION)
         with pytest.raises(UserError, match=f"aesthetic: model: .*{message}"):
-            load_reward(RewardParams(name="aesthetic", model=str(tmp_path), base=str(tiny_clip)))
+            load_reward(reward_params(name="aesthetic", model=str(tmp_path), base=str(tiny_clip)))
     (tmp_path / LAION).unlink()
     with pytest.raises(UserError, match=r"aesthetic: model: .* has no sac\+logos"):
-        load_reward(RewardParams(name="aesthetic", model=str(tmp_path), base=str(tiny_clip)))
+        load_reward(reward_params(name="aesthetic", model=str(tmp_path), base=str(tiny_clip)))

@@ -13,8 +13,9 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.common.files import load_tensors, save_tensors, sha256_file
-from rtdmd.config import RewardParams
-from rtdmd.rewards import NAMES, Reward, load_reward
+from rtdmd.config import reward_params
+from rtdmd.rewards.protocol import Reward
+from rtdmd.rewards.registry import load_reward
 from tests.tiny import make_tiny_clip
 
 PROMPTS = ["a photo of a red circle", "a photo of two squares", "a photo of a red circle"]
@@ -27,7 +28,7 @@ def pictures(size: int = 36) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def reward(tiny_clip: Path) -> Reward:
-    return load_reward(RewardParams(name="clipscore", model=str(tiny_clip)))
+    return load_reward(reward_params(name="clipscore", model=str(tiny_clip)))
 
 
 def test_equals_a_plain_evaluation_of_the_model(reward: Reward, tiny_clip: Path) -> None:
@@ -55,7 +56,7 @@ def test_a_batch_is_its_images_one_by_one(reward: Reward) -> None:
 
 
 def test_the_text_side_does_not_depend_on_history(tiny_clip: Path, reward: Reward) -> None:
-    fresh = load_reward(RewardParams(name="clipscore", model=str(tiny_clip)))
+    fresh = load_reward(reward_params(name="clipscore", model=str(tiny_clip)))
     last = fresh.score(pictures()[2:], PROMPTS[2:], [None])
     reward.score(pictures(), PROMPTS, NONE)
     assert torch.equal(last, reward.score(pictures()[2:], PROMPTS[2:], [None]))
@@ -83,18 +84,18 @@ def test_weights_are_frozen_and_identified(reward: Reward, tiny_clip: Path) -> N
 
 
 def test_other_weights_have_another_identity(tmp_path: Path, reward: Reward) -> None:
-    other = load_reward(RewardParams(name="clipscore", model=str(make_tiny_clip(tmp_path / "other", seed=1))))
+    other = load_reward(reward_params(name="clipscore", model=str(make_tiny_clip(tmp_path / "other", seed=1))))
     assert other.identity()["files"]["model.safetensors"] != reward.identity()["files"]["model.safetensors"]
     assert other.identity()["files"]["config.json"] == reward.identity()["files"]["config.json"]
 
 
 def test_faults_are_errors_and_never_scores(reward: Reward, tmp_path: Path, tiny_clip: Path) -> None:
     with pytest.raises(UserError, match=r"clipscore: model: nowhere is not a CLIP model folder; fetch one"):
-        load_reward(RewardParams(name="clipscore", model="nowhere"))
+        load_reward(reward_params(name="clipscore", model="nowhere"))
     folder = Path(shutil.copytree(tiny_clip, tmp_path / "siglip"))
     (folder / "config.json").write_text(json.dumps({"model_type": "siglip"}))
     with pytest.raises(UserError, match="holds a 'siglip' model"):
-        load_reward(RewardParams(name="clipscore", model=str(folder)))
+        load_reward(reward_params(name="clipscore", model=str(folder)))
     with pytest.raises(ValueError, match="2 prompts"):
         reward.score(pictures(), PROMPTS[:2], NONE)
     broken = pictures()
@@ -108,22 +109,9 @@ def test_every_key_is_consumed(tmp_path: Path, tiny_clip: Path) -> None:
     tensors, _ = load_tensors(folder / "model.safetensors")
     save_tensors({**tensors, "extra": torch.ones(1)}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"clipscore: model: the weights are not this model's; unexpected: extra"):
-        load_reward(RewardParams(name="clipscore", model=str(folder)))
+        load_reward(reward_params(name="clipscore", model=str(folder)))
 
 
 def test_loading_prints_nothing(tiny_clip: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    load_reward(RewardParams(name="clipscore", model=str(tiny_clip)))
+    load_reward(reward_params(name="clipscore", model=str(tiny_clip)))
     assert capfd.readouterr() == ("", "")
-
-
-def test_the_registry_knows_what_params_allow() -> None:
-    from rtdmd.config.rewards import DIFFERENTIABLE
-
-    assert set(NAMES) == set(DIFFERENTIABLE)
-
-
-def test_a_reward_is_as_differentiable_as_params_say(reward: Reward) -> None:
-    from rtdmd.config.rewards import DIFFERENTIABLE
-
-    verifier = load_reward(RewardParams(name="world_verifier", soft_weight=0.7))
-    assert {r.name: r.differentiable for r in (reward, verifier)}.items() <= DIFFERENTIABLE.items()

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from rtdmd.common.errors import NonFiniteError, UserError
 from rtdmd.common.files import read_json, write_json
-from rtdmd.config.rewards import SCORERS
-from rtdmd.rewards import NAMES, Reward, check_rewards, identities, load_reward
-from rtdmd.rewards.golden import TOLERANCE
+from rtdmd.rewards.golden import TOLERANCE, check_rewards
 from rtdmd.rewards.golden_cases import case_of
+from rtdmd.rewards.protocol import Reward, identities
+from rtdmd.rewards.registry import NAMES, REWARDS, load_reward
 from tests.rewards.tiny_scorers import entry
 
 
@@ -85,9 +85,13 @@ def test_identities_are_json_with_hashes_and_version(reward: Reward) -> None:
     assert list(found) == [reward.name] and json.loads(json.dumps(found)) == found
     about = found[reward.name]
     assert isinstance(about["version"], int) and "name" not in about
-    if reward.name != "world_verifier":  # which has thresholds instead of weights
-        assert about["files"] and all(len(digest) == 64 for digest in about["files"].values())
-    assert "template" in about or reward.name in ("ocr", "world_verifier")  # which read no sentence of ours
+    assert bool(about.get("files")) >= bool(REWARDS[reward.name].settings.sources)  # weights are told by their hashes
+    assert all(len(digest) == 64 for digest in about.get("files", {}).values())
+
+
+def test_it_is_what_its_file_says(reward: Reward) -> None:
+    settings = REWARDS[reward.name].settings
+    assert (reward.differentiable, reward.needs_metadata) == (settings.differentiable, settings.needs_metadata)
 
 
 def tensors_in(value: Any, seen: set[int]) -> list[Tensor]:
@@ -113,6 +117,6 @@ def test_all_that_it_holds_moves_with_it(tiny_clip: Path, tmp_path: Path, reward
     moved.to(torch.device("cpu"))
     assert torch.equal(moved.score(images, prompts, metadata), before)
     held = tensors_in(moved, set())
-    assert bool(held) == ("model" in SCORERS[reward.name].needs)
+    assert bool(held) == bool(REWARDS[reward.name].settings.sources)
     moved.to(torch.device("meta"))
     assert {tensor.device.type for tensor in tensors_in(moved, set())} <= {"meta"}

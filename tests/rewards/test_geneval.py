@@ -19,12 +19,12 @@ from transformers.models.mask2former.image_processing_pil_mask2former import Mas
 
 from rtdmd.common.errors import NonFiniteError, UserError
 from rtdmd.common.files import sha256_file
-from rtdmd.config import RewardParams
-from rtdmd.rewards import load_reward
-from rtdmd.rewards.geneval import GenEval
+from rtdmd.config import reward_params
 from rtdmd.rewards.geneval_colours import ColourNames, cut_out
 from rtdmd.rewards.geneval_detector import MEAN, STD, Detector, instances, load_model, prepare
 from rtdmd.rewards.geneval_rules import CLASSES, COLOURS, THRESHOLD, Found, parse
+from rtdmd.rewards.registry import load_reward
+from rtdmd.rewards.scorers.geneval import GenEval
 from tests.rewards.geneval_tiny import make_detector
 
 CPU = torch.device("cpu")
@@ -247,7 +247,7 @@ def test_a_batch_is_its_images_one_by_one(reward: GenEval, detector: Detector) -
 def test_params_lead_to_it_at_the_published_sides(
     folder: Path, tiny_clip: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    params = RewardParams(name="geneval", model=str(folder), colour_model=str(tiny_clip), soft_weight=0.5)
+    params = reward_params(name="geneval", model=str(folder), colour_model=str(tiny_clip), soft_weight=0.5)
     found = load_reward(params)
     assert isinstance(found, GenEval) and not params.differentiable and found.needs_metadata
     assert (found.detector.short, found.detector.long) == (800, 1333)

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import sha256_file
-from rtdmd.config import RewardParams
-from rtdmd.rewards import check_rewards, load_reward
-from rtdmd.rewards.geneval2 import GenEval2
+from rtdmd.config import RewardParams, reward_params
 from rtdmd.rewards.geneval2_questions import questions_of
+from rtdmd.rewards.golden import check_rewards
+from rtdmd.rewards.registry import load_reward
+from rtdmd.rewards.scorers.geneval2 import GenEval2
 from tests.rewards.geneval2_tiny import published_weights, write_qwen3vl, write_weights
 from tests.rewards.qwenvl_tiny import token_id, waves
 
@@ -32,7 +33,7 @@ def pictures() -> Tensor:
 
 
 def params(folder: Path) -> RewardParams:
-    return RewardParams(name="geneval2", model=str(folder))
+    return reward_params(name="geneval2", model=str(folder))
 
 
 def loaded(folder: Path) -> GenEval2:

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from rtdmd.common.errors import NonFiniteError, UserError
 from rtdmd.common.files import read_json, write_json
-from rtdmd.config import RewardParams, preset
-from rtdmd.rewards import Reward, check_rewards, load_reward
+from rtdmd.config import preset, reward_params
 from rtdmd.rewards.geneval_rules import parse
-from rtdmd.rewards.golden import COMMITTED, LEAST_SPREAD, TOLERANCE, measure, record_rewards
+from rtdmd.rewards.golden import COMMITTED, LEAST_SPREAD, TOLERANCE, check_rewards, measure, record_rewards
 from rtdmd.rewards.golden_cases import case_of
-from rtdmd.rewards.protocol import Metadata, checked
+from rtdmd.rewards.protocol import Metadata, Reward, checked
+from rtdmd.rewards.registry import load_reward
 
 
 class Toy:
@@ -42,7 +42,7 @@ def brightness(images: Tensor) -> Tensor:
 
 
 def test_the_first_run_records_and_the_next_agrees(tmp_path: Path, tiny_clip: Path) -> None:
-    reward = load_reward(RewardParams(name="clipscore", model=str(tiny_clip)))
+    reward = load_reward(reward_params(name="clipscore", model=str(tiny_clip)))
     (path,) = check_rewards([reward], tmp_path)
     assert path.parent == tmp_path / ".rtdmd" / "golden" and path.name.startswith("clipscore-")
     assert read_json(path)["scores"] == list(measure(reward).scores)
@@ -116,7 +116,7 @@ def test_the_worlds_scorers_agree_with_the_committed_records(tmp_path: Path) -> 
 
 
 def test_the_strict_verdict_is_right_on_the_drawn_scenes() -> None:
-    strict = load_reward(RewardParams(name="world_verifier", soft_weight=0.0))
+    strict = load_reward(reward_params(name="world_verifier", soft_weight=0.0))
     assert measure(strict).scores == (1, 0, 0, 0, 0, 1, 0, 0)
 
 

@@ -9,9 +9,10 @@ import torch
 from transformers import CLIPTokenizer
 
 from rtdmd.common.errors import UserError
-from rtdmd.config import RewardParams
-from rtdmd.rewards import Reward, load_reward
-from rtdmd.rewards.hpsv2 import from_open_clip
+from rtdmd.config import reward_params
+from rtdmd.rewards.protocol import Reward
+from rtdmd.rewards.registry import load_reward
+from rtdmd.rewards.scorers.hpsv2 import from_open_clip
 from tests.rewards.open_clip_layout import OpenClip
 from tests.rewards.reward_checks import MEAN, NONE, PROMPTS, STD, check_scorer, pictures
 from tests.rewards.tiny_scorers import HPS, write_hps, write_hps_base
@@ -34,7 +35,7 @@ def original(model: Path, base: Path) -> OpenClip:
 
 @pytest.fixture(scope="module")
 def reward(original: OpenClip, model: Path, base: Path) -> Reward:
-    return load_reward(RewardParams(name="hpsv2", model=str(model), base=str(base)))
+    return load_reward(reward_params(name="hpsv2", model=str(model), base=str(base)))
 
 
 def test_equals_a_plain_evaluation_of_the_original_layout(reward: Reward, original: OpenClip, base: Path) -> None:
@@ -53,7 +54,7 @@ def test_half_precision_files_are_computed_in_float32(
     original: OpenClip, reward: Reward, base: Path, tmp_path: Path
 ) -> None:
     torch.save({"state_dict": {k: v.half() for k, v in original.state_dict().items()}}, tmp_path / HPS)
-    half = load_reward(RewardParams(name="hpsv2", model=str(tmp_path), base=str(base)))
+    half = load_reward(reward_params(name="hpsv2", model=str(tmp_path), base=str(base)))
     difference = half.score(pictures(), PROMPTS, NONE) - reward.score(pictures(), PROMPTS, NONE)
     assert 0 < difference.abs().max() < 1e-2  # weights rounded to 11 bits, the arithmetic is not
 
@@ -71,17 +72,17 @@ def test_every_key_is_consumed(original: OpenClip, base: Path, tmp_path: Path) -
     ):
         torch.save({"state_dict": bad}, tmp_path / HPS)
         with pytest.raises(UserError, match=message):
-            load_reward(RewardParams(name="hpsv2", model=str(tmp_path), base=str(base)))
+            load_reward(reward_params(name="hpsv2", model=str(tmp_path), base=str(base)))
 
 
 def test_a_base_of_another_activation_or_missing_files_are_errors(model: Path, tiny_clip: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"hidden_act \['quick_gelu'\], but these weights need 'gelu'"):
-        load_reward(RewardParams(name="hpsv2", model=str(model), base=str(tiny_clip)))
+        load_reward(reward_params(name="hpsv2", model=str(model), base=str(tiny_clip)))
     with pytest.raises(UserError, match=r"hpsv2: base: .* is not a CLIP model folder; fetch one .*laion"):
-        load_reward(RewardParams(name="hpsv2", model=str(model), base=str(tmp_path)))
+        load_reward(reward_params(name="hpsv2", model=str(model), base=str(tmp_path)))
 
 
 def test_the_file_is_read_without_running_what_is_in_it(base: Path, tmp_path: Path) -> None:
     torch.save({"state_dict": {"x": Path("y")}}, tmp_path / HPS)  # a pickled object, not a tensor
     with pytest.raises(UserError, match=r"hpsv2: model: .* cannot be read as plain tensors"):
-        load_reward(RewardParams(name="hpsv2", model=str(tmp_path), base=str(base)))
+        load_reward(reward_params(name="hpsv2", model=str(tmp_path), base=str(base)))

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import sha256_bytes, sha256_file
-from rtdmd.config import RewardParams
-from rtdmd.rewards import Reward, load_reward
+from rtdmd.config import RewardParams, reward_params
 from rtdmd.rewards.hpsv3_instruction import INSTRUCTION
+from rtdmd.rewards.protocol import Reward
+from rtdmd.rewards.registry import load_reward
 from tests.rewards.hpsv3_tiny import published_weights, write_hpsv3
 from tests.rewards.qwenvl_tiny import waves
 
@@ -28,7 +29,7 @@ def pictures() -> Tensor:
 
 
 def params(folder: Path) -> RewardParams:
-    return RewardParams(name="hpsv3", model=str(folder / "model"), base=str(folder / "base"))
+    return reward_params(name="hpsv3", model=str(folder / "model"), base=str(folder / "base"))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def small(folder: Path) -> Reward:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rtdmd.rewards.hpsv3.PIXELS", SMALL)
+        patch.setattr("rtdmd.rewards.scorers.hpsv3.PIXELS", SMALL)
         return load_reward(params(folder))
 
 

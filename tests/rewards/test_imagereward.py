@@ -12,9 +12,10 @@ from torch import Tensor
 
 from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.common.files import sha256_file
-from rtdmd.config import RewardParams
-from rtdmd.rewards import Reward, load_reward
-from rtdmd.rewards.imagereward import centre
+from rtdmd.config import RewardParams, reward_params
+from rtdmd.rewards.protocol import Reward
+from rtdmd.rewards.registry import load_reward
+from rtdmd.rewards.scorers.imagereward import centre
 from tests.rewards.imagereward_tiny import (
     LAYERS,
     PATCH,
@@ -35,7 +36,7 @@ def pictures(size: int = SIDE) -> Tensor:
 
 
 def params(folder: Path) -> RewardParams:
-    return RewardParams(name="imagereward", model=str(folder / "model"), base=str(folder / "base"))
+    return reward_params(name="imagereward", model=str(folder / "model"), base=str(folder / "base"))
 
 
 @pytest.fixture(scope="module")

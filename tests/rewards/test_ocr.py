@@ -14,11 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from rtdmd.common.errors import NonFiniteError, UserError
 from rtdmd.common.files import sha256_file
-from rtdmd.config import RewardParams
-from rtdmd.rewards import load_reward
-from rtdmd.rewards import ocr as ocr_module
-from rtdmd.rewards.ocr import Ocr, model_files
+from rtdmd.config import reward_params
 from rtdmd.rewards.ocr_text import edit_distance, normalise, target_text, text_score
+from rtdmd.rewards.registry import load_reward
+from rtdmd.rewards.scorers import ocr as ocr_module
+from rtdmd.rewards.scorers.ocr import Ocr, model_files
 from tools.ocr_benchmark import SIZES, WORDS, picture
 
 TEXTS = ["Hello World", "STOP", "50% off"]
@@ -186,8 +186,8 @@ def test_the_benchmark_draws_the_longest_words_inside_the_picture() -> None:
 
 
 def test_params_lead_to_it(reward: Ocr) -> None:
-    found = load_reward(RewardParams(name="ocr"))
+    found = load_reward(reward_params(name="ocr"))
     assert isinstance(found, Ocr) and found.identity() == reward.identity()
-    assert RewardParams(name="ocr").differentiable is Ocr.differentiable is False
-    with pytest.raises(ValueError, match="ocr takes no model"):
-        RewardParams(name="ocr", model="somewhere")
+    assert reward_params(name="ocr").differentiable is Ocr.differentiable is False
+    with pytest.raises(ValueError, match=r"ocr\.model\n +Extra inputs"):
+        reward_params(name="ocr", model="somewhere")

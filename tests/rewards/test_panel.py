@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rtdmd.common.errors import UserError
-from rtdmd.config import RewardParams
+from rtdmd.config import RewardParams, reward_params
 from rtdmd.rewards import panel as module
 from rtdmd.rewards.panel import CPU, Batch, Panel, has_thread, open_panel
 from rtdmd.rewards.protocol import Metadata
@@ -142,9 +142,9 @@ def test_offloaded_weights_are_on_the_device_while_they_score(beside: frozenset[
 
 
 def test_who_has_a_thread() -> None:
-    clip = RewardParams(name="clipscore", model="./a", socket="s")
+    clip = reward_params(name="clipscore", model="./a", socket="s")
     assert not has_thread(clip, CUDA)  # the run waits for its gradient anyway
-    ocr, remote = RewardParams(name="ocr"), RewardParams(name="ocr", socket="s")
+    ocr, remote = reward_params(name="ocr"), reward_params(name="ocr", socket="s")
     assert [has_thread(spec, device) for spec in (ocr, remote) for device in (CPU, CUDA)] == [False, True, True, True]
 
 
@@ -166,8 +166,8 @@ def test_a_panel_is_loaded_one_by_one_and_tried(
 
     monkeypatch.setattr(module, "load_reward", load)
     monkeypatch.setattr(module, "check_rewards", check)
-    clip = RewardParams(name="clipscore", model=str(tiny_clip), offload=True)
-    found = open_panel([clip, RewardParams(name="world_verifier", soft_weight=0.5)], CPU, tmp_path)
+    clip = reward_params(name="clipscore", model=str(tiny_clip), offload=True)
+    found = open_panel([clip, reward_params(name="world_verifier", soft_weight=0.5)], CPU, tmp_path)
     assert list(found.rewards) == ["clipscore", "world_verifier"]
     assert found.offloaded == {"clipscore"} and found.beside == frozenset()
     loaded = ["load clipscore", "check clipscore", "clipscore to cpu"]

@@ -11,8 +11,9 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import load_tensors, save_tensors
-from rtdmd.config import RewardParams
-from rtdmd.rewards import Reward, load_reward
+from rtdmd.config import reward_params
+from rtdmd.rewards.protocol import Reward
+from rtdmd.rewards.registry import load_reward
 from tests.rewards.reward_checks import MEAN, NONE, PROMPTS, STD, check_scorer, pictures
 from tests.rewards.tiny_scorers import write_pickscore
 
@@ -24,7 +25,7 @@ def folder(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reward(folder: Path) -> Reward:
-    return load_reward(RewardParams(name="pickscore", model=str(folder)))
+    return load_reward(reward_params(name="pickscore", model=str(folder)))
 
 
 def test_equals_a_plain_evaluation(reward: Reward, folder: Path) -> None:
@@ -46,8 +47,8 @@ def test_a_bin_file_and_a_separate_processor_give_the_same(folder: Path, reward:
     shutil.copy(folder / "config.json", tmp_path)
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"pickscore: model: .* has no tokenizer\.json"):
-        load_reward(RewardParams(name="pickscore", model=str(tmp_path)))
-    other = load_reward(RewardParams(name="pickscore", model=str(tmp_path), base=str(folder)))
+        load_reward(reward_params(name="pickscore", model=str(tmp_path)))
+    other = load_reward(reward_params(name="pickscore", model=str(tmp_path), base=str(folder)))
     difference = other.score(pictures(), PROMPTS, NONE) - reward.score(pictures(), PROMPTS, NONE)
     assert difference.abs().max() < 4e-6  # the same numbers elsewhere in memory: kernels round by alignment
     assert {"pytorch_model.bin", "base/tokenizer.json"} <= set(other.identity()["files"])
@@ -63,4 +64,4 @@ def test_every_key_is_consumed(folder: Path, tmp_path: Path, change: str, messag
         del tensors["visual_projection.weight"]
     save_tensors(tensors, copy / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=f"pickscore: model: the weights are not this model's; {message}"):
-        load_reward(RewardParams(name="pickscore", model=str(copy)))
+        load_reward(reward_params(name="pickscore", model=str(copy)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -10,57 +11,54 @@ from huggingface_hub import errors
 from pydantic import ValidationError
 
 from rtdmd.common.errors import UserError
-from rtdmd.config import EvaluateParams, RewardParams, preset
-from rtdmd.config.rewards import NAMES as CONFIGURABLE
-from rtdmd.config.rewards import SCORERS
+from rtdmd.config import EvaluateParams, preset, reward_params
 from rtdmd.evaluate.judge import load_judge
-from rtdmd.rewards import NAMES, load_reward, weights
+from rtdmd.rewards import weights
+from rtdmd.rewards.registry import NAMES, REWARDS, load_reward
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def test_every_configurable_scorer_has_a_module_and_fields() -> None:
-    assert tuple(sorted(NAMES)) == tuple(sorted(CONFIGURABLE))
-    assert set(NAMES) <= set(SCORERS)
-    for name in NAMES:
-        assert Path(f"rtdmd/rewards/{name}.py").is_file()
+def test_every_file_of_the_folder_is_a_scorer_by_its_name() -> None:
+    files = sorted(path.stem for path in Path("rtdmd/rewards/scorers").glob("*.py") if path.stem != "__init__")
+    assert list(NAMES) == files
+    for name, reward in REWARDS.items():
+        assert get_args(reward.settings.model_fields["name"].annotation) == (name,)
+        assert {source.pin for source in reward.settings.sources.values()} <= set(reward.settings.model_fields)
 
 
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"name": "nima"}, "Input should be 'aesthetic', 'clipscore'"),
-        ({"name": "hpsv2", "model": "./a"}, "base: None for hpsv2; allowed: a CLIP ViT-H/14 folder or Hub id"),
-        ({"name": "clipscore", "model": "./a", "base": "./b"}, "base: './b' for clipscore; allowed: null"),
-        ({"name": "clipscore", "model": "./a", "colour_model": "./b"}, "colour_model: './b' for clipscore"),
-        ({"name": "clipscore", "model": "./a", "soft_weight": 0.5}, "soft_weight: 0.5 for clipscore; allowed: null"),
-        ({"name": "world_verifier"}, "soft_weight: None for world_verifier; allowed: a number from 0 to 1"),
-        ({"name": "world_verifier", "soft_weight": 0.5, "model": "./a"}, "model: './a' for world_verifier"),
+        ({"name": "nima"}, "does not match any of the expected tags: 'aesthetic', 'clipscore'"),
+        ({"name": "hpsv2", "model": "./a"}, r"hpsv2\.base\n +Field required"),
+        ({"name": "clipscore", "model": "./a", "base": "./b"}, r"clipscore\.base\n +Extra inputs are not permitted"),
+        ({"name": "world_verifier"}, r"world_verifier\.soft_weight\n +Field required"),
         (
             {"name": "clipscore", "model": "openai/clip"},
             r"revision: None with the Hub id 'openai/clip'.*\./openai/clip",
         ),
         ({"name": "clipscore", "model": "openai/clip", "revision": "main"}, "revision: 'main' with the Hub id"),
         ({"name": "clipscore", "model": "./a/b", "revision": COMMIT}, "which is no Hub id; allowed: null"),
-        ({"name": "clipscore", "model": "./a", "base_revision": COMMIT}, "base_revision: .* with base: None"),
+        ({"name": "clipscore", "model": "./a", "base_revision": COMMIT}, "base_revision\\n +Extra inputs"),
         ({"name": "ocr", "offload": True}, r"offload: True for ocr; allowed: null \(.*: ocr has none\)"),
         ({"name": "clipscore", "model": "./a", "socket": "s", "offload": True}, "offload: .*: its process has them"),
     ],
 )
 def test_wrong_entries_name_key_value_and_what_is_allowed(entry: dict, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        RewardParams(**entry)
+        reward_params(**entry)
 
 
 def test_entries_with_folders_and_with_pinned_hub_ids_are_valid() -> None:
-    plain = RewardParams(name="pickscore", model="./pick")
+    plain = reward_params(name="pickscore", model="./pick")
     assert (plain.differentiable, plain.weight, plain.is_hub_id("model")) == (True, 1.0, False)
-    hub = RewardParams(name="hpsv2", model="xswu/HPSv2", revision=COMMIT, base="laion/x", base_revision=COMMIT)
+    hub = reward_params(name="hpsv2", model="xswu/HPSv2", revision=COMMIT, base="laion/x", base_revision=COMMIT)
     assert hub.is_hub_id("model") and hub.is_hub_id("base")
 
 
 def test_relative_folders_start_from_the_root(tmp_path: Path) -> None:
-    entry = RewardParams(name="hpsv2", model="a/b/c", base=str(tmp_path / "base"))
+    entry = reward_params(name="hpsv2", model="a/b/c", base=str(tmp_path / "base"))
     found = weights.on_this_machine(entry, tmp_path)
     assert found.model == str(tmp_path / "a/b/c") and found.base == str(tmp_path / "base")
     assert entry.model == "a/b/c"
@@ -74,7 +72,7 @@ def test_hub_ids_are_fetched_at_their_commit_and_only_what_is_needed(monkeypatch
         return f"/cache/{repository}"
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    entry = RewardParams(name="hpsv2", model="xswu/HPSv2", revision=COMMIT, base="laion/x", base_revision=COMMIT[::-1])
+    entry = reward_params(name="hpsv2", model="xswu/HPSv2", revision=COMMIT, base="laion/x", base_revision=COMMIT[::-1])
     found = weights.on_this_machine(entry, Path("."))
     assert (found.model, found.base) == ("/cache/xswu/HPSv2", "/cache/laion/x")
     assert asked[0] == ("xswu/HPSv2", COMMIT, ["HPS_v2.1_compressed.pt"])
@@ -87,7 +85,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     with pytest.raises(UserError, match=r"rewards: clipscore: model: a/b at 0123.* not on this machine"):
-        load_reward(RewardParams(name="clipscore", model="a/b", revision=COMMIT))
+        load_reward(reward_params(name="clipscore", model="a/b", revision=COMMIT))
 
 
 def test_evaluations_rewards_are_its_own(tiny_clip: Path, tmp_path: Path) -> None:

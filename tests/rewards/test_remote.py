@@ -18,9 +18,10 @@ import pytest
 import torch
 
 from rtdmd.common.errors import RtdmdError, UserError
-from rtdmd.config import RewardParams
-from rtdmd.rewards import Reward, check_rewards, load_reward
-from rtdmd.rewards.registry import load_here
+from rtdmd.config import RewardParams, reward_params
+from rtdmd.rewards.golden import check_rewards
+from rtdmd.rewards.protocol import Reward
+from rtdmd.rewards.registry import load_here, load_reward
 from rtdmd.rewards.remote import RemoteReward, RewardServer, read_frame, write_frame
 from tests.rewards.reward_checks import NONE, PROMPTS, check_gradient, check_one_by_one, pictures
 
@@ -44,7 +45,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def entry(tiny_clip: Path) -> RewardParams:
-    return RewardParams(name="clipscore", model=str(tiny_clip), socket="s/clip.sock")
+    return reward_params(name="clipscore", model=str(tiny_clip), socket="s/clip.sock")
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_metadata_and_infinite_ranges_arrive(folder: Path) -> None:
             return torch.tensor([float(record["include"][0]["count"]) for record in metadata])
 
     with served(Counting(), folder / "m.sock"):
-        remote = load_reward(RewardParams(name="world_verifier", soft_weight=0.5, socket="m.sock"), root=folder)
+        remote = load_reward(reward_params(name="world_verifier", soft_weight=0.5, socket="m.sock"), root=folder)
         assert remote.range == (0.0, float("inf")) and remote.needs_metadata
         records = [{"include": [{"class": "circle", "count": n}]} for n in (1, 2, 3)]
         images = pictures().requires_grad_()
@@ -122,7 +123,7 @@ def test_metadata_and_infinite_ranges_arrive(folder: Path) -> None:
         with pytest.raises(UserError, match="needs metadata"):
             remote.score(images, PROMPTS, NONE)
         with pytest.raises(UserError, match=r"rewards: clipscore: socket: .* serves world_verifier"):
-            load_reward(RewardParams(name="clipscore", model="x", socket="m.sock"), root=folder)
+            load_reward(reward_params(name="clipscore", model="x", socket="m.sock"), root=folder)
         remote.close()  # type: ignore[attr-defined]
 
 
@@ -188,7 +189,7 @@ def test_a_scorer_that_dies_stops_the_run(folder: Path, capfd: pytest.CaptureFix
             raise KeyError("a fault that rtdmd did not foresee")
 
     with served(Dying(), folder / "d.sock"):
-        remote = load_reward(RewardParams(name="clipscore", model="x", socket="d.sock"), root=folder)
+        remote = load_reward(reward_params(name="clipscore", model="x", socket="d.sock"), root=folder)
         with pytest.raises(RtdmdError, match="closed the connection; see its output"):
             remote.score(pictures(), PROMPTS, NONE)
         remote.close()  # type: ignore[attr-defined]

@@ -7,8 +7,9 @@ import torch
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.rng import numpy_generator
-from rtdmd.config import RewardParams
-from rtdmd.rewards import Reward, load_reward
+from rtdmd.config import reward_params
+from rtdmd.rewards.protocol import Reward
+from rtdmd.rewards.registry import load_reward
 from rtdmd.world.grammar import captions
 from rtdmd.world.render import render, sample_scenes
 from rtdmd.world.verifier import verify
@@ -22,7 +23,7 @@ def images() -> torch.Tensor:
 
 
 def reward(soft_weight: float) -> Reward:
-    return load_reward(RewardParams(name="world_verifier", soft_weight=soft_weight))
+    return load_reward(reward_params(name="world_verifier", soft_weight=soft_weight))
 
 
 def test_mixes_the_soft_and_the_strict_verdict(images: torch.Tensor) -> None:

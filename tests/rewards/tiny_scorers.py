@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from rtdmd.common.files import load_tensors, save_tensors
-from rtdmd.config import RewardParams
+from rtdmd.config import RewardParams, reward_params
+from rtdmd.rewards.registry import REWARDS
 from tests.rewards.geneval2_tiny import write_qwen3vl
 from tests.rewards.geneval_tiny import make_detector
 from tests.rewards.hpsv3_tiny import write_hpsv3
@@ -76,7 +77,13 @@ def write_hps(folder: Path, base: Path) -> OpenClip:
 
 
 def entry(name: str, folder: Path, clip: Path) -> RewardParams:
-    """The params entry of a scorer whose files are written below ``folder``; ``clip`` is a tiny CLIP folder."""
+    """The params entry of a scorer whose files are written below ``folder``; ``clip`` is a tiny CLIP folder.
+
+    A scorer's own file has its tiny model; here are those that take pages.
+    """
+    tiny = REWARDS[name].tiny
+    if tiny is not None:
+        return reward_params(name=name, **tiny(folder))
     model, base = folder / "model", folder / "base"
     fields: dict[str, object] = {"model": str(model)}
     if name == "clipscore":
@@ -101,5 +108,5 @@ def entry(name: str, folder: Path, clip: Path) -> RewardParams:
     elif name == "geneval2":
         write_qwen3vl(model)
     else:
-        fields = {"soft_weight": 0.5} if name == "world_verifier" else {}
-    return RewardParams(name=name, **fields)
+        raise AssertionError(f"rtdmd/rewards/scorers/{name}.py registers no tiny model; see docs/rewards.md")
+    return reward_params(name=name, **fields)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from rtdmd.backbones.protocol import Backbone, Conditioning
 from rtdmd.common.rng import integers
-from rtdmd.config import RewardParams, TrainRtdmdParams, preset
+from rtdmd.config import TrainRtdmdParams, preset, reward_params
 from rtdmd.flow.cps import cps_mean_std, gaussian_log_prob, published_log_prob
 from rtdmd.flow.path import x0_from_velocity
-from rtdmd.rewards import load_reward
 from rtdmd.rewards.panel import Panel
+from rtdmd.rewards.registry import load_reward
 from rtdmd.train.accumulate import Gradients, combine, micro_batches
 from rtdmd.train.adapters import AdapterBank, Learner
 from rtdmd.train.last_step import last_step_gradients, whole_chain
@@ -289,7 +289,7 @@ def last_step(
     table: Table, rollout: Rollout, p: TrainRtdmdParams, clip: Path, own: Draws | None = None
 ) -> tuple[Gradients, Gradients, MatchingReward | None, dict[str, float]]:
     """Matching and back-propagation of clipscore, guidance 3."""
-    reward = load_reward(RewardParams(name="clipscore", model=str(clip)))
+    reward = load_reward(reward_params(name="clipscore", model=str(clip)))
     return last_step_gradients(
         table.roles, table.learner, rollout, [(1.0, reward)], table.backbone, p, guided(), ETA, own or draws()
     )
@@ -305,7 +305,7 @@ def scored(table: Table, panel: Panel, rollout: Rollout, size: int) -> Tensor:
 
 
 def test_the_micro_batch_changes_nothing_but_rounding(table: Table, tiny_clip: Path) -> None:
-    reward = load_reward(RewardParams(name="clipscore", model=str(tiny_clip)))
+    reward = load_reward(reward_params(name="clipscore", model=str(tiny_clip)))
     panel = Panel({"clipscore": reward}, torch.device("cpu"))
     whole = settings(micro_batch=COUNT, weights={"reference_kl": 0.1})
     rollout, advantages = table.roll_out(whole, (0, 2)), some_advantages()
@@ -333,7 +333,7 @@ def test_the_last_steps_gradients_are_those_of_their_losses(table: Table, tiny_c
     p = settings(weights={"matching": 0.3, "backprop": 1.0}, backprop_margin=2.0)
     rollout = table.roll_out(p, (0, 2))
     _, backprop, _, values = last_step(table, rollout, p, tiny_clip)
-    reward = load_reward(RewardParams(name="clipscore", model=str(tiny_clip)))
+    reward = load_reward(reward_params(name="clipscore", model=str(tiny_clip)))
 
     def mean_score() -> float:
         with torch.no_grad():

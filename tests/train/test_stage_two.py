@@ -17,7 +17,7 @@ from rtdmd.common.files import load_tensors, sha256_file
 from rtdmd.config.presets import WORLD
 from rtdmd.config.train_rtdmd import PUBLISHED
 from rtdmd.rewards import panel
-from rtdmd.rewards.world_verifier import WorldVerifier
+from rtdmd.rewards.scorers.world_verifier import WorldVerifier
 from rtdmd.stages import train_acdmd, train_rtdmd
 from rtdmd.train import adapters as roles_module
 from rtdmd.train.reinforce import Rollout

@@ -49,7 +49,8 @@ def modules_imported(path: Path) -> set[str]:
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names if alias.name.startswith("rtdmd")}
         elif isinstance(node, ast.Constant) and re.fullmatch(r"rtdmd(\.\w+)+", str(node.value)):
-            names.add(str(node.value))  # the name of a module that import_module gets
+            name = str(node.value)  # of a module that import_module gets, or of a folder whose files are discovered
+            names |= {name, *(f"{name}.{file.stem}" for file in Path(name.replace(".", "/")).glob("*.py"))}
     candidates = {Path(name.replace(".", "/")) for name in names}
     files = {path.with_suffix(".py") for path in candidates} | {path / "__init__.py" for path in candidates}
     return {file.as_posix() for file in files if file.is_file() and says_something(file)}

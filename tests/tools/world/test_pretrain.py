@@ -14,8 +14,8 @@ from rtdmd.backbones import load_backbone
 from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.common.files import load_tensors, read_json, sha256_file, sha256_tree, tree_files, write_json
 from rtdmd.common.rng import numpy_generator, torch_generator
-from rtdmd.config import RewardParams, preset
-from rtdmd.rewards import load_reward
+from rtdmd.config import preset, reward_params
+from rtdmd.rewards.registry import load_reward
 from rtdmd.world.grammar import TAGS, captions, captions_of
 from rtdmd.world.render import render, sample_scenes
 from rtdmd.world.verifier import _judge, parse
@@ -225,7 +225,7 @@ def test_the_parts_load_as_any_teacher_does(made: Path) -> None:
 
 def test_the_clip_part_loads_as_a_reward_with_the_text_tower_kept(made: Path) -> None:
     work = made / "results/world"
-    reward = load_reward(RewardParams(name="clipscore", model="results/world/clip/clip"), root=made)
+    reward = load_reward(reward_params(name="clipscore", model="results/world/clip/clip"), root=made)
     images = render(sample_scenes(captions()[:4], numpy_generator(0, "clip")))
     scores = reward.score(images, [caption.prompt for caption in captions()[:4]], [None] * 4)
     assert scores.shape == (4,) and scores.abs().max() <= 1

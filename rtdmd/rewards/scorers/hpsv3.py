@@ -9,35 +9,52 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json, sha256_bytes
+from rtdmd.common.section import param
 from rtdmd.rewards.hpsv3_instruction import INSTRUCTION, REWARD_TOKEN
-from rtdmd.rewards.hpsv3_model import build
 from rtdmd.rewards.protocol import Metadata, check_batch, checked
-from rtdmd.rewards.qwenvl import VisionChat, require_kind, to_device
-from rtdmd.rewards.weights import file_hashes, file_in, read_weights
+from rtdmd.rewards.registration import TEXTS, Recorded, Registration, RewardParams, Source, commit_of
 
 if TYPE_CHECKING:
-    from rtdmd.config import RewardParams
+    import torch
+    from torch import Tensor
 
 PIXELS = 256 * 28 * 28
 """Every image is scaled to about this many pixels, sides multiples of 28 (hpsv3 1.0.0: 256 image tokens)."""
 VERSION = 1
 
 
-def load(params: RewardParams, device: torch.device) -> HPSv3:
+class HPSv3Params(RewardParams):
+    """People's ranking, by a vision-language model."""
+
+    name: Literal["hpsv3"] = param("scorer", source="arXiv 2508.03789")
+    model: str = param("a folder or Hub id with HPSv3.safetensors", source="MizzenAI/HPSv3")
+    revision: str | None = commit_of("model")
+    base: str = param(
+        "a Qwen2-VL folder or Hub id (its config, tokenizer and preprocessing)", source="Qwen/Qwen2-VL-7B-Instruct"
+    )
+    base_revision: str | None = commit_of("base")
+
+    sources: ClassVar = {
+        "model": Source("revision", (*TEXTS, "HPSv3.safetensors")),
+        "base": Source("base_revision", TEXTS),
+    }
+
+
+def load(params: HPSv3Params, device: torch.device) -> HPSv3:
     """The scorer of ``params.model`` (HPSv3.safetensors) and ``params.base`` (Qwen2-VL-7B-Instruct without weights).
 
     Raises UserError where a file is missing or another model's.
     """
+    from rtdmd.rewards.qwenvl import require_kind
+    from rtdmd.rewards.weights import file_in
+
     key = "rewards: hpsv3"
-    weights = file_in(Path(params.model or ""), f"{key}: model", "HPSv3.safetensors")
-    config = require_kind(Path(params.base or ""), f"{key}: base", "qwen2_vl")
+    weights = file_in(Path(params.model), f"{key}: model", "HPSv3.safetensors")
+    config = require_kind(Path(params.base), f"{key}: base", "qwen2_vl")
     return HPSv3(weights, config, device)
 
 
@@ -50,6 +67,10 @@ class HPSv3:
     range = (-math.inf, math.inf)
 
     def __init__(self, weights: Path, config: Path, device: torch.device):
+        from rtdmd.rewards.hpsv3_model import build
+        from rtdmd.rewards.qwenvl import VisionChat
+        from rtdmd.rewards.weights import file_hashes, read_weights
+
         key = "rewards: hpsv3"
         self.chat = VisionChat(config.parent, f"{key}: base", pixels=PIXELS)
         self.chat.tokenizer.add_tokens([REWARD_TOKEN], special_tokens=True)
@@ -69,12 +90,19 @@ class HPSv3:
         self.model.to(device)
         self.device = device
 
-    @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """See the protocol: the mean. UserError where a prompt holds the model's own reward or image token."""
+        import torch
+
+        from rtdmd.rewards.qwenvl import to_device
+
         check_batch(images, prompts, metadata)
         for prompt in prompts:
             if REWARD_TOKEN in prompt:
                 raise UserError(f"rewards: hpsv3: the prompt {prompt!r} holds {REWARD_TOKEN}, where the score is read")
         inputs = self.chat(images, [INSTRUCTION.format(text_prompt=prompt) for prompt in prompts])
-        return checked(self.name, self.model(to_device(inputs, self.device))[:, 0])
+        with torch.no_grad():
+            return checked(self.name, self.model(to_device(inputs, self.device))[:, 0])
+
+
+REWARD = Registration(HPSv3Params, load, Recorded(parameters=8_291_375_616, width=2, tokens=1400))  # Qwen2-VL-7B

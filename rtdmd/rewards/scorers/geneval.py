@@ -10,28 +10,48 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
-
-from rtdmd.common.errors import UserError
-from rtdmd.rewards.clip import folder_hashes
-from rtdmd.rewards.geneval_colours import TEMPLATES, ColourNames
-from rtdmd.rewards.geneval_detector import Detector
+from rtdmd.common.section import Real, param
 from rtdmd.rewards.geneval_rules import COUNTING_THRESHOLD, MARGIN, MAX_OBJECTS, THRESHOLD, Verdict, judge, parse
 from rtdmd.rewards.protocol import Metadata, as_bytes, check_batch, checked, require_metadata
+from rtdmd.rewards.registration import Recorded, Registration, RewardParams, Source, commit_of
 
 if TYPE_CHECKING:
-    from rtdmd.config import RewardParams
+    import torch
+    from torch import Tensor
+
+    from rtdmd.rewards.geneval_colours import ColourNames
+    from rtdmd.rewards.geneval_detector import Detector
+    from rtdmd.rewards.golden_cases import Case
 
 VERSION = 1  # raise it when the verdict on any image changes
 
 
-def load(params: RewardParams, device: torch.device) -> GenEval:
+class GenEvalParams(RewardParams):
+    """Objects, number, colour and position by detection and rules."""
+
+    name: Literal["geneval"] = param("scorer", source="arXiv 2310.11513")
+    model: str = param("a Mask2Former folder or Hub id", source="facebook/mask2former-swin-small-coco-instance")
+    revision: str | None = commit_of("model")
+    colour_model: str = param(
+        "a CLIPModel folder or Hub id that names colours", source="GenEval: openai/clip-vit-large-patch14"
+    )
+    colour_revision: str | None = commit_of("colour_model")
+    soft_weight: Real = param(
+        "a number from 0 to 1, the share of the soft score; the rest is strict 0/1", source="public code: 1", ge=0, le=1
+    )
+
+    needs_metadata = True
+    sources: ClassVar = {"model": Source("revision"), "colour_model": Source("colour_revision")}
+
+
+def load(params: GenEvalParams, device: torch.device) -> GenEval:
     """The scorer of the detector in ``params.model`` and the CLIP model in ``params.colour_model``, both folders."""
-    if params.model is None or params.colour_model is None or params.soft_weight is None:
-        raise UserError("rewards: geneval: model, colour_model and soft_weight are needed, see docs/rewards.md")
+    from rtdmd.rewards.clip import folder_hashes
+    from rtdmd.rewards.geneval_colours import ColourNames
+    from rtdmd.rewards.geneval_detector import Detector
+
     folders = {"detector": Path(params.model), "colours": Path(params.colour_model)}
     detector, colours = Detector(folders["detector"], device), ColourNames(folders["colours"], device)
     files = {
@@ -58,6 +78,8 @@ class GenEval:
 
     def identity(self) -> dict[str, Any]:
         """See the protocol; ``files`` are the sha256 of weights, tokenizer and preprocessing of both models."""
+        from rtdmd.rewards.geneval_colours import TEMPLATES
+
         rules = {"threshold": THRESHOLD, "counting": COUNTING_THRESHOLD, "objects": MAX_OBJECTS, "margin": MARGIN}
         return {
             "name": self.name,
@@ -76,13 +98,16 @@ class GenEval:
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """See the protocol: in [0, 1], on the images' device, without gradient."""
+        import torch
+
         verdicts = self.verdicts(images, prompts, metadata)
         scores = [self.soft_weight * verdict.soft + (1 - self.soft_weight) * verdict.correct for verdict in verdicts]
         return checked(self.name, torch.tensor(scores, dtype=torch.float32, device=images.device))
 
-    @torch.no_grad()
     def verdicts(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> list[Verdict]:
         """Each image's verdict, for those who want both scores and the reasons; errors as in `score`."""
+        import torch
+
         check_batch(images, prompts, metadata)
         records = require_metadata(self.name, prompts, metadata)
         specs = [parse(record, prompt) for record, prompt in zip(records, prompts, strict=True)]
@@ -92,3 +117,14 @@ class GenEval:
             seen = self.detector(image)
             verdicts.append(judge(spec, seen.found, partial(self.colours, image, seen.masks)))
         return verdicts
+
+
+def case() -> Case:
+    """Drawings of COCO's objects."""
+    from rtdmd.rewards.golden_cases import object_case
+
+    return object_case()
+
+
+# Mask2Former Swin-S and CLIP ViT-L/14
+REWARD = Registration(GenEvalParams, load, Recorded(68_714_000 + 427_616_513, width=4, tokens=1000), case)

@@ -12,34 +12,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.torch_setup import quiet_imports
-from rtdmd.rewards.clip import folder_hashes
+from rtdmd.common.section import param
 from rtdmd.rewards.geneval2_questions import ASKED, Question, questions_of
 from rtdmd.rewards.protocol import Metadata, check_batch, checked, require_metadata
-from rtdmd.rewards.qwenvl import VisionChat, last_positions, require_kind, to_device
-from rtdmd.rewards.weights import pretrained_exactly
-
-with quiet_imports():
-    from transformers import Qwen3VLForConditionalGeneration
+from rtdmd.rewards.registration import Recorded, Registration, RewardParams, Source, commit_of
 
 if TYPE_CHECKING:
-    from rtdmd.config import RewardParams
+    import torch
+    from torch import Tensor
+
+    from rtdmd.rewards.golden_cases import Case
 
 VERSION = 1  # raise it when the score of any image changes
 
 
-def load(params: RewardParams, device: torch.device) -> GenEval2:
+class GenEval2Params(RewardParams):
+    """Soft-TIFA: questions about the parts of a prompt."""
+
+    name: Literal["geneval2"] = param("scorer", source="arXiv 2512.16853")
+    model: str = param("a Qwen3-VL folder or Hub id", source="GenEval 2: Qwen/Qwen3-VL-8B-Instruct")
+    revision: str | None = commit_of("model")
+
+    needs_metadata = True
+    sources: ClassVar = {"model": Source("revision")}
+
+
+def load(params: GenEval2Params, device: torch.device) -> GenEval2:
     """The scorer of ``params.model``, a Qwen3-VL folder (GenEval 2: Qwen/Qwen3-VL-8B-Instruct), in its own precision.
 
     Raises UserError where a file is missing or another model's.
     """
-    return GenEval2(Path(params.model or ""), device)
+    return GenEval2(Path(params.model), device)
 
 
 class GenEval2:
@@ -51,6 +57,14 @@ class GenEval2:
     range = (0.0, 1.0)
 
     def __init__(self, folder: Path, device: torch.device):
+        from rtdmd.common.torch_setup import quiet_imports
+        from rtdmd.rewards.clip import folder_hashes
+        from rtdmd.rewards.qwenvl import VisionChat, require_kind
+        from rtdmd.rewards.weights import pretrained_exactly
+
+        with quiet_imports():
+            from transformers import Qwen3VLForConditionalGeneration
+
         key = "rewards: geneval2: model"
         require_kind(folder, key, "qwen3_vl")
         self.key = key
@@ -70,20 +84,28 @@ class GenEval2:
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """See the protocol: in [0, 1], on the images' device. UserError where a record holds no questions."""
+        import torch
+
         answers = self.answers(images, prompts, metadata)
         means = [logs.mean().exp() for logs in answers]
         return checked(self.name, torch.stack(means).to(images.device))
 
-    @torch.no_grad()
     def answers(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> list[Tensor]:
         """Of each image, the log probabilities (Q,) float32 of its Q questions' right answers; errors as `score`."""
+        import torch
+
         check_batch(images, prompts, metadata)
         records = require_metadata(self.name, prompts, metadata)
         asked = [questions_of(prompt, record) for prompt, record in zip(prompts, records, strict=True)]
-        return [self._ask(image, questions) for image, questions in zip(images, asked, strict=True)]
+        with torch.no_grad():
+            return [self._ask(image, questions) for image, questions in zip(images, asked, strict=True)]
 
     def _ask(self, image: Tensor, questions: Sequence[Question]) -> Tensor:
         """(Q,) log probabilities of the right answers about one image (3, H, W)."""
+        import torch
+
+        from rtdmd.rewards.qwenvl import last_positions, to_device
+
         tokens = [self._tokens(question) for question in questions]
         inputs = self.chat(image.expand(len(questions), -1, -1, -1), [question.text for question in questions])
         inputs = to_device(inputs, self.device)
@@ -99,3 +121,13 @@ class GenEval2:
         if found := sorted({tokens[0] for tokens in encoded if len(tokens) == 1}):
             return found
         raise UserError(f"{self.key}: its tokenizer cuts {question.answers[0]!r} in pieces; is it Qwen3-VL's own?")
+
+
+def case() -> Case:
+    """The embedded world's scenes with questions about them."""
+    from rtdmd.rewards.golden_cases import question_case
+
+    return question_case()
+
+
+REWARD = Registration(GenEval2Params, load, Recorded(8_767_123_696, width=2, tokens=1400), case)  # Qwen3-VL-8B

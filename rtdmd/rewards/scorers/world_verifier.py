@@ -6,28 +6,34 @@ Not differentiable: it stands for GenEval, whose detector and rules pass no grad
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-
-from rtdmd.common.errors import UserError
+from rtdmd.common.section import Real, param
 from rtdmd.rewards.protocol import Metadata, check_batch, checked, require_metadata
-from rtdmd.world.verifier import BACKGROUND_TOLERANCE, EMPTY_ENERGY, THRESHOLD, verify
+from rtdmd.rewards.registration import FREE, Registration, RewardParams
 
 if TYPE_CHECKING:
-    from rtdmd.config import RewardParams
+    import torch
+    from torch import Tensor
 
 VERSION = 1  # raise it when the verdict of any image changes
 
 
-def load(params: RewardParams, device: torch.device) -> WorldVerifier:
+class WorldVerifierParams(RewardParams):
+    """The embedded world's exact verdict."""
+
+    name: Literal["world_verifier"] = param("scorer", source="ours: rtdmd/world/verifier.py")
+    soft_weight: Real = param(
+        "a number from 0 to 1, the share of the soft score; the rest is strict 0/1", source="ours: 0.7", ge=0, le=1
+    )
+
+    needs_metadata = True
+    label = "Verifier reward"
+
+
+def load(params: WorldVerifierParams, device: torch.device) -> WorldVerifier:
     """The verifier with the entry's ``soft_weight``. It always computes on the CPU and reads no files."""
     del device
-    if params.soft_weight is None:
-        raise UserError(
-            "rewards: world_verifier: soft_weight is missing; a number from 0 (strict only) to 1 (soft only)"
-        )
     return WorldVerifier(params.soft_weight)
 
 
@@ -44,17 +50,23 @@ class WorldVerifier:
 
     def identity(self) -> dict[str, Any]:
         """See the protocol; there are no weights, so the thresholds stand for them."""
+        from rtdmd.world.verifier import BACKGROUND_TOLERANCE, EMPTY_ENERGY, THRESHOLD
+
         thresholds = {"object": THRESHOLD, "empty": EMPTY_ENERGY, "background": BACKGROUND_TOLERANCE}
         return {"name": self.name, "soft_weight": self.soft_weight, "thresholds": thresholds, "version": VERSION}
 
     def to(self, device: torch.device) -> None:
         """See the protocol: it stays on the CPU."""
 
-    @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """See the protocol: in [0, 1], on the images' device, without gradient."""
+        from rtdmd.world.verifier import verify
+
         check_batch(images, prompts, metadata)
         records = [dict(record) for record in require_metadata(self.name, prompts, metadata)]
         verdict = verify(images.detach().cpu().float(), records)
         scores = self.soft_weight * verdict.soft + (1 - self.soft_weight) * verdict.strict
         return checked(self.name, scores.float()).to(images.device)
+
+
+REWARD = Registration(WorldVerifierParams, load, FREE, tiny=lambda folder: {"soft_weight": 0.5})

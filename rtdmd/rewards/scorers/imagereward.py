@@ -9,24 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json
-from rtdmd.common.torch_setup import quiet_imports
-from rtdmd.rewards.imagereward_model import build
-from rtdmd.rewards.preprocess import ImageTransform
+from rtdmd.common.section import param
 from rtdmd.rewards.protocol import Metadata, check_batch, checked
-from rtdmd.rewards.weights import file_hashes, file_in, read_weights
-
-with quiet_imports():
-    from transformers import BertTokenizer
+from rtdmd.rewards.registration import TEXTS, Networks, Registration, RewardParams, Source, commit_of
 
 if TYPE_CHECKING:
-    from rtdmd.config import RewardParams
+    import torch
+    from torch import Tensor
+    from transformers import BertTokenizer
 
 MAX_TOKENS = 35
 IMAGE_MEAN, IMAGE_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
@@ -34,13 +28,31 @@ TEMPLATE = "{prompt}"
 VERSION = 1
 
 
-def load(params: RewardParams, device: torch.device) -> ImageReward:
+class ImageRewardParams(RewardParams):
+    """People's rating of fit and quality."""
+
+    name: Literal["imagereward"] = param("scorer", source="arXiv 2304.05977")
+    model: str = param("a folder or Hub id with ImageReward.pt and med_config.json", source="zai-org/ImageReward")
+    revision: str | None = commit_of("model")
+    base: str = param("a BERT folder or Hub id (its tokenizer)", source="google-bert/bert-base-uncased")
+    base_revision: str | None = commit_of("base")
+
+    differentiable = True
+    sources: ClassVar = {
+        "model": Source("revision", ("ImageReward.pt", "med_config.json")),
+        "base": Source("base_revision", TEXTS),
+    }
+
+
+def load(params: ImageRewardParams, device: torch.device) -> ImageReward:
     """The scorer of ``params.model`` (ImageReward.pt, med_config.json) and ``params.base`` (BERT's tokenizer).
 
     Raises UserError where a file is missing or another model's.
     """
+    from rtdmd.rewards.weights import file_in
+
     key = "rewards: imagereward"
-    model, base = Path(params.model or ""), Path(params.base or "")
+    model, base = Path(params.model), Path(params.base)
     weights = file_in(model, f"{key}: model", "ImageReward.pt", "ImageReward.safetensors")
     config = file_in(model, f"{key}: model", "med_config.json")
     vocabulary = file_in(base, f"{key}: base", "tokenizer.json", "vocab.txt")
@@ -49,6 +61,8 @@ def load(params: RewardParams, device: torch.device) -> ImageReward:
 
 def tokenizer_of(folder: Path, vocabulary_size: int) -> BertTokenizer:
     """BERT's tokenizer with BLIP's two tokens after its own; UserError where that is not the model's vocabulary."""
+    from transformers import BertTokenizer
+
     tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_tokens(["[ENC]"], special_tokens=True)
@@ -76,6 +90,10 @@ class ImageReward:
     range = (-math.inf, math.inf)
 
     def __init__(self, weights: Path, config: Path, vocabulary: Path, device: torch.device):
+        from rtdmd.rewards.imagereward_model import build
+        from rtdmd.rewards.preprocess import ImageTransform
+        from rtdmd.rewards.weights import file_hashes, read_weights
+
         med_config = read_json(config)
         key = "rewards: imagereward: model"
         self.model = build(read_weights(weights, key), med_config, f"{key}: {weights}").to(device)
@@ -97,7 +115,7 @@ class ImageReward:
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """See the protocol: about -2.5 to 2, mean 0 over ImageReward's own data; gradients reach the images."""
         check_batch(images, prompts, metadata)
-        pixels = centre(self.transform(images.to(self.device, torch.float32)), self.side)
+        pixels = centre(self.transform(images.to(self.device).float()), self.side)
         tokens = self.tokenizer(
             [TEMPLATE.format(prompt=prompt) for prompt in prompts],
             padding="max_length",
@@ -106,3 +124,28 @@ class ImageReward:
             return_tensors="pt",
         ).to(self.device)
         return checked(self.name, self.model(pixels, tokens["input_ids"], tokens["attention_mask"]))
+
+
+def cost(params: ImageRewardParams, root: Path) -> Networks:
+    """BLIP with its reward head, at the published size, reading a text of the longest length."""
+    import torch
+    from transformers import BlipTextConfig, BlipVisionConfig
+
+    from rtdmd.rewards.imagereward_model import ImageRewardModel
+    from rtdmd.rewards.preprocess import ImageTransform
+    from rtdmd.rewards.published import BLIP_HEAD, BLIP_TEXT, BLIP_VISION
+
+    del params, root
+    model = ImageRewardModel(BlipVisionConfig(**BLIP_VISION), BlipTextConfig(**BLIP_TEXT), BLIP_HEAD)
+    side = BLIP_VISION["image_size"]
+    transform = ImageTransform(side, None, IMAGE_MEAN, IMAGE_STD, "bicubic")
+
+    def score(images: Tensor) -> Tensor:
+        tokens = torch.zeros(len(images), MAX_TOKENS, dtype=torch.long, device=images.device)
+        found: Tensor = model(centre(transform(images), side), tokens, None)
+        return found
+
+    return Networks([model], score)
+
+
+REWARD = Registration(ImageRewardParams, load, cost)

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rtdmd.common.errors import UserError
-from rtdmd.rewards.clip import clip_model, embed_images, folder_hashes
-from rtdmd.rewards.preprocess import ImageTransform
+from rtdmd.common.section import param
 from rtdmd.rewards.protocol import Metadata, check_batch, checked
-from rtdmd.rewards.weights import file_hashes, file_in, load_exactly, read_weights
+from rtdmd.rewards.registration import Networks, Registration, RewardParams, Source, commit_of
 
 if TYPE_CHECKING:
-    from rtdmd.config import RewardParams
+    import torch
+    from torch import Tensor, nn
 
 KEY = "rewards: aesthetic"
 FILES = ("sac+logos+ava1-l14-linearMSE.pth", "*.pth", "*.safetensors")
@@ -29,12 +27,31 @@ LAYERS = (0, 2, 4, 6, 7)
 VERSION = 1
 
 
-def load(params: RewardParams, device: torch.device) -> Aesthetic:
+class AestheticParams(RewardParams):
+    """People's rating of looks."""
+
+    name: Literal["aesthetic"] = param("scorer", source="LAION's improved aesthetic predictor")
+    model: str = param(
+        "a folder or Hub id with the LAION predictor's .pth", source="christophschuhmann/improved-aesthetic-predictor"
+    )
+    revision: str | None = commit_of("model")
+    base: str = param("a CLIP ViT-L/14 folder or Hub id", source="openai/clip-vit-large-patch14")
+    base_revision: str | None = commit_of("base")
+
+    differentiable = True
+    sources: ClassVar = {"model": Source("revision", ("*.pth", "*.safetensors")), "base": Source("base_revision")}
+
+
+def load(params: AestheticParams, device: torch.device) -> Aesthetic:
     """The scorer of ``params.model`` (the predictor's file) and ``params.base`` (the CLIP folder it was trained on).
 
     Raises UserError where a file is missing or a key of the weights is missing or unexpected.
     """
-    folder, base = Path(params.model or ""), Path(params.base or "")
+    from rtdmd.rewards.clip import clip_model, folder_hashes
+    from rtdmd.rewards.preprocess import ImageTransform
+    from rtdmd.rewards.weights import file_hashes, file_in, read_weights
+
+    folder, base = Path(params.model), Path(params.base)
     weights = file_in(folder, f"{KEY}: model", *FILES)
     key = f"{KEY}: model: {weights}"
     head = predictor(read_weights(weights, f"{KEY}: model"), key)
@@ -48,6 +65,10 @@ def load(params: RewardParams, device: torch.device) -> Aesthetic:
 
 def predictor(tensors: Mapping[str, Tensor], key: str) -> nn.Sequential:
     """The linear layers of the published file, frozen, of the widths that it has; UserError for any other layout."""
+    from torch import nn
+
+    from rtdmd.rewards.weights import load_exactly
+
     names = {f"layers.{place}.weight": f"{i}.weight" for i, place in enumerate(LAYERS)}
     names |= {f"layers.{place}.bias": f"{i}.bias" for i, place in enumerate(LAYERS)}
     missing = sorted(names.keys() - tensors.keys())
@@ -83,6 +104,23 @@ class Aesthetic:
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """See the protocol: about 1 to 10; gradients reach the images."""
+        from rtdmd.rewards.clip import embed_images
+
         check_batch(images, prompts, metadata)
-        embedded = embed_images(self.model, self.transform(images.to(self.device, torch.float32)))
+        embedded = embed_images(self.model, self.transform(images.to(self.device).float()))
         return checked(self.name, self.head(embedded)[:, 0])
+
+
+def cost(params: AestheticParams, root: Path) -> Networks:
+    """CLIP's towers, of which an image goes through one, and the predictor."""
+    from torch import nn
+
+    from rtdmd.rewards.published import AESTHETIC_HEAD, CLIP_VIT_L
+    from rtdmd.rewards.without_weights import clip_cost, clip_towers
+
+    clip = clip_cost(clip_towers(params, "base", root, CLIP_VIT_L))
+    head = nn.Sequential(*(nn.Linear(wide, narrow) for wide, narrow in pairwise(AESTHETIC_HEAD)))
+    return Networks([*clip.modules, head], lambda images: head(clip.score(images)))
+
+
+REWARD = Registration(AestheticParams, load, cost)

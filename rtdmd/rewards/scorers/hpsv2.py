@@ -1,7 +1,7 @@
 """hpsv2: HPS v2.1, a CLIP ViT-H/14 trained on people's rankings of pictures (arXiv 2306.09341). Differentiable.
 
 The published file has open_clip's names; they are mapped to transformers' CLIPModel, key by key. Score: the cosine
-(public package: the same, in mixed precision; ours is float32).
+(public package: the same, in mixed precision; ours is float32). Pictures that are not square are padded with black.
 """
 
 from __future__ import annotations
@@ -9,21 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor
-
-from rtdmd.common.torch_setup import quiet_imports
-from rtdmd.rewards.clip import ClipReward, clip_config, folder_hashes, load_tokenizer
-from rtdmd.rewards.preprocess import ImageTransform, Letterbox
-from rtdmd.rewards.weights import assemble, file_hashes, file_in, read_weights
-
-with quiet_imports():
-    from transformers import CLIPModel
+from rtdmd.common.section import param
+from rtdmd.rewards.registration import TEXTS, Networks, Registration, RewardParams, Source, commit_of
 
 if TYPE_CHECKING:
-    from rtdmd.config import RewardParams
+    import torch
+    from torch import Tensor
+
+    from rtdmd.rewards.clip import ClipReward
 
 KEY = "rewards: hpsv2"
 FILES = ("HPS_v2.1_compressed.pt", "HPS_v2.1.safetensors")
@@ -54,12 +49,39 @@ _TRANSPOSED = ("text_projection", "visual.proj")  # x @ P there, a linear layer'
 _BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)")
 
 
-def load(params: RewardParams, device: torch.device) -> HpsV2:
+class HpsV2Params(RewardParams):
+    """People's ranking of pictures."""
+
+    name: Literal["hpsv2"] = param("scorer", source="arXiv 2306.09341")
+    model: str = param("a folder or Hub id with HPS_v2.1_compressed.pt", source="xswu/HPSv2")
+    revision: str | None = commit_of("model")
+    base: str = param(
+        "a CLIP ViT-H/14 folder or Hub id (its config, tokenizer and preprocessing)",
+        source="laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    )
+    base_revision: str | None = commit_of("base")
+
+    differentiable = True
+    sources: ClassVar = {
+        "model": Source("revision", ("HPS_v2.1_compressed.pt",)),
+        "base": Source("base_revision", TEXTS),
+    }
+
+
+def load(params: HpsV2Params, device: torch.device) -> ClipReward:
     """The scorer of ``params.model`` (the published file) and ``params.base`` (config, tokenizer, preprocessing).
 
     Raises UserError where a file is missing or a key of the weights is missing or unexpected.
     """
-    folder, base = Path(params.model or ""), Path(params.base or "")
+    from rtdmd.common.torch_setup import quiet_imports
+    from rtdmd.rewards.clip import ClipReward, clip_config, folder_hashes, load_tokenizer
+    from rtdmd.rewards.preprocess import ImageTransform, Letterbox
+    from rtdmd.rewards.weights import assemble, file_hashes, file_in, read_weights
+
+    with quiet_imports():
+        from transformers import CLIPModel
+
+    folder, base = Path(params.model), Path(params.base)
     config = clip_config(base, f"{KEY}: base", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", activation="gelu")
     weights = file_in(folder, f"{KEY}: model", *FILES)
     tensors = from_open_clip(read_weights(weights, f"{KEY}: model"))
@@ -67,7 +89,17 @@ def load(params: RewardParams, device: torch.device) -> HpsV2:
     asked = ImageTransform.from_folder(base)
     transform = Letterbox(config.vision_config.image_size, asked.mean, asked.std)
     files = file_hashes(weights) | {f"base/{n}": h for n, h in folder_hashes(base, ".json", ".txt").items()}
-    return HpsV2(model, load_tokenizer(base, f"{KEY}: base"), transform, files, device)
+    return ClipReward(params.name, model, load_tokenizer(base, f"{KEY}: base"), transform, files, device)
+
+
+def cost(params: HpsV2Params, root: Path) -> Networks:
+    """Both towers; an image goes through one."""
+    from rtdmd.rewards.preprocess import Letterbox
+    from rtdmd.rewards.published import CLIP_VIT_H
+    from rtdmd.rewards.without_weights import MEAN, STD, clip_cost, clip_towers
+
+    model = clip_towers(params, "base", root, CLIP_VIT_H)
+    return clip_cost(model, Letterbox(model.config.vision_config.image_size, MEAN, STD))
 
 
 def from_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -93,7 +125,4 @@ def _layer(block: re.Match[str]) -> str:
     return f"{'vision_model' if block[1] else 'text_model'}.encoder.layers.{block[2]}"
 
 
-class HpsV2(ClipReward):
-    """`rtdmd.rewards.protocol.Reward`: the cosine itself. Pictures that are not square are padded with black."""
-
-    name = "hpsv2"
+REWARD = Registration(HpsV2Params, load, cost)

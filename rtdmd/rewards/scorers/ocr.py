@@ -17,18 +17,19 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.section import param
 from rtdmd.rewards.ocr_text import target_text, text_score
 from rtdmd.rewards.protocol import Metadata, as_bytes, check_batch
-from rtdmd.rewards.weights import file_hashes
+from rtdmd.rewards.registration import Recorded, Registration, RewardParams
 
 if TYPE_CHECKING:
-    from rtdmd.config import RewardParams
+    import torch
+    from torch import Tensor
+
+    from rtdmd.rewards.golden_cases import Case
 
 VERSION = 1  # raise it when the score of any image changes
 PACKAGES = ("rapidocr", "onnxruntime", "opencv-python-headless")
@@ -42,7 +43,13 @@ SETTINGS: dict[str, Any] = {
 _ONE_THREAD = {f"EngineConfig.onnxruntime.{kind}_op_num_threads": 1 for kind in ("intra", "inter")}
 
 
-def load(params: RewardParams, device: torch.device) -> Ocr:
+class OcrParams(RewardParams):
+    """Quoted text against the text that is read. The models come in rapidocr's wheel."""
+
+    name: Literal["ocr"] = param("scorer", source="Flow-GRPO's scorer")
+
+
+def load(params: OcrParams, device: torch.device) -> Ocr:
     """The reader that the installed rapidocr carries. It has no settings and computes on the CPU."""
     del params, device
     return Ocr()
@@ -74,6 +81,8 @@ class Ocr:
 
     def identity(self) -> dict[str, Any]:
         """See the protocol; ``packages`` are those that resize, crop and recognise."""
+        from rtdmd.rewards.weights import file_hashes
+
         return {
             "name": self.name,
             "files": file_hashes(*self._files.values()),
@@ -85,9 +94,10 @@ class Ocr:
     def to(self, device: torch.device) -> None:
         """See the protocol: it stays on the CPU."""
 
-    @torch.no_grad()
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """See the protocol: in [0, 1], on the images' device, without gradient."""
+        import torch
+
         check_batch(images, prompts, metadata)
         targets = [target_text(prompt, record) for prompt, record in zip(prompts, metadata, strict=True)]
         found = self.read(images)
@@ -114,3 +124,16 @@ def _reader(files: dict[str, Path]) -> Any:
     cv2.setNumThreads(1)
     paths = {f"{part}.model_path": str(path) for part, path in files.items()}
     return RapidOCR(params={**SETTINGS, **_ONE_THREAD, **paths, "Global.log_level": "critical"})
+
+
+def case() -> Case:
+    """Words on a sheet."""
+    from rtdmd.rewards.golden_cases import text_case
+
+    return text_case()
+
+
+# PP-OCR's detector and recogniser.
+REWARD = Registration(
+    OcrParams, load, Recorded(parameters=15_000_000, width=4, tokens=1000), case, tiny=lambda folder: {}
+)

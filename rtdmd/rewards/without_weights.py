@@ -1,0 +1,43 @@
+"""Networks of scorers on CLIP without their weights, for `rtdmd plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import read_json
+from rtdmd.common.torch_setup import quiet_imports
+from rtdmd.rewards.clip import ClipReward
+from rtdmd.rewards.preprocess import ImageTransform
+from rtdmd.rewards.registration import Networks, RewardParams
+
+with quiet_imports():
+    from transformers import CLIPConfig, CLIPModel
+
+MEAN, STD = (0.5,) * 3, (0.25,) * 3  # a transform's numbers change no shape
+
+
+def clip_towers(params: RewardParams, source: str, root: Path, published: dict[str, Any]) -> Any:
+    """A CLIPModel of the config.json in the entry's folder ``source``; for a Hub id, or none, of the ``published`` one.
+
+    Raises UserError where the folder has no config.json.
+    """
+    config, folder = published, getattr(params, source)
+    if folder is not None and not params.is_hub_id(source):
+        path = root / folder / "config.json"
+        if not path.is_file():
+            raise UserError(f"rewards: {params.name}: {source}: {path} is not there")
+        config = read_json(path)
+    return CLIPModel(CLIPConfig(**config))
+
+
+def clip_cost(model: Any, transform: Callable[[Tensor], Tensor] | None = None) -> Networks:
+    """What an image's embedding costs; transform: to pixel values, by default a resize to the model's square."""
+    side = model.config.vision_config.image_size
+    transform = transform or ImageTransform(side, (side, side), MEAN, STD, "bicubic")
+    return Networks([model], ClipReward("clip", model, None, transform, {}, torch.device("meta")).embed)
