@@ -169,6 +169,7 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     sample.add_argument("--images", type=int, default=8, help="images in the grid (default: %(default)s)")
     sample.add_argument("--seed", type=int, default=0, help="root of the noise (default: %(default)s)")
     sample.add_argument("--out", type=Path, default=Path("sample.png"), help="PNG file (default: %(default)s)")
+    sample.add_argument("--base", help="the base of a published folder, where it lies elsewhere than recorded")
     sample.set_defaults(action=_command)
 
 
@@ -240,9 +241,9 @@ def _add_reproduce(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     found = commands.add_parser("import", help="checkpoints of the public code as a folder that diffusers loads")
     found.add_argument("files", nargs="+", type=Path, metavar="FILE", help="checkpoints in the order of their training")
-    found.add_argument("--base", type=Path, help="diffusers folder of the base model (default: model.teacher)")
+    found.add_argument("--base", help="diffusers folder of the base model, or model.teacher itself")
     found.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
-    found.add_argument("--alpha", type=float, help="LoRA alpha of files that do not say it (default: 64)")
+    found.add_argument("--alpha", type=float, help="LoRA alpha of files that do not say it")
     found.set_defaults(action=_import)
 
 

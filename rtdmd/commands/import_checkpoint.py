@@ -3,21 +3,24 @@
     rtdmd import cold_start/generator_ema.pt rtdmd/generator_ema.pt --base ./stable-diffusion-3.5-medium --out imported
     rtdmd sample "a photo of a red circle" --from imported
 
-Several files are stacked in their order (cold start first, then reinforcement). Everything else comes from params.yaml:
-section model (with --base as its teacher), publish.format and publish.prompt. DIR is what stage publish writes, through
-the same gate, and beside it DIR/students/: the adapters as the training stages leave them. Copied over results/, with
-rank, alpha and targets in section adapter, `rtdmd evaluate` and `rtdmd publish` take them for this run's students.
+Several files are stacked in their order (cold start first, then reinforcement). What a file records (its base, alpha,
+steps) is taken from it; where it does not say its base or its alpha, the command asks for them. The rest comes from
+params.yaml: section model, publish.format and publish.prompt. DIR is what stage publish writes, through the same gate,
+and beside it DIR/students/: the adapters as the training stages leave them. Copied over results/, with rank, alpha and
+targets in section adapter and the same section model, `rtdmd evaluate` takes them for this run's students.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rtdmd.backbones import Backbone
 from rtdmd.backbones.sampling import Velocity
@@ -26,11 +29,14 @@ from rtdmd.common.files import save_tensors, sha256_tree, write_json
 from rtdmd.common.torch_setup import configure
 from rtdmd.config import ModelParams, Params, load_params
 from rtdmd.pipeline.provenance import hash_of, package_versions
+from rtdmd.publish.adapter_file import read_adapter
 from rtdmd.publish.compose import Adapter
 from rtdmd.publish.export_folder import PROVENANCE, Source, check_forms, finish, make_weights
 from rtdmd.publish.gate import table
+from rtdmd.publish.known_bases import check_base
 from rtdmd.publish.lineage_record import weights_metadata
-from rtdmd.publish.reference import read_reference, stacked_student
+from rtdmd.publish.recorded import recorded, with_base
+from rtdmd.publish.reference import stacked_student
 
 STUDENTS = ("train_acdmd", "train_rtdmd")
 
@@ -40,12 +46,14 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     params = load_params(root / "params.yaml")
     if len(arguments.files) > len(STUDENTS):
         raise UserError(f"{len(arguments.files)} files; a checkpoint of each stage at most: cold start, reinforcement")
-    adapters = {
-        name: read_reference(root / path, arguments.alpha)
-        for name, path in zip(STUDENTS, arguments.files, strict=False)
-    }
+    files = [root / path for path in arguments.files]
+    adapters = {name: read_adapter(path, arguments.alpha) for name, path in zip(STUDENTS, files, strict=False)}
+    model = _model(params.model, files, adapters, arguments.base, root)
     hashes = {str(path): sha256_tree(root / path) for path in arguments.files}
-    source = _source(params, _on_base(params.model, arguments.base), adapters, arguments.out, hashes, root)
+    record = _record(model, hashes, root)
+    for path, adapter in zip(arguments.files, adapters.values(), strict=True):
+        print(f"{path}: rank {adapter.rank}, alpha {adapter.alpha:g}, on {model.teacher}", file=sys.stderr)
+    source = _source(params, model, adapters, arguments.out, record, root)
     with _new_folder(root / arguments.out) as folder:
 
         def place(name: str) -> Path:
@@ -55,26 +63,34 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
         made = make_weights(source, place)
         for name, adapter in adapters.items():
             about = {"rank": str(adapter.rank), "alpha": f"{adapter.alpha:g}", "stage": name}
+            about |= {"model": json.dumps(model.model_dump(mode="json"), sort_keys=True), "imported": "true"}
             save_tensors(adapter.tensors, place(f"students/{name}/generator.safetensors"), about)
-        record = _record(source.model, hashes)
         write_json(place(PROVENANCE), {**record, "sampling": {"sigmas": made.sigmas, "eta": source.model.eta}})
         told = {"settings": {}, "settings_sha256": record["settings_sha256"], "metrics": {}, "sources": hashes}
         print(table(finish(source, made, place, told)["forms"]), file=sys.stderr)
     print(arguments.out)
 
 
-def _on_base(model: ModelParams, base: Path | None) -> ModelParams:
-    """The model section with another base; a folder of two parts is written ./a/b, or it would name a repository."""
-    if base is None:
-        return model
-    name = base.as_posix()
-    return model.model_copy(
-        update={"teacher": name if base.is_absolute() or name.startswith(".") else f"./{name}", "revision": None}
-    )
+def _model(
+    model: ModelParams, files: list[Path], adapters: dict[str, Adapter], base: str | None, root: Path
+) -> ModelParams:
+    """Section model of the import: as the files record it, else the params' with the base that they stand on."""
+    records = [found for found in (recorded(path) for path in files) if found is not None]
+    if records:
+        for other in records[1:]:
+            if other.model != records[0].model:
+                raise UserError(
+                    f"{other.where} and {records[0].where} record different models; import one after the other"
+                )
+        return records[0].on(base, root)
+    if base is not None:
+        return with_base(model, base, root)
+    check_base(model, files, adapters)
+    return model
 
 
 def _source(
-    params: Params, model: ModelParams, adapters: dict[str, Adapter], out: Path, hashes: dict[str, str], root: Path
+    params: Params, model: ModelParams, adapters: dict[str, Adapter], out: Path, record: dict[str, Any], root: Path
 ) -> Source:
     def student(backbone: Backbone) -> Velocity:
         return stacked_student(backbone, adapters)
@@ -86,23 +102,25 @@ def _source(
         full=None,
         student=student,
         prompt=params.publish.prompt,
-        called=out.as_posix(),
+        called=out.name if out.is_absolute() else out.as_posix(),
         threads=params.run.threads,
         seed=params.run.seed,
-        metadata=weights_metadata(_record(model, hashes)),
+        metadata=weights_metadata(record),
         root=root,
         device=configure(params.run),
     )
 
 
-def _record(model: ModelParams, hashes: dict[str, str]) -> dict[str, object]:
+def _record(model: ModelParams, hashes: dict[str, str], root: Path) -> dict[str, Any]:
     """Where the folder comes from, as `rtdmd trace` reads it."""
     settings = {"model": model.model_dump(mode="json")}
+    base = None if model.is_hub_id else sha256_tree(root / model.teacher)
     return {
         "settings": settings,
         "settings_sha256": hash_of(settings),
         "inputs": {"import": hashes},
         "versions": {"import": package_versions()},
+        "teacher": {"name": model.teacher, "revision": model.revision, "sha256": base},
     }
 
 

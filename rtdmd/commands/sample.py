@@ -3,7 +3,8 @@
     rtdmd sample "a photo of a red circle" --from results/train_rtdmd --images 8 --seed 0 --out grid.png
 
 ``--from`` is teacher (all its steps, guided), teacher_few_step (K steps, guided), a training stage (train_acdmd,
-train_rtdmd, or their folders in results/), or a folder that publish wrote. Everything else comes from params.yaml.
+train_rtdmd, or their folders in results/), or a folder that publish or import wrote. Such a folder is sampled as it
+records: on its base, at its resolution, in its steps, at its η. Everything else comes from params.yaml.
 Image i starts from the noise of (seed, i) for every model and prompt, so that grids can be compared.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
 import torch
@@ -22,10 +24,13 @@ from rtdmd.backbones.sampling import ImageNoise, sample
 from rtdmd.common.errors import UserError
 from rtdmd.common.images import grid, save_png
 from rtdmd.common.torch_setup import configure
-from rtdmd.config import Params, load_params
+from rtdmd.config import ModelParams, Params, load_params
 from rtdmd.evaluate.samples import Sampler, load_sampler
 from rtdmd.prompts.text_cache import NULL_PROMPT, TextCache
+from rtdmd.publish.adapter_file import read_adapter
 from rtdmd.publish.merge import MERGED, full_weights
+from rtdmd.publish.recorded import check_whole, recorded, with_base
+from rtdmd.publish.reference import stacked_student
 
 MODELS = ("teacher", "teacher_few_step", "train_acdmd", "train_rtdmd")
 LEAST_SIDE = 144  # smaller images are enlarged to about this many pixels in the grid
@@ -36,6 +41,11 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     if arguments.images < 1:
         raise UserError(f"--images {arguments.images}: at least 1")
     params = load_params(root / "params.yaml")
+    folder = published_folder(arguments.source, root)
+    if folder is not None:
+        params = params.model_copy(update={"model": published_model(folder, params.model, arguments.base, root)})
+    elif arguments.base is not None:
+        raise UserError(f"--base {arguments.base}: only for a published folder; --from {arguments.source} is none")
     device = configure(params.run)
     text = encoded(arguments.prompt, params, device, root)
     sampler = find_sampler(arguments.source, params, text, device, root)
@@ -52,28 +62,57 @@ def encoded(prompt: str, params: Params, device: torch.device, root: Path) -> Te
     return TextCache(backbone.encode(prompts), {text: row for row, text in enumerate(prompts)})
 
 
+def published_folder(source: str, root: Path) -> Path | None:
+    """The folder of weights that ``--from`` names; None where it names a model of this folder's run."""
+    if source.removeprefix("results/").rstrip("/") in MODELS:
+        return None
+    found = any((root / source / weights).is_file() for weights in (PUBLISHED, MERGED))
+    return root / source if found else None
+
+
+def published_model(folder: Path, model: ModelParams, base: str | None, root: Path) -> ModelParams:
+    """Section model of a published folder: as it records it; the params' where it has no record, which is said."""
+    found = recorded(folder)
+    if found is not None:
+        model = found.on(base, root)
+    elif base is not None:
+        model = with_base(model, base, root)
+    how = "as it records" if found is not None else "it has no record, so as params.yaml says"
+    print(
+        f"{folder}: {how}: on {model.teacher}, {model.resolution} pixels, {model.num_steps} steps, η {model.eta:g}",
+        file=sys.stderr,
+    )
+    return model
+
+
 def find_sampler(source: str, params: Params, text: TextCache, device: torch.device, root: Path) -> Sampler:
     """The model that ``--from`` names; UserError that lists what it may be."""
     name = source.removeprefix("results/").rstrip("/")
     if name in MODELS:
         return load_sampler(name, params, text, device, root)
-    if any((root / source / weights).is_file() for weights in (PUBLISHED, MERGED)):
-        return published_sampler(root / source, params, device, root)
-    raise UserError(f"--from {source}: neither one of {', '.join(MODELS)} nor a folder with {PUBLISHED} or {MERGED}")
+    folder = published_folder(source, root)
+    if folder is None:
+        raise UserError(
+            f"--from {source}: neither one of {', '.join(MODELS)} nor a folder with {PUBLISHED} or {MERGED}"
+        )
+    return published_sampler(folder, params, device, root)
 
 
 def published_sampler(folder: Path, params: Params, device: torch.device, root: Path) -> Sampler:
-    """A published folder on the teacher: its adapter, read by diffusers itself, or where it has none its merged weights
-    in model.dtype; few steps, no guidance, the params' η. UserError where the weights are another model's."""
+    """A published folder on ``params.model``: its adapter or, where it has none, its merged weights in model.dtype; few
+    steps, no guidance. UserError where the weights are another model's, or not what passed the folder's gate."""
+    check_whole(folder)
     backbone = load_backbone(params.model, device=device, root=root)
     if (folder / PUBLISHED).is_file():
-        backbone.load_published(folder)
+        adapter = read_adapter(folder / PUBLISHED)
+        print(f"{folder / PUBLISHED}: rank {adapter.rank}, alpha {adapter.alpha:g}", file=sys.stderr)
+        velocity = stacked_student(backbone, {"published": adapter})
     else:
         weights = full_weights(folder / MERGED, backbone.transformer.state_dict(), backbone.dtype)
         backbone.transformer.load_state_dict(weights, strict=True)
 
-    def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        return backbone.velocity(backbone.transformer, x, sigma, cond)
+        def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+            return backbone.velocity(backbone.transformer, x, sigma, cond)
 
     return Sampler(backbone, velocity, backbone.sigmas(params.model.num_steps), params.model.eta, guided=False)
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
@@ -23,6 +26,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _AGAIN = "make the file again"
+_NO_ARCHIVE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    OSError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
+"""What zipfile raises where a damaged header sends it to a place, a method or a password that is not there."""
 IGNORED = (
     *("__pycache__", "*.pyc", ".git", ".hg", ".dvc", ".snakemake*", ".rtdmd", ".venv", ".partial-*"),
     *(".#*", "#*#", "*~", ".*.sw[a-p]", ".*.un~", ".~lock.*", ".*.kate-swp", ".goutputstream-*"),
@@ -161,3 +175,19 @@ def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: no whole safetensors file ({first_line(error)}); {_AGAIN}") from error
+
+
+def check_archive(path: Path) -> None:
+    """UserError unless ``path`` is a zip archive, as torch.save writes, in which every byte is as it was written.
+
+    PyTorch does not look at the checksums that it writes: numbers of a damaged file would be taken as they are.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except _NO_ARCHIVE as error:
+        raise UserError(
+            f"{path}: no whole file of torch.save ({first_line(error)}); copy or download it again"
+        ) from error
+    if damaged is not None:
+        raise UserError(f"{path}: {damaged} in it is damaged (its checksum differs); copy or download the file again")

@@ -7,15 +7,12 @@ scale 1 (alpha = rank), so a loader that overlooks the alpha still applies it in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from rtdmd.common.errors import UserError
-from rtdmd.common.files import load_tensors
 
 A, B = ".lora_A.weight", ".lora_B.weight"
 
@@ -28,6 +25,7 @@ class Adapter:
     tensors: dict[str, Tensor]
     rank: int
     alpha: float
+    config: Mapping[str, Any] | None = None  # LoraConfig as its file tells it: what PEFT itself would make of it
 
     def modules(self) -> list[str]:
         """Names of the adapted modules, sorted."""
@@ -40,18 +38,6 @@ class Adapter:
     def delta(self, module: str) -> Tensor:
         """What the adapter adds to the module's weight, (out, in), computed in float32."""
         return self.alpha / self.rank * self.tensors[module + B].float() @ self.tensors[module + A].float()
-
-
-def read_adapter(path: Path) -> Adapter:
-    """An adapter file as the training stages write it. Raises UserError when it is not one, or holds a non-finite
-    number."""
-    tensors, metadata = load_tensors(path)
-    if not {"rank", "alpha"} <= metadata.keys() or not all(key.endswith((A, B)) for key in tensors):
-        raise UserError(f"{path} is no LoRA adapter; publish hands on adapters: train with adapter.mode: lora")
-    bad = [key for key, value in tensors.items() if not torch.isfinite(value).all()]
-    if bad:
-        raise UserError(f"{path}: {bad[0]} holds numbers that are not finite; train that stage again")
-    return Adapter(tensors, int(metadata["rank"]), float(metadata["alpha"]))
 
 
 def compose(adapters: Sequence[Adapter]) -> Adapter:

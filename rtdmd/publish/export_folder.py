@@ -23,12 +23,14 @@ from rtdmd.common.files import write_atomic, write_json
 from rtdmd.common.images import grid, save_png
 from rtdmd.common.torch_setup import DTYPES
 from rtdmd.config import ModelParams
+from rtdmd.publish.adapter_file import check_belongs
 from rtdmd.publish.card import model_card
 from rtdmd.publish.card_data import WIDGET, Published
 from rtdmd.publish.compose import Adapter, compose
 from rtdmd.publish.export import BaseModel, base_model, write_lora
 from rtdmd.publish.gate import Export, Fixed, fixed_inputs, run_gate, student_latents
 from rtdmd.publish.merge import CONFIG, MERGED, Weights, full_weights, merged_weights, write_merged
+from rtdmd.publish.reference import check_merged
 from rtdmd.publish.scheduler import scheduler_config
 
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -86,6 +88,8 @@ def make_weights(source: Source, place: Place) -> Made:
     base = base_model(teacher_folder(source.model, text=True, root=source.root))
     backbone = load_backbone(source.model, text=True, device=source.device, root=source.root)
     state = dict(backbone.transformer.state_dict())  # before any adapter wraps the layers
+    for name, one in source.adapters.items():
+        check_belongs(one, backbone, name)
     cond = backbone.encode([source.prompt, ""])
     sigmas = backbone.sigmas(source.model.num_steps)
     velocity = source.student(backbone)
@@ -105,6 +109,8 @@ def make_weights(source: Source, place: Place) -> Made:
         write_merged(weights, base.transformer_config, place(MERGED).parent.parent, source.metadata)
         latents["merged"] = latents["lora"]
         if source.model.dtype != "float32":
+            if adapter is not None:
+                check_merged(weights, backbone)
             latents["merged"] = _rounded_student(source, weights, fixed)
     return Made(base, adapter, sigmas.tolist(), backbone.own_scheduler(), fixed, latents)
 
@@ -124,8 +130,9 @@ def _whole(source: Source, adapter: Adapter | None, state: Mapping[str, Tensor])
 
 
 def _rounded_student(source: Source, weights: Weights, fixed: Fixed) -> dict[str, Tensor]:
-    """What the merged weights give in memory: below float32 their cast moves every one of them a little, so they are
-    compared with themselves; the cast is told from the file by its dtype."""
+    """What the merged weights give in memory: below float32 their cast moves every one of them a little, so what the
+    file gives is compared with that, and the weights themselves with the base's and PEFT's adapters (`check_merged`).
+    """
     backbone = load_backbone(_exact(source.model), vae=False, device=source.device, root=source.root)
     backbone.transformer.load_state_dict({name: value.float() for name, value in weights.items()}, strict=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import load_tensors, sha256_file
+from rtdmd.common.files import check_archive, load_tensors, sha256_file
 from rtdmd.common.hub import fetching
 from rtdmd.common.torch_setup import quiet_loading
 
@@ -68,6 +69,8 @@ def read_weights(path: Path, key: str = "") -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_tensors(path)[0]
+        if zipfile.is_zipfile(path):  # older files of torch.save are none, and have no checksums
+            check_archive(path)
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except UserError as error:
         raise UserError(f"{prefix}{error}") from error

@@ -22,11 +22,11 @@ from rtdmd.common.files import read_json, write_atomic, write_json
 from rtdmd.common.torch_setup import configure
 from rtdmd.evaluate.names import STUDENT
 from rtdmd.pipeline.stage import Stage, open_stage, resolved
+from rtdmd.publish.adapter_file import read_adapter
 from rtdmd.publish.card_data import SAMPLES
-from rtdmd.publish.compose import read_adapter
 from rtdmd.publish.export_folder import FILES, PROVENANCE, Made, Source, check_forms, finish, make_weights
 from rtdmd.publish.gate import table
-from rtdmd.publish.lineage_record import lineage_record, weights_metadata
+from rtdmd.publish.lineage_record import header_of, lineage_record, weights_metadata
 from rtdmd.train.adapters import load_student
 
 STUDENTS = ("train_acdmd", "train_rtdmd")
@@ -77,6 +77,12 @@ def student_source(stage: Stage, forms: tuple[str, ...], metadata: dict[str, str
     params, root = stage.params, stage.root
     paths = {name: stage.input(path) for name, path in zip(STUDENTS, WEIGHTS, strict=True)}
     lora = params.adapter.mode == "lora"
+    for path in paths.values():
+        if "imported" in header_of(path).get("__metadata__", {}):
+            raise UserError(
+                f"{path} was imported, not trained here, and the records beside it are another student's; the folder to"
+                f" hand on is the one that `rtdmd import` wrote, and `rtdmd {path.parent.name}` trains a student here"
+            )
 
     def student(backbone: Backbone) -> Velocity:
         return load_student(params, backbone, "train_rtdmd", root)

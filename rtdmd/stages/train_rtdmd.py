@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import Backbone, Conditioning
-from rtdmd.common.files import load_tensors, save_tensors, write_json
+from rtdmd.common.files import save_tensors, write_json
 from rtdmd.common.rng import permutation
 from rtdmd.config import Params, TrainRtdmdParams
 from rtdmd.flow.policy import draw_step_subset
@@ -57,6 +57,7 @@ from rtdmd.train.reinforce import (
     require_on_policy,
     roll_out,
 )
+from rtdmd.train.student_record import read_student
 
 NAME = "train_rtdmd"
 
@@ -165,7 +166,7 @@ def load_roles(stage: Stage, backbone: Backbone) -> AdapterBank:
     roles = AdapterBank(backbone, stage.params.adapter, ADAPTERS[NAME], stage.seed, stage.params.train_rtdmd.compile)
     for adapter, name in (("acdmd", "generator"), ("fake", "fake")):
         path = f"results/train_acdmd/{name}.safetensors"
-        tensors, _ = load_tensors(stage.input(path))
+        tensors = read_student(stage.input(path), stage.params, path)
         roles.load(adapter, tensors, path)
         if adapter == "acdmd" and roles.full:
             roles.load("rtdmd", tensors, path)

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rtdmd.common.errors import NonFiniteError, UserError
-from rtdmd.common.files import load_tensors
 from rtdmd.common.rng import key_seed
 from rtdmd.train.compile import compile_blocks
 from rtdmd.train.engine import checkpoint as checkpoints
+from rtdmd.train.student_record import read_student
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Backbone, Conditioning
@@ -360,7 +360,8 @@ def load_student(
 ) -> Callable[[Tensor, Tensor, Conditioning], Tensor]:
     """Velocity (x, sigma, cond) of the generator that training stage ``stage`` left in ``root``/results, frozen.
 
-    Stage two's is stage one's adapter with its own on top. UserError where a file is missing or does not fit.
+    Stage two's is stage one's adapter with its own on top. UserError where a file is missing, does not fit, or was
+    trained with other settings than ``params``.
     """
     stack = ADAPTERS[stage]["generator"]
     roles = AdapterBank(backbone, params.adapter, {"generator": stack}, params.run.seed)
@@ -368,5 +369,5 @@ def load_student(
         source = f"results/train_{name}/generator.safetensors"
         if not (root / source).is_file():
             raise UserError(f"{source}: no such file; `rtdmd train_{name}` makes it")
-        roles.load(name, load_tensors(root / source)[0], source)
+        roles.load(name, read_student(root / source, params, source), source)
     return lambda x, sigma, cond: roles.velocity("generator", x, sigma, cond)

@@ -11,15 +11,20 @@ from PIL import Image
 
 from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import PUBLISHED
+from rtdmd.backbones.sampling import ImageNoise
+from rtdmd.backbones.sampling import sample as sampled
 from rtdmd.cli import build_parser
 from rtdmd.commands import sample
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import save_tensors
+from rtdmd.common.files import load_tensors, read_json, save_tensors, sha256_file, sha256_tree, write_json
 from rtdmd.common.images import PADDING
 from rtdmd.config import load_params
-from rtdmd.publish.compose import compose, read_adapter
+from rtdmd.publish.adapter_file import read_adapter
+from rtdmd.publish.compose import compose
 from rtdmd.publish.export import write_lora
 from rtdmd.publish.merge import MERGED, merged_weights, write_merged
+from rtdmd.publish.reference import stacked_student
+from tests.tiny import make_tiny_teacher
 from tests.workspace import STAGES, make_workspace
 
 PROMPT = "a photo of a red circle"
@@ -91,6 +96,93 @@ def test_merged_weights_of_another_model_are_refused(root: Path) -> None:
     save_tensors({"proj.weight": torch.zeros(2, 2)}, root / "foreign" / MERGED, {"format": "pt"})
     with pytest.raises(UserError, match=r"foreign/transformer/.* tensors differ, first .* model\.teacher must be"):
         drawn(root, "foreign")
+
+
+def export(root: Path, name: str, model: dict[str, object] | None = None) -> Path:
+    """A published folder of both stages' adapter; ``model``: what its record says that params.yaml does not."""
+    adapter = compose([read_adapter(root / "results" / stage / "generator.safetensors") for stage in STAGES])
+    section = load_params(root / "params.yaml").model.model_dump(mode="json") | (model or {})
+    (root / name).mkdir()
+    write_lora(adapter, root / name / PUBLISHED)
+    base = root / str(section["teacher"])
+    teacher = {"name": section["teacher"], "sha256": sha256_tree(base) if base.is_dir() else "0" * 64}
+    write_json(root / name / "provenance.json", {"settings": {"model": section}, "teacher": teacher})
+    write_json(root / name / "gate.json", {"sha256": {PUBLISHED: sha256_file(root / name / PUBLISHED)}})
+    return root / name
+
+
+def test_a_folder_is_sampled_as_it_records(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its base, its steps and its η, whatever params.yaml says; both are said."""
+    make_tiny_teacher(root / "second", seed=5)
+    own = {"teacher": "second", "num_steps": 2, "eta": 0.5}
+    export(root, "recorded", own)
+    params = load_params(root / "params.yaml")
+    backbone = load_backbone(params.model.model_copy(update=own), text=True, root=root)
+    cond = backbone.encode([PROMPT])
+    velocity = stacked_student(backbone, {"x": read_adapter(root / "recorded")})
+    noise = ImageNoise(0, [(0, 0)], backbone.latent_shape())
+    with torch.no_grad():
+        expected = backbone.decode(sampled(velocity, noise, cond, backbone.sigmas(2), 0.5))
+    got = pixels(drawn(root, "recorded", "--images", "1"))
+    inside = slice(PADDING, PADDING + 144)
+    assert np.abs(got[inside, inside][::4, ::4] - np.round(255 * expected[0].permute(1, 2, 0).numpy())).max() <= 1
+    said = capsys.readouterr().err
+    assert f"{root}/recorded: as it records: on second, 36 pixels, 2 steps, η 0.5\n" in said
+    assert f"{PUBLISHED}: rank 8, alpha 8\n" in said
+
+
+def test_a_base_that_is_not_the_recorded_one_is_refused(root: Path) -> None:
+    folder = export(root, "moved", {"teacher": "gone"})
+    with pytest.raises(UserError, match=r"was made on gone, which is not here; name a copy of it with --base FOLDER"):
+        drawn(root, "moved")
+    with pytest.raises(UserError, match=r"another base than the one in \./data/world/teacher \(their SHA-256 differ\)"):
+        drawn(root, "moved", "--base", "data/world/teacher")
+    record = read_json(folder / "provenance.json")
+    record["teacher"]["sha256"] = sha256_tree(root / "data/world/teacher")
+    write_json(folder / "provenance.json", record)
+    shown = pixels(drawn(root, "moved", "--base", "data/world/teacher"))
+    assert np.abs(shown.astype(int) - pixels(drawn(root, "train_rtdmd")).astype(int)).max() <= 1
+    with pytest.raises(UserError, match=r"--base x: only for a published folder; --from teacher is none"):
+        drawn(root, "teacher", "--base", "x")
+
+
+def test_a_record_of_something_else_is_one_line(root: Path) -> None:
+    folder = export(root, "odd")
+    write_json(folder / "provenance.json", {"settings": ["x"]})
+    with pytest.raises(UserError, match=r"odd/provenance\.json: no record of this package: it tells no settings"):
+        drawn(root, "odd")
+    write_json(folder / "provenance.json", {"settings": {"model": {"family": "sd4"}}})
+    with pytest.raises(UserError, match=r"odd/provenance\.json: settings\.model: .* \(\d+ more"):
+        drawn(root, "odd")
+
+
+def test_weights_that_did_not_pass_the_gate_are_refused(root: Path) -> None:
+    """A flipped bit of a safetensors file shows nowhere else."""
+    path = export(root, "damaged") / PUBLISHED
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=rf"damaged/{PUBLISHED} is not what passed the gate \(gate\.json\); make or"):
+        drawn(root, "damaged")
+
+
+def test_an_adapter_with_half_its_tensors_is_refused(root: Path) -> None:
+    (root / "halved").mkdir()
+    adapter = compose([read_adapter(root / "results" / stage / "generator.safetensors") for stage in STAGES])
+    write_lora(adapter, root / "halved" / PUBLISHED)
+    tensors, header = load_tensors(root / "halved" / PUBLISHED)
+    kept = {key: value for key, value in tensors.items() if "transformer_blocks.0." in key}
+    save_tensors(kept, root / "halved" / PUBLISHED, header)
+    with pytest.raises(UserError, match=r"published: no tensors for \d+ layers that its target_modules name, first "):
+        drawn(root, "halved")
+
+
+def test_a_student_in_other_steps_than_its_own_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = load_params(root / "params.yaml")
+    other = params.model_copy(update={"model": params.model.model_copy(update={"num_steps": 8})})
+    monkeypatch.setattr(sample, "load_params", lambda _: other)
+    with pytest.raises(UserError, match=r"was trained with model\.num_steps: 4, params\.yaml says 8; set"):
+        drawn(root, "train_rtdmd")
 
 
 def test_what_is_no_model_is_said(root: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,31 @@ def test_an_adapter_on_a_half_precision_base_is_merged_in_float32_and_cast_once(
     assert {value.dtype for value in load_tensors(root / "results/publish" / MERGED)[0].values()} == {torch.bfloat16}
     assert {value.dtype for value in load_tensors(root / "results/publish" / PUBLISHED)[0].values()} == {torch.float32}
     assert "dtype=torch.bfloat16" in (root / "results/publish/README.md").read_text()
+
+
+def test_merged_weights_are_held_against_the_base_and_the_adapters(
+    root: Path, here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below float32 the file is compared with its own cast in memory; that these are the student's is told by what PEFT
+    adds to the base, here with an adapter merged at twice its strength."""
+    set_params(root, {"model": {"dtype": "bfloat16"}})
+    real = export_folder.merged_weights
+
+    def twice(state, adapter, dtype):
+        return real(state, replace(adapter, alpha=2 * adapter.alpha), dtype)
+
+    monkeypatch.setattr(export_folder, "merged_weights", twice)
+    with pytest.raises(RtdmdError, match=r"\.weight is not the base's with what the adapters add \(\S+ more than one"):
+        publish.run(root)
+    assert not list((root / "results/publish").iterdir())
+
+
+def test_an_imported_student_is_not_published_as_one_of_this_run(root: Path) -> None:
+    path = root / "results/train_rtdmd/generator.safetensors"
+    tensors, header = load_tensors(path)
+    save_tensors(tensors, path, header | {"imported": "true"})
+    with pytest.raises(UserError, match=r"was imported, not trained here, .* `rtdmd train_rtdmd` trains a student"):
+        publish.run(root)
 
 
 @pytest.mark.parametrize("name", ["flux1", "flux2"])

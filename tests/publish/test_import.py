@@ -14,13 +14,14 @@ from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.cli import build_parser
 from rtdmd.commands import import_checkpoint
 from rtdmd.commands.sample import published_sampler
-from rtdmd.common.errors import UserError
-from rtdmd.common.files import load_tensors, read_json, save_tensors
+from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.common.files import load_tensors, read_json, save_tensors, sha256_tree
 from rtdmd.config import Params
+from rtdmd.publish import adapter_file
+from rtdmd.publish.adapter_file import read_adapter
 from rtdmd.publish.compose import compose
 from rtdmd.publish.lineage_record import record_of_weights, steps_of_record
 from rtdmd.publish.merge import MERGED
-from rtdmd.publish.reference import read_reference
 from rtdmd.train.adapters import load_student
 from tests.publish.exports import gate_in_process
 from tests.workspace import make_workspace
@@ -77,6 +78,7 @@ def test_provenance_names_the_checkpoints(imported: Path) -> None:
     record = read_json(imported / "provenance.json")
     assert set(record["inputs"]["import"]) == {"cold.pt", "rl.pt"}
     assert record["sampling"]["sigmas"] == pytest.approx([1.0, 0.9, 0.75, 0.5, 0.0])
+    assert record["teacher"] == {"name": "./base", "revision": None, "sha256": sha256_tree(imported.parent / "base")}
     assert record_of_weights(imported / PUBLISHED) == {k: v for k, v in record.items() if k != "sampling"}
     (step,) = steps_of_record(record, "provenance.json")
     assert step.params["model"]["teacher"] == "./base"
@@ -97,70 +99,20 @@ def test_it_samples_and_evaluates_as_the_two_stages(
     base = backbone.velocity(backbone.transformer, x, sigma, cond)
     with torch.no_grad():
         one = published_sampler(imported, params, torch.device("cpu"), root).velocity(x, sigma, cond)
-        other = load_student(params, backbone, "train_rtdmd", tmp_path)(x, sigma, cond)
+        with pytest.raises(UserError, match=r"trained with model\.teacher: \./base, params\.yaml says data/"):
+            load_student(params, load_backbone(params.model, vae=False, root=root), "train_rtdmd", tmp_path)
+        own = params.model_copy(update={"model": params.model.model_copy(update={"teacher": "./base"})})
+        other = load_student(own, backbone, "train_rtdmd", tmp_path)(x, sigma, cond)
     assert (one - other).abs().max() < 1e-4
     assert (one - base).abs().max() > 0.1
 
 
 def test_what_was_exported_can_be_read_again(workspace: tuple[Path, Params], imported: Path) -> None:
     root, _ = workspace
-    whole = compose([read_reference(root / name, ALPHA) for name in ("cold.pt", "rl.pt")])
-    again = read_reference(imported)
+    whole = compose([read_adapter(root / name, ALPHA) for name in ("cold.pt", "rl.pt")])
+    again = read_adapter(imported)
     assert (again.rank, again.alpha) == (2 * RANK, 2.0 * RANK)
     assert all(torch.equal(again.tensors[key], whole.tensors[key]) for key in whole.tensors)
-
-
-def test_the_default_alpha_is_the_public_codes_and_a_peft_folder_tells_its_own(
-    workspace: tuple[Path, Params], tmp_path: Path
-) -> None:
-    root, _ = workspace
-    plain = read_reference(root / "cold.pt")
-    assert (plain.rank, plain.alpha) == (RANK, 64.0)
-    folder = tmp_path / "checkpoint-10" / "transformer"
-    folder.mkdir(parents=True)
-    save_tensors(torch.load(root / "cold.pt", weights_only=True), folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": 6, "use_rslora": False}))
-    assert read_reference(tmp_path / "checkpoint-10").alpha == 6.0
-    with pytest.raises(UserError, match="itself says 6; leave --alpha out"):
-        read_reference(tmp_path / "checkpoint-10", 8.0)
-    (folder / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": 6, "use_rslora": True}))
-    with pytest.raises(UserError, match="use_rslora is set"):
-        read_reference(tmp_path / "checkpoint-10")
-
-
-class Surprise:
-    """What a hostile pickle would run."""
-
-    def __reduce__(self) -> tuple:
-        return (print, ("ran",))
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ({"a.lora_A.default.weight": Surprise()}, "not a file of plain tensors"),
-        ({"a.lora_A.default.weight": 1}, "a state dict of tensors is expected"),
-        ({}, "holds no tensors"),
-        ({"a.weight": torch.ones(2, 2)}, r"a\.weight is no LoRA factor"),
-        ({"a.lora_A.default.weight": torch.ones(2, 3)}, "a has no matching pair of LoRA factors"),
-        ({"a.lora_A.x.weight": torch.ones(2, 3), "a.lora_A.y.weight": torch.ones(2, 3)}, "two tensors for a"),
-        (
-            {"a.lora_A.default.weight": torch.ones(2, 3), "a.lora_B.default.weight": torch.full((4, 2), torch.nan)},
-            r"a\.lora_B\.default\.weight holds numbers that are not finite",
-        ),
-        (
-            {f"{m}.lora_{f}.weight": torch.ones(r, r) for m, r in (("a", 2), ("b", 3)) for f in "AB"},
-            r"ranks \[2, 3\]",
-        ),
-    ],
-)
-def test_what_is_no_adapter_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: dict, reason: str
-) -> None:
-    torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(UserError, match=reason):
-        read_reference(tmp_path / "x.pt")
-    assert "ran" not in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_model_leaves_no_folder(workspace: tuple[Path, Params]) -> None:
@@ -169,15 +121,73 @@ def test_a_checkpoint_of_another_model_leaves_no_folder(workspace: tuple[Path, P
     torch.save(tensors, root / "other.pt")
     before = sorted(root.iterdir())
     with pytest.raises(UserError, match=r"train_acdmd: blocks\.0 is no layer of the base model"):
-        _import(root, "other.pt", "--out", "elsewhere")
+        _import(root, "other.pt", "--out", "elsewhere", "--base", "base", "--alpha", "8")
     assert sorted(root.iterdir()) == before
     with pytest.raises(UserError, match=r"--out .*: is there already"):
-        _import(root, "cold.pt", "--out", "base")
+        _import(root, "cold.pt", "--out", "base", "--base", "base", "--alpha", "8")
     with pytest.raises(UserError, match="3 files; a checkpoint of each stage at most"):
         _import(root, "cold.pt", "rl.pt", "cold.pt", "--out", "elsewhere")
 
 
+def test_base_and_alpha_that_nothing_tells_are_asked_for(workspace: tuple[Path, Params]) -> None:
+    root, _ = workspace
+    with pytest.raises(UserError, match=r"cold\.pt says no alpha; give it with --alpha"):
+        _import(root, "cold.pt", "--base", "base", "--out", "elsewhere")
+    with pytest.raises(UserError, match=r"cold\.pt: does not say on what base it stands; name its base with"):
+        _import(root, "cold.pt", "--alpha", "8", "--out", "elsewhere")
+    with pytest.raises(UserError, match=r"--base nowhere: neither model\.teacher \(data/world/teacher\) nor a folder"):
+        _import(root, "cold.pt", "--alpha", "8", "--base", "nowhere", "--out", "elsewhere")
+    assert not (root / "elsewhere").exists()
+
+
+def test_the_alpha_and_the_base_that_are_used_are_printed_and_an_export_knows_both(
+    workspace: tuple[Path, Params], imported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was imported is imported again, with nothing said: base, alpha and steps are its own. `data/world/teacher`
+    may be named for its base; another one is refused."""
+    root, params = workspace
+    model = {"teacher": "data/other", "num_steps": 8, "eta": 0.5}
+    other = params.model_copy(update={"model": params.model.model_copy(update=model)})
+    monkeypatch.setattr(import_checkpoint, "load_params", lambda _: other)
+    with gate_in_process(monkeypatch):
+        _import(root, "imported", "--out", "again")
+    assert "imported: rank 8, alpha 8, on ./base" in capsys.readouterr().err
+    again = read_json(root / "again/provenance.json")
+    first = read_json(imported / "provenance.json")
+    assert again["settings"] == first["settings"]
+    assert again["sampling"] == first["sampling"]
+    shutil.copytree(root / "data/world/teacher", root / "third")
+    (root / "third/scheduler/note.txt").write_text("another base")
+    with pytest.raises(UserError, match=r"was made on another base than the one in \./third \(their SHA-256 differ\)"):
+        _import(root, "imported", "--base", "third", "--out", "elsewhere")
+
+
+def test_the_gate_sees_an_alpha_that_the_reader_missed(
+    workspace: tuple[Path, Params], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The student in memory is what PEFT makes of the file's own configuration: were rank-stabilised LoRA read as plain
+    LoRA, the export would be refused."""
+    root, params = workspace
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    save_tensors(torch.load(root / "cold.pt", weights_only=True), folder / "adapter_model.safetensors")
+    names = load_backbone(params.model, vae=False, root=root).lora_targets(params.adapter.targets)
+    config = {"r": RANK, "lora_alpha": 8, "use_rslora": True, "target_modules": names}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="use_rslora is set"):
+        _import(root, str(folder), "--base", "base", "--out", "elsewhere")
+    monkeypatch.setattr(adapter_file, "NOT_PLAIN", ())
+    with gate_in_process(monkeypatch), pytest.raises(RtdmdError, match=r"lora, eta 0: \S+ from the student in memory"):
+        _import(root, str(folder), "--base", "base", "--out", "elsewhere")
+    assert not (root / "elsewhere").exists()
+
+
 def test_students_are_what_training_leaves(imported: Path) -> None:
     tensors, about = load_tensors(imported / "students/train_rtdmd/generator.safetensors")
-    assert about == {"rank": "4", "alpha": "8", "stage": "train_rtdmd"}
+    assert {key: about[key] for key in ("rank", "alpha", "stage")} == {
+        "rank": "4",
+        "alpha": "8",
+        "stage": "train_rtdmd",
+    }
+    assert json.loads(about["model"])["teacher"] == "./base"
     assert all(key.endswith((".lora_A.weight", ".lora_B.weight")) for key in tensors)

@@ -1,0 +1,201 @@
+"""Every kind of adapter file, by one reader with one set of refusals.
+
+    training stage     generator.safetensors: rank and alpha in its header
+    diffusers          pytorch_lora_weights.safetensors: PEFT's LoraConfig in its header
+    PEFT               adapter_model.safetensors with adapter_config.json beside it, or the folder of both
+    public code        generator_ema.pt: a state dict ``<module>.lora_A.<adapter>.weight``, with the prefixes of what
+                       wrapped the model while it was trained, and no alpha (the public code's is 64 at rank 32)
+
+Whatever the file, an adapter is a complete set of finite factors of one rank with one alpha. What PEFT scales otherwise
+(rank-stabilised LoRA, an alpha or a rank of its own for some layers) is refused: taken as plain LoRA, it would be
+applied at another strength without a word.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rtdmd.backbones import Backbone
+from rtdmd.backbones.protocol import PUBLISHED, LoraKind
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import check_archive, load_tensors, read_json
+from rtdmd.common.parsing import first_line, parse_json
+from rtdmd.publish.compose import A, Adapter, B
+from rtdmd.publish.merge import check_fits
+
+PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+HEADER, HEADER_PREFIX = "lora_adapter_metadata", "transformer."  # where diffusers keeps the LoraConfig
+WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "_fsdp_wrapped_module.", "transformer.")
+KEY = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.[^.]+)?\.weight")
+NOT_PLAIN = (
+    *("use_rslora", "use_dora", "use_qalora", "rank_pattern", "alpha_pattern", "lora_bias", "fan_in_fan_out"),
+    *("modules_to_save", "layers_to_transform", "layers_pattern", "layer_replication", "exclude_modules"),
+    *("target_parameters", "trainable_token_indices", "alora_invocation_tokens"),
+)
+"""Entries of PEFT's LoraConfig with which an adapter is more, or other, than alpha / rank B A on some linear layers."""
+KINDS: tuple[LoraKind, ...] = ("attention", "attention_mlp", "all")  # adapter.targets
+Config = Mapping[str, Any]
+
+
+def read_adapter(path: Path, alpha: float | None = None) -> Adapter:
+    """The adapter of a file, or of a folder with one in it or in its transformer/.
+
+    alpha: of a file that does not say it. UserError for anything but plain LoRA: see the module.
+    """
+    file = adapter_path(path)
+    tensors, config = _read(file)
+    factors = _factors(tensors, file)
+    rank = _rank(factors, file)
+    told = _told(config, file)
+    if told.get("r", rank) != rank:
+        raise UserError(f"{file}: rank {told['r']} is told, its tensors have {rank}; it is not the file that was saved")
+    known = told.get("lora_alpha")
+    if known is not None and alpha is not None and known != alpha:
+        raise UserError(f"--alpha {alpha:g}: {file} itself says {known:g}; leave --alpha out")
+    if known is None and alpha is None:
+        raise UserError(f"{file} says no alpha; give it with --alpha (the public code's is 64, at rank 32)")
+    return Adapter(factors, rank, _number("alpha", alpha if known is None else known, file), config)
+
+
+def adapter_path(path: Path) -> Path:
+    """The file that holds the tensors. UserError where there is none."""
+    if path.is_file():
+        return path
+    for file in (path / PEFT_WEIGHTS, path / "transformer" / PEFT_WEIGHTS, path / PUBLISHED):
+        if file.is_file():
+            return file
+    raise UserError(f"{path}: neither a checkpoint file nor a folder with {PEFT_WEIGHTS} or {PUBLISHED}")
+
+
+def _read(file: Path) -> tuple[Mapping[str, Tensor], Config | None]:
+    """(tensors, LoraConfig as the file or its folder tells it)."""
+    if file.suffix != ".safetensors":
+        return _load_plain(file), None
+    tensors, header = load_tensors(file)
+    beside = file.parent / PEFT_CONFIG
+    if file.name == PEFT_WEIGHTS and beside.is_file():
+        return tensors, read_json(beside)
+    if HEADER in header:
+        told = parse_json(header[HEADER], f"{file}: {HEADER}")
+        return tensors, {key.removeprefix(HEADER_PREFIX): told[key] for key in told if key.startswith(HEADER_PREFIX)}
+    if {"rank", "alpha"} <= header.keys():
+        return tensors, {"r": _parsed(header["rank"]), "lora_alpha": _parsed(header["alpha"])}
+    return tensors, None
+
+
+def _parsed(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _load_plain(path: Path) -> Mapping[str, Tensor]:
+    """A state dict of torch.save, read without running anything that is in it, its checksums compared first."""
+    check_archive(path)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path}: not a file of plain tensors ({first_line(error)})") from error
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UserError(f"{path}: a state dict of tensors is expected; generator_ema.pt of a checkpoint is one")
+    return found
+
+
+def _told(config: Config | None, file: Path) -> dict[str, float]:
+    """Rank and alpha where they are told; UserError for variants of LoRA that scale otherwise."""
+    if config is None:
+        return {}
+    odd = [key for key in NOT_PLAIN if config.get(key)]
+    odd += ["bias"] if config.get("bias") not in (None, "none") else []
+    odd += ["peft_type"] if config.get("peft_type", "LORA") != "LORA" else []
+    if odd:
+        raise UserError(f"{file}: {odd[0]} is set; only plain LoRA of one rank can be taken")
+    return {key: _number(key, config[key], file) for key in ("r", "lora_alpha") if config.get(key) is not None}
+
+
+def _number(key: str, value: Any, file: Path) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        raise UserError(f"{file}: {key} is {value!r}; a number above 0 is expected")
+    return float(value)
+
+
+def _factors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Tensors under our names, float32; UserError for a key that is no LoRA factor, or comes twice."""
+    factors: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        match = KEY.fullmatch(_unwrapped(key))
+        if match is None:
+            raise UserError(f"{path}: {key} is no LoRA factor; only adapters (adapter.mode: lora) can be taken")
+        name = match["module"] + (A if match["factor"] == "A" else B)
+        if name in factors:
+            raise UserError(f"{path}: two tensors for {name}; a checkpoint of one adapter is expected")
+        if not torch.isfinite(value).all():
+            raise UserError(f"{path}: {key} holds numbers that are not finite")
+        factors[name] = value.detach().float().contiguous()
+    if not factors:
+        raise UserError(f"{path}: holds no tensors")
+    return factors
+
+
+def _unwrapped(key: str) -> str:
+    """A key without the prefixes of wrappers, however many there are."""
+    while True:
+        shorter = key
+        for prefix in WRAPPERS:
+            shorter = shorter.removeprefix(prefix)
+        if shorter == key:
+            return key
+        key = shorter
+
+
+def _rank(factors: Mapping[str, Tensor], path: Path) -> int:
+    """The one rank of complete pairs; UserError otherwise."""
+    modules = {key.removesuffix(A).removesuffix(B) for key in factors}
+    ranks = set()
+    for module in sorted(modules):
+        a, b = factors.get(module + A), factors.get(module + B)
+        if a is None or b is None or a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
+            raise UserError(f"{path}: {module} has no matching pair of LoRA factors; is the file cut short?")
+        ranks.add(a.shape[0])
+    if len(ranks) != 1:
+        raise UserError(f"{path}: ranks {sorted(ranks)}; only plain LoRA of one rank can be taken")
+    return int(ranks.pop())
+
+
+def check_belongs(adapter: Adapter, backbone: Backbone, what: str) -> None:
+    """UserError unless the adapter fits the base, and no layer that it should adapt is missing: those that its own
+    configuration names or, where it has none, the layers of one of adapter.targets.
+
+    To be called before any adapter is on the transformer. what: how the message calls the adapter.
+    """
+    shapes = {name: tuple(value.shape) for name, value in backbone.transformer.state_dict().items()}
+    check_fits(adapter, shapes, what)
+    found = set(adapter.modules())
+    targets = (adapter.config or {}).get("target_modules")
+    if targets is None:
+        kinds = {kind: set(backbone.lora_targets(kind)) for kind in KINDS}
+        if found not in kinds.values():
+            sizes = ", ".join(f"{kind} ({len(names)})" for kind, names in kinds.items())
+            raise UserError(f"{what}: {len(found)} layers, which are none of {sizes}; is a part of the file missing?")
+        return
+    missing = [name for name in backbone.lora_targets("all") if _targeted(name, targets) and name not in found]
+    if missing:
+        raise UserError(
+            f"{what}: no tensors for {len(missing)} layers that its target_modules name, first {missing[0]}"
+        )
+
+
+def _targeted(name: str, targets: str | Iterable[str]) -> bool:
+    """Whether PEFT's target_modules mean a linear layer: a pattern of the whole name, or ends of names."""
+    if isinstance(targets, str):
+        return targets == "all-linear" or re.fullmatch(targets, name) is not None
+    return any(name == target or name.endswith(f".{target}") for target in targets)
