@@ -11,7 +11,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test slurm-test lint format types world smoke reproduce pull dag lock generated
+.PHONY: help demo test slurm slurm-test lint format types world smoke reproduce pull dag lock generated
 
 PYTHON ?= python3.11
 BIN := $(CURDIR)/.venv/bin
@@ -40,10 +40,13 @@ demo: $(STAMP)
 	@echo "The report: $(CURDIR)/results/report/index.html"
 
 # A real Slurm of one node, in a temporary folder: docs/slurm.md. Debian and Ubuntu; installing needs root.
-slurm-test: $(STAMP)
+slurm-test: export RTDMD_SLURM_TEST = long
+slurm-test: $(STAMP) slurm
+	pytest tests/workflow/test_slurm.py
+
+slurm:
 	PATH=$$PATH:/usr/sbin which slurmctld slurmd munged sbatch > /dev/null || \
 	  { apt-get update && apt-get install --yes --no-install-recommends slurmctld slurmd slurm-client munge; }
-	RTDMD_SLURM_TEST=1 pytest tests/workflow/test_slurm.py
 
 # The tests' tensors are tiny: a second thread only waits.
 test: export OMP_NUM_THREADS ?= 1

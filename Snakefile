@@ -22,3 +22,7 @@ include: "workflow/rules/stages.smk"
 include: "workflow/rules/world.smk"
 include: "workflow/rules/upload.smk"
 include: "workflow/rules/sweep.smk"
+
+
+onstart:
+    refuse_before_outputs_go()

@@ -1,6 +1,7 @@
 """`snakemake --cores all --profile slurm` on a real Slurm of one node: a disturbed run ends in the same bytes.
 
-It takes minutes, so only `make slurm-test` runs it, which installs Slurm where it is missing (Debian, as root).
+Three kinds: what needs no Slurm; short runs, which CI makes (RTDMD_SLURM_TEST=short); the long run with kills, minutes,
+which `make slurm-test` makes as well (long). `make slurm` installs Slurm where it is missing (Debian, as root).
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ from typing import Any
 
 import pytest
 
+from rtdmd.common.progress import progress
 from rtdmd.pipeline.dvc_yaml import read_pipeline
-from tests.workflow.checkout import REPOSITORY, environment, make_checkout, run
+from tests.workflow.checkout import REPOSITORY, copy, environment, make_checkout, run
 from tests.workflow.slurm_cluster import Cluster, missing_programs, wait_for
 from tests.workflow.undisturbed import hashes, undisturbed
 
-pytestmark = pytest.mark.skipif(
-    "RTDMD_SLURM_TEST" not in os.environ or bool(missing_programs()),
-    reason="starts a Slurm of its own for several minutes; `make slurm-test` installs what is missing"
-    " (apt-get install slurmctld slurmd slurm-client munge) and runs this file",
+ASKED = os.environ.get("RTDMD_SLURM_TEST", "")
+short = pytest.mark.skipif(
+    ASKED not in ("short", "long"),
+    reason="starts a Slurm of its own; `make slurm`, then RTDMD_SLURM_TEST=short, runs these",
 )
+long = pytest.mark.skipif(ASKED != "long", reason="takes minutes; `make slurm-test` runs it")
 
 # Small, and long enough in training that a kill meets the middle of it.
 CHANGES: dict[str, Any] = {
@@ -40,6 +43,7 @@ PROFILE = ("snakemake", "--cores", "all", "--profile", "slurm")
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The cluster, for every command of this module; gone after it."""
+    assert not missing_programs(), "`make slurm` installs what is missing"
     with Cluster(tmp_path_factory.mktemp("slurm")) as running, pytest.MonkeyPatch.context() as patch:
         for name in ("SLURM_CONF", "PATH"):
             patch.setenv(name, running.env[name])
@@ -61,8 +65,8 @@ def trained(root: Path, stage: str, step: int) -> bool:
 
 def first_step(root: Path, stage: str) -> int:
     """Where the bar of the last attempt began, by the log that a person reads."""
-    found = re.search(rf"{stage}: .*? (\d+)/\d+ \[", (root / "logs" / f"{stage}.log").read_text())
-    assert found
+    found = re.search(rf"^{stage}: +(\d+)/\d+ \[", (root / "logs" / f"{stage}.log").read_text(), re.MULTILINE)
+    assert found, "no line of progress"
     return int(found[1])
 
 
@@ -71,6 +75,40 @@ def jobs(cluster: Cluster) -> dict[str, list[tuple[str, str]]]:
     return {stage: cluster.jobs(stage) for stage in read_pipeline(REPOSITORY)}
 
 
+def test_the_first_step_is_read_from_the_lines_that_a_log_gets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in progress(range(7, 9), desc="train_acdmd", total=9, initial=7):
+        pass
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/train_acdmd.log").write_text(f"train_acdmd: begins\n{capsys.readouterr().err}")
+    assert first_step(tmp_path, "train_acdmd") == 7
+
+
+@short
+def test_what_slurm_cannot_start_is_refused_before_outputs_go_and_a_job_that_it_can_ends_well(
+    finished: Path, tmp_path: Path, cluster: Cluster
+) -> None:
+    root = copy(finished, tmp_path / "run")
+    text = (root / "params.yaml").read_text()
+    (root / "params.yaml").write_text(text.replace("title: RTDMD smoke run", "title: on a cluster"))
+    page = (root / "results/report/index.html").read_bytes()
+    for asked, words, refusal in (
+        ("slurm_partition=nowhere", "slurm_partition nowhere, ", "invalid partition specified: nowhere"),
+        ("mem_mb=640000", "mem_mb 640000, ", "Requested node configuration is not available"),
+    ):
+        said = run(root, *PROFILE, "--set-resources", f"report:{asked}", ok=False)
+        (line,) = (line for line in said.splitlines() if "Slurm would not start report" in line)
+        assert refusal in line and words in line
+        assert "there is work*: 1 nodes of 2 cores, 64000 MB, gpu:2" in line
+        assert "Nothing was started or removed" in line
+        assert (root / "results/report/index.html").read_bytes() == page
+    run(root, *PROFILE)
+    assert "<title>on a cluster</title>" in (root / "results/report/index.html").read_text()
+    assert [state for _, state in cluster.jobs("report")] == ["COMPLETED"]
+
+
+@long
 def test_cancelled_preempted_and_without_its_controllers_the_run_ends_in_the_same_bytes(
     tmp_path: Path, cluster: Cluster
 ) -> None:
@@ -116,6 +154,7 @@ def test_cancelled_preempted_and_without_its_controllers_the_run_ends_in_the_sam
     assert all((root / "logs" / f"{stage}.log").is_file() for stage in states)
 
 
+@short
 def test_a_job_gets_the_gpus_it_asks_for_in_one_task(tmp_path: Path, cluster: Cluster) -> None:
     """The executor's own flags for `gpu: 2`: one task that sees both."""
     rule = 'rule two_gpus:\n  output: "seen"\n  threads: 1\n  resources: gpu=2, mem_mb=500, runtime=2\n'

@@ -66,3 +66,15 @@ def when_asked(read):
             raise WorkflowError(str(error)) from error
 
     return value
+
+
+def refuse_before_outputs_go():
+    """On a cluster: Snakemake removes a job's outputs and then submits it, so Slurm is asked whether it would start all
+    of them."""
+    if workflow.executor_plugin.name == "slurm":
+        from rtdmd.pipeline.slurm import refuse_unstartable
+
+        try:
+            refuse_unstartable(job for job in workflow.dag.needrun_jobs() if not workflow.is_local(job.rule))
+        except UserError as error:
+            raise WorkflowError(str(error)) from error
