@@ -58,6 +58,8 @@ lint: $(STAMP) types
 	ruff format --check .
 	snakefmt --check $(SMK)
 	snakemake --lint
+	@rtdmd params world | cmp --silent - params.yaml || \
+	  { echo 'params.yaml is not what `rtdmd params world` prints: `make generated`, or keep your settings out of the commit'; false; }
 
 format: $(STAMP)
 	ruff check --fix-only .

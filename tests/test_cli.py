@@ -9,7 +9,7 @@ import pytest
 
 from rtdmd.cli import build_parser, main, stage_titles
 from rtdmd.config import RECIPES, parse_params, preset
-from rtdmd.config.render import schema_text
+from rtdmd.config.render import params_text, schema_text
 from rtdmd.pipeline.dvc_yaml import read_pipeline
 
 
@@ -54,7 +54,7 @@ def test_elsewhere_a_stage_says_where_it_runs_and_other_commands_run(
 
 def test_wrong_params_end_with_one_line_and_code_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     (tmp_path / "dvc.yaml").write_text(Path("dvc.yaml").read_text())
-    text = Path("params.yaml").read_text().replace("seed: 0", "sed: 0")
+    text = params_text(preset("world"), "a test").replace("seed: 0", "sed: 0")
     (tmp_path / "params.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
     for command in (["prepare_prompts"], ["params", "check"]):
@@ -65,7 +65,11 @@ def test_wrong_params_end_with_one_line_and_code_2(tmp_path: Path, monkeypatch: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dvc.yaml", "params.yaml"]
 
 
-def test_params_and_schema_are_printed(capsys) -> None:
+def test_params_and_schema_are_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(params_text(preset("world"), "a test"))
     assert main(["params", "smoke"]) == 0
     assert parse_params(capsys.readouterr().out) == preset("smoke")
     assert main(["params", "world", "--recipe", "published"]) == 0

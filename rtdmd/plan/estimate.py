@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from rtdmd.common.files import read_json
 from rtdmd.config import Params
 from rtdmd.config.data import GENERATED_TAGS, PromptSourceParams
 from rtdmd.plan.costs import ROWS, Cost, Costs, count, flops_of
@@ -64,7 +65,7 @@ def make_plan(params: Params, root: Path = Path("."), processes: int | None = No
         ("train_rtdmd", "epochs", two.epochs, rtdmd_rows, rtdmd_memory, processes or two.processes),
     )
     stages = [
-        StagePlan("cache_teacher", "prompts", _prompts(root), encode.flops, cache_memory(stand, encode)),
+        StagePlan("cache_teacher", "prompts", prompts_of(params, root), encode.flops, cache_memory(stand, encode)),
         *(
             StagePlan(name, unit, updates, flops_of(rows(params), costs, name), memory(costs, count), count)
             for name, unit, updates, rows, memory, count in training
@@ -91,10 +92,15 @@ def tags_of(sources: tuple[PromptSourceParams, ...]) -> int:
     return total
 
 
-def _prompts(root: Path) -> int:
-    """Prompts to encode: counted where prepare_prompts has run."""
-    paths = [root / "results" / "prepare_prompts" / f"{split}.jsonl" for split in ("train", "eval")]
-    if not all(path.is_file() for path in paths):
+def prompts_of(params: Params, root: Path) -> int:
+    """Prompts to encode: counted where prepare_prompts has run on these settings, not on others."""
+    folder = root / "results" / "prepare_prompts"
+    paths = [folder / f"{split}.jsonl" for split in ("train", "eval")]
+    if not all(path.is_file() for path in (*paths, folder / "resolved.json")):
+        return UNKNOWN_PROMPTS
+    recorded = read_json(folder / "resolved.json")["params"]
+    settings = params.model_dump(mode="json")
+    if any(recorded.get(key) != settings[key] for key in ("run", "prepare_prompts")):
         return UNKNOWN_PROMPTS
     return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
 

@@ -18,12 +18,6 @@ from rtdmd.config.render import params_text, schema_text
 SCHEMA = Path("workflow/schemas/params.schema.json")
 
 
-def test_params_yaml_is_the_world_preset() -> None:
-    assert Path("params.yaml").read_text() == params_text(preset("world"), "rtdmd params world"), (
-        "`make generated`, or change rtdmd/config/presets.py"
-    )
-
-
 def test_schema_is_the_trees() -> None:
     assert SCHEMA.read_text() == schema_text(), "`make generated`"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.files import write_json
 from rtdmd.config import PRESETS, Params, preset
 from rtdmd.plan import estimate, needs
 from rtdmd.plan.estimate import Plan, make_plan
@@ -93,6 +94,20 @@ def test_full_mode_keeps_float32_copies() -> None:
     base, parts = plan.parameters[TEACHER][0], plan.stages["train_rtdmd"].memory.parts
     assert plan.parameters["fake score (fake)"][0] == base
     assert (parts["adapters"], parts["optimizer"]) == (3 * 4 * base, 2 * 2 * 4 * base)
+
+
+def test_prompts_that_other_settings_made_are_not_counted(tmp_path: Path) -> None:
+    """A demo's prompts say nothing of a preset that has others; its own are counted."""
+    folder = tmp_path / "results/prepare_prompts"
+    folder.mkdir(parents=True)
+    for split, count in (("train", 2), ("eval", 3)):
+        (folder / f"{split}.jsonl").write_text("{}\n" * count)
+    world = preset("world")
+    used = {key: world.model_dump(mode="json")[key] for key in ("run", "prepare_prompts")}
+    write_json(folder / "resolved.json", {"params": used})
+    assert estimate.prompts_of(world, tmp_path) == 5
+    assert estimate.prompts_of(preset("sd35m"), tmp_path) == estimate.UNKNOWN_PROMPTS
+    assert estimate.prompts_of(world, tmp_path / "nowhere") == estimate.UNKNOWN_PROMPTS
 
 
 def test_a_hub_id_without_record_says_what_to_do() -> None:
