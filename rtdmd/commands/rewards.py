@@ -84,16 +84,19 @@ def record(params: Params, file: Path | None) -> None:
 def serve(params: Params, name: str) -> None:
     """Load the entry's scorer here and answer on its socket until interrupted."""
     from rtdmd.common.torch_setup import configure
+    from rtdmd.pipeline.signals import Stopped, caught
     from rtdmd.rewards.registry import load_here
-    from rtdmd.rewards.remote import RewardServer, socket_path
+    from rtdmd.rewards.remote import socket_path
+    from rtdmd.rewards.server import RewardServer, make_room
 
     found = [entry for entry in entries(params) if entry.name == name and entry.socket is not None]
     if len(found) != 1:
         raise UserError(f"params.yaml has {len(found)} rewards named {name!r} with a socket; to serve one, give it one")
     path = socket_path(found[0], Path("."))
-    with RewardServer(load_here(found[0], configure(params.run)), path) as server:
+    make_room(path, name)  # before the weights are loaded
+    with caught(), RewardServer(load_here(found[0], configure(params.run)), path) as server:
         print(f"{name} on {path}; Ctrl-C stops it", flush=True)
         try:
             server.serve_forever()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped):
             print("stopped")

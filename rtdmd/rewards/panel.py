@@ -20,6 +20,7 @@ from torch import Tensor
 from rtdmd.rewards.golden import check_rewards
 from rtdmd.rewards.protocol import Metadata, Reward
 from rtdmd.rewards.registry import load_reward
+from rtdmd.rewards.remote import RemoteReward
 
 if TYPE_CHECKING:
     from rtdmd.rewards.registration import RewardParams
@@ -53,6 +54,7 @@ class Panel:
             for name, thread in threads.items():
                 stack.callback(thread.shutdown, cancel_futures=True)
                 scoring.moves.append(thread.submit(self._place, moved & {name}, self.device))
+            stack.push(self._hang_up)  # before the threads are waited for
             for images, prompts, metadata in batches:
                 read = images.to(CPU) if threads else images  # what such scorers read; and the device keeps no copy
                 for name, reward in self.rewards.items():
@@ -66,6 +68,14 @@ class Panel:
             for name, thread in threads.items():
                 scoring.moves.append(thread.submit(self._place, moved & {name}, CPU))
             yield scoring
+
+    def _hang_up(self, kind: type[BaseException] | None, *_: object) -> None:
+        """After an exception nobody wants the answers of other processes any more: let no thread wait for one."""
+        if kind is not None:
+            for name in self.beside:
+                reward = self.rewards[name]
+                if isinstance(reward, RemoteReward):
+                    reward.close()
 
     def _place(self, names: Iterable[str], device: torch.device) -> None:
         for name in names:

@@ -1,96 +1,45 @@
 """A scorer in a process of its own, for weights that want another environment or another GPU's memory.
 
-`rtdmd rewards serve <name>` runs the scorer there; here, an entry of params.yaml with a ``socket`` is a `RemoteReward`.
-Both read the same entry. They speak over a Unix socket that only this user may open, in frames:
-
-    8 bytes big-endian   length of the header
-    header               UTF-8 JSON: "kind", what belongs to it, and "arrays", the shapes of the arrays that follow
-    arrays               raw little-endian float32, one after the other
-
-A frame is answered by one frame. What fails there is an error here: never a score, never code (no pickle).
+`rtdmd rewards serve <name>` runs the scorer there (server.py); here, an entry of params.yaml with a ``socket`` is a
+`RemoteReward`. Both read the same entry. They speak over a Unix socket that only this user may open, a frame
+(frames.py) for a frame, each answer with the number of its question. An answer is looked at before it is used: what
+fails there, does not come in time or is not what was asked for is an error here, never a score.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import select
 import socket
-import struct
+import time
 from collections.abc import Callable, Sequence
-from io import BufferedIOBase
+from contextlib import suppress
 from pathlib import Path
-from socketserver import StreamRequestHandler, ThreadingUnixStreamServer
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rtdmd.common.errors import RtdmdError, UserError
-from rtdmd.rewards.protocol import Metadata, Reward, check_batch, checked
+from rtdmd.pipeline.signals import Stopped, received
+from rtdmd.rewards.frames import read_frame, write_frame
+from rtdmd.rewards.protocol import Metadata, check_batch, checked
 
 if TYPE_CHECKING:
     from rtdmd.rewards.registration import RewardParams
 
-MAX_HEADER = 2**26  # bytes
-MAX_ARRAYS = 2**33  # bytes
+PROTOCOL = 2
+"""Of the frames' contents; raise it when either side would misread the other's."""
+ANSWER_SECONDS = 600.0
+"""The longest wait for an answer to begin: the slowest scorer's largest batch takes minutes."""
+STALL_SECONDS = 30.0
+"""The longest pause inside a frame."""
+GRACE_SECONDS = 5.0
+"""How long a signal that ends the run still lets an answer come, so that the step may be finished."""
+SLICE_SECONDS = 0.5
 MAX_PATH = 100  # bytes of a Unix socket's path (the kernel has 108)
-
-
-def write_frame(file: BufferedIOBase, header: dict[str, Any], arrays: Sequence[Tensor] = ()) -> None:
-    """Write one frame. Arrays are sent as float32; NaN in the header is a ValueError."""
-    shapes = [list(array.shape) for array in arrays]
-    text = json.dumps({**header, "arrays": shapes}, allow_nan=False).encode()
-    file.write(struct.pack(">Q", len(text)) + text)
-    for array in arrays:
-        file.write(array.detach().cpu().float().contiguous().numpy().astype("<f4", copy=False).tobytes())
-    file.flush()
-
-
-def read_frame(file: BufferedIOBase) -> tuple[dict[str, Any], list[Tensor]] | None:
-    """Header and float32 arrays of the next frame; None where the other side has closed the connection.
-
-    RtdmdError where a frame ends early, is larger than the limits, or is not of this form.
-    """
-    start = file.read(8)
-    if not start:
-        return None
-    (length,) = struct.unpack(">Q", start) if len(start) == 8 else (MAX_HEADER + 1,)
-    if length > MAX_HEADER:
-        raise RtdmdError("a scorer's process sent something that is not a frame; is it the same version of rtdmd?")
-    header = _header(_exactly(file, length))
-    sizes = [4 * math.prod(shape) for shape in header["arrays"]]
-    if sum(sizes) > MAX_ARRAYS:
-        raise RtdmdError(f"a frame of {sum(sizes)} bytes is over the limit of {MAX_ARRAYS}; lower the micro-batch")
-    arrays = []
-    for shape, size in zip(header.pop("arrays"), sizes, strict=True):
-        values = np.frombuffer(_exactly(file, size), dtype="<f4").reshape(shape)
-        arrays.append(torch.from_numpy(values.astype(np.float32)))
-    return header, arrays
-
-
-def _header(text: bytes) -> dict[str, Any]:
-    try:
-        header = json.loads(text)
-    except ValueError as error:
-        raise RtdmdError(f"a frame's header is not JSON ({error})") from error
-    shapes = header.get("arrays") if isinstance(header, dict) else None
-    if not isinstance(shapes, list) or not all(isinstance(s, list) and all(_is_size(n) for n in s) for s in shapes):
-        raise RtdmdError("a frame's header does not say the shapes of its arrays")
-    return dict(header)
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _exactly(file: BufferedIOBase, size: int) -> bytes:
-    data = file.read(size)
-    if len(data) < size:
-        raise RtdmdError("a scorer's connection ended in the middle of a frame; see the output of its process")
-    return data
+SLACK = 1e-6  # beyond a range, for rounding
 
 
 def socket_path(params: RewardParams, root: Path) -> Path:
@@ -106,29 +55,57 @@ class RemoteReward:
 
     def __init__(self, params: RewardParams, root: Path):
         path = socket_path(params, root)
+        self._key = f"rewards: {params.name}: socket: {path}"
+        self._asked = 0
+        self._closed = False
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(STALL_SECONDS)
         try:
             self._socket.connect(str(path))
         except OSError as error:
             self._socket.close()
             raise UserError(
-                f"rewards: {params.name}: nobody answers on {path} ({error.strerror}); start `rtdmd rewards serve "
-                f"{params.name}` in the environment that has it"
+                f"rewards: {params.name}: nobody answers on {path} ({error.strerror or error}); start `rtdmd rewards "
+                f"serve {params.name}` in the environment that has it"
             ) from error
         self._file = self._socket.makefile("rwb")
-        about, _ = self._ask({"kind": "hello"})
-        if about["name"] != params.name:
-            raise UserError(f"rewards: {params.name}: socket: {path} serves {about['name']}")
-        self.name: str = about["name"]
-        self.differentiable: bool = about["differentiable"]
-        self.needs_metadata: bool = about["needs_metadata"]
-        low, high = about["range"]
-        self.range = (-math.inf if low is None else low, math.inf if high is None else high)
-        self._identity: dict[str, Any] = about["identity"]
+        self.name = params.name
+        try:
+            self._introduce(self._ask({"kind": "hello", "protocol": PROTOCOL})[0], params)
+        except BaseException:
+            self.close()
+            raise
+
+    def _introduce(self, about: dict[str, Any], params: RewardParams) -> None:
+        """Take what the other side says of its scorer, if that is what the entry asks for."""
+        if about.get("protocol") != PROTOCOL:
+            raise UserError(
+                f"{self._key} speaks version {about.get('protocol')!r} of the protocol, not {PROTOCOL}; start `rtdmd"
+                f" rewards serve {params.name}` again with this version of rtdmd"
+            )
+        if about.get("name") != params.name:
+            raise UserError(f"{self._key} serves {about.get('name')}")
+        promised = {"differentiable": params.differentiable, "needs_metadata": params.needs_metadata}
+        for fact, expected in promised.items():
+            if about.get(fact) is not expected:
+                raise RtdmdError(f"{self._key} says {fact}: {about.get(fact)!r}, but {params.name} has {expected}")
+        bounds = about.get("range")
+        if not isinstance(bounds, list) or len(bounds) != 2 or not all(_is_bound(bound) for bound in bounds):
+            raise RtdmdError(f"{self._key} gives {bounds!r} as the range of its scores, not two numbers")
+        low = -math.inf if bounds[0] is None else float(bounds[0])
+        high = math.inf if bounds[1] is None else float(bounds[1])
+        identity = about.get("identity")
+        if not isinstance(identity, dict) or identity.get("name") != params.name or not low < high:
+            raise RtdmdError(f"{self._key} says neither what it is nor its scores' range: {about!r}")
+        self.differentiable, self.needs_metadata = params.differentiable, params.needs_metadata
+        self.range = (low, high)
+        self._identity: dict[str, Any] = identity
 
     def close(self) -> None:
-        """End the connection; the other process goes on."""
-        self._file.close()
+        """End the connection; the other process goes on. A thread that waits for an answer gets an error."""
+        self._closed = True
+        with suppress(OSError):  # it is not connected any more
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
     def identity(self) -> dict[str, Any]:
@@ -139,34 +116,102 @@ class RemoteReward:
         """See the protocol: the other process keeps its device."""
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
-        """See the protocol; scores come back on the images' device, and gradients where the scorer has them."""
+        """See the protocol; scores come back on the images' device, and gradients where the scorer has them.
+
+        Raises RtdmdError where the answer is not a finite score of the scorer's range for each image (and a finite
+        gradient of their shape), or does not come in time.
+        """
         check_batch(images, prompts, metadata)
         wanted = self.differentiable and torch.is_grad_enabled() and images.requires_grad
         header = {
             "kind": "score",
             "prompts": list(prompts),
-            "metadata": [m if m is None else dict(m) for m in metadata],
+            "metadata": [record if record is None else dict(record) for record in metadata],
+            "gradient": wanted,
         }
 
         def ask(pixels: Tensor) -> list[Tensor]:
-            arrays = self._ask({**header, "gradient": wanted}, [pixels])[1]
+            answer, arrays = self._ask(header, [pixels])
+            self._check(answer, arrays, [(len(pixels),), tuple(pixels.shape)] if wanted else [(len(pixels),)])
             return [array.to(images.device) for array in arrays]
 
         scores: Tensor = _Remote.apply(images, ask) if wanted else ask(images)[0]
-        return checked(self.name, scores)
+        return scores
+
+    def _check(self, answer: dict[str, Any], arrays: Sequence[Tensor], expected: Sequence[tuple[int, ...]]) -> None:
+        shapes = [tuple(array.shape) for array in arrays]
+        if answer["kind"] != "scores" or shapes != list(expected):
+            wanted = " and ".join(map(str, expected))
+            raise RtdmdError(f"{self._key} answered {answer['kind']!r} with arrays of shapes {shapes}, not {wanted}")
+        scores = checked(self.name, arrays[0])
+        outside = (scores < self.range[0] - SLACK) | (scores > self.range[1] + SLACK)
+        if outside.any():
+            place = int(outside.nonzero()[0])
+            raise RtdmdError(
+                f"{self._key} gave {scores[place]:.6g} at image {place}, outside its range {self.range[0]:g} to"
+                f" {self.range[1]:g}"
+            )
+        if len(arrays) > 1 and not arrays[1].isfinite().all():
+            raise RtdmdError(f"{self._key} gave a gradient that is not finite")
 
     def _ask(self, header: dict[str, Any], arrays: Sequence[Tensor] = ()) -> tuple[dict[str, Any], list[Tensor]]:
+        """The answer to a question. After an answer that is none the connection ends: what comes next could be late."""
+        if self._closed:
+            raise RtdmdError(f"{self._key}: the connection ended with an earlier fault; start the run again")
+        self._asked += 1
+        try:
+            answer = self._answer({**header, "number": self._asked}, arrays)
+        except BaseException:
+            self.close()
+            raise
+        if answer[0]["kind"] == "error":
+            kind = UserError if answer[0].get("user") is True else RtdmdError
+            raise kind(" ".join(str(answer[0].get("message")).split()))
+        return answer
+
+    def _answer(self, header: dict[str, Any], arrays: Sequence[Tensor]) -> tuple[dict[str, Any], list[Tensor]]:
         try:
             write_frame(self._file, header, arrays)
+            self._wait()
             answer = read_frame(self._file)
+        except TimeoutError as error:
+            raise RtdmdError(
+                f"{self._key}: the scorer's process stopped in the middle of a frame for {STALL_SECONDS:g} s; see its"
+                " output"
+            ) from error
         except OSError as error:
-            raise RtdmdError(f"the scorer's connection broke ({error.strerror}); see its process") from error
+            raise RtdmdError(
+                f"{self._key}: the scorer's connection broke ({error.strerror}); see its process"
+            ) from error
         if answer is None:
-            raise RtdmdError("the scorer's process closed the connection; see its output")
-        if answer[0]["kind"] == "error":
-            kind = UserError if answer[0]["user"] else RtdmdError
-            raise kind(answer[0]["message"])
+            raise RtdmdError(f"{self._key}: the scorer's process closed the connection; see its output")
+        if answer[0].get("number") != header["number"]:
+            number = answer[0].get("number")
+            raise RtdmdError(f"{self._key} answered question {number!r}, but {header['number']} was asked")
         return answer
+
+    def _wait(self) -> None:
+        """Until the answer begins. RtdmdError where it does not in time; Stopped soon after a signal to end the run,
+        which elsewhere is put off to the end of a step."""
+        end = time.monotonic() + ANSWER_SECONDS
+        stopping = None
+        waiting = select.poll()
+        waiting.register(self._socket, select.POLLIN)
+        while not waiting.poll(1000 * SLICE_SECONDS):
+            now = time.monotonic()
+            if received() is not None:
+                stopping = stopping or now + GRACE_SECONDS
+            if stopping is not None and now > stopping:
+                raise Stopped(f"stopped by {received()}")
+            if now > end:
+                raise RtdmdError(
+                    f"{self._key}: no answer for {ANSWER_SECONDS:g} s; see the output of `rtdmd rewards serve"
+                    f" {self.name}` and start it again"
+                )
+
+
+def _is_bound(value: Any) -> bool:
+    return value is None or type(value) in (int, float)
 
 
 class _Remote(torch.autograd.Function):
@@ -182,73 +227,3 @@ class _Remote(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return upstream[0].to(gradient.dtype).view(-1, 1, 1, 1) * gradient, None
-
-
-class RewardServer(ThreadingUnixStreamServer):
-    """Serves one scorer on a socket that only this user may open; several clients wait for each other.
-
-    Raises UserError where another process already serves there. A socket file that nobody listens to is replaced.
-    """
-
-    daemon_threads = True
-
-    def __init__(self, reward: Reward, path: Path):
-        self.reward, self.path, self.lock = reward, path, Lock()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _free(path)
-        mask = os.umask(0o177)
-        try:
-            super().__init__(str(path), _Handler)
-        finally:
-            os.umask(mask)
-
-    def server_close(self) -> None:
-        """Stop listening and remove the socket file."""
-        super().server_close()
-        self.path.unlink(missing_ok=True)
-
-
-def _free(path: Path) -> None:
-    if not path.exists():
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-    raise UserError(f"{path} is already served by another process")
-
-
-class _Handler(StreamRequestHandler):
-    """One client, until it closes the connection."""
-
-    server: RewardServer
-
-    def handle(self) -> None:
-        """Answer frame by frame; what rtdmd itself finds wrong is sent, anything else ends the connection."""
-        while (frame := read_frame(self.rfile)) is not None:
-            try:
-                header, arrays = self._answer(*frame)
-            except (RtdmdError, ValueError) as error:
-                header, arrays = {"kind": "error", "user": isinstance(error, UserError), "message": str(error)}, []
-            write_frame(self.wfile, header, arrays)
-
-    def _answer(self, header: dict[str, Any], arrays: list[Tensor]) -> tuple[dict[str, Any], list[Tensor]]:
-        reward = self.server.reward
-        if header["kind"] == "hello":
-            bounds = [None if math.isinf(bound) else bound for bound in reward.range]
-            about = {"name": reward.name, "differentiable": reward.differentiable, "range": bounds}
-            return {
-                **about,
-                "kind": "hello",
-                "needs_metadata": reward.needs_metadata,
-                "identity": reward.identity(),
-            }, []
-        if header["kind"] != "score" or len(arrays) != 1:
-            raise RtdmdError(f"a scorer is asked for a score of one array of images, not {header['kind']!r}")
-        images = arrays[0].requires_grad_(header["gradient"])
-        with self.server.lock, torch.set_grad_enabled(header["gradient"]):
-            scores = reward.score(images, header["prompts"], header["metadata"])
-            more = torch.autograd.grad(scores.sum(), images) if header["gradient"] else ()
-        return {"kind": "scores"}, [scores, *more]

@@ -1,6 +1,7 @@
 """The harness: what a stage may read, that its outputs appear together or not at all, and where its state lives."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -187,6 +188,37 @@ def test_the_same_stage_runs_once_at_a_time(root: Path) -> None:
         stage.output("metrics.json").write_text("")
         with pytest.raises(UserError, match=r"stage evaluate is already running in"):
             evaluate(root)
+
+
+@pytest.mark.parametrize("what", ["a link", "a folder", "a pipe"])
+def test_a_lock_that_is_no_file_of_ours_is_left_alone(root: Path, what: str) -> None:
+    lock, thesis = root / ".rtdmd/locks/evaluate", root / "thesis.tex"
+    lock.parent.mkdir(parents=True)
+    thesis.write_text("three years of work")
+    if what == "a link":
+        lock.symlink_to(thesis)
+    elif what == "a folder":
+        lock.mkdir()
+    else:
+        os.mkfifo(lock)
+    with pytest.raises(UserError, match=rf"^{lock}: no file to lock \(.*\); `rm -r {lock}` removes it$"):
+        evaluate(root)
+    assert thesis.read_text() == "three years of work"
+    subprocess.run(["rm", "-r", lock], check=True)
+    evaluate(root)
+    assert thesis.read_text() == "three years of work" and lock.is_file()
+
+
+def test_what_stands_in_the_place_of_a_partial_result_goes_and_what_it_points_to_stays(root: Path) -> None:
+    evaluate(root)
+    kept = root / "elsewhere"
+    kept.mkdir()
+    (kept / "x").write_text("kept")
+    (root / "results/evaluate/.partial-link").symlink_to(kept)
+    (root / "results/evaluate/.partial-file").write_text("left over")
+    evaluate(root)
+    assert sorted(results(root)) == ["metrics.json", "resolved.json", "scores.csv"]
+    assert (kept / "x").read_text() == "kept"
 
 
 def test_a_killed_run_leaves_nothing_behind(root: Path) -> None:

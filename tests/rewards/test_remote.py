@@ -7,11 +7,8 @@ import json
 import socket
 import stat
 import struct
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -19,28 +16,13 @@ import torch
 
 from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.config import RewardParams, reward_params
+from rtdmd.rewards.frames import read_frame, write_frame
 from rtdmd.rewards.golden import check_rewards
-from rtdmd.rewards.protocol import Reward
 from rtdmd.rewards.registry import load_here, load_reward
-from rtdmd.rewards.remote import RemoteReward, RewardServer, read_frame, write_frame
+from rtdmd.rewards.remote import RemoteReward
+from rtdmd.rewards.server import RewardServer
+from tests.rewards.conftest import served
 from tests.rewards.reward_checks import NONE, PROMPTS, check_gradient, check_one_by_one, pictures
-
-
-@contextmanager
-def served(reward: Reward, path: Path) -> Iterator[RewardServer]:
-    with RewardServer(reward, path) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    """A short path: sockets' paths are limited."""
-    with tempfile.TemporaryDirectory(prefix="rtdmd") as name:
-        yield Path(name)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +124,23 @@ def test_only_the_user_may_open_it_and_it_goes_when_it_ends(entry: RewardParams,
         assert path.exists()
 
 
+def test_what_is_no_socket_of_ours_is_left_alone(entry: RewardParams, folder: Path) -> None:
+    """A file, a link to one, a link to nothing; and another server's socket that took the place of this one's."""
+    report, link, dangling = folder / "report.md", folder / "link", folder / "dangling"
+    report.write_text("figures")
+    link.symlink_to(report)
+    dangling.symlink_to("nowhere")
+    for path in (report, link, dangling):
+        with pytest.raises(UserError, match=rf"^rewards: clipscore: socket: {path} is there and is no socket; name a"):
+            RewardServer(load_here(entry), path)
+    assert (report.read_text(), link.readlink(), str(dangling.readlink())) == ("figures", report, "nowhere")
+    path = folder / "taken.sock"
+    with served(load_here(entry), path):
+        path.unlink()
+        path.write_text("a note")
+    assert path.read_text() == "a note"
+
+
 def test_nobody_there_and_paths_too_long_are_errors(entry: RewardParams, folder: Path) -> None:
     absent = entry.model_copy(update={"socket": "absent.sock"})
     with pytest.raises(UserError, match=r"clipscore: nobody answers on .*start `rtdmd rewards serve clipscore`"):
@@ -164,9 +163,9 @@ def test_frames_are_read_back_and_broken_ones_are_errors() -> None:
     for bad, message in (
         (b"GET / HTTP/1.1\r\n\r\n", "is not a frame"),
         (b"\0\0", "is not a frame"),
-        (framed(b"{"), "is not JSON"),
+        (framed(b"{"), "header cannot be read .not JSON"),
         (framed(json.dumps({"arrays": [[-1]]}).encode()), "does not say the shapes"),
-        (framed(json.dumps({"arrays": [[2**40]]}).encode()), "over the limit"),
+        (framed(json.dumps({"kind": "x", "arrays": [[2**20, 2**20]]}).encode()), "over the limit"),
     ):
         with pytest.raises(RtdmdError, match=message):
             read_frame(io.BytesIO(bad))
@@ -180,7 +179,7 @@ def framed(header: bytes) -> bytes:
 
 def test_a_scorer_that_dies_stops_the_run(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     class Dying:
-        name, differentiable, needs_metadata, range = "clipscore", False, False, (0.0, 1.0)
+        name, differentiable, needs_metadata, range = "clipscore", True, False, (0.0, 1.0)
 
         def identity(self) -> dict[str, Any]:
             return {"name": self.name}
