@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from rtdmd.common.errors import UserError
 from rtdmd.common.parsing import read_text
 from rtdmd.common.yaml_text import parse_yaml
+from rtdmd.config.text_window import check_prompt
 from rtdmd.config.tree import Params
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -22,7 +23,9 @@ COMPLETE = "`rtdmd params world` prints a complete file"
 def load_params(path: Path | str = "params.yaml") -> Params:
     """The validated tree of a params file. UserError (one line) when it is missing, no YAML, or not allowed."""
     path = Path(path)
-    return parse_params(read_text(path, f"`rtdmd params world > {path}` writes one"), str(path))
+    params = parse_params(read_text(path, f"`rtdmd params world > {path}` writes one"), str(path))
+    check_prompt(params, path.parent)
+    return params
 
 
 def load_settings(model: type[Settings], path: Path) -> Settings:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from rtdmd.backbones.protocol import Conditioning, PipelineBackbone
 from rtdmd.backbones.sampling import Velocity, rollout
-from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.common.errors import RtdmdError
 from rtdmd.common.files import read_json, save_tensors, sha256_file, tree_files, write_json
 from rtdmd.common.rng import normal
 from rtdmd.config import ModelParams
@@ -157,7 +157,7 @@ def unreleased(versions: Mapping[str, str]) -> list[str]:
 def _ask(export: Export, fixed: Fixed, student: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
     """Write the request, run the program in a fresh process, read its answer."""
     with tempfile.TemporaryDirectory(prefix="rtdmd-gate-") as name:
-        work = Path(name)
+        work = _working_folder(Path(name), [export.called, export.model.teacher])
         _link(work, export.called, export.folder)
         _link(work, export.model.teacher, export.base.folder)
         write_json(work / "request.json", _request(export, fixed))
@@ -191,13 +191,19 @@ def _program() -> str:
     return spec.origin
 
 
+def _working_folder(top: Path, names: Sequence[str]) -> Path:
+    """The check's working directory: as deep below ``top`` as the card's ``names`` go up."""
+    ups = max(Path(os.path.normpath(name)).parts.count("..") for name in names)
+    work = top.joinpath("work", *["below"] * ups)
+    work.mkdir(parents=True)
+    return work
+
+
 def _link(work: Path, name: str, target: Path) -> None:
     """Let ``name``, as the card writes it, lead to ``target`` in the working directory of the check."""
     if PurePosixPath(name).is_absolute():
         return
-    if ".." in PurePosixPath(name).parts:
-        raise UserError(f"{name}: the card cannot name a path with `..`; write the whole path")
-    place = work / name
+    place = Path(os.path.normpath(work / name))
     place.parent.mkdir(parents=True, exist_ok=True)
     place.symlink_to(target.resolve(), target_is_directory=True)
 

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub.utils import validate_repo_id
 from pydantic import ValidationError
 
 from rtdmd.common.errors import UserError
 from rtdmd.config import PRESETS, load_params, parse_params, preset
 from rtdmd.config.load import validate
 from rtdmd.config.presets import RECIPES, merged
+from rtdmd.config.results import is_hub_name
 
 
 def message(changes: dict) -> str:
@@ -163,3 +165,26 @@ def test_hub_ids_have_exactly_two_parts() -> None:
     assert preset("world", {"model": {"teacher": "stabilityai/sd", "revision": commit}}).model.is_hub_id
     for folder in ("data/world/teacher", "./a/b", "../a", "/a/b", "teacher"):
         assert not preset("world", {"model": {"teacher": folder}}).model.is_hub_id
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a/b--c", "a/b..c", "ä/b", "a/é", "a/-b", "a/b.", "a/b.git", "a", "a/b/c", "a b/c", "a/" + "b" * 95, "a/b\n"],
+)
+def test_a_repository_that_the_hub_cannot_have_is_refused(name: str) -> None:
+    """Before the run, not after it."""
+    with pytest.raises(UserError, match=r"publish\.repo_id: .*; allowed: owner/name, each of ASCII letters"):
+        preset("smoke", {"publish": {"repo_id": name}})
+
+
+@pytest.mark.parametrize("name", ["me/my-model", "a_b/c.d-e_f", "1/2", "A/" + "b" * 94])
+def test_a_repository_that_the_hub_can_have(name: str) -> None:
+    assert preset("smoke", {"publish": {"repo_id": name}}).publish.repo_id == name
+    assert is_hub_name(name)
+    validate_repo_id(name)  # the client's own rules
+
+
+def test_data_sets_are_hub_names() -> None:
+    assert preset("smoke", {"publish": {"datasets": ["squad", "a/b"]}}).publish.datasets == ("squad", "a/b")
+    with pytest.raises(UserError, match=r"publish\.datasets: 'a/b--c'; allowed: owner/name, or the name alone"):
+        preset("smoke", {"publish": {"datasets": ["squad", "a/b--c"]}})

@@ -13,7 +13,7 @@ from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.cli import build_parser
 from rtdmd.commands import import_checkpoint
-from rtdmd.commands.sample import published_sampler
+from rtdmd.commands.sample import published_model, published_sampler
 from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.common.files import load_tensors, read_json, save_tensors, sha256_tree
 from rtdmd.config import Params
@@ -160,6 +160,28 @@ def test_the_alpha_and_the_base_that_are_used_are_printed_and_an_export_knows_bo
     (root / "third/scheduler/note.txt").write_text("another base")
     with pytest.raises(UserError, match=r"was made on another base than the one in \./third \(their SHA-256 differ\)"):
         _import(root, "imported", "--base", "third", "--out", "elsewhere")
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_folder_anywhere_and_a_base_anywhere(
+    whole: bool, workspace: tuple[Path, Params], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--out` and `--base` beside the folder of the run, as a path that goes up or a whole one."""
+    _, params = workspace
+    root = tmp_path / "runs" / "one"
+    root.mkdir(parents=True)
+    for name in ("cold.pt", "params.yaml"):
+        shutil.copy(workspace[0] / name, root / name)
+    shutil.copytree(workspace[0] / "base", tmp_path / "runs" / "base")
+    place = (root / "..").resolve() if whole else Path("..")
+    words = ["cold.pt", "--alpha", "8", "--base", str(place / "base"), "--out", str(place / "out")]
+    monkeypatch.chdir(root)
+    with gate_in_process(monkeypatch):
+        import_checkpoint.run(build_parser().parse_args(["import", *words]), Path())
+    assert read_json(tmp_path / "runs/out/gate.json")["forms"].keys() == {"lora", "stacked", "merged"}
+    card = (tmp_path / "runs/out/README.md").read_text()
+    assert f'folder = "{"out" if whole else "../out"}"' in card
+    assert published_model(Path("../out"), params.model, None, Path()).teacher == str(place / "base")
 
 
 def test_the_gate_sees_an_alpha_that_the_reader_missed(

@@ -1,0 +1,62 @@
+"""Whether the example's prompt fits what the teacher's text encoders read, told before anything runs.
+
+diffusers cuts a longer one with a warning, which the gate refuses: at the end of a run. A local teacher's tokenizers
+count it exactly; of a teacher on the Hub only the lengths of its family are known, so that only a prompt that is too
+long by any count is refused here. Nothing of this needs torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from rtdmd.common.errors import UserError
+from rtdmd.config.tree import Params
+
+CLIP_WINDOW = 77  # tokens, of CLIP's text encoders
+CLIP_PARTS = {"sd3": ("tokenizer", "tokenizer_2"), "flux1": ("tokenizer",), "flux2": ()}
+LONG_PARTS = {"sd3": ("tokenizer_3",), "flux1": ("tokenizer_2",), "flux2": ("tokenizer",)}  # model.max_sequence_length
+_PIECE = re.compile(r"[^\W\d_]+|\d|(?:[^\w\s]|_)+")  # CLIP cuts at least here
+
+
+def check_prompt(params: Params, root: Path) -> None:
+    """UserError where publish.prompt is longer than a text encoder's window. root: where a relative teacher starts."""
+    model, prompt = params.model, params.publish.prompt
+    for part, longest in windows(params, root).items():
+        if len(prompt.encode()) + 2 <= longest:  # a token is a byte at least, and two mark the ends
+            continue
+        count = _tokens(root / model.teacher / part / "tokenizer.json", prompt, part in CLIP_PARTS[model.family])
+        if count > longest:
+            raise UserError(
+                f"publish.prompt: {count} tokens or more with those that mark its ends, {model.teacher}'s {part} reads"
+                f" {longest}; shorten it"
+            )
+
+
+def windows(params: Params, root: Path) -> dict[str, int]:
+    """Tokens that each tokenizer of the teacher reads, by its folder's name."""
+    model = params.model
+    found: dict[str, int] = {}
+    index = root / model.teacher / "model_index.json"
+    parts = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    for part in CLIP_PARTS[model.family]:
+        config = root / model.teacher / part / "tokenizer_config.json"
+        told = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        found[part] = min(CLIP_WINDOW, int(told.get("model_max_length", CLIP_WINDOW)))
+    for part in LONG_PARTS[model.family]:
+        if model.is_hub_id or parts.get(part) not in (None, [None, None]):
+            found[part] = model.max_sequence_length
+    return found
+
+
+def _tokens(file: Path, prompt: str, clip: bool) -> int:
+    """Tokens of the prompt by a tokenizer's file; without one, as few as there can be."""
+    if not file.is_file():
+        return len(_PIECE.findall(prompt)) + 2 if clip else len(prompt.split()) + 1
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return len(tokenizer.encode(prompt).ids)
