@@ -3,7 +3,7 @@
     rtdmd plan                                  ./params.yaml on an H200
     rtdmd plan --params other.yaml --gpu A100   another file, another GPU
     rtdmd plan --preset sd35m --processes 8     a preset, as if trained by eight processes
-    rtdmd plan --set adapter.mode=full          with another setting, as often as needed
+    rtdmd plan --set adapter.rank=64            with another setting, as often as needed
     rtdmd plan --measure                        run both training stages here for a few updates and compare
 
 No weights are read, but for --measure.
@@ -62,7 +62,7 @@ def changes_of(setting: str) -> dict[str, Any]:
 
     key, equals, text = setting.partition("=")
     if not equals:
-        raise UserError(f"--set {setting}: allowed: KEY=VALUE, as in adapter.mode=full")
+        raise UserError(f"--set {setting}: allowed: KEY=VALUE, as in adapter.rank=64")
     value = parse_yaml(text, f"--set {setting}")
     for part in reversed(key.split(".")):
         value = {part: value}

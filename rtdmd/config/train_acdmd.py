@@ -48,6 +48,19 @@ class ConsistencyParams(Section):
         return self
 
 
+SMALLEST_TIME = 1e-3
+"""σ of the earlier point of a consistency pair at the least; the transition's kernel is singular at 0."""
+
+
+def check_earlier_time(renoise: RenoiseParams, consistency: ConsistencyParams) -> None:
+    """ValueError where a renoising time could lie below the smallest earlier time of its consistency pair."""
+    if consistency.weight > 0 and max(renoise.low, renoise.margin) <= SMALLEST_TIME:
+        raise ValueError(
+            f"renoise.low: {renoise.low} with consistency.weight: {consistency.weight}, whose earlier time is at least"
+            f" {SMALLEST_TIME}; allowed: above {SMALLEST_TIME}"
+        )
+
+
 class TrainAcdmdParams(Section):
     """Stage one."""
 
@@ -127,6 +140,18 @@ class TrainAcdmdParams(Section):
                 f"generator_every: {self.generator_every}, so the generator would never be trained;"
                 f" allowed: 1 to iterations = {self.iterations}"
             )
+        updates = self.iterations // self.generator_every
+        if self.warmup > updates:
+            raise ValueError(
+                f"warmup: {self.warmup}, so that lr_generator is never reached; allowed: 0 to {updates}, the"
+                " generator's updates (iterations / generator_every)"
+            )
+        if self.fake_per_step and self.stop == "last":
+            raise ValueError(
+                "fake_per_step: true with stop: last, so that no fake score but the last step's is ever trained;"
+                " allowed: false, or stop: random"
+            )
+        check_earlier_time(self.renoise, self.consistency)
         if self.fake_per_step and self.consistency.weight > 0:
             raise ValueError(
                 f"consistency.weight: {self.consistency.weight} with fake_per_step: true; allowed: 0 (its earlier"

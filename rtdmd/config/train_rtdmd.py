@@ -14,7 +14,7 @@ from pydantic import field_validator, model_validator
 from rtdmd.common.section import Flag, Real, Section, Whole, param
 from rtdmd.config.recipes import StageTwoRecipe, check_recipe
 from rtdmd.config.rewards import RewardEntry, distinct
-from rtdmd.config.train_acdmd import ConsistencyParams, RenoiseParams
+from rtdmd.config.train_acdmd import ConsistencyParams, RenoiseParams, check_earlier_time
 from rtdmd.config.validation import ValidationParams
 
 
@@ -221,9 +221,53 @@ class TrainRtdmdParams(Section):
             )
         if all(r.policy is False for r in self.rewards):
             raise ValueError("rewards: all with policy: false; allowed: at least one with policy: true")
+        self._check_rewarded()
+        self._check_lengths()
         self._check_matching()
+        check_earlier_time(self.renoise, self.consistency)
         check_recipe("train_rtdmd", self.recipe, self.model_dump(mode="json"), RECIPES)
         return self
+
+    def _check_rewarded(self) -> None:
+        """What follows the rewards needs one that counts."""
+        followers = {
+            "weights.policy": self.weights.policy,
+            "weights.nft": self.weights.nft,
+            "matching_gain": self.matching_gain,
+        }
+        if not any(r.policy is not False and r.weight > 0 for r in self.rewards):
+            for key, value in followers.items():
+                if value > 0:
+                    raise ValueError(
+                        f"{key}: {value:g} with weight: 0 for every reward whose policy is not false;"
+                        f" allowed: {key}: 0, or a reward with a weight above 0"
+                    )
+        if self.validation.every > 0 and not any(r.weight > 0 for r in self.rewards):
+            raise ValueError(
+                f"validation.every: {self.validation.every} with weight: 0 for every reward, so that no student is"
+                " better than another; allowed: 0, or a reward with a weight above 0"
+            )
+        if self.credit != "trajectory" and self.weights.policy == 0:
+            raise ValueError(f"credit: {self.credit} with weights.policy: 0; allowed: trajectory")
+
+    def _check_lengths(self) -> None:
+        """What happens every so many epochs has to happen: else the run delivers stage one's student."""
+        if self.validation.every > self.epochs:
+            raise ValueError(
+                f"validation.every: {self.validation.every} with epochs: {self.epochs}, so that no student is ever"
+                f" better than stage one's; allowed: 0 to {self.epochs}"
+            )
+        if self.ema_every > self.epochs:
+            raise ValueError(
+                f"ema_every: {self.ema_every} with epochs: {self.epochs}, so that the average, which is what the run"
+                f" delivers, stays stage one's student; allowed: 1 to {self.epochs}"
+            )
+        if self.dynamic.epochs == 0 and (self.dynamic.guidance > 0 or self.dynamic.renoise):
+            raise ValueError(
+                f"dynamic.epochs: 0 with dynamic.guidance: {self.dynamic.guidance:g} and dynamic.renoise:"
+                f" {str(self.dynamic.renoise).lower()}, which then never act; allowed: 1 or more, or guidance: 0 and"
+                " renoise: false"
+            )
 
     def _check_matching(self) -> None:
         """Matching on the reinforced steps needs its term, and as a reward a density that has a gradient."""
@@ -233,6 +277,18 @@ class TrainRtdmdParams(Section):
             raise ValueError(f"matching_path: reward with density: {self.density}; allowed: density: gaussian")
         if self.matching_path == "reward" and self.credit != "trajectory":
             raise ValueError(f"credit: {self.credit} with matching_path: reward; allowed: trajectory")
+        if self.weights.matching == 0:
+            acting = {
+                "matching_gain": self.matching_gain,
+                "dynamic.guidance": self.dynamic.guidance,
+                "dynamic.renoise": self.dynamic.renoise,
+            }
+            for key, value in acting.items():
+                if value:
+                    off = "false" if value is True else "0"
+                    raise ValueError(
+                        f"{key}: {str(value).lower()} with weights.matching: 0, on which it acts; allowed: {off}"
+                    )
         if self.matching_gain > 0 and self.matching_path != "last_step":
             raise ValueError(
                 f"matching_gain: {self.matching_gain} with matching_path: {self.matching_path}; allowed: last_step"

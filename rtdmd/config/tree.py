@@ -29,18 +29,50 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Params:
-        stochastic = self.model.num_steps - 1
-        if self.train_rtdmd.weights.policy > 0 and max(self.train_rtdmd.candidate_steps) >= stochastic:
+        self._check_noise()
+        self._check_sharding()
+        self._check_mode()
+        return self
+
+    def _check_noise(self) -> None:
+        """Terms that are made of the sampler's stochastic steps need some, and noise in them."""
+        p, stochastic, eta = self.train_rtdmd, self.model.num_steps - 1, self.model.eta
+        users = {
+            "weights.policy above 0": p.weights.policy > 0,
+            "weights.reference_kl above 0": p.weights.reference_kl > 0,
+            "matching_path: reward": p.matching_path == "reward",
+        }
+        for user in (f"train_rtdmd.{name}" for name, used in users.items() if used):
+            if stochastic == 0:
+                raise ValueError(f"model.num_steps: 1 with {user}; allowed: 2 or more (the last step is deterministic)")
+            if eta == 0:
+                raise ValueError(f"model.eta: 0 with {user}; allowed: above 0 (the policy needs noise)")
+        if stochastic > 0 and (any(users.values()) or p.weights.nft > 0) and max(p.candidate_steps) >= stochastic:
             raise ValueError(
-                f"train_rtdmd.candidate_steps: {list(self.train_rtdmd.candidate_steps)};"
+                f"train_rtdmd.candidate_steps: {list(p.candidate_steps)};"
                 f" allowed: 0 to model.num_steps - 2 = {stochastic - 1} (the last step is deterministic)"
             )
-        if self.train_rtdmd.weights.policy > 0 and self.model.eta == 0:
+        if p.weights.nft > 0 and p.share_initial and (stochastic == 0 or eta == 0):
+            key = "model.num_steps: 1" if stochastic == 0 else "model.eta: 0"
             raise ValueError(
-                "model.eta: 0 with train_rtdmd.weights.policy above 0; allowed: above 0 (the policy needs noise)"
+                f"train_rtdmd.share_initial: true with {key} and train_rtdmd.weights.nft above 0: the images of a group"
+                " are all equal, and so are their rewards; allowed: false"
             )
-        self._check_sharding()
-        return self
+
+    def _check_mode(self) -> None:
+        """Full mode trains no adapter: there is none to scale, and none to publish."""
+        if self.adapter.mode != "full":
+            return
+        if self.train_rtdmd.dynamic.guidance > 0:
+            raise ValueError(
+                f"train_rtdmd.dynamic.guidance: {self.train_rtdmd.dynamic.guidance:g} with adapter.mode: full, which"
+                " has no adapter to scale; allowed: 0, or adapter.mode: lora"
+            )
+        if self.publish.format != "merged":
+            raise ValueError(
+                f"publish.format: {self.publish.format} with adapter.mode: full, which trains no adapter;"
+                " allowed: merged, or adapter.mode: lora"
+            )
 
     def _check_sharding(self) -> None:
         """What is shared is the frozen base, among several processes."""

@@ -52,7 +52,8 @@ class BatchDraws(Draws):
 
 def oracle_params(section: str, changes: dict[str, Any]) -> Params:
     """The world preset without guidance, in mode full, with changes to one section (nested as in params.yaml)."""
-    oracle = {"model": {"guidance": 1.0}, "adapter": {"mode": "full"}, section: changes}
+    full: dict[str, Any] = {"adapter": {"mode": "full"}, "publish": {"format": "merged"}}
+    oracle = full | {"model": {"guidance": 1.0}, section: changes}
     return validate(merged(WORLD, oracle), "the oracle's params")
 
 

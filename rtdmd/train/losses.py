@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rtdmd.common.rng import normal_batch, uniform_batch
+from rtdmd.config.train_acdmd import SMALLEST_TIME
 from rtdmd.flow.ambient import ambient_loss, ambient_target, draw_renoise_time, renoise
 from rtdmd.flow.consistency import consistency_one_sample, consistency_two_sample, posterior_mean
 from rtdmd.flow.cps import cps_step, eta_star
@@ -23,8 +24,6 @@ from rtdmd.flow.precision import require_finite
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Conditioning
     from rtdmd.config.train_acdmd import ConsistencyParams, RenoiseParams
-
-SMALLEST_TIME = 1e-3  # σ of the earlier point of a consistency pair; the transition's kernel is singular at 0
 
 
 class Velocities(Protocol):

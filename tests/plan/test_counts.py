@@ -42,7 +42,7 @@ SMALL: dict[str, Any] = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "as the smoke run": {},
-    "one base a role": {"adapter": {"mode": "full"}},
+    "one base a role": {"adapter": {"mode": "full"}, "publish": {"format": "merged"}},
     "noise of its own, one sample": {
         "train_acdmd": {"consistency": {"weight": 0.01, "estimator": "one_sample"}},
         "train_rtdmd": {"share_initial": False, "consistency": {"weight": 0.0}},
@@ -73,7 +73,7 @@ ITERATIONS: dict[str, dict[str, Any]] = {
 }
 EPOCHS: dict[str, dict[str, Any]] = {
     "matching at a random step": {"train_rtdmd": {"matching_path": "random_step"}},
-    "one base a role": {"adapter": {"mode": "full"}},
+    "one base a role": {"adapter": {"mode": "full"}, "publish": {"format": "merged"}},
     "blocks computed again": {"adapter": {"gradient_checkpointing": True}},
     "back-propagation alone": {"train_rtdmd": {"weights": {"policy": 0.0, "backprop": 1.0, "matching": 0.0}}},
     "matching through all steps": {

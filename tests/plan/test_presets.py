@@ -90,7 +90,7 @@ def test_more_processes_and_recomputed_blocks_take_less_memory() -> None:
 
 
 def test_full_mode_keeps_float32_copies() -> None:
-    plan = make_plan(preset("smoke", {"adapter": {"mode": "full"}}))
+    plan = make_plan(preset("smoke", {"adapter": {"mode": "full"}, "publish": {"format": "merged"}}))
     base, parts = plan.parameters[TEACHER][0], plan.stages["train_rtdmd"].memory.parts
     assert plan.parameters["fake score (fake)"][0] == base
     assert (parts["adapters"], parts["optimizer"]) == (3 * 4 * base, 2 * 2 * 4 * base)

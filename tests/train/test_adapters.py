@@ -348,7 +348,7 @@ def test_load_student_in_full_mode_is_the_last_copy(
     workspace: tuple[Path, Params], backbone: Backbone, tmp_path: Path
 ) -> None:
     root, _ = workspace
-    params = set_params(root, {"adapter": {"mode": "full"}})
+    params = set_params(root, {"adapter": {"mode": "full"}, "publish": {"format": "merged"}})
     roles = roles_on(backbone, "train_rtdmd", "full")
     disturb(roles, "acdmd", "rtdmd")
     for name in ("acdmd", "rtdmd"):

@@ -23,6 +23,7 @@ from tests.train.workshop import make_trainable, results, rows_of
 from tests.workspace import REPOSITORY, set_params
 
 STAGE = "train_acdmd"
+FULL = {"adapter": {"mode": "full"}, "publish": {"format": "merged"}}
 EIGHT = {"train_acdmd": {"iterations": 8, "save_every": 3, "log_every": 2}}
 FILES = ["curves.csv", "fake.safetensors", "generator.safetensors", "resolved.json"]
 
@@ -204,7 +205,7 @@ def test_every_setting_runs(root: Path, monkeypatch: pytest.MonkeyPatch, name: s
 
 
 def test_full_mode_trains_resumes_and_leaves_the_teacher(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changes = {"adapter": {"mode": "full"}, "train_acdmd": {"iterations": 4, "save_every": 1}}
+    changes = {**FULL, "train_acdmd": {"iterations": 4, "save_every": 1}}
     whole = train(root, changes)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train_acdmd, "iteration", dies_at(2))

@@ -175,13 +175,12 @@ def test_every_setting_runs(root: Path, name: str) -> None:
 
 
 def test_the_published_recipe_runs(root: Path) -> None:
-    train(root, {"recipe": "published", **PUBLISHED, "log_every": 1})
+    train(root, {"recipe": "published", **PUBLISHED, "epochs": 8, "log_every": 1})
     rows = curves(root)
-    assert all(row["ratio_error"] == 0.0 for row in rows)
+    assert len(rows) == 8 and all(row["ratio_error"] == 0.0 for row in rows)
     adapter, _ = load_tensors(root / "results" / STAGE / "generator.safetensors")
-    assert all(
-        value.abs().max() == 0 for name, value in adapter.items() if "lora_B" in name
-    )  # averaged every 8th epoch
+    moved = [value.abs().max().item() for name, value in adapter.items() if "lora_B" in name]
+    assert all(0 < value < 1e-5 for value in moved)  # averaged once, in the last epoch, at a rate of 3e-6
 
 
 def test_full_mode_starts_from_stage_ones_weights_and_resumes(
@@ -189,7 +188,7 @@ def test_full_mode_starts_from_stage_ones_weights_and_resumes(
 ) -> None:
     copied = tmp_path / "full"
     shutil.copytree(root, copied, symlinks=True)
-    full = {"adapter": {"mode": "full"}}
+    full = {"adapter": {"mode": "full"}, "publish": {"format": "merged"}}
     set_params(copied, full)
     train_acdmd.run(copied)
     whole = train(copied, {"epochs": 2, "save_every": 1}, **full)

@@ -1,0 +1,136 @@
+"""What no setting can say alone: pairs of them that end in a traceback hours later, or in a result that is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rtdmd.common.errors import UserError
+from rtdmd.config import PRESETS, preset
+from rtdmd.config.presets import RECIPES, merged
+from rtdmd.methods import METHODS
+
+UNWEIGHTED = [{"name": "world_verifier", "weight": 0.0, "soft_weight": 0.7}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"train_acdmd": {"warmup": 401}},
+            "train_acdmd.warmup: 401, so that lr_generator is never reached; allowed: 0 to 400",
+        ),
+        (
+            {"train_acdmd": {"fake_per_step": True, "stop": "last"}},
+            "train_acdmd.fake_per_step: true with stop: last, so that no fake score but the last step's is ever",
+        ),
+        (
+            {"train_acdmd": {"consistency": {"weight": 0.01}, "renoise": {"low": 1e-4, "margin": 1e-4}}},
+            "train_acdmd.renoise.low: 0.0001 with consistency.weight: 0.01, whose earlier time is at least 0.001",
+        ),
+        (
+            {"train_rtdmd": {"validation": {"every": 121}}},
+            "train_rtdmd.validation.every: 121 with epochs: 120, so that no student is ever better than stage one's;"
+            " allowed: 0 to 120",
+        ),
+        (
+            {"train_rtdmd": {"ema_every": 121}},
+            "train_rtdmd.ema_every: 121 with epochs: 120, so that the average, which is what the run delivers, stays"
+            " stage one's student; allowed: 1 to 120",
+        ),
+        (
+            {"train_rtdmd": {"weights": {"policy": 0.0, "reference_kl": 0.1}, "candidate_steps": [99]}},
+            "train_rtdmd.candidate_steps: [99]; allowed: 0 to model.num_steps - 2 = 2",
+        ),
+        (
+            {"train_rtdmd": {"matching_path": "reward", "weights": {"policy": 0.0}, "candidate_steps": [99]}},
+            "train_rtdmd.candidate_steps: [99]; allowed: 0 to model.num_steps - 2 = 2",
+        ),
+        (
+            {"train_rtdmd": {"weights": {"policy": 0.0, "nft": 1.0}, "candidate_steps": [99]}},
+            "train_rtdmd.candidate_steps: [99]; allowed: 0 to model.num_steps - 2 = 2",
+        ),
+        (
+            {"train_rtdmd": {"matching_path": "reward", "weights": {"policy": 0.0}}, "model": {"eta": 0}},
+            "model.eta: 0 with train_rtdmd.matching_path: reward; allowed: above 0",
+        ),
+        (
+            {"train_rtdmd": {"weights": {"policy": 0.0, "reference_kl": 0.1}}, "model": {"eta": 0}},
+            "model.eta: 0 with train_rtdmd.weights.reference_kl above 0; allowed: above 0",
+        ),
+        (
+            {"model": {"num_steps": 1}, "train_rtdmd": {"candidate_steps": [0]}},
+            "model.num_steps: 1 with train_rtdmd.weights.policy above 0; allowed: 2 or more",
+        ),
+        (
+            {"train_rtdmd": {"weights": {"policy": 0.0, "nft": 1.0}}, "model": {"eta": 0}},
+            "train_rtdmd.share_initial: true with model.eta: 0 and train_rtdmd.weights.nft above 0: the images of a",
+        ),
+        (
+            {"train_rtdmd": {"matching_path": "last_step", "matching_gain": 1.0, "weights": {"matching": 0.0}}},
+            "train_rtdmd.matching_gain: 1.0 with weights.matching: 0, on which it acts; allowed: 0",
+        ),
+        (
+            {"train_rtdmd": {"dynamic": {"renoise": True, "epochs": 9}, "weights": {"matching": 0.0}}},
+            "train_rtdmd.dynamic.renoise: true with weights.matching: 0, on which it acts; allowed: false",
+        ),
+        (
+            {"train_rtdmd": {"dynamic": {"guidance": 0.75}}},
+            "train_rtdmd.dynamic.epochs: 0 with dynamic.guidance: 0.75 and dynamic.renoise: false, which then",
+        ),
+        (
+            {"train_rtdmd": {"credit": "gain", "weights": {"policy": 0.0}}},
+            "train_rtdmd.credit: gain with weights.policy: 0; allowed: trajectory",
+        ),
+        (
+            {"train_rtdmd": {"rewards": UNWEIGHTED, "weights": {"backprop": 0.0}}},
+            "train_rtdmd.weights.policy: 1 with weight: 0 for every reward whose policy is not false;",
+        ),
+        (
+            {"train_rtdmd": {"rewards": UNWEIGHTED, "weights": {"backprop": 0.0, "policy": 0.0, "nft": 1.0}}},
+            "train_rtdmd.weights.nft: 1 with weight: 0 for every reward whose policy is not false;",
+        ),
+        (
+            {
+                "train_rtdmd": {
+                    "rewards": UNWEIGHTED,
+                    "weights": {"backprop": 0.0, "policy": 0.0},
+                    "validation": {"every": 5},
+                }
+            },
+            "train_rtdmd.validation.every: 5 with weight: 0 for every reward, so that no student is better than",
+        ),
+        (
+            {
+                "adapter": {"mode": "full"},
+                "publish": {"format": "merged"},
+                "train_rtdmd": {"dynamic": {"guidance": 0.75, "epochs": 40}},
+            },
+            "train_rtdmd.dynamic.guidance: 0.75 with adapter.mode: full, which has no adapter to scale; allowed: 0, or",
+        ),
+        (
+            {"adapter": {"mode": "full"}, "publish": {"format": "lora"}},
+            "publish.format: lora with adapter.mode: full, which trains no adapter; allowed: merged, or adapter.mode",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_by_their_names(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        preset("world", changes)
+    assert str(caught.value).startswith(f"preset world: {expected}")
+    assert "\n" not in str(caught.value) and "allowed: " in str(caught.value)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_recipe_and_method_is_allowed_in_every_preset_that_is_long_enough(name: str) -> None:
+    """The smoke run is too short for an average that is updated every eighth epoch."""
+    longer = {"train_rtdmd": {"epochs": 8}} if name == "smoke" else {}
+    for changes in (*RECIPES.values(), *(method.changes() for method in METHODS.values())):
+        assert preset(name, merged(longer, changes))
+
+
+def test_a_sampler_of_one_step_trains_what_needs_no_noise() -> None:
+    weights = {"policy": 0.0, "matching": 1.0, "backprop": 0.1}
+    assert preset("world", {"model": {"num_steps": 1}, "train_rtdmd": {"weights": weights}}).model.num_steps == 1
+    assert preset("world", {"model": {"eta": 0.0}, "train_rtdmd": {"weights": weights}}).model.eta == 0
