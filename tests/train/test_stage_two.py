@@ -180,7 +180,7 @@ def test_the_published_recipe_runs(root: Path) -> None:
     assert len(rows) == 8 and all(row["ratio_error"] == 0.0 for row in rows)
     adapter, _ = load_tensors(root / "results" / STAGE / "generator.safetensors")
     moved = [value.abs().max().item() for name, value in adapter.items() if "lora_B" in name]
-    assert all(0 < value < 1e-5 for value in moved)  # averaged once, in the last epoch, at a rate of 3e-6
+    assert 0 < max(moved) < 1e-5, moved  # averaged once, in the last epoch, at a rate of 3e-6
 
 
 def test_full_mode_starts_from_stage_ones_weights_and_resumes(
