@@ -25,4 +25,5 @@ include: "workflow/rules/sweep.smk"
 
 
 onstart:
+    end_future(JOBS)
     refuse_before_outputs_go()

@@ -1,9 +1,10 @@
 """`rtdmd recover`: put right what a kill, a full disk or a bad disk left in DVC's records.
 
 Three things that DVC does not mend itself: a list of locks (`.dvc/tmp/rwlock`) that is cut off, or names a process
-number that is in use again; a `dvc.lock` that is cut off; and objects of the cache that no longer hold what their name
-says (DVC trusts them, and hands them out as results). What is damaged is removed, with the results that came from it;
-nothing whole is touched, and the next `snakemake --cores all` or `dvc repro` makes the rest again.
+number that is in use again; a `dvc.lock` that is cut off, or holds the marks of a merge; and objects of the cache that
+no longer hold what their name says (DVC trusts them, and hands them out as results). What is damaged is removed, with
+the results that came from it by dvc.lock; nothing whole is touched, and the next `snakemake --cores all` or
+`dvc repro` makes the rest again.
 """
 
 from __future__ import annotations
@@ -13,38 +14,42 @@ import fcntl
 import json
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import write_atomic
-from rtdmd.pipeline.dvc_cache import damaged_objects, md5_file, object_path
-from rtdmd.pipeline.dvc_yaml import read_pipeline
+from rtdmd.pipeline.dvc_cache import damaged_objects, digest_of, md5_file, recorded_outs
+from rtdmd.pipeline.dvc_repo import LOCK, cache_folder, parse_lock
 
 RWLOCK = ".dvc/tmp/rwlock"
 
 
 def run(_: argparse.Namespace, root: Path = Path(".")) -> None:
     """Mend `root` and say what was done. UserError while a stage or DVC is at work there."""
-    pipeline = read_pipeline(root)
-    _refuse_while_at_work(root)
-    found = [*_stale_rwlock(root), *_torn_record(root)]
-    found += _damaged_objects(root, [root / out for stage in pipeline.values() for out in stage.outs])
+    if not (root / ".dvc").is_dir():
+        raise UserError(f"{root / '.dvc'}: no such folder; run this command in the repository's root folder")
+    with _nothing_at_work(root):
+        found = [*_stale_rwlock(root), *_torn_record(root), *_damaged_objects(root)]
     print("\n".join(found) or "nothing to mend; the run's own command goes on from here")
 
 
-def _refuse_while_at_work(root: Path) -> None:
-    for lock in (root / ".dvc/tmp/lock", *sorted((root / ".rtdmd/locks").glob("*"))):
-        if not lock.is_file():
-            continue
-        with lock.open("rb") as file:
+@contextmanager
+def _nothing_at_work(root: Path) -> Iterator[None]:
+    """Hold the locks of DVC and of every stage, so that none begins meanwhile."""
+    with ExitStack() as stack:
+        for lock in (root / ".dvc/tmp/lock", *sorted((root / ".rtdmd/locks").glob("*"))):
+            if not lock.is_file():
+                continue
+            file = stack.enter_context(lock.open("rb"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(f"{lock} is held by a running process; wait for its end, or stop it first") from error
+        yield
 
 
 def _stale_rwlock(root: Path) -> Iterator[str]:
@@ -54,18 +59,24 @@ def _stale_rwlock(root: Path) -> Iterator[str]:
     if not path.is_file():
         return
     try:
-        entries = json.loads(path.read_bytes())
-    except ValueError:
+        owners = {int(one["pid"]) for one in _leaves(json.loads(path.read_bytes()))}
+    except (ValueError, TypeError):
         path.unlink()
         yield f"{RWLOCK}: cut off; removed, since nothing is running"
         return
-    owners = {one["pid"] for one in _leaves(entries)}
-    for pid in owners & set(psutil.pids()):
-        if any("dvc" in word for word in psutil.Process(pid).cmdline()[:3]):
+    for pid in owners:
+        if _is_dvc(pid):
             raise UserError(f"{RWLOCK}: DVC runs as process {pid}; wait for its end, or stop it first")
     if owners:
         path.unlink()
         yield f"{RWLOCK}: of processes that ended ({', '.join(map(str, sorted(owners)))}); removed"
+
+
+def _is_dvc(pid: int) -> bool:
+    try:
+        return any("dvc" in word for word in psutil.Process(pid).cmdline()[:3])
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False
 
 
 def _leaves(value: Any) -> Iterator[dict[str, Any]]:
@@ -79,35 +90,44 @@ def _leaves(value: Any) -> Iterator[dict[str, Any]]:
 
 def _torn_record(root: Path) -> Iterator[str]:
     """dvc.lock is written in place too; what it said since the last commit comes back from DVC's run cache."""
-    path = root / "dvc.lock"
-    if not path.is_file() or _is_record(path.read_bytes()):
+    path = root / LOCK
+    if not path.is_file():
         return
-    command = ["git", "show", "HEAD:./dvc.lock"]
-    committed = subprocess.run(command, cwd=root, capture_output=True, check=False)
-    if committed.returncode == 0:
+    fault = _fault(path.read_bytes())
+    if fault is None:
+        return
+    committed = subprocess.run(["git", "show", "HEAD:./dvc.lock"], cwd=root, capture_output=True, check=False)
+    if committed.returncode == 0 and _fault(committed.stdout) is None:
         write_atomic(path, committed.stdout)
-        yield "dvc.lock: cut off; the committed one is back"
+        yield f"{fault}: the committed one is back (after a merge: this side's; then `git add dvc.lock`)"
     else:
         path.unlink()
-        yield "dvc.lock: cut off; removed (none is committed)"
+        yield f"{fault}: removed (no whole one is committed)"
 
 
-def _is_record(data: bytes) -> bool:
+def _fault(data: bytes) -> str | None:
+    """Why these bytes are no whole record, None where they are one."""
     try:
-        tree = yaml.safe_load(data)
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return False
-    return isinstance(tree, dict) and {"schema", "stages"} <= set(tree) and data.endswith(b"\n")
+        parse_lock(data)
+    except UserError as error:
+        return str(error).rpartition("; ")[0]
+    return None
 
 
-def _damaged_objects(root: Path, outputs: list[Path]) -> Iterator[str]:
-    """Objects whose MD5 is not their name go, and with them every copy of the same bytes that was handed out."""
-    damaged = {md5_file(path): path for path in damaged_objects(root)}
-    for path in outputs:
-        if damaged and path.is_file() and (source := damaged.get(md5_file(path))):
-            path.unlink()
-            yield f"{path.relative_to(root)}: came from the damaged {source}; removed"
-    for digest, path in damaged.items():
-        object_path(root, digest).unlink(missing_ok=True)  # the damage, kept under its true name
-        path.unlink()
-        yield f"{path}: damaged; removed, the next run makes it again"
+def _damaged_objects(root: Path) -> Iterator[str]:
+    """Objects whose MD5 is not their name go, and with them the results that dvc.lock calls by that name and that hold
+    the damage. Whole files with the same content stay: results of another name, and the object of that content."""
+    cache = cache_folder(root)
+    damaged = {digest_of(path): path for path in damaged_objects(cache)}
+    if not damaged:
+        return
+    lock = root / LOCK
+    outs = recorded_outs(parse_lock(lock.read_bytes())) if lock.is_file() else {}
+    for path, out in outs.items():
+        origin = damaged.get(out["md5"])
+        if origin is not None and (root / path).is_file() and md5_file(root / path) == md5_file(origin):
+            (root / path).unlink()
+            yield f"{path}: came from the damaged {origin}; removed"
+    for source in damaged.values():
+        source.unlink()
+        yield f"{source}: damaged; removed, the next run makes it again"

@@ -1,11 +1,10 @@
-"""The stages of DVC as Snakemake's rules need them: their files, and DVC's verdict on what is out of date.
+"""The stages of DVC as Snakemake's rules need them: their results, and DVC's verdict on what is out of date.
 
-Nothing is written in two places, and nothing is decided in two places. DVC resolves `dvc.yaml`; a dependency that is
-a folder becomes its files, because Snakemake wants files. What has to run again is DVC's decision alone: every rule
-has a mark among its inputs, `.rtdmd/stale/<stage>`, which is new when DVC would run the stage or one before it and
-old otherwise. The times of code and data do not count (`ancient` in the rules), those of results are set right. So
-the engines agree after any change, whichever of them ran last, in a fresh clone too. Importing this module imports
-DVC (about half a second).
+Nothing is written in two places, and nothing is decided in two places. DVC resolves `dvc.yaml`, and what has to run
+again is DVC's decision alone: `stale_stages` are the stages that DVC would run, and the rules make Snakemake run these
+(workflow/rules/common.smk). No file is written for it and no file's time is looked at, so the engines agree after any
+change, whichever of them ran last, in a fresh clone and under a wrong clock too. Importing this module imports DVC
+(about half a second).
 """
 
 from __future__ import annotations
@@ -19,17 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from dvc.dependency.param import ParamsDependency
-from dvc.exceptions import DvcException
-from dvc.repo import Repo
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import tree_files, write_atomic
+from rtdmd.common.files import tree_files
 from rtdmd.config import Params
 from rtdmd.pipeline.dvc_cache import refuse_truncated
+from rtdmd.pipeline.dvc_repo import opened
 from rtdmd.pipeline.dvc_yaml import missing_file, params_values, read_pipeline
 
-MARKS = ".rtdmd/stale"
-_OLD = 1_000_000_000  # September 2001: older than any output
+NAMED = 3  # paths that a reason names
 
 
 @dataclass(frozen=True)
@@ -38,13 +35,8 @@ class Job:
 
     name: str
     description: str
-    inputs: list[str]
+    inputs: list[str]  # files: code, data, and results of other stages
     outputs: list[str]
-
-    @property
-    def mark(self) -> str:
-        """The file whose time says whether the stage has to run again."""
-        return f"{MARKS}/{self.name}"
 
     @property
     def benchmark(self) -> str:
@@ -58,7 +50,7 @@ def load_jobs(params: Params, root: Path = Path(".")) -> dict[str, Job]:
     _refuse_missing(root)
     refuse_truncated(root)
     tree = params.model_dump(mode="json")
-    with Repo(str(root)) as repo:
+    with opened(root) as repo:
         return {stage.name: _job(stage, tree, root.resolve()) for stage in repo.index.stages if stage.name}
 
 
@@ -91,38 +83,37 @@ def _files(path: Path, root: Path) -> list[str]:
     return [file.relative_to(root).as_posix() for file in found]
 
 
-def mark_stale(jobs: Mapping[str, Job], root: Path = Path(".")) -> dict[str, str]:
-    """Ask DVC what is out of date in `root` and make the times of marks and results say it; the reasons, by stage.
+def stale_stages(jobs: Mapping[str, Job], root: Path = Path(".")) -> dict[str, str]:
+    """What DVC says is out of date in `root`: the reasons, by stage, causes first.
 
     A stage is stale when `dvc status` names it, or when one is that it reads from: the stages of
     `dvc repro --dry --force-downstream`. UserError when DVC cannot tell.
     """
-    try:
-        with Repo(str(root), _wait_for_lock=True) as repo:
-            status = repo.status()
-    except DvcException as error:
-        raise UserError(f"dvc: {error}; `dvc status` says more") from error
-    makers = {path: job.name for job in jobs.values() for path in job.outputs}
-    before = {job.name: {makers[path] for path in job.inputs if path in makers} for job in jobs.values()}
+    with opened(root) as repo:
+        status = repo.status()
+    before = sources(jobs)
     stale: dict[str, str] = {}
     for name in TopologicalSorter(before).static_order():
         if name in status:
             stale[name] = _reason(status[name])
         elif causes := before[name] & stale.keys():
             stale[name] = f"after {', '.join(sorted(causes))}"
-        else:
-            _settle(jobs[name], root, [path for path in jobs[name].inputs if path in makers])
-        _set_mark(root / jobs[name].mark, stale.get(name))
     return stale
 
 
-def _settle(job: Job, root: Path, results: list[str]) -> None:
-    """Make what an up-to-date stage wrote no older than the `results` that it reads, whatever `dvc pull`,
-    `dvc checkout`, the other engine or a copy of the folder did to the times. Snakemake looks at the benchmark too."""
-    newest = max(((root / path).stat().st_mtime_ns for path in results), default=0)
-    for path in (root / path for path in [*job.outputs, job.benchmark]):
-        if path.exists() and path.stat().st_mtime_ns < newest:
-            path.touch()
+def sources(jobs: Mapping[str, Job]) -> dict[str, set[str]]:
+    """The stages whose results each stage reads."""
+    makers = {path: job.name for job in jobs.values() for path in job.outputs}
+    return {job.name: {makers[path] for path in job.inputs if path in makers} for job in jobs.values()}
+
+
+def end_future(jobs: Mapping[str, Job], root: Path = Path(".")) -> None:
+    """Give the time of now to results and benchmarks that are dated later (a wrong clock, an archive): Snakemake fails
+    a job one of whose inputs is newer than what it has just made. A link's own time is set, never its target's."""
+    now = time.time()
+    for path in (root / path for job in jobs.values() for path in [*job.outputs, job.benchmark]):
+        if os.path.lexists(path) and path.lstat().st_mtime > now:
+            os.utime(path, follow_symlinks=False)
 
 
 def _reason(changes: list[Any]) -> str:
@@ -130,12 +121,7 @@ def _reason(changes: list[Any]) -> str:
     texts = []
     for change in changes:
         for words, what in change.items() if isinstance(change, dict) else [(change, {})]:
-            texts.append(f"{words}: {', '.join(what)}" if what else words)
+            named = [*what][:NAMED]
+            more = [f"{len(what) - NAMED} more"] if len(what) > NAMED else []
+            texts.append(f"{words}: {', '.join([*named, *more])}" if what else words)
     return "; ".join(texts)
-
-
-def _set_mark(path: Path, reason: str | None) -> None:
-    """A new mark tells the reason (and the time, so that no two are equal); an old one is empty."""
-    write_atomic(path, f"{reason}\n{time.time_ns()}\n" if reason else "")
-    if not reason:
-        os.utime(path, (_OLD, _OLD))

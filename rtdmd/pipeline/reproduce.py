@@ -16,6 +16,8 @@ from pathlib import Path
 
 from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.pipeline.distance import distance
+from rtdmd.pipeline.dvc_cache import object_path
+from rtdmd.pipeline.dvc_repo import cache_folder
 from rtdmd.publish.lineage import Step, behind, md5_like_dvc, read_lock
 
 MISSING = "missing"
@@ -93,7 +95,7 @@ def find_recorded(path: str, digest: str, source: Path, folder: Path) -> Path | 
     blob = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=folder, capture_output=True, check=False)
     if blob.returncode == 0:
         kept.write_bytes(blob.stdout)
-    cached = source / ".dvc" / "cache" / "files" / "md5" / digest[:2] / digest[2:]
+    cached = object_path(cache_folder(source), digest)
     return next((one for one in (source / path, cached, kept) if one.is_file() and md5_like_dvc(one) == digest), None)
 
 

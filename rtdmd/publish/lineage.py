@@ -18,9 +18,9 @@ from typing import Any
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import sha256_tree, tree_files
-from rtdmd.common.parsing import first_line, read_text
-from rtdmd.common.yaml_text import parse_yaml_11
+from rtdmd.common.parsing import read_text
 from rtdmd.config.load import COMPLETE, read_sections
+from rtdmd.pipeline.dvc_repo import LOCK, read_record
 from rtdmd.pipeline.dvc_yaml import read_pipeline
 from rtdmd.pipeline.provenance import hash_of
 
@@ -55,21 +55,19 @@ class Difference:
 
 def read_lock(root: Path) -> dict[str, Step]:
     """Every stage of `root/dvc.lock`, by name. UserError when it is missing or cannot be read."""
-    path = root / "dvc.lock"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; `snakemake --cores all` or `dvc repro` runs the stages and writes it")
-    back = "`git checkout dvc.lock` brings the committed one back"
-    tree = parse_yaml_11(read_text(path, back), str(path), back)
-    try:
-        return {name: _step(name, entry) for name, entry in tree["stages"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a lock file of DVC ({first_line(error)}); {back}") from error
+    if not (root / LOCK).is_file():
+        raise UserError(
+            f"{root / LOCK}: no such file; `snakemake --cores all` or `dvc repro` runs the stages and writes it"
+        )
+    return {name: _step(name, entry) for name, entry in read_record(root).items()}
 
 
 def _step(name: str, entry: Mapping[str, Any]) -> Step:
     hashes = {kind: {item["path"]: item["md5"] for item in entry.get(kind, [])} for kind in ("deps", "outs")}
     params = entry.get("params", {}).get("params.yaml", {})
-    return Step(name, hashes["deps"], hashes["outs"], params, entry["cmd"])
+    command = entry["cmd"]
+    shown = command if isinstance(command, str) else " && ".join(command)
+    return Step(name, hashes["deps"], hashes["outs"], params, shown)
 
 
 def behind(name: str, steps: Mapping[str, Step]) -> list[Step]:

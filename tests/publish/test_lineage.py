@@ -167,8 +167,8 @@ def test_flat_values() -> None:
     ("text", "message"),
     [
         (None, "no such file"),
-        ("stages: [1]", "not a lock file of DVC"),
-        ("a: b: c", "not YAML: mapping values are not allowed here; `git checkout dvc.lock`"),
+        ("stages: [1]\n", r"dvc.lock: not a whole record of DVC \(.*\); `rtdmd recover`"),
+        ("a: b: c\n", r"dvc.lock: not a whole record of DVC \(.*not YAML: mapping values.*\); `rtdmd recover`"),
     ],
 )
 def test_a_lock_that_cannot_be_read(text: str | None, message: str, tmp_path: Path) -> None:

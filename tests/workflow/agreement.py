@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,6 +108,35 @@ def _remove(path: str) -> Callable[[Path], None]:
     return make
 
 
+def _ahead(seconds: float, *patterns: str) -> Callable[[Path], None]:
+    """Files of a clock that is ahead."""
+    return lambda root: _touch(*patterns, time=time.time() + seconds)(root)
+
+
+def _both(*changes: Callable[[Path], None]) -> Callable[[Path], None]:
+    def make(root: Path) -> None:
+        for change in changes:
+            change(root)
+
+    return make
+
+
+def _link_results(root: Path) -> None:
+    """Results become links into DVC's cache, whose objects are as old as they are."""
+    edit(".dvc/config", lambda text: text.replace('"reflink,copy"', '"symlink"'))(root)
+    for path in (root / ".dvc/cache/files").rglob("*"):
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    dvc("checkout", "--relink", "--quiet")
+    assert any(path.is_symlink() for path in root.glob(RESULTS))
+
+
+def _editors_files(root: Path) -> None:
+    """What emacs, vim and a desktop leave beside the code."""
+    (root / "rtdmd/train/.#losses.py").symlink_to("somebody@somewhere.1234:5678")
+    for name in (".losses.py.swp", "losses.py~", ".DS_Store"):
+        (root / "rtdmd/train" / name).write_bytes(b"no code")
+
+
 def _remove_and_checkout(root: Path) -> None:
     """Results from DVC's cache; those in Git from Git."""
     shutil.rmtree(root / "results")
@@ -149,6 +179,19 @@ CHANGES = [
     Change("`touch` of code, data and params.yaml", _touch("rtdmd/**/*", "data/**/*", "params.yaml", "dvc.yaml")),
     Change("`touch` of all results", _touch(RESULTS)),
     Change("all results older than their inputs", _touch(RESULTS, time=1_100_000_000)),
+    Change("all results of 1990", _touch(RESULTS, time=640_000_000)),
+    Change("all results and benchmarks dated tomorrow", _ahead(86_400, RESULTS, "benchmarks/*")),
+    Change(
+        "the same, and `report.title`",
+        _both(
+            _ahead(86_400, RESULTS, "benchmarks/*"),
+            edit("params.yaml", set_param("report.title", SECTIONS["report.title"])),
+        ),
+        params="report.title",
+    ),
+    Change("code and data a minute ahead", _ahead(60, "rtdmd/**/*", "data/**/*")),
+    Change("results relinked with `cache.type symlink`", _link_results),
+    Change("files of emacs, vim and a desktop in `rtdmd/train`", _editors_files),
     Change("`rm -r results`, `git checkout`, `dvc checkout`", _remove_and_checkout),
     Change("`rm -r .snakemake`", _remove(".snakemake")),
 ]
@@ -209,7 +252,10 @@ def snakemake_would_run(stages: list[str]) -> list[str]:
 @contextmanager
 def undone(root: Path, kept: Path) -> Iterator[None]:
     """Put every file back as it was when the block began, times included."""
-    names = ("params.yaml", "dvc.yaml", "dvc.lock", "rtdmd", "workflow", "data/prompts", "results", ".snakemake")
+    names = (
+        *("params.yaml", "dvc.yaml", "dvc.lock", ".dvc/config", "rtdmd", "workflow", "data/prompts", "results"),
+        *("benchmarks", ".snakemake"),
+    )
     for name in names:
         _copy(root / name, kept / name)
     try:

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 
 from rtdmd.pipeline.dvc_cache import md5_file, object_path
+from rtdmd.pipeline.dvc_repo import cache_folder
 from rtdmd.pipeline.dvc_yaml import read_pipeline
 from tests.workflow.checkout import commit, copy, environment, make_checkout, run
 from tests.workflow.kills import SMALL, is_stage, orphans
@@ -60,9 +61,22 @@ def _cut(path: str) -> Callable[[Path], None]:
     return lambda root: os.truncate(root / path, (root / path).stat().st_size // 2)
 
 
+def _cut_at_a_line(root: Path) -> None:
+    """dvc.lock ends inside an entry, at the end of a line: YAML, and no record."""
+    lines = (root / "dvc.lock").read_text(encoding="utf-8").splitlines(keepends=True)
+    paths = [number for number, line in enumerate(lines) if line.strip().startswith("- path:")]
+    (root / "dvc.lock").write_text("".join(lines[: paths[len(paths) // 2] + 1]), encoding="utf-8")
+
+
+def _merge(root: Path) -> None:
+    """Two people ran, and Git could not merge what DVC recorded."""
+    text = (root / "dvc.lock").read_text(encoding="utf-8")
+    (root / "dvc.lock").write_text(f"<<<<<<< HEAD\n{text}=======\n{text}>>>>>>> theirs\n", encoding="utf-8")
+
+
 def _damage_cache(root: Path) -> None:
     """The cached object of the weights loses its end, as a full disk leaves it; the result itself is gone."""
-    cached = object_path(root, md5_file(root / WEIGHTS))
+    cached = object_path(cache_folder(root), md5_file(root / WEIGHTS))
     cached.chmod(0o644)
     os.truncate(cached, 1000)
     cached.chmod(0o444)
@@ -92,9 +106,10 @@ def _lock_snakemake(root: Path) -> None:
 
 def forget(root: Path, stage: str) -> None:
     """As if `stage` had never run: no outputs, nothing in DVC's cache, no checkpoints."""
+    cache = cache_folder(root)
     for path in read_pipeline(root)[stage].outs:
         if (root / path).is_file():
-            object_path(root, md5_file(root / path)).unlink(missing_ok=True)
+            object_path(cache, md5_file(root / path)).unlink(missing_ok=True)
             (root / path).unlink()
     for entry in (root / ".dvc/cache/runs").glob("??/*/*"):
         if f"rtdmd {stage}\n" in entry.read_text():
@@ -123,7 +138,7 @@ FAULTS = [
     *each(
         "params.yaml is no text",
         _write("params.yaml", b"run: \xff\n"),
-        {SNAKEMAKE: "params.yaml: cannot be read.*git checkout", DVC: "'params.yaml'"},
+        {SNAKEMAKE: "params.yaml:1: not UTF-8", DVC: "'params.yaml'"},
         GIT_PARAMS,
     ),
     *each(
@@ -144,6 +159,25 @@ FAULTS = [
         f"{RECOVER} && {DVC}",
     ),
     *each("dvc.lock cut off", _write("dvc.lock", b""), {SNAKEMAKE: "dvc.lock", DVC: "dvc.lock"}, RECOVER),
+    *each("dvc.lock cut at a line's end", _cut_at_a_line, {SNAKEMAKE: "has no hash.*rtdmd recover"}, RECOVER),
+    *each(
+        "dvc.lock with the marks of a merge",
+        _merge,
+        {SNAKEMAKE: "marks of a merge.*rtdmd recover", DVC: "dvc.lock"},
+        RECOVER,
+    ),
+    *each(
+        "dvc.yaml is no YAML",
+        _write("dvc.yaml", b"stages: [\n"),
+        {SNAKEMAKE: "dvc.yaml.*git checkout", DVC: "dvc.yaml"},
+        "git checkout dvc.yaml",
+    ),
+    *each(
+        ".dvc/config cannot be read",
+        _write(".dvc/config", b"[core\n"),
+        {SNAKEMAKE: ".dvc/config.*git checkout", DVC: "config file error"},
+        "git checkout .dvc/config",
+    ),
     *each("rwlock cut off", _write(RWLOCK, b'{"write'), {DVC: "(?i)rwlock"}, RECOVER),
     *each("rwlock names another process", _foreign_lock, {DVC: "busy"}, RECOVER),
     *each(

@@ -19,6 +19,7 @@ PIPELINE = read_pipeline(Path("."))
 HARNESS = {
     "rtdmd/__init__.py",
     "rtdmd/pipeline/dvc_cache.py",
+    "rtdmd/pipeline/dvc_repo.py",
     "rtdmd/common/errors.py",
     "rtdmd/common/files.py",
     "rtdmd/common/hub.py",

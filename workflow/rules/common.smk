@@ -12,7 +12,7 @@ sys.path.insert(0, workflow.basedir)  # this folder's rtdmd, whichever is instal
 from snakemake.exceptions import WorkflowError
 
 from rtdmd.config import load_params
-from rtdmd.pipeline.engines import load_jobs, mark_stale
+from rtdmd.pipeline.engines import end_future, load_jobs, stale_stages
 from rtdmd.common.errors import UserError
 from rtdmd.plan.needs import Needs
 
@@ -26,12 +26,14 @@ shell.prefix(f"set -euo pipefail; trap '' TERM; {HERE}")
 try:
     PARAMS = load_params()
     JOBS = load_jobs(PARAMS)
-    if workflow.is_main_process:
-        mark_stale(JOBS)
+    STALE = stale_stages(JOBS) if workflow.is_main_process else {}  # stage: why; a job's own process decides nothing
 except UserError as error:
     raise WorkflowError(str(error)) from error
 
-MADE = {path for job in JOBS.values() for path in job.outputs}
+for stage, reason in STALE.items():
+    logger.info(f"DVC: {stage} has to run: {reason}")
+
+MAKERS = {path: job.name for job in JOBS.values() for path in job.outputs}
 NEEDS = Needs(PARAMS)  # memory, time and GPUs by rule, from `rtdmd plan`
 THREADS = PARAMS.run.threads
 SHOWN = {".html", ".png", ".csv"}
@@ -45,8 +47,24 @@ def mark(stage, path):
 
 
 def inputs(stage):
-    """What a stage reads, and the mark that says whether it has to run: the times of code and data do not."""
-    return [path if path in MADE else ancient(path) for path in JOBS[stage].inputs] + [JOBS[stage].mark]
+    """The results that a stage reads, and DVC's verdict on it. No file's time decides: a result whose maker is up to
+    date is `ancient`, one whose maker is stale comes anew (and its readers are stale too). Code and data are DVC's
+    alone."""
+    read = [path for path in JOBS[stage].inputs if path in MAKERS]
+    return [path if MAKERS[path] in STALE else ancient(path) for path in read] + [verdict(stage)]
+
+
+def verdict(stage):
+    """An input function that names no file: Snakemake calls it when it makes the stage's job and before it decides
+    which jobs run, and is told there that a stale stage does. (`--forcerun` would make every stale stage a target,
+    whatever the user asked for; a mark on disk would be written by a dry run.)"""
+
+    def tell(wildcards):
+        if stage in STALE:
+            workflow.dag.forcerules.add(workflow.get_rule(stage))
+        return []
+
+    return tell
 
 
 def outputs(stage):
