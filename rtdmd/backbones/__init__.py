@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rtdmd.backbones.loading import check_teacher
 from rtdmd.backbones.protocol import Backbone, Conditioning, PipelineBackbone
+from rtdmd.backbones.snapshot import teacher_folder
 
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams
 
-__all__ = ["FAMILIES", "Backbone", "Conditioning", "PipelineBackbone", "load_backbone"]
+__all__ = ["FAMILIES", "Backbone", "Conditioning", "PipelineBackbone", "load_backbone", "require_whole"]
 
-# model.family -> module, which has `load(model, *, text, vae, transformer, device, root) -> PipelineBackbone`; imported
-# when used
+# model.family -> module, which has `load(model, *, text, vae, transformer, device, root) -> PipelineBackbone` and the
+# PIPELINE's class; imported when used
 FAMILIES = {
     "sd3": "rtdmd.backbones.sd3",
     "flux1": "rtdmd.backbones.flux1",
@@ -46,3 +48,10 @@ def load_backbone(
     if not transformer:
         backbone.device = torch.device(device)  # not its skeleton's
     return backbone
+
+
+def require_whole(model: ModelParams, root: Path = Path(".")) -> None:
+    """The teacher's folder on this machine, downloaded first where it is a Hub's, and all of it that can be known
+    without reading its weights; UserError that names the file or the tensor that is not as it should be."""
+    folder = teacher_folder(model, text=True, vae=True, root=root)
+    check_teacher(import_module(FAMILIES[model.family]).PIPELINE, folder, model.family)

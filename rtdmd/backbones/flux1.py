@@ -40,6 +40,7 @@ with quiet_imports():
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams
 
+PIPELINE = FluxPipeline
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 PATCH = 2  # latent pixels a side that make one token
 # As published: every attention projection (ATTENTION) of both kinds of block. A single-stream block has none of its own
@@ -53,7 +54,7 @@ def load(model: ModelParams, *, device: torch.device, root: Path = Path("."), **
 
     UserError where a guidance is asked of a transformer that has no input for it (FLUX.1 [schnell]).
     """
-    pipeline, folder = load_pipeline(model, FluxPipeline, TEXT_PARTS, device=device, root=root, **parts)
+    pipeline, folder = load_pipeline(model, PIPELINE, TEXT_PARTS, device=device, root=root, **parts)
     if model.guidance != 1 and not pipeline.transformer.config.guidance_embeds:
         raise UserError(f"model.guidance: {model.guidance:g}, but {folder} has no input for it; allowed for it: 1")
     side = latent_side(folder, model.resolution, PATCH)

@@ -45,6 +45,7 @@ with quiet_imports():
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams
 
+PIPELINE = Flux2KleinPipeline
 TEXT_PARTS = ("text_encoder", "tokenizer")
 PATCH = 2  # latent pixels a side that make one token
 # As published: the attention projections of the double-stream blocks (ATTENTION), and in the single-stream blocks the
@@ -59,7 +60,7 @@ def load(model: ModelParams, *, device: torch.device, root: Path = Path("."), **
 
     UserError where guidance is asked of a step-distilled model: its pipeline would ignore it.
     """
-    pipeline, folder = load_pipeline(model, Flux2KleinPipeline, TEXT_PARTS, device=device, root=root, **parts)
+    pipeline, folder = load_pipeline(model, PIPELINE, TEXT_PARTS, device=device, root=root, **parts)
     if model.guidance != 1 and pipeline.config.is_distilled:
         raise UserError(
             f"model.guidance: {model.guidance:g}, but {folder} is step-distilled and takes none;"

@@ -5,20 +5,20 @@ Each family stays one readable file; nothing here knows a family.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from rtdmd.backbones.loading import KEY, load_part, part_classes, pipeline_parts, skeleton
 from rtdmd.backbones.protocol import PUBLISHED, Conditioning, LoraKind
-from rtdmd.backbones.snapshot import model_index, teacher_folder
+from rtdmd.backbones.snapshot import teacher_folder
 from rtdmd.common.errors import UserError
+from rtdmd.common.model_files import bring_back, first_line, read_config
+from rtdmd.common.pretrained import FOREIGN
 from rtdmd.common.torch_setup import DTYPES, quiet_imports, quiet_loading
 
 with quiet_imports():
@@ -57,26 +57,19 @@ def load_pipeline(
     family's, or a file of it cannot be read.
     """
     folder = teacher_folder(model, text=text, vae=vae, root=root)
-    index = model_index(folder)
-    name, wanted = index["_class_name"], pipeline_class.__name__
-    if name != wanted:
-        raise UserError(f"model.family: {model.family} needs a {wanted}, but {folder} is a {name}")
-    left_out: list[str] = [part for part, value in index.items() if value == [None, None]]  # diffusers wants these said
-    left_out += [] if text else text_parts
-    left_out += [] if vae else ["vae"]
-    given: dict[str, Any] = dict.fromkeys(left_out)
-    if not transformer:
-        given["transformer"] = _skeleton(folder, index["transformer"])
+    classes = part_classes(pipeline_class, folder, model.family)
+    left_out = {*(() if text else text_parts), *(() if vae else ("vae",))}
+    given: dict[str, Any] = dict.fromkeys(pipeline_parts(pipeline_class))
+    for part, kind in classes.items():
+        if part == "transformer" and not transformer:
+            given[part] = skeleton(kind, folder / part)
+        elif part not in left_out:
+            given[part] = load_part(kind, folder, part, DTYPES[model.dtype])
     try:
         with quiet_loading():
-            pipeline = pipeline_class.from_pretrained(
-                folder, dtype=DTYPES[model.dtype], local_files_only=True, use_safetensors=True, **given
-            )
-    except (OSError, SafetensorError) as error:
-        why = str(error).splitlines()[0]
-        raise UserError(
-            f"{folder}: a file is damaged or missing ({why}); `git checkout {folder}`, or download it again"
-        ) from error
+            pipeline = pipeline_class.from_pretrained(folder, local_files_only=True, **given)
+    except FOREIGN as error:
+        raise UserError(f"{KEY}: {folder} cannot be loaded ({first_line(error)})") from error
     modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     for module in modules:
         module.requires_grad_(False).eval()
@@ -88,19 +81,13 @@ def load_pipeline(
     return pipeline, folder
 
 
-def _skeleton(folder: Path, entry: list[str]) -> nn.Module:
-    """The transformer of the index's [library, class], without weights: `encode_prompt` asks for its configuration."""
-    kind = getattr(import_module(entry[0]), entry[1])
-    with torch.device("meta"):
-        module: nn.Module = kind.from_config(kind.load_config(folder / "transformer", local_files_only=True))
-    return module
-
-
 def latent_side(folder: Path, resolution: int, patch: int) -> int:
     """Side of the VAE's latents at ``resolution`` pixels, in latent pixels; the transformer sees ``patch`` of them as
     one token. UserError where that does not divide."""
-    config = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
-    factor: int = 2 ** (len(config["block_out_channels"]) - 1)
+    channels = read_config(folder / "vae" / "config.json", KEY).get("block_out_channels")
+    if not isinstance(channels, list) or not channels:
+        raise UserError(f"{KEY}: {folder / 'vae' / 'config.json'} has no block_out_channels; {bring_back(folder)}")
+    factor: int = 2 ** (len(channels) - 1)
     if resolution % (factor * patch):
         raise UserError(f"model.resolution: {resolution} is not a multiple of {factor * patch}, which {folder} needs")
     return resolution // factor

@@ -38,6 +38,7 @@ with quiet_imports():
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams
 
+PIPELINE = StableDiffusion3Pipeline
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
 # As published: the joint attention (ATTENTION) only, so SD3.5's second self-attention (attn2) carries no adapter.
 MLP = (".ff.net.0.proj", ".ff.net.2", ".ff_context.net.0.proj", ".ff_context.net.2")
@@ -46,7 +47,7 @@ ENDINGS: Endings = {"attention": ATTENTION, "attention_mlp": ATTENTION + MLP, "a
 
 def load(model: ModelParams, *, device: torch.device, root: Path = Path("."), **parts: bool) -> SD3Backbone:
     """Load an SD3 pipeline folder or pinned Hub id; arguments as in `rtdmd.backbones.load_backbone`."""
-    pipeline, folder = load_pipeline(model, StableDiffusion3Pipeline, TEXT_PARTS, device=device, root=root, **parts)
+    pipeline, folder = load_pipeline(model, PIPELINE, TEXT_PARTS, device=device, root=root, **parts)
     side = latent_side(folder, model.resolution, pipeline.transformer.config.patch_size)
     return SD3Backbone(pipeline, side, model.max_sequence_length)
 

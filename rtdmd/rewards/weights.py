@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import pickle
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +14,23 @@ from torch import Tensor, nn
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import check_archive, load_tensors, sha256_file
-from rtdmd.common.hub import fetching
+from rtdmd.common.model_hub import fetch_scorer
+from rtdmd.common.pretrained import few, pretrained_exactly
 from rtdmd.common.torch_setup import quiet_loading
 
 if TYPE_CHECKING:
     from rtdmd.rewards.registration import RewardParams
+
+__all__ = [
+    "assemble",
+    "checked_keys",
+    "file_hashes",
+    "file_in",
+    "load_exactly",
+    "on_this_machine",
+    "pretrained_exactly",
+    "read_weights",
+]
 
 
 def on_this_machine(params: RewardParams, root: Path) -> RewardParams:
@@ -32,17 +42,8 @@ def on_this_machine(params: RewardParams, root: Path) -> RewardParams:
     for key in params.sources:
         value = getattr(params, key)
         if value is not None:
-            found[key] = str(_download(params, key) if params.is_hub_id(key) else root / value)
+            found[key] = str(fetch_scorer(params, key) if params.is_hub_id(key) else root / value)
     return params.model_copy(update=found)
-
-
-def _download(params: RewardParams, key: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    source, entry = params.sources[key], f"rewards: {params.name}"
-    repository, revision = getattr(params, key), getattr(params, source.pin)
-    with fetching(f"{entry}: {key}", f"{entry}: {source.pin}", repository, revision):
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(source.files)))
 
 
 def file_in(folder: Path, key: str, *names: str) -> Path:
@@ -106,50 +107,6 @@ def assemble(kind: Any, config: Any, tensors: Mapping[str, Tensor], key: str, ig
     return model.requires_grad_(False).eval()
 
 
-def pretrained_exactly(
-    kind: Any,
-    folder: Path,
-    key: str,
-    dtype: torch.dtype | str,
-    absent: tuple[str, ...] = (),
-    ignored: tuple[str, ...] = (),
-) -> Any:
-    """The folder's transformers model of class ``kind`` from its safetensors, in evaluation mode and frozen.
-
-    dtype "auto" is the folder's own. absent, ignored: endings of names that may be missing from the files, and that
-    they may have beside the model's. UserError where any other key is missing or left over, or a file is damaged.
-    """
-    try:
-        with quiet_loading(), _no_key_table():
-            model, info = kind.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True
-            )
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{key}: the weights in {folder} cannot be loaded ({str(error).splitlines()[0]})") from error
-    missing = sorted(name for name in info["missing_keys"] if not name.endswith(absent))
-    unexpected = sorted(name for name in info["unexpected_keys"] if not name.endswith(ignored))
-    if missing or unexpected:
-        raise UserError(
-            f"{key}: the weights in {folder} are not this model's; missing {missing}, left over {unexpected}"
-        )
-    return model.requires_grad_(False).eval()
-
-
-@contextmanager
-def _no_key_table() -> Iterator[None]:
-    """Keep transformers' table of missing and unexpected keys off the terminal: both are looked at here."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(_is_error)
-    try:
-        yield
-    finally:
-        logger.removeFilter(_is_error)
-
-
-def _is_error(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
-
-
 def checked_keys(
     module: nn.Module, tensors: Mapping[str, Tensor], key: str, ignored: Iterable[str] = ()
 ) -> dict[str, Tensor]:
@@ -161,15 +118,10 @@ def checked_keys(
         "unexpected": sorted(given.keys() - wanted.keys()),
         "of another shape": sorted(n for n in wanted.keys() & given.keys() if wanted[n].shape != given[n].shape),
     }
-    found = [f"{what}: {_few(names)}" for what, names in problems.items() if names]
+    found = [f"{what}: {few(names)}" for what, names in problems.items() if names]
     if found:
         raise UserError(f"{key}: the weights are not this model's; {'; '.join(found)}")
     return given
-
-
-def _few(names: list[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
 def file_hashes(*paths: Path) -> dict[str, str]:

@@ -14,8 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from rtdmd.backbones import Conditioning
-from rtdmd.backbones.snapshot import teacher_folder
+from rtdmd.backbones import Conditioning, require_whole
 from rtdmd.common.errors import UserError
 from rtdmd.common.progress import progress
 from rtdmd.common.torch_setup import configure
@@ -35,9 +34,7 @@ def run(root: Path = Path(".")) -> None:
         device = configure(params.run)
         files = {split: stage.input(f"{PROMPT_FOLDER}/{split}.jsonl") for split in ("train", "eval")}
         prompts = [NULL_PROMPT, *dict.fromkeys(p.prompt for path in files.values() for p in read_prompts(path))]
-        teacher_folder(
-            params.model, text=True, vae=True, root=root
-        )  # all of it: the stages after this one stay offline
+        require_whole(params.model, root)  # all of it is here and fits, for the stages after this one too
         encode = text_encoder(params.model, device, root)
         stored = prompts if params.cache_teacher.mode == "cache" else prompts[:1]
         writer = embed(stage.run_dir, embeddings_files(stage), stored, encode, params.cache_teacher)

@@ -173,6 +173,11 @@ def test_a_damaged_part_is_one_line(tmp_path: Path) -> None:
         weights = folder / f"{part}.safetensors"
         whole = weights.read_bytes()
         weights.write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(UserError, match=r"teacher: a file is damaged or missing .*; `git checkout"):
+        says = (
+            rf"model\.teacher: {weights} is damaged \({len(whole) // 2} bytes, and its header tells of {len(whole)}\)"
+        )
+        with pytest.raises(
+            UserError, match=says + "; it lies outside this repository: copy or download it there again"
+        ):
             load_backbone(model_params(folder), text=True)
         weights.write_bytes(whole)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from huggingface_hub import errors
 
 from rtdmd.backbones.snapshot import teacher_folder, text_identity
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import sha256_file
+from rtdmd.common.files import sha256_file, sha256_tree
+from rtdmd.common.model_files import sha256_files, teacher_files
 from rtdmd.config import ModelParams, preset
 
 COMMIT = "b1148b4028b9ec56ebd36444c193d56aeff7ab56"
@@ -54,46 +56,86 @@ def test_an_unfilled_revision_is_refused_before_anything_is_downloaded(monkeypat
         teacher_folder(preset("sd35m").model, text=True)
 
 
-@pytest.mark.parametrize(("text", "vae"), [(False, True), (True, False)])
-def test_only_what_is_asked_for_is_downloaded_at_the_pinned_commit(
-    text: bool, vae: bool, monkeypatch: pytest.MonkeyPatch, tiny_teacher: Path
+def repository(folder: Path, made: Path) -> Path:
+    """A repository as the field has it: the pipeline's folder, and much beside it that no part reads."""
+    whole = Path(shutil.copytree(made, folder))
+    encoder = whole / "text_encoder"
+    index = {"weight_map": dict.fromkeys("ab", "model-00001-of-00002.safetensors") | {"c": SECOND}}
+    (encoder / "model.safetensors").rename(encoder / "model-00001-of-00002.safetensors")
+    (encoder / SECOND).write_bytes(b"0" * 9)
+    (encoder / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in BESIDE:
+        (whole / name).parent.mkdir(exist_ok=True)
+        (whole / name).write_bytes(b"0")
+    return whole
+
+
+SECOND = "model-00002-of-00002.safetensors"
+BESIDE = (
+    "README.md",
+    "sd3.5_medium.safetensors",
+    "text_encoders/t5xxl_fp16.safetensors",
+    "text_encoder/model.fp16-00001-of-00002.safetensors",
+    "text_encoder/model.safetensors.index.fp16.json",
+    "text_encoder/pytorch_model.bin",
+    "text_encoder_2/model.fp16.safetensors",
+    "text_encoder_3/model-00001-of-00002.safetensors",
+    "transformer/diffusion_pytorch_model.fp16.safetensors",
+    "transformer/extra/diffusion_pytorch_model.safetensors",
+    "vae_1_0/config.json",
+)
+
+
+class Hub:
+    """`snapshot_download` from a folder, into another, by the library's own filter."""
+
+    def __init__(self, source: Path, cache: Path):
+        self.source, self.cache = source, cache
+        self.commits: set[str] = set()
+
+    def __call__(self, repo: str, revision: str, allow_patterns: list[str]) -> str:
+        self.commits.add(f"{repo}@{revision}")
+        names = [path.relative_to(self.source).as_posix() for path in self.source.rglob("*") if path.is_file()]
+        for name in huggingface_hub.utils.filter_repo_objects(names, allow_patterns=allow_patterns):
+            (self.cache / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(self.source / name, self.cache / name)
+        return str(self.cache)
+
+
+@pytest.mark.parametrize(("text", "vae"), [(True, True), (False, True), (True, False)])
+def test_the_parts_and_files_that_the_indexes_name_are_downloaded_and_nothing_else(
+    text: bool, vae: bool, monkeypatch: pytest.MonkeyPatch, tiny_teacher: Path, tmp_path: Path
 ) -> None:
-    asked: dict[str, Any] = {}
+    source = repository(tmp_path / "hub", tiny_teacher)
+    hub = Hub(source, tmp_path / "cache")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    assert teacher_folder(hub_model(), text=text, vae=vae) == hub.cache
+    assert hub.commits == {f"{REPO}@{COMMIT}"}
+    names = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()} - {*BESIDE}
+    texts = {name for name in names if name.startswith(("text_encoder", "tokenizer"))}
+    wanted = names - (set() if text else texts) - (set() if vae else {f"vae/{SINGLE}"})
+    there = {path.relative_to(hub.cache).as_posix() for path in hub.cache.rglob("*") if path.is_file()}
+    left = {"text_encoder/model.safetensors.index.fp16.json"} if text else set()  # a text of a few bytes
+    assert there - left == wanted
+    assert not text or f"text_encoder/{SECOND}" in there
 
-    def download(repo: str, **options: Any) -> str:
-        asked.update(options, repo=repo)
-        return str(tiny_teacher)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert teacher_folder(hub_model(), text=text, vae=vae) == tiny_teacher
-    assert (asked["repo"], asked["revision"]) == (REPO, COMMIT)
-    assert ("text_encoder*/*" in asked["allow_patterns"]) == text
-    assert ("vae/*" in asked["allow_patterns"]) == vae
-    assert "vae/config.json" in asked["allow_patterns"] or vae  # the latents' shape needs it
+SINGLE = "diffusion_pytorch_model.safetensors"
 
 
-@pytest.mark.parametrize("name", ["sd35m", "flux1-dev", "flux2-klein-4b"])
-def test_the_pipelines_folders_are_taken_and_single_file_copies_left(
-    name: str, monkeypatch: pytest.MonkeyPatch, tiny_teacher: Path
-) -> None:
-    """A repository also holds its weights as one file at the top, tens of GiB that no pipeline folder needs."""
-    asked: dict[str, Any] = {}
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda _, **o: asked.update(o) or str(tiny_teacher))
-    teacher_folder(preset(name, {"model": {"revision": COMMIT}}).model, text=True)
-    wanted = [
-        "model_index.json",
-        "scheduler/scheduler_config.json",
-        "text_encoder/model-00001-of-00002.safetensors",
-        "text_encoder_2/config.json",
-        "text_encoder_3/model.safetensors.index.json",
-        "tokenizer/chat_template.jinja",
-        "tokenizer_2/spiece.model",
-        "transformer/diffusion_pytorch_model-00001-of-00003.safetensors",
-        "vae/diffusion_pytorch_model.safetensors",
-    ]
-    left = ["README.md", "flux1-dev.safetensors", "ae.safetensors", "text_encoder/model.fp16.safetensors", "a.gguf"]
-    filters = {key: asked[key] for key in ("allow_patterns", "ignore_patterns")}
-    assert list(huggingface_hub.utils.filter_repo_objects([*wanted, *left], **filters)) == wanted
+def test_a_whole_snapshot_asks_nobody(monkeypatch: pytest.MonkeyPatch, tiny_teacher: Path, tmp_path: Path) -> None:
+    source = repository(tmp_path / "hub", tiny_teacher)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(source / "model_index.json"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("it was asked for"))
+    assert teacher_folder(hub_model(), text=True) == source
+
+
+def test_the_files_of_a_folder_are_those_of_its_indexes(tiny_teacher: Path, tmp_path: Path) -> None:
+    source = repository(tmp_path / "hub", tiny_teacher)
+    names = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()} - {*BESIDE}
+    assert set(teacher_files(source)) == names
+    whole = teacher_files(tiny_teacher)
+    assert sha256_files(tiny_teacher, whole, tmp_path) == sha256_tree(tiny_teacher)
 
 
 def test_text_identity_changes_with_the_text_parts_alone(tiny_teacher: Path, tmp_path: Path) -> None:

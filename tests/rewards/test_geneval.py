@@ -280,10 +280,10 @@ def test_a_missing_or_unknown_key_is_an_error(folder: Path, tmp_path: Path) -> N
     tensors = load_file(broken / "model.safetensors")
     bias = tensors.pop("class_predictor.bias")
     save_file({**tensors, "class_predictor.offset": bias}, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"missing \['class_predictor.bias'\], left over \['class_predictor.offset'\]"):
+    with pytest.raises(UserError, match=r"missing: class_predictor\.bias; unexpected: class_predictor\.offset;"):
         load_model(broken)
     save_file({**tensors, "class_predictor.bias": bias[:-1]}, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match=r"of another shape: class_predictor\.bias;"):
         load_model(broken)
 
 

@@ -1,0 +1,137 @@
+"""transformers models from a folder, loaded to the last key.
+
+`from_pretrained` alone fills a missing tensor at random and leaves an unexpected one out, with a warning at most. Here
+both are errors that name the file and the key.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from rtdmd.common.errors import UserError
+from rtdmd.common.model_files import bring_back, first_line, shards, tensor_headers
+from rtdmd.common.torch_setup import quiet_loading
+
+FOREIGN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
+"""What diffusers, transformers and tokenizers raise on files that are damaged or not meant for them."""
+
+FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
+"""Kinds of numbers, as safetensors names them, that a weight can be cast from without a change of meaning."""
+
+COUNTS = ("position_ids", "position_index", "num_batches_tracked")
+"""Endings of the names of what is no weight but a table of whole numbers."""
+
+
+def pretrained_exactly(
+    kind: Any,
+    folder: Path,
+    key: str,
+    dtype: torch.dtype | str,
+    absent: tuple[str, ...] = (),
+    ignored: tuple[str, ...] = (),
+) -> Any:
+    """The folder's transformers model of class ``kind`` from its safetensors, in evaluation mode and frozen.
+
+    dtype "auto" is the folder's own. absent, ignored: endings of names that may be missing from the files, and that
+    they may have beside the model's. UserError where any other key is missing or left over or has another shape, or
+    where a file is damaged.
+    """
+    refuse_kinds(folder, key, "model")
+    try:
+        with quiet_loading(), _no_key_table():
+            model, info = kind.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told below, with the names
+            )
+    except FOREIGN as error:
+        raise UserError(
+            f"{key}: the weights in {folder} cannot be loaded ({first_line(error)}); {bring_back(folder)}"
+        ) from error
+    mismatched = [name if isinstance(name, str) else name[0] for name in info["mismatched_keys"]]
+    refuse_keys(
+        folder,
+        key,
+        missing=[name for name in info["missing_keys"] if not name.endswith(absent)],
+        unexpected=[name for name in info["unexpected_keys"] if not name.endswith(ignored)],
+        mismatched=mismatched,
+    )
+    return model.requires_grad_(False).eval()
+
+
+def refuse_keys(
+    folder: Path, key: str, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]
+) -> None:
+    """UserError where a list is not empty: what a folder's weights lack, have too much, or have in another shape."""
+    problems = {
+        "missing": sorted(missing),
+        "unexpected": sorted(unexpected),
+        "of another shape": sorted(mismatched),
+    }
+    found = [f"{what}: {few(names)}" for what, names in problems.items() if names]
+    if found:
+        raise UserError(
+            f"{key}: the weights in {folder} are not this model's; {'; '.join(found)}; {bring_back(folder)}"
+        )
+
+
+def few(names: list[str]) -> str:
+    """The first five names, and how many more there are."""
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def weight_headers(folder: Path, key: str, stem: str) -> dict[str, tuple[Path, str, tuple[int, ...]]]:
+    """(file, kind of number, shape) by tensor name, from the headers of a part's safetensors files."""
+    index = folder / f"{stem}.safetensors.index.json"
+    single = folder / f"{stem}.safetensors"
+    sharded = index.is_file() and not (stem == "model" and single.is_file())
+    files = [folder / name for name in shards(index, key)] if sharded else [single]
+    found: dict[str, tuple[Path, str, tuple[int, ...]]] = {}
+    for file in files:
+        for name, (number, shape) in tensor_headers(file, key).items():
+            found[name] = (file, number, shape)
+    return found
+
+
+def refuse_kinds(folder: Path, key: str, stem: str) -> None:
+    """UserError where a weight is stored as a kind of number that a cast would change without a word."""
+    for name, (file, number, _) in weight_headers(folder, key, stem).items():
+        if number not in FLOATS and not name.endswith(COUNTS):
+            raise UserError(f"{key}: {file} has {name} as {number}; allowed: {', '.join(sorted(FLOATS))}")
+
+
+@contextmanager
+def _no_key_table() -> Iterator[None]:
+    """Keep transformers' table of missing and unexpected keys off the terminal: both are looked at here."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_is_error)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
