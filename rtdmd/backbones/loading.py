@@ -17,12 +17,12 @@ from rtdmd.common.model_files import (
     INDEX,
     bring_back,
     check_files,
-    first_line,
     model_index,
     parts_of,
     read_config,
     teacher_files,
 )
+from rtdmd.common.parsing import first_line
 from rtdmd.common.pretrained import FOREIGN, pretrained_exactly, refuse_keys, refuse_kinds, weight_headers
 from rtdmd.common.torch_setup import quiet_loading
 

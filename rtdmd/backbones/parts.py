@@ -17,7 +17,8 @@ from rtdmd.backbones.loading import KEY, load_part, part_classes, pipeline_parts
 from rtdmd.backbones.protocol import PUBLISHED, Conditioning, LoraKind
 from rtdmd.backbones.snapshot import teacher_folder
 from rtdmd.common.errors import UserError
-from rtdmd.common.model_files import bring_back, first_line, read_config
+from rtdmd.common.model_files import bring_back, read_config
+from rtdmd.common.parsing import first_line
 from rtdmd.common.pretrained import FOREIGN
 from rtdmd.common.torch_setup import DTYPES, quiet_imports, quiet_loading
 

@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import sha256_bytes, sha256_file, write_atomic
+from rtdmd.common.files import read_json, sha256_bytes, sha256_file, write_atomic
+from rtdmd.common.parsing import first_line
 
 INDEX = "model_index.json"
 TEXTS = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -44,14 +45,9 @@ def bring_back(path: Path) -> str:
 def read_config(path: Path, key: str) -> dict[str, Any]:
     """A JSON object of a model's folder; UserError, which begins with the setting ``key``, where it is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{key}: {path} is missing; {bring_back(path)}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{key}: {path} is damaged ({first_line(error)}); {bring_back(path)}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{key}: {path} holds no JSON object; {bring_back(path)}")
-    return found
+        return read_json(path, bring_back(path))
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
 
 
 def model_index(folder: Path, key: str = "model.teacher") -> dict[str, Any]:
@@ -176,10 +172,7 @@ def check_files(folder: Path, names: Iterable[str], key: str) -> None:
     for name in names:
         path = folder / name
         if path.suffix == ".json":
-            try:
-                json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError, RecursionError) as error:
-                raise UserError(f"{key}: {path} is damaged ({first_line(error)}); {bring_back(path)}") from error
+            read_config(path, key)
         elif path.suffix == ".safetensors":
             tensor_headers(path, key)
 
@@ -208,12 +201,6 @@ def tensor_headers(path: Path, key: str) -> dict[str, tuple[str, tuple[int, ...]
         return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{key}: {path} is damaged ({first_line(error)}); {bring_back(path)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """An exception's first line, or its kind where it says nothing."""
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def sha256_large(path: Path, root: Path) -> str:

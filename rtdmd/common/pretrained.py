@@ -16,7 +16,8 @@ import torch
 from safetensors import SafetensorError
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.model_files import bring_back, first_line, shards, tensor_headers
+from rtdmd.common.model_files import bring_back, shards, tensor_headers
+from rtdmd.common.parsing import first_line
 from rtdmd.common.torch_setup import quiet_loading
 
 FOREIGN = (

@@ -23,6 +23,8 @@ HARNESS = {
     "rtdmd/common/errors.py",
     "rtdmd/common/files.py",
     "rtdmd/common/hub.py",
+    "rtdmd/common/model_files.py",
+    "rtdmd/common/model_hub.py",
     "rtdmd/common/parsing.py",
     "rtdmd/common/yaml_text.py",
     "rtdmd/pipeline/dvc_yaml.py",
