@@ -24,6 +24,8 @@ from rtdmd.common.model_files import (
 
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams
+    from rtdmd.rewards.registration import RewardParams
+
 
 def fetch_teacher(model: ModelParams, *, text: bool, vae: bool) -> Path:
     """The folder of a teacher of the Hub, downloaded as far as it is not here: its index, the small files of the parts
@@ -108,7 +110,8 @@ def scorer_files(folder: Path, key: str, patterns: Iterable[str]) -> list[str]:
         raise UserError(f"{key}: there is no folder {folder}; correct the path, or name a Hub id and its revision")
     if _is_transformers(patterns):
         return [*plain_texts(folder), *transformers_weights(folder, key)]
-    wanted = {*patterns, *(f"{Path(one).stem}.safetensors" for one in patterns if one.endswith(".pt"))}
+    pickled = any(one.endswith((".pt", ".pth")) for one in patterns)
+    wanted = {*patterns, "*.safetensors"} if pickled else {*patterns}
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in wanted)]
 
