@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
@@ -176,8 +177,9 @@ def _did_you_mean(value: Any, allowed: list[str]) -> str:
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:
-    """('a', 'b', 0, 'c') -> a.b[0].c"""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
+    """('a', 'b', 0, 'c') -> a.b[0].c; a key that is no plain word is quoted, so that the message shows it."""
+    words = (part if isinstance(part, int) or re.fullmatch(r"[\w-]+", part) else repr(part) for part in location)
+    return "".join(f"[{word}]" if isinstance(word, int) else f".{word}" for word in words).removeprefix(".")
 
 
 def _short(value: Any, width: int = 60) -> str:

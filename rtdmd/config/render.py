@@ -3,6 +3,7 @@ step."""
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from rtdmd.common.files import json_text
 from rtdmd.config.tree import Params
 
 _COMMENT_COLUMN = 34
+_NUMBER = re.compile(r"[-+]?\.?\d")
 
 
 def params_text(params: Params, origin: str, notes: Sequence[str] = ()) -> str:
@@ -63,7 +65,10 @@ def _flow(value: Any) -> str:
         return "[" + ", ".join(_flow(item) for item in value) + "]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
+    quoted = '"' if isinstance(value, str) and _NUMBER.match(value) else None  # which YAML 1.2 could read as a number
+    return (
+        yaml.safe_dump(value, default_flow_style=True, default_style=quoted, width=10**6).removesuffix("...\n").strip()
+    )
 
 
 def schema_text() -> str:

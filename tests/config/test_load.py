@@ -37,6 +37,10 @@ def test_unknown_key_names_its_neighbour_and_the_allowed() -> None:
     assert text.endswith("did you mean lr_generator?")
 
 
+def test_a_key_that_is_no_word_is_shown() -> None:
+    assert message({"run": {"": 1}}).startswith("params.yaml: run.'': unknown key (value 1); allowed: seed,")
+
+
 def test_key_of_another_section_is_pointed_there() -> None:
     assert message({"adapter": {"group_size": 4}}).endswith("did you mean train_rtdmd.group_size?")
 

@@ -46,6 +46,15 @@ def test_yaml_1_1_and_1_2_read_the_same_values() -> None:
     assert yaml.safe_load(text)["train_rtdmd"]["clip_range"] == 1e-5
 
 
+@pytest.mark.parametrize(
+    "title", ["1e-4", "050", "0o17", "-1", "+.5", "1_000", "2024-02-30", "12:30", "true", "~", "# no"]
+)
+def test_a_title_that_looks_like_a_number_stays_a_title(title: str) -> None:
+    text = params_text(preset("smoke", {"report": {"title": title}}), "x")
+    assert parse_params(text).report.title == title
+    assert yaml.safe_load(text)["report"]["title"] == title == YAML(typ="safe", pure=True).load(text)["report"]["title"]
+
+
 def fields(model: type[BaseModel]) -> Iterator[tuple[str, Any]]:
     for name, field in model.model_fields.items():
         inner = [a for a in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(a, type)]
