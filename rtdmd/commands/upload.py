@@ -19,6 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--review", action="store_true", help="stop at the verified branch; without it later: go on to main"
     )
     parser.add_argument(
+        "--gate",
+        action="store_true",
+        help="download the branch as a whole and put it through stage publish's gate before main gets it",
+    )
+    parser.add_argument(
         "--allow-dirty",
         action="store_true",
         help="publish although the commit or dvc.lock does not hold what is here; the card then says so",
@@ -31,10 +36,18 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     from rtdmd.publish.upload import Uploader
     from rtdmd.publish.upload_plan import make_publication, plan_text
 
-    settings = load_params(root / "params.yaml").publish
+    params = load_params(root / "params.yaml")
+    settings = params.publish
     publication = make_publication(root, settings.repo_id, settings.private, arguments.allow_dirty)
     print(plan_text(publication), flush=True)
     if settings.dry_run and not arguments.yes:
         print("nothing was sent (publish.dry_run: true); `rtdmd upload --yes` sends it")
         return
-    print(Uploader(publication).run(review=arguments.review))
+    gate = None
+    if arguments.gate:
+        from rtdmd.publish.upload_gate import gate_folder  # it needs torch and the base model, a plain upload neither
+
+        def gate(folder: Path) -> None:
+            gate_folder(folder, params, root, publication.repo_id)
+
+    print(Uploader(publication).run(review=arguments.review, gate=gate))

@@ -17,6 +17,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from rtdmd.publish.upload_shadows import shadows
 
 Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 Files = Mapping[str, RepoFile]
+Gate = Callable[[Path], None]
 MAIN = "main"
 
 
@@ -44,8 +46,9 @@ class Uploader:
     api: HfApi = field(default_factory=lambda: HfApi(token=True))  # True: the usual token, asked for when needed
     patience: Patience = field(default_factory=Patience)
 
-    def run(self, review: bool = False) -> str:
-        """Publish and say in a line what is where. ``review``: stop at the verified branch.
+    def run(self, review: bool = False, gate: Gate | None = None) -> str:
+        """Publish and say in a line what is where. ``review``: stop at the verified branch. ``gate``: what is told the
+        folder of a whole revision, downloaded, before `main` gets it; its errors end the upload.
 
         RtdmdError or UserError when it could not be finished; then no tag was set, and `main` is as before or holds
         verified files. Neither the message nor its cause holds the token.
@@ -55,10 +58,11 @@ class Uploader:
             self._ensure_repository()
             if self._is_published():
                 self._remove_branch()
-                return self._bring_back(review)
+                return self._bring_back(review, gate)
             self._start_branch()
             head = self._fill_branch()
             self._verify(head, self.publication.sha256)
+            self._put_through(head, gate)
             if review:
                 return f"{self._where(self.publication.branch)} is verified; the same command without --review goes on"
             self._tag(self._take_over(head, set(self.publication.files)))
@@ -123,13 +127,24 @@ class Uploader:
         with tempfile.TemporaryDirectory() as folder:
             return dict(read_json(self._download(PUBLISHED_FROM, revision, folder)))
 
-    def _bring_back(self, review: bool) -> str:
+    def _put_through(self, revision: str, gate: Gate | None) -> None:
+        """Download every file of a revision, ours or not, and give the folder to the gate."""
+        if gate is None:
+            return
+        with tempfile.TemporaryDirectory() as name:
+            for path in self._files(revision):
+                fetch = partial(self.api.hf_hub_download, self.publication.repo_id, path, local_dir=name)
+                self.patience.call(f"download of {path}", partial(fetch, revision=revision))
+            gate(Path(name))
+
+    def _bring_back(self, review: bool, gate: Gate | None) -> str:
         """What is published already: see that `main` holds it, and bring `main` back to it where it does not."""
         tag = self.publication.tag
         record = self._record_at(tag, self._files(tag))
         files = {*record["files"], PUBLISHED_FROM}
         main = self._files(MAIN)
         if not self._changes(main, self._wanted(tag, files)):
+            self._put_through(MAIN, gate)
             return f"{self._where()} is there already; nothing was sent"
         now = self._record_at(MAIN, main).get("tag", "files that no upload of ours brought")
         if review:
@@ -138,6 +153,7 @@ class Uploader:
                 f" {MAIN} back to it"
             )
         self._verify(tag, record["files"])
+        self._put_through(tag, gate)
         self._take_over(tag, files)
         return f"{self._where()} is there already, but {MAIN} held {now}; {MAIN} holds {tag} again"
 

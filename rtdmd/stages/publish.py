@@ -10,6 +10,7 @@ fresh process with released diffusers runs the card's Python and compares what i
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rtdmd.backbones.sampling import Velocity
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json, write_atomic, write_json
 from rtdmd.common.torch_setup import configure
+from rtdmd.config import Params
 from rtdmd.evaluate.names import STUDENT
 from rtdmd.pipeline.stage import Stage, open_stage, resolved
 from rtdmd.publish.adapter_file import read_adapter
@@ -30,7 +32,7 @@ from rtdmd.publish.lineage_record import header_of, lineage_record, weights_meta
 from rtdmd.train.adapters import load_student
 
 STUDENTS = ("train_acdmd", "train_rtdmd")
-WEIGHTS = [f"results/{name}/generator.safetensors" for name in STUDENTS]
+WEIGHTS = {name: f"results/{name}/generator.safetensors" for name in STUDENTS}
 
 
 def run(root: Path = Path(".")) -> None:
@@ -40,7 +42,9 @@ def run(root: Path = Path(".")) -> None:
         check_outputs(stage, forms)
         lineage = {name: read_json(stage.input(f"results/{name}/resolved.json")) for name in STUDENTS}
         identities = {"train_rtdmd": read_json(stage.input("results/train_rtdmd/scorers.json"))}
-        source = student_source(stage, forms, weights_metadata(lineage_record(lineage, identities)))
+        paths = {name: stage.input(path) for name, path in WEIGHTS.items()}
+        metadata = weights_metadata(lineage_record(lineage, identities))
+        source = student_source(stage.params, root, paths, forms, metadata)
         made = make_weights(source, stage.output)
         lineage |= {"evaluate": read_json(stage.input("results/evaluate/resolved.json")), "publish": resolved(stage)}
         metrics = read_json(stage.input("results/evaluate/metrics.json"))
@@ -72,12 +76,15 @@ def check_outputs(stage: Stage, forms: tuple[str, ...]) -> None:
                 )
 
 
-def student_source(stage: Stage, forms: tuple[str, ...], metadata: dict[str, str]) -> Source:
-    """The stage-two student, as evaluate judges it."""
-    params, root = stage.params, stage.root
-    paths = {name: stage.input(path) for name, path in zip(STUDENTS, WEIGHTS, strict=True)}
+def student_source(
+    params: Params, root: Path, paths: Mapping[str, Path], forms: tuple[str, ...], metadata: Mapping[str, str]
+) -> Source:
+    """The stage-two student, as evaluate judges it. paths: stage -> its generator.safetensors. UserError where one is
+    missing, or was imported."""
     lora = params.adapter.mode == "lora"
     for path in paths.values():
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; `snakemake {path.parent.name}` makes it")
         if "imported" in header_of(path).get("__metadata__", {}):
             raise UserError(
                 f"{path} was imported, not trained here, and the records beside it are another student's; the folder to"
