@@ -7,6 +7,8 @@ import argparse
 from collections.abc import Mapping
 from pathlib import Path
 
+from rtdmd.common.parsing import read_table
+
 TABLE = Path("results/comparison/table.csv")
 WIDTHS = {"_ci95_seeds": "95 %, seeds", "_ci95_noise": "95 %, images"}
 
@@ -53,11 +55,8 @@ def lengths_table() -> list[str]:
 
 def own_figures(path: Path, name: str) -> list[str]:
     """The method's line of the comparison's table: each value with its intervals, over seeds and over images."""
-    import csv
-
     if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row["run"] == name]
+        rows = [row for row in read_table(path, f"`snakemake sweep` makes {path} anew")[1] if row.get("run") == name]
         if rows:
             filled = {key: value for key, value in rows[0].items() if value and key not in ("run", "title")}
             return [with_widths(filled, key) for key in filled if "_ci95_" not in key]

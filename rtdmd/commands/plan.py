@@ -60,10 +60,11 @@ def changes_of(setting: str) -> dict[str, Any]:
     """``a.b=value`` as nested dictionaries, the value as YAML reads it. UserError where it has no such form."""
     from rtdmd.common.yaml_text import parse_yaml
 
+    name = f"--set {' '.join(setting.split())}"
     key, equals, text = setting.partition("=")
     if not equals:
-        raise UserError(f"--set {setting}: allowed: KEY=VALUE, as in adapter.rank=64")
-    value = parse_yaml(text, f"--set {setting}")
+        raise UserError(f"{name}: allowed: KEY=VALUE, as in adapter.rank=64")
+    value = parse_yaml(text, name)
     for part in reversed(key.split(".")):
         value = {part: value}
     return dict(value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import stat
@@ -83,3 +85,21 @@ def _finite(text: str) -> float:
     if math.isinf(value):
         raise _Refused(f"{text[:40]} is beyond the largest number")
     return value
+
+
+def read_table(path: Path, remedy: str) -> tuple[list[str], list[dict[str, str]]]:
+    """(names of the columns, rows by name) of a .csv that this package writes. UserError with the line and the
+    ``remedy`` where it is none, or a row has another number of columns."""
+    reader = csv.reader(io.StringIO(read_text(path, remedy), newline=""), strict=True)
+    rows = []
+    try:
+        names = next(reader, [])
+        for row in reader:
+            if len(row) != len(names):
+                raise csv.Error(f"{len(names)} columns are expected, got {len(row)}")
+            rows.append(dict(zip(names, row, strict=True)))
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: not CSV ({first_line(error)}); {remedy}") from error
+    if not names or len(set(names)) != len(names):
+        raise UserError(f"{path}:1: the columns' names are expected, each once; {remedy}")
+    return names, rows

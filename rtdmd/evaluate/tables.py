@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.parsing import first_line, read_table
 from rtdmd.evaluate.intervals import Estimate, estimate
 from rtdmd.evaluate.plan import Item
 
@@ -94,22 +95,22 @@ def per_tag_csv(models: Mapping[str, Scores]) -> str:
 def read_scores(path: Path, model: str) -> Scores:
     """One model's scores from a scores.csv. Raises UserError naming the file when it, the model or a column is
     missing."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; `rtdmd evaluate` writes results/evaluate/scores.csv")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if not set(KEYS) <= set(reader.fieldnames or ()):
-            raise UserError(f"{path}: not a scores.csv (its first line must name {', '.join(KEYS)} and the scores)")
-        every = list(reader)
+    header, every = read_table(path, "`rtdmd evaluate` writes results/evaluate/scores.csv")
+    if not set(KEYS) <= set(header):
+        raise UserError(f"{path}: not a scores.csv (its first line must name {', '.join(KEYS)} and the scores)")
     rows = [row for row in every if row["model"] == model]
     if not rows:
         raise UserError(
             f"{path}: no model {model!r}; it holds {', '.join(dict.fromkeys(row['model'] for row in every))}"
         )
-    names = [name for name in rows[0] if name not in KEYS]
-    return Scores(
-        prompts=tuple(int(row["prompt_id"]) for row in rows),
-        indices=tuple(int(row["index"]) for row in rows),
-        tags=tuple(row["tag"] for row in rows),
-        columns={name: np.array([float(row[name]) for row in rows]) for name in names},
-    )
+    names = [name for name in header if name not in KEYS]
+    try:
+        return Scores(
+            prompts=tuple(int(row["prompt_id"]) for row in rows),
+            indices=tuple(int(row["index"]) for row in rows),
+            tags=tuple(row["tag"] for row in rows),
+            columns={name: np.array([float(row[name]) for row in rows]) for name in names},
+        )
+    except ValueError as error:
+        says = f"a field is no number ({first_line(error)})"
+        raise UserError(f"{path}: {says}; `rtdmd evaluate` writes results/evaluate/scores.csv") from error

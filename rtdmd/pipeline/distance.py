@@ -6,7 +6,6 @@ bound on weights can be promised; what is promised is that the measured scores a
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from statistics import NormalDist
 from typing import Any
 
 from rtdmd.common.files import load_tensors, read_json
+from rtdmd.common.parsing import read_table
 
 _LEVEL = 0.95  # of the intervals in metrics.json
 
@@ -116,8 +116,7 @@ def _table(recorded: Path, here: Path) -> str:
 
 def _cells(path: Path) -> dict[str, Any]:
     """Every field of a CSV file, numbers as such, by row and column."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table(path, "the stage that makes it writes it anew")[1]
     return {f"row {i} {name}": _number(text) for i, row in enumerate(rows) for name, text in row.items()}
 
 

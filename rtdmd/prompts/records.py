@@ -7,6 +7,7 @@ evaluation prompts, so that an id names one prompt of a run; noise is keyed by i
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -85,9 +86,20 @@ class PromptSets:
     duplicates: dict[str, list[int]]
 
 
+_KINDS = {"id": (int,), "prompt": (str,), "tag": (str, type(None)), "metadata": (dict, type(None))}
+
+
 def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a file that prepare_prompts wrote."""
-    return [Prompt(**row) for row in read_jsonl(path)]
+    """The prompts of a file that prepare_prompts wrote. UserError where it did not."""
+    prompts = []
+    for row in read_jsonl(path):
+        kinds = {key: type(value) for key, value in row.items()}
+        if kinds.keys() != _KINDS.keys() or any(kinds[key] not in allowed for key, allowed in _KINDS.items()):
+            raise UserError(
+                f"{path}: a line is no prompt: {json.dumps(row)[:80]}; `rtdmd prepare_prompts` makes it anew"
+            )
+        prompts.append(Prompt(**row))
+    return prompts
 
 
 def is_blank(text: str) -> bool:

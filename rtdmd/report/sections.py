@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.parsing import read_table
 from rtdmd.evaluate.intervals import Estimate
 from rtdmd.evaluate.names import LABELS, PAIRS, SCORES, STUDENT, TAGS, in_order, score_label, score_title
 from rtdmd.report import charts
@@ -183,12 +183,7 @@ def _finite(x: Sequence[float | None], y: Sequence[float | None]) -> tuple[list[
 
 def read_curves(path: Path) -> tuple[str, dict[str, list[float | None]]]:
     """Name of the first column, and all columns of numbers (None for an empty field). UserError for anything else."""
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-        names = list(reader.fieldnames or ())
-    if not names:
-        raise UserError(f"{path}: empty; run the training stage again")
+    names, rows = read_table(path, "run the training stage again")
     try:
         return names[0], {name: [float(row[name]) if row[name] else None for row in rows] for name in names}
     except ValueError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import write_atomic
 from rtdmd.common.images import save_png
+from rtdmd.common.parsing import read_table
 from rtdmd.config import Params
 from rtdmd.evaluate.grids import contact_sheet
 from rtdmd.evaluate.plan import grid_prompts, plan_images
@@ -179,8 +179,8 @@ def paper_section(rows: Sequence[Row]) -> str:
 def variance_section(path: Path) -> str:
     """The table of `rtdmd variance` from its CSV: a line an estimator, each figure with its standard error, and the
     noise at scale 1. UserError where the file is not of this version."""
-    lines = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-    if not lines or set(lines[0]) != set(HEADER):
+    names, lines = read_table(path, "`rtdmd variance` makes it anew")
+    if not lines or set(names) != set(HEADER):
         raise UserError(f"{path}: no table of this version's `rtdmd variance`, which makes it anew")
     body = []
     for line in lines:

@@ -37,7 +37,7 @@ def table_rows(text: str, separator: str, label: str) -> Iterator[Row]:
 
 
 def _header(cells: list[str], label: str) -> list[str]:
-    header = [cell.strip() for cell in cells]
+    header = [" ".join(cell.split()) for cell in cells]
     for meant, names in _NAMES.items():
         lower = [name.lower() for name in header]
         found = next((name for name in names if name in lower), None)
