@@ -50,9 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rtdmd {arguments.command}: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if error.errno in DISK_FULL:
+            said = f"{error}; free some space, then the same command goes on"
+        elif error.filename is not None:  # a file without permission, a folder in a file's place, a link in a circle
+            said = f"{error.filename}: {error.strerror}"
+        else:
             raise
-        print(f"rtdmd {arguments.command}: {error}; free some space, then the same command goes on", file=sys.stderr)
+        print(f"rtdmd {arguments.command}: {said}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"rtdmd {arguments.command}: stopped; the same command goes on from its last checkpoint", file=sys.stderr)
@@ -99,7 +103,7 @@ def stage_titles(root: Path) -> dict[str, str]:
     """The stages in the order of `root/dvc.yaml`, each with its description there. Where that cannot be read, those of
     the package: other commands do not need the file, and a stage that is asked for says what is wrong with it."""
     try:
-        return {name: stage.description for name, stage in read_pipeline(root).items()}
+        return {name: stage.description for name, stage in read_pipeline(root, alike=False).items()}
     except UserError:
         names = sorted(path.stem for path in Path(__file__).with_name("stages").glob("[a-z]*.py"))
         return dict.fromkeys(names, "a stage of dvc.yaml, which is not in this folder")

@@ -78,3 +78,21 @@ def test_params_and_schema_are_printed(
     capsys.readouterr()
     assert main(["schema"]) == 0
     assert capsys.readouterr().out == schema_text()
+
+
+def test_a_file_that_the_system_refuses_is_named_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dvc.yaml").write_text(Path("dvc.yaml").read_text())
+    (tmp_path / "params.yaml").symlink_to(tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert main(["params", "check"]) == 2
+    says = "rtdmd: params.yaml: cannot be read (Too many levels of symbolic links); `rtdmd params world > params.yaml`"
+    assert capsys.readouterr().err.startswith(says)
+
+    def refused(_: object) -> int:
+        raise PermissionError(13, "Permission denied", "results/evaluate")
+
+    monkeypatch.setattr("rtdmd.cli._params", refused)
+    assert main(["params", "check"]) == 1
+    assert capsys.readouterr().err == "rtdmd params: results/evaluate: Permission denied\n"

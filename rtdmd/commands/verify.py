@@ -17,6 +17,7 @@ from pathlib import Path
 
 from rtdmd.common.checkout import tool
 from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.common.parsing import first_line
 
 NAMES = ("T1", "T2", "T3", "T4", "T5", "T6", "T7", "T8")
 HEADER = f"{'':4}{'statement':58}{'equation':56}{'measured':>9}{'bound':>9}  {'':5}{'seconds':>7}"
@@ -44,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         torch.zeros(1, device=arguments.device)
     except (RuntimeError, AssertionError) as error:  # torch raises either for a device it was not built for
-        raise UserError(f"--device {arguments.device}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--device {arguments.device}: {first_line(error)}") from error
     setting = Setting(arguments.device, arguments.dtype, arguments.seed)
     print(HEADER)
     failed, count, seconds = [], 0, 0.0

@@ -15,7 +15,6 @@ from functools import lru_cache
 from typing import Any
 
 import yaml
-from ruamel.yaml import YAML, YAMLError
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.parsing import first_line
@@ -121,6 +120,8 @@ def _count(value: Any, seen: list[int]) -> None:
 
 def _difference(node: yaml.Node, ours: Any, text: str) -> tuple[int, str] | None:
     """The first value that DVC reads otherwise: its line and a sentence; None where there is none."""
+    from ruamel.yaml import YAMLError
+
     try:
         theirs = _read_by_dvc(text)
     except YAMLError as error:
@@ -132,6 +133,8 @@ def _difference(node: yaml.Node, ours: Any, text: str) -> tuple[int, str] | None
 @lru_cache(maxsize=8)
 def _read_by_dvc(text: str) -> Any:
     """A stage reads params.yaml when it opens and when it ends, and the tree is compared alone: once is enough."""
+    from ruamel.yaml import YAML
+
     return YAML(typ="safe").load(text)
 
 

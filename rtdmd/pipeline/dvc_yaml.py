@@ -8,7 +8,7 @@ from typing import Any
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.parsing import first_line, read_text
-from rtdmd.common.yaml_text import parse_yaml
+from rtdmd.common.yaml_text import parse_yaml, parse_yaml_11
 
 WORLD_FOLDER = "data/world"
 
@@ -25,13 +25,13 @@ class StageEntry:
     description: str = ""
 
 
-def read_pipeline(root: Path) -> dict[str, StageEntry]:
-    """All stages of `root/dvc.yaml`."""
+def read_pipeline(root: Path, alike: bool = True) -> dict[str, StageEntry]:
+    """All stages of `root/dvc.yaml`. UserError where it cannot be read or (``alike``) where DVC reads another value."""
     path = root / "dvc.yaml"
     if not path.is_file():
         raise UserError(f"{path}: no such file; run this command in the repository's root folder")
     back = "`git checkout dvc.yaml` brings the committed one back"
-    tree = parse_yaml(read_text(path, back), str(path), back)
+    tree = (parse_yaml if alike else parse_yaml_11)(read_text(path, back), str(path), back)
     try:
         return {name: _entry(name, value) for name, value in tree["stages"].items()}
     except (KeyError, TypeError, AttributeError) as error:

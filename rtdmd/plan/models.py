@@ -7,7 +7,6 @@ A part's config.json comes from the teacher's folder, from the Hub's snapshot on
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -19,6 +18,7 @@ from torch import nn
 
 from rtdmd.backbones import FAMILIES, Conditioning, PipelineBackbone
 from rtdmd.common.errors import UserError
+from rtdmd.common.files import read_json
 from rtdmd.common.torch_setup import DTYPES, quiet_imports
 from rtdmd.plan.published import TEACHERS
 from rtdmd.plan.tally import META, empty
@@ -46,9 +46,8 @@ def part_configs(model: ModelParams, root: Path = Path(".")) -> dict[str, dict[s
         paths = {name: _cached(model, f"{name}/config.json") for name in names}
     else:
         paths = {name: root / model.teacher / name / "config.json" for name in names}
-    found = {
-        name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path and path.is_file()
-    }
+    there = {name: path for name, path in paths.items() if path is not None and path.is_file()}
+    found = {name: read_json(path, "see model.teacher in params.yaml") for name, path in there.items()}
     if "transformer" in found and "vae" in found:
         return found
     if model.teacher in TEACHERS:

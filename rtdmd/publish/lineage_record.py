@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.parsing import parse_json
 from rtdmd.config.rewards import SOURCES
 from rtdmd.pipeline.provenance import hash_of
 from rtdmd.publish.lineage import Step
@@ -81,17 +82,13 @@ def header_of(path: Path) -> dict[str, Any]:
         if not 0 < size <= min(100_000_000, path.stat().st_size - 8):
             raise UserError(f"{path}: not a safetensors file")
         text = file.read(size)
-    try:
-        header = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path}: not a safetensors file ({error})") from error
-    return dict(header)
+    return parse_json(text, f"{path}: not a safetensors file", "bring back the one that was published")
 
 
 def record_of_weights(path: Path) -> dict[str, Any] | None:
     """The record in the header of a safetensors file; None when it holds none."""
     text = header_of(path).get("__metadata__", {}).get(HEADER_KEY)
-    return json.loads(text) if text else None
+    return parse_json(text, f"{path}: {HEADER_KEY}", "the record is damaged") if text else None
 
 
 def steps_of_record(record: Mapping[str, Any], name: str) -> list[Step]:

@@ -6,7 +6,6 @@ weight, or a weight of another shape, is an error.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import load_tensors, save_tensors, write_json
+from rtdmd.common.files import load_tensors, read_json, save_tensors, write_json
 from rtdmd.publish.compose import Adapter
 
 MERGED = "transformer/diffusion_pytorch_model.safetensors"
@@ -75,6 +74,6 @@ def full_weights(path: Path, base: Mapping[str, Tensor], dtype: torch.dtype) -> 
 def write_merged(weights: Weights, base_config: Path, folder: Path, metadata: Mapping[str, str]) -> None:
     """Write ``folder``/transformer: weights in one file, and the base's config.json. The same input gives the same
     bytes."""
-    config = json.loads(base_config.read_text(encoding="utf-8"))
+    config = read_json(base_config, "the base model's file is damaged; bring it back, or download it again")
     write_json(folder / CONFIG, config)
     save_tensors(weights, folder / MERGED, {"format": "pt", **metadata})

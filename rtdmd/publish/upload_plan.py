@@ -11,7 +11,6 @@ disk; whoever sends them compares the hash of what was sent with the one that wa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,6 +18,7 @@ from typing import Any
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import json_text, sha256_bytes, sha256_file, tree_files
+from rtdmd.common.parsing import parse_json
 from rtdmd.pipeline.dvc_yaml import read_pipeline
 from rtdmd.pipeline.provenance import GitState, git_state, hardware_class, hash_of, package_versions
 from rtdmd.publish.lineage import Step, behind, differences, flat, lock_hash, lock_tree, read_lock
@@ -148,10 +148,7 @@ def check_named(folder: Mapping[str, Content], repo_id: str) -> None:
 
 
 def _json(folder: Mapping[str, Content], name: str) -> Any:
-    try:
-        return json.loads(_bytes(folder[name]))
-    except ValueError as error:
-        raise UserError(f"results/{STAGE}/{name}: not JSON ({error}); `snakemake {STAGE}` makes it again") from error
+    return parse_json(_bytes(folder[name]), f"results/{STAGE}/{name}", f"`snakemake {STAGE}` makes it again")
 
 
 def _bytes(content: Content) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from rtdmd.common.files import write_atomic
+from rtdmd.common.yaml_text import parse_yaml
 from rtdmd.config import Params
 from rtdmd.config.render import params_text
 from rtdmd.study.plan import BASE, MODELS, SweepPlan, run_folder, run_params, stage_of
@@ -52,7 +53,7 @@ def write_new(path: Path, text: str) -> None:
 
 def pipeline_text(text: str, stage: str) -> str:
     """dvc.yaml with an evaluation of this run's models alone: the others' grids and students are left out."""
-    tree: dict[str, Any] = yaml.safe_load(text)
+    tree: dict[str, Any] = parse_yaml(text, "dvc.yaml")
     evaluate = tree["stages"]["evaluate"]
     grids = {f"results/evaluate/grid_{model}.png" for model in MODELS[stage]}
     evaluate["outs"] = [out for out in evaluate["outs"] if "/grid_" not in str(out) or out in grids]

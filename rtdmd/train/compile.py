@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.parsing import first_line
 
 BACKEND = "inductor"
 VARIANTS = 256  # of a kind of block: stacks, with and without gradient, batch sizes; torch's own limit for all calls
@@ -44,6 +45,6 @@ def require_compiler(key: str, device: torch.device) -> None:
         torch.compile(double, backend=BACKEND, dynamic=False)(torch.ones(1, device=device))
     except (TorchDynamoException, RuntimeError) as error:
         raise UserError(
-            f"{key}: true, but torch cannot compile here ({str(error).strip().splitlines()[0]}); install a C++ compiler"
+            f"{key}: true, but torch cannot compile here ({first_line(error)}); install a C++ compiler"
             f" (Debian and Ubuntu: apt-get install g++), or set {key}: false"
         ) from error

@@ -7,7 +7,6 @@ than it was trained in, a student draws worse images and no error tells why.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import load_tensors, read_json
+from rtdmd.common.parsing import parse_json
 from rtdmd.config import Params
 
 MODEL_KEYS = ("family", "teacher", "revision", "resolution", "max_sequence_length", "num_steps", "eta")
@@ -51,7 +51,7 @@ def _differences(path: Path, header: Mapping[str, str], params: Params) -> Itera
 
 def _recorded_model(path: Path, header: Mapping[str, str]) -> Mapping[str, Any]:
     if "model" in header:
-        return dict(json.loads(header["model"]))
+        return parse_json(header["model"], f"{path}: its record of the model", "train that stage again")
     beside = path.parent / "resolved.json"
     settings = read_json(beside).get("params") if beside.is_file() else None
     model = settings.get("model") if isinstance(settings, dict) else None

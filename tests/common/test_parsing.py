@@ -1,6 +1,7 @@
 """JSON and text that others wrote: one line for whatever is wrong, with file, place and remedy."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,29 @@ def test_a_weights_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 )
 def test_an_error_without_words_is_named_by_its_class(error: Exception, line: str) -> None:
     assert first_line(error) == line
+
+
+# Where JSON and YAML are read without rtdmd.common: files that the same program wrote and whose hash it has checked, a
+# script that runs on its own, and a header that was written a line before.
+OWN_TEXT = {
+    "rtdmd/common/parsing.py",
+    "rtdmd/common/yaml_text.py",
+    "rtdmd/common/files.py",
+    "rtdmd/publish/gate_check.py",
+    "rtdmd/train/engine/checkpoint.py",
+    "rtdmd/train/engine/journal.py",
+    "rtdmd/pipeline/dvc_cache.py",
+    "rtdmd/commands/recover.py",
+    "rtdmd/backbones/parts.py",
+    "rtdmd/backbones/snapshot.py",
+    "rtdmd/rewards/remote.py",
+    "rtdmd/rewards/weights.py",
+}
+
+
+def test_foreign_text_is_read_in_one_place() -> None:
+    """Elsewhere it is read by read_json, parse_json, parse_yaml and read_table, which know what can be wrong with it;
+    and an error that has no words has no first line."""
+    ways = re.compile(r"json\.loads?\(|yaml\.(safe_)?load|csv\.(DictReader|reader)|splitlines\(\)\[0\]")
+    found = {path.as_posix() for path in Path("rtdmd").rglob("*.py") if ways.search(path.read_text(encoding="utf-8"))}
+    assert found - OWN_TEXT - {"rtdmd/prompts/sources/tables.py"} == set()

@@ -95,5 +95,5 @@ def test_curves_keep_gaps_and_name_a_damaged_file(tmp_path):
     with pytest.raises(UserError, match=r"curves\.csv: a field is no number"):
         read_curves(path)
     path.write_text("")
-    with pytest.raises(UserError, match="empty"):
+    with pytest.raises(UserError, match=r"curves\.csv:1: the columns' names are expected"):
         read_curves(path)

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.common.parsing import first_line
 from rtdmd.common.torch_setup import configure
 from rtdmd.config import RunParams, load_params
 from rtdmd.pipeline.signals import REQUEUE, Stopped
@@ -156,7 +157,7 @@ def run_collective(action: Callable[[], T]) -> T:
     except RuntimeError as error:
         raise RtdmdError(
             "another process of the run ended or does not answer; its own error says why, and the same command goes on"
-            f" from the last checkpoint ({str(error).splitlines()[0]})"
+            f" from the last checkpoint ({first_line(error)})"
         ) from error
 
 
