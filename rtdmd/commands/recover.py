@@ -60,7 +60,7 @@ def _stale_rwlock(root: Path) -> Iterator[str]:
         return
     try:
         owners = {int(one["pid"]) for one in _leaves(json.loads(path.read_bytes()))}
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         path.unlink()
         yield f"{RWLOCK}: cut off; removed, since nothing is running"
         return

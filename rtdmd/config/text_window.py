@@ -7,16 +7,17 @@ long by any count is refused here. Nothing of this needs torch.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.files import read_json
 from rtdmd.config.tree import Params
 
 CLIP_WINDOW = 77  # tokens, of CLIP's text encoders
 CLIP_PARTS = {"sd3": ("tokenizer", "tokenizer_2"), "flux1": ("tokenizer",), "flux2": ()}
 LONG_PARTS = {"sd3": ("tokenizer_3",), "flux1": ("tokenizer_2",), "flux2": ("tokenizer",)}  # model.max_sequence_length
+_BACK = "see model.teacher in params.yaml"
 _PIECE = re.compile(r"[^\W\d_]+|\d|(?:[^\w\s]|_)+")  # CLIP cuts at least here
 
 
@@ -39,10 +40,10 @@ def windows(params: Params, root: Path) -> dict[str, int]:
     model = params.model
     found: dict[str, int] = {}
     index = root / model.teacher / "model_index.json"
-    parts = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    parts = read_json(index, _BACK) if index.is_file() else {}
     for part in CLIP_PARTS[model.family]:
         config = root / model.teacher / part / "tokenizer_config.json"
-        told = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        told = read_json(config, _BACK) if config.is_file() else {}
         found[part] = min(CLIP_WINDOW, int(told.get("model_max_length", CLIP_WINDOW)))
     for part in LONG_PARTS[model.family]:
         if model.is_hub_id or parts.get(part) not in (None, [None, None]):
@@ -56,6 +57,7 @@ def _tokens(file: Path, prompt: str, clip: bool) -> int:
         return len(_PIECE.findall(prompt)) + 2 if clip else len(prompt.split()) + 1
     from tokenizers import Tokenizer
 
+    read_json(file, _BACK)  # what is damaged is told before the library sees it
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.parsing import first_line
 from rtdmd.common.files import check_archive, load_tensors, sha256_file
 from rtdmd.common.model_hub import fetch_scorer
 from rtdmd.common.pretrained import few, pretrained_exactly
@@ -75,7 +76,7 @@ def read_weights(path: Path, key: str = "") -> dict[str, Tensor]:
     except UserError as error:
         raise UserError(f"{prefix}{error}") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{prefix}{path} cannot be read as plain tensors ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{prefix}{path} cannot be read as plain tensors ({first_line(error)})") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]

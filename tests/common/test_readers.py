@@ -16,7 +16,6 @@ from rtdmd.commands.plan import changes_of
 from rtdmd.common.files import load_tensors, read_json, read_jsonl, save_tensors
 from rtdmd.common.parsing import read_table
 from rtdmd.evaluate.tables import read_scores
-from rtdmd.pipeline.dvc_cache import refuse_truncated
 from rtdmd.pipeline.dvc_yaml import read_pipeline
 from rtdmd.prompts.records import Faults, read_prompts
 from rtdmd.prompts.sources.files import file_sources
@@ -72,7 +71,6 @@ READERS: dict[str, tuple[str, str, Read]] = {
     "curves": ("curves.csv", "epoch,a,b\n1,0.5,\n2,1e-3,4\n", read_curves),
     "comparison": ("table.csv", "run,title,a\nx,y,1\n", lambda path: own_figures(path, "x")),
     "dvc.lock": ("dvc.lock", LOCK, lambda path: read_lock(path.parent)),
-    "sizes in dvc.lock": ("dvc.lock", LOCK, lambda path: refuse_truncated(path.parent)),
     "dvc.yaml": ("dvc.yaml", (REPOSITORY / "dvc.yaml").read_text(), lambda path: read_pipeline(path.parent)),
     "sweep": ("sweep.yaml", (REPOSITORY / "workflow/sweep.yaml").read_text(), load_plan),
     "record": ("provenance.json", RECORD, lambda path: steps_of_record(read_json(path), str(path))),
