@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.parsing import first_line
 from rtdmd.common.files import check_archive, load_tensors, sha256_file
 from rtdmd.common.model_hub import fetch_scorer
+from rtdmd.common.parsing import first_line
 from rtdmd.common.pretrained import few, pretrained_exactly
 from rtdmd.common.torch_setup import quiet_loading
 

@@ -79,8 +79,8 @@ def test_an_error_without_words_is_named_by_its_class(error: Exception, line: st
     assert first_line(error) == line
 
 
-# Where text is read without rtdmd.common.parsing: files that the same program wrote and whose hash it has checked, a script
-# that runs on its own, headers that are read with everything that can be wrong with them caught in the same function.
+# Where text is read without rtdmd.common.parsing: files that the same program wrote and whose hash it has checked, a
+# script that runs on its own, headers that are read with all that can be wrong with them caught in the same function.
 OWN_TEXT = {
     "rtdmd/commands/recover.py",
     "rtdmd/common/files.py",
