@@ -25,10 +25,10 @@ from rtdmd.common.torch_setup import configure
 from rtdmd.config import Params
 from rtdmd.plan.models import part_configs, text_shapes
 from rtdmd.rewards.panel import open_panel
-from rtdmd.stages import train_acdmd, train_rtdmd
-from rtdmd.train.adapters import ADAPTERS, AdapterBank, Average, Learner
+from rtdmd.train.acdmd import AcdmdTrainer
 from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.losses import Draws
+from rtdmd.train.rtdmd import RtdmdTrainer
 
 PROMPTS = Path("results/prepare_prompts/train.jsonl")
 
@@ -86,16 +86,16 @@ class Passes:
             out.register_hook(count)
         return out
 
-    def watch_roles(self, roles: Any, leaves: dict[str, list[nn.Parameter]]) -> None:
+    def watch_adapters(self, adapters: Any, leaves: dict[str, list[nn.Parameter]]) -> None:
         """Note every velocity; ``leaves``: what each role learns."""
-        own = roles.velocity
+        own = adapters.velocity
 
         def velocity(role: str, x: Tensor, sigma: Tensor, cond: Conditioning, **guided: Any) -> Tensor:
             start = x.detach()
             out = own(role, x, sigma, cond, **guided)
             return self.note(out, lambda: own(role, start, sigma, cond, **guided), list(leaves.get(role, [])))
 
-        roles.velocity = velocity
+        adapters.velocity = velocity
 
     def watch(self, owner: Any, name: str) -> None:
         """Note every call of a method whose first argument is a tensor: the decoder, a reward."""
@@ -144,21 +144,21 @@ def _clocked(run: Callable[[], object]) -> tuple[float, float]:
 
 
 def _first(params: Params, root: Path, device: torch.device) -> tuple[Update, Passes]:
-    """Stage one: a round of fake-score updates with its generator update."""
+    """Stage one: a round of fake-score updates with its generator update, of untrained adapters: only their time is
+    asked for."""
     p, passes = params.train_acdmd, Passes()
     backbone = load_backbone(params.model, vae=False, device=device, root=root)
-    roles, generator, fake, average = _roles(params, backbone, "train_acdmd", "acdmd", p)
-    passes.watch_roles(roles, {"generator": generator.parameters, "fake": fake.parameters})
-    sigmas, cond = backbone.sigmas(params.model.num_steps).to(device), _conditioning(params, root, p.batch_size, device)
-    players = train_acdmd.Players(
-        params, roles, generator, fake, average, cond.index([0]), sigmas, Ranks(device=device)
+    cond = _conditioning(params, root, p.batch_size, device)
+    trainer = AcdmdTrainer(params, backbone, cond.index([0]), Ranks(device=device))
+    passes.watch_adapters(
+        trainer.adapters,
+        {"generator": trainer.generator.parameters, **{name: fake.parameters for name, fake in trainer.fakes.items()}},
     )
 
     def update(step: int) -> None:
         for turn in range(p.generator_every):
             number = step * p.generator_every + turn
-            draws = _draws("train_acdmd", number, p.batch_size, backbone, device)
-            train_acdmd.iteration(players, cond, draws, generator_turn=turn == p.generator_every - 1)
+            trainer.step(cond, _draws("train_acdmd", number, p.batch_size, backbone, device))
 
     return update, passes
 
@@ -168,36 +168,24 @@ def _second(params: Params, root: Path, device: torch.device, prompts: list[dict
     here the epoch that does not count does, as the passes that are run again find it kept."""
     p, passes = params.train_rtdmd, Passes()
     backbone = load_backbone(params.model, vae=True, device=device, root=root)
-    roles, generator, fake, average = _roles(params, backbone, "train_rtdmd", "rtdmd", p)
     panel = open_panel(p.rewards, device, root)
-    passes.watch_roles(roles, {"generator": generator.parameters, "fake": fake.parameters})
+    texts = _conditioning(params, root, p.prompts_per_epoch, device)
+    trainer = RtdmdTrainer(params, backbone, panel, texts.index([0]), Ranks(device=device))
+    passes.watch_adapters(
+        trainer.adapters, {"generator": trainer.generator.parameters, "fake": trainer.fake.parameters}
+    )
     passes.watch(backbone, "decode")
     for reward in panel.rewards.values():
         passes.watch(reward, "score")
-    sigmas, count = backbone.sigmas(params.model.num_steps).to(device), p.prompts_per_epoch * p.group_size
-    texts = _conditioning(params, root, p.prompts_per_epoch, device)
+    count = p.prompts_per_epoch * p.group_size
     chosen = [prompts[i % len(prompts)] for i in range(p.prompts_per_epoch)]
     records = [record for record in chosen for _ in range(p.group_size)]
-    players = train_rtdmd.Players(
-        params, roles, generator, fake, average, texts.index([0]), sigmas, backbone, panel, Ranks(device=device)
-    )
 
     def update(step: int) -> None:
         draws = _draws("train_rtdmd", step, count, backbone, device)
-        train_rtdmd.epoch(players, texts.repeat_interleave(p.group_size), records, draws)
+        trainer.step(texts.repeat_interleave(p.group_size), records, draws)
 
     return update, passes
-
-
-def _roles(
-    params: Params, backbone: PipelineBackbone, stage: str, name: str, p: Any
-) -> tuple[AdapterBank, Learner, Learner, Average]:
-    """Roles of a stage with both learners, untrained: only their time is asked for."""
-    roles = AdapterBank(backbone, params.adapter, ADAPTERS[stage], params.run.seed)
-    weights = roles.trainable(name)
-    average = Average(weights, p.ema_decay)
-    generator = Learner.adamw(weights, p.lr_generator, p, average=average)
-    return roles, generator, Learner.adamw(roles.trainable("fake"), p.lr_fake, p), average
 
 
 def _conditioning(params: Params, root: Path, rows: int, device: torch.device) -> Conditioning:

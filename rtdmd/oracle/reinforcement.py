@@ -1,6 +1,6 @@
 """T8: the functions of stage two, unchanged, on the oracle. Where does reinforcement end, and where should it?
 
-`rtdmd.stages.train_rtdmd.epoch` gets the oracle's backbone and a linear reward behind the real `AdapterBank` (mode:
+`rtdmd.train.rtdmd.RtdmdTrainer` gets the oracle's backbone and a linear reward behind the real `AdapterBank` (mode:
 full), `Params` and `Learner`s. For a Gaussian teacher the end is known. Matching and reward together minimise
 
     F(q) = w_m/D E_t κ_t KL(q_t || p_t) - w_r E_q r,   κ_t = t²/(1-t)² (s = 0, statement T4), D = 2 dimensions
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from rtdmd.backbones.protocol import Conditioning
+from rtdmd.config import TrainRtdmdParams
 from rtdmd.flow.ambient import draw_renoise_time
 from rtdmd.flow.cps import cps_mean_std
 from rtdmd.oracle.backbone import OracleBackbone, OracleReward
@@ -41,10 +42,8 @@ from rtdmd.oracle.training import (
     sample_generator,
 )
 from rtdmd.rewards.panel import Panel
-from rtdmd.stages import train_rtdmd
-from rtdmd.train import reinforce
-from rtdmd.train.adapters import ADAPTERS, AdapterBank, Average, Learner
-from rtdmd.train.last_step import last_step_gradients
+from rtdmd.train.adapters import ADAPTERS, AdapterBank
+from rtdmd.train.rtdmd import RtdmdTrainer
 
 LAW = ring(prompts=2, components=1, radius=1.0, variance=1.0)
 """Teacher of T8's second half: two prompts, one Gaussian each."""
@@ -157,23 +156,16 @@ class StudentRoles(ReadingRoles):
         return Conditioning({"prompt": cond.tensors["prompt"] + cast(OracleBackbone, self.backbone).law.prompts // 2})
 
 
-def start_stage_two(law: Mixture, changes: dict[str, Any], setting: Setting, width: int = 32) -> train_rtdmd.Players:
-    """Everything an epoch works with; the generator starts at the teacher's law, the fake score as the teacher."""
+def start_stage_two(law: Mixture, changes: dict[str, Any], setting: Setting, width: int = 32) -> RtdmdTrainer:
+    """The trainer; the generator starts at the teacher's law, the fake score as the teacher."""
     params = oracle_params("train_rtdmd", CORRECTED | changes)
-    p = params.train_rtdmd
     precision = torch.bfloat16 if setting.dtype == "bfloat16" else torch.float32
     student = student_law(law)
     both = (torch.cat(pair) for pair in zip(law.parts(), student.parts(), strict=True))
     backbone = OracleBackbone(Mixture(*both), width, setting.seed, precision)
     roles = StudentRoles(backbone, params.adapter, ADAPTERS["train_rtdmd"], setting.seed)
-    weights = roles.trainable("rtdmd")
-    average = Average(weights, p.ema_decay)
-    generator = Learner.adamw(weights, p.lr_generator, p, average=average)
-    fake = Learner.adamw(roles.trainable("fake"), p.lr_fake, p)
-    sigmas = backbone.sigmas(params.model.num_steps).to(backbone.device)
-    panel = Panel({REWARD: OracleReward(formula=linear_reward)}, backbone.device)
-    null = every_prompt(law, 1)
-    return train_rtdmd.Players(params, roles, generator, fake, average, null, sigmas, backbone, panel)
+    rewards = Panel({REWARD: OracleReward(formula=linear_reward)}, backbone.device)
+    return RtdmdTrainer(params, backbone, rewards, every_prompt(law, 1), adapters=roles)
 
 
 @dataclass(frozen=True)
@@ -190,9 +182,13 @@ class OtherFake:
         return self.roles.velocity(role, x, sigma, cond, **more)
 
 
-def images(players: train_rtdmd.Players, law: Mixture) -> tuple[Conditioning, list[dict[str, Any]], Tensor]:
+def with_other_fake(trainer: RtdmdTrainer, law: Mixture) -> RtdmdTrainer:
+    """The trainer with a fake score that is exact for another law."""
+    return trainer.variant(adapters=cast(AdapterBank, OtherFake(trainer.adapters, law)))
+
+
+def images(p: TrainRtdmdParams, law: Mixture) -> tuple[Conditioning, list[dict[str, Any]], Tensor]:
     """Conditioning, records and groups of one epoch: prompts 0, 1, ..., 0, 1, ..., a group each."""
-    p = players.params.train_rtdmd
     groups = torch.arange(p.prompts_per_epoch * p.group_size) // p.group_size
     prompts = groups % law.prompts
     records = [{"prompt": str(int(prompt)), "metadata": None} for prompt in prompts]
@@ -212,17 +208,13 @@ def matching_as_a_reward(setting: Setting, path: str = "reward", size: int = 400
             "micro_batch": 8 * size,
             "last_step_batch_size": 8 * size,
         }
-        players = start_stage_two(law, changes, setting, width=8)
-        p, learner, roles = players.params.train_rtdmd, players.generator, OtherFake(players.roles, other)
-        cond, records, groups = images(players, law)
+        trainer = with_other_fake(start_stage_two(law, changes, setting, width=8), other)
+        steps = trainer.p.candidate_steps
+        cond, records, groups = images(trainer.p, law)
         draws = BatchDraws(setting.seed, "oracle two", 0, tuple(range(len(records))), (2, 1, 1), law.means.device)
-        args = (roles, cond, records, groups, players.sigmas, p.candidate_steps, p, ETA, draws)
-        rollout = reinforce.roll_out(*args)
-        pathwise = [(1.0, players.panel.rewards[REWARD])]
-        terms: Any = (roles, learner, rollout, pathwise, players.backbone, p, {}, ETA, draws)
-        gradient, _, held, _ = last_step_gradients(*terms)
-        nothing = torch.zeros(len(records))
-        reinforce.policy_gradient(roles, learner, rollout, nothing, p.candidate_steps, p, ETA, held)
+        rollout = trainer.roll_out(cond, records, groups, steps, draws)
+        gradient, _, held, _ = trainer.last_step(rollout, draws)
+        trainer.policy_gradient(rollout, torch.zeros(len(records)), steps, held=held)
         if gradient.total is None:
             raise ValueError("matching has no gradient")
         sums.append(torch.cat([part.flatten() for part in gradient.total[-2:]]))
@@ -231,14 +223,14 @@ def matching_as_a_reward(setting: Setting, path: str = "reward", size: int = 400
 
 def train_stage_two(law: Mixture, changes: dict[str, Any], setting: Setting, width: int = 32) -> AdapterBank:
     """Stage two on the oracle; returns the roles with the averaged generator in place. `changes` to CORRECTED."""
-    players = start_stage_two(law, changes, setting, width)
-    p, shape, device = players.params.train_rtdmd, players.backbone.latent_shape(), players.backbone.device
-    cond, records, _ = images(players, law)
-    for step in range(p.epochs):
+    trainer = start_stage_two(law, changes, setting, width)
+    shape, device = trainer.backbone.latent_shape(), trainer.backbone.device
+    cond, records, _ = images(trainer.p, law)
+    for step in range(trainer.p.epochs):
         draws = BatchDraws(setting.seed, "oracle two", step, tuple(range(len(records))), shape, device)
-        train_rtdmd.epoch(players, cond, records, draws)
-    players.average.swap()
-    return players.roles
+        trainer.step(cond, records, draws)
+    trainer.average.swap()
+    return trainer.adapters
 
 
 def outcome(setting: Setting, law: Mixture = LAW, width: int = 32, **changes: Any) -> Outcome:

@@ -1,8 +1,8 @@
 """T8: the functions of stage one, unchanged, on the oracle. Does the generator reach the teacher's law?
 
-`rtdmd.stages.train_acdmd.iteration` gets the oracle's backbone behind the real `AdapterBank` (mode: full), real
-`Params` and real `Learner`s. Only the noise is drawn in one piece a batch instead of one generator a sample, because
-2-D samples are cheaper than their keys.
+`rtdmd.train.acdmd.AcdmdTrainer` gets the oracle's backbone behind the real `AdapterBank` (mode: full) and real
+`Params`. Only the noise is drawn in one piece a batch instead of one generator a sample, because 2-D samples are
+cheaper than their keys.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rtdmd.backbones.protocol import Conditioning
-from rtdmd.common.rng import integers, torch_generator
+from rtdmd.common.rng import torch_generator
 from rtdmd.config import Params
 from rtdmd.config.load import validate
 from rtdmd.config.presets import WORLD, merged
@@ -24,8 +24,8 @@ from rtdmd.flow.cps import cps_step
 from rtdmd.oracle.backbone import OracleBackbone
 from rtdmd.oracle.mixture import Mixture, ring
 from rtdmd.oracle.setting import Setting
-from rtdmd.stages import train_acdmd
-from rtdmd.train.adapters import ADAPTERS, AdapterBank, Average, Learner
+from rtdmd.train.acdmd import AcdmdTrainer
+from rtdmd.train.adapters import ADAPTERS, AdapterBank
 from rtdmd.train.losses import Draws
 
 
@@ -100,18 +100,14 @@ def train_stage_one(
     p, seed, steps = params.train_acdmd, setting.seed, params.model.num_steps
     backbone = OracleBackbone(law, width, seed, precision, steps if step_aware else 0)
     roles = (StepAwareRoles if step_aware else AdapterBank)(backbone, params.adapter, ADAPTERS["train_acdmd"], seed)
-    weights = roles.trainable("acdmd")
-    average = Average(weights, p.ema_decay)
-    generator = Learner.adamw(weights, p.lr_generator, p, warmup=p.warmup, average=average)
-    fake = Learner.adamw(roles.trainable("fake"), p.lr_fake, p, warmup=p.warmup)
-    cond, sigmas = every_prompt(law, p.batch_size), backbone.sigmas(steps).to(backbone.device)
-    players = train_acdmd.Players(params, roles, generator, fake, average, cond, sigmas)
+    cond = every_prompt(law, p.batch_size)
+    trainer = AcdmdTrainer(params, backbone, cond, adapters=roles)
     for step in range(p.iterations):
         draws = BatchDraws(seed, "oracle", step, tuple(range(p.batch_size)), backbone.latent_shape(), backbone.device)
         if isinstance(roles, StepAwareRoles):
-            roles.step = integers(0, steps, seed, "oracle", step, "stop")  # as `iteration` draws it
-        train_acdmd.iteration(players, cond, draws, generator_turn=(step + 1) % p.generator_every == 0)
-    average.swap()
+            roles.step = trainer.draw_stop(draws)
+        trainer.step(cond, draws)
+    trainer.average.swap()
     return roles
 
 

@@ -1,13 +1,13 @@
-"""What the compared methods bring to stage two: DiffusionNFT, stepwise credit, GDMD's weights, DMDR's early helps.
+"""What the compared methods bring to stage two: DiffusionNFT, stepwise credit, GDMD's weights, DMDR's annealing.
 
-Shapes: N images of a roll-out, K steps; micro-batches as in `rtdmd.train.reinforce`.
+Shapes: N images of a roll-out, K steps; ``mine``: this process's images among those of all processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,121 +16,118 @@ from rtdmd.flow.anneal import annealed_uniform, leaning_scale
 from rtdmd.flow.credit import predicted_x0, scored_steps, step_credit
 from rtdmd.flow.nft import guided_weight, nft_loss, optimality, reward_gain
 from rtdmd.flow.path import interpolate
-from rtdmd.rewards.panel import Panel
-from rtdmd.train.accumulate import Gradients, micro_batches
-from rtdmd.train.distributed.ranks import Ranks
-from rtdmd.train.last_step import Weigh
-from rtdmd.train.losses import Draws, Velocities
-from rtdmd.train.reinforce import Rollout, advantages_of, final_images, policy_gradient
+from rtdmd.train.losses import Draws, Gradients, Renoised, Rollout, micro_batches
 
 if TYPE_CHECKING:
-    from rtdmd.backbones.protocol import Backbone, Conditioning
+    from rtdmd.backbones.protocol import Conditioning
     from rtdmd.config.train_rtdmd import DynamicParams, TrainRtdmdParams
+    from rtdmd.rewards.panel import Batch, Panel
     from rtdmd.train.adapters import AdapterBank, Learner
+    from rtdmd.train.distributed.ranks import Ranks
+
+
+class Trainer(Protocol):
+    """What the methods need of stage two's trainer."""
+
+    p: TrainRtdmdParams
+    eta: float
+    adapters: AdapterBank
+    generator: Learner
+    rewards: Panel
+    ranks: Ranks
+
+    def images(self, rollout: Rollout) -> Iterator[Batch]:
+        """The roll-out's final images as rewards take them."""
+        ...
+
+    def advantages(self, scores: Mapping[str, Tensor], groups: Tensor) -> Tensor:
+        """Advantages (N,) from each reward's scores (N,)."""
+        ...
+
+    def policy_gradient(
+        self, rollout: Rollout, advantages: Tensor, trained: Sequence[int], everyone: Tensor | None = None
+    ) -> tuple[Gradients, Gradients, dict[str, float]]:
+        """Gradients of the policy loss and of the reference KL, and values."""
+        ...
 
 
 def nft_gradient(
-    roles: Velocities,
-    learner: Learner,
-    rollout: Rollout,
-    advantages: Tensor,
-    p: TrainRtdmdParams,
-    draws: Draws,
-    total: int | None = None,
+    trainer: Trainer, rollout: Rollout, advantages: Tensor, draws: Draws, total: int | None = None
 ) -> tuple[Gradients, float]:
     """Gradient and value of DiffusionNFT on the roll-out's images, each renoised to one of the sampler's own levels.
 
     The generator has not moved since the roll-out, so v_old is its own velocity without gradient. ``total``: images of
     all processes, whose gradients and values add up; None where these are all.
     """
-    term, value, total = Gradients(learner), 0.0, total or len(rollout)
+    p = trainer.p
+    term, value, total = Gradients(trainer.generator), 0.0, total or len(rollout)
     steps = len(rollout.sigmas) - 1
     sigma = rollout.sigmas[(draws.uniform("nft-level") * steps).long()]
     noise, images, r = draws.normal("nft"), rollout.states[-1], optimality(advantages).to(sigma)
     for rows in micro_batches(len(rollout), p.micro_batch):
         x = interpolate(images[rows], noise[rows], sigma[rows])
-        v = roles.velocity("generator", x, sigma[rows], rollout.cond.index(rows))
+        v = trainer.adapters.velocity("generator", x, sigma[rows], rollout.cond.index(rows))
         loss = nft_loss(v, v.detach(), noise[rows] - images[rows], r[rows], p.nft_strength).sum() / total
         term.add(loss)
         value += loss.item()
     return term, value
 
 
-def scored(rollout: Rollout, images: Tensor, panel: Panel, backbone: Backbone, size: int) -> dict[str, Tensor]:
+def scored(trainer: Trainer, rollout: Rollout, images: Tensor) -> dict[str, Tensor]:
     """Scores (N,) of other images (N, C, H, W) of the roll-out's prompts."""
-    with panel.scoring(final_images(replace(rollout, states=[images]), backbone, size)) as scoring:
+    with trainer.rewards.scoring(trainer.images(replace(rollout, states=[images]))) as scoring:
         return scoring.scores(images.device)
 
 
 def step_advantages(
-    rollout: Rollout,
-    scores: Mapping[str, Tensor],
-    panel: Panel,
-    backbone: Backbone,
-    trained: Sequence[int],
-    p: TrainRtdmdParams,
-    eta: float,
-    ranks: Ranks | None = None,
+    trainer: Trainer, rollout: Rollout, scores: Mapping[str, Tensor], trained: Sequence[int]
 ) -> dict[int, Tensor]:
-    """Advantages (N,) of every trained step as ``p.credit`` has it, of the images of all processes; ``scores``: theirs,
+    """Advantages (N,) of every trained step as ``credit`` has it, of the images of all processes; ``scores``: theirs,
     of the final images."""
-    ranks = ranks or Ranks()
+    p, ranks = trainer.p, trainer.ranks
     everyone = ranks.all_gather(rollout.groups)
     last = len(rollout.sigmas) - 2
     found = {last: dict(scores)}
     for k in scored_steps(tuple(trained), last, p.credit):
-        every = slice(None)
-        x0 = predicted_x0(
-            rollout.states[k], rollout.means[k], rollout.level(k, every), rollout.level(k + 1, every), eta
-        )
+        sigma, tau = (rollout.sigmas[i].expand(len(rollout)) for i in (k, k + 1))
+        x0 = predicted_x0(rollout.states[k], rollout.means[k], sigma, tau, trainer.eta)
         with ranks.sync_errors():
-            own = scored(rollout, x0, panel, backbone, p.micro_batch)
+            own = scored(trainer, rollout, x0)
         found[k] = {name: ranks.all_gather(part) for name, part in own.items()}
     by_step = {}
     for step in trained:
-        credit: dict[str, Tensor] = {
-            name: step_credit({k: part[name] for k, part in found.items()}, step, last, p.credit) for name in scores
-        }
-        by_step[step] = advantages_of(credit, everyone, p)
+        credit = {}
+        for name in scores:
+            by_level = {k: part[name] for k, part in found.items()}
+            credit[name] = step_credit(by_level, step, last, p.credit)
+        by_step[step] = trainer.advantages(credit, everyone)
     return by_step
 
 
 def stepwise_policy_gradient(
-    roles: Velocities,
-    learner: Learner,
-    rollout: Rollout,
-    advantages: Mapping[int, Tensor],
-    mine: slice,
-    p: TrainRtdmdParams,
-    eta: float,
+    trainer: Trainer, rollout: Rollout, advantages: Mapping[int, Tensor], mine: slice
 ) -> tuple[Gradients, Gradients, dict[str, float]]:
-    """`policy_gradient` with advantages of their own for every trained step, averaged over the steps as there.
-    advantages[k] (N,) are of the images of all processes, ``mine`` those of the roll-out."""
-    policy, anchor, values = Gradients(learner), Gradients(learner), dict[str, float]()
+    """The trainer's policy gradient with advantages of their own for every trained step, averaged over the steps as
+    there. advantages[k] (N,) are of the images of all processes."""
+    policy, anchor = Gradients(trainer.generator), Gradients(trainer.generator)
+    values: dict[str, float] = {}
     for step, everyone in advantages.items():
-        one, kl, more = policy_gradient(roles, learner, rollout, everyone[mine], (step,), p, eta, everyone=everyone)
-        for total, part in ((policy, one), (anchor, kl)):
-            total.add_scaled(part, 1 / len(advantages))
+        one, kl, more = trainer.policy_gradient(rollout, everyone[mine], (step,), everyone)
+        policy.add_scaled(one, 1 / len(advantages))
+        anchor.add_scaled(kl, 1 / len(advantages))
         for name, value in more.items():
-            worst = name == "ratio_error"
-            values[name] = (
-                max(values.get(name, 0.0), value) if worst else (values.get(name, 0.0) + value / len(advantages))
-            )
+            so_far = values.get(name, 0.0)
+            values[name] = max(so_far, value) if name == "ratio_error" else so_far + value / len(advantages)
     return policy, anchor, values
 
 
 def gain_weights(
-    rollout: Rollout,
-    scores: Mapping[str, Tensor],
-    mine: slice,
-    panel: Panel,
-    backbone: Backbone,
-    p: TrainRtdmdParams,
-    rows: Sequence[int],
-) -> Weigh:
+    trainer: Trainer, rollout: Rollout, scores: Mapping[str, Tensor], mine: slice, rows: Sequence[int]
+) -> Callable[[slice, Tensor, Tensor], Tensor]:
     """GDMD's weights of matching for the chosen ``rows``: 1 + γ clip((R(x̂_0 - g) - R(x̂_0)) / Z, ±1), R the weighted
     sum of the rewards that the policy sees, Z its standard deviation over the images of all processes, whose ``scores``
-    (N,) are; ``mine``: those of the roll-out."""
+    (N,) are."""
+    p = trainer.p
     seen = {spec.name: spec.weight for spec in p.rewards if spec.policy is not False}
     chosen = rollout.take(rows)
 
@@ -144,58 +141,46 @@ def gain_weights(
         if float(spread) == 0:  # every image has the same reward: nothing to compare with
             return torch.ones_like(own[part])
         target = chosen.take(range(len(chosen))[part])
-        gained = total(scored(target, images - direction, panel, backbone, p.micro_batch))
+        gained = total(scored(trainer, target, images - direction))
         return guided_weight(reward_gain(gained, own[part], spread), p.matching_gain)
 
     return weigh
 
 
-def progress(p: DynamicParams, epoch: int) -> float:
-    """How far DMDR's early helps have faded, 0 to 1."""
-    return 1.0 if epoch >= p.epochs else epoch / p.epochs
+@dataclass(frozen=True)
+class DmdrAnnealing:
+    """What is left at one epoch of DMDR's two changes to matching, both annealed to nothing over ``p.epochs``: dynamic
+    distribution guidance and dynamic renoising."""
+
+    p: DynamicParams
+    epoch: int
+
+    @property
+    def progress(self) -> float:
+        """How far both are annealed, 0 to 1."""
+        return 1.0 if self.epoch >= self.p.epochs else self.epoch / self.p.epochs
+
+    def teacher(self, adapters: AdapterBank, point: Renoised, cond: Conditioning, guided: Mapping[str, Any]) -> Tensor:
+        """The teacher's guided velocity (B, C, H, W) at the renoised images, with the fake score's adapter on it at
+        the scale that is left."""
+        scale = leaning_scale(self.p.guidance, self.progress)
+        if scale == 0:
+            return adapters.velocity("teacher", point.x_t, point.t, cond, **guided)
+        with adapters.scaled("fake", scale):
+            return adapters.velocity("fake", point.x_t, point.t, cond, **guided)
+
+    def draws(self, draws: Draws) -> Draws:
+        """The draws with the renoising times that are left; themselves where those are uniform."""
+        return AnnealedDraws(**vars(draws), progress=self.progress) if self.p.renoise and self.progress < 1 else draws
 
 
 @dataclass(frozen=True)
-class Leaning:
-    """Roles whose teacher carries the fake score's adapter at ``scale`` (DMDR's dynamic distribution guidance)."""
+class AnnealedDraws(Draws):
+    """Draws whose renoising times favour high noise while ``progress`` is below 1 (DMDR's dynamic renoising)."""
 
-    roles: AdapterBank
-    scale: float
-
-    def velocity(
-        self,
-        role: str,
-        x: Tensor,
-        sigma: Tensor,
-        cond: Conditioning,
-        *,
-        guidance: float = 1.0,
-        null: Conditioning | None = None,
-    ) -> Tensor:
-        """As `AdapterBank.velocity`."""
-        if role != "teacher":
-            return self.roles.velocity(role, x, sigma, cond, guidance=guidance, null=null)
-        with self.roles.scaled("fake", self.scale):
-            return self.roles.velocity("fake", x, sigma, cond, guidance=guidance, null=null)
-
-
-@dataclass(frozen=True)
-class Fading(Draws):
-    """Draws whose renoising times lean towards high noise while ``faded`` is below 1 (DMDR's dynamic renoising)."""
-
-    faded: float = 1.0
+    progress: float = 1.0
 
     def uniform(self, name: str) -> Tensor:
         """As `Draws.uniform`."""
         u = super().uniform(name)
-        return annealed_uniform(u, self.faded) if name == "time" else u
-
-
-def early_helps(roles: AdapterBank, draws: Draws, p: DynamicParams) -> tuple[Velocities, Draws]:
-    """Roles and draws of an epoch's matching, with what is left of DMDR's early helps; themselves where nothing is."""
-    faded = progress(p, draws.step)
-    scale = leaning_scale(p.guidance, faded)
-    return (
-        Leaning(roles, scale) if scale > 0 else roles,
-        Fading(**vars(draws), faded=faded) if p.renoise and faded < 1 else draws,
-    )
+        return annealed_uniform(u, self.progress) if name == "time" else u

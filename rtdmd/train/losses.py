@@ -1,14 +1,17 @@
-"""The loss terms that both stages are made of, each from the roles' velocities and the equations in ``rtdmd.flow``.
+"""The loss terms that both stages are made of, each from the adapters' velocities and the equations in ``rtdmd.flow``,
+and what the terms read and write: the named random numbers of a step, a roll-out, sums of gradients.
 
 Shapes: x_s, x_t, noises (B, C, H, W); s, t (B,). ``Draws`` names every random number of a step, so that the terms are
-functions of their arguments alone.
+functions of their arguments alone. Passes go in micro-batches, always in the same order, so that only memory and
+rounding depend on their size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +26,10 @@ from rtdmd.flow.precision import require_finite
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Conditioning
-    from rtdmd.config.train_acdmd import ConsistencyParams, RenoiseParams
+    from rtdmd.config.train_acdmd import RenoiseParams, TrainAcdmdParams
+    from rtdmd.config.train_rtdmd import TrainRtdmdParams
+    from rtdmd.train.adapters import Learner
+    from rtdmd.train.distributed.ranks import Ranks
 
 
 class Velocities(Protocol):
@@ -54,12 +60,10 @@ class Draws:
     shape: tuple[int, int, int]
     device: torch.device
 
-    def _keys(self, name: str) -> list[tuple[int | str, ...]]:
-        return [(self.seed, self.stream, self.step, sample, name) for sample in self.samples]
-
     def normal(self, name: str) -> Tensor:
         """(B, C, H, W) standard normal noise called ``name``."""
-        return normal_batch(self.shape, self._keys(name)).to(self.device)
+        keys = [(self.seed, self.stream, self.step, sample, name) for sample in self.samples]
+        return normal_batch(self.shape, keys).to(self.device)
 
     def group_normal(self, groups: Tensor, name: str) -> Tensor:
         """(B, C, H, W) noise called ``name`` that all images of a group (B,) share."""
@@ -80,7 +84,8 @@ class Draws:
 
     def uniform(self, name: str) -> Tensor:
         """(B,) uniform numbers in [0, 1) called ``name``."""
-        return uniform_batch(self._keys(name)).to(self.device)
+        keys = [(self.seed, self.stream, self.step, sample, name) for sample in self.samples]
+        return uniform_batch(keys).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -103,37 +108,39 @@ def renoised(x_s: Tensor, s: Tensor, params: RenoiseParams, draws: Draws) -> Ren
     return Renoised(x_s, s, renoise(x_s, z, s, t), t, z)
 
 
-def fake_ambient_loss(point: Renoised, v_fake: Tensor, weighting: str, clamp_max: float) -> Tensor:
-    """Ambient flow matching of the fake score (method, stage one, step 3), (B,)."""
-    require_finite("the fake score's velocity v_fake", v_fake)
-    target = ambient_target(point.x_s, point.z, point.s, point.t)
-    return ambient_loss(v_fake, target, point.s, point.t, weighting, clamp_max)  # type: ignore[arg-type]
+@dataclass(frozen=True)
+class FakeScoreLoss:
+    """What the fake score learns from, in both stages; ``p``: the stage's section, ``eta``: the sampler's."""
 
+    adapters: Velocities
+    p: TrainAcdmdParams | TrainRtdmdParams
+    eta: float
 
-def consistency_loss(
-    roles: Velocities,
-    point: Renoised,
-    v_fake: Tensor,
-    cond: Conditioning,
-    params: ConsistencyParams,
-    eta: float,
-    draws: Draws,
-) -> Tensor:
-    """The consistency regulariser of the fake score (method, stage one, step 4), (B,). Both samples share one pass."""
-    delta = params.delta_min + (params.delta_max - params.delta_min) * draws.uniform("delta")
-    r = (point.t - delta).clamp(min=SMALLEST_TIME)
-    level = eta_star(r, point.t) if params.kernel == "eta_star" else eta
-    with torch.no_grad():
-        x_r = cps_step(point.x_t, v_fake, point.t, r, level, draws.normal("consistency"))
-    h_t = posterior_mean(point.x_t, v_fake, point.t)
-    if params.estimator == "one_sample":
-        h_r = posterior_mean(x_r, roles.velocity("fake", x_r, r, cond), r)
-        return require_finite("the consistency term", consistency_one_sample(h_t, h_r))
-    with torch.no_grad():
-        other = cps_step(point.x_t, v_fake, point.t, r, level, draws.normal("consistency-2"))
-    both, times = torch.cat([x_r, other]), torch.cat([r, r])
-    h_r, h_r2 = posterior_mean(both, roles.velocity("fake", both, times, cond.cat([cond, cond])), times).chunk(2)
-    return require_finite("the consistency term", consistency_two_sample(h_t, h_r, h_r2))
+    def ambient(self, point: Renoised, v_fake: Tensor) -> Tensor:
+        """Ambient flow matching (method, stage one, step 3), (B,)."""
+        require_finite("the fake score's velocity v_fake", v_fake)
+        target = ambient_target(point.x_s, point.z, point.s, point.t)
+        return ambient_loss(v_fake, target, point.s, point.t, self.p.weighting, self.p.weight_clamp)
+
+    def consistency(self, point: Renoised, v_fake: Tensor, cond: Conditioning, draws: Draws) -> Tensor:
+        """The consistency regulariser (method, stage one, step 4), (B,). Both samples share one pass."""
+        p = self.p.consistency
+        delta = p.delta_min + (p.delta_max - p.delta_min) * draws.uniform("delta")
+        r = (point.t - delta).clamp(min=SMALLEST_TIME)
+        level = eta_star(r, point.t) if p.kernel == "eta_star" else self.eta
+        with torch.no_grad():
+            x_r = cps_step(point.x_t, v_fake, point.t, r, level, draws.normal("consistency"))
+        h_t = posterior_mean(point.x_t, v_fake, point.t)
+        if p.estimator == "one_sample":
+            h_r = posterior_mean(x_r, self.adapters.velocity("fake", x_r, r, cond), r)
+            return require_finite("the consistency term", consistency_one_sample(h_t, h_r))
+        with torch.no_grad():
+            other = cps_step(point.x_t, v_fake, point.t, r, level, draws.normal("consistency-2"))
+        both = torch.cat([x_r, other])
+        times = torch.cat([r, r])
+        v_both = self.adapters.velocity("fake", both, times, cond.cat([cond, cond]))
+        h_r, h_r2 = posterior_mean(both, v_both, times).chunk(2)
+        return require_finite("the consistency term", consistency_two_sample(h_t, h_r, h_r2))
 
 
 def matching_direction(
@@ -153,3 +160,114 @@ def matching_direction(
 def matching_loss(x_s: Tensor, point: Renoised, v_fake: Tensor, v_teacher: Tensor, eta: float, draws: Draws) -> Tensor:
     """Distribution matching (method, stage one, step 5), (B,). ``x_s`` carries the generator's gradient."""
     return dmd_loss(x_s, matching_direction(point, v_fake, v_teacher, eta, draws))
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A finished roll-out of N images: states[k] is x at sigmas[k] (K+1 of them), means[k] and stds[k] of the K-1
+    stochastic transitions, conditioning, each image's prompt record and group number, and whether the images of a
+    group are still equal at states[k] (K of them)."""
+
+    states: list[Tensor]
+    means: list[Tensor]
+    stds: list[Tensor]
+    sigmas: Tensor
+    cond: Conditioning
+    records: list[dict[str, Any]]
+    groups: Tensor
+    equal: tuple[bool, ...]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def take(self, rows: Sequence[int]) -> Rollout:
+        """The chosen images, in the chosen order."""
+        rows = list(rows)
+        return replace(
+            self,
+            states=[x[rows] for x in self.states],
+            means=[x[rows] for x in self.means],
+            stds=[x[rows] for x in self.stds],
+            cond=self.cond.index(rows),
+            records=[self.records[row] for row in rows],
+            groups=self.groups[rows],
+        )
+
+    def owners(self, k: int) -> Tensor:
+        """The row whose pass at step k stands for each image, (N,): its group's first where the group is still equal,
+        its own otherwise."""
+        rows = torch.arange(len(self))
+        if not self.equal[k]:
+            return rows
+        _, group = torch.unique(self.groups, return_inverse=True)
+        first = rows.new_full((int(group.max()) + 1,), len(self)).scatter_reduce(0, group, rows, "amin")
+        return first[group]
+
+
+def micro_batches(count: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most ``size``."""
+    for first in range(0, count, size):
+        yield slice(first, min(first + size, count))
+
+
+@dataclass
+class Gradients:
+    """Sums of one term's gradients over micro-batches, one tensor for each trained parameter."""
+
+    learner: Learner
+    total: list[Tensor] | None = None
+    term: str = ""  # the loss, for messages
+
+    def add(self, loss: Tensor, retain_graph: bool = False) -> None:
+        """Add the gradient of a scalar loss; a parameter that the loss does not reach is an error."""
+        new = torch.autograd.grad(loss, self.learner.parameters, retain_graph=retain_graph)
+        self.total = list(new) if self.total is None else [a + b for a, b in zip(self.total, new, strict=True)]
+
+    def add_scaled(self, other: Gradients, factor: float) -> None:
+        """Add a multiple of another term's sum."""
+        if other.total is not None:
+            new = [factor * g for g in other.total]
+            self.total = new if self.total is None else [a + b for a, b in zip(self.total, new, strict=True)]
+
+    def all_reduce(self, ranks: Ranks) -> None:
+        """Add up what all processes have. A process to which no sample fell counts as zeros."""
+        if ranks.world > 1 and any(ranks.gather(self.total is not None)):
+            if self.total is None:
+                self.total = [torch.zeros_like(parameter) for parameter in self.learner.parameters]
+            ranks.sum_(self.total)
+
+    def norm(self, since: list[Tensor] | None = None) -> float:
+        """Euclidean norm over all parameters of what was added (after the total was ``since``), 0 where nothing was."""
+        if self.total is None:
+            return 0.0
+        if since is None:
+            return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.total))).item()
+        norms = [torch.linalg.vector_norm(now - then) for now, then in zip(self.total, since, strict=True)]
+        return torch.linalg.vector_norm(torch.stack(norms)).item()
+
+    def step(self) -> float:
+        """One update of the learner with the sum; its norm. FloatingPointError where it is not finite."""
+        if self.total is None:
+            raise FloatingPointError("there is no gradient: no sample was computed")
+        return self.learner.step(self.total, self.term)
+
+
+def combine(terms: Mapping[str, tuple[float, Gradients]], scaling: str) -> tuple[list[Tensor], dict[str, float]]:
+    """Weighted sum of the terms' gradients, each brought to norm 1 first where ``scaling`` is ``unit_norm``; and their
+    norms. A term of weight 0 or without gradient is left out. FloatingPointError naming role, term and tensor where a
+    norm is not finite."""
+    norms = {name: gradients.norm() for name, (_, gradients) in terms.items()}
+    for name, norm in norms.items():
+        if not math.isfinite(norm):
+            _, gradients = terms[name]
+            raise FloatingPointError(gradients.learner.gradient_fault(name, norm, gradients.total or ()))
+    out: list[Tensor] | None = None
+    for name, (weight, gradients) in terms.items():
+        if gradients.total is None or weight == 0 or norms[name] == 0:
+            continue
+        factor = weight / norms[name] if scaling == "unit_norm" else weight
+        scaled = [factor * g for g in gradients.total]
+        out = scaled if out is None else [a + b for a, b in zip(out, scaled, strict=True)]
+    if out is None:
+        raise FloatingPointError("no loss term has a gradient: every advantage is zero and no other term is weighted")
+    return out, {f"grad_{name}": value for name, value in norms.items()}

@@ -10,8 +10,7 @@ from rtdmd.flow.schedule import shift_static
 from rtdmd.oracle import reinforcement
 from rtdmd.oracle.setting import Setting
 from rtdmd.oracle.training import BatchDraws
-from rtdmd.stages import train_rtdmd
-from rtdmd.train import reinforce
+from rtdmd.train.rtdmd import RtdmdTrainer
 
 SMALL = {"prompts_per_epoch": 4, "group_size": 4, "micro_batch": 16, "fake_batch_size": 16}
 
@@ -33,13 +32,13 @@ def test_an_epoch_with_a_bfloat16_network_computes_its_levels_in_float32(monkeyp
     monkeypatch.setattr(reinforcement, "StudentRoles", Recorded)
     monkeypatch.setattr(Recorded, "seen", [])
     law = reinforcement.LAW
-    players = reinforcement.start_stage_two(law, SMALL | {"matching_path": path}, Setting(dtype="bfloat16"), width=8)
-    cond, records, _ = reinforcement.images(players, law)
+    trainer = reinforcement.start_stage_two(law, SMALL | {"matching_path": path}, Setting(dtype="bfloat16"), width=8)
+    cond, records, _ = reinforcement.images(trainer.p, law)
     rollouts = []
-    real = reinforce.roll_out
-    monkeypatch.setattr(train_rtdmd, "roll_out", lambda *args: rollouts.append(real(*args)) or rollouts[-1])
+    real = RtdmdTrainer.roll_out
+    monkeypatch.setattr(RtdmdTrainer, "roll_out", lambda *args: rollouts.append(real(*args)) or rollouts[-1])
     draws = BatchDraws(0, "test", 0, tuple(range(16)), (2, 1, 1), torch.device("cpu"))
-    values = train_rtdmd.epoch(players, cond, records, draws)
+    values = trainer.step(cond, records, draws)
     assert values["ratio_error"] == 0.0
     (rollout,) = rollouts
     parts = [*rollout.states, *rollout.means, *rollout.stds, rollout.sigmas]

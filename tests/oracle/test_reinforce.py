@@ -9,11 +9,12 @@ from rtdmd.oracle.backbone import OracleBackbone, OracleReward
 from rtdmd.oracle.gradients import Chains, roll_out
 from rtdmd.oracle.identities import reward
 from rtdmd.oracle.mixture import ring
-from rtdmd.train import reinforce
-from rtdmd.train.adapters import ADAPTERS, AdapterBank, Learner
-from rtdmd.train.last_step import last_step_gradients
+from rtdmd.rewards.panel import Panel
+from rtdmd.train.rtdmd import RtdmdTrainer
 
-LAW, ETA, MEMBERS, COUNT = ring(variance=0.2), 0.9, 6, 12_000
+LAW = ring(variance=0.2)
+MEMBERS = 6
+COUNT = 12_000
 CHANGES = {
     "density": "gaussian",
     "baseline": "leave_one_out",
@@ -29,15 +30,16 @@ CHANGES = {
 
 
 def stage_two(seed: int = 0, **changes):
-    """(params, roles, learner, conditioning, records, groups, draws) of one epoch on the oracle."""
+    """(trainer, conditioning, records, groups, draws) of one epoch on the oracle."""
     params = training.oracle_params("train_rtdmd", CHANGES | changes)
-    roles = AdapterBank(OracleBackbone(LAW, width=8), params.adapter, ADAPTERS["train_rtdmd"], 0)
-    learner = Learner.adamw(roles.trainable("rtdmd"), 1e-3, params.train_rtdmd)
+    backbone = OracleBackbone(LAW, width=8)
+    rewards = Panel({spec.name: OracleReward() for spec in params.train_rtdmd.rewards}, backbone.device)
+    trainer = RtdmdTrainer(params, backbone, rewards, training.every_prompt(LAW, 1))
     groups = torch.arange(COUNT) // MEMBERS
     cond = training.every_prompt(LAW, LAW.prompts).index(groups % LAW.prompts)
     draws = training.BatchDraws(seed, "test", 0, tuple(range(COUNT)), (2, 1, 1), torch.device("cpu"))
     records = [{"prompt": str(int(group) % LAW.prompts), "metadata": None} for group in groups]
-    return params.train_rtdmd, roles, learner, cond, records, groups, draws
+    return trainer, cond, records, groups, draws
 
 
 def flat(gradients) -> torch.Tensor:
@@ -47,30 +49,29 @@ def flat(gradients) -> torch.Tensor:
 
 def hybrid_gradient(trained, **changes):
     """Stage two's estimate of ∇E r, its largest |ratio - 1|, with the advantages' scale taken out."""
-    p, roles, learner, cond, records, groups, draws = stage_two(**changes)
-    sigmas = roles.backbone.sigmas(4)
-    rollout = reinforce.roll_out(roles, cond, records, groups, sigmas, trained, p, ETA, draws)
+    trainer, cond, records, groups, draws = stage_two(**changes)
+    p = trainer.p
+    rollout = trainer.roll_out(cond, records, groups, trained, draws)
     scores = reward(rollout.states[-1])
-    advantages = reinforce.advantages_of({spec.name: scores for spec in p.rewards}, groups, p)
+    advantages = trainer.advantages({spec.name: scores for spec in p.rewards}, groups)
     centred = subtract_baseline(scores[None], groups, "leave_one_out")[0]
     scale = float((advantages @ centred) / (centred @ centred))
-    policy, _, values = reinforce.policy_gradient(roles, learner, rollout, advantages, trained, p, ETA)
-    terms = [(1.0, OracleReward())]
-    _, backprop, *_ = last_step_gradients(roles, learner, rollout, terms, roles.backbone, p, {}, ETA, draws)
+    policy, _, values = trainer.policy_gradient(rollout, advantages, trained)
+    backprop = trainer.last_step(rollout, draws).backprop
     steps = 1 if p.subset_factor else len(trained)  # without the factor the term is the mean over the trained steps
     return -(flat(policy) / scale * steps + flat(backprop)), values["ratio_error"]
 
 
 def exact_gradient():
     """Pathwise through the whole chain."""
-    _, roles, learner, cond, _, groups, draws = stage_two(seed=1)
+    trainer, cond, _, groups, draws = stage_two(seed=1)
     noises = [draws.normal(f"{k}").flatten(1) for k in range(4)]
 
     def velocity(x, sigma):
-        return roles.velocity("generator", x[..., None, None], sigma, cond).flatten(1)
+        return trainer.adapters.velocity("generator", x[..., None, None], sigma, cond).flatten(1)
 
     final, _ = roll_out(velocity, Chains(noises[0], torch.stack(noises[1:]), groups), pathwise=True)
-    gradient = torch.autograd.grad(reward(final).mean(), learner.parameters[-2:])
+    gradient = torch.autograd.grad(reward(final).mean(), trainer.generator.parameters[-2:])
     return torch.cat([part.reshape(-1) for part in gradient])
 
 

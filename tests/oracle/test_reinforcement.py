@@ -1,7 +1,5 @@
 """T8, stage two: the fixed point in closed form, and the two ways to hold the reinforced steps against each other."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -12,7 +10,7 @@ from rtdmd.oracle.mixture import Mixture, gaussian, ring
 from rtdmd.oracle.quadrature import relative_entropy
 from rtdmd.oracle.setting import Setting
 from rtdmd.oracle.statements import STATEMENTS
-from rtdmd.train import last_step
+from rtdmd.train import rtdmd
 
 EXACT = Setting()
 TIMES = torch.linspace(0.02, 0.98, 97, dtype=torch.float64)
@@ -66,12 +64,18 @@ def twice(x, direction, groups):
 
 @pytest.mark.parametrize("wrong", [size_of_the_direction, one_sided, twice])
 def test_another_reward_for_matching_is_not_the_gradient_of_the_chain(monkeypatch, wrong):
-    monkeypatch.setattr(last_step, "matching_rewards", wrong)
+    monkeypatch.setattr(rtdmd, "matching_rewards", wrong)
     assert reinforcement.matching_as_a_reward(EXACT) > 2 * bound()
 
 
 def test_the_last_step_alone_is_not_the_gradient_of_the_chain():
     assert reinforcement.matching_as_a_reward(EXACT, path="last_step") > 2 * bound()
+
+
+def with_other_fake(changes):
+    trainer = reinforcement.start_stage_two(reinforcement.LAW, changes, EXACT, width=8)
+    other = reinforcement.LAW.affine(torch.tensor([0.3, 0.4]).double(), 1.3)
+    return reinforcement.with_other_fake(trainer, other)
 
 
 def test_an_epoch_gives_each_image_its_own_matching_reward():
@@ -80,15 +84,12 @@ def test_an_epoch_gives_each_image_its_own_matching_reward():
     norms = []
     for size in (8, 512):
         changes = {"matching_path": "reward", "last_step_batch_size": size, "fake_updates_per_epoch": 0}
-        players = reinforcement.start_stage_two(reinforcement.LAW, changes, EXACT, width=8)
-        other = reinforcement.OtherFake(players.roles, reinforcement.LAW.affine(torch.tensor([0.3, 0.4]).double(), 1.3))
-        cond, records, _ = reinforcement.images(players, reinforcement.LAW)
+        trainer = with_other_fake(changes)
+        cond, records, _ = reinforcement.images(trainer.p, reinforcement.LAW)
         draws = reinforcement.BatchDraws(0, "test", 0, tuple(range(len(records))), (2, 1, 1), torch.device("cpu"))
-        values = reinforcement.train_rtdmd.epoch(replace(players, roles=other), cond, records, draws)
+        values = trainer.step(cond, records, draws)
         norms.append(values["grad_matching"])
-    through = reinforcement.start_stage_two(reinforcement.LAW, {"fake_updates_per_epoch": 0}, EXACT, width=8)
-    other = reinforcement.OtherFake(through.roles, reinforcement.LAW.affine(torch.tensor([0.3, 0.4]).double(), 1.3))
-    values = reinforcement.train_rtdmd.epoch(replace(through, roles=other), cond, records, draws)
+    values = with_other_fake({"fake_updates_per_epoch": 0}).step(cond, records, draws)
     assert norms[0] == norms[1] == pytest.approx(values["grad_matching"], rel=0.1)
 
 
@@ -112,6 +113,6 @@ def test_a_short_stage_two_reaches_the_fixed_point():
     ("name", "wrong"), [("matching_rewards", reward_of_nothing), ("dmd_loss", half_the_loss)], ids=["no reward", "half"]
 )
 def test_with_a_wrong_formula_it_ends_elsewhere(monkeypatch, name, wrong):
-    monkeypatch.setattr(last_step, name, wrong)
+    monkeypatch.setattr(rtdmd, name, wrong)
     end = reinforcement.outcome(EXACT, **SHORT)
     assert end.distance > 0.1 and abs(end.reward - 1) > 0.3

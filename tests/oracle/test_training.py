@@ -11,6 +11,7 @@ from rtdmd.oracle import training
 from rtdmd.oracle.backbone import OracleBackbone, OracleReward
 from rtdmd.oracle.setting import Setting
 from rtdmd.train import losses
+from rtdmd.train.acdmd import AcdmdTrainer
 from rtdmd.train.adapters import ADAPTERS, AdapterBank
 
 SHORT = {"iterations": 200, "batch_size": 128, "micro_batch": 128, "ema_decay": 0.9}
@@ -75,16 +76,16 @@ def test_stage_one_approaches_the_teacher_and_against_the_direction_it_leaves(mo
 
 
 def test_the_fake_score_is_told_the_step_of_the_roll_out(monkeypatch):
-    """The step that the fake score reads is the one at which `iteration` stopped; nobody else reads one."""
+    """The step that the fake score reads is the one at which the iteration stopped; nobody else reads one."""
     told, stops, levels = [], [], training.OracleBackbone(training.LAW).sigmas(4)
-    real, roll_out = OracleBackbone.velocity, training.train_acdmd.roll_out
+    real, roll_out = OracleBackbone.velocity, AcdmdTrainer.roll_out
 
     def velocity(self, transformer, x, sigma, cond, **more):
         told.append(cond.tensors.get("step"))
         return real(self, transformer, x, sigma, cond, **more)
 
-    def stopped(roles, cond, ladder, *more, **keywords):
-        x, s = roll_out(roles, cond, ladder, *more, **keywords)
+    def stopped(self, cond, ladder, *more, **keywords):
+        x, s = roll_out(self, cond, ladder, *more, **keywords)
         assert all(step is None for step in told)  # the generator's passes
         told.clear()
         stops.append(len(ladder) - 2)
@@ -92,9 +93,9 @@ def test_the_fake_score_is_told_the_step_of_the_roll_out(monkeypatch):
         return x, s
 
     monkeypatch.setattr(OracleBackbone, "velocity", velocity)
-    monkeypatch.setattr(training.train_acdmd, "roll_out", stopped)
+    monkeypatch.setattr(AcdmdTrainer, "roll_out", stopped)
     ends = []
-    iteration = training.train_acdmd.iteration
+    iteration = AcdmdTrainer.step
 
     def once(*args, **more):
         values = iteration(*args, **more)
@@ -102,6 +103,6 @@ def test_the_fake_score_is_told_the_step_of_the_roll_out(monkeypatch):
         told.clear()
         return values
 
-    monkeypatch.setattr(training.train_acdmd, "iteration", once)
+    monkeypatch.setattr(AcdmdTrainer, "step", once)
     training.train_stage_one(training.LAW, SHORT | {"iterations": 8}, Setting(), width=8, step_aware=True)
     assert ends == [[stop] for stop in stops] and len(set(stops)) > 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,20 +14,16 @@ from rtdmd.common.errors import UserError
 from rtdmd.config.train_rtdmd import DynamicParams
 from rtdmd.flow.nft import nft_loss, optimality
 from rtdmd.flow.path import interpolate, x0_from_velocity
-from rtdmd.rewards.panel import Panel
 from rtdmd.train.baseline_losses import (
-    Leaning,
-    early_helps,
+    DmdrAnnealing,
     gain_weights,
     nft_gradient,
     step_advantages,
     stepwise_policy_gradient,
 )
-from rtdmd.train.last_step import estimate, last_step_gradients
-from rtdmd.train.reinforce import advantages_of, policy_gradient
-from tests.train.test_reinforce import (
+from rtdmd.train.losses import Renoised
+from tests.train.test_rtdmd import (
     COUNT,
-    ETA,
     LEVELS,
     Table,
     draws,
@@ -56,6 +51,9 @@ class Brightness:
         return images.flatten(1).mean(1)
 
 
+BRIGHT = {"world_verifier": Brightness()}
+
+
 def brightness(on: Table, latents: Tensor) -> Tensor:
     return on.backbone.decode(latents).flatten(1).mean(1)
 
@@ -68,7 +66,7 @@ def short(table: Table) -> Table:  # noqa: F811
 def test_nft_is_the_loss_on_the_images_renoised_to_the_samplers_levels(short: Table) -> None:
     p = settings(nft_strength=0.7)
     rollout, advantages = short.roll_out(p, (0, 2)), some_advantages()
-    term, value = nft_gradient(short.roles, short.learner, rollout, advantages, p, draws())
+    term, value = nft_gradient(short.on(p), rollout, advantages, draws())
     sigma = LEVELS[:-1][(draws().uniform("nft-level") * 4).long()]
     assert set(sigma.tolist()) <= set(LEVELS[:-1].tolist()) and len(set(sigma.tolist())) > 1
     noise, x0 = draws().normal("nft"), rollout.states[-1]
@@ -82,10 +80,7 @@ def test_nft_is_the_loss_on_the_images_renoised_to_the_samplers_levels(short: Ta
 def test_nft_moves_the_velocity_to_good_images_and_from_bad_ones(short: Table) -> None:
     p = settings()
     rollout = short.roll_out(p, (0, 2))
-    good, bad = (
-        flat(nft_gradient(short.roles, short.learner, rollout, torch.full((COUNT,), a), p, draws())[0])
-        for a in (1.0, -1.0)
-    )
+    good, bad = (flat(nft_gradient(short.on(p), rollout, torch.full((COUNT,), a), draws())[0]) for a in (1.0, -1.0))
     assert relative(good, -bad) < 1e-5 and good.norm() > 0
 
 
@@ -93,20 +88,18 @@ def test_gains_are_the_rewards_of_the_foreseen_images(short: Table) -> None:
     p = settings(credit="gain", trained_steps=3, share_noise=False, **VERIFIER)
     rollout = short.roll_out(p, (0, 1, 2))
     final = {"world_verifier": brightness(short, rollout.states[-1])}
-    panel = Panel({"world_verifier": Brightness()}, torch.device("cpu"))
-    found = step_advantages(rollout, final, panel, short.backbone, (0, 1, 2), p, ETA)
+    trainer = short.on(p, BRIGHT)
+    found = step_advantages(trainer, rollout, final, (0, 1, 2))
     seen = []
     for k in range(4):
-        v = short.roles.velocity("generator", rollout.states[k], rollout.level(k, EVERY), short.cond)
-        seen.append(brightness(short, x0_from_velocity(rollout.states[k], v, rollout.level(k, EVERY)).detach()))
+        v = short.roles.velocity("generator", rollout.states[k], LEVELS[k].expand(COUNT), short.cond)
+        seen.append(brightness(short, x0_from_velocity(rollout.states[k], v, LEVELS[k].expand(COUNT)).detach()))
     torch.testing.assert_close(seen[3], final["world_verifier"])
     for k in range(3):
-        expected = advantages_of({"world_verifier": seen[k + 1] - seen[k]}, rollout.groups, p)
+        expected = trainer.advantages({"world_verifier": seen[k + 1] - seen[k]}, rollout.groups)
         torch.testing.assert_close(found[k], expected, rtol=2e-3, atol=2e-3)  # float32 images, divided by their spread
-    to_go = step_advantages(
-        rollout, final, panel, short.backbone, (0, 2), p.model_copy(update={"credit": "to_go"}), ETA
-    )
-    expected = advantages_of({"world_verifier": seen[3] - seen[0]}, rollout.groups, p)
+    to_go = step_advantages(short.on(p.model_copy(update={"credit": "to_go"}), BRIGHT), rollout, final, (0, 2))
+    expected = trainer.advantages({"world_verifier": seen[3] - seen[0]}, rollout.groups)
     torch.testing.assert_close(to_go[0], expected, rtol=2e-3, atol=2e-3)
     torch.testing.assert_close(to_go[2], found[2])  # the last stochastic step's gain is all that is to go
 
@@ -115,10 +108,8 @@ def test_one_advantage_for_every_step_is_the_plain_policy_gradient(short: Table)
     for factor in (False, True):
         p = settings(subset_factor=factor)
         rollout, advantages = short.roll_out(p, (0, 2)), some_advantages()
-        plain, _, values = policy_gradient(short.roles, short.learner, rollout, advantages, (0, 2), p, ETA)
-        by_step, _, more = stepwise_policy_gradient(
-            short.roles, short.learner, rollout, {0: advantages, 2: advantages}, slice(None), p, ETA
-        )
+        plain, _, values = short.on(p).policy_gradient(rollout, advantages, (0, 2))
+        by_step, _, more = stepwise_policy_gradient(short.on(p), rollout, {0: advantages, 2: advantages}, slice(None))
         assert relative(flat(by_step), flat(plain)) < 1e-5
         assert more == pytest.approx(values)
 
@@ -129,8 +120,8 @@ def test_matching_weighs_by_what_the_target_gains(short: Table) -> None:
     rollout = short.roll_out(p, (0, 2))
     final = {"world_verifier": brightness(short, rollout.states[-1])}
     rows = [7, 2, 5]
-    panel = Panel({"world_verifier": Brightness()}, torch.device("cpu"))
-    weigh = gain_weights(rollout, final, slice(None), panel, short.backbone, p, rows)
+    trainer = short.on(p, BRIGHT)
+    weigh = gain_weights(trainer, rollout, final, slice(None), rows)
     images, direction = rollout.states[-1][rows][1:], 0.3 * draws().normal("g")[:2]
     spread = 2 * final["world_verifier"].std(correction=0)
     gained = 2 * (brightness(short, images - direction) - brightness(short, images)) / spread
@@ -138,16 +129,17 @@ def test_matching_weighs_by_what_the_target_gains(short: Table) -> None:
     torch.testing.assert_close(weigh(slice(1, 3), images, direction), expected, rtol=1e-3, atol=1e-3)
     assert bool((expected != 1).all())
     flat_scores = {"world_verifier": torch.ones(COUNT)}
-    silent = gain_weights(rollout, flat_scores, slice(None), panel, short.backbone, p, rows)
+    silent = gain_weights(trainer, rollout, flat_scores, slice(None), rows)
     assert silent(slice(0, 3), rollout.states[-1][rows], direction[:1]).tolist() == [1, 1, 1]
 
 
 def test_weights_of_matching_scale_its_gradient(short: Table) -> None:
     p = settings(matching_path="last_step", weights={"backprop": 0.0})
     rollout = short.roll_out(p, (0, 2))
-    common = (short.roles, short.learner, rollout, [], short.backbone, p, {}, ETA, draws())
-    plain, *_ = last_step_gradients(*common)
-    double, *_ = last_step_gradients(*common, None, lambda rows, images, direction: torch.full((len(images),), 2.0))
+    plain, *_ = short.on(p).last_step(rollout, draws())
+    double, *_ = short.on(p).last_step(
+        rollout, draws(), weigh=lambda rows, images, direction: torch.full((len(images),), 2.0)
+    )
     assert relative(flat(double), 2 * flat(plain)) < 1e-6
 
 
@@ -156,11 +148,9 @@ def test_refl_back_propagates_the_estimate_of_a_random_step(short: Table) -> Non
     rollout = short.roll_out(p, (0, 2))
     seen = set()
     for step in range(6):
-        _, term, *_ = last_step_gradients(
-            short.roles, short.learner, rollout, [(1.0, Brightness())], short.backbone, p, {}, ETA, draws(step=step)
-        )
+        _, term, *_ = short.on(p, {"clipscore": Brightness()}).last_step(rollout, draws(step=step))
         for k in range(4):
-            score = brightness(short, estimate(short.roles, rollout, EVERY, k)).mean()
+            score = brightness(short, short.trainer.estimate(rollout, EVERY, k)).mean()
             own = torch.cat([g.flatten() for g in torch.autograd.grad(-score, short.learner.parameters)])
             if relative(flat(term), own) < 1e-4:
                 seen.add(k)
@@ -170,18 +160,20 @@ def test_refl_back_propagates_the_estimate_of_a_random_step(short: Table) -> Non
     assert len(seen) > 1
 
 
-def test_the_teacher_leans_by_the_fake_scores_adapter_only_while_asked(short: Table) -> None:
+def test_the_teacher_carries_the_fake_scores_adapter_at_the_annealed_scale(short: Table) -> None:
     """At scale 1 it is the fake score, at a small scale it moves linearly, and afterwards nothing is left."""
-    roles = short.roles
-    x, sigma = draws().normal("x"), torch.full((COUNT,), 0.5)
+    roles, x, sigma = short.roles, draws().normal("x"), torch.full((COUNT,), 0.5)
+    point = Renoised(x, sigma, x, sigma, x)
+
+    def at(scale: float) -> Tensor:
+        dynamic = DynamicParams(guidance=scale, renoise=False, epochs=10)
+        return DmdrAnnealing(dynamic, 0).teacher(roles, point, short.cond, {})
+
     with torch.no_grad():
         teacher, fake = (roles.velocity(role, x, sigma, short.cond) for role in ("teacher", "fake"))
-        whole = Leaning(roles, 1.0).velocity("teacher", x, sigma, short.cond)
-        assert torch.equal(whole, fake)
-        small, half = (Leaning(roles, s).velocity("teacher", x, sigma, short.cond) - teacher for s in (2e-3, 1e-3))
+        assert torch.equal(at(1.0), fake) and torch.equal(at(0.0), teacher)
+        small, half = (at(s) - teacher for s in (2e-3, 1e-3))
         assert relative(small, 2 * half) < 2e-2 and relative(fake, teacher) > 1e-2
-        other = Leaning(roles, 0.5).velocity("generator", x, sigma, short.cond)
-        assert torch.equal(other, roles.velocity("generator", x, sigma, short.cond))
         assert torch.equal(roles.velocity("fake", x, sigma, short.cond), fake)
 
 
@@ -191,16 +183,24 @@ def test_full_mode_has_no_adapter_to_lean_on(short: Table) -> None:
         pass
 
 
-def test_early_helps_fade(short: Table) -> None:
+def test_annealing_ends(short: Table) -> None:
     dynamic = DynamicParams(guidance=0.75, renoise=True, epochs=10)
-    roles, early = early_helps(short.roles, draws(step=0), dynamic)
-    assert isinstance(roles, Leaning) and roles.scale == 0.75
+    early = DmdrAnnealing(dynamic, 0).draws(draws(step=0))
     assert early.uniform("time").mean() > draws(step=0).uniform("time").mean() + 0.1
     assert torch.equal(early.normal("z"), draws(step=0).normal("z"))
     assert torch.equal(early.uniform("delta"), draws(step=0).uniform("delta"))
     part = early.of((3, 1))
     assert torch.equal(part.uniform("time"), early.uniform("time")[[3, 1]])
-    roles, late = early_helps(short.roles, draws(step=10), dynamic)
-    assert roles is short.roles and torch.equal(late.uniform("time"), draws(step=10).uniform("time"))
-    off = replace(draws(), step=0)
-    assert early_helps(short.roles, off, DynamicParams(guidance=0.0, renoise=False, epochs=5)) == (short.roles, off)
+    late = draws(step=10)
+    assert DmdrAnnealing(dynamic, 10).draws(late) is late
+    off = DynamicParams(guidance=0.0, renoise=False, epochs=5)
+    assert DmdrAnnealing(off, 0).draws(late) is late
+
+
+@pytest.mark.parametrize(("epoch", "differs"), [(0, True), (9, True), (10, False)])
+def test_matching_is_annealed_within_the_named_epochs_alone(short: Table, epoch: int, differs: bool) -> None:
+    p = settings(matching_path="last_step", weights={"backprop": 0.0})
+    annealed = settings(weights={"backprop": 0.0}, dynamic={"guidance": 0.75, "renoise": True, "epochs": 10})
+    rollout = short.roll_out(p, (0, 2))
+    one, other = (short.on(each).last_step(rollout, draws(step=epoch)).values["gap"] for each in (p, annealed))
+    assert (one != other) == differs

@@ -17,8 +17,9 @@ from rtdmd.common.errors import RtdmdError
 from rtdmd.common.files import load_tensors
 from rtdmd.config import preset
 from rtdmd.stages import train_acdmd
+from rtdmd.train import acdmd, losses
 from rtdmd.train import adapters as roles_module
-from rtdmd.train import losses
+from rtdmd.train.acdmd import AcdmdTrainer
 from tests.train.workshop import make_trainable, results, rows_of
 from tests.workspace import REPOSITORY, set_params
 
@@ -53,12 +54,12 @@ def whole(root: Path) -> dict[str, bytes]:
 
 def dies_at(step: int, kind: type[BaseException] = KeyboardInterrupt) -> Callable[..., dict[str, float]]:
     """The iteration, which ends the process at one step."""
-    real = train_acdmd.iteration
+    real = AcdmdTrainer.step
 
-    def iteration(players: Any, cond: Any, draws: Any, generator_turn: bool) -> dict[str, float]:
+    def iteration(self: Any, cond: Any, draws: Any) -> dict[str, float]:
         if draws.step == step:
             raise kind
-        return real(players, cond, draws, generator_turn)
+        return real(self, cond, draws)
 
     return iteration
 
@@ -75,7 +76,7 @@ def test_killed_and_resumed_is_the_uninterrupted_run(
 ) -> None:
     """Killed before the first checkpoint, between two of them in the middle of a row, and right after one."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train_acdmd, "iteration", dies_at(step))
+        patch.setattr(AcdmdTrainer, "step", dies_at(step))
         train(root, EIGHT)
     assert results(root, STAGE) == {}
     assert train(root, EIGHT, fresh=False) == whole
@@ -86,17 +87,17 @@ def test_killed_twice_and_after_the_last_iteration(
 ) -> None:
     for step in (5, 7):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(train_acdmd, "iteration", dies_at(step))
+            patch.setattr(AcdmdTrainer, "step", dies_at(step))
             train(root, EIGHT, fresh=step == 5)
 
     def dying(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train_acdmd, "write_outputs", dying)
+        patch.setattr(AcdmdTrainer, "write_outputs", dying)
         train(root, EIGHT, fresh=False)
     seen: list[int] = []
-    monkeypatch.setattr(train_acdmd, "iteration", lambda players, cond, draws, generator_turn: seen.append(draws.step))
+    monkeypatch.setattr(AcdmdTrainer, "step", lambda self, cond, draws: seen.append(draws.step))
     assert train(root, EIGHT, fresh=False) == whole
     assert seen == []
 
@@ -182,7 +183,7 @@ def watched(patch: pytest.MonkeyPatch) -> list[tuple[float, float, float]]:
         seen.append((point.s[0].item(), point.t.min().item(), point.t.max().item()))
         return point
 
-    patch.setattr(train_acdmd, "renoised", renoised)
+    patch.setattr(acdmd, "renoised", renoised)
     return seen
 
 
@@ -208,7 +209,7 @@ def test_full_mode_trains_resumes_and_leaves_the_teacher(root: Path, monkeypatch
     changes = {**FULL, "train_acdmd": {"iterations": 4, "save_every": 1}}
     whole = train(root, changes)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train_acdmd, "iteration", dies_at(2))
+        patch.setattr(AcdmdTrainer, "step", dies_at(2))
         train(root, changes)
     assert train(root, changes, fresh=False) == whole
     base, _ = load_tensors(root / "data/world/teacher/transformer/diffusion_pytorch_model.safetensors")
@@ -259,17 +260,17 @@ def test_a_non_finite_role_is_named(root: Path, monkeypatch: pytest.MonkeyPatch,
 def test_a_generator_turn_moves_the_generator_and_other_turns_do_not(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, states = train_acdmd.iteration, []
+    real, states = AcdmdTrainer.step, []
 
-    def iteration(players: Any, *arguments: Any, **more: Any) -> dict[str, float]:
-        before = [p.detach().clone() for p in (*players.generator.parameters, *players.fake.parameters)]
-        values = real(players, *arguments, **more)
-        after = (*players.generator.parameters, *players.fake.parameters)
+    def iteration(self: Any, *arguments: Any) -> dict[str, float]:
+        after = (*self.generator.parameters, *self.fakes["fake"].parameters)
+        before = [p.detach().clone() for p in after]
+        values = real(self, *arguments)
         moved = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
-        half = len(players.generator.parameters)
+        half = len(self.generator.parameters)
         states.append((any(moved[:half]), any(moved[half:])))
         return values
 
-    monkeypatch.setattr(train_acdmd, "iteration", iteration)
+    monkeypatch.setattr(AcdmdTrainer, "step", iteration)
     train(root, {"train_acdmd": {"iterations": 6, "generator_every": 3}})
     assert states == [(False, True), (False, True), (True, True)] * 2

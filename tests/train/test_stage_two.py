@@ -20,7 +20,8 @@ from rtdmd.rewards import panel
 from rtdmd.rewards.scorers.world_verifier import WorldVerifier
 from rtdmd.stages import train_acdmd, train_rtdmd
 from rtdmd.train import adapters as roles_module
-from rtdmd.train.reinforce import Rollout
+from rtdmd.train.losses import Rollout
+from rtdmd.train.rtdmd import RtdmdTrainer
 from tests.train.workshop import results, rows_of
 from tests.workspace import set_params
 
@@ -62,12 +63,12 @@ def whole(root: Path) -> dict[str, bytes]:
 
 def dies_at(step: int) -> Callable[..., dict[str, float]]:
     """The epoch, which ends the process at one step."""
-    real = train_rtdmd.epoch
+    real = RtdmdTrainer.step
 
-    def epoch(players: Any, cond: Any, records: Any, draws: Any) -> dict[str, float]:
+    def epoch(self: Any, cond: Any, records: Any, draws: Any) -> dict[str, float]:
         if draws.step == step:
             raise KeyboardInterrupt
-        return real(players, cond, records, draws)
+        return real(self, cond, records, draws)
 
     return epoch
 
@@ -83,7 +84,7 @@ def test_killed_and_resumed_is_the_uninterrupted_run(
     root: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train_rtdmd, "epoch", dies_at(step))
+        patch.setattr(RtdmdTrainer, "step", dies_at(step))
         train(root, SIX)
     assert results(root, STAGE) == {}
     assert train(root, SIX, fresh=False) == whole
@@ -193,7 +194,7 @@ def test_full_mode_starts_from_stage_ones_weights_and_resumes(
     train_acdmd.run(copied)
     whole = train(copied, {"epochs": 2, "save_every": 1}, **full)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train_rtdmd, "epoch", dies_at(1))
+        patch.setattr(RtdmdTrainer, "step", dies_at(1))
         train(copied, {"epochs": 2, "save_every": 1}, **full)
     assert train(copied, {"epochs": 2, "save_every": 1}, fresh=False, **full) == whole
     one, two = (load_tensors(copied / f"results/{s}/generator.safetensors")[0] for s in ("train_acdmd", STAGE))
@@ -204,13 +205,13 @@ def test_full_mode_starts_from_stage_ones_weights_and_resumes(
 def test_a_roll_out_that_the_policy_pass_does_not_repeat_stops_the_run(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = train_rtdmd.roll_out
+    real = RtdmdTrainer.roll_out
 
     def roll_out(*arguments: Any) -> Rollout:
         rollout = real(*arguments)
         return replace(rollout, means=[mean + 1e-2 for mean in rollout.means])
 
-    monkeypatch.setattr(train_rtdmd, "roll_out", roll_out)
+    monkeypatch.setattr(RtdmdTrainer, "roll_out", roll_out)
     with pytest.raises(RtdmdError, match=r"train_rtdmd stopped at epoch 0: the policy ratio is .* off 1 at the first"):
         train(root, SIX)
 
@@ -269,18 +270,16 @@ def test_the_journal_says_more_than_the_curves(root: Path) -> None:
 
 def test_an_epoch_trains_the_drawn_steps_of_the_candidates(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, ...]] = []
-    real = train_rtdmd.policy_gradient
+    real = RtdmdTrainer.policy_gradient
 
-    def policy_gradient(
-        roles: Any, learner: Any, rollout: Rollout, advantages: Any, trained: Any, *more: Any, **named: Any
-    ) -> Any:
+    def policy_gradient(self: Any, rollout: Rollout, advantages: Any, trained: Any, *more: Any) -> Any:
         seen.append(tuple(trained))
         assert len(rollout.states) == 5 and len(rollout) == 4
         assert rollout.groups.tolist() == [0, 0, 1, 1]
         assert rollout.records[0]["prompt"] == rollout.records[1]["prompt"] != rollout.records[2]["prompt"]
-        return real(roles, learner, rollout, advantages, trained, *more, **named)
+        return real(self, rollout, advantages, trained, *more)
 
-    monkeypatch.setattr(train_rtdmd, "policy_gradient", policy_gradient)
+    monkeypatch.setattr(RtdmdTrainer, "policy_gradient", policy_gradient)
     train(root, SIX | {"epochs": 5, "candidate_steps": [0, 2], "trained_steps": 1})
     assert set(seen) == {(0,), (2,)} and len(seen) == 5
 

@@ -5,7 +5,7 @@ stage-one student. The prompts are drawn once: which of them came would else be 
 estimate is built of rounds, a group of images a prompt each; its noise is a round's over their number.
 
 Two are exact for every step: "whole chain" back-propagates through all of them with the noise fixed
-(`last_step.whole_chain`), and "policy + last step" is the hybrid, score function on the stochastic steps and pathwise
+(`RtdmdTrainer.repeat_chain`), and "policy + last step" is the hybrid, score function on the stochastic steps, pathwise
 on the last (`rtdmd verify` holds it against closed forms). The second is the reference, as it is by far the quieter:
 a chain's derivative has heavy tails. Advantages keep the reward's units with the leave-one-out baseline, so that only
 what a row names can bias it.
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from rtdmd.backbones import load_backbone
-from rtdmd.backbones.protocol import Backbone, Conditioning
+from rtdmd.backbones.protocol import Conditioning
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import load_tensors, read_jsonl
 from rtdmd.common.rng import permutation
@@ -32,14 +32,13 @@ from rtdmd.config.load import validate
 from rtdmd.config.presets import merged
 from rtdmd.flow.policy import draw_step_subset
 from rtdmd.methods.budget import WORLD, Prices, stage_two_epoch
-from rtdmd.rewards.panel import Panel, open_panel
+from rtdmd.rewards.panel import open_panel
 from rtdmd.study.variance_table import REFERENCE
-from rtdmd.train.accumulate import Gradients, micro_batches
-from rtdmd.train.adapters import ADAPTERS, AdapterBank, Learner
+from rtdmd.train.adapters import ADAPTERS, AdapterBank
 from rtdmd.train.baseline_losses import step_advantages, stepwise_policy_gradient
-from rtdmd.train.last_step import last_step_gradients, whole_chain
-from rtdmd.train.losses import Draws
-from rtdmd.train.reinforce import Rollout, advantages_of, describe, final_images, policy_gradient, roll_out
+from rtdmd.train.losses import Draws, Gradients, Rollout, micro_batches
+from rtdmd.train.prompts import describe
+from rtdmd.train.rtdmd import RtdmdTrainer
 
 STAGE = "train_rtdmd"
 CHAIN = "whole chain"
@@ -85,21 +84,17 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything a round is computed on: the stage-one student with a fresh adapter, the prompts and the reward."""
+    """Everything a round is computed on: the trainer with the stage-one student and a fresh adapter, and the
+    prompts."""
 
-    params: Params
-    backbone: Backbone
-    roles: AdapterBank
-    learner: Learner
-    panel: Panel
+    trainer: RtdmdTrainer
     records: list[dict[str, Any]]
     cond: Conditioning
-    sigmas: Tensor
     prices: Prices = field(default=WORLD)
 
     def with_settings(self, settings: Mapping[str, Any]) -> Params:
         """The parameters of one estimator."""
-        tree = self.params.model_dump(mode="json")
+        tree = self.trainer.params.model_dump(mode="json")
         return validate(merged(merged(tree, {STAGE: COMMON}), {STAGE: dict(settings)}), "an estimator")
 
 
@@ -125,13 +120,11 @@ def open_bench(params: Params, root: Path, prompts: int = 16) -> Bench:
     backbone = load_backbone(params.model, text=False, vae=True, device=device, root=root)
     roles = AdapterBank(backbone, params.adapter, ADAPTERS[STAGE], params.run.seed)
     roles.load("acdmd", load_tensors(root / paths["acdmd"])[0], paths["acdmd"])
-    learner = Learner.adamw(roles.trainable("rtdmd"), 1e-3, params.train_rtdmd)
     text = load_backbone(params.model, text=True, vae=False, transformer=False, device=device, root=root)
     parts = [[record["prompt"] for record in records[rows]] for rows in micro_batches(len(records), 64)]
     cond = Conditioning.cat([text.encode(part) for part in parts])
     panel = open_panel(params.train_rtdmd.rewards, device, root)
-    sigmas = backbone.sigmas(params.model.num_steps).to(device)
-    return Bench(params, backbone, roles, learner, panel, records, cond, sigmas)
+    return Bench(RtdmdTrainer(params, backbone, panel, cond.index([0]), adapters=roles), records, cond)
 
 
 def price(bench: Bench, name: str) -> float:
@@ -150,29 +143,28 @@ def price(bench: Bench, name: str) -> float:
 def settings_for(bench: Bench, name: str) -> tuple[Params, int]:
     """The parameters of an estimator's round, and its images: a group for every prompt, all in every term."""
     prompts = len(bench.records)
-    count = prompts * bench.params.train_rtdmd.group_size
+    count = prompts * bench.trainer.p.group_size
     return bench.with_settings(ESTIMATORS[name] | {"prompts_per_epoch": prompts, "last_step_batch_size": count}), count
 
 
 def one_round(bench: Bench, name: str, number: int, stream: str = "study") -> Tensor:
     """One estimate (P,) of ∇E r: a roll-out of every prompt's group, with the noise that ``number`` names."""
     params, count = settings_for(bench, name)
-    p, eta = params.train_rtdmd, params.model.eta
+    trainer = bench.trainer.variant(params)
+    p, seed = trainer.p, params.run.seed
     rows = [row for row in range(len(bench.records)) for _ in range(p.group_size)]
-    records, cond = [bench.records[row] for row in rows], bench.cond.index(rows)
-    draws = Draws(params.run.seed, f"{stream}-{name}", number, tuple(range(count)), bench.backbone.latent_shape(),
-                  bench.sigmas.device)  # fmt: skip
-    chosen = draw_step_subset(permutation(len(p.candidate_steps), params.run.seed, stream, number, "subset"),
-                              p.trained_steps)  # fmt: skip
-    trained = [p.candidate_steps[i] for i in chosen]
+    records = [bench.records[row] for row in rows]
+    shape, device = trainer.backbone.latent_shape(), trainer.sigmas.device
+    draws = Draws(seed, f"{stream}-{name}", number, tuple(range(count)), shape, device)
+    order = permutation(len(p.candidate_steps), seed, stream, number, "subset")
+    trained = [p.candidate_steps[i] for i in draw_step_subset(order, p.trained_steps)]
     groups = torch.arange(count) // p.group_size
-    rollout = roll_out(bench.roles, cond, records, groups, bench.sigmas, trained, p, eta, draws)
+    rollout = trainer.roll_out(bench.cond.index(rows), records, groups, trained, draws)
     if name == CHAIN:
-        return -flat(chain_gradient(bench, rollout, p.micro_batch, eta))
-    pathwise = [(spec.weight, bench.panel.rewards[spec.name]) for spec in p.rewards]
-    _, total, *_ = last_step_gradients(bench.roles, bench.learner, rollout, pathwise, bench.backbone, p, {}, eta, draws)
+        return -flat(chain_gradient(trainer, rollout))
+    total = trainer.last_step(rollout, draws).backprop
     if p.weights.policy > 0:
-        total.add_scaled(policy_part(bench, rollout, trained, params), policy_units(rollout, p.density))
+        total.add_scaled(policy_part(trainer, rollout, trained), policy_units(rollout, p.density))
     return -flat(total)
 
 
@@ -185,24 +177,22 @@ def policy_units(rollout: Rollout, density: str) -> float:
     return rollout.states[0][0].numel() / (2 * mean)
 
 
-def policy_part(bench: Bench, rollout: Rollout, trained: list[int], params: Params) -> Gradients:
+def policy_part(trainer: RtdmdTrainer, rollout: Rollout, trained: list[int]) -> Gradients:
     """The score-function term of a round."""
-    p, eta = params.train_rtdmd, params.model.eta
-    with bench.panel.scoring(final_images(rollout, bench.backbone, p.micro_batch)) as scoring:
-        scores = scoring.scores(bench.sigmas.device)
-    if p.credit == "trajectory":
-        own = advantages_of(scores, rollout.groups, p)
-        return policy_gradient(bench.roles, bench.learner, rollout, own, trained, p, eta)[0]
-    credited = step_advantages(rollout, scores, bench.panel, bench.backbone, trained, p, eta)
-    return stepwise_policy_gradient(bench.roles, bench.learner, rollout, credited, slice(None), p, eta)[0]
+    with trainer.rewards.scoring(trainer.images(rollout)) as scoring:
+        scores = scoring.scores(trainer.sigmas.device)
+    if trainer.p.credit == "trajectory":
+        return trainer.policy_gradient(rollout, trainer.advantages(scores, rollout.groups), trained)[0]
+    credited = step_advantages(trainer, rollout, scores, trained)
+    return stepwise_policy_gradient(trainer, rollout, credited, slice(None))[0]
 
 
-def chain_gradient(bench: Bench, rollout: Rollout, size: int, eta: float) -> Gradients:
+def chain_gradient(trainer: RtdmdTrainer, rollout: Rollout) -> Gradients:
     """Minus the gradient of the mean reward through every step, noises fixed."""
-    (reward,) = bench.panel.rewards.values()
-    total = Gradients(bench.learner)
-    for rows in micro_batches(len(rollout), size):
-        images = bench.backbone.decode(whole_chain(bench.roles, rollout, rows, eta))
+    (reward,) = trainer.rewards.rewards.values()
+    total = Gradients(trainer.generator)
+    for rows in micro_batches(len(rollout), trainer.p.micro_batch):
+        images = trainer.backbone.decode(trainer.repeat_chain(rollout, rows))
         total.add(-reward.score(images, *describe(rollout.records[rows])).sum() / len(rollout))
     return total
 

@@ -11,31 +11,45 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from rtdmd.backbones.sampling import ImageNoise, sample
 from rtdmd.common.rng import key_seed
-from rtdmd.train.accumulate import micro_batches
 from rtdmd.train.engine import checkpoint
-from rtdmd.train.reinforce import describe
+from rtdmd.train.losses import micro_batches
+from rtdmd.train.prompts import describe
 
 if TYPE_CHECKING:
-    from rtdmd.backbones.protocol import Conditioning
+    from rtdmd.backbones.protocol import Backbone, Conditioning
+    from rtdmd.config import Params
     from rtdmd.config.validation import ValidationParams
-    from rtdmd.rewards.panel import Batch
-    from rtdmd.stages.train_rtdmd import Players
+    from rtdmd.rewards.panel import Batch, Panel
+    from rtdmd.train.adapters import AdapterBank, Average
+    from rtdmd.train.distributed.ranks import Ranks
+
+
+class Trainer(Protocol):
+    """What a validation needs of stage two's trainer."""
+
+    params: Params
+    backbone: Backbone
+    adapters: AdapterBank
+    average: Average
+    rewards: Panel
+    ranks: Ranks
+    sigmas: Tensor
 
 
 @dataclass
 class Validation:
-    """The validations of a run: ``players`` are the stage's, ``records`` the prompts set aside with ``cond``, a row
+    """The validations of a run: ``trainer`` is the stage's, ``records`` the prompts set aside with ``cond``, a row
     each."""
 
     p: ValidationParams
-    players: Players
+    trainer: Trainer
     records: list[dict[str, Any]]
     cond: Conditioning | None
     best: list[Tensor] = field(default_factory=list)  # of the average
@@ -68,7 +82,7 @@ class Validation:
         return 0 < self.p.patience <= self.misses
 
     def _keep(self, epoch: int) -> None:
-        self.best = [tensor.clone() for tensor in self.players.average.tensors]
+        self.best = [tensor.clone() for tensor in self.trainer.average.tensors]
         self.epoch, self.misses = epoch, 0
 
     def put_best(self) -> dict[str, str]:
@@ -83,12 +97,12 @@ class Validation:
                 " (train_rtdmd.validation)",
                 file=sys.stderr,
             )
-        checkpoint.copy_indexed(self.players.average.tensors, checkpoint.indexed(self.best))
+        checkpoint.copy_indexed(self.trainer.average.tensors, checkpoint.indexed(self.best))
         return {"epoch": str(self.epoch)}
 
     def shared(self) -> tuple[float, float]:
         """What the first process measures, in every process, so that all keep and end alike."""
-        ranks = self.players.ranks
+        ranks = self.trainer.ranks
         with ranks.sync_errors():
             found = self.measure() if ranks.main else (0.0, 0.0)
         return ranks.gather(found)[0]
@@ -96,34 +110,34 @@ class Validation:
     @torch.no_grad()
     def measure(self) -> tuple[float, float]:
         """Weighted mean reward and diversity of the averaged generator."""
-        average, distances = self.players.average, list[Tensor]()
+        average, distances = self.trainer.average, list[Tensor]()
         average.swap()
         try:
-            with self.players.panel.scoring(self._images(distances)) as scoring:
-                scores = scoring.scores(self.players.sigmas.device)
+            with self.trainer.rewards.scoring(self._images(distances)) as scoring:
+                scores = scoring.scores(self.trainer.sigmas.device)
         finally:
             average.swap()
-        rewards = self.players.params.train_rtdmd.rewards
+        rewards = self.trainer.params.train_rtdmd.rewards
         total = sum(spec.weight * scores[spec.name].double().mean().item() for spec in rewards)
         return total, torch.cat(distances).double().mean().item()
 
     def _images(self, distances: list[Tensor]) -> Iterator[Batch]:
         """Every prompt's images, whole prompts at a time, their distances (one a prompt) added to ``distances``."""
-        players, each = self.players, self.p.images
-        roles, shape, device = players.roles, players.backbone.latent_shape(), players.sigmas.device
-        for prompts in micro_batches(len(self.records), max(1, players.params.train_rtdmd.micro_batch // each)):
+        trainer, each = self.trainer, self.p.images
+        shape, device = trainer.backbone.latent_shape(), trainer.sigmas.device
+        for prompts in micro_batches(len(self.records), max(1, trainer.params.train_rtdmd.micro_batch // each)):
             rows = [row for row in range(prompts.start, prompts.stop) for _ in range(each)]
             keys = [(row, i % each) for i, row in enumerate(rows)]
-            noise = ImageNoise(key_seed(players.params.run.seed, "validation"), keys, shape, device)
+            noise = ImageNoise(key_seed(trainer.params.run.seed, "validation"), keys, shape, device)
             assert self.cond is not None
             x = sample(
-                lambda x, sigma, cond: roles.velocity("generator", x, sigma, cond),
+                lambda x, sigma, cond: trainer.adapters.velocity("generator", x, sigma, cond),
                 noise,
                 self.cond.index(rows),
-                players.sigmas,
-                players.params.model.eta,
+                trainer.sigmas,
+                trainer.params.model.eta,
             )
-            images = players.backbone.decode(x)
+            images = trainer.backbone.decode(x)
             distances.append(group_diversity(images, each))
             yield images, *describe([self.records[row] for row in rows])
 
@@ -134,7 +148,7 @@ class Validation:
 
     def restore(self, name: str, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
         """The inverse of ``tensors``."""
-        self.best = [tensor.clone() for tensor in self.players.average.tensors]
+        self.best = [tensor.clone() for tensor in self.trainer.average.tensors]
         checkpoint.copy_indexed(self.best, groups[f"{name}_best"])
         for key, kind in _RECORD.items():
             setattr(self, key, kind(groups[f"{name}_record"][key].item()))

@@ -15,6 +15,7 @@ from rtdmd.config import Params
 from rtdmd.methods.budget import Prices
 from rtdmd.stages import train_acdmd
 from rtdmd.study.variance_table import Figure
+from rtdmd.train.rtdmd import RtdmdTrainer
 from tests.train.workshop import FREE, count_passes, disturb, make_trainable
 from tests.workspace import set_params
 from tools.variance import estimators, table
@@ -36,14 +37,14 @@ def place(tiny_teacher: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPath
 def bench(place: tuple[Path, Params]) -> Bench:
     root, params = place
     bench = open_bench(params, root, 2)
-    disturb(bench.roles, "acdmd", scale=0.02)
+    disturb(bench.trainer.adapters, "acdmd", scale=0.02)
     return bench
 
 
 def test_the_chain_moves_the_reward(bench: Bench) -> None:
     """A small step along the whole chain's estimate raises the mean reward of the same roll-out by step |g|²."""
     gradient = one_round(bench, CHAIN, 0)
-    parameters = bench.learner.parameters
+    parameters = bench.trainer.generator.parameters
 
     def moved(step: float) -> float:
         with torch.no_grad():
@@ -66,12 +67,12 @@ def reward_of(bench: Bench) -> float:
     seen = {}
     real = estimators.chain_gradient
 
-    def watch(bench: Bench, rollout, size: int, eta: float):  # type: ignore[no-untyped-def]
-        (reward,) = bench.panel.rewards.values()
+    def watch(trainer, rollout):  # type: ignore[no-untyped-def]
+        (reward,) = trainer.rewards.rewards.values()
         with torch.no_grad():
-            images = bench.backbone.decode(rollout.states[-1])
+            images = trainer.backbone.decode(rollout.states[-1])
             seen["reward"] = reward.score(images, *estimators.describe(rollout.records)).mean().item()
-        return real(bench, rollout, size, eta)
+        return real(trainer, rollout)
 
     estimators.chain_gradient = watch
     try:
@@ -90,13 +91,13 @@ def test_a_round_is_named_by_its_number(bench: Bench) -> None:
 def test_all_rounds_have_the_same_prompts(
     bench: Bench, place: tuple[Path, Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, real = [], estimators.roll_out
+    seen, real = [], RtdmdTrainer.roll_out
 
-    def watch(roles, cond, records, *rest):  # type: ignore[no-untyped-def]
+    def watch(self, cond, records, *rest):  # type: ignore[no-untyped-def]
         seen.append([record["prompt"] for record in records])
-        return real(roles, cond, records, *rest)
+        return real(self, cond, records, *rest)
 
-    monkeypatch.setattr(estimators, "roll_out", watch)
+    monkeypatch.setattr(RtdmdTrainer, "roll_out", watch)
     for name, number in [(CHAIN, 0), (CHAIN, 1), ("... M = 1", 7)]:
         one_round(bench, name, number)
     assert seen[0] == seen[1] == seen[2] and len(set(seen[0])) == 2
@@ -105,8 +106,8 @@ def test_all_rounds_have_the_same_prompts(
 
 
 def test_the_hybrid_without_advantages_is_the_last_step_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, whole = estimators.advantages_of, one_round(bench, REFERENCE, 0)
-    monkeypatch.setattr(estimators, "advantages_of", lambda scores, groups, p: real(scores, groups, p) * 0)
+    real, whole = RtdmdTrainer.advantages, one_round(bench, REFERENCE, 0)
+    monkeypatch.setattr(RtdmdTrainer, "advantages", lambda *arguments: real(*arguments) * 0)
     hybrid = one_round(bench, REFERENCE, 0)
     monkeypatch.setitem(
         ESTIMATORS, REFERENCE, {"weights": {"policy": 0.0}}
@@ -118,8 +119,9 @@ def test_the_hybrid_without_advantages_is_the_last_step_alone(bench: Bench, monk
 
 def test_the_published_density_has_the_gaussians_units(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """On one step alone the two are the same function of x up to a factor, which the units take out."""
-    sigmas = bench.sigmas
-    two_steps = replace(bench, sigmas=torch.stack([sigmas[0], sigmas[-2], sigmas[-1]]))  # one of them stochastic
+    sigmas, trainer = bench.trainer.sigmas, bench.trainer.variant()
+    trainer.sigmas = torch.stack([sigmas[0], sigmas[-2], sigmas[-1]])  # one of the two steps is stochastic
+    two_steps = replace(bench, trainer=trainer)
     one_step = {"candidate_steps": [0], "trained_steps": 1}
     monkeypatch.setitem(ESTIMATORS, REFERENCE, one_step)
     gaussian = one_round(two_steps, REFERENCE, 3)
@@ -130,13 +132,13 @@ def test_the_published_density_has_the_gaussians_units(bench: Bench, monkeypatch
 
 @pytest.mark.parametrize("name", [CHAIN, "last step alone", "random step's estimate (ReFL)", REFERENCE])
 def test_a_round_runs_what_it_is_charged_for(name: str, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, decode = count_passes(monkeypatch), type(bench.backbone).decode
+    seen, decode = count_passes(monkeypatch), type(bench.trainer.backbone).decode
 
     def decoded(self: Any, x: torch.Tensor) -> torch.Tensor:
         seen["decode"] += len(x)
         return decode(self, x)
 
-    monkeypatch.setattr(type(bench.backbone), "decode", decoded)
+    monkeypatch.setattr(type(bench.trainer.backbone), "decode", decoded)
     one_round(bench, name, 0)
     for unit, role in {"two": "generator", "backward": "backward", "decode": "decode"}.items():
         free = replace(bench, prices=Prices(**FREE | {unit: 1.0}))

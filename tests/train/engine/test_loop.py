@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from rtdmd.train.accumulate import Gradients, combine
 
 from rtdmd.common.errors import RtdmdError
 from rtdmd.config import preset
 from rtdmd.pipeline.signals import SIGNALS, Stopped, caught
-from rtdmd.train.accumulate import Gradients, combine
 from rtdmd.train.adapters import Average, Learner
 from rtdmd.train.engine import checkpoint
 from rtdmd.train.engine.journal import write_curves

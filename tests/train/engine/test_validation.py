@@ -20,6 +20,7 @@ from rtdmd.stages import train_rtdmd
 from rtdmd.train.adapters import Average
 from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine.validation import Validation, group_diversity
+from rtdmd.train.rtdmd import RtdmdTrainer
 from tests.train.workshop import results, rows_of
 from tests.workspace import set_params
 
@@ -43,7 +44,7 @@ def follow(validation: Validation, epochs: int) -> list[float]:
     assert validation.before(0).keys() == {"validation/start_reward", "validation/start_diversity"}
     best = []
     for done in range(1, epochs + 1):
-        validation.players.average.tensors[0].fill_(done)
+        validation.trainer.average.tensors[0].fill_(done)
         best.append(validation.after(done)["validation_best"])
         if validation.over():
             break
@@ -55,15 +56,15 @@ def test_the_best_is_the_largest_reward_that_keeps_diversity() -> None:
     figures = [(0.5, 1.0), (0.6, 0.95), (0.9, 0.7), (0.55, 1.2), (0.7, 0.8)]
     validation = by_hand(figures, min_diversity=0.8)
     assert follow(validation, 4) == [1, 1, 1, 4]
-    validation.players.average.tensors[0].fill_(9.0)
+    validation.trainer.average.tensors[0].fill_(9.0)
     assert validation.put_best() == {"epoch": "4"}
-    assert validation.players.average.tensors[0].item() == 4.0
+    assert validation.trainer.average.tensors[0].item() == 4.0
 
 
 def test_where_nothing_is_better_the_stage_one_student_stays_and_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     validation = by_hand([(0.5, 1.0), (0.5, 1.0), (0.4, 1.0)])
     assert follow(validation, 2) == [0, 0]
-    assert validation.put_best() == {"epoch": "0"} and validation.players.average.tensors[0].item() == 0.0
+    assert validation.put_best() == {"epoch": "0"} and validation.trainer.average.tensors[0].item() == 0.0
     assert "generator.safetensors is stage one's student, unchanged (train_rtdmd.validation)" in capsys.readouterr().err
 
 
@@ -120,15 +121,15 @@ def test_the_best_student_is_written_and_resume_is_exact(root: Path, monkeypatch
     best = max(candidates, key=candidates.__getitem__)
     _, about = load_tensors(root / "results" / STAGE / "generator.safetensors")
     assert about["epoch"] == str(best) == f"{checked[-1]['validation_best']:.0f}"
-    real = train_rtdmd.epoch
+    real = RtdmdTrainer.step
 
-    def dying(players: Any, cond: Any, records: Any, draws: Any) -> dict[str, float]:
+    def dying(self: Any, cond: Any, records: Any, draws: Any) -> dict[str, float]:
         if draws.step == 5:
             raise KeyboardInterrupt
-        return real(players, cond, records, draws)
+        return real(self, cond, records, draws)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train_rtdmd, "epoch", dying)
+        patch.setattr(RtdmdTrainer, "step", dying)
         train(root, {"validation": SETTINGS})
     assert train(root, {"validation": SETTINGS}, fresh=False) == whole
 
@@ -141,19 +142,19 @@ def test_an_early_stop_stays_one_after_a_kill(root: Path, monkeypatch: pytest.Mo
     adapter, about = load_tensors(root / "results" / STAGE / "generator.safetensors")
     assert about["epoch"] == "0" and all(not value.any() for name, value in adapter.items() if "lora_B" in name)
     shutil.rmtree(root / "results" / STAGE)  # as a kill while the outputs are written leaves it
-    monkeypatch.setattr(train_rtdmd, "epoch", None)
+    monkeypatch.setattr(RtdmdTrainer, "step", None)
     assert train(root, changes, fresh=False) == whole
 
 
 def test_prompts_set_aside_are_never_trained_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    real = train_rtdmd.epoch
+    real = RtdmdTrainer.step
 
-    def epoch(players: Any, cond: Any, records: Any, draws: Any) -> dict[str, float]:
+    def epoch(self: Any, cond: Any, records: Any, draws: Any) -> dict[str, float]:
         seen.extend(record["prompt"] for record in records)
-        return real(players, cond, records, draws)
+        return real(self, cond, records, draws)
 
-    monkeypatch.setattr(train_rtdmd, "epoch", epoch)
+    monkeypatch.setattr(RtdmdTrainer, "step", epoch)
     lines = (root / "results/prepare_prompts/train.jsonl").read_text().splitlines()
     every = len(lines) - 4
     train(root, {"epochs": 2, "validation": SETTINGS | {"prompts": every}, "prompts_per_epoch": 4})

@@ -12,25 +12,14 @@ from torch import Tensor
 
 from rtdmd.backbones.protocol import Backbone, Conditioning
 from rtdmd.common.rng import integers
-from rtdmd.config import TrainRtdmdParams, preset, reward_params
+from rtdmd.config import Params, TrainRtdmdParams, preset, reward_params
 from rtdmd.flow.cps import cps_mean_std, gaussian_log_prob, published_log_prob
 from rtdmd.flow.path import x0_from_velocity
 from rtdmd.rewards.panel import Panel
 from rtdmd.rewards.registry import load_reward
-from rtdmd.train.accumulate import Gradients, combine, micro_batches
 from rtdmd.train.adapters import AdapterBank, Learner
-from rtdmd.train.last_step import last_step_gradients, whole_chain
-from rtdmd.train.losses import Draws, matching_loss, renoised
-from rtdmd.train.reinforce import (
-    MatchingReward,
-    Rollout,
-    advantages_of,
-    final_images,
-    policy_gradient,
-    require_on_policy,
-    roll_out,
-    shared_passes,
-)
+from rtdmd.train.losses import Draws, Gradients, Rollout, combine, matching_loss, micro_batches, renoised
+from rtdmd.train.rtdmd import LastStep, RtdmdTrainer, require_on_policy, shared_passes
 from rtdmd.world.grammar import captions
 from tests.train.workshop import LEVELS, SHAPE, conditioning, disturb, roles_on, tiny_backbone
 
@@ -40,25 +29,46 @@ GROUP_OF = torch.arange(COUNT) // SIZE
 RECORDS = [captions()[80 * int(group)].metadata() for group in GROUP_OF]
 
 
-def settings(**changes: Any) -> TrainRtdmdParams:
-    """Stage two's section: all three stochastic steps are candidates, two are trained, no shared start."""
+def all_settings(**changes: Any) -> Params:
+    """Stage two with all three stochastic steps as candidates, two of them trained, and no shared start."""
     own = {"candidate_steps": [0, 1, 2], "trained_steps": 2, "share_initial": False, "micro_batch": 5}
     own |= {"matching_path": "last_step", "prompts_per_epoch": GROUPS, "group_size": SIZE}
-    return preset("smoke", {"train_rtdmd": own | changes}).train_rtdmd
+    return preset("smoke", {"model": {"guidance": 3.0}, "train_rtdmd": own | changes})
+
+
+def settings(**changes: Any) -> TrainRtdmdParams:
+    return all_settings(**changes).train_rtdmd
 
 
 @dataclass
 class Table:
-    """Roles of stage two, away from where they start, and a learner over the trained adapter."""
+    """A trainer of stage two whose adapters are away from where they start, and conditioning."""
 
-    roles: AdapterBank
-    learner: Learner
-    backbone: Backbone
+    trainer: RtdmdTrainer
     cond: Conditioning
 
-    def roll_out(self, p: TrainRtdmdParams, trained: tuple[int, ...], seed: int = 0) -> Rollout:
+    def on(self, p: TrainRtdmdParams, rewards: dict[str, Any] | None = None) -> RtdmdTrainer:
+        """The trainer under other settings, and with other rewards where they are named."""
+        trainer = self.trainer.variant(self.trainer.params.model_copy(update={"train_rtdmd": p}))
+        if rewards is not None:
+            trainer.rewards = Panel(rewards, torch.device("cpu"))
+        return trainer
+
+    @property
+    def roles(self) -> AdapterBank:
+        return self.trainer.adapters
+
+    @property
+    def learner(self) -> Learner:
+        return self.trainer.generator
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.trainer.backbone
+
+    def roll_out(self, p: TrainRtdmdParams, trained: tuple[int, ...], seed: int = 0, step: int = 3) -> Rollout:
         records = [{"prompt": record["prompt"], "metadata": record} for record in RECORDS]
-        return roll_out(self.roles, self.cond, records, GROUP_OF, LEVELS, trained, p, ETA, draws(seed))
+        return self.on(p).roll_out(self.cond, records, GROUP_OF, trained, draws(seed, step))
 
 
 def draws(seed: int = 0, step: int = 3) -> Draws:
@@ -66,12 +76,14 @@ def draws(seed: int = 0, step: int = 3) -> Draws:
 
 
 @pytest.fixture(scope="module")
-def table(tiny_teacher: Path) -> Table:
+def table(tiny_teacher: Path, tiny_clip: Path) -> Table:
     backbone = tiny_backbone(tiny_teacher, vae=True)
     roles = roles_on(backbone, "train_rtdmd")
     disturb(roles, "acdmd", "rtdmd", "fake")
-    learner = Learner.adamw(roles.trainable("rtdmd"), 1e-3, settings())
-    return Table(roles, learner, backbone, conditioning(GROUPS).repeat_interleave(SIZE))
+    rewards = Panel({"clipscore": load_reward(reward_params(name="clipscore", model=str(tiny_clip)))}, backbone.device)
+    trainer = RtdmdTrainer(all_settings(), backbone, rewards, conditioning(1, "null"), adapters=roles)
+    assert torch.equal(trainer.sigmas, LEVELS)
+    return Table(trainer, conditioning(GROUPS).repeat_interleave(SIZE))
 
 
 def noise_of(rollout: Rollout, k: int) -> Tensor:
@@ -147,17 +159,7 @@ def test_shared_noise_depends_on_the_runs_seed_and_the_epoch(table: Table) -> No
     same, other = (noise_of(table.roll_out(settings(), (0, 2), seed), 1) for seed in (0, 1))
     assert torch.allclose(same, noise_of(table.roll_out(settings(), (0, 2), 0), 1))
     assert (same - other).abs().max() > 2
-    later = roll_out(
-        table.roles,
-        table.cond,
-        [{"prompt": "", "metadata": None}] * COUNT,
-        GROUP_OF,
-        LEVELS,
-        (0, 2),
-        settings(),
-        ETA,
-        draws(step=4),
-    )
+    later = table.roll_out(settings(), (0, 2), step=4)
     assert (noise_of(later, 1) - same).abs().max() > 2
 
 
@@ -172,11 +174,11 @@ def test_the_roll_outs_noise_is_standard(table: Table) -> None:
 def test_the_ratio_is_exactly_one_at_the_first_update(table: Table, density: str, micro: int) -> None:
     p = settings(density=density, micro_batch=micro)
     rollout = table.roll_out(p, (0, 2))
-    *_, values = policy_gradient(table.roles, table.learner, rollout, some_advantages(), (0, 2), p, ETA)
+    *_, values = table.on(p).policy_gradient(rollout, some_advantages(), (0, 2))
     by_level = {name: values.pop(name) for name in [*values] if name.startswith("grad_policy/sigma=")}
     assert values == {"kept": 1.0, "clip_fraction": 0.0, "ratio_error": 0.0}
     for k, name in zip((0, 2), by_level, strict=True):  # the mean over two trained steps is half of each alone
-        alone = policy_gradient(table.roles, table.learner, rollout, some_advantages(), (k,), p, ETA)[0]
+        alone = table.on(p).policy_gradient(rollout, some_advantages(), (k,))[0]
         assert name == f"grad_policy/sigma={LEVELS[k].item():.3g}"
         assert by_level[name] == pytest.approx(alone.norm() / 2, rel=1e-5)
 
@@ -186,7 +188,7 @@ def test_on_policy_it_is_the_score_function_gradient(table: Table, density: str)
     """∇ of -mean over trained steps and images of A log p, by one plain pass over everything."""
     p = settings(density=density, clip_range=0.2)
     rollout, advantages = table.roll_out(p, (0, 2)), some_advantages()
-    policy, _, _ = policy_gradient(table.roles, table.learner, rollout, advantages, (0, 2), p, ETA)
+    policy, _, _ = table.on(p).policy_gradient(rollout, advantages, (0, 2))
     loss = torch.zeros(())
     for k in (0, 2):
         sigma, tau = LEVELS[k].expand(COUNT), LEVELS[k + 1].expand(COUNT)
@@ -203,7 +205,7 @@ def test_the_papers_factor_is_the_number_of_candidates_over_the_mean(table: Tabl
     """(K-1)/M over the sum of M steps: three times the mean over the two trained ones."""
     rollout, advantages = table.roll_out(settings(), (0, 2)), some_advantages()
     mean, scaled = (
-        policy_gradient(table.roles, table.learner, rollout, advantages, (0, 2), settings(subset_factor=factor), ETA)[0]
+        table.on(settings(subset_factor=factor)).policy_gradient(rollout, advantages, (0, 2))[0]
         for factor in (False, True)
     )
     assert relative(flat(scaled), 3 * flat(mean)) < 1e-6
@@ -216,9 +218,7 @@ def test_zero_advantage_leaves_the_policy_term_only(table: Table) -> None:
     rollout = table.roll_out(settings(), (0, 2))
 
     def policy(**changes: Any) -> tuple[Tensor, dict[str, float]]:
-        gradients, _, values = policy_gradient(
-            table.roles, table.learner, rollout, advantages, (0, 2), settings(**changes), ETA
-        )
+        gradients, _, values = table.on(settings(**changes)).policy_gradient(rollout, advantages, (0, 2))
         return flat(gradients), values
 
     dropped, values = policy()
@@ -233,15 +233,15 @@ def test_images_of_zero_advantage_are_not_passed(table: Table, monkeypatch: pyte
     advantages = some_advantages()
     advantages[::3] = 0
     rollout = table.roll_out(settings(), (0, 2))
-    everything = policy_gradient(table.roles, table.learner, rollout, advantages, (0, 2), settings(), ETA)[0]
+    everything = table.on(settings()).policy_gradient(rollout, advantages, (0, 2))[0]
     passed = count_passes(table, monkeypatch)
     p = settings(micro_batch=3)
-    some = policy_gradient(table.roles, table.learner, rollout, advantages, (0, 2), p, ETA)[0]
+    some = table.on(p).policy_gradient(rollout, advantages, (0, 2))[0]
     assert passed == [3] * 6
     assert relative(flat(some), flat(everything)) < 1e-5
     passed.clear()
     anchored = settings(micro_batch=3, weights={"reference_kl": 0.1})
-    policy_gradient(table.roles, table.learner, rollout, advantages, (0, 2), anchored, ETA)
+    table.on(anchored).policy_gradient(rollout, advantages, (0, 2))
     assert passed == [3] * 16  # the reference KL is of all images, and passes the reference too
 
 
@@ -263,19 +263,19 @@ def test_a_group_that_is_still_equal_has_one_pass(table: Table, monkeypatch: pyt
     assert rollout.owners(1).tolist() == [0] * 4 + [4] * 4 + [8] * 4 and rollout.owners(2).tolist() == list(range(12))
     alone = replace(rollout, equal=(False,) * 4)
     advantages = some_advantages()
-    expected = policy_gradient(table.roles, table.learner, alone, advantages, (1,), p, ETA)[0]
+    expected = table.on(p).policy_gradient(alone, advantages, (1,))[0]
     passed = count_passes(table, monkeypatch)
-    mine, _, values = policy_gradient(table.roles, table.learner, rollout, advantages, (1,), p, ETA)
+    mine, _, values = table.on(p).policy_gradient(rollout, advantages, (1,))
     assert passed == [GROUPS] and values["ratio_error"] == 0.0
     assert relative(flat(mine), flat(expected)) < 1e-5
 
 
-def test_without_any_advantage_the_other_terms_still_train(table: Table, tiny_clip: Path) -> None:
+def test_without_any_advantage_the_other_terms_still_train(table: Table) -> None:
     p = settings()
     rollout = table.roll_out(p, (0, 2))
-    policy, _, values = policy_gradient(table.roles, table.learner, rollout, torch.zeros(COUNT), (0, 2), p, ETA)
+    policy, _, values = table.on(p).policy_gradient(rollout, torch.zeros(COUNT), (0, 2))
     assert values["kept"] == 0.0 and policy.norm() == 0.0
-    matching, backprop, _, _ = last_step(table, rollout, p, tiny_clip)
+    matching, backprop, _, _ = last_step(table, rollout, p)
     gradient, norms = combine(
         {"policy": (0.5, policy), "matching": (0.3, matching), "backprop": (1.0, backprop)}, "unit_norm"
     )
@@ -285,55 +285,49 @@ def test_without_any_advantage_the_other_terms_still_train(table: Table, tiny_cl
         combine({"policy": (0.5, policy), "matching": (0.0, matching)}, "unit_norm")
 
 
-def last_step(
-    table: Table, rollout: Rollout, p: TrainRtdmdParams, clip: Path, own: Draws | None = None
-) -> tuple[Gradients, Gradients, MatchingReward | None, dict[str, float]]:
+def last_step(table: Table, rollout: Rollout, p: TrainRtdmdParams, own: Draws | None = None) -> LastStep:
     """Matching and back-propagation of clipscore, guidance 3."""
-    reward = load_reward(reward_params(name="clipscore", model=str(clip)))
-    return last_step_gradients(
-        table.roles, table.learner, rollout, [(1.0, reward)], table.backbone, p, guided(), ETA, own or draws()
-    )
+    return table.on(p).last_step(rollout, own or draws())
 
 
 def guided() -> dict[str, Any]:
     return {"guidance": 3.0, "null": conditioning(1, "null")}
 
 
-def scored(table: Table, panel: Panel, rollout: Rollout, size: int) -> Tensor:
-    with panel.scoring(final_images(rollout, table.backbone, size)) as scoring:
+def scored(table: Table, rollout: Rollout, size: int) -> Tensor:
+    trainer = table.on(settings(micro_batch=size))
+    with trainer.rewards.scoring(trainer.images(rollout)) as scoring:
         return scoring.scores(torch.device("cpu"))["clipscore"]
 
 
-def test_the_micro_batch_changes_nothing_but_rounding(table: Table, tiny_clip: Path) -> None:
-    reward = load_reward(reward_params(name="clipscore", model=str(tiny_clip)))
-    panel = Panel({"clipscore": reward}, torch.device("cpu"))
+def test_the_micro_batch_changes_nothing_but_rounding(table: Table) -> None:
     whole = settings(micro_batch=COUNT, weights={"reference_kl": 0.1})
     rollout, advantages = table.roll_out(whole, (0, 2)), some_advantages()
     first = [
-        *policy_gradient(table.roles, table.learner, rollout, advantages, (0, 2), whole, ETA)[:2],
-        *last_step(table, rollout, whole, tiny_clip)[:2],
+        *table.on(whole).policy_gradient(rollout, advantages, (0, 2))[:2],
+        *last_step(table, rollout, whole)[:2],
     ]
-    scores = scored(table, panel, rollout, COUNT)
+    scores = scored(table, rollout, COUNT)
     for size in (1, 5):
         p = settings(micro_batch=size, weights={"reference_kl": 0.1})
         again = table.roll_out(p, (0, 2))
         for one, other in zip(again.states, rollout.states, strict=True):
             assert relative(one, other) < 1e-5
         terms = [
-            *policy_gradient(table.roles, table.learner, rollout, advantages, (0, 2), p, ETA)[:2],
-            *last_step(table, rollout, p, tiny_clip)[:2],
+            *table.on(p).policy_gradient(rollout, advantages, (0, 2))[:2],
+            *last_step(table, rollout, p)[:2],
         ]
         assert [relative(flat(a), flat(b)) < 1e-5 for a, b in zip(terms, first, strict=True)] == [True] * 4
-        assert torch.allclose(scored(table, panel, rollout, size), scores, atol=1e-6)
+        assert torch.allclose(scored(table, rollout, size), scores, atol=1e-6)
     assert [(r.start, r.stop) for r in micro_batches(12, 5)] == [(0, 5), (5, 10), (10, 12)]
 
 
-def test_the_last_steps_gradients_are_those_of_their_losses(table: Table, tiny_clip: Path) -> None:
+def test_the_last_steps_gradients_are_those_of_their_losses(table: Table) -> None:
     """Back-propagation moves the reward: a small step down its gradient raises the mean score by step times |g|²."""
     p = settings(weights={"matching": 0.3, "backprop": 1.0}, backprop_margin=2.0)
     rollout = table.roll_out(p, (0, 2))
-    _, backprop, _, values = last_step(table, rollout, p, tiny_clip)
-    reward = load_reward(reward_params(name="clipscore", model=str(tiny_clip)))
+    _, backprop, _, values = last_step(table, rollout, p)
+    reward = table.trainer.rewards.rewards["clipscore"]
 
     def mean_score() -> float:
         with torch.no_grad():
@@ -357,11 +351,11 @@ def test_the_last_steps_gradients_are_those_of_their_losses(table: Table, tiny_c
     assert after - before == pytest.approx(size * slope, rel=0.15)
 
 
-def test_terms_of_weight_zero_are_not_computed(table: Table, tiny_clip: Path) -> None:
+def test_terms_of_weight_zero_are_not_computed(table: Table) -> None:
     rollout = table.roll_out(settings(), (0, 2))
     for off, on in (("matching", "backprop"), ("backprop", "matching")):
         p = settings(weights={off: 0.0, on: 1.0})
-        matching, backprop, _, values = last_step(table, rollout, p, tiny_clip)
+        matching, backprop, _, values = last_step(table, rollout, p)
         named = {"matching": matching, "backprop": backprop}
         assert named[off].total is None and values[off] == 0.0
         assert named[on].norm() > 0 and values[on] > 0
@@ -371,7 +365,7 @@ def test_the_reference_kl_pulls_towards_stage_one(table: Table) -> None:
     """Zero gradient where generator and reference agree; else that of |μ - μ_ref|² / 2ρ²."""
     p = settings(weights={"reference_kl": 0.1})
     rollout = table.roll_out(p, (1,))
-    _, anchor, _ = policy_gradient(table.roles, table.learner, rollout, some_advantages(), (1,), p, ETA)
+    _, anchor, _ = table.on(p).policy_gradient(rollout, some_advantages(), (1,))
     sigma, tau = LEVELS[1].expand(COUNT), LEVELS[2].expand(COUNT)
     means = [
         cps_mean_std(
@@ -384,10 +378,10 @@ def test_the_reference_kl_pulls_towards_stage_one(table: Table) -> None:
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, table.learner.parameters)])
     assert loss > 0.001 and relative(flat(anchor), expected) < 1e-5
     fresh = roles_on(table.backbone, "train_rtdmd")
-    learner = Learner.adamw(fresh.trainable("rtdmd"), 1e-3, p)
-    _, anchor, _ = policy_gradient(fresh, learner, rollout, some_advantages(), (1,), p, ETA)
+    untouched = RtdmdTrainer(table.on(p).params, table.backbone, table.trainer.rewards, table.cond, adapters=fresh)
+    _, anchor, _ = untouched.policy_gradient(rollout, some_advantages(), (1,))
     assert anchor.norm() == 0.0
-    _, none, _ = policy_gradient(table.roles, table.learner, rollout, some_advantages(), (1,), settings(), ETA)
+    _, none, _ = table.on(settings()).policy_gradient(rollout, some_advantages(), (1,))
     assert none.total is None
 
 
@@ -407,14 +401,14 @@ def test_unit_norm_gives_each_term_its_weight_as_norm() -> None:
     assert torch.cat(plain).tolist() == pytest.approx([1.5, 3e-7, 2.0])
 
 
-def test_advantages_come_from_the_named_rewards_and_their_weights() -> None:
+def test_advantages_come_from_the_named_rewards_and_their_weights(table: Table) -> None:
     specs = [
         {"name": "clipscore", "model": "data/world/clip", "weight": 1.0},
         {"name": "world_verifier", "weight": 0.0, "soft_weight": 0.7},
     ]
     generator = torch.Generator().manual_seed(0)
     scores = {name: torch.rand(COUNT, generator=generator) for name in ("world_verifier", "clipscore")}
-    mine = advantages_of(scores, GROUP_OF, settings(rewards=specs))
+    mine = table.on(settings(rewards=specs)).advantages(scores, GROUP_OF)
     centred = scores["clipscore"].view(GROUPS, SIZE) - scores["clipscore"].view(GROUPS, SIZE).mean(1, keepdim=True)
     expected = (centred / centred.std(correction=0)).flatten()
     assert torch.allclose(mine, expected, atol=2e-3)
@@ -422,17 +416,17 @@ def test_advantages_come_from_the_named_rewards_and_their_weights() -> None:
     only = settings(rewards=[specs[0] | {"weight": 0.0}, specs[1] | {"weight": 2.0}], weights={"backprop": 0.0})
     verifier = scores["world_verifier"].view(GROUPS, SIZE)
     expected = (verifier - verifier.mean(1, keepdim=True)).flatten()
-    assert torch.allclose(advantages_of(scores, GROUP_OF, only), expected / expected.std(correction=0), atol=2e-3)
+    assert torch.allclose(table.on(only).advantages(scores, GROUP_OF), expected / expected.std(correction=0), atol=2e-3)
 
 
-def test_a_reward_can_be_left_to_back_propagation() -> None:
+def test_a_reward_can_be_left_to_back_propagation(table: Table) -> None:
     specs = [
         {"name": "clipscore", "model": "data/world/clip", "weight": 1.0, "policy": False},
         {"name": "world_verifier", "weight": 1.0, "soft_weight": 0.0},
     ]
     scores = {"clipscore": torch.rand(COUNT, generator=torch.Generator().manual_seed(0))}
     scores["world_verifier"] = torch.tensor([1.0, 0.0] + [1.0] * (COUNT - 2))
-    mine = advantages_of(scores, GROUP_OF, settings(rewards=specs))
+    mine = table.on(settings(rewards=specs)).advantages(scores, GROUP_OF)
     assert mine[0] > 0 > mine[1] and mine[SIZE:].tolist() == [0.0] * (
         COUNT - SIZE
     )  # exactly 0 in groups of equal rewards
@@ -451,7 +445,7 @@ def chain(table: Table, rollout: Rollout) -> Tensor:
 
 def test_the_whole_chain_is_the_roll_out_with_a_gradient(table: Table) -> None:
     rollout = table.roll_out(settings(), (0, 2))
-    mine, plain = whole_chain(table.roles, rollout, slice(0, COUNT), ETA), chain(table, rollout)
+    mine, plain = table.trainer.repeat_chain(rollout, slice(0, COUNT)), chain(table, rollout)
     assert relative(mine, rollout.states[-1]) < 1e-6
     gradients = [torch.autograd.grad(x.square().mean(), table.learner.parameters) for x in (mine, plain)]
     one, other = (torch.cat([part.flatten() for part in gradient]) for gradient in gradients)
@@ -475,7 +469,7 @@ def test_the_whole_chain_keeps_no_activations(table: Table) -> None:
         return tensor
 
     sizes = []
-    for build in (lambda: whole_chain(table.roles, rollout, slice(0, COUNT), ETA), lambda: chain(table, rollout)):
+    for build in (lambda: table.trainer.repeat_chain(rollout, slice(0, COUNT)), lambda: chain(table, rollout)):
         held.clear()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             build()
@@ -484,12 +478,10 @@ def test_the_whole_chain_keeps_no_activations(table: Table) -> None:
 
 
 @pytest.mark.parametrize("micro", [5, 12])
-def test_matching_through_the_chain_has_its_own_gradient_and_the_same_loss(
-    table: Table, tiny_clip: Path, micro: int
-) -> None:
+def test_matching_through_the_chain_has_its_own_gradient_and_the_same_loss(table: Table, micro: int) -> None:
     rollout = table.roll_out(settings(), (0, 2))
     whole, last = (
-        last_step(table, rollout, settings(matching_path=path, micro_batch=micro), tiny_clip)
+        last_step(table, rollout, settings(matching_path=path, micro_batch=micro))
         for path in ("whole_chain", "last_step")
     )
     assert whole[3] == pytest.approx(last[3], rel=1e-4) and whole[2] is last[2] is None
@@ -497,13 +489,13 @@ def test_matching_through_the_chain_has_its_own_gradient_and_the_same_loss(
     assert relative(flat(whole[0]), flat(last[0])) > 0.1
 
 
-def test_matching_at_a_random_step_is_stage_ones_at_that_step(table: Table, tiny_clip: Path) -> None:
+def test_matching_at_a_random_step_is_stage_ones_at_that_step(table: Table) -> None:
     """Over epochs every step is met; each gradient is one plain pass of stage one's loss at the step's lower level."""
     p = settings(matching_path="random_step", micro_batch=COUNT)
     rollout, met = table.roll_out(p, (0, 2)), set()
     for epoch in range(12):
         own = draws(step=epoch)
-        matching, _, held, _ = last_step(table, rollout, p, tiny_clip, own)
+        matching, _, held, _ = last_step(table, rollout, p, own)
         k = integers(0, 4, own.seed, own.stream, epoch, "matching-stop")
         met.add(k)
         sigma, tau = LEVELS[k].expand(COUNT), LEVELS[k + 1].expand(COUNT)
@@ -521,12 +513,12 @@ def test_matching_at_a_random_step_is_stage_ones_at_that_step(table: Table, tiny
     assert met == {0, 1, 2, 3}
 
 
-def test_the_last_step_sees_the_chosen_images_with_their_own_noise(table: Table, tiny_clip: Path) -> None:
+def test_the_last_step_sees_the_chosen_images_with_their_own_noise(table: Table) -> None:
     """The mean over two halves, each in any order, is the whole."""
     rollout = table.roll_out(settings(), (0, 2))
 
     def term(rows: list[int]) -> tuple[Tensor, Tensor]:
-        matching, backprop, _, _ = last_step(table, rollout.take(rows), settings(), tiny_clip, draws().of(rows))
+        matching, backprop, _, _ = last_step(table, rollout.take(rows), settings(), draws().of(rows))
         return flat(matching), flat(backprop)
 
     whole, one, two = term(list(range(COUNT))), term([7, 0, 3, 11, 2, 9]), term([1, 4, 5, 6, 8, 10])
@@ -534,20 +526,20 @@ def test_the_last_step_sees_the_chosen_images_with_their_own_noise(table: Table,
         assert relative((of_one + of_two) / 2, of_all) < 1e-5 and relative(of_one, of_all) > 0.05
 
 
-def test_matching_as_a_reward_adds_its_policy_gradient(table: Table, tiny_clip: Path) -> None:
+def test_matching_as_a_reward_adds_its_policy_gradient(table: Table) -> None:
     """The term's gradient is the last step's plus that of -(K-1)/M Σ_k mean A log p with A the matching rewards."""
     p = settings(matching_path="reward", subset_factor=False)
     rollout, advantages = table.roll_out(p, (0, 2)), some_advantages()
-    matching, _, held, _ = last_step(table, rollout, p, tiny_clip)
-    plain, _, none, _ = last_step(table, rollout, settings(), tiny_clip)
+    matching, _, held, _ = last_step(table, rollout, p)
+    plain, _, none, _ = last_step(table, rollout, settings())
     assert held is not None and none is None and held.term is matching
     assert held.rewards.view(GROUPS, SIZE).mean(1).abs().max() < 1e-3 * held.rewards.abs().max()
     before = flat(matching)
     assert relative(before, flat(plain)) < 1e-5
-    policy, _, _ = policy_gradient(table.roles, table.learner, rollout, advantages, (0, 2), p, ETA, held)
-    alone, _, _ = policy_gradient(table.roles, table.learner, rollout, held.rewards, (0, 2), p, ETA)
+    policy, _, _ = table.on(p).policy_gradient(rollout, advantages, (0, 2), held=held)
+    alone, _, _ = table.on(p).policy_gradient(rollout, held.rewards, (0, 2))
     assert relative(flat(matching) - before, 3 * flat(alone)) < 1e-4
-    unheld, _, _ = policy_gradient(table.roles, table.learner, rollout, advantages, (0, 2), p, ETA)
+    unheld, _, _ = table.on(p).policy_gradient(rollout, advantages, (0, 2))
     assert relative(flat(policy), flat(unheld)) < 1e-6
 
 
@@ -556,7 +548,7 @@ def test_a_ratio_off_one_at_the_first_update_is_an_error_tied_to_the_clip_range(
     p = settings(density="gaussian")
     rollout = table.roll_out(p, (0, 2))
     moved = replace(rollout, means=[mean + 1e-5 for mean in rollout.means])
-    *_, values = policy_gradient(table.roles, table.learner, moved, some_advantages(), (0, 2), p, ETA)
+    *_, values = table.on(p).policy_gradient(moved, some_advantages(), (0, 2))
     assert 1e-4 < values["ratio_error"] < 1.0
     with pytest.raises(
         FloatingPointError, match=r"off 1 at the first update of an epoch, .* clip_range: 0.001; roll-out"
@@ -569,11 +561,11 @@ def test_a_ratio_off_one_at_the_first_update_is_an_error_tied_to_the_clip_range(
 
 
 def test_without_matching_and_back_propagation_the_last_step_is_not_run(
-    table: Table, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
+    table: Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     p = settings(weights={"matching": 0.0, "backprop": 0.0})
     rollout = table.roll_out(p, (0, 2))
     monkeypatch.setattr(AdapterBank, "velocity", lambda *_, **__: pytest.fail("a forward pass for nothing"))
-    matching, backprop, held, values = last_step(table, rollout, p, tiny_clip)
+    matching, backprop, held, values = last_step(table, rollout, p)
     assert matching.total is backprop.total is held is None
     assert values == {"matching": 0.0, "backprop": 0.0, "gap": 0.0}

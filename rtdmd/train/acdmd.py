@@ -1,0 +1,216 @@
+"""Stage one: Ambient-Consistent Distribution Matching Distillation (Algorithm 1, first half).
+
+Where this departs from the public code: the renoising time has no atoms and exceeds s by construction; the fake score's
+velocity is computed once a step and serves both its own loss and the generator's; non-finite values stop the run.
+DMD2 is `start: data` with `consistency.weight: 0`.
+
+Shapes: B prompts of all processes, K steps of the sampler; x_s, x_t (B, C, H, W), s, t (B,), levels falling.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from rtdmd.backbones import load_backbone
+from rtdmd.backbones.protocol import Backbone, Conditioning
+from rtdmd.common.files import save_tensors
+from rtdmd.common.rng import integers
+from rtdmd.config import Params
+from rtdmd.flow.cps import cps_step
+from rtdmd.pipeline.stage import Stage
+from rtdmd.train.adapters import ADAPTERS, AdapterBank, Average, Learner
+from rtdmd.train.distributed.ranks import Ranks
+from rtdmd.train.engine.diagnostics import at_level, latent_values
+from rtdmd.train.engine.image_log import Pictures
+from rtdmd.train.engine.journal import write_curves
+from rtdmd.train.engine.loop import Loop
+from rtdmd.train.engine.preflight import preflight
+from rtdmd.train.losses import Draws, FakeScoreLoss, Gradients, matching_loss, micro_batches, renoised
+from rtdmd.train.prompts import TrainingPrompts
+
+NAME = "train_acdmd"
+
+
+class AcdmdTrainer:
+    """Generator and fake score on one base, and one iteration of Algorithm 1 (`step`)."""
+
+    def __init__(
+        self,
+        params: Params,
+        backbone: Backbone,
+        null: Conditioning,
+        ranks: Ranks | None = None,
+        adapters: AdapterBank | None = None,
+    ) -> None:
+        """``null``: conditioning of the empty prompt, one row; ``adapters``: in place of fresh ones."""
+        p = params.train_acdmd
+        # Fake scores of the stops before the last, where each has its own; none where one serves all.
+        early = [f"early{k}" for k in range(params.model.num_steps - 1)] if p.fake_per_step else []
+        stacks = ADAPTERS[NAME] | {name: (name,) for name in early}
+        self.params = params
+        self.p = p
+        self.backbone = backbone
+        self.null = null
+        self.ranks = ranks or Ranks()
+        self.adapters = adapters or AdapterBank(backbone, params.adapter, stacks, params.run.seed, p.compile)
+        self.sigmas = backbone.sigmas(params.model.num_steps).to(backbone.device)  # (K+1,)
+        self.fake_loss = FakeScoreLoss(self.adapters, p, params.model.eta)
+        weights = self.adapters.trainable("acdmd")
+        self.average = Average(weights, p.ema_decay)
+        self.generator = Learner.adamw(
+            weights,
+            p.lr_generator,
+            p,
+            warmup=p.warmup,
+            average=self.average,
+            role="generator",
+            names=self.adapters.parameter_names("acdmd"),
+        )
+        self.fakes = {
+            name: Learner.adamw(
+                self.adapters.trainable(name),
+                p.lr_fake,
+                p,
+                warmup=p.warmup,
+                role=f"fake score ({name})",
+                names=self.adapters.parameter_names(name),
+            )
+            for name in ("fake", *early)
+        }
+
+    def step(self, cond: Conditioning, draws: Draws) -> dict[str, float]:
+        """One iteration of Algorithm 1: a fake-score update and, on its turn, a generator update.
+
+        cond and draws are those of this process's prompts; they pass in micro-batches, and gradients and values add up.
+        """
+        p, ranks, eta = self.p, self.ranks, self.params.model.eta
+        generator_turn = (draws.step + 1) % p.generator_every == 0
+        stop = self.draw_stop(draws)
+        fake_role = f"early{stop}" if f"early{stop}" in self.fakes else "fake"
+        levels = self.sigmas[: stop + 2].clone()
+        if p.start == "data":  # DMD2: the stopped step jumps to its estimate of the data
+            levels[-1] = 0.0
+        fake_term = "ambient + consistency" if p.consistency.weight > 0 else "ambient"
+        fake = Gradients(self.fakes[fake_role], term=fake_term)
+        generator = Gradients(self.generator, term="matching")
+        fake_values: dict[str, float] = defaultdict(float)
+        generator_values: dict[str, float] = defaultdict(float)
+        samples = []
+
+        with ranks.sync_errors():
+            for rows in micro_batches(len(cond), p.micro_batch):
+                own_cond = cond.index(rows)
+                own_draws = draws.of(draws.samples[rows])
+                share = len(own_cond) / p.batch_size
+
+                # 1. Roll out with a random stop k ~ U{1..K}; only the last executed step carries gradient.
+                x_s, s = self.roll_out(own_cond, levels, own_draws, gradient=generator_turn)
+
+                # 2. Subinterval renoising x_s -> x_t.
+                point = renoised(x_s, s, p.renoise, own_draws)
+
+                # 3. Fake score: ambient flow matching.
+                v_fake = self.adapters.velocity(fake_role, point.x_t, point.t, own_cond)
+                fake_loss = self.fake_loss.ambient(point, v_fake).mean()
+                fake_values["fake_ambient"] += share * fake_loss.item()
+
+                # 4. Its consistency regulariser.
+                if p.consistency.weight > 0:
+                    consistency = self.fake_loss.consistency(point, v_fake, own_cond, own_draws).mean()
+                    fake_loss = fake_loss + p.consistency.weight * consistency
+                    fake_values["fake_consistency"] += share * consistency.item()
+                fake.add(share * fake_loss)
+
+                # 5. Generator, every n-th iteration: match the teacher along y_fake - y_teacher.
+                if generator_turn:
+                    guidance = self.params.model.guidance
+                    with torch.no_grad():
+                        v_teacher = self.adapters.velocity(
+                            "teacher", point.x_t, point.t, own_cond, guidance=guidance, null=self.null
+                        )
+                    matching = matching_loss(x_s, point, v_fake, v_teacher, eta, own_draws).mean()
+                    generator.add(share * matching)
+                    generator_values["matching"] += share * matching.item()
+                    generator_values["gap"] += share * (v_fake - v_teacher).square().mean().item()
+                samples.append(x_s.detach())
+
+        # The updates, with the gradients of all processes.
+        images = torch.cat(samples)
+        values = ranks.all_reduce_sum(fake_values)
+        fake.all_reduce(ranks)
+        if generator_turn:
+            generator.all_reduce(ranks)
+            values["generator_grad_norm"] = generator.step()
+            values |= ranks.all_reduce_sum(generator_values)
+            values["sample_std"] = ranks.global_std(images)
+            # 6. EMA of the generator.
+            self.average.update()
+        values["fake_grad_norm"] = fake.step()
+        norms = at_level(values, ("fake_grad_norm", "generator_grad_norm"), levels[-1].item())
+        return values | norms | ranks.means(latent_values(images))
+
+    def draw_stop(self, draws: Draws) -> int:
+        """The step after which the iteration's roll-out ends, 0 to K - 1, the same on every process."""
+        steps = len(self.sigmas) - 1
+        if self.p.stop == "last":
+            return steps - 1
+        return integers(0, steps, draws.seed, draws.stream, draws.step, "stop")
+
+    def roll_out(self, cond: Conditioning, levels: Tensor, draws: Draws, gradient: bool) -> tuple[Tensor, Tensor]:
+        """(x_s (B, C, H, W), s (B,)): the generator's CPS chain from pure noise down ``levels``; the last step may
+        carry gradient."""
+        x = draws.normal("initial")
+        steps = list(pairwise(levels))
+        for k, (sigma, tau) in enumerate(steps):
+            level = sigma.expand(len(x))
+            lower = tau.expand(len(x))
+            with torch.set_grad_enabled(gradient and k == len(steps) - 1):
+                v = self.adapters.velocity("generator", x, level, cond)
+                x = cps_step(x, v, level, lower, self.params.model.eta, draws.normal(f"transition-{k}"))
+        return x, lower
+
+    def write_outputs(self, stage: Stage) -> None:
+        """The averaged generator and the fake score, with what is needed to read them."""
+        adapter = self.params.adapter
+        about = {"stage": NAME, "mode": adapter.mode, "rank": str(adapter.rank), "alpha": str(adapter.alpha)}
+        save_tensors(self.adapters.state("fake"), stage.output("fake.safetensors"), about | {"role": "fake"})
+        self.average.swap()
+        state = self.adapters.state("acdmd")
+        save_tensors(state, stage.output("generator.safetensors"), about | {"role": "generator"})
+
+
+def train(stage: Stage, ranks: Ranks) -> None:
+    """Train generator and fake score, resuming from the run folder where it holds a checkpoint."""
+    params, p = stage.params, stage.params.train_acdmd
+    with ranks.sync_errors():
+        backbone = load_backbone(params.model, text=False, vae=p.panel_every > 0, device=ranks.device, root=stage.root)
+        prompts = TrainingPrompts.open(stage, ranks.device, p.prompt_order)
+        trainer = AcdmdTrainer(params, backbone, prompts.cache.null(), ranks)
+    if trainer.adapters.full and ranks.main:
+        print(f"{NAME}: {trainer.adapters.cost()}", file=sys.stderr)
+    if p.sharding == "base":
+        trainer.adapters.shard(ranks)
+    learners = {"generator": trainer.generator, **trainer.fakes}
+    pictures = Pictures(p.panel_every, stage.run_dir, params, trainer.adapters, backbone, prompts, trainer.sigmas)
+    loop = Loop(stage.run_dir, p.iterations, p.save_every, p.log_every, learners, NAME, "iteration", ranks, p.keep)
+    preflight(stage, ranks, [trainer.generator, trainer.fakes["fake"]], p.keep)
+    mine = ranks.local_shard(p.batch_size)
+
+    for step in loop:
+        cond = prompts.conditioning(prompts.batch(step, p.batch_size, NAME)[mine.start : mine.stop])
+        draws = Draws(stage.seed, NAME, step, tuple(mine), backbone.latent_shape(), ranks.device)
+        try:
+            loop.log(step, trainer.step(cond, draws), images=p.batch_size)
+            if ranks.main:
+                pictures.after(step + 1)
+        except FloatingPointError as error:
+            raise loop.fault(step, error) from error
+
+    if ranks.main:
+        trainer.write_outputs(stage)
+        write_curves(loop.rows, stage.output("curves.csv"))

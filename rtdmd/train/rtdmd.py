@@ -1,0 +1,595 @@
+"""Stage two: reward-tilted distribution matching (Algorithm 1, second half).
+
+Where this departs from the public code (each a parameter): the true Gaussian log-density; zero-advantage images leave
+the policy term only, not the last step's; each term's gradient can be brought to norm 1 before its weight. `recipe:
+published` refuses any setting that is not the public code's.
+
+Shapes: N images = M prompts x G images a group, K steps, D = C H W. A roll-out holds this process's images, whole
+groups, the images of a prompt next to each other; what is said to be of all processes has all N.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from rtdmd.backbones import load_backbone
+from rtdmd.backbones.protocol import Backbone, Conditioning
+from rtdmd.common.files import save_tensors, write_json
+from rtdmd.common.rng import integers, permutation
+from rtdmd.config import Params
+from rtdmd.flow.cps import cps_mean_std, gaussian_log_prob, published_log_prob
+from rtdmd.flow.matching import dmd_loss, matching_rewards
+from rtdmd.flow.path import x0_from_velocity
+from rtdmd.flow.policy import clipped_policy_loss, draw_step_subset, gaussian_kl, group_advantages, subset_factor
+from rtdmd.flow.precision import require_finite
+from rtdmd.pipeline.stage import Stage
+from rtdmd.rewards.panel import Batch, Panel, open_panel
+from rtdmd.rewards.protocol import identities
+from rtdmd.train.adapters import ADAPTERS, AdapterBank, Average, Learner
+from rtdmd.train.baseline_losses import (
+    DmdrAnnealing,
+    gain_weights,
+    nft_gradient,
+    step_advantages,
+    stepwise_policy_gradient,
+)
+from rtdmd.train.distributed.ranks import Ranks
+from rtdmd.train.engine.diagnostics import (
+    Pixels,
+    advantage_values,
+    at_level,
+    latent_values,
+    require_signal,
+    reward_values,
+)
+from rtdmd.train.engine.image_log import Pictures
+from rtdmd.train.engine.journal import write_curves
+from rtdmd.train.engine.loop import Loop, Saved
+from rtdmd.train.engine.preflight import preflight
+from rtdmd.train.engine.validation import Validation
+from rtdmd.train.losses import (
+    Draws,
+    FakeScoreLoss,
+    Gradients,
+    Renoised,
+    Rollout,
+    combine,
+    matching_direction,
+    micro_batches,
+    renoised,
+)
+from rtdmd.train.prompts import TrainingPrompts, describe
+from rtdmd.train.student_record import read_student
+
+NAME = "train_rtdmd"
+CLIP_SHARE = 0.1  # of the clip range, which rounding may take at the first update of an epoch
+
+Weigh = Callable[[slice, Tensor, Tensor], Tensor]
+"""(rows of a roll-out, their images x̂_0, their matching directions g (B, C, H, W)) -> a weight for each (B,)."""
+
+
+@dataclass(frozen=True)
+class MatchingReward:
+    """Distribution matching as a reward of each image, (N,), and the term to which its policy gradient belongs."""
+
+    rewards: Tensor
+    term: Gradients
+
+
+class LastStep(NamedTuple):
+    """The last step's terms: gradients of matching and of back-propagation, matching as a reward where
+    ``matching_path`` is ``reward``, and values."""
+
+    matching: Gradients
+    backprop: Gradients
+    matching_reward: MatchingReward | None
+    values: dict[str, float]
+
+
+class RtdmdTrainer:
+    """The stage-two generator on stage one's, its fake score and rewards, and one epoch of Algorithm 1 (`step`)."""
+
+    def __init__(
+        self,
+        params: Params,
+        backbone: Backbone,
+        rewards: Panel,
+        null: Conditioning,
+        ranks: Ranks | None = None,
+        adapters: AdapterBank | None = None,
+    ) -> None:
+        """``null``: conditioning of the empty prompt, one row; ``adapters``: in place of fresh ones."""
+        p = params.train_rtdmd
+        self.params = params
+        self.p = p
+        self.eta = params.model.eta
+        self.backbone = backbone
+        self.rewards = rewards
+        self.null = null
+        self.ranks = ranks or Ranks()
+        self.adapters = adapters or AdapterBank(backbone, params.adapter, ADAPTERS[NAME], params.run.seed, p.compile)
+        self.sigmas = backbone.sigmas(params.model.num_steps).to(backbone.device)  # (K+1,)
+        self.fake_loss = FakeScoreLoss(self.adapters, p, self.eta)
+        weights = self.adapters.trainable("rtdmd")
+        self.average = Average(weights, p.ema_decay)
+        self.generator = Learner.adamw(
+            weights,
+            p.lr_generator,
+            p,
+            lr_decay=(p.lr_fall, p.epochs),
+            average=self.average,
+            role="generator",
+            names=self.adapters.parameter_names("rtdmd"),
+        )
+        fake_weights = self.adapters.trainable("fake")
+        fake_names = self.adapters.parameter_names("fake")
+        self.fake = Learner.adamw(fake_weights, p.lr_fake, p, role="fake score", names=fake_names)
+
+    def variant(self, params: Params | None = None, adapters: AdapterBank | None = None) -> RtdmdTrainer:
+        """The same learners and rewards under other settings of the stage, or with other adapters' velocities."""
+        other = copy.copy(self)
+        other.params = params or self.params
+        other.p = other.params.train_rtdmd
+        other.eta = other.params.model.eta
+        other.adapters = adapters or self.adapters
+        other.fake_loss = FakeScoreLoss(other.adapters, other.p, other.eta)
+        return other
+
+    def step(self, cond: Conditioning, records: list[dict[str, Any]], draws: Draws) -> dict[str, float]:
+        """One epoch of Algorithm 1 on N = M prompts x G images: roll-out, advantages, one generator update, fake
+        updates. cond, records and draws are those of this process's images."""
+        p, ranks = self.p, self.ranks
+        count = p.prompts_per_epoch * p.group_size
+        groups = torch.arange(count) // p.group_size
+        mine = slice(draws.samples[0], draws.samples[-1] + 1)
+        pixels = Pixels()
+        last_images = list(range(count))  # of the last step's terms; all where matching is a reward of every image
+        if p.last_step_batch_size < count and p.matching_path != "reward":
+            order = permutation(count, draws.seed, draws.stream, draws.step, "last-rows")
+            last_images = order[: p.last_step_batch_size]
+        last_rows, last_draws = draws.among(last_images)
+
+        with ranks.sync_errors():
+            # 1. SubGRPO draws the stochastic steps to train. Roll out: elsewhere a group shares its noise.
+            order = permutation(len(p.candidate_steps), draws.seed, draws.stream, draws.step, "subset")
+            trained = [p.candidate_steps[i] for i in draw_step_subset(order, p.trained_steps)]
+            rollout = self.roll_out(cond, records, groups[mine], trained, draws)
+
+            # 2. Rewards of the final images; a slow scorer goes on beside 3.
+            last = None
+            with self.rewards.scoring(pixels.watch(self.images(rollout))) as scoring:
+                # 3. Last step: distribution matching, and back-propagation of the differentiable rewards.
+                if p.matching_gain == 0:
+                    last = self.last_step(rollout.take(last_rows), last_draws, len(last_images))
+                own_scores = scoring.scores(rollout.states[-1].device)
+
+        # 4. Advantages over the images of all processes, and the policy gradient of the trained steps.
+        scores = {name: ranks.all_gather(own) for name, own in own_scores.items()}
+        advantages = self.advantages(scores, groups)
+        credited = step_advantages(self, rollout, scores, trained) if p.credit != "trajectory" else None
+        with ranks.sync_errors():
+            if last is None:  # GDMD: the rewards weigh the matching
+                weigh = gain_weights(self, rollout, scores, mine, last_rows)
+                last = self.last_step(rollout.take(last_rows), last_draws, len(last_images), weigh)
+            if credited is None:
+                held = last.matching_reward
+                policy, anchor, means = self.policy_gradient(rollout, advantages[mine], trained, advantages, held)
+            else:
+                policy, anchor, means = stepwise_policy_gradient(self, rollout, credited, mine)
+            terms = {"policy": policy, "matching": last.matching, "backprop": last.backprop, "reference_kl": anchor}
+            sums = last.values
+            if p.weights.nft > 0:
+                terms["nft"], sums["nft"] = nft_gradient(self, rollout, advantages[mine], draws, count)
+        values = ranks.means(means)
+        values["ratio_error"] = max(ranks.gather(means["ratio_error"]))
+        require_on_policy(values["ratio_error"], p.clip_range)
+        values |= ranks.all_reduce_sum(sums)
+
+        # 5. One update of the generator with the weighted sum of its terms over all processes, and of its EMA.
+        for term in terms.values():
+            term.all_reduce(ranks)
+        weights = dict(p.weights)
+        gradient, norms = combine({name: (weights[name], term) for name, term in terms.items()}, p.gradient_scaling)
+        values |= norms
+        values["generator_grad_norm"] = self.generator.step(gradient)
+        if (draws.step + 1) % p.ema_every == 0:
+            self.average.update()
+
+        # 6. Fake-score updates from the cached roll-out.
+        for update in range(p.fake_updates_per_epoch):
+            values |= self.fake_update(rollout, draws, update)
+
+        values |= {f"reward_{name}": score.mean().item() for name, score in scores.items()}
+        values["advantage_std"] = advantages.std().item()
+        values["sample_std"] = ranks.global_std(rollout.states[-1])
+        values |= ranks.means(latent_values(rollout.states[-1]) | pixels.values())
+        return values | reward_values(scores, groups) | advantage_values(advantages)
+
+    @torch.no_grad()
+    def roll_out(
+        self,
+        cond: Conditioning,
+        records: list[dict[str, Any]],
+        groups: Tensor,
+        trained: Sequence[int],
+        draws: Draws,
+    ) -> Rollout:
+        """Run the whole chain for the images of ``groups`` (N,): fresh noise at trained steps, the group's shared noise
+        at the others. While a group has shared all noise its images are equal, and one of them is run (as the policy
+        pass will, so that the two agree to the last bit)."""
+        p = self.p
+        x = draws.group_normal(groups, "initial") if p.share_initial else draws.normal("initial")
+        states, means, stds = [x], list[Tensor](), list[Tensor]()
+        equal = [p.share_initial]
+        last = len(self.sigmas) - 2
+        for k, (sigma, tau) in enumerate(pairwise(self.sigmas)):
+            copies = p.group_size if equal[k] else 1
+            one = x[::copies]
+            one_cond = cond.index(slice(None, None, copies))
+            parts = []
+            for rows in micro_batches(len(one), p.micro_batch):
+                level = sigma.expand(len(one[rows]))
+                parts.append(self.adapters.velocity("generator", one[rows], level, one_cond.index(rows)))
+            v = require_finite(f"the generator's velocity at step {k}", torch.cat(parts).repeat_interleave(copies, 0))
+            mean, std = cps_mean_std(x, v, sigma.expand(len(x)), tau.expand(len(x)), self.eta)
+            if k == last:
+                states.append(mean)
+                break
+            share = p.share_noise and k not in trained
+            noise = draws.group_normal(groups, f"transition-{k}") if share else draws.normal(f"transition-{k}")
+            x = mean + std[:, None, None, None] * noise
+            states.append(x)
+            means.append(mean)
+            stds.append(std)
+            equal.append(equal[k] and share)
+        return Rollout(states, means, stds, self.sigmas, cond, records, groups, tuple(equal))
+
+    @torch.no_grad()
+    def images(self, rollout: Rollout) -> Iterator[Batch]:
+        """The roll-out's final images as rewards take them: micro-batches (B, 3, H, W) with prompts and metadata."""
+        for rows in micro_batches(len(rollout), self.p.micro_batch):
+            images = require_finite("the decoder's images", self.backbone.decode(rollout.states[-1][rows]))
+            yield images, *describe(rollout.records[rows])
+
+    def advantages(self, scores: Mapping[str, Tensor], groups: Tensor) -> Tensor:
+        """Advantages (N,) of the rewards that the policy gradient sees, from each one's scores (N,)."""
+        p = self.p
+        seen = [spec for spec in p.rewards if spec.policy is not False]
+        return group_advantages(
+            torch.stack([scores[spec.name] for spec in seen]).float(),
+            groups,
+            torch.tensor([spec.weight for spec in seen]),
+            baseline=p.baseline,
+            std=p.advantage_std,
+            eps=p.advantage_eps,
+            clip=p.advantage_clip,
+        )
+
+    # Step 3: the terms of the deterministic last step.
+
+    def last_step(
+        self, rollout: Rollout, draws: Draws, total: int | None = None, weigh: Weigh | None = None
+    ) -> LastStep:
+        """Gradients of distribution matching and of reward back-propagation through the last step, as
+        ``matching_path`` says: at s = 0 through the last step or through the whole chain, or with its reward for the
+        stochastic steps; or, as in stage one, through one step k ~ U{1..K} of the roll-out, at its lower level s.
+        Back-propagated is the reward of the image or, as ``backprop_at`` says, of a random step's estimate x̂_0.
+        ``total``: images of all processes, whose gradients and values add up; None where these are all. ``weigh``: a
+        weight of each image's matching."""
+        p = self.p
+        matching, backprop, directions = Gradients(self.generator), Gradients(self.generator), list[Tensor]()
+        values = {"matching": 0.0, "backprop": 0.0, "gap": 0.0}
+        if (p.weights.matching == 0 and p.weights.backprop == 0) or len(rollout) == 0:
+            return LastStep(matching, backprop, None, values)
+        early = DmdrAnnealing(p.dynamic, draws.step) if draws.step < p.dynamic.epochs else None
+        if early is not None:
+            draws = early.draws(draws)
+        last = len(self.sigmas) - 2
+        through = seen = last  # the step through which matching goes, and the one whose x̂_0 the rewards see
+        if p.matching_path == "random_step":
+            through = integers(0, last + 1, draws.seed, draws.stream, draws.step, "matching-stop")
+        if p.backprop_at == "random_step":
+            seen = integers(0, last + 1, draws.seed, draws.stream, draws.step, "backprop-step")
+        s = self.sigmas[through + 1].expand(len(rollout))
+        point = renoised(rollout.states[through + 1], s, p.renoise, draws)
+        matched = p.weights.matching > 0 and through == last and p.matching_path != "whole_chain"
+        propagated = p.weights.backprop > 0 and seen == last
+        guided: dict[str, Any] = {"guidance": self.params.model.guidance, "null": self.null}
+        for rows in micro_batches(len(rollout), p.micro_batch):
+            cond = rollout.cond.index(rows)
+            share = len(cond) / (total or len(rollout))
+            if matched or propagated:
+                x0 = self.repeat_step(rollout, rows, last, rollout.states[last][rows])
+            if p.weights.backprop > 0:
+                image = x0 if propagated else self.estimate(rollout, rows, seen)
+                loss = self.reward_loss(image, rollout.records[rows]) * share
+                backprop.add(loss, retain_graph=matched and propagated)
+                values["backprop"] += loss.item()
+                del loss  # its graph, of decoder and rewards, is larger than the transformer's
+            if p.weights.matching > 0:
+                here = Renoised(*(part[rows] for part in vars(point).values()))
+                with torch.no_grad():
+                    v_fake = self.adapters.velocity("fake", here.x_t, here.t, cond)
+                    if early is None:
+                        v_teacher = self.adapters.velocity("teacher", here.x_t, here.t, cond, **guided)
+                    else:
+                        v_teacher = early.teacher(self.adapters, here, cond, guided)
+                own_draws = draws.of(draws.samples[rows])
+                direction = matching_direction(here, v_fake, v_teacher, self.eta, own_draws, p.normalise_matching)
+                if p.matching_path == "whole_chain":
+                    sample = self.repeat_chain(rollout, rows)
+                elif matched:
+                    sample = x0
+                else:
+                    sample = self.repeat_step(rollout, rows, through, rollout.states[through][rows])
+                losses = dmd_loss(sample, direction)
+                if weigh is not None:
+                    losses = losses * weigh(rows, sample.detach(), direction)
+                loss = losses.mean() * share
+                matching.add(loss)
+                directions.append(direction)
+                values["matching"] += loss.item()
+                values["gap"] += (v_fake - v_teacher).square().mean().item() * share
+        reward = None
+        if p.matching_path == "reward":
+            rewards = matching_rewards(rollout.states[-1], torch.cat(directions), rollout.groups)
+            reward = MatchingReward(rewards, matching)
+        return LastStep(matching, backprop, reward, values)
+
+    def repeat_step(self, rollout: Rollout, rows: slice, k: int, x: Tensor) -> Tensor:
+        """x_{k+1} (B, C, H, W) from x at step k of ``rows``, with gradient, the roll-out's noise fixed."""
+        sigma = rollout.sigmas[k].expand(len(x))
+        v = self.adapters.velocity("generator", x, sigma, rollout.cond.index(rows))
+        if k == len(rollout.sigmas) - 2:
+            return x0_from_velocity(x, v, sigma)
+        mean, _ = cps_mean_std(x, v, sigma, rollout.sigmas[k + 1].expand(len(x)), self.eta)
+        return mean + (rollout.states[k + 1][rows] - rollout.means[k][rows])
+
+    def repeat_chain(self, rollout: Rollout, rows: slice) -> Tensor:
+        """x̂_0 (B, C, H, W) of ``rows`` with the gradient of all K steps, the roll-out's noises fixed.
+
+        Each step's activations are dropped and computed again during the backward pass, so the memory is that of one
+        step and K latents; the time is that of 2 K forward and K backward passes.
+        """
+        x = rollout.states[0][rows]
+        for k in range(len(rollout.sigmas) - 1):
+            # No step draws a number, so there is no state of a generator to keep.
+            x = checkpoint(self.repeat_step, rollout, rows, k, x, use_reentrant=False, preserve_rng_state=False)
+        return x
+
+    def estimate(self, rollout: Rollout, rows: slice, k: int) -> Tensor:
+        """x̂_0 (B, C, H, W) that the generator predicts at step k of ``rows``."""
+        x = rollout.states[k][rows]
+        sigma = rollout.sigmas[k].expand(len(x))
+        return x0_from_velocity(x, self.adapters.velocity("generator", x, sigma, rollout.cond.index(rows)), sigma)
+
+    def reward_loss(self, x0: Tensor, records: Sequence[dict[str, Any]]) -> Tensor:
+        """relu(m - Σ w r) over the differentiable rewards of the decoded x̂_0 (B, C, H, W), averaged."""
+        images = self.backbone.decode(x0)
+        prompts, metadata = describe(records)
+        specs = [spec for spec in self.p.rewards if spec.differentiable]
+        scores = [spec.weight * self.rewards.rewards[spec.name].score(images, prompts, metadata) for spec in specs]
+        return torch.relu(self.p.backprop_margin - torch.stack(scores).sum(0)).mean()
+
+    # Step 4: the policy gradient.
+
+    def policy_gradient(
+        self,
+        rollout: Rollout,
+        advantages: Tensor,
+        trained: Sequence[int],
+        everyone: Tensor | None = None,
+        held: MatchingReward | None = None,
+    ) -> tuple[Gradients, Gradients, dict[str, float]]:
+        """Gradients of the clipped policy loss and of the reference KL over the trained steps.
+
+        Images of zero advantage are left out of the policy term only, and of the passes where it is the only term; a
+        group whose images are still equal at a step has one pass. ``everyone``: the advantages of all processes'
+        images, whose gradients add up; None where these are all. ``held`` adds the policy gradient of matching as a
+        reward to its term, unbiased for all candidate steps. Values: clip fraction, the largest |ratio - 1|, which is 0
+        at the first update of an epoch, and the policy gradient's norm by level.
+        """
+        p = self.p
+        policy, anchor = Gradients(self.generator), Gradients(self.generator)
+        everyone = advantages if everyone is None else everyone
+        kept, all_kept = (
+            each.cpu() != 0 if p.drop_zero_advantage else torch.ones(len(each), dtype=torch.bool)
+            for each in (advantages, everyone)
+        )
+        total, divisor = len(everyone), max(1, int(all_kept.sum()))
+        with_anchor = p.weights.reference_kl > 0
+        needed = torch.ones_like(kept) if with_anchor or held is not None else kept
+        # The public code averages over the trained steps; the paper's (K-1)/M makes their sum unbiased for all of them.
+        whole = subset_factor(len(p.candidate_steps) + 1, len(trained))
+        factor = whole if p.subset_factor else 1 / len(trained)
+        values = {"kept": all_kept.float().mean().item(), "clip_fraction": 0.0, "ratio_error": 0.0}
+        passes = 0
+        for k in trained if p.weights.policy > 0 or with_anchor or held is not None else ():
+            before = policy.total
+            for shared in shared_passes(rollout.owners(k), needed, p.micro_batch):
+                rows = shared.rows
+                x_next = rollout.states[k + 1][rows]
+                mean, std = self.transition("generator", rollout, k, shared)
+                new = self.log_prob(x_next, mean, std)
+                old = self.log_prob(x_next, rollout.means[k][rows], std)
+                loss, ratio, clipped = clipped_policy_loss(new, old, advantages[rows], p.clip_range)
+                term = factor * (loss * kept[rows].to(loss)).sum() / divisor
+                policy.add(term, retain_graph=with_anchor or held is not None)
+                if held is not None:
+                    pull, *_ = clipped_policy_loss(new, old, held.rewards[rows], p.clip_range)
+                    held.term.add(whole * pull.sum() / total, retain_graph=with_anchor)
+                if with_anchor:
+                    with torch.no_grad():
+                        mean_ref, _ = self.transition("reference", rollout, k, shared)
+                    anchor.add(gaussian_kl(mean, mean_ref, std).sum() / total / len(trained))
+                values["clip_fraction"] += clipped.item()
+                values["ratio_error"] = max(values["ratio_error"], (ratio - 1).abs().max().item())
+                passes += 1
+            values |= at_level({"grad_policy": policy.norm(before)}, ["grad_policy"], rollout.sigmas[k].item())
+        values["clip_fraction"] /= max(1, passes)
+        return policy, anchor, values
+
+    def transition(self, role: str, rollout: Rollout, k: int, shared: SharedPass) -> tuple[Tensor, Tensor]:
+        """Mean (B, C, H, W) and standard deviation (B,) of a role's transition at step k, for the rows of
+        ``shared``."""
+        level = rollout.sigmas[k].expand(len(shared.run))
+        v = self.adapters.velocity(role, rollout.states[k][shared.run], level, rollout.cond.index(shared.run))
+        sigma, tau = (rollout.sigmas[i].expand(len(shared.rows)) for i in (k, k + 1))
+        return cps_mean_std(rollout.states[k][shared.rows], v[shared.of], sigma, tau, self.eta)
+
+    def log_prob(self, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Log-density (B,) of a transition to x (B, C, H, W), as ``density`` has it."""
+        return gaussian_log_prob(x, mean, std) if self.p.density == "gaussian" else published_log_prob(x, mean)
+
+    # Step 6: the fake score.
+
+    def fake_update(self, rollout: Rollout, draws: Draws, update: int) -> dict[str, float]:
+        """Update number ``update`` of an epoch: ambient flow matching on ``fake_batch_size`` images of all processes,
+        taken as they end or, as ``fake_start`` says, at a random level of their chains."""
+        p = self.p
+        count = p.prompts_per_epoch * p.group_size
+        order = permutation(count, draws.seed, draws.stream, draws.step, "fake-rows", update)
+        chosen = order[: p.fake_batch_size]
+        k = len(self.sigmas) - 1
+        if p.fake_start == "chain":
+            k = integers(1, k + 1, draws.seed, draws.stream, draws.step, "fake-level", update)
+        rows, own = draws.among(chosen, f"{draws.stream}-fake-{update}")
+        values = {"fake_ambient": 0.0}
+        if p.consistency.weight > 0:
+            values["fake_consistency"] = 0.0
+        gradients = Gradients(self.fake, term=" + ".join(values))
+        with self.ranks.sync_errors():
+            for part in micro_batches(len(rows), p.micro_batch):
+                images = rollout.take(rows[part])
+                part_draws = own.of(own.samples[part])
+                share = len(images) / len(chosen)
+                point = renoised(images.states[k], self.sigmas[k].expand(len(images)), p.renoise, part_draws)
+                v_fake = self.adapters.velocity("fake", point.x_t, point.t, images.cond)
+                loss = self.fake_loss.ambient(point, v_fake).mean()
+                values["fake_ambient"] += share * loss.item()
+                if p.consistency.weight > 0:
+                    consistency = self.fake_loss.consistency(point, v_fake, images.cond, part_draws).mean()
+                    values["fake_consistency"] += share * consistency.item()
+                    loss = loss + p.consistency.weight * consistency
+                gradients.add(share * loss)
+        gradients.all_reduce(self.ranks)
+        return self.ranks.all_reduce_sum(values) | {"fake_grad_norm": gradients.step()}
+
+    def write_outputs(self, stage: Stage, chosen: dict[str, str]) -> None:
+        """The averaged generator, with what is needed to read it (``chosen``: as which it was), and what the scorers
+        were."""
+        adapter = self.params.adapter
+        self.average.swap()
+        about = {"stage": NAME, "mode": adapter.mode, "rank": str(adapter.rank)}
+        about |= {"alpha": str(adapter.alpha), "role": "generator"} | chosen
+        save_tensors(self.adapters.state("rtdmd"), stage.output("generator.safetensors"), about)
+        write_json(stage.output("scorers.json"), identities(self.rewards.rewards.values()))
+
+
+class SharedPass(NamedTuple):
+    """A micro-batch of a policy pass: the rows that are run, the needed rows they stand for, and which of the run rows
+    stands for each of these."""
+
+    run: list[int]
+    rows: list[int]
+    of: list[int]
+
+
+def shared_passes(owners: Tensor, needed: Tensor, size: int) -> Iterator[SharedPass]:
+    """The micro-batches that pass every needed image (N,). ``owners`` (N,): the row that stands for each image.
+
+    Micro-batches are filled up with other owners to ``size``: a pass over fewer images has other kernels, whose
+    rounding in half precision would move the policy ratio off 1.
+    """
+    wanted = torch.unique(owners[needed]).tolist()
+    chosen, others = set(wanted), torch.unique(owners).tolist()
+    run = wanted + [row for row in others if row not in chosen][: -len(wanted) % size]
+    for batch in micro_batches(len(run), size):
+        place = {row: i for i, row in enumerate(run[batch])}
+        rows = [row for row, owner in enumerate(owners.tolist()) if owner in place and needed[row]]
+        yield SharedPass(run[batch], rows, [place[int(owners[row])] for row in rows])
+
+
+def require_on_policy(ratio_error: float, clip_range: float) -> None:
+    """FloatingPointError unless max |ratio - 1| at the first update of an epoch is at most a tenth of the clip range.
+
+    The generator has not moved since the roll-out, so the ratio is 1 by construction and anything else is an error of
+    computation. A tenth of the range leaves nine tenths to what clipping is for; beyond it images are clipped, and
+    lose their gradient, by rounding.
+    """
+    if not ratio_error <= CLIP_SHARE * clip_range:
+        raise FloatingPointError(
+            f"the policy ratio is {ratio_error:.2g} off 1 at the first update of an epoch, above {CLIP_SHARE:g} x"
+            f" clip_range: {clip_range:g}; roll-out and policy pass disagree about the transition means: a kernel"
+            " gives other numbers at a second call (model.dtype: float32 shows it), or clip_range is below the"
+            " rounding of train_rtdmd.density"
+        )
+
+
+def open_trainer(stage: Stage, ranks: Ranks, null: Conditioning) -> RtdmdTrainer:
+    """The trainer of a run: stage one's generator frozen below a new adapter, stage one's fake score, and the
+    rewards."""
+    params = stage.params
+    backbone = load_backbone(params.model, text=False, vae=True, device=ranks.device, root=stage.root)
+    compiled = params.train_rtdmd.compile
+    adapters = AdapterBank(backbone, params.adapter, ADAPTERS[NAME], stage.seed, compiled)
+    for adapter, name in (("acdmd", "generator"), ("fake", "fake")):
+        path = f"results/train_acdmd/{name}.safetensors"
+        tensors = read_student(stage.input(path), params, path)
+        adapters.load(adapter, tensors, path)
+        if adapter == "acdmd" and adapters.full:
+            adapters.load("rtdmd", tensors, path)
+    rewards = open_panel(params.train_rtdmd.rewards, ranks.device, stage.root)
+    return RtdmdTrainer(params, backbone, rewards, null, ranks, adapters)
+
+
+def train(stage: Stage, ranks: Ranks) -> None:
+    """Reinforce the stage-one generator, resuming from the run folder where it holds a checkpoint."""
+    p = stage.params.train_rtdmd
+    aside = p.validation.prompts if p.validation.every else 0
+    with ranks.sync_errors():
+        prompts = TrainingPrompts.open(stage, ranks.device, p.prompt_order, aside)
+        trainer = open_trainer(stage, ranks, prompts.cache.null())
+    adapters, backbone = trainer.adapters, trainer.backbone
+    if adapters.full and ranks.main:
+        print(f"{NAME}: {adapters.cost()}", file=sys.stderr)
+    if p.sharding == "base":
+        adapters.shard(ranks)
+    held_out = prompts.conditioning(prompts.aside) if aside else None
+    validation = Validation(p.validation, trainer, prompts.aside, held_out)
+    saved: dict[str, Saved] = {"generator": trainer.generator, "fake": trainer.fake}
+    saved |= {"validation": validation} if aside else {}
+    pictures = Pictures(p.panel_every, stage.run_dir, stage.params, adapters, backbone, prompts, trainer.sigmas)
+    loop = Loop(
+        stage.run_dir, p.epochs, p.save_every, p.log_every, saved, NAME, "epoch", ranks, p.keep, validation.over
+    )
+    preflight(stage, ranks, [trainer.generator, trainer.fake], p.keep)
+    mine = ranks.local_shard(p.prompts_per_epoch)
+    images = tuple(range(mine.start * p.group_size, mine.stop * p.group_size))
+
+    for step in loop:
+        chosen = prompts.batch(step, p.prompts_per_epoch, NAME)[mine.start : mine.stop]
+        records = [record for record in chosen for _ in range(p.group_size)]
+        draws = Draws(stage.seed, NAME, step, images, backbone.latent_shape(), ranks.device)
+        try:
+            values = validation.before(step) | trainer.step(prompts.conditioning(records), records, draws)
+            loop.log(step, values | validation.after(step + 1), images=p.prompts_per_epoch * p.group_size)
+            with ranks.sync_errors():
+                if ranks.main:
+                    require_signal(loop.journal, p)
+                    pictures.after(step + 1)
+        except FloatingPointError as error:
+            raise loop.fault(step, error) from error
+
+    if ranks.main:
+        trainer.write_outputs(stage, validation.put_best())
+        write_curves(loop.rows, stage.output("curves.csv"))
