@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     """Print the list, a card with our figures where there are any, or the table of lengths."""
     from rtdmd.methods import METHODS, find_method
-    from rtdmd.methods.absent import ABSENT
-    from rtdmd.methods.card import STAGE_TITLES, card_text
+    from rtdmd.methods._absent import ABSENT
+    from rtdmd.methods._card import STAGE_TITLES, card_text
 
     if arguments.lengths:
         print("\n".join(lengths_table()))
@@ -42,7 +42,7 @@ def lengths_table() -> list[str]:
     """Markdown's lines: the methods that train equally long within the budget of the world preset's own stage."""
     from rtdmd.config import preset
     from rtdmd.methods import METHODS
-    from rtdmd.methods.budget import cost, length_within
+    from rtdmd.plan.budget import cost, length_within
 
     base = preset("world")
     groups: dict[tuple[str, int], list[str]] = {}

@@ -6,10 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 from rtdmd.common.errors import UserError
-from rtdmd.config import train_rtdmd
 from rtdmd.config.load import validate
 from rtdmd.config.real import COMMON, REAL
 from rtdmd.config.tree import Params
+from rtdmd.methods import rtdmd
 
 _CLIP = {"name": "clipscore", "model": "data/world/clip", "weight": 1.0}
 _VERIFIER = {"name": "world_verifier", "weight": 1.0, "soft_weight": 0.7}
@@ -196,7 +196,7 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 PRESETS: dict[str, dict[str, Any]] = {"world": WORLD, "smoke": merged(WORLD, _SMOKE)}
 PRESETS |= {name: merged(merged(WORLD, COMMON), own) for name, own in REAL.items()}
 RECIPES: dict[str, dict[str, Any]] = {
-    name: {"train_rtdmd": {"recipe": name, **settings}} for name, settings in train_rtdmd.RECIPES.items()
+    name: {"train_rtdmd": {"recipe": name, **settings}} for name, settings in rtdmd.RECIPES.items()
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from rtdmd.config.pins import UNPINNED
-from rtdmd.config.train_rtdmd import PUBLISHED
+from rtdmd.methods.rtdmd import PUBLISHED
 
 _VIT_L = {"base": "openai/clip-vit-large-patch14", "base_revision": UNPINNED}
 _VIT_H = {"base": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "base_revision": UNPINNED}

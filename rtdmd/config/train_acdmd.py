@@ -157,5 +157,5 @@ class TrainAcdmdParams(Section):
                 f"consistency.weight: {self.consistency.weight} with fake_per_step: true; allowed: 0 (its earlier"
                 " times belong to no step)"
             )
-        check_recipe("train_acdmd", self.recipe, self.model_dump(mode="json"))
+        check_recipe(self.recipe, self.model_dump(mode="json"))
         return self

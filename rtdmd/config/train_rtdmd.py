@@ -2,12 +2,12 @@
 matching).
 
 `recipe: published` promises the public code's settings and scalings, `recipe: corrected` those that hold the
-oracle's fixed point (docs/proved.md), `recipe: custom` nothing. What each promises is in `RECIPES`.
+oracle's fixed point (docs/proved.md), `recipe: custom` nothing. What each promises is in `rtdmd.methods.rtdmd`.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import field_validator, model_validator
 
@@ -225,7 +225,7 @@ class TrainRtdmdParams(Section):
         self._check_lengths()
         self._check_matching()
         check_earlier_time(self.renoise, self.consistency)
-        check_recipe("train_rtdmd", self.recipe, self.model_dump(mode="json"), RECIPES)
+        check_recipe(self.recipe, self.model_dump(mode="json"))
         return self
 
     def _check_rewarded(self) -> None:
@@ -293,58 +293,3 @@ class TrainRtdmdParams(Section):
             raise ValueError(
                 f"matching_gain: {self.matching_gain} with matching_path: {self.matching_path}; allowed: last_step"
             )
-
-
-PUBLISHED: dict[str, Any] = {
-    "candidate_steps": [0, 1, 2],
-    "trained_steps": 2,
-    "share_noise": True,
-    "share_initial": False,
-    "subset_factor": False,
-    "baseline": "group_mean",
-    "advantage_std": "batch",
-    "advantage_eps": 1e-4,
-    "advantage_clip": 5.0,
-    "drop_zero_advantage": True,
-    "density": "published",
-    "clip_range": 1e-5,
-    "credit": "trajectory",
-    "weights": {"policy": 1.0, "matching": 1e-3, "backprop": 1e-4, "nft": 0.0, "reference_kl": 0.0},
-    "matching_path": "last_step",
-    "normalise_matching": True,
-    "matching_gain": 0.0,
-    "dynamic": {"guidance": 0.0, "renoise": False, "epochs": 0},
-    "gradient_scaling": "none",
-    "backprop_at": "last_step",
-    "backprop_margin": 3.0,
-    "fake_updates_per_epoch": 1,
-    "fake_start": "chain",
-    "weighting": "clamp",
-    "weight_clamp": 10.0,
-    "lr_generator": 3e-6,
-    "lr_fall": 0.0,
-    "betas": [0.9, 0.999],
-    "weight_decay": 1e-4,
-    "max_grad_norm": 1.0,
-    "ema_decay": 0.9,
-    "ema_every": 8,
-}
-"""The public code's method settings (Harahan/RTDMD). Sizes (epochs, prompts, group), rewards and
-the fake score's rate (SD3 3e-5, FLUX 1e-6) are the run's own; its fake score has no weight decay, ours shares one."""
-
-CORRECTED: dict[str, Any] = {
-    "candidate_steps": [0, 1, 2],
-    "share_noise": True,
-    "subset_factor": True,
-    "baseline": "leave_one_out",
-    "advantage_std": "none",
-    "density": "gaussian",
-    "clip_range": 0.2,
-    "matching_path": "reward",
-    "fake_start": "data",
-    "weighting": "inverse_variance",
-}
-"""What holds the oracle's fixed point. Weights, their scaling and the rates are the run's own."""
-
-RECIPES: dict[str, dict[str, Any]] = {"published": PUBLISHED, "corrected": CORRECTED}
-"""Settings that a named recipe promises; a section with `recipe: <name>` and any other value there is refused."""

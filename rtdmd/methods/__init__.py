@@ -1,19 +1,31 @@
-"""The methods that can be compared: each a small file with its card, in the order of the comparison.
+"""The methods that can be compared: each a small file here, which the package finds, with its cards in `METHODS`.
 
-A method is a set of parameters of one stage (`rtdmd params world --method gdmd`), so nothing here is imported by the
-stages. `rtdmd methods` lists them, `rtdmd methods NAME` prints a card.
+A method is a set of parameters of one stage (`rtdmd params world --method gdmd`): data, which imports nothing of ours
+but the card's class. The configuration reads it, so a section with `recipe: gdmd` is held to GDMD's settings.
+`rtdmd methods` lists them, `rtdmd methods NAME` prints a card.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
+from typing import Any
 
+from rtdmd.common.discovery import discover
 from rtdmd.common.errors import UserError
-from rtdmd.methods import acdmd, control, dmd2, dmd_nft, dmdr, draft, eta, gdmd, grpo, rtdmd, stepwise
-from rtdmd.methods.card import Method, StageName
+from rtdmd.methods._card import Method
+from rtdmd.methods.rtdmd import RECIPES as _OWN
 
-_FILES = (acdmd, dmd2, eta, rtdmd, control, grpo, draft, gdmd, dmd_nft, dmdr, stepwise)
-METHODS: dict[str, Method] = {method.name: method for file in _FILES for method in file.METHODS}
+_FOUND = [method for methods in discover("rtdmd.methods", "METHODS", tuple).values() for method in methods]
+METHODS: dict[str, Method] = {method.name: method for method in sorted(_FOUND, key=lambda method: method.stage)}
+"""By name: stage one's first, and those of a stage in the order of their files."""
+
+RECIPES: dict[str, dict[str, Mapping[str, Any]]] = {
+    stage: {method.name: method.settings for method in METHODS.values() if method.stage == stage and method.settings}
+    for stage in ("train_acdmd", "train_rtdmd")
+}
+"""What `recipe: <name>` of a training section promises, by stage and name."""
+RECIPES["train_rtdmd"] |= _OWN
 
 
 def find_method(name: str) -> Method:
@@ -23,8 +35,3 @@ def find_method(name: str) -> Method:
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise UserError(f"method {name!r} is unknown; `rtdmd methods` lists them{hint}")
     return METHODS[name]
-
-
-def methods_of(stage: StageName) -> list[Method]:
-    """The methods of a training stage, in their order."""
-    return [method for method in METHODS.values() if method.stage == stage]

@@ -1,6 +1,6 @@
 """AC-DMD: stage one of the paper, with every consistency weight γ of its ablation (γ = 0: A-DMD)."""
 
-from rtdmd.methods.card import Method
+from rtdmd.methods._card import Method
 
 _EQUATION = (
     "x_s from a roll-out with random stop; t ~ U(s, 1), x_t = α x_s + β z; fake score on u = α' x_s + β' z plus γ times"

@@ -1,6 +1,6 @@
 """Distribution matching alone in stage two: what the same time gives without any reward."""
 
-from rtdmd.methods.card import Method
+from rtdmd.methods._card import Method
 
 METHODS = (
     Method(

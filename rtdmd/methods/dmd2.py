@@ -1,6 +1,6 @@
 """DMD2 without its GAN, in the three ways of simulating a few-step student."""
 
-from rtdmd.methods.card import Method
+from rtdmd.methods._card import Method
 
 _SOURCE = "DMD2 (arXiv 2405.14867) without GAN loss; arXiv 2605.26108 states it as AC-DMD with s = 0 and γ = 0"
 _EQUATION = (

@@ -1,6 +1,6 @@
 """DMD + DiffusionNFT: matching, and negative-aware fine-tuning on the images of the roll-out."""
 
-from rtdmd.methods.card import Method
+from rtdmd.methods._card import Method
 
 METHODS = (
     Method(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rtdmd.methods.card import Method
+from rtdmd.methods._card import Method
 
 _SOURCE = "DMDR (arXiv 2511.13649)"
 _HELPS = (

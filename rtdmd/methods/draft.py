@@ -1,6 +1,6 @@
 """DRaFT-1: reward back-propagation through the last step and nothing else."""
 
-from rtdmd.methods.card import Method
+from rtdmd.methods._card import Method
 
 METHODS = (
     Method(

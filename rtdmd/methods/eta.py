@@ -1,6 +1,6 @@
 """The sampler's noise level η, in training and evaluation alike (the paper's ablation)."""
 
-from rtdmd.methods.card import Method
+from rtdmd.methods._card import Method
 
 METHODS = tuple(
     Method(

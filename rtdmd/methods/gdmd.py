@@ -1,6 +1,6 @@
 """GDMD: the matching direction read as a target, weighed by the reward that the target gains."""
 
-from rtdmd.methods.card import Method
+from rtdmd.methods._card import Method
 
 METHODS = (
     Method(

@@ -3,7 +3,7 @@ step's terms (the paper's ablation of stage two)."""
 
 from typing import Any
 
-from rtdmd.methods.card import Method
+from rtdmd.methods._card import Method
 
 _EQUATION = "Σ_k A ∇log p_θ(x_{k+1} | x_k) over the trained steps, A the reward normalised in its prompt's group"
 _SUB = _EQUATION + "; at the other steps a group shares its transition noise"

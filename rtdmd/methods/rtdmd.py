@@ -1,7 +1,59 @@
 """RTDMD: stage two of the paper as its public code has it, as the oracle corrects it, and as the preset tunes it."""
 
-from rtdmd.config.train_rtdmd import CORRECTED, PUBLISHED
-from rtdmd.methods.card import Method
+from typing import Any
+
+from rtdmd.methods._card import Method
+
+PUBLISHED: dict[str, Any] = {
+    "candidate_steps": [0, 1, 2],
+    "trained_steps": 2,
+    "share_noise": True,
+    "share_initial": False,
+    "subset_factor": False,
+    "baseline": "group_mean",
+    "advantage_std": "batch",
+    "advantage_eps": 1e-4,
+    "advantage_clip": 5.0,
+    "drop_zero_advantage": True,
+    "density": "published",
+    "clip_range": 1e-5,
+    "credit": "trajectory",
+    "weights": {"policy": 1.0, "matching": 1e-3, "backprop": 1e-4, "nft": 0.0, "reference_kl": 0.0},
+    "matching_path": "last_step",
+    "normalise_matching": True,
+    "matching_gain": 0.0,
+    "dynamic": {"guidance": 0.0, "renoise": False, "epochs": 0},
+    "gradient_scaling": "none",
+    "backprop_at": "last_step",
+    "backprop_margin": 3.0,
+    "fake_updates_per_epoch": 1,
+    "fake_start": "chain",
+    "weighting": "clamp",
+    "weight_clamp": 10.0,
+    "lr_generator": 3e-6,
+    "lr_fall": 0.0,
+    "betas": [0.9, 0.999],
+    "weight_decay": 1e-4,
+    "max_grad_norm": 1.0,
+    "ema_decay": 0.9,
+    "ema_every": 8,
+}
+"""The public code's method settings (Harahan/RTDMD). Sizes (epochs, prompts, group), rewards and
+the fake score's rate (SD3 3e-5, FLUX 1e-6) are the run's own; its fake score has no weight decay, ours shares one."""
+
+CORRECTED: dict[str, Any] = {
+    "candidate_steps": [0, 1, 2],
+    "share_noise": True,
+    "subset_factor": True,
+    "baseline": "leave_one_out",
+    "advantage_std": "none",
+    "density": "gaussian",
+    "clip_range": 0.2,
+    "matching_path": "reward",
+    "fake_start": "data",
+    "weighting": "inverse_variance",
+}
+"""What holds the oracle's fixed point. Weights, their scaling and the rates are the run's own."""
 
 _SOURCE = "arXiv 2605.26108, section RTDMD; public code Harahan/RTDMD"
 _EQUATION = (
@@ -29,3 +81,6 @@ METHODS = (
         "all of it; weights and unit-norm scaling are the preset's, so that no fixed point is claimed",
     ),
 )  # fmt: skip
+
+RECIPES: dict[str, dict[str, Any]] = {"published": PUBLISHED, "corrected": CORRECTED}
+"""What `recipe: published` and `recipe: corrected` promise beside the methods; the first has the code's own rates."""

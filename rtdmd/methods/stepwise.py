@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rtdmd.methods.card import Method
+from rtdmd.methods._card import Method
 
 _SETTINGS: dict[str, Any] = {
     "candidate_steps": [0, 1, 2], "trained_steps": 3, "share_noise": False, "share_initial": False,

@@ -17,7 +17,7 @@ from rtdmd.common.parsing import read_table
 from rtdmd.config import Params
 from rtdmd.evaluate.grids import contact_sheet
 from rtdmd.evaluate.plan import grid_prompts, plan_images
-from rtdmd.methods.absent import ABSENT
+from rtdmd.methods._absent import ABSENT
 from rtdmd.prompts.records import read_prompts
 from rtdmd.report.charts import forest
 from rtdmd.report.html import page, picture, section, table

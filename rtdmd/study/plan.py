@@ -18,7 +18,7 @@ from rtdmd.config import Params
 from rtdmd.config.load import load_settings, validate
 from rtdmd.config.presets import merged
 from rtdmd.methods import METHODS, find_method
-from rtdmd.methods.budget import cost, length_within
+from rtdmd.plan.budget import cost, length_within
 
 PLAN = Path("workflow/sweep.yaml")
 TEACHER, BASE = "teacher", "base"

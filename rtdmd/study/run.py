@@ -17,9 +17,9 @@ from typing import Any
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json, sha256_tree, write_json
 from rtdmd.config import Params
-from rtdmd.methods.budget import cost, stage_one_iteration, stage_two_epoch
 from rtdmd.pipeline.dvc_yaml import params_values, read_pipeline
 from rtdmd.pipeline.provenance import hash_of
+from rtdmd.plan.budget import cost, stage_one_iteration, stage_two_epoch
 from rtdmd.report.sections import read_curves
 from rtdmd.study.history import LAST, chosen_epoch, judge_over_time, last_epoch, lay_last
 from rtdmd.study.plan import BASE, SweepPlan, run_folder, stage_of

@@ -13,7 +13,7 @@ from rtdmd.config import NOTES, PRESETS, parse_params, preset
 from rtdmd.config.pins import UNPINNED, require_pin
 from rtdmd.config.real import REAL
 from rtdmd.config.render import params_text
-from rtdmd.config.train_rtdmd import PUBLISHED
+from rtdmd.methods.rtdmd import PUBLISHED
 
 
 def leaves(value: Any) -> Iterator[Any]:

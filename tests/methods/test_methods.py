@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from rtdmd.common.errors import UserError
 from rtdmd.config import parse_params, preset
 from rtdmd.config.presets import PRESETS, merged
-from rtdmd.config.recipes import StageOneRecipe, StageTwoRecipe
 from rtdmd.config.render import params_text
-from rtdmd.methods import METHODS, find_method, methods_of
-from rtdmd.methods.absent import ABSENT
-from rtdmd.methods.card import card_text, flat
+from rtdmd.methods import METHODS, RECIPES, find_method
+from rtdmd.methods._absent import ABSENT
+from rtdmd.methods._card import card_text, flat
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -34,7 +33,7 @@ def test_a_method_is_one_set_of_parameters_apart(name: str) -> None:
 def test_no_two_methods_of_a_stage_are_the_same() -> None:
     for stage in ("train_acdmd", "train_rtdmd"):
         seen: dict[str, str] = {}
-        for method in methods_of(stage):  # type: ignore[arg-type]
+        for method in (each for each in METHODS.values() if each.stage == stage):
             tree = preset("world", method.changes()).model_dump(mode="json")
             tree[stage].pop("recipe")
             assert str(tree) not in seen or method.name in ("admd", "eta-0.9"), (method.name, seen.get(str(tree)))
@@ -46,8 +45,13 @@ def test_recipes_are_the_methods_that_name_settings_of_their_section() -> None:
     for method in METHODS.values():
         if method.settings:
             own[method.stage].add(method.name)
-    assert set(get_args(StageOneRecipe)) == own["train_acdmd"]
-    assert set(get_args(StageTwoRecipe)) == own["train_rtdmd"]
+    assert {name for name in own["train_acdmd"] if name != "custom"} == set(RECIPES["train_acdmd"])
+    assert {name for name in own["train_rtdmd"] if name != "custom"} == set(RECIPES["train_rtdmd"])
+    for stage, names in own.items():
+        with pytest.raises(UserError) as refused:
+            preset("world", {stage: {"recipe": "nobody's"}})
+        allowed = str(refused.value).split("allowed: ")[1].split(";")[0]
+        assert set(allowed.split(", ")) == names
 
 
 @pytest.mark.parametrize(
@@ -92,7 +96,7 @@ def test_cards_say_where_a_method_comes_from_and_what_is_ours(name: str) -> None
 def test_every_real_backbone_takes_the_methods_of_stage_two() -> None:
     real = [name for name in PRESETS if name not in ("world", "smoke")]
     for name in real:
-        for method in methods_of("train_rtdmd"):
+        for method in (each for each in METHODS.values() if each.stage == "train_rtdmd"):
             preset(name, method.changes() if method.settings else {})
 
 

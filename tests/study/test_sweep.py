@@ -15,7 +15,7 @@ from rtdmd.commands import methods as methods_command
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import load_tensors, read_json
 from rtdmd.config import Params
-from rtdmd.methods.budget import cost
+from rtdmd.plan.budget import cost
 from rtdmd.stages import train_rtdmd
 from rtdmd.study import history
 from rtdmd.study.gather import gather

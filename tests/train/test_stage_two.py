@@ -15,7 +15,7 @@ import torch
 from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.common.files import load_tensors, sha256_file
 from rtdmd.config.presets import WORLD
-from rtdmd.config.train_rtdmd import PUBLISHED
+from rtdmd.methods.rtdmd import PUBLISHED
 from rtdmd.rewards import panel
 from rtdmd.rewards.scorers.world_verifier import WorldVerifier
 from rtdmd.stages import train_acdmd, train_rtdmd

@@ -16,7 +16,7 @@ from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import Backbone, Conditioning
 from rtdmd.common.rng import normal
 from rtdmd.config import AdapterParams, Params, preset
-from rtdmd.methods.budget import Prices
+from rtdmd.plan.budget import Prices
 from rtdmd.stages import cache_teacher, prepare_prompts
 from rtdmd.train.adapters import ADAPTERS, AdapterBank
 from tests.workspace import REPOSITORY, make_workspace

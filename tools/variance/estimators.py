@@ -31,7 +31,7 @@ from rtdmd.config import Params
 from rtdmd.config.load import validate
 from rtdmd.config.presets import merged
 from rtdmd.flow.policy import draw_step_subset
-from rtdmd.methods.budget import WORLD, Prices, stage_two_epoch
+from rtdmd.plan.budget import WORLD, Prices, stage_two_epoch
 from rtdmd.rewards.panel import open_panel
 from rtdmd.study.variance_table import REFERENCE
 from rtdmd.train.adapters import ADAPTERS, AdapterBank
@@ -128,7 +128,7 @@ def open_bench(params: Params, root: Path, prompts: int = 16) -> Bench:
 
 
 def price(bench: Bench, name: str) -> float:
-    """What a round costs, in forward passes of the generator (`rtdmd.methods.budget`)."""
+    """What a round costs, in forward passes of the generator (`rtdmd.plan.budget`)."""
     params, count = settings_for(bench, name)
     parts = stage_two_epoch(params, bench.prices)
     if params.train_rtdmd.weights.policy == 0:  # no advantage is needed

@@ -12,7 +12,7 @@ import torch
 from rtdmd.cli import main
 from rtdmd.common.errors import UserError
 from rtdmd.config import Params
-from rtdmd.methods.budget import Prices
+from rtdmd.plan.budget import Prices
 from rtdmd.stages import train_acdmd
 from rtdmd.study.variance_table import Figure
 from rtdmd.train.rtdmd import RtdmdTrainer

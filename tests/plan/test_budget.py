@@ -11,8 +11,9 @@ import pytest
 
 from rtdmd.config import preset
 from rtdmd.config.presets import merged
-from rtdmd.methods import METHODS, budget
-from rtdmd.methods.budget import Prices
+from rtdmd.methods import METHODS
+from rtdmd.plan import budget
+from rtdmd.plan.budget import Prices
 from rtdmd.stages import train_acdmd, train_rtdmd
 from tests.train.workshop import FREE, count_passes, make_trainable
 from tests.workspace import set_params
