@@ -74,6 +74,7 @@ CORRECTED: dict[str, Any] = {
     "fake_batch_size": 512,
     "last_step_batch_size": 512,
     "lr_generator": 3e-3,
+    "lr_fall": 0.0,
     "lr_fake": 1e-2,
     "weight_decay": 0.0,
     "ema_decay": 0.98,

@@ -70,8 +70,8 @@ def test_the_student_starts_at_the_teachers_law():
     values = torch.linalg.eigvalsh(student.covariances[0, 0])
     exact = torch.linalg.eigvalsh(law.covariances[0, 0])
     torch.testing.assert_close(reinforcement.few_step_variance(values), exact, rtol=1e-10, atol=0)
-    players = reinforcement.start_stage_two(law, {}, reinforcement.Setting(), width=8)
-    samples = reinforcement.sample_generator(players.roles, law, 20_000, seed=2).double()
+    trainer = reinforcement.start_stage_two(law, {}, reinforcement.Setting(), width=8)
+    samples = reinforcement.sample_generator(trainer.adapters, law, 20_000, seed=2).double()
     for prompt in range(law.prompts):
         part = samples[prompt :: law.prompts]
         torch.testing.assert_close(part.mean(0), law.mean()[prompt], rtol=0, atol=0.04)  # 4 standard errors

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from rtdmd.train.accumulate import Gradients, combine
 
 from rtdmd.common.errors import RtdmdError
 from rtdmd.config import preset
@@ -21,6 +20,7 @@ from rtdmd.train.adapters import Average, Learner
 from rtdmd.train.engine import checkpoint
 from rtdmd.train.engine.journal import write_curves
 from rtdmd.train.engine.loop import Loop
+from rtdmd.train.losses import Gradients, combine
 
 SETTINGS = preset("smoke", {"train_acdmd": {"max_grad_norm": 1.0, "weight_decay": 0.0}}).train_acdmd
 
