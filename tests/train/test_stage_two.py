@@ -325,5 +325,7 @@ def test_a_non_finite_role_is_named(root: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_stage_one_of_another_rank_is_refused(root: Path) -> None:
-    with pytest.raises(UserError, match=r"results/train_acdmd/generator\.safetensors does not fit the adapter section"):
+    with pytest.raises(
+        UserError, match=r"results/train_acdmd/generator\.safetensors was trained with adapter\.rank: 4"
+    ):
         train(root, SIX, adapter={"rank": 3})

@@ -22,7 +22,7 @@ import sys, torch
 from types import SimpleNamespace
 from rtdmd.config import preset
 from rtdmd.common.errors import RtdmdError, UserError
-from rtdmd.train.accumulate import Gradients
+from rtdmd.train.losses import Gradients
 from rtdmd.train.distributed.ranks import join
 
 run = preset("smoke", {"run": {"threads": 1}}).run
