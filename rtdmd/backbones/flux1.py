@@ -30,7 +30,7 @@ from rtdmd.backbones.parts import (
     scheduler_settings,
     unit_timestep,
 )
-from rtdmd.backbones.protocol import PUBLISHED, Conditioning, LoraKind
+from rtdmd.backbones.protocol import Conditioning, LoraKind
 from rtdmd.common.errors import UserError
 from rtdmd.common.torch_setup import quiet_imports
 
@@ -148,10 +148,3 @@ class Flux1:
         """See the protocol. ``attention``: projections of the attention in both kinds of block; ``attention_mlp``: and
         the MLPs with the single-stream blocks' output; ``all``: every linear layer."""
         return list(self._targets[kind])
-
-    def load_published(self, folder: Path) -> None:
-        """See the protocol. The transformer alone: a published folder adapts no text encoder."""
-        state, alphas, metadata = self.pipeline.lora_state_dict(
-            folder, weight_name=PUBLISHED, return_alphas=True, return_lora_metadata=True
-        )
-        self.pipeline.load_lora_into_transformer(state, alphas, self.transformer, metadata=metadata)

@@ -27,7 +27,6 @@ from rtdmd.backbones.parts import (
     evenly_spaced,
     fresh_scheduler,
     latent_side,
-    load_adapter,
     load_pipeline,
     need_text,
     need_vae,
@@ -160,10 +159,6 @@ class Flux2:
         """See the protocol. ``attention``: the double-stream blocks' attention projections and both fused layers of the
         single-stream blocks; ``attention_mlp``: and the double-stream MLPs; ``all``: every linear layer."""
         return list(self._targets[kind])
-
-    def load_published(self, folder: Path) -> None:
-        """See the protocol."""
-        load_adapter(self.pipeline, folder)
 
 
 def _statistics(vae: Vae) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdmd.backbones.loading import KEY, load_part, part_classes, pipeline_parts, skeleton
-from rtdmd.backbones.protocol import PUBLISHED, Conditioning, LoraKind
+from rtdmd.backbones.protocol import Conditioning, LoraKind
 from rtdmd.backbones.snapshot import teacher_folder
 from rtdmd.common.errors import UserError
 from rtdmd.common.model_files import bring_back, read_config
@@ -177,13 +177,6 @@ def encoded_scaled(pipeline: Pipeline, images: Tensor) -> Tensor:
     """The inverse of `decoded_scaled`: the mode of the encoder's distribution, normalised."""
     vae = need_vae(pipeline)
     return (encoded(vae, images) - vae.config.shift_factor) * vae.config.scaling_factor
-
-
-def load_adapter(pipeline: Pipeline, folder: Path) -> None:
-    """Put a published folder's adapter on the pipeline's transformer, by a loader whose file holds the alphas in its
-    header (SD3, FLUX.2). The transformer alone: a published folder adapts no text encoder."""
-    state, metadata = pipeline.lora_state_dict(folder, weight_name=PUBLISHED, return_lora_metadata=True)
-    pipeline.load_lora_into_transformer(state, pipeline.transformer, metadata=metadata)
 
 
 def adapted_layers(transformer: nn.Module, endings: tuple[str, ...]) -> list[str]:

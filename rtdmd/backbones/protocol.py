@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -127,8 +126,4 @@ class PipelineBackbone(Backbone, Protocol):
         """The base scheduler's configuration, where the family's pipeline asks it for the few-step levels by itself
         (at the trained resolution, for K steps). None where it spaces K steps otherwise, so that a published folder
         needs another configuration (`rtdmd.publish.scheduler`)."""
-        ...
-
-    def load_published(self, folder: Path) -> None:
-        """Put the adapter of a published folder on the transformer, read by diffusers' own loader."""
         ...

@@ -25,7 +25,6 @@ from rtdmd.backbones.parts import (
     encoded_scaled,
     fresh_scheduler,
     latent_side,
-    load_adapter,
     load_pipeline,
     need_text,
 )
@@ -144,7 +143,3 @@ class SD3Backbone:
         """See the protocol. ``attention``: projections of the joint attention; ``attention_mlp``: and both MLPs;
         ``all``: every linear layer, the modulations, embedders and the output among them."""
         return list(self._targets[kind])
-
-    def load_published(self, folder: Path) -> None:
-        """See the protocol."""
-        load_adapter(self.pipeline, folder)

@@ -22,6 +22,8 @@ from rtdmd.backbones.sampling import rollout
 from rtdmd.common.files import write_json
 from rtdmd.common.rng import normal
 from rtdmd.flow.cps import cps_step
+from rtdmd.publish.adapter_file import read_adapter
+from rtdmd.publish.reference import stacked_student
 from rtdmd.publish.scheduler import scheduler_config
 from tests.backbones.families import Loaded, plain
 
@@ -76,8 +78,7 @@ def student(loaded: Loaded, published: Path, scheduler: Any) -> Any:
 
 def velocity_of(loaded: Loaded, published: Path) -> Any:
     backbone = loaded.family.load(loaded.folder, text=False, vae=False)
-    backbone.load_published(published)
-    return torch.no_grad()(lambda x, sigma, cond: backbone.velocity(backbone.transformer, x, sigma, cond))
+    return torch.no_grad()(stacked_student(backbone, {"published": read_adapter(published)}))
 
 
 def test_plain_diffusers_runs_the_student_at_eta_0(loaded: Loaded, published: Path) -> None:
@@ -119,16 +120,16 @@ def test_a_cps_step_in_plain_diffusers_is_our_sampler_at_the_same_noise(loaded: 
 def test_the_published_adapter_is_applied_in_its_strength(
     loaded: Loaded, published: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """load_published adds alpha / rank B A to each weight, and is silent."""
+    """alpha / rank B A is added to each weight, without a word."""
     from safetensors.torch import load_file
 
     backbone = loaded.family.load(loaded.folder, text=False, vae=False)
     x, sigma = normal((2, *backbone.latent_shape()), 0, "x"), torch.tensor([0.9, 0.3])
     capfd.readouterr()
-    backbone.load_published(published)
+    velocity = stacked_student(backbone, {"published": read_adapter(published)})
     assert capfd.readouterr() == ("", "")
     with torch.no_grad():
-        adapted = backbone.velocity(backbone.transformer, x, sigma, loaded.cond)
+        adapted = velocity(x, sigma, loaded.cond)
         merged = loaded.family.load(loaded.folder, text=False, vae=False)
         tensors = load_file(published / PUBLISHED)
         for name in merged.lora_targets("attention"):
