@@ -27,6 +27,7 @@ SMALLEST: dict[str, Any] = {
         "reference": "none",
     },
     "report": {"grid_prompts": 2},
+    "publish": {"prompt": "a red circle"},  # the tiny T5 spells: 40 tokens are not many
 }
 
 
