@@ -32,6 +32,7 @@ from rtdmd.publish.gate import Export, Fixed, fixed_inputs, run_gate, student_la
 from rtdmd.publish.merge import CONFIG, MERGED, Weights, full_weights, merged_weights, write_merged
 from rtdmd.publish.reference import check_merged
 from rtdmd.publish.scheduler import scheduler_config
+from rtdmd.train.rounding import report_lost_export
 
 SCHEDULER = "scheduler/scheduler_config.json"
 CARD, GATE, PROVENANCE = "README.md", "gate.json", "provenance.json"
@@ -105,6 +106,7 @@ def make_weights(source: Source, place: Place) -> Made:
     latents = {"lora": student_latents(velocity, fixed, source.model.eta)}
     if "merged" in source.forms:
         weights = _whole(source, adapter, state)
+        report_lost_export(state, weights, source.model.dtype)
         place(CONFIG)
         write_merged(weights, base.transformer_config, place(MERGED).parent.parent, source.metadata)
         latents["merged"] = latents["lora"]

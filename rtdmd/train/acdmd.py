@@ -32,6 +32,7 @@ from rtdmd.train.engine.loop import Loop
 from rtdmd.train.engine.preflight import preflight
 from rtdmd.train.losses import Draws, FakeScoreLoss, Gradients, matching_loss, micro_batches, renoised
 from rtdmd.train.prompts import TrainingPrompts
+from rtdmd.train.rounding import report_lost_update
 
 NAME = "train_acdmd"
 
@@ -180,6 +181,7 @@ class AcdmdTrainer:
         about = {"stage": NAME, "mode": adapter.mode, "rank": str(adapter.rank), "alpha": str(adapter.alpha)}
         save_tensors(self.adapters.state("fake"), stage.output("fake.safetensors"), about | {"role": "fake"})
         self.average.swap()
+        report_lost_update(self.params, NAME, self.adapters)
         state = self.adapters.state("acdmd")
         save_tensors(state, stage.output("generator.safetensors"), about | {"role": "generator"})
 

@@ -99,6 +99,10 @@ class AdapterBank:
     def _adapter_parameters(self, name: str) -> list[nn.Parameter]:
         return list(self._named_parameters(name).values())
 
+    def layers(self) -> list[BaseTunerLayer]:
+        """The base's layers that carry adapters; none in full mode."""
+        return list(self._layers)
+
     def parameter_names(self, name: str) -> list[str]:
         """Names of the parameters of one adapter, in the order of `trainable`."""
         return list(self._named_parameters(name))

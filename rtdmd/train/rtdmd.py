@@ -68,6 +68,7 @@ from rtdmd.train.losses import (
     renoised,
 )
 from rtdmd.train.prompts import TrainingPrompts, describe
+from rtdmd.train.rounding import report_lost_update
 from rtdmd.train.student_record import read_student
 
 NAME = "train_rtdmd"
@@ -489,6 +490,7 @@ class RtdmdTrainer:
         were."""
         adapter = self.params.adapter
         self.average.swap()
+        report_lost_update(self.params, NAME, self.adapters)
         about = {"stage": NAME, "mode": adapter.mode, "rank": str(adapter.rank)}
         about |= {"alpha": str(adapter.alpha), "role": "generator"} | chosen
         save_tensors(self.adapters.state("rtdmd"), stage.output("generator.safetensors"), about)
