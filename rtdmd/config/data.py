@@ -78,7 +78,7 @@ class PreparePromptsParams(Section):
         "a faulty prompt (malformed, not UTF-8, empty, too long, conflicting, in both sets): stop, or drop and report",
         source="ours",
     )
-    max_characters: Whole = param("a longer prompt is faulty", unit="characters", source="ours: 2000", ge=1)
+    max_characters: Whole = param("a longer prompt is faulty", unit="characters", source="ours", ge=1)
 
 
 class CacheTeacherParams(Section):

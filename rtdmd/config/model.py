@@ -28,23 +28,23 @@ class ModelParams(Section):
         "Hub commit of the teacher, 40 hex digits (all zero: to be filled in); null for a folder",
         source="Hugging Face Hub",
     )
-    resolution: Whole = param("side of the image", unit="pixels", source="public code: 512, SD3-M 1024; world 36", ge=8)
+    resolution: Whole = param("side of the image", unit="pixels", source="public code: 512, SD3-M 1024", ge=8)
     dtype: Literal["float32", "bfloat16"] = param("of the frozen base weights", source="public code: bfloat16 on GPU")
     guidance: Real = param(
         "teacher's guidance weight: classifier-free, or FLUX.1's distilled input",
-        source="public code: SD3-M 7.0, SD3.5-M 4.5, FLUX.1 3.5, FLUX.2 4.0; world 2.0 (measured)",
+        source="public code: SD3-M 7.0, SD3.5-M 4.5, FLUX.1 3.5, FLUX.2 4.0; the world's measured",
         ge=1,
     )
     teacher_steps: Whole = param(
         "Euler steps of the multi-step teacher",
         unit="steps",
-        source="paper: 50 (SD3-M, FLUX.2); model cards: SD3.5-M 40, FLUX.1 50; world 28",
+        source="paper: SD3-M 50, FLUX.2 50; model cards: SD3.5-M 40, FLUX.1 50",
         ge=1,
     )
     max_sequence_length: Whole = param(
         "tokens of T5 or Qwen3",
         unit="tokens",
-        source="public code: SD3 128 (diffusers 256), FLUX.1 and FLUX.2 512; the world has no T5: 1",
+        source="public code: SD3 128 (diffusers 256), FLUX 512; the world has no T5",
         ge=1,
         le=512,
     )

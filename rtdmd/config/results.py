@@ -30,12 +30,12 @@ ModelName = Literal["teacher", "teacher_few_step", "train_acdmd", "train_rtdmd"]
 class EvaluateParams(Section):
     """Held-out prompts, equal seeds for every model."""
 
-    images_per_tag: Whole = param("held-out images per prompt tag and model", unit="images", source="ours: 150", ge=1)
+    images_per_tag: Whole = param("held-out images per prompt tag and model", unit="images", source="ours", ge=1)
     batch_size: Whole = param("images per forward; changes no result", unit="images", source="ours", ge=1)
     models: tuple[ModelName, ...] = param("what is evaluated", source="ours", min_length=1)
     etas: tuple[Real, ...] = param(
         "CPS noise levels at which the student of stage two is scored besides model.eta; the card prints them",
-        source="ours: 0 and 1, what diffusers' own scheduler can do",
+        source="ours: what diffusers' own scheduler can do, 0 and 1",
     )
     rewards: tuple[RewardEntry, ...] = param("scores reported, each once", source="ours", min_length=1)
     features_model: str | None = param(
@@ -44,9 +44,7 @@ class EvaluateParams(Section):
     reference: Literal["world", "none"] = param(
         "real images to compare with: drawn for the held-out captions, or none", source="ours"
     )
-    reference_images: Whole = param(
-        "reference images behind the Fréchet distance", unit="images", source="ours: 2000", ge=2
-    )
+    reference_images: Whole = param("reference images behind the Fréchet distance", unit="images", source="ours", ge=2)
 
     _distinct = field_validator("rewards")(distinct)
 
@@ -65,7 +63,7 @@ class ReportParams(Section):
     """The page."""
 
     title: str = param("heading of the page", source="ours", min_length=1)
-    grid_prompts: Whole = param("prompts in the picture of the grids", unit="prompts", source="ours: 12", ge=1)
+    grid_prompts: Whole = param("prompts in the picture of the grids", unit="prompts", source="ours", ge=1)
 
 
 class PublishParams(Section):

@@ -28,7 +28,11 @@ class RenoiseParams(Section):
 class ConsistencyParams(Section):
     """The regulariser that keeps the fake score's posterior mean a martingale along its own transitions."""
 
-    weight: Real = param("γ, its weight; 0 turns it off", source="paper and public code: 0.01; world: 0", ge=0)
+    weight: Real = param(
+        "γ, its weight; 0 turns it off",
+        source="paper and public code: 0.01 (stage two of FLUX.1 and FLUX.2 9B: 0)",
+        ge=0,
+    )
     estimator: Literal["two_sample", "one_sample"] = param(
         "two_sample is unbiased and may be negative", source="paper: two_sample; one_sample ours"
     )
@@ -92,11 +96,9 @@ class TrainAcdmdParams(Section):
         "base: each process keeps a shard of the frozen base (FSDP2): less memory, more traffic; changes only rounding",
         source="ours",
     )
-    generator_every: Whole = param(
-        "fake-score updates per generator update", source="public code: 10; world: 4 (ours)", ge=1
-    )
-    lr_generator: Real = param("AdamW step size of the generator", source="public code: 3e-5; FLUX.2 1e-6", gt=0)
-    lr_fake: Real = param("AdamW step size of the fake score", source="public code: 3e-5; FLUX.2 1e-6", gt=0)
+    generator_every: Whole = param("fake-score updates per generator update", source="public code: 10", ge=1)
+    lr_generator: Real = param("AdamW step size of the generator", source="public code: 3e-5, FLUX.2 1e-6", gt=0)
+    lr_fake: Real = param("AdamW step size of the fake score", source="public code: 3e-5, FLUX.2 1e-6", gt=0)
     warmup: Whole = param("updates of linear warm-up of both rates", unit="updates", source="public code: 0", ge=0)
     betas: tuple[Real, Real] = param("AdamW's moment decays", source="public code: 0.9, 0.999")
     weight_decay: Real = param("AdamW's weight decay", source="public code: 0", ge=0)

@@ -66,7 +66,7 @@ class TrainRtdmdParams(Section):
     prompts_per_epoch: Whole = param(
         "prompts per roll-out",
         unit="prompts",
-        source="public code, all GPUs: SD3-M 32, SD3.5-M 48, FLUX 64; world: 32 (ours)",
+        source="public code: SD3-M 32, SD3.5-M 48, FLUX 64, on all GPUs together",
         ge=1,
     )
     prompt_order: Literal["uniform", "by_tag"] = param(
@@ -76,7 +76,7 @@ class TrainRtdmdParams(Section):
     group_size: Whole = param("images per prompt", unit="images", source="public code: 24, SD3-M 16", ge=2)
     candidate_steps: tuple[Whole, ...] = param(
         "stochastic steps among which the trained ones are drawn, 0 the first",
-        source="public code: 0, 1, 2; world: 2 (short runs, docs/findings.md)",
+        source="public code: 0, 1, 2; later ones for short runs, docs/findings.md",
         min_length=1,
     )
     trained_steps: Whole = param("M, stochastic steps trained per epoch", source="public code: 2", ge=1)
@@ -127,7 +127,7 @@ class TrainRtdmdParams(Section):
         ge=0,
     )
     nft_strength: Real = param(
-        "b of DiffusionNFT: v± = v_old ± b (v - v_old)", source="arXiv 2509.16117; ours: 1", gt=0
+        "b of DiffusionNFT: v± = v_old ± b (v - v_old)", source="arXiv 2509.16117, value ours", gt=0
     )
     dynamic: DynamicParams
     gradient_scaling: Literal["none", "unit_norm"] = param(

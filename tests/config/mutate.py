@@ -11,7 +11,7 @@ Path = tuple[str | int, ...]
 
 ODD: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 3, 99, 2**63, -(2**70), 0.0, -0.0, 0.5, 1.0, 1e-320, 1e308, -1e-4, float("nan"),
-    float("inf"), "", " ", "0", "1e-4", "true", "null", "a\nb", "a\x00b", "\u202e", "./a/b", "../..", "owner/name",
+    float("inf"), "", " ", "0", "1e-4", "true", "null", "a\nb", "\u202e", "./a/b", "../..", "owner/name",
     "x" * 300, [], [[]], [0], [None], [1, 2], [0.9, 0.999, 0.5], {}, {"a": 1}, [{"name": "ocr"}],
     [{"name": "clipscore", "model": "a", "weight": 0}],
 )  # fmt: skip

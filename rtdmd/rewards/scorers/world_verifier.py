@@ -24,7 +24,7 @@ class WorldVerifierParams(RewardParams):
 
     name: Literal["world_verifier"] = param("scorer", source="ours: rtdmd/world/verifier.py")
     soft_weight: Real = param(
-        "a number from 0 to 1, the share of the soft score; the rest is strict 0/1", source="ours: 0.7", ge=0, le=1
+        "a number from 0 to 1, the share of the soft score; the rest is strict 0/1", source="ours", ge=0, le=1
     )
 
     needs_metadata = True
