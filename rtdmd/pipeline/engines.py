@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -91,7 +91,7 @@ def stale_stages(jobs: Mapping[str, Job], root: Path = Path(".")) -> dict[str, s
     """
     with opened(root) as repo:
         status = repo.status()
-    before = sources(jobs)
+    before = _sources(jobs)
     stale: dict[str, str] = {}
     for name in TopologicalSorter(before).static_order():
         if name in status:
@@ -101,7 +101,17 @@ def stale_stages(jobs: Mapping[str, Job], root: Path = Path(".")) -> dict[str, s
     return stale
 
 
-def sources(jobs: Mapping[str, Job]) -> dict[str, set[str]]:
+def with_readers(jobs: Mapping[str, Job], names: Iterable[str | None]) -> set[str]:
+    """The stages among `names`, and all that read their results, directly or not."""
+    before = _sources(jobs)
+    found = jobs.keys() & set(names)
+    for name in TopologicalSorter(before).static_order():
+        if before[name] & found:
+            found.add(name)
+    return found
+
+
+def _sources(jobs: Mapping[str, Job]) -> dict[str, set[str]]:
     """The stages whose results each stage reads."""
     makers = {path: job.name for job in jobs.values() for path in job.outputs}
     return {job.name: {makers[path] for path in job.inputs if path in makers} for job in jobs.values()}

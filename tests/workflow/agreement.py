@@ -8,6 +8,7 @@ with `snakemake -n`; both in this process, because most of their time is the imp
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -130,6 +131,13 @@ def _link_results(root: Path) -> None:
     assert any(path.is_symlink() for path in root.glob(RESULTS))
 
 
+def _incomplete(root: Path) -> None:
+    """Snakemake's own note of a job that was killed; the stage went on alone, and DVC recorded it."""
+    name = base64.urlsafe_b64encode(MADE.encode()).decode()
+    (root / ".snakemake/incomplete").mkdir(exist_ok=True)
+    (root / ".snakemake/incomplete" / name).write_text("{}")
+
+
 def _editors_files(root: Path) -> None:
     """What emacs, vim and a desktop leave beside the code."""
     (root / "rtdmd/train/.#losses.py").symlink_to("somebody@somewhere.1234:5678")
@@ -191,6 +199,12 @@ CHANGES = [
     ),
     Change("code and data a minute ahead", _ahead(60, "rtdmd/**/*", "data/**/*")),
     Change("results relinked with `cache.type symlink`", _link_results),
+    Change("Snakemake was killed, its stage ended well", _incomplete),
+    Change(
+        "the same, and `publish.prompt`",
+        _both(_incomplete, edit("params.yaml", set_param("publish.prompt", SECTIONS["publish.prompt"]))),
+        params="publish.prompt",
+    ),
     Change("files of emacs, vim and a desktop in `rtdmd/train`", _editors_files),
     Change("`rm -r results`, `git checkout`, `dvc checkout`", _remove_and_checkout),
     Change("`rm -r .snakemake`", _remove(".snakemake")),

@@ -12,7 +12,7 @@ sys.path.insert(0, workflow.basedir)  # this folder's rtdmd, whichever is instal
 from snakemake.exceptions import WorkflowError
 
 from rtdmd.config import load_params
-from rtdmd.pipeline.engines import end_future, load_jobs, stale_stages
+from rtdmd.pipeline.engines import end_future, load_jobs, stale_stages, with_readers
 from rtdmd.common.errors import UserError
 from rtdmd.plan.needs import Needs
 
@@ -47,24 +47,22 @@ def mark(stage, path):
 
 
 def inputs(stage):
-    """The results that a stage reads, and DVC's verdict on it. No file's time decides: a result whose maker is up to
-    date is `ancient`, one whose maker is stale comes anew (and its readers are stale too). Code and data are DVC's
-    alone."""
-    read = [path for path in JOBS[stage].inputs if path in MAKERS]
-    return [path if MAKERS[path] in STALE else ancient(path) for path in read] + [verdict(stage)]
+    """The results that a stage reads, and DVC's verdict; code and data are DVC's alone."""
+    return [path for path in JOBS[stage].inputs if path in MAKERS] + [verdict]
 
 
-def verdict(stage):
-    """An input function that names no file: Snakemake calls it when it makes the stage's job and before it decides
-    which jobs run, and is told there that a stale stage does. (`--forcerun` would make every stale stage a target,
-    whatever the user asked for; a mark on disk would be written by a dry run.)"""
-
-    def tell(wildcards):
-        if stage in STALE:
-            workflow.dag.forcerules.add(workflow.get_rule(stage))
-        return []
-
-    return tell
+def verdict(wildcards):
+    """An input function that names no file: Snakemake calls it while it makes the jobs and before it decides which of
+    them run. It is told there that the stale stages do, and that no other stage may: neither the time of a file nor a
+    note of its own counts, but what the user forces does, with the readers. (`--forcerun` would make every stale stage
+    a target, whatever the user asked for; a mark on disk would be written by a dry run.)"""
+    if workflow.is_main_process:
+        dag = workflow.dag
+        forced = {rule.name for rule in dag.forcerules} | {MAKERS.get(path) for path in dag.forcefiles}
+        may_run = with_readers(JOBS, forced) | STALE.keys()
+        dag.forcerules.update(workflow.get_rule(stage) for stage in STALE)
+        dag.rules_allowed_for_needrun = {rule.name for rule in workflow.rules} - (JOBS.keys() - may_run)
+    return []
 
 
 def outputs(stage):
