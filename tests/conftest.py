@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import dvc  # noqa: F401  # its log goes to what is standard output when it is first imported: not that of one test
 import pytest
 
 

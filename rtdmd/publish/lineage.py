@@ -23,6 +23,7 @@ from rtdmd.config.load import COMPLETE, read_sections
 from rtdmd.pipeline.dvc_repo import LOCK, read_record
 from rtdmd.pipeline.dvc_yaml import read_pipeline
 from rtdmd.pipeline.provenance import hash_of
+from rtdmd.publish.escape import printable
 
 Hasher = Callable[[Path], str]
 _NOTHING = "nothing"
@@ -50,7 +51,7 @@ class Difference:
     here: str
 
     def __str__(self) -> str:
-        return f"{self.stage}: {self.what}: {self.recorded} recorded, {self.here} here"
+        return printable(f"{self.stage}: {self.what}: {self.recorded} recorded, {self.here} here")
 
 
 def read_lock(root: Path) -> dict[str, Step]:
@@ -129,7 +130,7 @@ def differences(root: Path, steps: Sequence[Step], hasher: Hasher = md5_like_dvc
         yield from _of_params(step, here)
         for path, digest in [*step.inputs.items(), *step.outputs.items()]:
             if path not in hashes:
-                hashes[path] = _hash(root / path, hasher)
+                hashes[path] = _hash(path, root, hasher)
             if hashes[path] != digest and path not in named:
                 named.add(path)
                 yield Difference(step.name, path, short(digest), short(hashes[path]))
@@ -185,8 +186,12 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
         pairs = [(f"{prefix}.{key}" if prefix else str(key), value) for key, value in tree.items()]
         return {name: inner for key, value in pairs for name, inner in flat(value, key).items()}
     if isinstance(tree, list | tuple) and any(isinstance(item, Mapping) for item in tree):
-        items = [{key: value for key, value in item.items() if value is not None} for item in tree]
-        return {name: inner for i, item in enumerate(items) for name, inner in flat(item, f"{prefix}[{i}]").items()}
+        found: dict[str, Any] = {}
+        for i, item in enumerate(tree):
+            if isinstance(item, Mapping):
+                item = {key: value for key, value in item.items() if value is not None}
+            found |= flat(item, f"{prefix}[{i}]")
+        return found
     return {prefix: _plain(tree)}
 
 
@@ -201,8 +206,21 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _hash(path: Path, hasher: Hasher) -> str:
-    return hasher(path) if path.exists() else "missing"
+def _hash(path: str, root: Path, hasher: Hasher) -> str:
+    """The hash of what is here; nothing outside of ``root`` is read, whatever a record says."""
+    if path.startswith("/") and PurePosixPath(path).is_relative_to(root.resolve()):
+        path = PurePosixPath(path).relative_to(root.resolve()).as_posix()
+    if not inside(path):
+        return "outside of this folder, not looked at"
+    return hasher(root / path) if (root / path).exists() else "missing"
+
+
+def inside(path: str) -> bool:
+    """True for a relative path that stays inside its folder, written in the one usual way."""
+    parts = PurePosixPath(path).parts
+    plain = path.isprintable() and "\\" not in path and PurePosixPath(*parts).as_posix() == path
+    short = all(len(part.encode()) <= 255 for part in parts) and len(path) <= 1000
+    return plain and short and bool(parts) and not path.startswith("/") and ".." not in parts
 
 
 def sha256_here(path: Path) -> str:
@@ -215,9 +233,10 @@ def short(digest: str) -> str:
     return digest[:12] if re.fullmatch(r"[0-9a-f]{32,}(\.dir)?", digest) else digest
 
 
-def stage_of(path: str, steps: Mapping[str, Step]) -> str | None:
-    """The stage that makes ``path`` or, for a folder of results, the files in it."""
-    for step in steps.values():
-        if any(out == path or PurePosixPath(out).is_relative_to(path) for out in step.outputs):
-            return step.name
-    return None
+def stages_of(path: str, steps: Mapping[str, Step]) -> list[str]:
+    """The stages that make ``path`` or, for a folder, files in it."""
+    return [
+        step.name
+        for step in steps.values()
+        if any(out == path or PurePosixPath(out).is_relative_to(path) for out in step.outputs)
+    ]

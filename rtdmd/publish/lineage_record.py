@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.parsing import parse_json
 from rtdmd.config.rewards import SOURCES
 from rtdmd.pipeline.provenance import hash_of
 from rtdmd.publish.lineage import Step
+
+if TYPE_CHECKING:
+    from rtdmd.publish.record_schema import Provenance
 
 HEADER_KEY = "rtdmd_provenance"
 PROMPTS = {
@@ -82,7 +85,10 @@ def header_of(path: Path) -> dict[str, Any]:
         if not 0 < size <= min(100_000_000, path.stat().st_size - 8):
             raise UserError(f"{path}: not a safetensors file")
         text = file.read(size)
-    return parse_json(text, f"{path}: not a safetensors file", "bring back the one that was published")
+    header = parse_json(text, f"{path}: not a safetensors file", "bring back the one that was published")
+    if not isinstance(header.get("__metadata__", {}), dict):
+        raise UserError(f"{path}: not a safetensors file (its metadata is no mapping)")
+    return header
 
 
 def record_of_weights(path: Path) -> dict[str, Any] | None:
@@ -91,40 +97,31 @@ def record_of_weights(path: Path) -> dict[str, Any] | None:
     return parse_json(text, f"{path}: {HEADER_KEY}", "the record is damaged") if text else None
 
 
-def steps_of_record(record: Mapping[str, Any], name: str) -> list[Step]:
+def steps_of_record(record: Provenance, name: str) -> list[Step]:
     """The steps that a record tells of, causes first. ``name`` is what errors call the record.
 
     A section of the settings (or a key ``stage.key``) belongs to the stage of its name, what all share (run, model,
     adapter) to the first one.
     """
-    try:
-        inputs: Mapping[str, Mapping[str, str]] = record["inputs"]
-        order, versions = _causes_first(inputs), record["versions"]
-        if not order:
-            raise KeyError("inputs of any stage")
-        params: dict[str, dict[str, Any]] = {stage: {} for stage in order}
-        for key, value in dict(record["settings"]).items():
-            section = key.split(".")[0]
-            params[section if section in params else order[0]][key] = value
-        steps = [
-            Step(stage, dict(inputs[stage]), params=params[stage], versions=_versions_of(versions, stage))
-            for stage in order
-        ]
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise UserError(f"{name}: not a record of this package ({error!r} is missing or of another kind)") from error
-    return steps
+    order = _causes_first(record.inputs, name)
+    params: dict[str, dict[str, Any]] = {stage: {} for stage in order}
+    for key, value in record.settings.items():
+        section = key.split(".")[0]
+        params[section if section in params else order[0]][key] = value
+    return [
+        Step(stage, dict(record.inputs[stage]), params=params[stage], versions=_versions_of(record.versions, stage))
+        for stage in order
+    ]
 
 
 def _versions_of(versions: Mapping[str, Any], stage: str) -> dict[str, str]:
     """Versions by stage, or (records of 0.1) one list for all."""
-    return (
-        dict(versions.get(stage, {}))
-        if all(isinstance(value, Mapping) for value in versions.values())
-        else dict(versions)
-    )
+    if all(isinstance(value, Mapping) for value in versions.values()):
+        return dict(versions.get(stage, {}))
+    return dict(versions)
 
 
-def _causes_first(inputs: Mapping[str, Mapping[str, str]]) -> list[str]:
+def _causes_first(inputs: Mapping[str, Mapping[str, str]], name: str) -> list[str]:
     """Stages in an order in which none comes before one whose results it reads."""
     needs = {
         stage: {path.split("/")[1] for path in paths if path.startswith("results/")} for stage, paths in inputs.items()
@@ -133,6 +130,6 @@ def _causes_first(inputs: Mapping[str, Mapping[str, str]]) -> list[str]:
     while len(order) < len(needs):
         ready = sorted(s for s in needs if s not in order and not (needs[s] & needs.keys()) - {*order, s})
         if not ready:
-            raise KeyError("an order of stages: they read each other's results")
+            raise UserError(f"{name}: not a record of this package (its stages read each other's results)")
         order.append(ready[0])
     return order

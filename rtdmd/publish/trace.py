@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import read_json, sha256_file
-from rtdmd.pipeline.provenance import package_versions
+from rtdmd.common.files import sha256_file, tree_files
+from rtdmd.pipeline.provenance import hash_of, package_versions
 from rtdmd.publish.lineage import (
     Difference,
     Hasher,
@@ -25,11 +24,13 @@ from rtdmd.publish.lineage import (
     read_lock,
     sha256_here,
     short,
-    stage_of,
+    stages_of,
 )
 from rtdmd.publish.lineage_record import record_of_weights, steps_of_record
+from rtdmd.publish.record_schema import Gate, Provenance, Resolved, Upload, checked, read_record_file
 
 PROVENANCE, PUBLISHED_FROM, RESOLVED, GATE = "provenance.json", "upload.json", "resolved.json", "gate.json"
+RECORDS = (PUBLISHED_FROM, GATE, RESOLVED)  # they come after what they tell of, so none tells of them all
 FOLDER, VERSIONS = "the folder itself", "package versions"
 
 
@@ -58,17 +59,19 @@ class Traced:
 def trace_path(path: Path, root: Path = Path(".")) -> Traced:
     """The lineage of a folder or file.
 
-    Inside ``root``: a stage's folder in results/ or one of its outputs. Anywhere: a published folder, a copy of a
-    stage's folder, a copy of an output, or weights with a record in their header. UserError for anything else.
+    Inside ``root``: a stage's folder in results/, one of its outputs, or a folder that holds results of several stages:
+    all of them. Anywhere: a published folder, a copy of a stage's folder, a copy of an output, or weights with a record
+    in their header. UserError for anything else.
     """
     lock = read_lock(root) if (root / "dvc.lock").is_file() else {}
-    stage = stage_of(_relative(path, root), lock)
-    if stage is not None:
-        return trace_stage(stage, lock, str(path))
+    here = _relative(path, root)
+    stages = stages_of(here, lock)
+    if stages:
+        return trace_stages(stages, lock, str(path), _unrecorded(path, root, lock))
     if path.is_dir() and (path / PROVENANCE).is_file():
-        return trace_record(read_json(path / PROVENANCE), str(path), _damage(path), _published_from(path))
+        return _trace_published(path)
     if path.is_dir() and (path / RESOLVED).is_file():
-        return trace_resolved(read_json(path / RESOLVED), str(path))
+        return trace_resolved(read_record_file(Resolved, path / RESOLVED), str(path))
     if path.is_file():
         return _trace_file(path, lock)
     raise UserError(f"{path}: nothing to trace: no output of dvc.lock, and no {PROVENANCE} or {RESOLVED} in it")
@@ -80,64 +83,97 @@ def _relative(path: Path, root: Path) -> str:
     return absolute.relative_to(root.resolve()).as_posix() if absolute.is_relative_to(root.resolve()) else str(absolute)
 
 
-def trace_stage(stage: str, lock: Mapping[str, Step], title: str) -> Traced:
-    """A stage's results as dvc.lock records them."""
-    steps = behind(stage, lock)
-    return Traced(f"{title}: stage {stage} of dvc.lock, lineage {short(lock_hash(steps))}", steps, md5_like_dvc)
+def _unrecorded(path: Path, root: Path, lock: Mapping[str, Step]) -> list[str]:
+    """A note on the files of a folder of results that no stage of dvc.lock made."""
+    made = {output for step in lock.values() for output in step.outputs}
+    results = root / "results"
+    folder = results if path.resolve() == root.resolve() else path
+    files = [_relative(file, root) for file in tree_files(folder)] if folder.is_dir() else []
+    return _not_looked_at([file for file in files if file not in made], "dvc.lock")
 
 
-def trace_record(record: Any, title: str, damage: Sequence[Difference] = (), notes: Sequence[str] = ()) -> Traced:
+def _not_looked_at(files: Sequence[str], record: str) -> list[str]:
+    if not files:
+        return []
+    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    return [f"not in {record}, so not looked at: {files[0]}{more}"]
+
+
+def trace_stages(stages: Sequence[str], lock: Mapping[str, Step], title: str, notes: Sequence[str] = ()) -> Traced:
+    """The results of stages as dvc.lock records them, with all that is behind any of them."""
+    found = {step.name: step for stage in stages for step in behind(stage, lock)}
+    steps = list(found.values())
+    named = f"stage {stages[0]}" if len(stages) == 1 else f"stages {', '.join(stages)}"
+    return Traced(f"{title}: {named} of dvc.lock, lineage {short(lock_hash(steps))}", steps, md5_like_dvc, notes=notes)
+
+
+def trace_record(
+    record: Provenance, title: str, damage: Sequence[Difference] = (), notes: Sequence[str] = ()
+) -> Traced:
     """Published weights, through the record that they carry."""
     steps = steps_of_record(record, title)
-    text = f"{title}: settings {short(record.get('settings_sha256', 'without a hash'))}, as its own record tells"
+    text = f"{title}: settings {short(record.settings_sha256 or 'without a hash')}, as its own record tells"
     versions = {name: version for step in steps for name, version in step.versions.items()}
-    return Traced(text, steps, sha256_here, damage, notes, versions)
+    return Traced(text, steps, sha256_here, [*_of_settings(record), *damage], notes, versions)
 
 
-def trace_resolved(resolved: Mapping[str, Any], title: str) -> Traced:
+def _of_settings(record: Provenance) -> list[Difference]:
+    """Whether the record's own hash is that of its settings."""
+    digest = hash_of(record.settings)
+    if record.settings_sha256 in (None, digest):
+        return []
+    return [Difference(FOLDER, "settings_sha256", short(str(record.settings_sha256)), short(digest))]
+
+
+def trace_resolved(resolved: Resolved, title: str) -> Traced:
     """A copy of a stage's folder, through its settings file: this one stage, its inputs by their hashes."""
-    name = resolved.get("stage", "?")
+    name = resolved.stage
     record = {
-        "inputs": {name: resolved.get("inputs")},
-        "settings": resolved.get("params"),
-        "versions": {name: resolved.get("versions", {})},
+        "inputs": {name: resolved.inputs},
+        "settings": resolved.params,
+        "versions": {name: resolved.versions},
     }
-    return trace_record(
-        record, title, notes=[f"a copy of results/{name}: its inputs are told by hash, not how they were made"]
-    )
+    note = f"a copy of results/{name}: its inputs are told by hash, not how they were made"
+    return trace_record(checked(Provenance, record, title), title, notes=[note])
 
 
 def _trace_file(path: Path, lock: Mapping[str, Step]) -> Traced:
     digest = md5_like_dvc(path)
-    for step in lock.values():
-        for output, recorded in step.outputs.items():
-            if recorded == digest:
-                return trace_stage(step.name, lock, f"{path}, the same bytes as {output}")
+    same = {out: step.name for step in lock.values() for out, recorded in step.outputs.items() if recorded == digest}
+    if same:
+        stages = list(dict.fromkeys(same.values()))
+        return trace_stages(stages, lock, f"{path}, the same bytes as {' and '.join(same)}")
     record = record_of_weights(path) if path.suffix == ".safetensors" else None
     if record is None:
         raise UserError(f"{path}: not an output of dvc.lock, and no record in it; trace the folder that it came with")
-    return trace_record(record, str(path))
+    return trace_record(checked(Provenance, record, str(path)), str(path))
 
 
-def _published_from(folder: Path) -> list[str]:
-    if not (folder / PUBLISHED_FROM).is_file():
-        return []
-    return published_from(read_json(folder / PUBLISHED_FROM))
+def _trace_published(folder: Path) -> Traced:
+    """A published folder, or one that never was: the files that its record tells of, and those that it does not."""
+    record = read_record_file(Provenance, folder / PROVENANCE)
+    notes: list[str] = []
+    recorded: Mapping[str, str] = {}
+    if (folder / GATE).is_file():
+        recorded = read_record_file(Gate, folder / GATE).sha256
+    if (folder / PUBLISHED_FROM).is_file():
+        upload = read_record_file(Upload, folder / PUBLISHED_FROM)
+        notes += published_from(upload)
+        recorded = upload.files or recorded
+    if not recorded:
+        notes.append(f"no {GATE} or {PUBLISHED_FROM} that tells its files, so they are not compared")
+    here = {name: sha256_file(folder / name) for name in recorded if (folder / name).is_file()}
+    files = [file.relative_to(folder).as_posix() for file in tree_files(folder)]
+    known = {*recorded, *RECORDS, PROVENANCE}
+    notes += _not_looked_at([file for file in files if file not in known], "its record")
+    return trace_record(record, str(folder), damage(recorded, here), notes)
 
 
-def published_from(upload: Mapping[str, Any]) -> list[str]:
+def published_from(upload: Upload) -> list[str]:
     """What the record of an upload says, in sentences."""
-    reasons = [*upload.get("changed_files", []), *upload.get("stale", [])]
-    lines = [f"published as {upload.get('tag')} from commit {upload.get('git_commit') or 'unknown'}"]
+    reasons = [*upload.changed_files, *upload.stale]
+    lines = [f"published as {upload.tag} from commit {upload.git_commit or 'unknown'}"]
     return lines + ([f"published with --allow-dirty: {'; '.join(reasons)}"] if reasons else [])
-
-
-def _damage(folder: Path) -> list[Difference]:
-    """Files of a published folder that are not what was uploaded or, in a folder that never was, passed the gate."""
-    files = [folder / PUBLISHED_FROM, folder / GATE]
-    records = [read_json(path) for path in files if path.is_file()]
-    recorded: dict[str, str] = next((record.get("files") or record.get("sha256", {}) for record in records), {})
-    return damage(recorded, {name: sha256_file(folder / name) for name in recorded if (folder / name).is_file()})
 
 
 def damage(recorded: Mapping[str, str], here: Mapping[str, str]) -> list[Difference]:

@@ -11,7 +11,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import read_json, sha256_file
+from rtdmd.common.files import sha256_file
+from rtdmd.publish.record_schema import MAX_BYTES, Provenance, Record, Upload, read_record_file
 from rtdmd.publish.trace import PROVENANCE, PUBLISHED_FROM, Traced, damage, published_from, trace_record
 from rtdmd.publish.upload_http import Patience, hub_session
 
@@ -62,12 +63,20 @@ def _traced(remote: _Remote, title: str) -> Traced:
     if PROVENANCE not in there:
         raise UserError(f"{title}: no {PROVENANCE} in it; it was not published by `rtdmd upload`")
     with tempfile.TemporaryDirectory() as folder:
-        record = read_json(remote.download(PROVENANCE, folder))
-        upload = read_json(remote.download(PUBLISHED_FROM, folder)) if PUBLISHED_FROM in there else {}
-        files: dict[str, str] = upload.get("files", {})
-        here = {path: _sha256(remote, there[path], folder) for path in files if path in there}
-    notes = published_from(upload) if upload else []
-    return trace_record(record, title, damage(files, here), notes)
+        record = _record(remote, Provenance, there[PROVENANCE], folder, title)
+        upload = Upload()
+        if PUBLISHED_FROM in there:
+            upload = _record(remote, Upload, there[PUBLISHED_FROM], folder, title)
+        here = {path: _sha256(remote, there[path], folder) for path in upload.files if path in there}
+    notes = published_from(upload) if PUBLISHED_FROM in there else []
+    return trace_record(record, title, damage(upload.files, here), notes)
+
+
+def _record(remote: _Remote, kind: type[Record], file: RepoFile, folder: str, title: str) -> Record:
+    """A record of the repository; one that is too large is not downloaded."""
+    if file.size > MAX_BYTES:
+        raise UserError(f"{title}, {file.path}: not a record of this package (more than {MAX_BYTES} bytes)")
+    return read_record_file(kind, remote.download(file.path, folder), f"{title}, {file.path}")
 
 
 def _sha256(remote: _Remote, file: RepoFile, folder: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from rtdmd.publish.escape import printable
 from rtdmd.publish.lineage import Difference, Step, short
 from rtdmd.publish.trace import FOLDER, VERSIONS, Traced
 
@@ -12,7 +13,8 @@ WIDTH = 50
 
 
 def table(traced: Traced, found: Sequence[Difference]) -> str:
-    """The text that `rtdmd trace` prints; ``found`` is what ``traced.compare`` gave."""
+    """The text that `rtdmd trace` prints; ``found`` is what ``traced.compare`` gave. Names and notes may be anybody's:
+    control characters are printed as Python writes them."""
     makers = {path: step.name for step in traced.steps for path in step.outputs}
     files = {one.what: one.here for one in found}
     lines = [traced.title, *(f"  {note}" for note in traced.notes), *_other_rows(FOLDER, found)]
@@ -21,7 +23,7 @@ def table(traced: Traced, found: Sequence[Difference]) -> str:
         lines += _inputs(step, makers, files)
         lines += _settings(step, found)
         lines += [_row("out", path, digest, files) for path, digest in step.outputs.items()]
-    return "\n".join([*lines, *_other_rows(VERSIONS, found)])
+    return "\n".join(map(printable, [*lines, *_other_rows(VERSIONS, found)]))
 
 
 def _inputs(step: Step, makers: Mapping[str, str], files: Mapping[str, str]) -> list[str]:

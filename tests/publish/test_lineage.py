@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from rtdmd.common.errors import UserError
-from rtdmd.publish.lineage import behind, differences, flat, lock_hash, read_lock, short, stage_of
+from rtdmd.publish.lineage import behind, differences, flat, lock_hash, read_lock, short, stages_of
 from tests.publish.publication import copy_repository, write_sources
 
 
@@ -140,10 +140,11 @@ def test_lineage_is_what_a_stage_needs_and_its_hash_counts_nothing_else(run_repo
 
 def test_stages_are_found_by_output_or_folder(run_repository: Path) -> None:
     lock = read_lock(run_repository)
-    assert stage_of("results/publish", lock) == "publish"
-    assert stage_of("results/publish/scheduler", lock) == "publish"
-    assert stage_of("results/train_rtdmd/generator.safetensors", lock) == "train_rtdmd"
-    assert stage_of("results/world", lock) is None
+    assert stages_of("results/publish", lock) == ["publish"]
+    assert stages_of("results/publish/scheduler", lock) == ["publish"]
+    assert stages_of("results/train_rtdmd/generator.safetensors", lock) == ["train_rtdmd"]
+    assert stages_of("results/world", lock) == []
+    assert stages_of("results", lock) == stages_of(".", lock) == ["train_rtdmd", "evaluate", "report", "publish"]
 
 
 def test_flat_values() -> None:

@@ -14,6 +14,7 @@ from rtdmd.publish.lineage_record import (
     steps_of_record,
     weights_metadata,
 )
+from rtdmd.publish.record_schema import Provenance, checked
 from tests.publish.publication import weights
 
 CLIP = {"name": "clipscore", "model": "data/clip", "revision": None, "weight": 0.1}
@@ -82,14 +83,15 @@ def test_weights_carry_their_record(tmp_path: Path) -> None:
 
 
 def test_steps_come_causes_first_and_carry_their_settings() -> None:
-    steps = steps_of_record(lineage_record(LINEAGE), "a record")
+    steps = steps_of_record(checked(Provenance, lineage_record(LINEAGE), "a record"), "a record")
     assert [step.name for step in steps] == ["train_acdmd", "train_rtdmd", "evaluate"]
     assert [list(step.params) for step in steps] == [["run", "model"], ["train_rtdmd"], ["evaluate"]]
     assert [step.versions["torch"] for step in steps] == ["2.12.0", "2.13.0", "2.13.0"]
     published = lineage_record(
         {**LINEAGE, "publish": {"params": {"publish.prompt": "x"}, "inputs": {}, "versions": {}}}
     )
-    by_name = {step.name: step.params for step in steps_of_record(published, "a record")}
+    record = checked(Provenance, published, "a record")
+    by_name = {step.name: step.params for step in steps_of_record(record, "a record")}
     assert by_name["publish"]["publish.prompt"] == "x"
     assert steps[1].inputs == LINEAGE["train_rtdmd"]["inputs"]
 
@@ -101,7 +103,7 @@ def test_steps_come_causes_first_and_carry_their_settings() -> None:
         {"inputs": [], "settings": {}, "versions": {}},
         {"inputs": {}, "settings": {}, "versions": {}},
         {
-            "inputs": {"a": {"results/b/x.txt": "1"}, "b": {"results/a/x.txt": "2"}},
+            "inputs": {"a": {"results/b/x.txt": "1" * 64}, "b": {"results/a/x.txt": "2" * 64}},
             "settings": {},
             "versions": {},
         },
@@ -109,7 +111,7 @@ def test_steps_come_causes_first_and_carry_their_settings() -> None:
 )
 def test_a_damaged_record_is_a_user_error(record: dict) -> None:
     with pytest.raises(UserError, match="a record: not a record of this package"):
-        steps_of_record(record, "a record")
+        steps_of_record(checked(Provenance, record, "a record"), "a record")
 
 
 @pytest.mark.parametrize("data", [b"", b"\x00" * 8, b"\xff" * 20, b"\x02" + b"\x00" * 7 + b"{]"])

@@ -144,3 +144,44 @@ def test_dirty_publications_say_so(root: Path, tmp_path: Path) -> None:
     notes = trace_path(folder).notes
     assert notes == ["published as t from commit unknown", "published with --allow-dirty: x.py"]
     assert read_json(folder / "upload.json")["tag"] == "t"
+
+
+@pytest.mark.parametrize("target", ["results", ".", "results/"])
+def test_a_folder_of_several_stages_is_traced_as_a_whole(
+    target: str, root: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["trace", target]) == 0
+    said = capsys.readouterr().out
+    assert "stages train_rtdmd, evaluate, report, publish of dvc.lock" in said
+    (root / "results/report/page.html").write_text("tampered")
+    assert main(["trace", target]) == 1
+    assert "first: report: results/report/page.html" in capsys.readouterr().err
+    (root / "results/comparison").mkdir()
+    (root / "results/comparison/table.csv").write_text("not of dvc.lock")
+    main(["trace", target])
+    assert "not in dvc.lock, so not looked at: results/comparison/table.csv" in capsys.readouterr().out
+
+
+def test_a_file_that_is_the_output_of_several_stages_is_traced_to_all_of_them(root: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copy("results/evaluate/scores.csv", tmp_path / "mine.csv"))
+    traced = trace_path(copy)
+    assert "the same bytes as results/train_rtdmd/generator.safetensors and results/evaluate/scores.csv" in traced.title
+    assert [step.name for step in traced.steps] == ["train_rtdmd", "evaluate", "report"]
+
+
+def test_files_that_a_published_folders_record_does_not_tell_are_named(root: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree("results/publish", tmp_path / "published"))
+    (folder / "transformer").mkdir()
+    (folder / "transformer/shadow-00001.safetensors").write_text("loaded by whom?")
+    assert trace_path(folder).notes == ["not in its record, so not looked at: transformer/shadow-00001.safetensors"]
+    (folder / "gate.json").unlink()
+    assert trace_path(folder).notes[0] == "no gate.json or upload.json that tells its files, so they are not compared"
+
+
+def test_a_record_whose_settings_are_not_those_of_its_hash_is_named(root: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree("results/publish", tmp_path / "published"))
+    record = read_json(folder / "provenance.json")
+    record["settings"]["run"]["seed"] = 9
+    write_json(folder / "provenance.json", record)
+    found = trace_path(folder).compare(root)
+    assert [one.what for one in found][:1] == ["settings_sha256"]
