@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
+from pydantic.fields import FieldInfo
 
 
 class Section(BaseModel):
     """A frozen group of parameters in which an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+def fields_in_order(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields as they are written out: a section's own before those that it shares with others."""
+    own = inspect.get_annotations(section)
+    return dict(sorted(section.model_fields.items(), key=lambda item: item[0] not in own))
 
 
 def _number(value: Any) -> Any:

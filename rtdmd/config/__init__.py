@@ -12,8 +12,9 @@ from rtdmd.config.real import NOTES
 from rtdmd.config.results import EvaluateParams, PublishParams, ReportParams
 from rtdmd.config.rewards import RewardParams, reward_params
 from rtdmd.config.run import RunParams
-from rtdmd.config.train_acdmd import ConsistencyParams, RenoiseParams, TrainAcdmdParams
+from rtdmd.config.train_acdmd import TrainAcdmdParams
 from rtdmd.config.train_rtdmd import TermWeights, TrainRtdmdParams
+from rtdmd.config.training import ConsistencyParams, RenoiseParams
 from rtdmd.config.tree import Params
 
 __all__ = [

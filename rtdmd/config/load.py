@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.parsing import read_text
+from rtdmd.common.section import fields_in_order
 from rtdmd.common.yaml_text import parse_yaml
 from rtdmd.config.text_window import check_prompt
 from rtdmd.config.tree import Params
@@ -107,7 +108,7 @@ def _unknown_kind(error: ErrorDetails, key: str, allowed: list[str]) -> str:
 def _unknown_key(model: type[BaseModel], section: type[BaseModel], location: tuple[int | str, ...], value: Any) -> str:
     """Unknown keys name their nearest relatives, in the same section first."""
     last = location[-1]
-    allowed = list(section.model_fields)
+    allowed = list(fields_in_order(section))
     near = difflib.get_close_matches(str(last), allowed, n=1)
     if not near:
         leaves = {path.rsplit(".", 1)[-1]: path for path in _all_keys(model)}

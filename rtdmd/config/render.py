@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from rtdmd.common.files import json_text
+from rtdmd.common.section import fields_in_order
 from rtdmd.config.tree import Params
 
 _COMMENT_COLUMN = 34
@@ -39,7 +40,7 @@ def _first_line(section: BaseModel) -> str:
 
 def _section(section: BaseModel, depth: int) -> Iterator[str]:
     indent = "  " * depth
-    for name, field in type(section).model_fields.items():
+    for name, field in fields_in_order(type(section)).items():
         value = getattr(section, name)
         if isinstance(value, BaseModel):
             yield f"{indent}{name}:  # {_first_line(value)}"

@@ -14,7 +14,7 @@ from pydantic import field_validator, model_validator
 from rtdmd.common.section import Flag, Real, Section, Whole, param
 from rtdmd.config.recipes import StageTwoRecipe, check_recipe
 from rtdmd.config.rewards import RewardEntry, distinct
-from rtdmd.config.train_acdmd import ConsistencyParams, RenoiseParams, check_earlier_time
+from rtdmd.config.training import TrainingParams
 from rtdmd.config.validation import ValidationParams
 
 
@@ -42,7 +42,7 @@ class DynamicParams(Section):
     epochs: Whole = param("until both have faded", unit="epochs", source="ours", ge=0)
 
 
-class TrainRtdmdParams(Section):
+class TrainRtdmdParams(TrainingParams):
     """Stage two."""
 
     recipe: StageTwoRecipe = param(
@@ -53,25 +53,11 @@ class TrainRtdmdParams(Section):
     epochs: Whole = param(
         "roll-outs, each followed by one generator update", unit="epochs", source="public code: about 1000", ge=1
     )
-    processes: Whole = param(
-        "processes that share each roll-out, one for each GPU; another count gives other last digits",
-        unit="processes",
-        source="public code: 8",
-        ge=1,
-    )
-    compile: Flag = param(
-        "torch.compile of the transformer's blocks: minutes at the start, faster after; other last digits",
-        source="ours",
-    )
     prompts_per_epoch: Whole = param(
         "prompts per roll-out",
         unit="prompts",
         source="public code: SD3-M 32, SD3.5-M 48, FLUX 64, on all GPUs together",
         ge=1,
-    )
-    prompt_order: Literal["uniform", "by_tag"] = param(
-        "uniform: every prompt equally often; by_tag: every tag equally often",
-        source="public code: uniform; by_tag ours",
     )
     group_size: Whole = param("images per prompt", unit="images", source="public code: 24, SD3-M 16", ge=2)
     candidate_steps: tuple[Whole, ...] = param(
@@ -157,16 +143,6 @@ class TrainRtdmdParams(Section):
     micro_batch: Whole = param(
         "images per forward pass; only memory and rounding depend on it", unit="images", source="ours", ge=1
     )
-    sharding: Literal["none", "base"] = param(
-        "base: each process keeps a shard of the frozen base (FSDP2): less memory, more traffic; changes only rounding",
-        source="ours",
-    )
-    renoise: RenoiseParams
-    weighting: Literal["clamp", "inverse_variance"] = param(
-        "of the ambient loss, as in train_acdmd", source="public code: clamp; inverse_variance ours"
-    )
-    weight_clamp: Real = param("largest weight (clamp only)", source="public code: 10", gt=0)
-    consistency: ConsistencyParams
     lr_generator: Real = param("AdamW step size of the generator", source="public code: 3e-6", gt=0)
     lr_fall: Real = param(
         "share of the epochs, the last ones, over which lr_generator falls linearly to 0",
@@ -175,9 +151,7 @@ class TrainRtdmdParams(Section):
         le=1,
     )
     lr_fake: Real = param("AdamW step size of the fake score", source="public code: SD3 3e-5, FLUX 1e-6", gt=0)
-    betas: tuple[Real, Real] = param("AdamW's moment decays", source="public code: 0.9, 0.999")
     weight_decay: Real = param("AdamW's weight decay", source="public code: 1e-4", ge=0)
-    max_grad_norm: Real = param("gradients are clipped to this norm", source="public code: 1", gt=0)
     ema_decay: Real = param("of the generator's average", source="public code: 0.9", ge=0, lt=1)
     ema_every: Whole = param(
         "generator updates between updates of the average", unit="updates", source="public code: 8", ge=1
@@ -186,15 +160,6 @@ class TrainRtdmdParams(Section):
         "training rewards, each once", source="public code: four of weight 1", min_length=1
     )
     validation: ValidationParams
-    save_every: Whole = param("epochs between checkpoints for resuming", unit="epochs", source="ours", ge=1)
-    keep: Whole = param("checkpoints kept, the newest", unit="checkpoints", source="ours", ge=1)
-    panel_every: Whole = param(
-        "epochs between panels of generator, teacher and fake score in the run folder; 0: none",
-        unit="epochs",
-        source="ours",
-        ge=0,
-    )
-    log_every: Whole = param("epochs between rows of curves.csv", unit="epochs", source="ours", ge=1)
 
     _distinct = field_validator("rewards")(distinct)
 
@@ -202,8 +167,6 @@ class TrainRtdmdParams(Section):
     def _check(self) -> TrainRtdmdParams:
         if self.processes > self.prompts_per_epoch:
             raise ValueError(f"processes: {self.processes}; allowed: 1 to prompts_per_epoch = {self.prompts_per_epoch}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas: {list(self.betas)}; allowed: two numbers from 0 to below 1")
         if min(self.candidate_steps) < 0 or sorted(set(self.candidate_steps)) != list(self.candidate_steps):
             raise ValueError(
                 f"candidate_steps: {list(self.candidate_steps)}; allowed: step numbers from 0, ascending, each once"
@@ -224,7 +187,6 @@ class TrainRtdmdParams(Section):
         self._check_rewarded()
         self._check_lengths()
         self._check_matching()
-        check_earlier_time(self.renoise, self.consistency)
         check_recipe(self.recipe, self.model_dump(mode="json"))
         return self
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from itertools import combinations
 
 from rtdmd.config import Params
-from rtdmd.config.train_acdmd import ConsistencyParams
+from rtdmd.config.training import ConsistencyParams
 
 Rows = dict[str, float]
 """Pass -> rows. A pass is `<role> forward`, `<role> backward`, or one of decode and rewards, whose gradient counts as

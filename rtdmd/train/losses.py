@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rtdmd.common.rng import normal_batch, uniform_batch
-from rtdmd.config.train_acdmd import SMALLEST_TIME
+from rtdmd.config.training import SMALLEST_TIME
 from rtdmd.flow.ambient import ambient_loss, ambient_target, draw_renoise_time, renoise
 from rtdmd.flow.consistency import consistency_one_sample, consistency_two_sample, posterior_mean
 from rtdmd.flow.cps import cps_step, eta_star
@@ -26,8 +26,9 @@ from rtdmd.flow.precision import require_finite
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Conditioning
-    from rtdmd.config.train_acdmd import RenoiseParams, TrainAcdmdParams
+    from rtdmd.config.train_acdmd import TrainAcdmdParams
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
+    from rtdmd.config.training import RenoiseParams
     from rtdmd.train.adapters import Learner
     from rtdmd.train.distributed.ranks import Ranks
 
