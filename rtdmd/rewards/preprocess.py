@@ -18,6 +18,7 @@ from torch import Tensor
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json
 
+ROUNDING = 1e-5  # of a resized pixel: above float32's (5e-7), far below half a step of 8-bit pixels (2e-3)
 FILTERS = {2: "bilinear", 3: "bicubic"}  # PIL's codes, as processor configs write them
 
 
@@ -33,6 +34,29 @@ def resize(images: Tensor, height: int, width: int, mode: str = "bicubic") -> Te
     rows = resize_weights(images.shape[-2], height, mode).to(images)
     columns = resize_weights(images.shape[-1], width, mode).to(images)
     return rows @ images @ columns.T
+
+
+def cut_overshoot(images: Tensor) -> Tensor:
+    """Images clamped to [0, 1]. What is outside by rounding alone keeps its gradient.
+
+    The weights of a resize sum up to 1 within float32's rounding, so that a third of a white image comes out above 1 by
+    up to 5e-7. Plain clamping would take its gradient away.
+    """
+    clamped: Tensor = _CutOvershoot.apply(images)
+    return clamped
+
+
+class _CutOvershoot(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
+        ctx.save_for_backward(images)
+        return images.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+        (images,) = ctx.saved_tensors
+        inside = (images >= -ROUNDING) & (images <= 1 + ROUNDING)
+        return upstream[0] * inside
 
 
 @dataclass(frozen=True)
@@ -59,7 +83,7 @@ class ImageTransform:
         """Images (B, 3, H, W) in [0, 1] as the model's pixel values (B, 3, h, w)."""
         height, width = self._resized(images.shape[-2], images.shape[-1])
         if (height, width) != tuple(images.shape[-2:]):
-            images = resize(images, height, width, self.mode).clamp(0, 1)  # 8-bit images cannot overshoot
+            images = cut_overshoot(resize(images, height, width, self.mode))  # 8-bit images cannot overshoot
         if self.crop is not None:
             images = _centre_crop(images, *self.crop)
         return _normalised(images, self.mean, self.std)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from rtdmd.common.errors import UserError
-from rtdmd.rewards.preprocess import ImageTransform, Letterbox, resize
+from rtdmd.rewards.preprocess import ImageTransform, Letterbox, cut_overshoot, resize
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -90,6 +90,26 @@ def test_overshoot_is_cut_as_8_bit_images_cut_it() -> None:
     assert resize(edge, 224, 224).max() > 1.01
     pixels = ImageTransform(224, None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bicubic")(edge)
     assert pixels.min() == 0 and pixels.max() == 1
+
+
+def test_white_pixels_keep_their_gradient() -> None:
+    """A third of them exceed 1 by rounding. Compared with the gradient of the resize alone, which is linear."""
+    white = torch.ones(1, 3, 512, 512, requires_grad=True)
+    weights = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    resized = resize(white, 224, 224)
+    assert (resized > 1).float().mean() > 0.3 and resized.max() < 1 + 1e-6
+    (true,) = torch.autograd.grad((resized * weights).sum(), white)
+    cut = ImageTransform(224, None, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bicubic")(white)
+    (found,) = torch.autograd.grad((cut * weights).sum(), white)
+    assert cut.max() == 1 and torch.equal(found, true)
+
+
+def test_true_overshoot_has_no_gradient() -> None:
+    edge = torch.tensor([-0.1, -1e-4, -1e-7, 0.0, 0.5, 1.0, 1 + 2e-7, 1.001, 1.2], requires_grad=True)
+    cut = cut_overshoot(edge)
+    assert torch.equal(cut, edge.detach().clamp(0, 1))
+    (gradient,) = torch.autograd.grad(cut.sum(), edge)
+    assert gradient.tolist() == [0, 0, 1, 1, 1, 1, 1, 0, 0]
 
 
 def test_gradients_equal_finite_differences() -> None:
