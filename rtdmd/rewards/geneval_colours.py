@@ -7,6 +7,7 @@ prototype is the normalised mean of three sentences' unit embeddings that name c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ class ColourNames:
         """folder: a CLIPModel folder. UserError where it is missing or holds another kind of model."""
         self.model = clip_model(folder, KEY, REPOSITORY, device)
         self.tokenizer = load_tokenizer(folder, KEY)
-        self.transform = ImageTransform.from_folder(folder)
+        self.transform = replace(ImageTransform.from_folder(folder), half="even")  # GenEval crops by torchvision
         self.device = device
         self._prototypes: dict[str, Tensor] = {}
 

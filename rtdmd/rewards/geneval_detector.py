@@ -27,7 +27,8 @@ with quiet_imports():
 
 REPOSITORY = "facebook/mask2former-swin-small-coco-instance"
 SHORT, LONG = 800, 1333  # pixels: sides after resizing, as far as both can be had (OpenMMLab's test pipeline)
-MULTIPLE = 32  # sides are padded to it with zeros, below and on the right
+MULTIPLE = 32  # sides are padded to it, below and on the right
+PADDING = 128 / 255  # grey, before normalising (OpenMMLab 2.x's test pipeline of this model)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _UNUSED = ("swin.layernorm.weight", "swin.layernorm.bias")  # of Swin alone; Mask2Former reads the stages before it
 _CONSTANT = "relative_position_index"  # of the window size; older files carry it
@@ -94,8 +95,8 @@ def _check_config(folder: Path, key: str) -> None:
 def prepare(image: Tensor, short: int = SHORT, long: int = LONG) -> tuple[Tensor, tuple[int, int]]:
     """The model's pixel values (3, h, w) of an image (3, H, W) in [0, 1], and the (height, width) before padding.
 
-    Resized by OpenCV's bilinear rule (no antialiasing, as in OpenMMLab) to fit ``short`` and ``long``, normalised,
-    padded to MULTIPLE.
+    Resized by OpenCV's bilinear rule (no antialiasing, as in OpenMMLab) to fit ``short`` and ``long``, padded to
+    MULTIPLE with grey, normalised.
     """
     sides = image.shape[-2:]
     scale = min(long / max(sides), short / min(sides))
@@ -103,7 +104,7 @@ def prepare(image: Tensor, short: int = SHORT, long: int = LONG) -> tuple[Tensor
     resized = F.interpolate(image[None], size=(height, width), mode="bilinear", align_corners=False)[0]
     mean, std = (torch.tensor(values, device=image.device).view(3, 1, 1) for values in (MEAN, STD))
     padding = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
-    return F.pad((resized - mean) / std, padding), (height, width)
+    return (F.pad(resized, padding, value=PADDING) - mean) / std, (height, width)
 
 
 def instances(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -61,13 +61,17 @@ class _CutOvershoot(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """What a model's processor config asks for. size: shortest edge, or (height, width); None where a step is off."""
+    """What a model's processor config asks for. size: shortest edge, or (height, width); None where a step is off.
+
+    half: where a centre crop of an odd rest begins: transformers rounds half a pixel down, torchvision to the even one.
+    """
 
     size: int | tuple[int, int] | None
     crop: tuple[int, int] | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     mode: str
+    half: Literal["down", "even"] = "down"
 
     @staticmethod
     def from_folder(folder: Path) -> ImageTransform:
@@ -85,7 +89,7 @@ class ImageTransform:
         if (height, width) != tuple(images.shape[-2:]):
             images = cut_overshoot(resize(images, height, width, self.mode))  # 8-bit images cannot overshoot
         if self.crop is not None:
-            images = _centre_crop(images, *self.crop)
+            images = _centre_crop(images, self.crop, self.half)
         return _normalised(images, self.mean, self.std)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
@@ -125,10 +129,12 @@ def _normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...])
     return (images - means) / stds
 
 
-def _centre_crop(images: Tensor, height: int, width: int) -> Tensor:
-    top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
-    if top < 0 or left < 0:
+def _centre_crop(images: Tensor, crop: tuple[int, int], half: str) -> Tensor:
+    height, width = crop
+    rest = (images.shape[-2] - height, images.shape[-1] - width)
+    if min(rest) < 0:
         raise ValueError(f"cannot crop {height}x{width} from {tuple(images.shape[-2:])}")
+    top, left = (side // 2 if half == "down" else round(side / 2) for side in rest)
     return images[..., top : top + height, left : left + width]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,10 @@ def plain_evaluation(folder: Path, image: torch.Tensor) -> list[tuple[str, float
     """(class, confidence, mask) of every pair of query and class, written out, without our code."""
     model = Mask2FormerForUniversalSegmentation.from_pretrained(folder).eval()
     pixels = F.interpolate(image[None], size=(64, 80), mode="bilinear", align_corners=False)
+    pixels = F.pad(pixels, (0, 16), value=128 / 255)  # 80 is padded to 96
     pixels = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     with torch.no_grad():
-        out = model(pixel_values=F.pad(pixels, (0, 16)))  # 80 is padded to 96
+        out = model(pixel_values=pixels)
     masks = F.interpolate(out.masks_queries_logits, size=(64, 96), mode="bilinear", align_corners=False)
     masks = F.interpolate(masks[..., :80], size=(48, 60), mode="bilinear", align_corners=False)[0].numpy()
     pairs = []
@@ -149,7 +151,9 @@ def test_sides_are_those_of_openmmlab(size: tuple[int, int], inner: tuple[int, i
     pixels, got = prepare(torch.zeros(3, *size))
     assert got == inner and pixels.shape == (3, *padded)
     assert pixels[0, 0, 0] == pytest.approx(-MEAN[0] / STD[0])
-    assert (pixels[:, inner[0] :] == 0).all() and (pixels[:, :, inner[1] :] == 0).all()
+    for outside in (pixels[:, inner[0] :], pixels[:, :, inner[1] :]):
+        grey = outside * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+        assert (grey * 255 - 128).abs().sum() < 1e-4 * max(1, grey.numel())
 
 
 @pytest.mark.parametrize("size", [(48, 60), (150, 90)])
@@ -186,6 +190,17 @@ def masked_crop(image: torch.Tensor, mask: torch.Tensor, box: tuple[float, ...])
     photo = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
     blank = Image.new("RGB", photo.size, "#999")
     return Image.composite(photo, blank, Image.fromarray(mask.numpy())).crop(tuple(int(side) for side in box))
+
+
+def test_cut_outs_are_cropped_as_torchvision_does(tiny_clip: Path) -> None:
+    """A cut-out of 36 x 41 pixels leaves a rest of five: the crop begins at the even one of 2 and 3."""
+    rows = torch.arange(41.0).view(1, 1, 41, 1).expand(1, 3, 41, 36) / 64
+    transform = ColourNames(tiny_clip, torch.device("cpu")).transform
+    assert transform.half == "even"
+    plain = replace(transform, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    assert plain(rows)[0, 0, 0, 0] == 2 / 64
+    assert plain(rows[:, :, :39])[0, 0, 0, 0] == 2 / 64  # 1.5 -> 2, where transformers begins at 1
+    assert replace(plain, half="down")(rows[:, :, :39])[0, 0, 0, 0] == 1 / 64
 
 
 def test_cut_outs_are_pils_to_the_byte() -> None:

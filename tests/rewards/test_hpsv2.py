@@ -12,7 +12,7 @@ from rtdmd.common.errors import UserError
 from rtdmd.config import reward_params
 from rtdmd.rewards.protocol import Reward
 from rtdmd.rewards.registry import load_reward
-from rtdmd.rewards.scorers.hpsv2 import from_open_clip
+from rtdmd.rewards.scorers.hpsv2 import cleaned, from_open_clip
 from tests.rewards.open_clip_layout import OpenClip
 from tests.rewards.reward_checks import MEAN, NONE, PROMPTS, STD, check_scorer, pictures
 from tests.rewards.tiny_scorers import HPS, write_hps, write_hps_base
@@ -43,6 +43,47 @@ def test_equals_a_plain_evaluation_of_the_original_layout(reward: Reward, origin
     with torch.no_grad():
         expected = (original.image((pictures() - MEAN) / STD) * original.text(ids)).sum(-1)
     assert (reward.score(pictures(), PROMPTS, NONE) - expected).abs().max() < 1e-6
+
+
+# The pieces of CLIP's published vocabulary that the sentence below is made of, with their numbers.
+PIECES = {
+    **{"<|startoftext|>": 49406, "<|endoftext|>": 49407, "a</w>": 320, "corgi</w>": 31320, "'s</w>": 568},
+    **{"head</w>": 1375, "or": 523, "he": 651, "ad</w>": 680, "cor": 851, "gi</w>": 4478},
+    **{letter: number for number, letter in enumerate("'acdeghiors")},
+    **{f"{letter}</w>": 100 + number for number, letter in enumerate("cdeghiors")},
+}
+MERGES = [("o", "r"), ("'", "s</w>"), ("h", "e"), ("a", "d</w>"), ("c", "or"), ("he", "ad</w>"), ("g", "i</w>")]
+
+
+def test_prompts_are_cleaned_as_the_published_tokenizer_does() -> None:
+    """Numbers of the published package: a typographic apostrophe is the plain one, which has a piece of its own."""
+    tokenizer = CLIPTokenizer(vocab=PIECES, merges=[*MERGES, ("cor", "gi</w>")])
+    assert tokenizer(cleaned("a corgi’s head")).input_ids == [49406, 320, 31320, 568, 1375, 49407]
+    assert tokenizer("a corgi’s head").input_ids != [49406, 320, 31320, 568, 1375, 49407]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "read"),
+    [
+        ("  A   Photo\nof ", "a photo of"),
+        ("salt &amp; pepper", "salt & pepper"),
+        ("&amp;lt;b&amp;gt;", "<b>"),
+        ("“quoted”", '"quoted"'),
+        ("cafÃ©", "café"),
+        ("cafe\u0301", "café"),
+        ("ﬁre", "fire"),
+        ("ΟΔΟΣ", "οδος"),
+    ],
+)
+def test_what_is_cleaned(prompt: str, read: str) -> None:
+    assert cleaned(prompt) == read
+
+
+def test_scores_are_those_of_the_cleaned_prompt(reward: Reward) -> None:
+    raw, plain = (
+        reward.score(pictures()[:1], [prompt], [None]) for prompt in ("a RED  circle’s edge", "a red circle's edge")
+    )
+    assert torch.equal(raw, plain) and reward.identity()["version"] == 2
 
 
 def test_gradients_batches_and_identity(reward: Reward) -> None:

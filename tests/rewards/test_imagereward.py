@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from rtdmd.common.files import sha256_file
 from rtdmd.config import RewardParams, reward_params
 from rtdmd.rewards.protocol import Reward
 from rtdmd.rewards.registry import load_reward
-from rtdmd.rewards.scorers.imagereward import centre
+from rtdmd.rewards.scorers.imagereward import ImageReward
 from tests.rewards.imagereward_tiny import (
     LAYERS,
     PATCH,
@@ -163,10 +164,11 @@ def test_the_gradient_reaches_the_images_and_equals_finite_differences(reward: R
     assert all(gradient[i].abs().max() > 0 for i in range(3))
 
 
-def test_the_crop_rounds_half_pixels_as_torchvision_does() -> None:
+def test_the_crop_rounds_half_pixels_as_torchvision_does(reward: ImageReward) -> None:
+    crop = replace(reward.transform, size=None, crop=(4, 4), mean=(0.0,) * 3, std=(1.0,) * 3)
     rows = torch.arange(11.0).view(1, 1, 11, 1).expand(1, 3, 11, 4)
-    assert centre(rows, 4)[0, 0, :, 0].tolist() == [4, 5, 6, 7]  # 3.5 -> 4
-    assert centre(rows[:, :, :9], 4)[0, 0, :, 0].tolist() == [2, 3, 4, 5]  # 2.5 -> 2
+    assert crop(rows)[0, 0, :, 0].tolist() == [4, 5, 6, 7]  # 3.5 -> 4
+    assert crop(rows[:, :, :9])[0, 0, :, 0].tolist() == [2, 3, 4, 5]  # 2.5 -> 2
 
 
 # --- what it refuses ---

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rtdmd.rewards.geneval_detector import Detector
     from rtdmd.rewards.golden_cases import Case
 
-VERSION = 1  # raise it when the verdict on any image changes
+VERSION = 2  # raise it when the verdict on any image changes; 2: padding with grey, even half pixels
 
 
 class GenEvalParams(RewardParams):

@@ -6,10 +6,11 @@ The published file has open_clip's names; they are mapped to transformers' CLIPM
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rtdmd.common.section import param
 from rtdmd.rewards.registration import TEXTS, Networks, Registration, RewardParams, Source, commit_of
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from rtdmd.rewards.clip import ClipReward
 
 KEY = "rewards: hpsv2"
+VERSION = 2  # raise it when the score of any image changes; 2: prompts are cleaned
 FILES = ("HPS_v2.1_compressed.pt", "HPS_v2.1.safetensors")
 
 _TOP = {
@@ -89,7 +91,21 @@ def load(params: HpsV2Params, device: torch.device) -> ClipReward:
     asked = ImageTransform.from_folder(base)
     transform = Letterbox(config.vision_config.image_size, asked.mean, asked.std)
     files = file_hashes(weights) | {f"base/{n}": h for n, h in folder_hashes(base, ".json", ".txt").items()}
-    return ClipReward(params.name, model, load_tokenizer(base, f"{KEY}: base"), transform, files, device)
+    tokenizer = load_tokenizer(base, f"{KEY}: base")
+
+    def tokenize(prompt: str, **options: Any) -> Any:
+        return tokenizer(cleaned(prompt), **options)
+
+    return ClipReward(params.name, model, tokenize, transform, files, device, version=VERSION)
+
+
+def cleaned(prompt: str) -> str:
+    """A prompt as the published package's tokenizer (open_clip) reads it: wrongly decoded characters and typographic
+    quotes mended, HTML's names of characters replaced, blanks joined, in lower case."""
+    import ftfy
+
+    text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
+    return " ".join(text.split()).lower()
 
 
 def cost(params: HpsV2Params, root: Path) -> Networks:

@@ -74,13 +74,6 @@ def tokenizer_of(folder: Path, vocabulary_size: int) -> BertTokenizer:
     return tokenizer
 
 
-def centre(pixels: Tensor, side: int) -> Tensor:
-    """The middle (B, 3, side, side) of pixels (B, 3, H, W); a half pixel is rounded to the even one, as torchvision
-    does in the public code (transformers' processors round it down)."""
-    top, left = (round((length - side) / 2) for length in pixels.shape[-2:])
-    return pixels[..., top : top + side, left : left + side]
-
-
 class ImageReward:
     """`rtdmd.rewards.protocol.Reward`."""
 
@@ -99,7 +92,7 @@ class ImageReward:
         self.model = build(read_weights(weights, key), med_config, f"{key}: {weights}").to(device)
         self.tokenizer = tokenizer_of(vocabulary.parent, med_config["vocab_size"])
         self.side: int = self.model.vision.config.image_size
-        self.transform = ImageTransform(self.side, None, IMAGE_MEAN, IMAGE_STD, "bicubic")
+        self.transform = ImageTransform(self.side, (self.side,) * 2, IMAGE_MEAN, IMAGE_STD, "bicubic", half="even")
         self.device = device
         self._files = file_hashes(weights, config, vocabulary)
 
@@ -115,7 +108,7 @@ class ImageReward:
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """See the protocol: about -2.5 to 2, mean 0 over ImageReward's own data; gradients reach the images."""
         check_batch(images, prompts, metadata)
-        pixels = centre(self.transform(images.to(self.device).float()), self.side)
+        pixels = self.transform(images.to(self.device).float())
         tokens = self.tokenizer(
             [TEMPLATE.format(prompt=prompt) for prompt in prompts],
             padding="max_length",
@@ -138,11 +131,11 @@ def cost(params: ImageRewardParams, root: Path) -> Networks:
     del params, root
     model = ImageRewardModel(BlipVisionConfig(**BLIP_VISION), BlipTextConfig(**BLIP_TEXT), BLIP_HEAD)
     side = BLIP_VISION["image_size"]
-    transform = ImageTransform(side, None, IMAGE_MEAN, IMAGE_STD, "bicubic")
+    transform = ImageTransform(side, (side, side), IMAGE_MEAN, IMAGE_STD, "bicubic", half="even")
 
     def score(images: Tensor) -> Tensor:
         tokens = torch.zeros(len(images), MAX_TOKENS, dtype=torch.long, device=images.device)
-        found: Tensor = model(centre(transform(images), side), tokens, None)
+        found: Tensor = model(transform(images), tokens, None)
         return found
 
     return Networks([model], score)
