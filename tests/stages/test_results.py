@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import read_json, sha256_file
+from rtdmd.common.files import read_json, sha256_file, write_json
 from rtdmd.config import load_params, preset
 from rtdmd.evaluate.plan import plan_images
 from rtdmd.evaluate.reference import world_images
@@ -81,6 +81,12 @@ def test_the_student_is_scored_at_the_other_noise_levels_too(root: Path, copy: P
     rows = read_scores(root / "results/evaluate/scores.csv", "train_rtdmd_eta_0")
     assert rows.overall("clipscore").mean == pytest.approx(euler["clipscore"]["mean"], abs=1e-5)
     set_params(copy, {"model": {"eta": 1.0}})
+    with pytest.raises(UserError, match=r"was trained with model\.eta: 0\.9, params\.yaml says 1\.0; set"):
+        evaluate.run(copy)
+    for stage in ("train_acdmd", "train_rtdmd"):  # as if both had been trained at that level
+        record = read_json(copy / "results" / stage / "resolved.json")
+        record["params"]["model"]["eta"] = 1.0
+        write_json(copy / "results" / stage / "resolved.json", record)
     evaluate.run(copy)
     at_one = read_json(copy / "results/evaluate/metrics.json")
     assert list(at_one["etas"]) == ["0"]
