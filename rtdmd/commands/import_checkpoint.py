@@ -31,6 +31,7 @@ from rtdmd.config import ModelParams, Params, load_params
 from rtdmd.pipeline.provenance import hash_of, package_versions
 from rtdmd.publish.adapter_file import read_adapter
 from rtdmd.publish.compose import Adapter
+from rtdmd.publish.escape import printable
 from rtdmd.publish.export_folder import PROVENANCE, Source, check_forms, finish, make_weights
 from rtdmd.publish.gate import table
 from rtdmd.publish.known_bases import check_base
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     hashes = {str(path): sha256_tree(root / path) for path in arguments.files}
     record = _record(model, hashes, root)
     for path, adapter in zip(arguments.files, adapters.values(), strict=True):
-        print(f"{path}: rank {adapter.rank}, alpha {adapter.alpha:g}, on {model.teacher}", file=sys.stderr)
+        print(f"{path}: rank {adapter.rank}, alpha {adapter.alpha:g}, on {printable(model.teacher)}", file=sys.stderr)
     source = _source(params, model, adapters, arguments.out, record, root)
     with _new_folder(root / arguments.out) as folder:
 

@@ -28,6 +28,7 @@ from rtdmd.config import ModelParams, Params, load_params
 from rtdmd.evaluate.samples import Sampler, load_sampler
 from rtdmd.prompts.text_cache import NULL_PROMPT, TextCache
 from rtdmd.publish.adapter_file import read_adapter
+from rtdmd.publish.escape import printable
 from rtdmd.publish.merge import MERGED, full_weights
 from rtdmd.publish.recorded import check_whole, recorded, with_base
 from rtdmd.publish.reference import stacked_student
@@ -78,10 +79,8 @@ def published_model(folder: Path, model: ModelParams, base: str | None, root: Pa
     elif base is not None:
         model = with_base(model, base, root)
     how = "as it records" if found is not None else "it has no record, so as params.yaml says"
-    print(
-        f"{folder}: {how}: on {model.teacher}, {model.resolution} pixels, {model.num_steps} steps, η {model.eta:g}",
-        file=sys.stderr,
-    )
+    sampler = f"{model.resolution} pixels, {model.num_steps} steps, η {model.eta:g}"
+    print(f"{folder}: {how}: on {printable(model.teacher)}, {sampler}", file=sys.stderr)
     return model
 
 

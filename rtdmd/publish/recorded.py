@@ -11,6 +11,7 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json, sha256_file, sha256_tree
 from rtdmd.config import ModelParams
 from rtdmd.config.load import validate_as
+from rtdmd.publish.escape import printable
 from rtdmd.publish.lineage_record import record_of_weights
 from rtdmd.publish.merge import CONFIG, MERGED
 
@@ -31,13 +32,14 @@ class Recorded:
         model = self.model if base is None else with_base(self.model, base, root)
         if model.is_hub_id:
             return model
+        teacher = printable(model.teacher)
         if not (root / model.teacher).is_dir():
             raise UserError(
-                f"{self.where}: was made on {model.teacher}, which is not here; name a copy of it with --base FOLDER"
+                f"{self.where}: was made on {teacher}, which is not here; name a copy of it with --base FOLDER"
             )
         if self.base_sha256 is not None and sha256_tree(root / model.teacher) != self.base_sha256:
             raise UserError(
-                f"{self.where}: was made on another base than the one in {model.teacher} (their SHA-256 differ); name a"
+                f"{self.where}: was made on another base than the one in {teacher} (their SHA-256 differ); name a"
                 " copy of the right one with --base FOLDER"
             )
         return model

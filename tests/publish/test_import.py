@@ -22,6 +22,7 @@ from rtdmd.publish.adapter_file import read_adapter
 from rtdmd.publish.compose import compose
 from rtdmd.publish.lineage_record import record_of_weights, steps_of_record
 from rtdmd.publish.merge import MERGED
+from rtdmd.publish.record_schema import Provenance, checked
 from rtdmd.train.adapters import load_student
 from tests.publish.exports import gate_in_process
 from tests.workspace import make_workspace
@@ -80,7 +81,7 @@ def test_provenance_names_the_checkpoints(imported: Path) -> None:
     assert record["sampling"]["sigmas"] == pytest.approx([1.0, 0.9, 0.75, 0.5, 0.0])
     assert record["teacher"] == {"name": "./base", "revision": None, "sha256": sha256_tree(imported.parent / "base")}
     assert record_of_weights(imported / PUBLISHED) == {k: v for k, v in record.items() if k != "sampling"}
-    (step,) = steps_of_record(record, "provenance.json")
+    (step,) = steps_of_record(checked(Provenance, record, "provenance.json"), "provenance.json")
     assert step.params["model"]["teacher"] == "./base"
 
 
@@ -129,12 +130,20 @@ def test_a_checkpoint_of_another_model_leaves_no_folder(workspace: tuple[Path, P
         _import(root, "cold.pt", "rl.pt", "cold.pt", "--out", "elsewhere")
 
 
-def test_base_and_alpha_that_nothing_tells_are_asked_for(workspace: tuple[Path, Params]) -> None:
+def test_base_and_alpha_that_nothing_tells_are_asked_for(
+    workspace: tuple[Path, Params], monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, _ = workspace
     with pytest.raises(UserError, match=r"cold\.pt says no alpha; give it with --alpha"):
         _import(root, "cold.pt", "--base", "base", "--out", "elsewhere")
     with pytest.raises(UserError, match=r"cold\.pt: does not say on what base it stands; name its base with"):
         _import(root, "cold.pt", "--alpha", "8", "--out", "elsewhere")
+    with pytest.raises(UserError) as refused:
+        _import(root, "cold.pt", "--alpha", "8", "--out", "elsewhere")
+    assert str(refused.value).endswith("or with --base data/world/teacher if that is it")
+    with gate_in_process(monkeypatch):  # the advice as it is written
+        _import(root, "cold.pt", "--alpha", "8", "--base", "data/world/teacher", "--out", "advised")
+    assert read_json(root / "advised/provenance.json")["settings"]["model"]["teacher"] == "data/world/teacher"
     with pytest.raises(UserError, match=r"--base nowhere: neither model\.teacher \(data/world/teacher\) nor a folder"):
         _import(root, "cold.pt", "--alpha", "8", "--base", "nowhere", "--out", "elsewhere")
     assert not (root / "elsewhere").exists()
