@@ -167,7 +167,7 @@ def test_what_is_written_is_the_average_and_not_the_last_generator(root: Path, w
 SETTINGS: dict[str, dict[str, Any]] = {
     "dmd2": {"start": "data", "consistency": {"weight": 0.0}},
     "clamp": {"weighting": "clamp", "consistency": {"weight": 0.0}},
-    "one_sample": {"consistency": {"weight": 0.1, "estimator": "one_sample"}, "warmup": 10},
+    "one_sample": {"consistency": {"weight": 0.1, "estimator": "one_sample"}, "warmup": 2},
     "eta_star": {"consistency": {"weight": 0.1, "kernel": "eta_star"}, "weight_decay": 0.1},
 }
 
