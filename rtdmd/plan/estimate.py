@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,13 +11,14 @@ import torch
 
 from rtdmd.common.files import read_json
 from rtdmd.config import Params
-from rtdmd.config.data import GENERATED_TAGS, PromptSourceParams
 from rtdmd.plan.costs import ROWS, Cost, Costs, count, flops_of
 from rtdmd.plan.gpus import GPUS, UTILISATION
 from rtdmd.plan.memory import Memory, acdmd_memory, cache_memory, evaluate_memory, rtdmd_memory
 from rtdmd.plan.passes import acdmd_rows, evaluate_rows, rtdmd_rows
 from rtdmd.plan.stand import ADAPTER_NAMES, Stand
 from rtdmd.plan.tally import META, size_of, tensors_of
+from rtdmd.prompts.registration import SourceParams
+from rtdmd.prompts.registry import SOURCES
 
 UNKNOWN_PROMPTS = 26_000  # before prepare_prompts has run; PickScore's and DrawBench's together are 25 632
 
@@ -81,15 +83,9 @@ def make_plan(params: Params, root: Path = Path("."), processes: int | None = No
     return Plan(_parameters(stand), {stage.name: stage for stage in stages})
 
 
-def tags_of(sources: tuple[PromptSourceParams, ...]) -> int:
-    """Tags of the evaluation prompts, as far as their sources say: GenEval's six, those generated, or one a source."""
-    total = 0
-    for source in sources:
-        if source.name in ("world", "geneval"):
-            total += len(GENERATED_TAGS)
-        else:
-            total += len(source.tags or {}) or 1
-    return total
+def tags_of(sources: Sequence[SourceParams]) -> int:
+    """Tags of the evaluation prompts, as far as their sources say."""
+    return sum(SOURCES[source.name].tags(source) for source in sources)
 
 
 def prompts_of(params: Params, root: Path) -> int:

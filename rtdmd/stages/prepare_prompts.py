@@ -9,19 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rtdmd.common.files import sha256_file, write_json, write_jsonl
 from rtdmd.pipeline.stage import Stage, open_stage
 from rtdmd.prompts.records import Faults, Prompt, PromptSets, Source, make_sets
-from rtdmd.prompts.sources.files import checked, file_sources
-from rtdmd.prompts.sources.generated import generated_sources
-from rtdmd.prompts.sources.hub import dataset_file
-from rtdmd.prompts.sources.named import CHECKS
-from rtdmd.prompts.sources.world import world_sources
-
-if TYPE_CHECKING:
-    from rtdmd.config.data import PromptSourceParams
+from rtdmd.prompts.registration import Reading, SourceParams
+from rtdmd.prompts.registry import SOURCES
 
 
 def run(root: Path = Path(".")) -> None:
@@ -34,7 +28,7 @@ def run(root: Path = Path(".")) -> None:
         for split, specs in (("eval", params.eval), ("train", params.train)):  # what is generated avoids evaluation's
             for spec in specs:
                 held_out = [source for group in read["eval"] for source in group] if split == "train" else []
-                sources, origin = read_source(stage, spec, split, held_out, faults)
+                sources, origin = read_source(stage, spec, held_out, faults)
                 read[split].append(sources)
                 about[split].append(origin | {"read": len(sources)})
         sets = make_sets(read["train"], read["eval"], faults)
@@ -42,25 +36,12 @@ def run(root: Path = Path(".")) -> None:
 
 
 def read_source(
-    stage: Stage, spec: PromptSourceParams, split: str, held_out: Sequence[Source], faults: Faults
+    stage: Stage, spec: SourceParams, held_out: Sequence[Source], faults: Faults
 ) -> tuple[list[Source], dict[str, Any]]:
     """The prompts of one source, and what says where they came from (for a file its hash)."""
-    origin = spec.model_dump(mode="json", exclude_none=True)
-    if spec.name == "world":
-        return world_sources(str(spec.split)), origin
-    if spec.name == "generated":
-        return generated_sources(spec.tags or {}, stage.seed, held_out), origin
-    path, label = _file(stage, spec)
-    sources = file_sources(path, label, faults, stage.params.prepare_prompts.max_characters)
-    return checked(sources, CHECKS[spec.name], faults), origin | {"sha256": sha256_file(path)}
-
-
-def _file(stage: Stage, spec: PromptSourceParams) -> tuple[Path, str]:
-    """The file behind a source, and how errors call it."""
-    name = str(spec.path)
-    if spec.repo is None or spec.revision is None:
-        return stage.input(name), name
-    return dataset_file(spec.repo, spec.revision, name), f"{spec.repo}@{spec.revision[:8]}/{name}"
+    reading = Reading(stage.input, stage.seed, stage.params.prepare_prompts.max_characters, faults, held_out)
+    sources, facts = SOURCES[spec.name].read(spec, reading)
+    return sources, spec.model_dump(mode="json", exclude_none=True) | facts
 
 
 def _write(stage: Stage, sets: PromptSets, about: dict[str, list[dict[str, Any]]], faults: Faults) -> None:

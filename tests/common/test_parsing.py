@@ -86,7 +86,7 @@ OWN_TEXT = {
     "rtdmd/common/files.py",
     "rtdmd/common/model_files.py",
     "rtdmd/common/parsing.py",
-    "rtdmd/prompts/sources/tables.py",
+    "rtdmd/prompts/tables.py",
     "rtdmd/publish/gate_check.py",
     "rtdmd/train/engine/checkpoint.py",
     "rtdmd/train/engine/journal.py",

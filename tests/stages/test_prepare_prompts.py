@@ -167,7 +167,7 @@ def test_generated_prompts_avoid_evaluations(root: Path) -> None:
         ({"train": []}, r"prepare_prompts\.train: "),
         (
             {"eval": [{"name": "world"}]},
-            r"prepare_prompts\.eval\[0\]\.split: None with name: world; its keys are split",
+            r"prepare_prompts\.eval\[0\]\.split is missing; allowed: which captions: train or heldout",
         ),
         (
             {"train": [{"name": "prompts", "path": "mine.txt"}]},
@@ -176,7 +176,7 @@ def test_generated_prompts_avoid_evaluations(root: Path) -> None:
         ({"train": [{"name": "ocr", "path": "data/prompts/../x.txt"}]}, r"allowed: a file below data/prompts/"),
         (
             {"train": [{"name": "ocr", "path": "x.txt", "repo": "a/b"}]},
-            r"revision: None with name: ocr; its keys are pa",
+            r"train\[0\]\.revision: None; allowed: the 40 hex digits of a commit",
         ),
         (
             {"train": [{"name": "ocr", "path": "x.txt", "repo": "a/b", "revision": "main"}]},
@@ -187,13 +187,23 @@ def test_generated_prompts_avoid_evaluations(root: Path) -> None:
             r"repo: 'ab'; allowed: owner/name",
         ),
         (
+            {"train": [{"name": "ocr", "path": "x.txt", "repo": "owner/a--b", "revision": COMMIT}]},
+            r"repo: 'owner/a--b'; allowed: owner/name, as the Hub has it",
+        ),
+        (
+            {"train": [{"name": "ocr", "path": "data/prompts/x.txt", "revision": COMMIT}]},
+            r"revision: '0123.*' without repo; allowed: null",
+        ),
+        ({"train": [{"name": "ocr"}]}, r"train\[0\]\.path is missing; allowed: file below data/prompts, or"),
+        ({"train": [{"name": "orc", "path": "x"}]}, r"train\[0\]\.name: 'orc' is not allowed; .*did you mean ocr\?"),
+        (
             {"train": [{"name": "generated", "tags": {"colours": 3}}]},
             r"tags: colours: 3; allowed: at least 1 of single",
         ),
         ({"train": [{"name": "generated", "tags": {}}]}, r"tags: {}; allowed: at least 1 of single_object"),
         (
             {"train": [{"name": "generated", "split": "train"}]},
-            r"split: 'train' with name: generated; its keys are tags",
+            r"train\[0\]\.split: unknown key \(value 'train'\); allowed: name, tags",
         ),
     ],
 )

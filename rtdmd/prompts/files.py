@@ -1,7 +1,7 @@
 """Prompt files: one prompt a line (.txt), or records (.json, .jsonl, .csv, .tsv); every fault with its file and line.
 
 A record is a string, or an object with "prompt" and, where there are any, "tag" and "metadata". An object with other
-keys (GenEval's include and exclude) is its own metadata. How a table is read: `rtdmd.prompts.sources.tables`.
+keys (GenEval's include and exclude) is its own metadata. How a table is read: `rtdmd.prompts.tables`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.files import sha256_file
 from rtdmd.common.parsing import json_value, read_bytes
 from rtdmd.prompts.records import BadPrompt, Faults, Source, is_blank
-from rtdmd.prompts.sources.tables import SEPARATORS, table_rows
+from rtdmd.prompts.registration import Facts, FileParams, Reading
+from rtdmd.prompts.tables import SEPARATORS, table_rows
 
 SUFFIXES = (".txt", ".json", ".jsonl", *SEPARATORS)
 _BOM = b"\xef\xbb\xbf"
@@ -46,6 +48,28 @@ def file_sources(path: Path, label: str, faults: Faults, max_characters: float =
     if not sources:
         raise UserError(f"{label}: there is no prompt in it" + (" that can be used" if faults.dropped else ""))
     return sources
+
+
+def file_reader(check: Check | None = None) -> Callable[[FileParams, Reading], tuple[list[Source], Facts]]:
+    """How a source that is a file is read: its prompts in order, each as ``check`` gives it, and the file's sha256."""
+
+    def read(params: FileParams, reading: Reading) -> tuple[list[Source], Facts]:
+        path, label = _found(params, reading)
+        sources = file_sources(path, label, reading.faults, reading.max_characters)
+        kept = sources if check is None else checked(sources, check, reading.faults)
+        return kept, {"sha256": sha256_file(path)}
+
+    return read
+
+
+def _found(params: FileParams, reading: Reading) -> tuple[Path, str]:
+    """The file behind a source, and how errors call it."""
+    if params.repo is None or params.revision is None:
+        return reading.input(params.path), params.path
+    from rtdmd.prompts.hub import dataset_file
+
+    label = f"{params.repo}@{params.revision[:8]}/{params.path}"
+    return dataset_file(params.repo, params.revision, params.path), label
 
 
 def checked(sources: list[Source], check: Check, faults: Faults) -> list[Source]:

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import errors
 
 from rtdmd.common.errors import UserError
-from rtdmd.prompts.sources.hub import dataset_file
+from rtdmd.prompts.hub import dataset_file
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

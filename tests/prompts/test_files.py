@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from rtdmd.common.errors import UserError
+from rtdmd.prompts.files import checked, file_sources
 from rtdmd.prompts.records import BadPrompt, Faults, Source
-from rtdmd.prompts.sources.files import checked, file_sources
-from rtdmd.prompts.sources.named import CHECKS
+from rtdmd.prompts.sources.geneval import geneval_record
+from rtdmd.prompts.sources.geneval2 import geneval2_record
+from rtdmd.prompts.sources.ocr import shown_text
 
+CHECKS = {"geneval": geneval_record, "geneval2": geneval2_record, "ocr": shown_text}
 GENEVAL = {"tag": "counting", "include": [{"class": "dog", "count": 2}], "prompt": "two dogs"}
 
 

@@ -1,0 +1,18 @@
+"""prompts: any file of prompts."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from rtdmd.common.section import param
+from rtdmd.prompts.files import file_reader
+from rtdmd.prompts.registration import FileParams, Registration
+
+
+class PromptsParams(FileParams):
+    """Any file of prompts, whatever its records hold."""
+
+    name: Literal["prompts"] = param("any file", source="ours")
+
+
+SOURCE = Registration(PromptsParams, file_reader())
