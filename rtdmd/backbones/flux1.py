@@ -7,7 +7,7 @@ factor; the transformer's 2x2 packing stays inside this file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from rtdmd.backbones.parts import (
     scheduler_settings,
     unit_timestep,
 )
-from rtdmd.backbones.protocol import Conditioning, LoraKind
+from rtdmd.backbones.protocol import POOLED_INPUTS, Conditioning, Layout, LoraKind
 from rtdmd.common.errors import UserError
 from rtdmd.common.torch_setup import quiet_imports
 
@@ -40,6 +40,12 @@ with quiet_imports():
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams
 
+FAMILY = {
+    "title": "FLUX.1 [dev]",
+    "clip_tokenizers": ("tokenizer",),
+    "long_tokenizers": ("tokenizer_2",),
+    "guided_passes": 1,
+}
 PIPELINE = FluxPipeline
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 PATCH = 2  # latent pixels a side that make one token
@@ -148,3 +154,19 @@ class Flux1:
         """See the protocol. ``attention``: projections of the attention in both kinds of block; ``attention_mlp``: and
         the MLPs with the single-stream blocks' output; ``all``: every linear layer."""
         return list(self._targets[kind])
+
+
+def latent_multiple(transformer: Mapping[str, Any]) -> int:
+    """See `rtdmd.backbones.FamilyModule`."""
+    return PATCH
+
+
+def text_shapes(model: ModelParams, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
+    """See `rtdmd.backbones.FamilyModule`."""
+    transformer = configs["transformer"]
+    hidden = (model.max_sequence_length, transformer["joint_attention_dim"])
+    return {"encoder_hidden_states": hidden, "pooled_projections": (transformer["pooled_projection_dim"],)}
+
+
+BACKBONE = Flux1
+LAYOUT = Layout(POOLED_INPUTS, lambda pipeline, x: pipeline._pack_latents(x, *x.shape), True)

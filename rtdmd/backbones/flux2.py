@@ -7,7 +7,7 @@ empirical one (it depends on image tokens and on the number of steps). Latents h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from rtdmd.backbones.parts import (
     scheduler_settings,
     unit_timestep,
 )
-from rtdmd.backbones.protocol import Conditioning, LoraKind
+from rtdmd.backbones.protocol import Conditioning, Layout, LoraKind
 from rtdmd.common.errors import UserError
 from rtdmd.common.torch_setup import quiet_imports
 
@@ -44,6 +44,12 @@ with quiet_imports():
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams
 
+FAMILY = {
+    "title": "FLUX.2 [klein]",
+    "clip_tokenizers": (),
+    "long_tokenizers": ("tokenizer",),
+    "guided_passes": 2,
+}
 PIPELINE = Flux2KleinPipeline
 TEXT_PARTS = ("text_encoder", "tokenizer")
 PATCH = 2  # latent pixels a side that make one token
@@ -165,3 +171,17 @@ def _statistics(vae: Vae) -> tuple[Tensor, Tensor]:
     """(mean, standard deviation), (1, C, 1, 1) float32, of the VAE's patchified latents."""
     mean, variance = (tensor.float().view(1, -1, 1, 1) for tensor in (vae.bn.running_mean, vae.bn.running_var))
     return mean, (variance + vae.config.batch_norm_eps).sqrt()
+
+
+def latent_multiple(transformer: Mapping[str, Any]) -> int:
+    """See `rtdmd.backbones.FamilyModule`."""
+    return PATCH
+
+
+def text_shapes(model: ModelParams, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
+    """See `rtdmd.backbones.FamilyModule`."""
+    return {"encoder_hidden_states": (model.max_sequence_length, configs["transformer"]["joint_attention_dim"])}
+
+
+BACKBONE = Flux2
+LAYOUT = Layout({"prompt_embeds": "encoder_hidden_states"}, lambda pipeline, x: pipeline._pack_latents(x), False)

@@ -6,7 +6,7 @@ flow level σ in [0, 1] everywhere; a family that wants 1000 σ, ids or packed l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -127,3 +127,16 @@ class PipelineBackbone(Backbone, Protocol):
         (at the trained resolution, for K steps). None where it spaces K steps otherwise, so that a published folder
         needs another configuration (`rtdmd.publish.scheduler`)."""
         ...
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a family's pipeline takes what we hand it, and how latents lie inside its loop."""
+
+    inputs: Mapping[str, str]  # argument of the pipeline -> tensor of our conditioning
+    packed: Callable[[Any, Tensor], Tensor]  # (pipeline, latents (B, C, H, W)) -> latents inside the loop
+    given_packed: bool  # whether the argument `latents` is packed too
+
+
+POOLED_INPUTS = {"prompt_embeds": "encoder_hidden_states", "pooled_prompt_embeds": "pooled_projections"}
+"""`Layout.inputs` of a pipeline with a pooled embedding."""

@@ -6,7 +6,7 @@ pipeline without T5 (``text_encoder_3`` null in its model_index.json) needs no s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ from rtdmd.backbones.parts import (
     load_pipeline,
     need_text,
 )
-from rtdmd.backbones.protocol import Conditioning, LoraKind
+from rtdmd.backbones.protocol import POOLED_INPUTS, Conditioning, Layout, LoraKind
 from rtdmd.common.torch_setup import quiet_imports
 
 with quiet_imports():
@@ -37,6 +37,12 @@ with quiet_imports():
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams
 
+FAMILY = {
+    "title": "SD3 and 3.5",
+    "clip_tokenizers": ("tokenizer", "tokenizer_2"),
+    "long_tokenizers": ("tokenizer_3",),
+    "guided_passes": 2,
+}
 PIPELINE = StableDiffusion3Pipeline
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
 # As published: the joint attention (ATTENTION) only, so SD3.5's second self-attention (attn2) carries no adapter.
@@ -143,3 +149,20 @@ class SD3Backbone:
         """See the protocol. ``attention``: projections of the joint attention; ``attention_mlp``: and both MLPs;
         ``all``: every linear layer, the modulations, embedders and the output among them."""
         return list(self._targets[kind])
+
+
+def latent_multiple(transformer: Mapping[str, Any]) -> int:
+    """See `rtdmd.backbones.FamilyModule`."""
+    return int(transformer["patch_size"])
+
+
+def text_shapes(model: ModelParams, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
+    """See `rtdmd.backbones.FamilyModule`. CLIP's tokens, then T5's or zeros."""
+    transformer = configs["transformer"]
+    length = configs["text_encoder"]["max_position_embeddings"] + model.max_sequence_length
+    hidden = (length, transformer["joint_attention_dim"])
+    return {"encoder_hidden_states": hidden, "pooled_projections": (transformer["pooled_projection_dim"],)}
+
+
+BACKBONE = SD3Backbone
+LAYOUT = Layout(POOLED_INPUTS, lambda _, x: x, False)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
 from rtdmd.common.section import Flag, Real, Section, Whole, param
+from rtdmd.config.families import FAMILIES, TITLES
+
+if TYPE_CHECKING:
+    FamilyName = str
+else:
+    FamilyName = Literal[tuple(FAMILIES)]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -16,9 +22,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 class ModelParams(Section):
     """The teacher and the K-step sampler of its students."""
 
-    family: Literal["sd3", "flux1", "flux2"] = param(
-        "backbone family: SD3 and 3.5, FLUX.1 [dev], FLUX.2 [klein]", source="diffusers"
-    )
+    family: FamilyName = param(f"backbone family: {TITLES}", source="diffusers")
     teacher: str = param(
         "diffusers folder, or Hub id `owner/name` (a folder of two parts is written ./a/b)",
         source="diffusers",

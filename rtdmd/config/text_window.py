@@ -12,11 +12,10 @@ from pathlib import Path
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json
+from rtdmd.config.families import FAMILIES
 from rtdmd.config.tree import Params
 
 CLIP_WINDOW = 77  # tokens, of CLIP's text encoders
-CLIP_PARTS = {"sd3": ("tokenizer", "tokenizer_2"), "flux1": ("tokenizer",), "flux2": ()}
-LONG_PARTS = {"sd3": ("tokenizer_3",), "flux1": ("tokenizer_2",), "flux2": ("tokenizer",)}  # model.max_sequence_length
 _BACK = "see model.teacher in params.yaml"
 _PIECE = re.compile(r"[^\W\d_]+|\d|(?:[^\w\s]|_)+")  # CLIP cuts at least here
 
@@ -24,10 +23,11 @@ _PIECE = re.compile(r"[^\W\d_]+|\d|(?:[^\w\s]|_)+")  # CLIP cuts at least here
 def check_prompt(params: Params, root: Path) -> None:
     """UserError where publish.prompt is longer than a text encoder's window. root: where a relative teacher starts."""
     model, prompt = params.model, params.publish.prompt
+    clip = FAMILIES[model.family].clip_tokenizers
     for part, longest in windows(params, root).items():
         if len(prompt.encode()) + 2 <= longest:  # a token is a byte at least, and two mark the ends
             continue
-        count = _tokens(root / model.teacher / part / "tokenizer.json", prompt, part in CLIP_PARTS[model.family])
+        count = _tokens(root / model.teacher / part / "tokenizer.json", prompt, part in clip)
         if count > longest:
             raise UserError(
                 f"publish.prompt: {count} tokens or more with those that mark its ends, {model.teacher}'s {part} reads"
@@ -41,11 +41,11 @@ def windows(params: Params, root: Path) -> dict[str, int]:
     found: dict[str, int] = {}
     index = root / model.teacher / "model_index.json"
     parts = read_json(index, _BACK) if index.is_file() else {}
-    for part in CLIP_PARTS[model.family]:
+    for part in FAMILIES[model.family].clip_tokenizers:
         config = root / model.teacher / part / "tokenizer_config.json"
         told = read_json(config, _BACK) if config.is_file() else {}
         found[part] = min(CLIP_WINDOW, int(told.get("model_max_length", CLIP_WINDOW)))
-    for part in LONG_PARTS[model.family]:
+    for part in FAMILIES[model.family].long_tokenizers:
         if model.is_hub_id or parts.get(part) not in (None, [None, None]):
             found[part] = model.max_sequence_length
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rtdmd.config import Params
+from rtdmd.config.families import FAMILIES
 from rtdmd.plan.passes import Rows, acdmd_rows, rtdmd_parts
 
 
@@ -65,7 +66,7 @@ def priced(rows: Rows, params: Params, stage: str, prices: Prices) -> float:
 
 def guided(params: Params) -> int:
     """Passes of the teacher for one guided velocity: two for classifier-free guidance."""
-    return 1 if params.model.guidance == 1 or params.model.family == "flux1" else 2
+    return 1 if params.model.guidance == 1 else FAMILIES[params.model.family].guided_passes
 
 
 def cost(params: Params, stage: str, prices: Prices = WORLD) -> float:

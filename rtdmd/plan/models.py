@@ -9,14 +9,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from rtdmd.backbones import FAMILIES, Conditioning, PipelineBackbone
+from rtdmd.backbones import Conditioning, PipelineBackbone, family_module
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json
 from rtdmd.common.torch_setup import DTYPES, quiet_imports
@@ -26,12 +25,6 @@ from rtdmd.plan.tally import META, empty
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams
 
-CLASSES = {
-    "sd3": ("StableDiffusion3Pipeline", "SD3Backbone"),
-    "flux1": ("FluxPipeline", "Flux1"),
-    "flux2": ("Flux2KleinPipeline", "Flux2"),
-}
-"""model.family -> the pipeline's class and ours, in the family's module."""
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
@@ -86,21 +79,20 @@ def meta_backbone(model: ModelParams, configs: Mapping[str, dict[str, Any]]) -> 
 
     UserError where the resolution is no multiple of what the model needs.
     """
-    module = import_module(FAMILIES[model.family])
-    pipeline_class, backbone_class = (getattr(module, name) for name in CLASSES[model.family])
+    own = family_module(model.family)
     dtype = DTYPES[model.dtype]
     parts: dict[str, Any] = {name: diffusers_part(configs[name], dtype) for name in ("transformer", "vae")}
     parts["scheduler"] = _scheduler()
-    accepted = inspect.signature(pipeline_class.__init__).parameters
-    required = [name for name, about in accepted.items() if name != "self" and about.default is inspect.Parameter.empty]
-    pipeline = pipeline_class(**(dict.fromkeys(required) | parts))
-    patch = parts["transformer"].config.patch_size if model.family == "sd3" else module.PATCH
+    accepted = inspect.signature(own.PIPELINE).parameters
+    required = [name for name, about in accepted.items() if about.default is inspect.Parameter.empty]
+    pipeline = own.PIPELINE(**(dict.fromkeys(required) | parts))
+    patch = own.latent_multiple(parts["transformer"].config)
     factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     if model.resolution % (factor * patch):
         raise UserError(
             f"model.resolution: {model.resolution} is not a multiple of {factor * patch}, which {model.teacher} needs"
         )
-    backbone: PipelineBackbone = backbone_class(pipeline, model.resolution // factor, model.max_sequence_length)
+    backbone: PipelineBackbone = own.BACKBONE(pipeline, model.resolution // factor, model.max_sequence_length)
     return backbone
 
 
@@ -142,15 +134,7 @@ def text_encoders(configs: Mapping[str, dict[str, Any]], dtype: torch.dtype) -> 
 
 def text_shapes(model: ModelParams, configs: Mapping[str, dict[str, Any]]) -> dict[str, tuple[int, ...]]:
     """Shape of one prompt's conditioning, by tensor, as the family's `encode` gives it."""
-    transformer = configs["transformer"]
-    width = transformer["joint_attention_dim"]
-    if model.family == "flux2":
-        return {"encoder_hidden_states": (model.max_sequence_length, width)}
-    pooled = {"pooled_projections": (transformer["pooled_projection_dim"],)}
-    if model.family == "flux1":
-        return {"encoder_hidden_states": (model.max_sequence_length, width), **pooled}
-    clip = configs["text_encoder"]["max_position_embeddings"]  # SD3: CLIP's tokens, then T5's or zeros
-    return {"encoder_hidden_states": (clip + model.max_sequence_length, width), **pooled}
+    return family_module(model.family).text_shapes(model, configs)
 
 
 def conditioning(shapes: Mapping[str, tuple[int, ...]], rows: int, dtype: torch.dtype) -> Conditioning:

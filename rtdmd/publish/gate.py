@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rtdmd.backbones import family_module
 from rtdmd.backbones.protocol import Conditioning, PipelineBackbone
 from rtdmd.backbones.sampling import Velocity, rollout
 from rtdmd.common.errors import RtdmdError
@@ -39,23 +40,6 @@ MARGIN = 10.0  # the base model must be this many times farther than the student
 SEED = 2605  # of the fresh noise
 RELEASED = ("torch", "diffusers", "transformers", "peft", "safetensors")
 PROGRAM = "rtdmd.publish.gate_check"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a family's pipeline takes what we hand it, and how latents lie inside its loop."""
-
-    inputs: Mapping[str, str]  # argument of the pipeline -> tensor of our conditioning
-    packed: Callable[[Any, Tensor], Tensor]  # (pipeline, latents (B, C, H, W)) -> latents inside the loop
-    given_packed: bool  # whether the argument `latents` is packed too
-
-
-_POOLED = {"prompt_embeds": "encoder_hidden_states", "pooled_prompt_embeds": "pooled_projections"}
-LAYOUTS = {
-    "sd3": Layout(_POOLED, lambda _, x: x, False),
-    "flux1": Layout(_POOLED, lambda pipeline, x: pipeline._pack_latents(x, *x.shape), True),
-    "flux2": Layout({"prompt_embeds": _POOLED["prompt_embeds"]}, lambda pipeline, x: pipeline._pack_latents(x), False),
-}
 
 
 @dataclass(frozen=True)
@@ -92,7 +76,7 @@ def fixed_inputs(backbone: PipelineBackbone, family: str, cond: Conditioning, si
     shape, device = backbone.latent_shape(), backbone.device
     count = math.prod(shape)
     numbers = torch.arange(count, device=device).reshape(1, *shape)
-    order = LAYOUTS[family].packed(backbone.pipeline, numbers)[0]
+    order = family_module(family).LAYOUT.packed(backbone.pipeline, numbers)[0]
     generator = torch.Generator(device).manual_seed(SEED)
     noises = torch.empty(len(sigmas) - 2, len(cond), count, device=device)
     for noise in noises:  # drawn in the loop's own order, put where they belong in ours
@@ -161,7 +145,7 @@ def _ask(export: Export, fixed: Fixed, student: Mapping[str, Mapping[str, Tensor
         _link(work, export.called, export.folder)
         _link(work, export.model.teacher, export.base.folder)
         write_json(work / "request.json", _request(export, fixed))
-        packed = LAYOUTS[export.model.family].given_packed
+        packed = family_module(export.model.family).LAYOUT.given_packed
         tensors = {f"input.{key}": value for key, value in fixed.cond.tensors.items()}
         tensors["latents"] = fixed.inside(fixed.latents) if packed else fixed.latents
         for form, levels in student.items():
@@ -210,6 +194,7 @@ def _link(work: Path, name: str, target: Path) -> None:
 
 def _request(export: Export, fixed: Fixed) -> dict[str, Any]:
     model, index = export.model, export.base
+    inputs = family_module(model.family).LAYOUT.inputs
     return {
         "blocks": blocks_of((export.folder / "README.md").read_text(encoding="utf-8")),
         "export": str(export.folder.resolve()),
@@ -219,7 +204,7 @@ def _request(export: Export, fixed: Fixed) -> dict[str, Any]:
         "left_out": list(index.text_parts),
         "forms": list(export.forms),
         "stages": list(export.stages),
-        "inputs": {name: f"input.{key}" for name, key in LAYOUTS[model.family].inputs.items()} | {"latents": "latents"},
+        "inputs": {name: f"input.{key}" for name, key in inputs.items()} | {"latents": "latents"},
         "settings": {
             "num_inference_steps": model.num_steps,
             "guidance_scale": 1.0,

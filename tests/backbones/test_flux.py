@@ -10,8 +10,10 @@ import torch
 from rtdmd.common.errors import UserError
 from rtdmd.common.rng import normal
 from rtdmd.config import preset
-from tests.backbones.families import FLUX1, FLUX2, PROMPTS, plain
+from tests.backbones.families import FAMILIES, PROMPTS, plain
 from tests.backbones.tiny_flux import make, tiny_flux1, tiny_flux2
+
+FLUX1, FLUX2 = FAMILIES["flux1"], FAMILIES["flux2"]
 
 
 def test_flux1_without_a_guidance_input_runs_unguided_only(tmp_path: Path) -> None:

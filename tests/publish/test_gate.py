@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 
-from rtdmd import backbones
 from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.common.files import load_tensors, read_json, save_tensors
@@ -271,10 +270,6 @@ def test_only_released_packages_count() -> None:
         "diffusers 0.39.0.dev0",
         "peft 0.18.0rc1",
     ]
-
-
-def test_every_family_has_its_layout() -> None:
-    assert set(gate.LAYOUTS) == set(backbones.FAMILIES)
 
 
 def test_a_one_coloured_picture_is_no_sample(tmp_path: Path) -> None:
