@@ -47,6 +47,8 @@ def follow(root: Path, page: str, title: str) -> str:
     for name in LINKED:
         if not (root / name).exists():
             (root / name).symlink_to(REPOSITORY / name)
+    (root / ".dvc").mkdir()
+    (root / ".dvc" / "config").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
     for content in blocks(text, "python"):
         file = root / content.splitlines()[0].removeprefix("# ")
         open_folder(file.parent)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -35,6 +36,17 @@ from rtdmd.train.prompts import TrainingPrompts
 from rtdmd.train.rounding import report_lost_update
 
 NAME = "train_acdmd"
+
+
+@dataclass
+class Sums:
+    """What the micro-batches of an iteration add up to, each weighted by its share of the B prompts."""
+
+    fake: Gradients
+    generator: Gradients
+    fake_values: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    generator_values: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    samples: list[Tensor] = field(default_factory=list)
 
 
 class AcdmdTrainer:
@@ -89,71 +101,73 @@ class AcdmdTrainer:
 
         cond and draws are those of this process's prompts; they pass in micro-batches, and gradients and values add up.
         """
-        p, ranks, eta = self.p, self.ranks, self.params.model.eta
-        generator_turn = (draws.step + 1) % p.generator_every == 0
+        p, ranks = self.p, self.ranks
         stop = self.draw_stop(draws)
         fake_role = f"early{stop}" if f"early{stop}" in self.fakes else "fake"
         levels = self.sigmas[: stop + 2].clone()
         if p.start == "data":  # DMD2: the stopped step jumps to its estimate of the data
             levels[-1] = 0.0
         fake_term = "ambient + consistency" if p.consistency.weight > 0 else "ambient"
-        fake = Gradients(self.fakes[fake_role], term=fake_term)
-        generator = Gradients(self.generator, term="matching")
-        fake_values: dict[str, float] = defaultdict(float)
-        generator_values: dict[str, float] = defaultdict(float)
-        samples = []
-
+        sums = Sums(Gradients(self.fakes[fake_role], term=fake_term), Gradients(self.generator, term="matching"))
         with ranks.sync_errors():
             for rows in micro_batches(len(cond), p.micro_batch):
-                own_cond = cond.index(rows)
-                own_draws = draws.of(draws.samples[rows])
-                share = len(own_cond) / p.batch_size
-
-                # 1. Roll out with a random stop k ~ U{1..K}; only the last executed step carries gradient.
-                x_s, s = self.roll_out(own_cond, levels, own_draws, gradient=generator_turn)
-
-                # 2. Subinterval renoising x_s -> x_t.
-                point = renoised(x_s, s, p.renoise, own_draws)
-
-                # 3. Fake score: ambient flow matching.
-                v_fake = self.adapters.velocity(fake_role, point.x_t, point.t, own_cond)
-                fake_loss = self.fake_loss.ambient(point, v_fake).mean()
-                fake_values["fake_ambient"] += share * fake_loss.item()
-
-                # 4. Its consistency regulariser.
-                if p.consistency.weight > 0:
-                    consistency = self.fake_loss.consistency(point, v_fake, own_cond, own_draws).mean()
-                    fake_loss = fake_loss + p.consistency.weight * consistency
-                    fake_values["fake_consistency"] += share * consistency.item()
-                fake.add(share * fake_loss)
-
-                # 5. Generator, every n-th iteration: match the teacher along y_fake - y_teacher.
-                if generator_turn:
-                    guidance = self.params.model.guidance
-                    with torch.no_grad():
-                        v_teacher = self.adapters.velocity(
-                            "teacher", point.x_t, point.t, own_cond, guidance=guidance, null=self.null
-                        )
-                    matching = matching_loss(x_s, point, v_fake, v_teacher, eta, own_draws).mean()
-                    generator.add(share * matching)
-                    generator_values["matching"] += share * matching.item()
-                    generator_values["gap"] += share * (v_fake - v_teacher).square().mean().item()
-                samples.append(x_s.detach())
+                self.add_losses(sums, cond.index(rows), draws.of(draws.samples[rows]), levels, fake_role)
 
         # The updates, with the gradients of all processes.
-        images = torch.cat(samples)
-        values = ranks.all_reduce_sum(fake_values)
-        fake.all_reduce(ranks)
-        if generator_turn:
-            generator.all_reduce(ranks)
-            values["generator_grad_norm"] = generator.step()
-            values |= ranks.all_reduce_sum(generator_values)
-            values["sample_std"] = ranks.global_std(images)
+        samples = torch.cat(sums.samples)
+        values = ranks.all_reduce_sum(sums.fake_values)
+        sums.fake.all_reduce(ranks)
+        if self.is_generator_turn(draws):
+            sums.generator.all_reduce(ranks)
+            values["generator_grad_norm"] = sums.generator.step()
+            values |= ranks.all_reduce_sum(sums.generator_values)
+            values["sample_std"] = ranks.global_std(samples)
             # 6. EMA of the generator.
             self.average.update()
-        values["fake_grad_norm"] = fake.step()
+        values["fake_grad_norm"] = sums.fake.step()
         norms = at_level(values, ("fake_grad_norm", "generator_grad_norm"), levels[-1].item())
-        return values | norms | ranks.means(latent_values(images))
+        return values | norms | ranks.means(latent_values(samples))
+
+    def add_losses(self, sums: Sums, cond: Conditioning, draws: Draws, levels: Tensor, fake_role: str) -> None:
+        """Steps 1 to 5 of Algorithm 1 on a micro-batch of the B prompts, added to ``sums``."""
+        p, eta = self.p, self.params.model.eta
+        generator_turn = self.is_generator_turn(draws)
+        share = len(cond) / p.batch_size
+
+        # 1. Roll out with a random stop k ~ U{1..K}; only the last executed step carries gradient.
+        x_s, s = self.roll_out(cond, levels, draws, gradient=generator_turn)
+
+        # 2. Subinterval renoising x_s -> x_t.
+        point = renoised(x_s, s, p.renoise, draws)
+
+        # 3. Fake score: ambient flow matching.
+        v_fake = self.adapters.velocity(fake_role, point.x_t, point.t, cond)
+        fake_loss = self.fake_loss.ambient(point, v_fake).mean()
+        sums.fake_values["fake_ambient"] += share * fake_loss.item()
+
+        # 4. Its consistency regulariser.
+        if p.consistency.weight > 0:
+            consistency = self.fake_loss.consistency(point, v_fake, cond, draws).mean()
+            fake_loss = fake_loss + p.consistency.weight * consistency
+            sums.fake_values["fake_consistency"] += share * consistency.item()
+        sums.fake.add(share * fake_loss)
+
+        # 5. Generator, every n-th iteration: match the teacher along y_fake - y_teacher.
+        if generator_turn:
+            guidance = self.params.model.guidance
+            with torch.no_grad():
+                v_teacher = self.adapters.velocity(
+                    "teacher", point.x_t, point.t, cond, guidance=guidance, null=self.null
+                )
+            matching = matching_loss(x_s, point, v_fake, v_teacher, eta, draws).mean()
+            sums.generator.add(share * matching)
+            sums.generator_values["matching"] += share * matching.item()
+            sums.generator_values["gap"] += share * (v_fake - v_teacher).square().mean().item()
+        sums.samples.append(x_s.detach())
+
+    def is_generator_turn(self, draws: Draws) -> bool:
+        """Whether the generator learns in the iteration too."""
+        return (draws.step + 1) % self.p.generator_every == 0
 
     def draw_stop(self, draws: Draws) -> int:
         """The step after which the iteration's roll-out ends, 0 to K - 1, the same on every process."""

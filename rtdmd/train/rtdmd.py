@@ -202,6 +202,7 @@ class RtdmdTrainer:
         gradient, norms = combine({name: (weights[name], term) for name, term in terms.items()}, p.gradient_scaling)
         values |= norms
         values["generator_grad_norm"] = self.generator.step(gradient)
+        del gradient  # as large as the adapter, and the fake score's updates need the memory
         if (draws.step + 1) % p.ema_every == 0:
             self.average.update()
 
