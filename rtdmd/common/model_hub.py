@@ -23,7 +23,7 @@ from rtdmd.common.model_files import (
 )
 
 if TYPE_CHECKING:
-    from rtdmd.config import ModelParams
+    from rtdmd.config.model import ModelParams
     from rtdmd.rewards.registration import RewardParams
 
 

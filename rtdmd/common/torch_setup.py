@@ -13,7 +13,7 @@ import torch
 from rtdmd.common.errors import UserError
 
 if TYPE_CHECKING:
-    from rtdmd.config import RunParams
+    from rtdmd.config.run import RunParams
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

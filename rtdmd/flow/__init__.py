@@ -7,17 +7,15 @@ Paper: "Reinforcing Few-step Generators via Reward-Tilted Distribution Matching"
 CPS: "Coefficients-Preserving Sampling" (arXiv 2509.05952). "T1".."T8" are the statements that `rtdmd verify`
 measures.
 
-    path.py         the linear flow path and its conversions              x_0, noise <-> velocity
-    schedule.py     the few-step levels and the two ways to shift them       1, 0.9, 0.75, 0.5
+    path.py         the linear flow path and its conversions; precision   x_0, noise <-> velocity
+    schedule.py     the few-step levels and their shift                      1, 0.9, 0.75, 0.5
     cps.py          one transition of the sampler, its log-density         x_σ -> x_τ
-    ambient.py      renoising x_s -> x_t and the target that needs no x_0      stage one, fake score
-    consistency.py  the regulariser of the fake score                       stage one, fake score
+    ambient.py      renoising x_s -> x_t, the target that needs no x_0, the regulariser     fake score
     matching.py     the direction that matches two distributions            stage one and two, generator
     policy.py       advantages, clipped ratio, SubGRPO, reference KL             stage two, generator
     nft.py          negative-aware fine-tuning, and GDMD's weight of matching     stage two, generator
     credit.py       what each stochastic step is rewarded with                   stage two, generator
     anneal.py       DMDR's helps that fade                                       stage two, generator
-    precision.py    float32 at least, and finite or an error
 
 Legend (B batch, C channels, H x W latent pixels, D = C*H*W, K sampler steps, N images, R rewards)
 

@@ -10,7 +10,7 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from rtdmd.flow.precision import at_least_float32
+from rtdmd.flow.path import at_least_float32
 
 BETA = (4.0, 1.5)  # of the renoising time at the start (DMDR); (1, 1) is uniform
 

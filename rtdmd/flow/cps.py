@@ -11,8 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from rtdmd.flow.path import expand, noise_from_velocity, x0_from_velocity
-from rtdmd.flow.precision import at_least_float32, mean_dims, sum_dims
+from rtdmd.flow.path import at_least_float32, expand, mean_dims, noise_from_velocity, sum_dims, x0_from_velocity
 
 
 def cps_mean_std(x: Tensor, v: Tensor, sigma: Tensor, tau: Tensor, eta: float | Tensor) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rtdmd.flow.path import expand
-from rtdmd.flow.precision import at_least_float32
+from rtdmd.flow.path import at_least_float32, expand
 
 Credit = Literal["trajectory", "gain", "to_go"]
 

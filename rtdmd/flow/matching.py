@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from rtdmd.flow.cps import cps_step
-from rtdmd.flow.path import expand
-from rtdmd.flow.precision import at_least_float32, mean_dims, require_finite
+from rtdmd.flow.path import at_least_float32, expand, mean_dims, require_finite
 
 
 def projection(x_t: Tensor, v: Tensor, t: Tensor, s: Tensor, eta: float | Tensor, noise: Tensor) -> Tensor:

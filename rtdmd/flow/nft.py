@@ -10,7 +10,7 @@ distribution-matching direction, and r from the reward that x_tar gains over x_0
 
 from torch import Tensor
 
-from rtdmd.flow.precision import at_least_float32, mean_dims
+from rtdmd.flow.path import at_least_float32, mean_dims
 
 
 def optimality(advantages: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def reward_gain(target_rewards: Tensor, rewards: Tensor, spread: Tensor) -> Tens
 def guided_weight(gain: Tensor, strength: float) -> Tensor:
     """1 + γ gain, (B,): what GDMD multiplies an image's matching direction by while on-policy (own derivation).
 
-    From (x_σ, σ) the velocity to x_tar = x_0 - g (`path.velocity_from_x0`) is v_old + g/σ, so the gradient of
+    From (x_σ, σ) the velocity to x_tar = x_0 - g is v_old + g/σ, so the gradient of
     `nft_loss` in v is -2 b gain g / (σ D); x_0 = x_σ - σ v, so the image moves along -gain g: matching, weighted.
     """
     return 1 + strength * gain

@@ -1,8 +1,34 @@
-"""The linear flow path x_σ = (1 - σ) x_0 + σ noise and its velocity v = noise - x_0 (paper, preliminaries)."""
+"""The linear flow path x_σ = (1 - σ) x_0 + σ noise and its velocity v = noise - x_0 (paper, preliminaries),
+and what every equation relies on: float32 at least, and finite or an error."""
 
+import torch
 from torch import Tensor
 
-from rtdmd.flow.precision import at_least_float32
+
+def at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Promote all tensors to their common dtype, float32 at least (any shapes; float64 wins over float32)."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def require_finite(name: str, tensor: Tensor) -> Tensor:
+    """Return `tensor` unchanged, or raise FloatingPointError that names it and counts its faults."""
+    finite = torch.isfinite(tensor)
+    if not bool(finite.all()):
+        raise FloatingPointError(f"{name} has {int((~finite).sum())} non-finite values of {tensor.numel()}")
+    return tensor
+
+
+def sum_dims(x: Tensor) -> Tensor:
+    """Sum over everything but the batch: (B, ...) -> (B,)."""
+    return x.flatten(1).sum(1)
+
+
+def mean_dims(x: Tensor) -> Tensor:
+    """Mean over everything but the batch: (B, ...) -> (B,)."""
+    return x.flatten(1).mean(1)
 
 
 def expand(sigma: Tensor, like: Tensor) -> Tensor:
@@ -29,9 +55,3 @@ def noise_from_velocity(x: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
     """noise = x_σ + (1 - σ) v. x, v (B, C, H, W); sigma (B,)."""
     x, v, sigma = at_least_float32(x, v, sigma)
     return x + (1 - expand(sigma, x)) * v
-
-
-def velocity_from_x0(x: Tensor, x0: Tensor, sigma: Tensor) -> Tensor:
-    """v = (x_σ - x_0) / σ. x, x0 (B, C, H, W); sigma (B,), which must be above 0 (at 0 the result is not finite)."""
-    x, x0, sigma = at_least_float32(x, x0, sigma)
-    return (x - x0) / expand(sigma, x)

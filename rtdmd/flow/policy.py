@@ -6,8 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rtdmd.flow.path import expand
-from rtdmd.flow.precision import at_least_float32, require_finite, sum_dims
+from rtdmd.flow.path import at_least_float32, expand, require_finite, sum_dims
 
 Baseline = Literal["group_mean", "leave_one_out"]
 StdScope = Literal["batch", "group", "none"]

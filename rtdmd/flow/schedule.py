@@ -1,4 +1,4 @@
-"""The few-step levels and the two shifts of the FlowMatch scheduler.
+"""The few-step levels and the shift of the FlowMatch scheduler.
 
 Golden references: a backbone takes its levels from the scheduler that ships with it; the tests compare. A level that
 came out of a scheduler is shifted already and must not be shifted again.
@@ -7,7 +7,7 @@ came out of a scheduler is shifted already and must not be shifted again.
 import torch
 from torch import Tensor
 
-from rtdmd.flow.precision import at_least_float32
+from rtdmd.flow.path import at_least_float32
 
 
 def raw_few_steps(num_steps: int) -> Tensor:
@@ -21,11 +21,3 @@ def shift_static(sigma: Tensor, shift: float) -> Tensor:
     """σ' = s σ / (1 + (s - 1) σ), any shape, s = `shift` > 0 (SD3 family: 3; Esser et al. 2024, eq. 23)."""
     (sigma,) = at_least_float32(sigma)
     return shift * sigma / (1 + (shift - 1) * sigma)
-
-
-def shift_dynamic(sigma: Tensor, mu: float) -> Tensor:
-    """σ' = exp(μ) / (exp(μ) + 1/σ - 1), any shape (FLUX families; μ grows with the number of image tokens).
-
-    Written as exp(μ) σ / (1 + (exp(μ) - 1) σ), the static shift by exp(μ), so that σ = 0 gives 0 and not 1/0.
-    """
-    return shift_static(sigma, float(torch.tensor(mu, dtype=torch.float64).exp()))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rtdmd.flow import ambient, consistency, cps, matching
+from rtdmd.flow import ambient, cps, matching
 from rtdmd.flow.path import expand, interpolate
 from rtdmd.oracle.mixture import Mixture, gaussian, hermite, ring
 from rtdmd.oracle.quadrature import mixture_nodes, relative_entropy
@@ -97,8 +97,8 @@ def gaussian_self_consistency(setting: Setting, *, eta: Formula = cps.eta_star) 
     x, prompt = setting.normal((5, 2), "T2"), setting.prompts(5, law)
     v = setting.velocity(law, x, t, prompt)
     mean, _ = cps.cps_mean_std(x, v, t, r, eta(r, t))
-    h_r = consistency.posterior_mean(mean, setting.velocity(law, mean, r, prompt), r)
-    return float((h_r - consistency.posterior_mean(x, v, t)).abs().max())
+    h_r = ambient.posterior_mean(mean, setting.velocity(law, mean, r, prompt), r)
+    return float((h_r - ambient.posterior_mean(x, v, t)).abs().max())
 
 
 def mixture_self_consistency(
@@ -136,10 +136,10 @@ def _self_consistency_at(
     x0, noise = x0.repeat_interleave(len(noise), 0).to(setting.real), noise.repeat(len(x0), 1).to(setting.real)
     v = (x - x0) / rt[1]
     x_r = cps.cps_step(x.expand(n, 2), v, t.expand(n), r.expand(n), eta(r, t).expand(n), noise)
-    h_r = consistency.posterior_mean(x_r, setting.velocity(law, x_r, r.expand(n), prompt.expand(n)), r.expand(n))
-    h_t = consistency.posterior_mean(x, setting.velocity(law, x, t, prompt), t)
+    h_r = ambient.posterior_mean(x_r, setting.velocity(law, x_r, r.expand(n), prompt.expand(n)), r.expand(n))
+    h_t = ambient.posterior_mean(x, setting.velocity(law, x, t, prompt), t)
     expected = (weights[:, None] * h_r.double()).sum(0, keepdim=True)
-    squared = consistency.consistency_two_sample(h_t.double(), expected, expected)
+    squared = ambient.consistency_two_sample(h_t.double(), expected, expected)
     return float(squared.sqrt())
 
 

@@ -97,15 +97,6 @@ class Mixture:
         x0, noise = self.conditional_means(x.double(), 1 - sigma.double(), sigma, prompt)
         return (noise - x0).to(x.dtype)
 
-    def posterior_sample(self, x: Tensor, sigma: Tensor, prompt: Tensor, generator: torch.Generator) -> Tensor:
-        """One x_0 ~ p(x_0 | x_σ = x) a sample, shape of x."""
-        signal, noise = 1 - sigma.double(), sigma.double()
-        seen = self._observe(x, signal, noise, prompt)
-        chosen = _choose(torch.softmax(seen.log_joint, 1), generator)
-        values, vectors = (_pick(part[prompt], chosen) for part in self._eigen)
-        remaining = values * noise[:, None] ** 2 / (signal[:, None] ** 2 * values + noise[:, None] ** 2)
-        return _gaussian(_pick(seen.x0, chosen), remaining, vectors, generator).reshape(x.shape).to(x.dtype)
-
     def posterior_nodes(self, x: Tensor, sigma: Tensor, prompt: Tensor, order: int) -> tuple[Tensor, Tensor]:
         """Quadrature nodes (J order^d, d) and weights of p(x_0 | x_σ = x), for one sample x (1, ...); float64."""
         signal, noise = 1 - sigma.double(), sigma.double()

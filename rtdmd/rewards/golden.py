@@ -20,8 +20,8 @@ import torch
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json, write_json
 from rtdmd.pipeline.provenance import hash_of
-from rtdmd.rewards.golden_cases import Case, case_of
-from rtdmd.rewards.protocol import Reward
+from rtdmd.rewards.golden_cases import case_of
+from rtdmd.rewards.protocol import Case, Reward
 
 COMMITTED = Path(__file__).with_name("golden.json")
 TOLERANCE = 1e-3

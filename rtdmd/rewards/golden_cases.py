@@ -7,7 +7,7 @@ pictures equal scores. Most scorers get scenes of the embedded world; those that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,35 +15,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from rtdmd.common.files import sha256_bytes
-from rtdmd.rewards.protocol import Metadata
+from rtdmd.rewards.protocol import Case, Metadata
 from rtdmd.rewards.registry import REWARDS
 from rtdmd.world.grammar import COLORS, SHAPES
 from rtdmd.world.render import CELLS, PLACEMENTS, Scenes, render
-
-
-@dataclass(frozen=True)
-class Case:
-    """I pictures (I, 3, H, W) in [0, 1], P prompts with their metadata; what I a person would see says ``seen``."""
-
-    pictures: Tensor
-    seen: Sequence[str]
-    prompts: Sequence[str]
-    metadata: Sequence[Metadata] = field(default=(None, None))
-    varies: bool = True  # whether the pictures of one prompt must not all score the same
-
-    def crossed(self) -> tuple[Tensor, list[str], list[Metadata]]:
-        """All P * I pairs, prompt by prompt: images (P * I, 3, H, W), prompts and metadata."""
-        number = len(self.pictures)
-        prompts = [prompt for prompt in self.prompts for _ in range(number)]
-        metadata = [record for record in self.metadata for _ in range(number)]
-        return self.pictures.repeat(len(self.prompts), 1, 1, 1), prompts, metadata
-
-    def digest(self) -> str:
-        """Hash of pictures, prompts and metadata: records of other pictures are not comparable."""
-        pixels = (self.pictures * 255).round().byte().numpy().tobytes()
-        return sha256_bytes(pixels + repr((list(self.prompts), list(self.metadata))).encode())
-
 
 _SCENES: tuple[tuple[str, int, dict[int, tuple[str, str]]], ...] = (
     ("a red circle", 1, {4: ("red", "circle")}),

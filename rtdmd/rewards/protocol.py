@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rtdmd.common.errors import NonFiniteError, UserError
+from rtdmd.common.files import sha256_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,3 +84,26 @@ def as_bytes(name: str, images: Tensor) -> NDArray[np.uint8]:
     if not finite.all():
         raise NonFiniteError(f"reward {name} got a pixel that is not finite, at image {int((~finite).nonzero()[0])}")
     return (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Case:
+    """I pictures (I, 3, H, W) in [0, 1], P prompts with their metadata; what I a person would see says ``seen``."""
+
+    pictures: Tensor
+    seen: Sequence[str]
+    prompts: Sequence[str]
+    metadata: Sequence[Metadata] = field(default=(None, None))
+    varies: bool = True  # whether the pictures of one prompt must not all score the same
+
+    def crossed(self) -> tuple[Tensor, list[str], list[Metadata]]:
+        """All P * I pairs, prompt by prompt: images (P * I, 3, H, W), prompts and metadata."""
+        number = len(self.pictures)
+        prompts = [prompt for prompt in self.prompts for _ in range(number)]
+        metadata = [record for record in self.metadata for _ in range(number)]
+        return self.pictures.repeat(len(self.prompts), 1, 1, 1), prompts, metadata
+
+    def digest(self) -> str:
+        """Hash of pictures, prompts and metadata: records of other pictures are not comparable."""
+        pixels = (self.pictures * 255).round().byte().numpy().tobytes()
+        return sha256_bytes(pixels + repr((list(self.prompts), list(self.metadata))).encode())

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from rtdmd.rewards.golden_cases import Case
-    from rtdmd.rewards.protocol import Reward
+    from rtdmd.rewards.protocol import Case, Reward
 
 TEXTS = ("*.json", "*.txt", "*.model", "*.jinja")
 WEIGHTS_AND_TEXTS = (*TEXTS, "*.safetensors")

@@ -18,11 +18,18 @@ from torch import Tensor
 
 from rtdmd.common.rng import normal_batch, uniform_batch
 from rtdmd.config.training import SMALLEST_TIME
-from rtdmd.flow.ambient import ambient_loss, ambient_target, draw_renoise_time, renoise
-from rtdmd.flow.consistency import consistency_one_sample, consistency_two_sample, posterior_mean
+from rtdmd.flow.ambient import (
+    ambient_loss,
+    ambient_target,
+    consistency_one_sample,
+    consistency_two_sample,
+    draw_renoise_time,
+    posterior_mean,
+    renoise,
+)
 from rtdmd.flow.cps import cps_step, eta_star
 from rtdmd.flow.matching import dmd_direction, dmd_loss, projection
-from rtdmd.flow.precision import require_finite
+from rtdmd.flow.path import require_finite
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Conditioning
@@ -203,6 +210,11 @@ class Rollout:
         _, group = torch.unique(self.groups, return_inverse=True)
         first = rows.new_full((int(group.max()) + 1,), len(self)).scatter_reduce(0, group, rows, "amin")
         return first[group]
+
+
+def describe(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any] | None]]:
+    """Prompts and metadata of records, as rewards take them."""
+    return [record["prompt"] for record in records], [record["metadata"] for record in records]
 
 
 def micro_batches(count: int, size: int) -> Iterator[slice]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -80,8 +79,3 @@ class TrainingPrompts:
     def conditioning(self, records: list[dict[str, Any]]) -> Conditioning:
         """Conditioning of records, one row each."""
         return self.cache.of(record["prompt"] for record in records)
-
-
-def describe(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any] | None]]:
-    """Prompts and metadata of records, as rewards take them."""
-    return [record["prompt"] for record in records], [record["metadata"] for record in records]

@@ -28,9 +28,8 @@ from rtdmd.common.rng import integers, permutation
 from rtdmd.config import Params
 from rtdmd.flow.cps import cps_mean_std, gaussian_log_prob, published_log_prob
 from rtdmd.flow.matching import dmd_loss, matching_rewards
-from rtdmd.flow.path import x0_from_velocity
+from rtdmd.flow.path import require_finite, x0_from_velocity
 from rtdmd.flow.policy import clipped_policy_loss, draw_step_subset, gaussian_kl, group_advantages, subset_factor
-from rtdmd.flow.precision import require_finite
 from rtdmd.pipeline.stage import Stage
 from rtdmd.rewards.panel import Batch, Panel, open_panel
 from rtdmd.rewards.protocol import identities
@@ -63,11 +62,12 @@ from rtdmd.train.losses import (
     Renoised,
     Rollout,
     combine,
+    describe,
     matching_direction,
     micro_batches,
     renoised,
 )
-from rtdmd.train.prompts import TrainingPrompts, describe
+from rtdmd.train.prompts import TrainingPrompts
 from rtdmd.train.rounding import report_lost_update
 from rtdmd.train.student_record import read_student
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rtdmd.flow import ambient, consistency, matching
+from rtdmd.flow import ambient, matching
 from rtdmd.flow.path import expand
 from rtdmd.oracle.mixture import gaussian, ring
 
@@ -14,7 +14,7 @@ def draw(*shape, seed=0):
 
 def test_posterior_mean_is_the_laws_own():
     law, x, sigma, prompt = ring(), draw(6, 2), torch.linspace(0.05, 1, 6).double(), torch.tensor([0, 1, 2, 0, 1, 2])
-    h = consistency.posterior_mean(x, law.velocity(x, sigma, prompt), sigma)
+    h = ambient.posterior_mean(x, law.velocity(x, sigma, prompt), sigma)
     torch.testing.assert_close(h, law.posterior_mean(x, sigma, prompt), rtol=0, atol=1e-12)
 
 
@@ -22,7 +22,7 @@ def test_two_samples_are_unbiased_and_one_sample_adds_the_variance():
     n, bias, std = 400_000, torch.tensor([0.2, -0.1]).double(), 0.5
     h_t = draw(1, 2).expand(n, 2)
     h_r, h_r2 = h_t + bias + std * draw(n, 2, seed=1), h_t + bias + std * draw(n, 2, seed=2)
-    two, one = consistency.consistency_two_sample(h_t, h_r, h_r2), consistency.consistency_one_sample(h_t, h_r)
+    two, one = ambient.consistency_two_sample(h_t, h_r, h_r2), ambient.consistency_one_sample(h_t, h_r)
     assert float(two.mean()) == pytest.approx(0.025, abs=1e-3)
     assert float(two.min()) < 0
     assert float(one.mean()) == pytest.approx(0.025 + std**2, abs=2e-3)

@@ -36,8 +36,7 @@ from rtdmd.rewards.panel import open_panel
 from rtdmd.study.variance_table import REFERENCE
 from rtdmd.train.adapters import ADAPTERS, AdapterBank
 from rtdmd.train.baseline_losses import step_advantages, stepwise_policy_gradient
-from rtdmd.train.losses import Draws, Gradients, Rollout, micro_batches
-from rtdmd.train.prompts import describe
+from rtdmd.train.losses import Draws, Gradients, Rollout, describe, micro_batches
 from rtdmd.train.rtdmd import RtdmdTrainer
 
 STAGE = "train_rtdmd"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from rtdmd.rewards.geneval_colours import ColourNames
     from rtdmd.rewards.geneval_detector import Detector
-    from rtdmd.rewards.golden_cases import Case
+    from rtdmd.rewards.protocol import Case
 
 VERSION = 2  # raise it when the verdict on any image changes; 2: padding with grey, even half pixels
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from rtdmd.rewards.golden_cases import Case
+    from rtdmd.rewards.protocol import Case
 
 VERSION = 1  # raise it when the score of any image changes
 

@@ -19,8 +19,7 @@ from torch import Tensor
 from rtdmd.backbones.sampling import ImageNoise, sample
 from rtdmd.common.rng import key_seed
 from rtdmd.train.engine import checkpoint
-from rtdmd.train.losses import micro_batches
-from rtdmd.train.prompts import describe
+from rtdmd.train.losses import describe, micro_batches
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Backbone, Conditioning
