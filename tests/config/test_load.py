@@ -64,7 +64,7 @@ def test_misspelt_section_comes_before_the_missing_one() -> None:
         ({"model": {"eta": float("nan")}}, "model.eta: nan is not allowed; allowed: a finite number"),
         (
             {"model": {"family": "sd33"}},
-            "model.family: 'sd33' is not allowed; allowed: sd3, flux1, flux2; did you mean sd3?",
+            "model.family: 'sd33' is not allowed; allowed: flux1, flux2, sd3; did you mean sd3?",
         ),
         ({"train_rtdmd": {"share_noise": 1}}, "train_rtdmd.share_noise: 1 is not allowed; allowed: a valid boolean"),
         ({"train_acdmd": {"betas": [0.9]}}, "train_acdmd.betas[1] is missing"),
