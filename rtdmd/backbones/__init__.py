@@ -12,8 +12,8 @@ import torch
 from rtdmd.backbones.loading import check_teacher
 from rtdmd.backbones.protocol import Backbone, Conditioning, Layout, PipelineBackbone
 from rtdmd.backbones.snapshot import teacher_folder
-from rtdmd.common.discovery import literals
 from rtdmd.common.errors import UserError
+from rtdmd.config import families
 
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams
@@ -28,7 +28,7 @@ __all__ = [
     "require_whole",
 ]
 
-FAMILIES = tuple(literals("rtdmd.backbones", "FAMILY"))
+FAMILIES = tuple(families.FAMILIES)
 """Names for `model.family`: those of the files here that assign FAMILY."""
 
 

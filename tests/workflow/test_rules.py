@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rtdmd.config import load_params
+from rtdmd.config.families import FAMILIES
 from rtdmd.pipeline.dvc_yaml import covers, read_pipeline
 from rtdmd.pipeline.engines import load_jobs
 
@@ -73,6 +74,8 @@ def closure(path: str) -> set[str]:
             continue
         found.add(current)
         todo |= modules_imported(Path(current))
+        if current == "rtdmd/backbones/__init__.py":  # which imports a family's file by its name
+            todo |= {f"rtdmd/backbones/{family}.py" for family in FAMILIES}
     return found
 
 
