@@ -14,8 +14,10 @@ import zc.lockfile
 from dvc.repo import Repo
 
 from rtdmd.common.errors import UserError
+from rtdmd.pipeline.dvc_cache import md5_file, object_path
 from rtdmd.pipeline.dvc_repo import opened, parse_lock, read_record
-from rtdmd.pipeline.engines import Job, end_future, stale_stages
+from rtdmd.pipeline.engines import Job, end_future, stale_stages, with_readers
+from rtdmd.pipeline.reproduce import find_recorded
 
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep:DeprecationWarning")  # DVC's own
 PIPELINE = """
@@ -82,6 +84,27 @@ def test_dvcs_verdict_and_nothing_else_says_what_is_stale(root: Path) -> None:
         assert times() == before
     (root / "code.txt").write_text("other\n")
     assert stale_stages(JOBS, root) == {"one": "changed deps: code.txt", "two": "after one"}
+
+
+def test_who_reads_from_whom() -> None:
+    jobs = JOBS | {
+        "three": Job("three", "", ["two.txt", "code.txt"], ["three.txt"]),
+        "four": Job("four", "", [], ["x"]),
+    }
+    assert with_readers(jobs, ["one"]) == {"one", "two", "three"}
+    assert with_readers(jobs, ["two", None, "all"]) == {"two", "three"}
+    assert with_readers(jobs, []) == set()
+
+
+def test_reproduce_finds_the_recorded_file_where_dvc_keeps_it(root: Path, tmp_path: Path) -> None:
+    (root / ".dvc/config.local").write_text(f'[cache]\n    dir = "{tmp_path}/a cache"\n')
+    digest = md5_file(root / "one.txt")
+    kept = object_path(tmp_path / "a cache/files/md5", digest)
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes((root / "one.txt").read_bytes())
+    (root / "one.txt").write_text("edited")
+    (tmp_path / "clone").mkdir()
+    assert find_recorded("one.txt", digest, root, tmp_path / "clone") == kept
 
 
 def test_results_of_a_clock_that_is_ahead_get_the_time_of_now(root: Path, tmp_path: Path) -> None:
