@@ -114,10 +114,16 @@ def _hash_inputs(root: Path, entry: StageEntry, pipeline: dict[str, StageEntry])
 
 
 def _run_dir(root: Path, name: str, values: dict[str, Any], inputs: dict[str, str]) -> Path:
-    key = hash_of({"params": values, "inputs": inputs, "version": rtdmd.__version__})
-    path = root / ".rtdmd" / "runs" / f"{name}-{key[:16]}"
+    path = run_folder(root, name, {"params": values, "inputs": inputs, "versions": {"rtdmd": rtdmd.__version__}})
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def run_folder(root: Path, name: str, settings: dict[str, Any]) -> Path:
+    """Where the run of stage `name` with these settings (what its `resolved.json` holds) keeps its state."""
+    version = settings["versions"]["rtdmd"]
+    key = hash_of({"params": settings["params"], "inputs": settings["inputs"], "version": version})
+    return root / ".rtdmd" / "runs" / f"{name}-{key[:16]}"
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from rtdmd.config import Params
 from rtdmd.config.load import validate
 from rtdmd.config.presets import merged
 from rtdmd.config.render import params_text
+from rtdmd.pipeline.stage import RESOLVED, run_folder
 from rtdmd.report.sections import read_curves
 from rtdmd.stages import evaluate
 from rtdmd.study.plan import SweepPlan
@@ -54,11 +55,11 @@ def figures(section: dict[str, Any]) -> dict[str, float]:
 def checkpoints(folder: Path, params: Params) -> list[Path]:
     """The checkpoint folders of this run's training, oldest first."""
     every = params.train_rtdmd.save_every
-    for run_dir in sorted((folder / ".rtdmd" / "runs").glob(f"{STAGE}-*"), key=lambda path: -path.stat().st_mtime_ns):
-        found = {int(path.name.removeprefix("step-")): path for path in run_dir.glob("step-*")}
-        if last_epoch(folder) in found:
-            return [found[epoch] for epoch in sorted(found) if epoch % every == 0 or epoch == last_epoch(folder)]
-    return []
+    run_dir = run_folder(folder, STAGE, read_json(folder / "results" / STAGE / RESOLVED))
+    found = {int(path.name.removeprefix("step-")): path for path in run_dir.glob("step-*")}
+    if last_epoch(folder) not in found:
+        return []
+    return [found[epoch] for epoch in sorted(found) if epoch % every == 0 or epoch == last_epoch(folder)]
 
 
 def last_epoch(folder: Path) -> int:

@@ -12,7 +12,7 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.files import sha256_bytes
 from rtdmd.config import preset
 from rtdmd.config.render import params_text
-from rtdmd.pipeline.stage import open_stage
+from rtdmd.pipeline.stage import open_stage, run_folder
 
 DVC = """
 stages:
@@ -172,6 +172,7 @@ def test_code_edited_during_the_run_is_caught_and_an_editors_file_is_no_code(roo
 
 def test_run_folder_follows_parameters_and_inputs_only(root: Path) -> None:
     first = evaluate(root)
+    assert first == run_folder(root, "evaluate", json.loads(results(root)["resolved.json"]))
     (first / "state").write_text("kept")
     write_params(root, train_acdmd={"lr_fake": 1.0})
     assert evaluate(root) == first
