@@ -36,6 +36,11 @@ def opened(root: Path) -> Iterator[Repo]:
             yield repo
     except DvcException as error:
         raise UserError(_explained(error, root)) from error
+    except PermissionError as error:
+        raise UserError(
+            f"{error.filename}: of another user, and not shared with you; its owner runs"
+            " `chmod -R g+rwX .dvc .rtdmd .snakemake results`, and both set `umask 002`"
+        ) from error
 
 
 def cache_folder(root: Path) -> Path:
@@ -56,13 +61,16 @@ def _explained(error: Exception, root: Path) -> str:
 
     text = " ".join(f"{error}".split())
     reason = error.__cause__ or error.__context__
-    more = f" ({' '.join(str(reason).split())[:200]})" if reason is not None else ""
+    said = " ".join(str(reason).split())[:200]
+    more = f" ({said})" if reason is not None and said != text else ""
     if isinstance(error, ConfigError):
         return _explained_config(text, root)
     if "dvc.lock" in text or "rwlock" in text.lower():
         return f"{text}{more}; {RECOVER}"
     if "dvc.yaml" in text:
         return f"{text}{more}; mend it, or `git checkout dvc.yaml` brings the committed one"
+    if "not a git repository" in text:
+        return f"dvc: {text}; without Git: `dvc config --local core.no_scm true`, then the same command again"
     return f"dvc: {text}{more}; `dvc status` says more"
 
 
