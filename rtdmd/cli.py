@@ -21,6 +21,7 @@ from pathlib import Path
 from rtdmd import __version__
 from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.pipeline.dvc_yaml import read_pipeline
+from rtdmd.pipeline.shared_folder import REMEDY
 from rtdmd.pipeline.signals import REQUEUE, Stopped, caught
 
 _ABOUT = """Few-step text-to-image generators: distilled (AC-DMD), then reinforced (RTDMD).
@@ -48,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except RtdmdError as error:
         print(f"rtdmd {arguments.command}: {error}", file=sys.stderr)
+        return 1
+    except PermissionError as error:
+        print(f"rtdmd {arguments.command}: {error}; in a folder that several people share, {REMEDY}", file=sys.stderr)
         return 1
     except OSError as error:
         if error.errno in DISK_FULL:

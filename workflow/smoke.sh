@@ -18,7 +18,7 @@ copy_to() { # the files that Git has or would take, committed in a repository of
   enter "$1"
   rm -rf results dvc.lock
   rtdmd params smoke >params.yaml
-  git init -q && git add -A && git -c user.name=smoke -c user.email=smoke@localhost commit -q -m smoke
+  git init -q && git add -A && git -c user.name=smoke -c user.email=smoke@localhost -c commit.gpgsign=false commit -q -m smoke
 }
 
 enter() { # work in a copy, with the copy's own code

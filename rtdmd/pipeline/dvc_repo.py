@@ -58,7 +58,13 @@ def cache_folder(root: Path) -> Path:
 def _explained(error: Exception, root: Path) -> str:
     """DVC's error in one line, with what to do about it."""
     from dvc.config import ConfigError
+    from dvc.scm import SCMError
 
+    if isinstance(error, SCMError):
+        return (
+            f"{root.resolve()}: DVC wants a Git repository; `git init && git add --all && git commit -m start` makes"
+            " one, `dvc config --local core.no_scm true` lets DVC do without"
+        )
     text = " ".join(f"{error}".split())
     reason = error.__cause__ or error.__context__
     said = " ".join(str(reason).split())[:200]

@@ -25,6 +25,8 @@ from rtdmd.config import Params
 from rtdmd.pipeline.dvc_cache import refuse_truncated
 from rtdmd.pipeline.dvc_repo import opened
 from rtdmd.pipeline.dvc_yaml import missing_file, params_values, read_pipeline
+from rtdmd.pipeline.provenance import refuse_unreadable
+from rtdmd.pipeline.shared_folder import refuse_unwritable
 
 NAMED = 3  # paths that a reason names
 
@@ -47,6 +49,8 @@ class Job:
 def load_jobs(params: Params, root: Path = Path(".")) -> dict[str, Job]:
     """Every stage of the DVC pipeline in `root`, by name. UserError when `dvc.yaml` names an unknown parameter, a file
     that no stage makes is missing, or DVC's cache holds less than `dvc.lock` says."""
+    refuse_unreadable(root)
+    refuse_unwritable(root)
     _refuse_missing(root)
     refuse_truncated(root)
     tree = params.model_dump(mode="json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import rtdmd
+from rtdmd.common.errors import UserError
 from rtdmd.common.files import json_text, sha256_bytes
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
@@ -29,11 +31,32 @@ def package_versions() -> dict[str, str]:
 
 def last_commit(root: Path | str, paths: Sequence[str]) -> str | None:
     """The last commit that changed one of `paths`, with "+changes" when they differ from it here; None outside a Git
-    checkout. Unlike the commit that is checked out it is the same before and after results are committed."""
+    checkout. Unlike the commit that is checked out it is the same before and after results are committed. A shallow
+    clone may not hold it, and says so."""
     commit = _git(root, "log", "-1", "--format=%H", "--", *paths)
     if not commit:
         return None
+    if commit in _ends_of_history(root):
+        return f"{commit} or one before it, which this shallow clone does not hold"
     return f"{commit}+changes" if _git(root, "status", "--porcelain", "--", *paths) else commit
+
+
+def is_shallow(root: Path | str) -> bool:
+    """Whether the checkout lacks the commits before some of its own."""
+    return _git(root, "rev-parse", "--is-shallow-repository") == "true"
+
+
+def _ends_of_history(root: Path | str) -> set[str]:
+    """The commits of a shallow clone whose parents it does not hold: Git shows all of their files as new in them."""
+    if not is_shallow(root):
+        return set()
+    found = _git(root, "rev-parse", "--git-path", "shallow") or ""
+    return set((Path(root) / found).read_text(encoding="ascii").split())
+
+
+def refuse_unreadable(root: Path | str) -> None:
+    """UserError where Git does not let this user read the repository that `root` lies in."""
+    _git(root, "rev-parse", "--git-dir")
 
 
 @dataclass(frozen=True)
@@ -83,11 +106,19 @@ def _git(root: Path | str, *arguments: str) -> str | None:
 
 
 def _run(command: list[str], root: Path | str) -> str | None:
-    """A program's output; None when it is not installed or fails."""
+    """A program's output; None when it is not installed or fails. UserError where Git takes the folder for somebody
+    else's, which is not the same as none."""
     try:
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=root, env=os.environ | {"LC_ALL": "C"}, capture_output=True, text=True, check=False
+        )
     except FileNotFoundError:
         return None
+    if "dubious ownership" in done.stderr:
+        raise UserError(
+            f"{Path(root).resolve()} belongs to another user, and Git does not read it: `git config --global --add"
+            f" safe.directory {shlex.quote(str(Path(root).resolve()))}`, if you trust them"
+        )
     return done.stdout.rstrip() if done.returncode == 0 else None
 
 

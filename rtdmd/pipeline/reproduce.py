@@ -18,6 +18,7 @@ from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.pipeline.distance import distance
 from rtdmd.pipeline.dvc_cache import object_path
 from rtdmd.pipeline.dvc_repo import cache_folder
+from rtdmd.pipeline.provenance import is_shallow
 from rtdmd.publish.lineage import Step, behind, md5_like_dvc, read_lock
 
 MISSING = "missing"
@@ -46,7 +47,7 @@ def reproduce(source: Path, folder: Path, stages: Sequence[str] = ()) -> list[Ro
 
     UserError when there is nothing committed to compare with; RtdmdError when a stage fails.
     """
-    recorded = clone(source, folder)
+    folder, recorded = clone(source, folder)
     unknown = [name for name in stages if name not in recorded]
     if unknown:
         raise UserError(f"dvc.lock of the commit: no stage {', '.join(unknown)}; it has {', '.join(recorded)}")
@@ -55,14 +56,30 @@ def reproduce(source: Path, folder: Path, stages: Sequence[str] = ()) -> list[Ro
     return [row for name, step in recorded.items() if name in wanted for row in compare(step, source, folder)]
 
 
-def clone(source: Path, folder: Path) -> dict[str, Step]:
-    """A clone of `source` at its commit in `folder`; the stages that the commit's dvc.lock records."""
-    done = subprocess.run(["git", "clone", "--quiet", source, folder], capture_output=True, text=True, check=False)
+def clone(source: Path, folder: Path) -> tuple[Path, dict[str, Step]]:
+    """A clone at `folder` of the repository that `source` is, or lies in; where in it `source` is, and the stages that
+    the commit's dvc.lock records."""
+    if is_shallow(source):
+        raise UserError("the clone is shallow, and results name commits that it lacks; `git fetch --unshallow` first")
+    inside = subprocess.run(
+        ["git", "rev-parse", "--show-toplevel", "--show-prefix"],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    top, _, prefix = inside.stdout.partition("\n")
+    command = ["git", "clone", "--quiet", top or str(source), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"{source}: git cannot clone it ({done.stderr.strip()}); run this command in the repository")
+        raise UserError(
+            f"{source.resolve()}: git cannot clone it ({' '.join(done.stderr.split())}); run this command in a clone"
+            " of the repository"
+        )
+    folder = folder / prefix.strip()
     if not (folder / "dvc.lock").is_file():
         raise UserError("dvc.lock is not in the commit; after a run: `git add dvc.lock results && git commit`")
-    return read_lock(folder)
+    return folder, read_lock(folder)
 
 
 def run_all(folder: Path, stages: Sequence[str] = ()) -> None:
@@ -92,7 +109,7 @@ def find_recorded(path: str, digest: str, source: Path, folder: Path) -> Path | 
     """The file that dvc.lock means: in the checkout, in its cache, or in its commit; None when it is in none."""
     kept = folder / ".rtdmd" / "recorded" / path
     kept.parent.mkdir(parents=True, exist_ok=True)
-    blob = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=folder, capture_output=True, check=False)
+    blob = subprocess.run(["git", "show", f"HEAD:./{path}"], cwd=folder, capture_output=True, check=False)
     if blob.returncode == 0:
         kept.write_bytes(blob.stdout)
     cached = object_path(cache_folder(source), digest)

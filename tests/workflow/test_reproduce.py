@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -93,6 +94,24 @@ def test_a_failed_run_and_a_repository_without_results_are_said(
     subprocess.run(["git", *WHO, "commit", "--quiet", "--message", "none"], check=True)
     assert main(["reproduce"]) == 2
     assert "dvc.lock is not in the commit" in capfd.readouterr().err
+
+
+def test_a_shallow_clone_is_refused_and_a_folder_of_a_bigger_repository_is_found_in_its_clone(
+    machine: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(tmp_path, "clone", "--quiet", "--depth", "1", Path.cwd().as_uri(), "shallow")
+    monkeypatch.chdir(tmp_path / "shallow")
+    assert main(["reproduce"]) == 2
+    assert "the clone is shallow, and results name commits that it lacks; `git fetch --unshallow` first" in (
+        capfd.readouterr().err
+    )
+    bigger = tmp_path / "bigger"
+    shutil.copytree(tmp_path / "repository", bigger / "inside", ignore=shutil.ignore_patterns(".git"))
+    git(bigger, "init", "--quiet")
+    commit(bigger, "results")
+    monkeypatch.chdir(bigger / "inside")
+    assert main(["reproduce"]) == 0
+    assert "3 of 3 outputs have the recorded bytes" in capfd.readouterr().out
 
 
 def test_the_smoke_run_has_the_same_bytes_and_both_engines_agree(finished: Path, tmp_path: Path) -> None:

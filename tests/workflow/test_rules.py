@@ -3,6 +3,7 @@ imports."""
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,40 @@ def test_rules_take_files_and_values_from_dvc() -> None:
         assert all(any(covers(dep, path) for dep in PIPELINE[name].deps) for path in job.inputs)
     flow = {path for path in jobs["train_acdmd"].inputs if covers("rtdmd/flow", path)}
     assert flow == {path.as_posix() for path in Path("rtdmd/flow").rglob("*.py")}
+
+
+def test_a_plan_with_a_space_and_an_apostrophe_in_its_name_is_one_word_of_each_command(tmp_path: Path) -> None:
+    plan = tmp_path / "somebody's plan.yaml"
+    text = Path("workflow/sweep.yaml").read_text().replace("folder: .rtdmd/sweep", f"folder: {tmp_path}/a folder")
+    plan.write_text(text)
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--config", f"sweep={plan}"]
+    done = subprocess.run([*command, "--", "sweep", "sweep_variance"], capture_output=True, text=True, check=True)
+    lines = [line.removeprefix("Shell command: ") for line in (done.stdout + done.stderr).splitlines()]
+    words = [shlex.split(line.strip("()")) for line in lines if line.startswith("(")]
+    plans = [line[line.index("--plan") + 1].rstrip(")") for line in words if "--plan" in line]
+    assert set(plans) == {str(plan)} and len(plans) > 90
+    (variance,) = (line for line in words if "variance" in line)
+    assert variance[:3] == ["cd", f"{tmp_path}/a folder/base-0", "&&"]
+    assert variance[variance.index("--out") + 1] == "$OLDPWD/results/comparison/variance.csv)"
+
+
+def test_a_mistake_in_the_plan_of_the_sweep_or_the_world_stops_only_these(tmp_path: Path) -> None:
+    """The main run reads neither; whoever asks for them is told."""
+    (tmp_path / "plan.yaml").write_text(Path("workflow/sweep.yaml").read_text().replace("budget:", "budgets:"))
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--dry-run",
+        "--cores",
+        "1",
+        "--config",
+        f"sweep={tmp_path}/plan.yaml",
+    ]
+    subprocess.run([*command, "--", "report"], capture_output=True, check=True)
+    done = subprocess.run([*command, "--", "sweep"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"{tmp_path}/plan.yaml: budgets: unknown key" in done.stdout + done.stderr
 
 
 def test_snakefile_is_short_and_lints() -> None:
