@@ -7,11 +7,12 @@
 #   make reproduce run the commit again from nothing in a fresh clone, and compare every output's hash with dvc.lock
 #   make pull      the published results and the run cache from the DVC remote; then neither engine has anything to do
 #   make dag       docs/dag.svg, the stages and who reads from whom (needs graphviz)
+#   make docs      write into the pages what the commands that they show print
 #   make generated write params.yaml (preset world) and its JSON schema from rtdmd/config
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test slurm slurm-test lint format types world smoke reproduce pull dag lock generated
+.PHONY: help demo test slurm slurm-test lint format types world smoke reproduce pull dag docs lock generated
 
 PYTHON ?= python3.11
 BIN := $(CURDIR)/.venv/bin
@@ -58,6 +59,7 @@ lint: $(STAMP) types
 	ruff format --check .
 	snakefmt --check $(SMK)
 	snakemake --lint
+	python -m tools.docs
 	@rtdmd params world | cmp --silent - params.yaml || \
 	  { echo 'params.yaml is not what `rtdmd params world` prints: `make generated`, or keep your settings out of the commit'; false; }
 
@@ -85,8 +87,13 @@ pull: $(STAMP)
 
 # Without the target `all`, which reads everything.
 dag: $(STAMP)
+	mkdir -p .rtdmd
 	snakemake --rulegraph 2> .rtdmd/dag.log | sed '/^\t0\[/d; / -> 0$$/d' | dot -Tsvg -Grankdir=LR > .rtdmd/dag.svg
 	mv .rtdmd/dag.svg docs/dag.svg
+
+# What commands print, into the pages that show it.
+docs: $(STAMP)
+	python -m tools.docs --write
 
 generated: $(STAMP)
 	rtdmd params world > .rtdmd-params && mv .rtdmd-params params.yaml
