@@ -24,7 +24,7 @@ from torch import Tensor
 from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import Conditioning
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import load_tensors, read_jsonl
+from rtdmd.common.files import read_jsonl
 from rtdmd.common.rng import permutation
 from rtdmd.common.torch_setup import configure
 from rtdmd.config import Params
@@ -38,6 +38,7 @@ from rtdmd.train.adapters import ADAPTERS, AdapterBank
 from rtdmd.train.baseline_losses import step_advantages, stepwise_policy_gradient
 from rtdmd.train.losses import Draws, Gradients, Rollout, describe, micro_batches
 from rtdmd.train.rtdmd import RtdmdTrainer
+from rtdmd.train.student_record import read_student
 
 STAGE = "train_rtdmd"
 CHAIN = "whole chain"
@@ -118,7 +119,7 @@ def open_bench(params: Params, root: Path, prompts: int = 16) -> Bench:
     records = [everything[row] for row in order[:prompts]]
     backbone = load_backbone(params.model, text=False, vae=True, device=device, root=root)
     roles = AdapterBank(backbone, params.adapter, ADAPTERS[STAGE], params.run.seed)
-    roles.load("acdmd", load_tensors(root / paths["acdmd"])[0], paths["acdmd"])
+    roles.load("acdmd", read_student(root / paths["acdmd"], params, paths["acdmd"]), paths["acdmd"])
     text = load_backbone(params.model, text=True, vae=False, transformer=False, device=device, root=root)
     parts = [[record["prompt"] for record in records[rows]] for rows in micro_batches(len(records), 64)]
     cond = Conditioning.cat([text.encode(part) for part in parts])
