@@ -30,9 +30,10 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     return params
 
 
-def load_settings(model: type[Settings], path: Path) -> Settings:
-    """The validated tree of a settings file that git keeps. UserError (one line) as for params.yaml."""
-    back = f"`git checkout {path}` brings it back"
+def load_settings(model: type[Settings], path: Path, kept: str) -> Settings:
+    """The validated tree of a settings file. UserError (one line) as for params.yaml; ``kept``: the file of its kind
+    that the repository has."""
+    back = f"`git checkout {kept}` brings the repository's own back"
     return validate_as(model, read_sections(read_text(path, back), str(path), back), str(path), back)
 
 

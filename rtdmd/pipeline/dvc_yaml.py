@@ -11,6 +11,7 @@ from rtdmd.common.parsing import first_line, read_text
 from rtdmd.common.yaml_text import parse_yaml, parse_yaml_11
 
 WORLD_FOLDER = "data/world"
+PROMPT_FILES = "data/prompts"  # the files in it are the user's
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ def missing_file(path: str, pipeline: dict[str, StageEntry]) -> str:
     makers = [stage.name for stage in pipeline.values() if path in stage.outs]
     if makers:
         return f"{path}: no such file; `snakemake {makers[0]}` makes it"
+    if path != PROMPT_FILES and covers(PROMPT_FILES, path):
+        then = "put it there, or name another in prepare_prompts of params.yaml (docs/prompts.md has the public sets)"
+        return f"{path}: no such file; {then}"
     anew = " (`make world` makes it anew)" if covers(WORLD_FOLDER, path) else ""
     return f"{path}: no such file; it belongs to the repository: `git checkout {path}`{anew}"
 

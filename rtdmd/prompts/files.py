@@ -69,7 +69,7 @@ def _found(params: FileParams, reading: Reading) -> tuple[Path, str]:
     from rtdmd.prompts.hub import dataset_file
 
     label = f"{params.repo}@{params.revision[:8]}/{params.path}"
-    return dataset_file(params.repo, params.revision, params.path), label
+    return dataset_file(params.repo, params.revision, params.path, reading.key), label
 
 
 def checked(sources: list[Source], check: Check, faults: Faults) -> list[Source]:

@@ -35,13 +35,16 @@ _CHOICES: dict[str, tuple[int, ...]] = {  # of each tag: the sizes of what is ch
 }
 
 
-def generated_sources(tags: Mapping[str, int], seed: int, held_out: Iterable[Source]) -> list[Source]:
+def generated_sources(
+    tags: Mapping[str, int], seed: int, held_out: Iterable[Source], key: str = "prepare_prompts"
+) -> list[Source]:
     """``tags[tag]`` prompts of each tag, in the order of ``tags``; the same seed gives the same prompts.
 
-    held_out: evaluation prompts; none is drawn that asks for the same. UserError where a tag has too few.
+    held_out: evaluation prompts; none is drawn that asks for the same. key: the entry in params.yaml, for messages.
+    UserError where a tag has too few.
     """
     taken = {content(source.metadata) for source in held_out if _is_record(source)}
-    return [source for tag, count in tags.items() for source in _drawn(tag, count, seed, taken)]
+    return [source for tag, count in tags.items() for source in _drawn(tag, count, seed, taken, key)]
 
 
 def _is_record(source: Source) -> bool:
@@ -53,7 +56,7 @@ def _is_record(source: Source) -> bool:
     return True
 
 
-def _drawn(tag: str, count: int, seed: int, taken: set[Any]) -> list[Source]:
+def _drawn(tag: str, count: int, seed: int, taken: set[Any], entry: str) -> list[Source]:
     """``count`` prompts of a tag in a seeded order of all of them, past those that are taken."""
     sizes = _CHOICES[tag]
     seen, sources = set(taken), list[Source]()
@@ -73,7 +76,7 @@ def _drawn(tag: str, count: int, seed: int, taken: set[Any]) -> list[Source]:
         sources.append(Source(prompt, tag, record, f"generated {tag} {len(sources) + 1}"))
     if len(sources) < count:
         says = f"only {len(sources)} are left beside the evaluation prompts"
-        raise UserError(f"prepare_prompts: generated: tags: {tag}: {count}, but {says}")
+        raise UserError(f"{entry}.tags.{tag}: {count}, but {says}")
     return sources
 
 

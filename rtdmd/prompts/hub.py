@@ -7,11 +7,10 @@ from pathlib import Path
 from rtdmd.common.hub import fetching
 
 
-def dataset_file(repo: str, revision: str, path: str) -> Path:
+def dataset_file(repo: str, revision: str, path: str, key: str) -> Path:
     """The file on this machine. UserError that says what to do: a gated or unknown dataset, no such commit or file, no
     connection."""
     from huggingface_hub import hf_hub_download
 
-    key = "prepare_prompts"
-    with fetching(f"{key}: repo", f"{key}: revision", repo, revision, file=path, then="rtdmd prepare_prompts"):
+    with fetching(f"{key}.repo", f"{key}.revision", repo, revision, file=path, then="rtdmd prepare_prompts"):
         return Path(hf_hub_download(repo, path, repo_type="dataset", revision=revision))

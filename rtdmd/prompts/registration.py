@@ -57,11 +57,13 @@ class FileParams(SourceParams):
 class Reading:
     """What a source gets besides its settings.
 
+    key: its entry in params.yaml, for messages: prepare_prompts.train[0].
     input: the path of a file below the declared folder; UserError where it is missing.
     seed: of the run. max_characters: of a prompt. faults: where faulty prompts go.
     held_out: the evaluation prompts, for a source of training prompts; else nothing.
     """
 
+    key: str
     input: Callable[[str], Path]
     seed: int
     max_characters: int

@@ -26,9 +26,9 @@ def run(root: Path = Path(".")) -> None:
         read: dict[str, list[list[Source]]] = {"eval": [], "train": []}
         about: dict[str, list[dict[str, Any]]] = {"train": [], "eval": []}
         for split, specs in (("eval", params.eval), ("train", params.train)):  # what is generated avoids evaluation's
-            for spec in specs:
+            for number, spec in enumerate(specs):
                 held_out = [source for group in read["eval"] for source in group] if split == "train" else []
-                sources, origin = read_source(stage, spec, held_out, faults)
+                sources, origin = read_source(stage, spec, f"prepare_prompts.{split}[{number}]", held_out, faults)
                 read[split].append(sources)
                 about[split].append(origin | {"read": len(sources)})
         sets = make_sets(read["train"], read["eval"], faults)
@@ -36,10 +36,10 @@ def run(root: Path = Path(".")) -> None:
 
 
 def read_source(
-    stage: Stage, spec: SourceParams, held_out: Sequence[Source], faults: Faults
+    stage: Stage, spec: SourceParams, key: str, held_out: Sequence[Source], faults: Faults
 ) -> tuple[list[Source], dict[str, Any]]:
     """The prompts of one source, and what says where they came from (for a file its hash)."""
-    reading = Reading(stage.input, stage.seed, stage.params.prepare_prompts.max_characters, faults, held_out)
+    reading = Reading(key, stage.input, stage.seed, stage.params.prepare_prompts.max_characters, faults, held_out)
     sources, facts = SOURCES[spec.name].read(spec, reading)
     return sources, spec.model_dump(mode="json", exclude_none=True) | facts
 

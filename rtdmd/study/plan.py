@@ -63,7 +63,7 @@ class SweepPlan(Section):
 
 def load_plan(path: Path = PLAN) -> SweepPlan:
     """The validated plan; UserError (one line) where it is missing or not allowed."""
-    return load_settings(SweepPlan, path)
+    return load_settings(SweepPlan, path, str(PLAN))
 
 
 def stage_of(run: str) -> str:

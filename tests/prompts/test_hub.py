@@ -12,6 +12,7 @@ from huggingface_hub import errors
 from rtdmd.common.errors import UserError
 from rtdmd.prompts.hub import dataset_file
 
+KEY = "prepare_prompts.train[0]"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -23,7 +24,7 @@ def test_the_commit_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         return str(tmp_path / "train.txt")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert dataset_file("a/b", COMMIT, "x/train.txt") == tmp_path / "train.txt"
+    assert dataset_file("a/b", COMMIT, "x/train.txt", KEY) == tmp_path / "train.txt"
     assert asked == [(("a/b", "x/train.txt"), {"repo_type": "dataset", "revision": COMMIT})]
 
 
@@ -49,4 +50,4 @@ def test_a_refusal_says_what_to_do(monkeypatch: pytest.MonkeyPatch, error: Excep
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     with pytest.raises(UserError, match=says):
-        dataset_file("a/b", COMMIT, "t.txt")
+        dataset_file("a/b", COMMIT, "t.txt", KEY)

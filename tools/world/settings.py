@@ -90,4 +90,4 @@ class WorldParams(Section):
 
 def load_world_params(root: Path = Path(".")) -> WorldParams:
     """The validated recipe; UserError naming the key otherwise."""
-    return load_settings(WorldParams, root / WORLD_PARAMS)
+    return load_settings(WorldParams, root / WORLD_PARAMS, str(WORLD_PARAMS))

@@ -32,7 +32,7 @@ class GeneratedParams(SourceParams):
 def _read(params: GeneratedParams, reading: Reading) -> tuple[list[Source], Facts]:
     from rtdmd.prompts.generate import generated_sources
 
-    return generated_sources(params.tags, reading.seed, reading.held_out), {}
+    return generated_sources(params.tags, reading.seed, reading.held_out, reading.key), {}
 
 
 SOURCE = Registration(GeneratedParams, _read, provides=("geneval",), tags=lambda params: len(params.tags))
