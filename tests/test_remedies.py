@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dvc.cli.parser import get_main_parser
 
 from rtdmd.cli import build_parser
 from rtdmd.pipeline.dvc_yaml import missing_file, read_pipeline
@@ -79,7 +80,7 @@ def test_a_command_in_a_message_is_one_that_there_is(file: str, command: str) ->
     elif program == "git" and words[0] == "checkout":
         assert words[1] == VALUE or Path(words[1]).exists(), words
     elif program == "dvc":
-        assert words[0] in ("status", "repro", "pull", "exp", "checkout", "add", "import", "plots", "metrics", "push")
+        get_main_parser().parse_args(words)
 
 
 def test_a_file_that_is_the_users_is_not_asked_of_git() -> None:

@@ -65,7 +65,7 @@ def test_nothing_that_evaluation_asks_for_is_drawn() -> None:
     gone = {s.prompt for s in everything} - {s.prompt for s in rest}
     assert len(gone) == 1 and gone <= {"a photo of a dog and a cat", "a photo of a cat and a dog"}
     held_out = generated_sources({"single_object": 75}, 0, [])
-    says = "tags\.single_object: 6, but only 5 are left beside the evaluation prompts"
+    says = r"tags\.single_object: 6, but only 5 are left beside the evaluation prompts"
     with pytest.raises(UserError, match=says):
         generated_sources({"single_object": 6}, 0, held_out)
 
