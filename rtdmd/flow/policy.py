@@ -20,9 +20,8 @@ def group_advantages(
     baseline: Baseline = "group_mean",
     std: StdScope = "batch",
     eps: float = 1e-4,
-    clip: float = 5.0,
 ) -> Tensor:
-    """Advantages (N,) of N images with R rewards: normalise each reward, weighted sum, scale over the batch, clip.
+    """Advantages (N,) of N images with R rewards: normalise each reward, weighted sum, scale over the batch.
 
     rewards (R, N); groups (N,) integer, images of one prompt share it; weights (R,). Per reward, r - baseline over
     (std + eps): baseline is the mean of the group or of its other members; std (population) is the whole batch's
@@ -39,9 +38,9 @@ def group_advantages(
     require_finite("rewards", rewards)
     centred = subtract_baseline(rewards, groups, baseline)
     if std == "none":
-        return (weights[:, None] * centred).sum(0).clamp(-clip, clip)
+        return (weights[:, None] * centred).sum(0)
     total = (weights[:, None] * centred / (_spread(rewards, groups, std) + eps)).sum(0)
-    return (total / (total.std(correction=0) + eps)).clamp(-clip, clip)
+    return total / (total.std(correction=0) + eps)
 
 
 def subtract_baseline(rewards: Tensor, groups: Tensor, baseline: Baseline) -> Tensor:

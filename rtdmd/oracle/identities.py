@@ -114,33 +114,26 @@ def mixture_self_consistency(
     starts = setting.normal((6, 2), "T2", "start") * t + (1 - t) * _teacher(setting).mean()[setting.prompts(6, law)].to(
         setting.real
     )
-    for i in range(6):
-        prompt = setting.prompts(6, law)[i : i + 1]
-        worst = max(worst, _self_consistency_at(setting, law, starts[i : i + 1], prompt, eta, posterior, (r, t)))
-    return worst
-
-
-def _self_consistency_at(
-    setting: Setting, law: Mixture, x: Tensor, prompt: Tensor, eta: Formula, posterior: bool, rt: tuple[float, float]
-) -> float:
-    """`mixture_self_consistency` at one point x (1, 2)."""
-    r, t = setting.level(rt[0], 1), setting.level(rt[1], 1)
-    x0, weights = (
-        law.posterior_nodes(x, t, prompt, order=10)
-        if posterior
-        else (law.posterior_mean(x.double(), t, prompt), torch.ones(1).double().to(x.device))
-    )
     noise, noise_weights = (part.to(setting.device) for part in hermite(10, 2))
-    n = len(x0) * len(noise)
-    weights = (weights[:, None] * noise_weights).reshape(n)
-    x0, noise = x0.repeat_interleave(len(noise), 0).to(setting.real), noise.repeat(len(x0), 1).to(setting.real)
-    v = (x - x0) / rt[1]
-    x_r = cps.cps_step(x.expand(n, 2), v, t.expand(n), r.expand(n), eta(r, t).expand(n), noise)
-    h_r = ambient.posterior_mean(x_r, setting.velocity(law, x_r, r.expand(n), prompt.expand(n)), r.expand(n))
-    h_t = ambient.posterior_mean(x, setting.velocity(law, x, t, prompt), t)
-    expected = (weights[:, None] * h_r.double()).sum(0, keepdim=True)
-    squared = ambient.consistency_two_sample(h_t.double(), expected, expected)
-    return float(squared.sqrt())
+    low, high = setting.level(r, 1), setting.level(t, 1)
+    for i in range(6):
+        x, prompt = starts[i : i + 1], setting.prompts(6, law)[i : i + 1]
+        if posterior:
+            x0, weights = law.posterior_nodes(x, high, prompt, order=10)
+        else:
+            x0, weights = law.posterior_mean(x.double(), high, prompt), torch.ones(1).double().to(x.device)
+        n = len(x0) * len(noise)
+        weights = (weights[:, None] * noise_weights).reshape(n)
+        v = (x - x0.repeat_interleave(len(noise), 0).to(setting.real)) / t
+        z = noise.repeat(len(x0), 1).to(setting.real)
+        x_r = cps.cps_step(x.expand(n, 2), v, high.expand(n), low.expand(n), eta(low, high).expand(n), z)
+        v_r = setting.velocity(law, x_r, low.expand(n), prompt.expand(n))
+        h_r = ambient.posterior_mean(x_r, v_r, low.expand(n))
+        h_t = ambient.posterior_mean(x, setting.velocity(law, x, high, prompt), high)
+        expected = (weights[:, None] * h_r.double()).sum(0, keepdim=True)
+        squared = ambient.consistency_two_sample(h_t.double(), expected, expected)
+        worst = max(worst, float(squared.sqrt()))
+    return worst
 
 
 def cps_algebra(setting: Setting, *, step: Formula = cps.cps_step) -> float:

@@ -81,18 +81,14 @@ class AcdmdTrainer:
             p,
             warmup=p.warmup,
             average=self.average,
-            role="generator",
-            names=self.adapters.parameter_names("acdmd"),
-        )
+        ).called("generator", self.adapters.parameter_names("acdmd"))
         self.fakes = {
             name: Learner.adamw(
                 self.adapters.trainable(name),
                 p.lr_fake,
                 p,
                 warmup=p.warmup,
-                role=f"fake score ({name})",
-                names=self.adapters.parameter_names(name),
-            )
+            ).called(f"fake score ({name})", self.adapters.parameter_names(name))
             for name in ("fake", *early)
         }
 

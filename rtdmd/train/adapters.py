@@ -277,19 +277,22 @@ class Learner:
         warmup: int = 0,
         lr_decay: tuple[float, int] = (0.0, 0),
         average: Average | None = None,
-        role: str = "model",
-        names: Sequence[str] = (),
     ) -> Learner:
         """AdamW over an explicit parameter list; fused kernels stay off, since their bytes differ between machines.
 
         ``warmup``: updates over which the rate rises; ``lr_decay``: fraction of the run, at its end, over which it
-        decays linearly to 0, and the run's updates; ``role`` and ``names`` (one for each parameter): for messages.
+        decays linearly to 0, and the run's updates.
         """
         owned = list(parameters)
         optimizer = torch.optim.AdamW(
             owned, lr=lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=False
         )
-        return Learner(owned, optimizer, lr, warmup, settings.max_grad_norm, average, 0, lr_decay, role, names)
+        return Learner(owned, optimizer, lr, warmup, settings.max_grad_norm, average, 0, lr_decay)
+
+    def called(self, role: str, names: Sequence[str] = ()) -> Learner:
+        """The same, with what messages call it and its parameters."""
+        self.role, self.names = role, names
+        return self
 
     def step(self, gradients: Sequence[Tensor], term: str = "") -> float:
         """One clipped update from the given gradients; returns their norm before clipping. Raises FloatingPointError

@@ -128,12 +128,9 @@ class RtdmdTrainer:
             p,
             lr_decay=(p.lr_fall, p.epochs),
             average=self.average,
-            role="generator",
-            names=self.adapters.parameter_names("rtdmd"),
-        )
-        fake_weights = self.adapters.trainable("fake")
-        fake_names = self.adapters.parameter_names("fake")
-        self.fake = Learner.adamw(fake_weights, p.lr_fake, p, role="fake score", names=fake_names)
+        ).called("generator", self.adapters.parameter_names("rtdmd"))
+        self.fake = Learner.adamw(self.adapters.trainable("fake"), p.lr_fake, p)
+        self.fake.called("fake score", self.adapters.parameter_names("fake"))
 
     def variant(self, params: Params | None = None, adapters: AdapterBank | None = None) -> RtdmdTrainer:
         """The same learners and rewards under other settings of the stage, or with other adapters' velocities."""
@@ -273,8 +270,7 @@ class RtdmdTrainer:
             baseline=p.baseline,
             std=p.advantage_std,
             eps=p.advantage_eps,
-            clip=p.advantage_clip,
-        )
+        ).clamp(-p.advantage_clip, p.advantage_clip)
 
     # Step 3: the terms of the deterministic last step.
 

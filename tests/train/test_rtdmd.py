@@ -431,6 +431,8 @@ def test_a_reward_can_be_left_to_back_propagation(table: Table) -> None:
         COUNT - SIZE
     )  # exactly 0 in groups of equal rewards
     assert mine.std(correction=0).item() == pytest.approx(1, rel=1e-3)
+    clipped = table.on(settings(rewards=specs, advantage_clip=0.25)).advantages(scores, GROUP_OF)
+    assert clipped[0] == 0.25 == -clipped[1] and torch.equal(clipped, mine.clamp(-0.25, 0.25))
 
 
 def chain(table: Table, rollout: Rollout) -> Tensor:

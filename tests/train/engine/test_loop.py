@@ -60,7 +60,7 @@ def test_the_rate_falls_to_zero_over_the_last_share_of_the_run() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_non_finite_gradient_stops_before_it_touches_anything(bad: float) -> None:
     w = weight()
-    learner = Learner.adamw([w, weight()], 0.1, SETTINGS, role="generator", names=["a.lora_A", "a.lora_B"])
+    learner = Learner.adamw([w, weight()], 0.1, SETTINGS).called("generator", ["a.lora_A", "a.lora_B"])
     with pytest.raises(FloatingPointError) as caught:
         learner.step([torch.ones(2), torch.tensor([bad, 1.0])], "matching")
     where = "first in a.lora_B, 1 of 2 tensors"
@@ -75,7 +75,7 @@ def test_a_norm_that_overflows_names_no_tensor() -> None:
 
 
 def test_a_term_whose_gradient_is_not_finite_is_named() -> None:
-    learner = Learner.adamw([weight()], 0.1, SETTINGS, role="generator")
+    learner = Learner.adamw([weight()], 0.1, SETTINGS).called("generator")
     terms = {
         "policy": (1.0, Gradients(learner, [torch.tensor([1.0, float("nan")])])),
         "matching": (1.0, Gradients(learner, [torch.ones(2)])),
@@ -90,7 +90,7 @@ def overflowing() -> Learner:
     """A learner without clipping whose gradients' squares overflow AdamW's second moment."""
     w = weight()
     free = preset("smoke", {"train_acdmd": {"max_grad_norm": 1e30, "betas": [0.9, 0.5]}}).train_acdmd
-    return Learner.adamw([w], 0.1, free, average=Average([w], 0.9), role="generator", names=["a.lora_A"])
+    return Learner.adamw([w], 0.1, free, average=Average([w], 0.9)).called("generator", ["a.lora_A"])
 
 
 def moments(learner: Learner, step: int) -> None:
