@@ -13,7 +13,7 @@ _OURS = "rates, ratio of updates, weighting of the ambient loss, batch: the pres
 def _consistency(name: str, weight: float, title: str, source: str = _SOURCE) -> Method:
     return Method(
         name, "train_acdmd", title, source, _EQUATION, {"consistency": {"weight": weight}}, _OURS,
-        ("renoising times without atoms, non-finite values stop the run (rtdmd/stages/train_acdmd.py)",),
+        ("renoising times without atoms, non-finite values stop the run (rtdmd/train/acdmd.py)",),
     )  # fmt: skip
 
 
