@@ -10,7 +10,6 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.parsing import first_line, read_text
 from rtdmd.common.yaml_text import parse_yaml, parse_yaml_11
 
-WORLD_FOLDER = "data/world"
 PROMPT_FILES = "data/prompts"  # the files in it are the user's
 
 
@@ -64,8 +63,7 @@ def missing_file(path: str, pipeline: dict[str, StageEntry]) -> str:
     if path != PROMPT_FILES and covers(PROMPT_FILES, path):
         then = "put it there, or name another in prepare_prompts of params.yaml (docs/prompts.md has the public sets)"
         return f"{path}: no such file; {then}"
-    anew = " (`make world` makes it anew)" if covers(WORLD_FOLDER, path) else ""
-    return f"{path}: no such file; it belongs to the repository: `git checkout {path}`{anew}"
+    return f"{path}: no such file; it belongs to the repository: `git checkout {path}`"
 
 
 def covers(declared: str, path: str) -> bool:
