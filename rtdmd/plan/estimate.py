@@ -98,7 +98,7 @@ def prompts_of(params: Params, root: Path) -> int:
     settings = params.model_dump(mode="json")
     if any(recorded.get(key) != settings[key] for key in ("run", "prepare_prompts")):
         return UNKNOWN_PROMPTS
-    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
+    return sum(path.read_bytes().count(b"\n") for path in paths)  # a prompt may hold other line separators
 
 
 def encoding(stand: Stand) -> Cost:

@@ -21,6 +21,7 @@ from rtdmd.prompts.files import file_sources
 from rtdmd.prompts.records import Faults, read_prompts
 from rtdmd.publish.lineage import read_lock
 from rtdmd.publish.lineage_record import header_of, record_of_weights, steps_of_record
+from rtdmd.publish.record_schema import Provenance, read_record_file
 from rtdmd.report.sections import read_curves
 from rtdmd.study.plan import load_plan
 from tests.mutations import mutations, outcome
@@ -51,7 +52,7 @@ PROMPTS = "".join(
     json.dumps({"id": i, "prompt": f"a dog {i}", "tag": None, "metadata": {"n": 1.5}}) + "\n" for i in range(3)
 )
 RECORD = json.dumps(
-    {"inputs": {"evaluate": {"results/train/x": "ab"}}, "settings": {"run.seed": 1}, "versions": {"torch": "2"}}
+    {"inputs": {"evaluate": {"results/train/x": "ab" * 32}}, "settings": {"run.seed": 1}, "versions": {"torch": "2"}}
 )
 TABLE = 'Prompts,Category\n"a dog, a cat",Colors\n"two\nlines",\na "red" cow,\n'
 
@@ -73,7 +74,7 @@ READERS: dict[str, tuple[str, str, Read]] = {
     "dvc.lock": ("dvc.lock", LOCK, lambda path: read_lock(path.parent)),
     "dvc.yaml": ("dvc.yaml", (REPOSITORY / "dvc.yaml").read_text(), lambda path: read_pipeline(path.parent)),
     "sweep": ("sweep.yaml", (REPOSITORY / "workflow/sweep.yaml").read_text(), load_plan),
-    "record": ("provenance.json", RECORD, lambda path: steps_of_record(read_json(path), str(path))),
+    "record": ("provenance.json", RECORD, lambda path: steps_of_record(read_record_file(Provenance, path), str(path))),
 }
 
 

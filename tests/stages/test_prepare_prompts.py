@@ -112,6 +112,21 @@ def test_a_fault_leaves_the_last_result_alone(root: Path) -> None:
     assert {path.name: path.read_bytes() for path in results(root, ".").iterdir()} == before
 
 
+def test_the_prompt_files_that_a_preset_names_are_the_users(root: Path) -> None:
+    section = preset("sd35m").prepare_prompts.model_dump(mode="json", exclude_none=True)
+    set_prompts(root, **section)
+    says = (
+        r"^data/prompts/drawbench\.txt: no such file; put it there, or name another in prepare_prompts of params\.yaml"
+    )
+    with pytest.raises(UserError, match=says):
+        prepare_prompts.run(root)
+    assert not results(root, "train.jsonl").exists()
+    for name in ("drawbench.txt", "pickscore_train.txt"):
+        (root / "data/prompts" / name).write_text(f"a prompt of {name}\n")
+    prepare_prompts.run(root)
+    assert [p.prompt for p in read_prompts(results(root, "eval.jsonl"))] == ["a prompt of drawbench.txt"]
+
+
 def test_dropped_prompts_are_counted_and_listed(root: Path) -> None:
     train = b"a dog\na caf\xe9\na cat\n" + b"x" * 30 + b"\n"
     use_files(root, train, '"a cat"\n{"prompt": ""}\n', on_bad="drop", max_characters=20)
