@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from rtdmd.config.training import RenoiseParams
     from rtdmd.train.adapters import Learner
     from rtdmd.train.distributed.ranks import Ranks
+
+CLIP_SHARE = 0.1  # of the clip range, which rounding may take at the first update of an epoch
 
 
 class Velocities(Protocol):
@@ -284,3 +286,61 @@ def combine(terms: Mapping[str, tuple[float, Gradients]], scaling: str) -> tuple
     if out is None:
         raise FloatingPointError("no loss term has a gradient: every advantage is zero and no other term is weighted")
     return out, {f"grad_{name}": value for name, value in norms.items()}
+
+
+@dataclass(frozen=True)
+class MatchingReward:
+    """Distribution matching as a reward of each image, (N,), and the term to which its policy gradient belongs."""
+
+    rewards: Tensor
+    term: Gradients
+
+
+class LastStep(NamedTuple):
+    """The last step's terms: gradients of matching and of back-propagation, matching as a reward where
+    ``matching_path`` is ``reward``, and values."""
+
+    matching: Gradients
+    backprop: Gradients
+    matching_reward: MatchingReward | None
+    values: dict[str, float]
+
+
+class SharedPass(NamedTuple):
+    """A micro-batch of a policy pass: the rows that are run, the needed rows they stand for, and which of the run rows
+    stands for each of these."""
+
+    run: list[int]
+    rows: list[int]
+    of: list[int]
+
+
+def shared_passes(owners: Tensor, needed: Tensor, size: int) -> Iterator[SharedPass]:
+    """The micro-batches that pass every needed image (N,). ``owners`` (N,): the row that stands for each image.
+
+    Micro-batches are filled up with other owners to ``size``: a pass over fewer images has other kernels, whose
+    rounding in half precision would move the policy ratio off 1.
+    """
+    wanted = torch.unique(owners[needed]).tolist()
+    chosen, others = set(wanted), torch.unique(owners).tolist()
+    run = wanted + [row for row in others if row not in chosen][: -len(wanted) % size]
+    for batch in micro_batches(len(run), size):
+        place = {row: i for i, row in enumerate(run[batch])}
+        rows = [row for row, owner in enumerate(owners.tolist()) if owner in place and needed[row]]
+        yield SharedPass(run[batch], rows, [place[int(owners[row])] for row in rows])
+
+
+def require_on_policy(ratio_error: float, clip_range: float) -> None:
+    """FloatingPointError unless max |ratio - 1| at the first update of an epoch is at most a tenth of the clip range.
+
+    The generator has not moved since the roll-out, so the ratio is 1 by construction and anything else is an error of
+    computation. A tenth of the range leaves nine tenths to what clipping is for; beyond it images are clipped, and
+    lose their gradient, by rounding.
+    """
+    if not ratio_error <= CLIP_SHARE * clip_range:
+        raise FloatingPointError(
+            f"the policy ratio is {ratio_error:.2g} off 1 at the first update of an epoch, above {CLIP_SHARE:g} x"
+            f" clip_range: {clip_range:g}; roll-out and policy pass disagree about the transition means: a kernel"
+            " gives other numbers at a second call (model.dtype: float32 shows it), or clip_range is below the"
+            " rounding of train_rtdmd.density"
+        )

@@ -13,9 +13,8 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,41 +58,27 @@ from rtdmd.train.losses import (
     Draws,
     FakeScoreLoss,
     Gradients,
+    LastStep,
+    MatchingReward,
     Renoised,
     Rollout,
+    SharedPass,
     combine,
     describe,
     matching_direction,
     micro_batches,
     renoised,
+    require_on_policy,
+    shared_passes,
 )
 from rtdmd.train.prompts import TrainingPrompts
 from rtdmd.train.rounding import report_lost_update
 from rtdmd.train.student_record import read_student
 
 NAME = "train_rtdmd"
-CLIP_SHARE = 0.1  # of the clip range, which rounding may take at the first update of an epoch
 
 Weigh = Callable[[slice, Tensor, Tensor], Tensor]
 """(rows of a roll-out, their images x̂_0, their matching directions g (B, C, H, W)) -> a weight for each (B,)."""
-
-
-@dataclass(frozen=True)
-class MatchingReward:
-    """Distribution matching as a reward of each image, (N,), and the term to which its policy gradient belongs."""
-
-    rewards: Tensor
-    term: Gradients
-
-
-class LastStep(NamedTuple):
-    """The last step's terms: gradients of matching and of back-propagation, matching as a reward where
-    ``matching_path`` is ``reward``, and values."""
-
-    matching: Gradients
-    backprop: Gradients
-    matching_reward: MatchingReward | None
-    values: dict[str, float]
 
 
 class RtdmdTrainer:
@@ -492,46 +477,6 @@ class RtdmdTrainer:
         about |= {"alpha": str(adapter.alpha), "role": "generator"} | chosen
         save_tensors(self.adapters.state("rtdmd"), stage.output("generator.safetensors"), about)
         write_json(stage.output("scorers.json"), identities(self.rewards.rewards.values()))
-
-
-class SharedPass(NamedTuple):
-    """A micro-batch of a policy pass: the rows that are run, the needed rows they stand for, and which of the run rows
-    stands for each of these."""
-
-    run: list[int]
-    rows: list[int]
-    of: list[int]
-
-
-def shared_passes(owners: Tensor, needed: Tensor, size: int) -> Iterator[SharedPass]:
-    """The micro-batches that pass every needed image (N,). ``owners`` (N,): the row that stands for each image.
-
-    Micro-batches are filled up with other owners to ``size``: a pass over fewer images has other kernels, whose
-    rounding in half precision would move the policy ratio off 1.
-    """
-    wanted = torch.unique(owners[needed]).tolist()
-    chosen, others = set(wanted), torch.unique(owners).tolist()
-    run = wanted + [row for row in others if row not in chosen][: -len(wanted) % size]
-    for batch in micro_batches(len(run), size):
-        place = {row: i for i, row in enumerate(run[batch])}
-        rows = [row for row, owner in enumerate(owners.tolist()) if owner in place and needed[row]]
-        yield SharedPass(run[batch], rows, [place[int(owners[row])] for row in rows])
-
-
-def require_on_policy(ratio_error: float, clip_range: float) -> None:
-    """FloatingPointError unless max |ratio - 1| at the first update of an epoch is at most a tenth of the clip range.
-
-    The generator has not moved since the roll-out, so the ratio is 1 by construction and anything else is an error of
-    computation. A tenth of the range leaves nine tenths to what clipping is for; beyond it images are clipped, and
-    lose their gradient, by rounding.
-    """
-    if not ratio_error <= CLIP_SHARE * clip_range:
-        raise FloatingPointError(
-            f"the policy ratio is {ratio_error:.2g} off 1 at the first update of an epoch, above {CLIP_SHARE:g} x"
-            f" clip_range: {clip_range:g}; roll-out and policy pass disagree about the transition means: a kernel"
-            " gives other numbers at a second call (model.dtype: float32 shows it), or clip_range is below the"
-            " rounding of train_rtdmd.density"
-        )
 
 
 def open_trainer(stage: Stage, ranks: Ranks, null: Conditioning) -> RtdmdTrainer:

@@ -18,8 +18,19 @@ from rtdmd.flow.path import x0_from_velocity
 from rtdmd.rewards.panel import Panel
 from rtdmd.rewards.registry import load_reward
 from rtdmd.train.adapters import AdapterBank, Learner
-from rtdmd.train.losses import Draws, Gradients, Rollout, combine, matching_loss, micro_batches, renoised
-from rtdmd.train.rtdmd import LastStep, RtdmdTrainer, require_on_policy, shared_passes
+from rtdmd.train.losses import (
+    Draws,
+    Gradients,
+    LastStep,
+    Rollout,
+    combine,
+    matching_loss,
+    micro_batches,
+    renoised,
+    require_on_policy,
+    shared_passes,
+)
+from rtdmd.train.rtdmd import RtdmdTrainer
 from rtdmd.world.grammar import captions
 from tests.train.workshop import LEVELS, SHAPE, conditioning, disturb, roles_on, tiny_backbone
 
