@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.parsing import first_line
 from rtdmd.config.pins import require_pin
 
 
@@ -26,6 +27,8 @@ def fetching(
     require_pin(pin, repository, revision, kind=kind)
     try:
         yield
+    except errors.HFValidationError as error:
+        raise UserError(f"{key}: {repository!r} is no name that the Hub has ({first_line(error)})") from error
     except errors.GatedRepoError as error:
         says = f"{key}: {repository} is gated: accept its terms on {page}, then run `hf auth login`"
         raise UserError(says) from error
@@ -41,4 +44,4 @@ def fetching(
             f"{key}: {repository} has no file {file or ''} at {revision}; see {page}/tree/{revision}"
         ) from error
     except errors.HfHubHTTPError as error:
-        raise UserError(f"{key}: the Hub refused {what}: {error}") from error
+        raise UserError(f"{key}: the Hub refused {what}: {first_line(error)}") from error

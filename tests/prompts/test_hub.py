@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import errors
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.hub import fetching
 from rtdmd.prompts.hub import dataset_file
 
 KEY = "prepare_prompts.train[0]"
@@ -51,3 +52,14 @@ def test_a_refusal_says_what_to_do(monkeypatch: pytest.MonkeyPatch, error: Excep
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     with pytest.raises(UserError, match=says):
         dataset_file("a/b", COMMIT, "t.txt", KEY)
+
+
+@pytest.mark.parametrize("name", ["owner/a--b", "owner/a.git", "owner/" + "x" * 97])
+def test_a_name_that_the_hub_cannot_have_is_told_without_asking_it(name: str) -> None:
+    from huggingface_hub import snapshot_download
+
+    with (
+        pytest.raises(UserError, match=r"^model\.teacher: 'owner/.*' is no name that the Hub has \(.+\)$"),
+        fetching("model.teacher", "model.revision", name, COMMIT),
+    ):
+        snapshot_download(name, revision=COMMIT, local_files_only=True)
