@@ -15,6 +15,7 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.parsing import read_text
 from rtdmd.common.section import fields_in_order
 from rtdmd.common.yaml_text import parse_yaml
+from rtdmd.config.removed import removed
 from rtdmd.config.text_window import check_prompt
 from rtdmd.config.tree import Params
 
@@ -108,6 +109,9 @@ def _unknown_kind(error: ErrorDetails, key: str, allowed: list[str]) -> str:
 
 def _unknown_key(model: type[BaseModel], section: type[BaseModel], location: tuple[int | str, ...], value: Any) -> str:
     """Unknown keys name their nearest relatives, in the same section first."""
+    told = removed(_dotted(location))
+    if told is not None:
+        return told
     last = location[-1]
     allowed = list(fields_in_order(section))
     near = difflib.get_close_matches(str(last), allowed, n=1)

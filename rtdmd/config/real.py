@@ -23,10 +23,7 @@ _CONSISTENCY = {
     "weight": 0.01,
     "estimator": "two_sample",
     "kernel": "published",
-    "delta_min": 0.001,
-    "delta_max": 0.2,
 }
-_RENOISE = {"margin": 0.01, "low": 0.02, "high": 0.98}
 
 COMMON: dict[str, Any] = {
     "run": {"seed": 42, "threads": 8, "device": "cuda"},
@@ -62,9 +59,7 @@ COMMON: dict[str, Any] = {
         "max_grad_norm": 1.0,
         "ema_decay": 0.99,
         "start": "step",
-        "renoise": _RENOISE,
         "weighting": "clamp",
-        "weight_clamp": 10.0,
         "consistency": _CONSISTENCY,
         "save_every": 500,
         "keep": 2,
@@ -83,7 +78,6 @@ COMMON: dict[str, Any] = {
         "fake_batch_size": 1536,
         "last_step_batch_size": 1536,
         "sharding": "none",
-        "renoise": _RENOISE,
         "consistency": _CONSISTENCY,
         "rewards": [_CLIPSCORE, _HPSV2, _PICKSCORE],
         "validation": {"every": 0, "prompts": 32, "images": 8, "min_diversity": 0.8, "patience": 0},

@@ -81,7 +81,6 @@ class TrainRtdmdParams(TrainingParams):
         "standard deviation that divides it; none keeps the rewards' units, those of backprop",
         source="public code: batch; paper: group; none ours",
     )
-    advantage_eps: Real = param("added to that standard deviation", source="public code: 1e-4", gt=0)
     advantage_clip: Real = param("advantages are clipped to ± this", source="public code: 5", gt=0)
     drop_zero_advantage: Flag = param(
         "leave samples with advantage 0 out of the policy term", source="public code: true"

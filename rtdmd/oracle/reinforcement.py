@@ -43,6 +43,7 @@ from rtdmd.oracle.training import (
 )
 from rtdmd.rewards.panel import Panel
 from rtdmd.train.adapters import ADAPTERS, AdapterBank
+from rtdmd.train.losses import RENOISE_HIGH, RENOISE_LOW, RENOISE_MARGIN
 from rtdmd.train.rtdmd import RtdmdTrainer
 
 LAW = ring(prompts=2, components=1, radius=1.0, variance=1.0)
@@ -98,7 +99,7 @@ def fixed_point(law: Mixture, changes: dict[str, Any] | None = None) -> Mixture:
         raise ValueError(f"the fixed point is known for one Gaussian a prompt, got {law.means.shape[1]} components")
     p = oracle_params("train_rtdmd", CORRECTED | (changes or {})).train_rtdmd
     u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    t = draw_renoise_time(u, torch.zeros_like(u), p.renoise.margin, p.renoise.low, p.renoise.high)[:, None]
+    t = draw_renoise_time(u, torch.zeros_like(u), RENOISE_MARGIN, RENOISE_LOW, RENOISE_HIGH)[:, None]
     values, vectors = torch.linalg.eigh(law.covariances[:, 0])
     hold = (t**2 / ((1 - t) ** 2 * values[:, None] + t**2)).mean(1)
     pushed = torch.einsum("pde,d->pe", vectors, torch.tensor(LINEAR, dtype=torch.float64)) / hold

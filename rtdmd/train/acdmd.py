@@ -134,7 +134,7 @@ class AcdmdTrainer:
         x_s, s = self.roll_out(cond, levels, draws, gradient=generator_turn)
 
         # 2. Subinterval renoising x_s -> x_t.
-        point = renoised(x_s, s, p.renoise, draws)
+        point = renoised(x_s, s, draws)
 
         # 3. Fake score: ambient flow matching.
         v_fake = self.adapters.velocity(fake_role, point.x_t, point.t, cond)

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from rtdmd.common.rng import normal_batch, uniform_batch
-from rtdmd.config.training import SMALLEST_TIME
 from rtdmd.flow.ambient import (
     ambient_loss,
     ambient_target,
@@ -35,11 +34,19 @@ if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Conditioning
     from rtdmd.config.train_acdmd import TrainAcdmdParams
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
-    from rtdmd.config.training import RenoiseParams
     from rtdmd.train.adapters import Learner
     from rtdmd.train.distributed.ranks import Ranks
 
 CLIP_SHARE = 0.1  # of the clip range, which rounding may take at the first update of an epoch
+
+# Constants of the public code that neither the paper's ablations nor any method varies.
+RENOISE_MARGIN = 0.01  # smallest distance of the renoising time t above s [σ]
+RENOISE_LOW = 0.02  # clamp of t [σ]
+RENOISE_HIGH = 0.98
+WEIGHT_CLAMP = 10.0  # largest weight of the ambient loss with `weighting: clamp`
+SMALLEST_DELTA = 0.001  # backward step of a consistency pair [σ], 1 to 200 of 1000
+LARGEST_DELTA = 0.2
+SMALLEST_TIME = 1e-3  # σ of the earlier point of a consistency pair; the transition's kernel is singular at 0
 
 
 class Velocities(Protocol):
@@ -109,10 +116,10 @@ class Renoised:
     z: Tensor
 
 
-def renoised(x_s: Tensor, s: Tensor, params: RenoiseParams, draws: Draws) -> Renoised:
+def renoised(x_s: Tensor, s: Tensor, draws: Draws) -> Renoised:
     """Subinterval renoising of detached samples (method, stage one, step 2). FloatingPointError where one is not
     finite."""
-    t = draw_renoise_time(draws.uniform("time"), s, params.margin, params.low, params.high)
+    t = draw_renoise_time(draws.uniform("time"), s, RENOISE_MARGIN, RENOISE_LOW, RENOISE_HIGH)
     z = draws.normal("renoise")
     x_s = require_finite("the generator's sample x_s", x_s.detach())
     return Renoised(x_s, s, renoise(x_s, z, s, t), t, z)
@@ -130,12 +137,12 @@ class FakeScoreLoss:
         """Ambient flow matching (method, stage one, step 3), (B,)."""
         require_finite("the fake score's velocity v_fake", v_fake)
         target = ambient_target(point.x_s, point.z, point.s, point.t)
-        return ambient_loss(v_fake, target, point.s, point.t, self.p.weighting, self.p.weight_clamp)
+        return ambient_loss(v_fake, target, point.s, point.t, self.p.weighting, WEIGHT_CLAMP)
 
     def consistency(self, point: Renoised, v_fake: Tensor, cond: Conditioning, draws: Draws) -> Tensor:
         """The consistency regulariser (method, stage one, step 4), (B,). Both samples share one pass."""
         p = self.p.consistency
-        delta = p.delta_min + (p.delta_max - p.delta_min) * draws.uniform("delta")
+        delta = SMALLEST_DELTA + (LARGEST_DELTA - SMALLEST_DELTA) * draws.uniform("delta")
         r = (point.t - delta).clamp(min=SMALLEST_TIME)
         level = eta_star(r, point.t) if p.kernel == "eta_star" else self.eta
         with torch.no_grad():

@@ -76,6 +76,7 @@ from rtdmd.train.rounding import report_lost_update
 from rtdmd.train.student_record import read_student
 
 NAME = "train_rtdmd"
+ADVANTAGE_EPS = 1e-4  # added to the standard deviation of rewards (public code)
 
 Weigh = Callable[[slice, Tensor, Tensor], Tensor]
 """(rows of a roll-out, their images x̂_0, their matching directions g (B, C, H, W)) -> a weight for each (B,)."""
@@ -254,7 +255,7 @@ class RtdmdTrainer:
             torch.tensor([spec.weight for spec in seen]),
             baseline=p.baseline,
             std=p.advantage_std,
-            eps=p.advantage_eps,
+            eps=ADVANTAGE_EPS,
         ).clamp(-p.advantage_clip, p.advantage_clip)
 
     # Step 3: the terms of the deterministic last step.
@@ -283,7 +284,7 @@ class RtdmdTrainer:
         if p.backprop_at == "random_step":
             seen = integers(0, last + 1, draws.seed, draws.stream, draws.step, "backprop-step")
         s = self.sigmas[through + 1].expand(len(rollout))
-        point = renoised(rollout.states[through + 1], s, p.renoise, draws)
+        point = renoised(rollout.states[through + 1], s, draws)
         matched = p.weights.matching > 0 and through == last and p.matching_path != "whole_chain"
         propagated = p.weights.backprop > 0 and seen == last
         guided: dict[str, Any] = {"guidance": self.params.model.guidance, "null": self.null}
@@ -455,7 +456,7 @@ class RtdmdTrainer:
                 images = rollout.take(rows[part])
                 part_draws = own.of(own.samples[part])
                 share = len(images) / len(chosen)
-                point = renoised(images.states[k], self.sigmas[k].expand(len(images)), p.renoise, part_draws)
+                point = renoised(images.states[k], self.sigmas[k].expand(len(images)), part_draws)
                 v_fake = self.adapters.velocity("fake", point.x_t, point.t, images.cond)
                 loss = self.fake_loss.ambient(point, v_fake).mean()
                 values["fake_ambient"] += share * loss.item()

@@ -15,7 +15,7 @@ from tests.mutations import mutations, outcome
 def test_mutated_params_are_read_or_refused_in_one_line(tmp_path: Path, name: str) -> None:
     path = tmp_path / "params.yaml"
     seen = []
-    for data in mutations(params_text(preset(name), "a test").encode(), f"params {name}", 15):
+    for data in mutations(params_text(preset(name), "a test").encode(), f"params {name}", 30):
         path.write_bytes(data)
         found = outcome(lambda: load_params(path))
         seen.append(found is None)

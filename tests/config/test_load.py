@@ -124,7 +124,10 @@ def test_misspelt_section_comes_before_the_missing_one() -> None:
         ),
         ({"evaluate": {"etas": [0.0, 1.5]}}, "evaluate.etas: [0.0, 1.5]; allowed: numbers from 0 to 1, each once"),
         ({"evaluate": {"models": ["teacher"]}}, "evaluate.etas: [0.0, 1.0] without train_rtdmd in models; allowed: []"),
-        ({"train_acdmd": {"renoise": {"low": 0.99}}}, "train_acdmd.renoise.low: 0.99 is not below high: 0.98"),
+        (
+            {"train_acdmd": {"renoise": {"low": 0.99}}},
+            "train_acdmd.renoise: no setting any more, always 0.01, 0.02 and 0.98 (RENOISE_MARGIN, RENOISE_LOW and",
+        ),
         (
             {"prepare_prompts": {"train": [{"name": "world"}]}},
             "prepare_prompts.train[0].split is missing; allowed: which captions: train or heldout",

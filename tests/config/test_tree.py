@@ -26,10 +26,6 @@ UNWEIGHTED = [{"name": "world_verifier", "weight": 0.0, "soft_weight": 0.7}]
             "train_acdmd.fake_per_step: true with stop: last, so that no fake score but the last step's is ever",
         ),
         (
-            {"train_acdmd": {"consistency": {"weight": 0.01}, "renoise": {"low": 1e-4, "margin": 1e-4}}},
-            "train_acdmd.renoise.low: 0.0001 with consistency.weight: 0.01, whose earlier time is at least 0.001",
-        ),
-        (
             {"train_rtdmd": {"validation": {"every": 121}}},
             "train_rtdmd.validation.every: 121 with epochs: 120, so that no student is ever better than stage one's;"
             " allowed: 0 to 120",

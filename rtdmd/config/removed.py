@@ -1,0 +1,27 @@
+"""Keys that params.yaml had once, and what to do about each: an old file is told so, by its own key."""
+
+from __future__ import annotations
+
+_LOSSES = "rtdmd/train/losses.py"
+_CONSTANTS = {
+    "renoise": ("0.01, 0.02 and 0.98", "RENOISE_MARGIN, RENOISE_LOW and RENOISE_HIGH", _LOSSES),
+    "weight_clamp": ("10", "WEIGHT_CLAMP", _LOSSES),
+    "consistency.delta_min": ("0.001", "SMALLEST_DELTA", _LOSSES),
+    "consistency.delta_max": ("0.2", "LARGEST_DELTA", _LOSSES),
+}
+_OF_STAGE_TWO = {"advantage_eps": ("1e-4", "ADVANTAGE_EPS", "rtdmd/train/rtdmd.py")}
+
+REMOVED: dict[str, tuple[str, str, str]] = {
+    f"{section}.{key}": found
+    for section, keys in (("train_acdmd", _CONSTANTS), ("train_rtdmd", _CONSTANTS | _OF_STAGE_TWO))
+    for key, found in keys.items()
+}
+"""Dotted key -> the public code's value, which nothing varied, the constant that has it now, and its file."""
+
+
+def removed(key: str) -> str | None:
+    """What to do about a key that was removed; None for any other."""
+    if key not in REMOVED:
+        return None
+    value, constant, file = REMOVED[key]
+    return f"{key}: no setting any more, always {value} ({constant} in {file}); delete the key"
