@@ -92,5 +92,5 @@ def test_a_file_that_is_the_users_is_not_asked_of_git() -> None:
     assert missing_file("data/prompts", PIPELINE).endswith("it belongs to the repository: `git checkout data/prompts`")
     assert missing_file("results/evaluate/metrics.json", PIPELINE).endswith("; `snakemake evaluate` makes it")
     assert missing_file("data/world/clip", PIPELINE).endswith(
-        "`git checkout data/world/clip` (`make world` makes it anew)"
+        "belongs to the repository: `git checkout data/world/clip`"
     )
