@@ -36,11 +36,6 @@ def opened(root: Path) -> Iterator[Repo]:
             yield repo
     except DvcException as error:
         raise UserError(_explained(error, root)) from error
-    except PermissionError as error:
-        raise UserError(
-            f"{error.filename}: of another user, and not shared with you; its owner runs"
-            " `chmod -R g+rwX .dvc .rtdmd .snakemake results`, and both set `umask 002`"
-        ) from error
 
 
 def cache_folder(root: Path) -> Path:
@@ -75,8 +70,6 @@ def _explained(error: Exception, root: Path) -> str:
         return f"{text}{more}; {RECOVER}"
     if "dvc.yaml" in text:
         return f"{text}{more}; mend it, or `git checkout dvc.yaml` brings the committed one"
-    if "not a git repository" in text:
-        return f"dvc: {text}; without Git: `dvc config --local core.no_scm true`, then the same command again"
     return f"dvc: {text}{more}; `dvc status` says more"
 
 

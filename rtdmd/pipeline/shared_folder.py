@@ -20,7 +20,6 @@ WRITTEN = (
     ".rtdmd",
     ".rtdmd/*",
     ".rtdmd/locks/*",
-    ".rtdmd/stale/*",
     "results",
     "results/*",
     "logs",
