@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -218,8 +218,13 @@ def sha256_large(path: Path, root: Path) -> str:
     return digest
 
 
-def sha256_files(folder: Path, names: Iterable[str], root: Path) -> str:
-    """The hash that `sha256_tree` gives a folder with these files alone."""
-    ordered = sorted(names, key=PurePosixPath)
-    lines = [f"{sha256_large(folder / name, root)}  {name}\n" for name in ordered]
+def files_hash(
+    folder: Path, names: Iterable[str], root: Path, known: Callable[[Path], str | None] = lambda path: None
+) -> str:
+    """The hash that `sha256_tree` gives a folder with these files alone. known: the digest of a file that need not be
+    read for it, None where it has to."""
+    lines = []
+    for name in sorted(names, key=PurePosixPath):
+        digest = known(folder / name) or sha256_large(folder / name, root)
+        lines.append(f"{digest}  {name}\n")
     return sha256_bytes("".join(lines).encode())

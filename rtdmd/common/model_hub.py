@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from rtdmd.config.model import ModelParams
     from rtdmd.rewards.registration import RewardParams
 
+TRANSFORMERS_FILES = (*TEXTS, "*.safetensors")
+
 
 def fetch_teacher(model: ModelParams, *, text: bool, vae: bool) -> Path:
     """The folder of a teacher of the Hub, downloaded as far as it is not here: its index, the small files of the parts
@@ -91,7 +93,7 @@ def fetch_scorer(params: RewardParams, source: str) -> Path:
 
 def _is_transformers(patterns: Iterable[str]) -> bool:
     """Whether all texts and all weights are asked for: of the weights then those that transformers would take."""
-    return {*TEXTS, "*.safetensors"} <= {*patterns}
+    return {*TRANSFORMERS_FILES} <= {*patterns}
 
 
 def _scorer_snapshot(params: RewardParams, source: str, patterns: Iterable[str]) -> Path:
@@ -118,5 +120,6 @@ def scorer_files(folder: Path, key: str, patterns: Iterable[str]) -> list[str]:
 
 def etag(path: Path) -> str | None:
     """What the Hub calls a file of its cache (of weights the sha256, of a small file Git's hash): the name of the blob
-    that the file's link leads to. None where it is no link."""
-    return path.resolve().name if path.is_symlink() else None
+    that the file's link leads to. None for any other file."""
+    target = path.resolve()
+    return target.name if path.is_symlink() and target.parent.name == "blobs" else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -64,6 +65,19 @@ def missing_file(path: str, pipeline: dict[str, StageEntry]) -> str:
         then = "put it there, or name another in prepare_prompts of params.yaml (docs/prompts.md has the public sets)"
         return f"{path}: no such file; {then}"
     return f"{path}: no such file; it belongs to the repository: `git checkout {path}`"
+
+
+def refuse_missing(root: Path, paths: Iterable[str], pipeline: dict[str, StageEntry]) -> None:
+    """UserError where a dependency is not there, or has a link to a folder in it: neither engine looks into that."""
+    for path in paths:
+        if not (root / path).exists():
+            raise UserError(missing_file(path, pipeline))
+        for inner in sorted((root / path).rglob("*")):
+            if inner.is_symlink() and inner.is_dir():
+                raise UserError(
+                    f"{inner} is a link to a folder, and neither engine would see a change in it; link each of its"
+                    " files, or move the folder here"
+                )
 
 
 def covers(declared: str, path: str) -> bool:

@@ -19,12 +19,12 @@ from typing import Any
 
 from dvc.dependency.param import ParamsDependency
 
-from rtdmd.common.errors import UserError
 from rtdmd.common.files import tree_files
 from rtdmd.config import Params
 from rtdmd.pipeline.dvc_cache import refuse_truncated
 from rtdmd.pipeline.dvc_repo import opened
-from rtdmd.pipeline.dvc_yaml import missing_file, params_values, read_pipeline
+from rtdmd.pipeline.dvc_yaml import params_values, read_pipeline, refuse_missing
+from rtdmd.pipeline.model_inputs import is_group, set_links
 from rtdmd.pipeline.provenance import refuse_unreadable
 from rtdmd.pipeline.shared_folder import refuse_unwritable
 
@@ -51,20 +51,21 @@ def load_jobs(params: Params, root: Path = Path(".")) -> dict[str, Job]:
     that no stage makes is missing, or DVC's cache holds less than `dvc.lock` says."""
     refuse_unreadable(root)
     refuse_unwritable(root)
-    _refuse_missing(root)
+    _refuse_missing(root, params)
     refuse_truncated(root)
     tree = params.model_dump(mode="json")
     with opened(root) as repo:
         return {stage.name: _job(stage, tree, root.resolve()) for stage in repo.index.stages if stage.name}
 
 
-def _refuse_missing(root: Path) -> None:
+def _refuse_missing(root: Path, params: Params) -> None:
     """Snakemake takes the results of a stage whose input is gone as given, and runs what it can behind it."""
     pipeline = read_pipeline(root)
     made = {path for stage in pipeline.values() for path in stage.outs}
-    for path in (path for stage in pipeline.values() for path in stage.deps):
-        if path not in made and not (root / path).exists():
-            raise UserError(missing_file(path, pipeline))
+    read = dict.fromkeys(path for stage in pipeline.values() for path in stage.deps if path not in made)
+    if any(is_group(path) for path in read):
+        set_links(root, params)
+    refuse_missing(root, read, pipeline)
 
 
 def _job(stage: Any, tree: dict[str, Any], root: Path) -> Job:

@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import rtdmd
@@ -29,7 +29,8 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.files import fsync_path, sha256_tree, write_json
 from rtdmd.config import Params, load_params
 from rtdmd.pipeline.dvc_cache import refuse_damaged
-from rtdmd.pipeline.dvc_yaml import StageEntry, covers, missing_file, params_values, read_pipeline
+from rtdmd.pipeline.dvc_yaml import StageEntry, covers, missing_file, params_values, read_pipeline, refuse_missing
+from rtdmd.pipeline.model_inputs import hash_models, is_group, require_pins, set_links
 from rtdmd.pipeline.provenance import hash_of, package_versions
 from rtdmd.pipeline.signals import held
 
@@ -45,7 +46,7 @@ class Stage:
     params: Params
     entry: StageEntry
     values: dict[str, Any]  # dotted key -> value, of the declared params
-    inputs: dict[str, str]  # declared dependency -> SHA-256
+    inputs: dict[str, str]  # declared dependency, or model that params.yaml names -> SHA-256
     run_dir: Path  # persistent, for resuming; not an output
     _pipeline: dict[str, StageEntry] = field(repr=False)
     _partial: Path = field(repr=False)
@@ -95,7 +96,7 @@ def open_stage(name: str, root: Path = Path(".")) -> Iterator[Stage]:
     entry = pipeline[name]
     params = load_params(root / "params.yaml")
     values = params_values(params.model_dump(mode="json"), entry.params)
-    inputs = _hash_inputs(root, entry, pipeline)
+    inputs = _hash_inputs(root, entry, pipeline, params)
     with _only_one(root, name), _partial_folder(root / "results" / name) as partial:
         run_dir = _run_dir(root, name, values, inputs)
         stage = Stage(name, root, params, entry, values, inputs, run_dir, pipeline, partial)
@@ -105,12 +106,26 @@ def open_stage(name: str, root: Path = Path(".")) -> Iterator[Stage]:
             _put_in_place(stage)
 
 
-def _hash_inputs(root: Path, entry: StageEntry, pipeline: dict[str, StageEntry]) -> dict[str, str]:
-    for dep in entry.deps:
-        if not (root / dep).exists():
-            raise UserError(missing_file(dep, pipeline))
+def _hash_inputs(root: Path, entry: StageEntry, pipeline: dict[str, StageEntry], params: Params) -> dict[str, str]:
+    """Hash of every declared dependency, and of the models that params.yaml names where the stage reads them."""
+    groups = [dep for dep in entry.deps if is_group(dep)]
+    if groups:
+        require_pins(params)
+        set_links(root, params)
+    refuse_missing(root, entry.deps, pipeline)
     refuse_damaged(root, entry.deps)
-    return {dep: sha256_tree(root / dep) for dep in entry.deps}
+    return stage_inputs(root, entry, params)
+
+
+def stage_inputs(root: Path, entry: StageEntry, params: Params) -> dict[str, str]:
+    """SHA-256 by dependency as resolved.json has them: a folder of links stands for the models that it leads to."""
+    inputs: dict[str, str] = {}
+    for dep in entry.deps:
+        if is_group(dep):
+            inputs |= hash_models(root, params, PurePosixPath(dep).name)
+        else:
+            inputs[dep] = sha256_tree(root / dep)
+    return inputs
 
 
 def _run_dir(root: Path, name: str, values: dict[str, Any], inputs: dict[str, str]) -> Path:
@@ -177,8 +192,9 @@ def _check_unchanged(stage: Stage) -> None:
         raise UserError(
             f"params.yaml changed during the run ({', '.join(changed)}); nothing was written, run {stage.name} again"
         )
+    here = stage_inputs(stage.root, stage.entry, stage.params)
     for dep, digest in stage.inputs.items():
-        if sha256_tree(stage.root / dep) != digest:
+        if here[dep] != digest:
             raise UserError(f"{dep} changed during the run; nothing was written, run {stage.name} again")
 
 

@@ -22,11 +22,13 @@ from rtdmd.common.parsing import read_text
 from rtdmd.config.load import COMPLETE, read_sections
 from rtdmd.pipeline.dvc_repo import LOCK, read_record
 from rtdmd.pipeline.dvc_yaml import read_pipeline
+from rtdmd.pipeline.model_inputs import folders_here
 from rtdmd.pipeline.provenance import hash_of
 from rtdmd.publish.escape import printable
 
 Hasher = Callable[[Path], str]
 _NOTHING = "nothing"
+_PINNED = re.compile(r"[^@]+@[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -123,12 +125,14 @@ def differences(root: Path, steps: Sequence[Step], hasher: Hasher = md5_like_dvc
     finds.
     """
     here = flat(_params_file(root))
-    hashes: dict[str, str] = {}
+    hashes = folders_here(root) if hasher is sha256_here else {}
     named: set[str] = set()
     for step in steps:
         yield from _of_declaration(root, step)
         yield from _of_params(step, here)
         for path, digest in [*step.inputs.items(), *step.outputs.items()]:
+            if _PINNED.fullmatch(path):  # a model of the Hub, which the settings name with its commit
+                continue
             if path not in hashes:
                 hashes[path] = _hash(path, root, hasher)
             if hashes[path] != digest and path not in named:

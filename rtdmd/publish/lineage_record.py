@@ -69,8 +69,12 @@ def _scorers(settings: Mapping[str, Any], inputs: Mapping[str, str], identities:
 
 
 def _source(name: str, revision: str | None, inputs: Mapping[str, str]) -> dict[str, str | None]:
-    """A model by its Hub commit, or by the hash of the local folder that was an input."""
-    return {"name": name, "revision": revision, "sha256": inputs.get(name)}
+    """A model by its Hub commit, if it has one, and by the hash of the files that were an input."""
+    return {
+        "name": name,
+        "revision": revision,
+        "sha256": inputs.get(name if revision is None else f"{name}@{revision}"),
+    }
 
 
 def weights_metadata(record: Mapping[str, Any]) -> dict[str, str]:

@@ -53,4 +53,4 @@ def build(stage: Stage) -> str:
 def _sources(stage: Stage, resolved: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Code and data behind the page; no results, so that the page is the same in the commit that holds them."""
     paths = {*stage.entry.deps, *(path for values in resolved.values() for path in values["inputs"])}
-    return sorted(path for path in paths if not covers("results", path))
+    return sorted(path for path in paths if covers(".", path) and not covers("results", path))

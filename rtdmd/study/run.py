@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import read_json, sha256_tree, write_json
+from rtdmd.common.files import read_json, write_json
 from rtdmd.config import Params
 from rtdmd.pipeline.dvc_yaml import params_values, read_pipeline
 from rtdmd.pipeline.provenance import hash_of
+from rtdmd.pipeline.stage import stage_inputs
 from rtdmd.plan.budget import cost, stage_one_iteration, stage_two_epoch
 from rtdmd.report.sections import read_curves
 from rtdmd.study.history import LAST, chosen_epoch, judge_over_time, last_epoch, lay_last
@@ -61,7 +62,7 @@ def is_current(folder: Path, params: Params, stage: str) -> bool:
     wanted: dict[str, Any] = params_values(params.model_dump(mode="json"), entry.params)
     found = read_json(path)
     there = found["params"] == wanted and all((folder / out).is_file() for out in entry.outs)
-    return there and all(found["inputs"].get(dep) == sha256_tree(folder / dep) for dep in entry.deps)
+    return there and found["inputs"] == stage_inputs(folder, entry, params)
 
 
 def code_of(folder: Path, kind: str) -> str:

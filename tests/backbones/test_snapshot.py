@@ -15,7 +15,7 @@ from huggingface_hub import errors
 from rtdmd.backbones.snapshot import teacher_folder, text_identity
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import sha256_file, sha256_tree
-from rtdmd.common.model_files import sha256_files, teacher_files
+from rtdmd.common.model_files import files_hash, teacher_files
 from rtdmd.config import ModelParams, preset
 
 COMMIT = "b1148b4028b9ec56ebd36444c193d56aeff7ab56"
@@ -135,7 +135,7 @@ def test_the_files_of_a_folder_are_those_of_its_indexes(tiny_teacher: Path, tmp_
     names = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()} - {*BESIDE}
     assert set(teacher_files(source)) == names
     whole = teacher_files(tiny_teacher)
-    assert sha256_files(tiny_teacher, whole, tmp_path) == sha256_tree(tiny_teacher)
+    assert files_hash(tiny_teacher, whole, tmp_path) == sha256_tree(tiny_teacher)
 
 
 def test_text_identity_changes_with_the_text_parts_alone(tiny_teacher: Path, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ HARNESS = {
     "rtdmd/common/discovery.py",
     "rtdmd/common/progress.py",
     "rtdmd/common/section.py",
+    "rtdmd/pipeline/model_inputs.py",
     "rtdmd/pipeline/provenance.py",
     "rtdmd/pipeline/signals.py",
     "rtdmd/pipeline/stage.py",

@@ -1,0 +1,193 @@
+"""The models that params.yaml names, as inputs of the stages that read them.
+
+Which folders a stage reads depends on parameters, so `dvc.yaml` cannot list them: it lists `inputs/<group>`, a folder
+of links to exactly the files that are read. DVC and Snakemake follow the links, so one changed byte of any file makes
+both name the stages. Beside the links `named.json` says which models they are, in the parameters' own words; it alone
+stands for a model of the Hub, whose commit is pinned. The links are set when a stage starts and when Snakemake does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import json_text, write_atomic
+from rtdmd.common.model_files import check_files, files_hash, teacher_files
+from rtdmd.common.model_hub import TRANSFORMERS_FILES, etag, fetch_scorer, fetch_teacher, scorer_files
+from rtdmd.config import Params, load_params
+from rtdmd.config.pins import require_pin
+
+if TYPE_CHECKING:
+    from rtdmd.rewards.registration import RewardParams
+
+FOLDER = "inputs"
+NAMED = "named.json"
+SCORED = ("train_rtdmd", "evaluate")  # sections that have rewards, and groups of their own
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """A model that params.yaml names: the group of stages that read it, its place among their links, its setting."""
+
+    group: str
+    place: str
+    key: str
+    name: str  # folder or Hub id, as it is written
+    pin: str  # the setting of its commit
+    revision: str | None  # of a Hub id
+    reward: RewardParams | None = None
+
+    @property
+    def label(self) -> str:
+        """What resolved.json calls it: the folder, or the Hub id with its commit."""
+        return self.name if self.revision is None else f"{self.name}@{self.revision}"
+
+    def files(self, folder: Path) -> list[str]:
+        """Names of the files of ``folder`` that are read. UserError where one of them is missing."""
+        if self.group == "teacher":
+            return teacher_files(folder, self.key)
+        field = self.place.partition(".")[2]
+        patterns = TRANSFORMERS_FILES if self.reward is None else self.reward.sources[field].files
+        return scorer_files(folder, self.key, patterns)
+
+
+def model_inputs(params: Params, group: str | None = None) -> Iterator[ModelInput]:
+    """The models of params.yaml, of one ``group`` or all; a scorer behind a socket reads its own."""
+    model = params.model
+    if group in (None, "teacher"):
+        yield ModelInput("teacher", "teacher", "model.teacher", model.teacher, "model.revision", model.revision)
+    for section in SCORED:
+        if group not in (None, section):
+            continue
+        for reward in getattr(params, section).rewards:
+            if reward.socket is None:
+                yield from _of_reward(section, reward)
+    features = params.evaluate.features_model
+    if group in (None, "evaluate") and features is not None:
+        yield ModelInput("evaluate", "features_model", "evaluate.features_model", features, "", None)
+
+
+def _of_reward(section: str, reward: RewardParams) -> Iterator[ModelInput]:
+    for field, source in reward.sources.items():
+        name = getattr(reward, field)
+        if name is None:
+            continue
+        revision = getattr(reward, source.pin) if reward.is_hub_id(field) else None
+        key = f"{section}.rewards: {reward.name}"
+        place = f"{reward.name}.{field}"
+        yield ModelInput(section, place, f"{key}: {field}", name, f"{key}: {source.pin}", revision, reward)
+
+
+def is_group(dep: str) -> bool:
+    """Whether a dependency of `dvc.yaml` is a folder of links to models."""
+    return PurePosixPath(dep).parts[0] == FOLDER
+
+
+def require_pins(params: Params) -> None:
+    """UserError where the commit of any model is still the placeholder: what a later stage would refuse hours from
+    now."""
+    for model in model_inputs(params):
+        if model.revision is not None:
+            require_pin(model.pin, model.name, model.revision)
+
+
+def set_links(root: Path, params: Params) -> None:
+    """Make the folders of links in ``root`` say what params.yaml names. UserError where a folder or a file of it is
+    missing; nothing that is no link of ours is removed."""
+    wanted: dict[str, dict[str, Path | str]] = {group: {} for group in ("teacher", *SCORED)}
+    named: dict[str, dict[str, dict[str, str | None]]] = {group: {} for group in wanted}
+    for model in model_inputs(params):
+        named[model.group][model.key] = {"name": model.name, "revision": model.revision}
+        if model.revision is None:
+            for file in model.files(_local(root, model)):
+                wanted[model.group][f"{model.place}/{file}"] = root / model.name / file
+    for group, links in wanted.items():
+        _set_group(root, root / FOLDER / group, links | {NAMED: json_text(named[group])})
+
+
+def _local(root: Path, model: ModelInput) -> Path:
+    folder = root / model.name
+    if not folder.is_dir():
+        raise UserError(
+            f"{model.key}: there is no folder {folder}; correct the path, or name a Hub id and its revision"
+            f"{' (`git checkout data/world` brings it back)' if model.name.startswith('data/world/') else ''}"
+        )
+    return folder
+
+
+def _set_group(root: Path, folder: Path, wanted: dict[str, Path | str]) -> None:
+    """Write what differs, remove the links that are not wanted, then the folders that are empty."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(folder.rglob("*"), reverse=True):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            if name not in wanted:
+                path.unlink()
+        elif path.is_dir():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif name != NAMED:
+            raise UserError(f"{path} is no link; {FOLDER}/ is kept by the stages: move that file elsewhere")
+    for name, what in wanted.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(what, str):
+            if not path.is_file() or path.read_text(encoding="utf-8") != what:
+                write_atomic(path, what)
+        else:
+            _link(root, path, what)
+
+
+def _link(root: Path, path: Path, target: Path) -> None:
+    """A link at ``path``, relative where the target is written as a path inside ``root``."""
+    inside = Path(os.path.relpath(target, root)).parts[0] != ".."
+    text = os.path.relpath(target, path.parent) if inside else str(target.absolute())
+    if path.is_symlink() and str(path.readlink()) == text:
+        return
+    new = path.with_name(f".{path.name}.new-{os.getpid()}")
+    new.unlink(missing_ok=True)
+    new.symlink_to(text)
+    new.replace(path)
+
+
+def hash_models(root: Path, params: Params, group: str) -> dict[str, str]:
+    """Hash by label of the models of a ``group``: of a folder, the hash of the files that are read; of a Hub
+    repository, downloaded first, that of what the Hub calls them (sha256 of weights), so that nothing large is read.
+    UserError where a file is missing or damaged.
+    """
+    folders: dict[str, Path] = {}
+    files: dict[str, set[str]] = {}
+    for model in model_inputs(params, group):
+        folder = _fetched(model, params) if model.revision is not None else _local(root, model)
+        names = model.files(folder)
+        check_files(folder, names, model.key)
+        folders[model.label] = folder
+        files.setdefault(model.label, set()).update(names)
+    return {label: files_hash(folder, files[label], root, etag) for label, folder in folders.items()}
+
+
+def _fetched(model: ModelInput, params: Params) -> Path:
+    if model.reward is None:
+        return fetch_teacher(params.model, text=True, vae=True)
+    return fetch_scorer(model.reward, model.place.partition(".")[2])
+
+
+def folders_here(root: Path) -> dict[str, str]:
+    """Hash by name of the local models that ``root/params.yaml`` names, as resolved.json has them; those that are
+    missing or damaged are left out."""
+    if not (root / "params.yaml").is_file():
+        return {}
+    params = load_params(root / "params.yaml")
+    found: dict[str, str] = {}
+    for group in ("teacher", *SCORED):
+        if any(model.revision is not None for model in model_inputs(params, group)):
+            continue  # pinned by a commit: nothing is fetched to tell
+        try:
+            found |= hash_models(root, params, group)
+        except UserError:  # whoever asks compares, and finds nothing to compare with
+            continue
+    return found
