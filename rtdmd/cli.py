@@ -129,7 +129,11 @@ def _add_world(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _add_params(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     params = commands.add_parser("params", help="print a complete params.yaml, or check the one here")
-    params.add_argument("preset", choices=(*PRESETS, "check"), help="what to print; check: test ./params.yaml")
+    params.add_argument(
+        "preset",
+        choices=(*PRESETS, "check"),
+        help="what to print; check: test ./params.yaml and the models that it names",
+    )
     apart = params.add_mutually_exclusive_group()
     apart.add_argument("--recipe", choices=("published", "corrected"), help="with train_rtdmd as a recipe has it")
     apart.add_argument("--method", help="with one method's settings (`rtdmd methods` lists them)")
@@ -143,7 +147,9 @@ def _params(arguments: argparse.Namespace) -> int:
     from rtdmd.config.render import params_text
 
     if arguments.preset == "check":
-        load_params()
+        from rtdmd.pipeline.model_inputs import check_local
+
+        check_local(Path("."), load_params())
         return 0
     origin, changes = f"rtdmd params {arguments.preset}", None
     if arguments.recipe is not None:

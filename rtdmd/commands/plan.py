@@ -6,7 +6,7 @@
     rtdmd plan --set adapter.rank=64            with another setting, as often as needed
     rtdmd plan --measure                        run both training stages here for a few updates and compare
 
-No weights are read, but for --measure.
+No weights are read, but for --measure; that those of local models are there is looked at.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ def run(arguments: argparse.Namespace) -> None:
     params = preset(arguments.preset) if arguments.preset else load_params(arguments.params)
     for setting in arguments.settings:
         params = validate(merged(params.model_dump(mode="json"), changes_of(setting)), f"--set {setting}")
+    if not arguments.preset:
+        from rtdmd.pipeline.model_inputs import check_local
+
+        check_local(Path("."), params)
     if arguments.measure:
         print(tool("plan_measure", "plan --measure").measured_table(params))
         return

@@ -95,6 +95,15 @@ def require_pins(params: Params) -> None:
             require_pin(model.pin, model.name, model.revision)
 
 
+def check_local(root: Path, params: Params) -> None:
+    """UserError where a file of any local model that params.yaml names is missing or damaged, as far as its header
+    tells: what another stage would find hours from now."""
+    for model in model_inputs(params):
+        if model.revision is None:
+            folder = _local(root, model)
+            check_files(folder, model.files(folder), model.key)
+
+
 def set_links(root: Path, params: Params) -> None:
     """Make the folders of links in ``root`` say what params.yaml names. UserError where a folder or a file of it is
     missing; nothing that is no link of ours is removed."""

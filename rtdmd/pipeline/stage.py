@@ -30,7 +30,7 @@ from rtdmd.common.files import fsync_path, sha256_tree, write_json
 from rtdmd.config import Params, load_params
 from rtdmd.pipeline.dvc_cache import refuse_damaged
 from rtdmd.pipeline.dvc_yaml import StageEntry, covers, missing_file, params_values, read_pipeline, refuse_missing
-from rtdmd.pipeline.model_inputs import hash_models, is_group, require_pins, set_links
+from rtdmd.pipeline.model_inputs import check_local, hash_models, is_group, require_pins, set_links
 from rtdmd.pipeline.provenance import hash_of, package_versions
 from rtdmd.pipeline.signals import held
 
@@ -111,6 +111,7 @@ def _hash_inputs(root: Path, entry: StageEntry, pipeline: dict[str, StageEntry],
     groups = [dep for dep in entry.deps if is_group(dep)]
     if groups:
         require_pins(params)
+        check_local(root, params)
         set_links(root, params)
     refuse_missing(root, entry.deps, pipeline)
     refuse_damaged(root, entry.deps)

@@ -18,6 +18,7 @@ from torch import nn
 from rtdmd.backbones import Conditioning, PipelineBackbone, family_module
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json
+from rtdmd.common.model_files import INDEX, bring_back, model_index, parts_of
 from rtdmd.common.torch_setup import DTYPES, quiet_imports
 from rtdmd.plan.published import TEACHERS
 from rtdmd.plan.tally import META, empty
@@ -31,8 +32,8 @@ TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 def part_configs(model: ModelParams, root: Path = Path(".")) -> dict[str, dict[str, Any]]:
     """config.json of the transformer, the decoder and the text encoders there are, by folder.
 
-    UserError where the folder lacks the transformer's or the decoder's, and for a Hub id that is neither recorded nor
-    on this machine.
+    UserError where a local folder lacks one that its index names, and for a Hub id that is neither recorded nor on this
+    machine.
     """
     names = ("transformer", "vae", *TEXT_PARTS)
     if model.is_hub_id:
@@ -41,7 +42,11 @@ def part_configs(model: ModelParams, root: Path = Path(".")) -> dict[str, dict[s
         paths = {name: root / model.teacher / name / "config.json" for name in names}
     there = {name: path for name, path in paths.items() if path is not None and path.is_file()}
     found = {name: read_json(path, "see model.teacher in params.yaml") for name, path in there.items()}
-    if "transformer" in found and "vae" in found:
+    index = _cached(model, INDEX) if model.is_hub_id else root / model.teacher / INDEX
+    named = set(parts_of(model_index(index.parent), index.parent)) if index is not None and index.is_file() else set()
+    lacking = sorted({"transformer", "vae", *(named & {*names})} - found.keys())
+    if not lacking:
+        refuse_foreign(model, found)
         return found
     if model.teacher in TEACHERS:
         return TEACHERS[model.teacher]
@@ -51,7 +56,22 @@ def part_configs(model: ModelParams, root: Path = Path(".")) -> dict[str, dict[s
             f"model.teacher: the shapes of {model.teacher} are not known here; run `rtdmd cache_teacher` once, which"
             f" downloads it, or name a local folder or one of {known}"
         )
-    raise UserError(f"model.teacher: {root / model.teacher} has no transformer/config.json and vae/config.json")
+    configs = " and ".join(f"{name}/config.json" for name in lacking)
+    raise UserError(f"model.teacher: {root / model.teacher} has no {configs}; {bring_back(root / model.teacher)}")
+
+
+def refuse_foreign(model: ModelParams, configs: Mapping[str, dict[str, Any]]) -> None:
+    """UserError where a configuration names a class that the family's pipeline does not have for the part: names that
+    come from a file are compared, and what they name is not looked for elsewhere."""
+    kinds = import_module(FAMILIES[model.family]).PIPELINE._get_signature_types()
+    for part, config in configs.items():
+        name = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
+        allowed = [kind.__name__ for kind in kinds.get(part, ())]
+        if name not in allowed:
+            raise UserError(
+                f"model.teacher: {model.teacher}: {part}/config.json is of a {name}; {model.family} allows"
+                f" {' or '.join(allowed) or 'no such part'}"
+            )
 
 
 def _cached(model: ModelParams, name: str) -> Path | None:
