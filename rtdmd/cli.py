@@ -149,7 +149,7 @@ def _params(arguments: argparse.Namespace) -> int:
     if arguments.preset == "check":
         from rtdmd.pipeline.model_inputs import check_local
 
-        check_local(Path("."), load_params())
+        check_local(Path("."), load_params(), to_come=True)
         return 0
     origin, changes = f"rtdmd params {arguments.preset}", None
     if arguments.recipe is not None:

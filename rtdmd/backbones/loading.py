@@ -28,6 +28,7 @@ from rtdmd.common.torch_setup import quiet_loading
 
 KEY = "model.teacher"
 DIFFUSERS_STEM = "diffusion_pytorch_model"
+LONGEST = 100_000  # tokens; transformers writes 1e30 where a tokenizer does not say
 COUNTERS = ("position_ids",)  # 0, 1, 2, ...: older files carry them, the models make their own
 
 
@@ -69,9 +70,13 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
     place = folder / part
     if not issubclass(kind, nn.Module):
         try:
-            return kind.from_pretrained(place, local_files_only=True)
+            found = kind.from_pretrained(place, local_files_only=True)
         except FOREIGN as error:
             raise _damaged(place, error) from error
+        if kind.__name__.startswith("CLIP") and found.model_max_length > LONGEST:  # the pipelines cut at this length
+            path = place / "tokenizer_config.json"
+            raise UserError(f"{KEY}: {path} is missing, or has no model_max_length; {bring_back(path)}")
+        return found
     if kind.__module__.startswith("transformers."):
         return pretrained_exactly(kind, place, KEY, dtype, ignored=COUNTERS)
     check_model(kind, place)

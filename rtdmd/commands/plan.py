@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.preset:
         from rtdmd.pipeline.model_inputs import check_local
 
-        check_local(Path("."), params)
+        check_local(Path("."), params, to_come=True)
     if arguments.measure:
         print(tool("plan_measure", "plan --measure").measured_table(params))
         return

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import json_text, write_atomic
-from rtdmd.common.model_files import check_files, files_hash, teacher_files
+from rtdmd.common.model_files import WORLD_FOLDER, check_files, files_hash, teacher_files
 from rtdmd.common.model_hub import TRANSFORMERS_FILES, etag, fetch_scorer, fetch_teacher, scorer_files
 from rtdmd.config import Params, load_params
 from rtdmd.config.pins import require_pin
@@ -95,23 +95,32 @@ def require_pins(params: Params) -> None:
             require_pin(model.pin, model.name, model.revision)
 
 
-def check_local(root: Path, params: Params) -> None:
+def check_local(root: Path, params: Params, to_come: bool = False) -> None:
     """UserError where a file of any local model that params.yaml names is missing or damaged, as far as its header
-    tells: what another stage would find hours from now."""
+    tells: what another stage would find hours from now. to_come: as in `set_links`."""
     for model in model_inputs(params):
-        if model.revision is None:
+        if model.revision is None and not (to_come and _is_to_come(root, model)):
             folder = _local(root, model)
             check_files(folder, model.files(folder), model.key)
 
 
-def set_links(root: Path, params: Params) -> None:
+def _is_to_come(root: Path, model: ModelInput) -> bool:
+    """Whether a scorer's folder is not there yet: the presets name places where their user will put it."""
+    return model.group != "teacher" and not model.name.startswith(WORLD_FOLDER) and not (root / model.name).exists()
+
+
+def set_links(root: Path, params: Params, to_come: bool = False) -> None:
     """Make the folders of links in ``root`` say what params.yaml names. UserError where a folder or a file of it is
-    missing; nothing that is no link of ours is removed."""
+    missing; nothing that is no link of ours is removed.
+
+    to_come: let a scorer's folder be missing as a whole, for a look at a preset before its folders are filled; the
+    first stage that reads a model refuses it.
+    """
     wanted: dict[str, dict[str, Path | str]] = {group: {} for group in ("teacher", *SCORED)}
     named: dict[str, dict[str, dict[str, str | None]]] = {group: {} for group in wanted}
     for model in model_inputs(params):
         named[model.group][model.key] = {"name": model.name, "revision": model.revision}
-        if model.revision is None:
+        if model.revision is None and not (to_come and _is_to_come(root, model)):
             for file in model.files(_local(root, model)):
                 wanted[model.group][f"{model.place}/{file}"] = root / model.name / file
     for group, links in wanted.items():
@@ -123,7 +132,7 @@ def _local(root: Path, model: ModelInput) -> Path:
     if not folder.is_dir():
         raise UserError(
             f"{model.key}: there is no folder {folder}; correct the path, or name a Hub id and its revision"
-            f"{' (`git checkout data/world` brings it back)' if model.name.startswith('data/world/') else ''}"
+            f"{f' (`git checkout {WORLD_FOLDER}` brings it back)' if model.name.startswith(WORLD_FOLDER) else ''}"
         )
     return folder
 
@@ -190,7 +199,10 @@ def folders_here(root: Path) -> dict[str, str]:
     missing or damaged are left out."""
     if not (root / "params.yaml").is_file():
         return {}
-    params = load_params(root / "params.yaml")
+    try:
+        params = load_params(root / "params.yaml")
+    except UserError:  # of another version: nothing to compare with
+        return {}
     found: dict[str, str] = {}
     for group in ("teacher", *SCORED):
         if any(model.revision is not None for model in model_inputs(params, group)):
