@@ -125,9 +125,13 @@ def each(name: str, make: Callable[[Path], None], says: dict[str, str], mend: st
 
 GIT_PARAMS, GIT_DATA, RECOVER = "git checkout params.yaml", "git checkout data/world", "rtdmd recover"
 FAULTS = [
-    *each("teacher missing", _remove(TEACHER), {DVC: TEACHER, SNAKEMAKE: TEACHER}, GIT_DATA),
+    *each("teacher missing", _remove(TEACHER), {DVC: "inputs/teacher", SNAKEMAKE: TEACHER}, GIT_DATA),
     Fault(
-        "teacher truncated", _cut(f"{TEACHER}/{BASE}"), "rtdmd train_acdmd", f"rtdmd: {TEACHER}", f"{GIT_DATA} && {DVC}"
+        "teacher truncated",
+        _cut(f"{TEACHER}/{BASE}"),
+        "rtdmd train_acdmd",
+        f"rtdmd: model.teacher: {TEACHER}",
+        f"{GIT_DATA} && {DVC}",
     ),
     *each(
         "params.yaml is no YAML",
