@@ -24,6 +24,7 @@ FOREIGN = (
     ArithmeticError,
     AssertionError,
     AttributeError,
+    EOFError,
     ImportError,
     LookupError,
     OSError,

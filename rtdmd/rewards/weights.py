@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import check_archive, load_tensors, sha256_file
+from rtdmd.common.model_files import bring_back, tensor_headers
 from rtdmd.common.model_hub import fetch_scorer
 from rtdmd.common.parsing import first_line
-from rtdmd.common.pretrained import few, pretrained_exactly
+from rtdmd.common.pretrained import FOREIGN, few, pretrained_exactly
 from rtdmd.common.torch_setup import quiet_loading
 
 if TYPE_CHECKING:
@@ -67,16 +68,23 @@ def read_weights(path: Path, key: str = "") -> dict[str, Tensor]:
     in front) where the file is damaged, holds more than tensors or none.
     """
     prefix = f"{key}: " if key else ""
+    if path.suffix == ".safetensors":
+        tensor_headers(path, key or "weights")  # says what brings a damaged one back
+        return load_tensors(path)[0]
     try:
-        if path.suffix == ".safetensors":
-            return load_tensors(path)[0]
         if zipfile.is_zipfile(path):  # older files of torch.save are none, and have no checksums
             check_archive(path)
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except UserError as error:
-        raise UserError(f"{prefix}{error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{prefix}{path} cannot be read as plain tensors ({first_line(error)})") from error
+        raise UserError(f"{prefix}{error}; {bring_back(path)}") from error
+    except pickle.UnpicklingError as error:  # torch's own advice, to read it without the guard, runs what is in it
+        raise UserError(
+            f"{prefix}{path} cannot be read as plain tensors: it is damaged, or holds objects that would run code, and"
+            f" these are never loaded; {bring_back(path)}"
+        ) from error
+    except FOREIGN as error:
+        why = first_line(error)
+        raise UserError(f"{prefix}{path} cannot be read as plain tensors ({why}); {bring_back(path)}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]

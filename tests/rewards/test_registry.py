@@ -109,14 +109,17 @@ def test_weights_files_that_are_none_are_errors(tmp_path: Path) -> None:
     torch.save({"model": {"a": torch.ones(2)}}, tmp_path / "wrapped.pt")
     (tmp_path / "broken.pt").write_bytes(b"PK\x03\x04 cut short")
     (tmp_path / "broken.safetensors").write_bytes(b"\x10")
+    torch.save({"a": Path("x")}, tmp_path / "code.pt")
     assert list(weights.read_weights(tmp_path / "wrapped.pt")) == ["a"]
     with pytest.raises(UserError, match=r"here: .*list\.pt does not hold named tensors"):
         weights.read_weights(tmp_path / "list.pt", "here")
     for name, says in (
         ("broken.pt", "cannot be read as plain tensors"),
-        ("broken.safetensors", "no whole safetensors"),
+        ("broken.safetensors", r"is damaged \(no safetensors header in 1 bytes\); it lies outside this repository"),
+        ("code.pt", "never loaded; it lies outside this repository: copy or download it there again"),
     ):
-        with pytest.raises(UserError, match=f"^here: .*{name}.* {says}"):
+        with pytest.raises(UserError, match=f"^here: .*{name}.* {says}") as refusal:
             weights.read_weights(tmp_path / name, "here")
-    with pytest.raises(UserError, match=r"here: .* has 3 files \*\.pt, which of them"):
+        assert "weights_only" not in str(refusal.value)
+    with pytest.raises(UserError, match=r"here: .* has 4 files \*\.pt, which of them"):
         weights.file_in(tmp_path, "here", "none.bin", "*.pt")
