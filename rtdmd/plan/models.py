@@ -63,7 +63,7 @@ def part_configs(model: ModelParams, root: Path = Path(".")) -> dict[str, dict[s
 def refuse_foreign(model: ModelParams, configs: Mapping[str, dict[str, Any]]) -> None:
     """UserError where a configuration names a class that the family's pipeline does not have for the part: names that
     come from a file are compared, and what they name is not looked for elsewhere."""
-    kinds = import_module(FAMILIES[model.family]).PIPELINE._get_signature_types()
+    kinds = family_module(model.family).PIPELINE._get_signature_types()
     for part, config in configs.items():
         name = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
         allowed = [kind.__name__ for kind in kinds.get(part, ())]
