@@ -20,9 +20,9 @@ from pathlib import Path
 
 from rtdmd import __version__
 from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.common.signals import REQUEUE, Stopped, caught
 from rtdmd.pipeline.dvc_yaml import read_pipeline
 from rtdmd.pipeline.shared_folder import REMEDY
-from rtdmd.pipeline.signals import REQUEUE, Stopped, caught
 
 _ABOUT = """Few-step text-to-image generators: distilled (AC-DMD), then reinforced (RTDMD).
 

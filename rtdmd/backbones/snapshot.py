@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rtdmd.backbones.hub import fetch_teacher
 from rtdmd.common.errors import UserError
 from rtdmd.common.model_files import INDEX, model_index, sha256_large, teacher_files
-from rtdmd.common.model_hub import fetch_teacher
 
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams

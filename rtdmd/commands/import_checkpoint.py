@@ -25,13 +25,13 @@ from typing import Any
 from rtdmd.backbones import Backbone
 from rtdmd.backbones.sampling import Velocity
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import save_tensors, sha256_tree, write_json
+from rtdmd.common.escape import printable
+from rtdmd.common.files import hash_of, save_tensors, sha256_tree, write_json
 from rtdmd.common.torch_setup import configure
 from rtdmd.config import ModelParams, Params, load_params
-from rtdmd.pipeline.provenance import hash_of, package_versions
+from rtdmd.pipeline.provenance import package_versions
 from rtdmd.publish.adapter_file import read_adapter
 from rtdmd.publish.compose import Adapter
-from rtdmd.publish.escape import printable
 from rtdmd.publish.export_folder import PROVENANCE, Source, check_forms, finish, make_weights
 from rtdmd.publish.gate import table
 from rtdmd.publish.known_bases import check_base

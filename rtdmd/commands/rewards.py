@@ -83,8 +83,8 @@ def record(params: Params, file: Path | None) -> None:
 
 def serve(params: Params, name: str) -> None:
     """Load the entry's scorer here and answer on its socket until interrupted."""
+    from rtdmd.common.signals import Stopped, caught
     from rtdmd.common.torch_setup import configure
-    from rtdmd.pipeline.signals import Stopped, caught
     from rtdmd.rewards.registry import load_here
     from rtdmd.rewards.remote import socket_path
     from rtdmd.rewards.server import RewardServer, make_room

@@ -22,13 +22,13 @@ from rtdmd.backbones import Conditioning, load_backbone
 from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.backbones.sampling import ImageNoise, sample
 from rtdmd.common.errors import UserError
+from rtdmd.common.escape import printable
 from rtdmd.common.images import grid, save_png
 from rtdmd.common.torch_setup import configure
+from rtdmd.conditioning.text_cache import NULL_PROMPT, TextCache
 from rtdmd.config import ModelParams, Params, load_params
 from rtdmd.evaluate.samples import Sampler, load_sampler
-from rtdmd.prompts.text_cache import NULL_PROMPT, TextCache
 from rtdmd.publish.adapter_file import read_adapter
-from rtdmd.publish.escape import printable
 from rtdmd.publish.merge import MERGED, full_weights
 from rtdmd.publish.recorded import check_whole, recorded, with_base
 from rtdmd.publish.reference import stacked_student

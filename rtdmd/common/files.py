@@ -52,6 +52,11 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def hash_of(value: Any) -> str:
+    """Hex SHA-256 of a value's canonical JSON (sorted keys), so that comments and order do not count."""
+    return sha256_bytes(json_text(value).encode())
+
+
 def sha256_file(path: Path | str) -> str:
     """Hex SHA-256 of a file's bytes."""
     with Path(path).open("rb") as file:

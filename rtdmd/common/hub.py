@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.parsing import first_line
-from rtdmd.config.pins import require_pin
+from rtdmd.common.pins import require_pin
 
 
 @contextmanager
@@ -45,3 +46,10 @@ def fetching(
         ) from error
     except errors.HfHubHTTPError as error:
         raise UserError(f"{key}: the Hub refused {what}: {first_line(error)}") from error
+
+
+def etag(path: Path) -> str | None:
+    """What the Hub calls a file of its cache (of weights the sha256, of a small file Git's hash): the name of the blob
+    that the file's link leads to. None for any other file."""
+    target = path.resolve()
+    return target.name if path.is_symlink() and target.parent.name == "blobs" else None

@@ -6,19 +6,28 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
 from rtdmd.common.errors import UserError
 
-if TYPE_CHECKING:
-    from rtdmd.config.run import RunParams
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def configure(run: RunParams) -> torch.device:
+class RunSettings(Protocol):
+    """What is needed of the settings' section `run`."""
+
+    @property
+    def threads(self) -> int:
+        """Torch threads."""
+
+    @property
+    def device(self) -> str:
+        """Where a stage computes: cpu or cuda."""
+
+
+def configure(run: RunSettings) -> torch.device:
     """Set threads and deterministic kernels from ``params.run``; return the device that the stage computes on.
 
     Bytes repeat on one machine type at one thread count. Raises UserError where ``run.device`` is not there.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rtdmd.config.pins import UNPINNED
+from rtdmd.common.pins import UNPINNED
 from rtdmd.methods.rtdmd import PUBLISHED
 
 _VIT_L = {"base": "openai/clip-vit-large-patch14", "base_revision": UNPINNED}

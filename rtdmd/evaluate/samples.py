@@ -13,10 +13,10 @@ from torch import Tensor
 from rtdmd.backbones import Backbone, Conditioning, load_backbone
 from rtdmd.backbones.sampling import ImageNoise, Velocity, sample
 from rtdmd.common.progress import progress
+from rtdmd.conditioning.text_cache import TextCache
 from rtdmd.config import Params
 from rtdmd.evaluate.judge import Batch
 from rtdmd.evaluate.plan import Item
-from rtdmd.prompts.text_cache import TextCache
 from rtdmd.train.adapters import load_student
 
 

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from rtdmd.backbones.hub import fetch_teacher
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import json_text, write_atomic
+from rtdmd.common.hub import etag
 from rtdmd.common.model_files import WORLD_FOLDER, check_files, files_hash, teacher_files
-from rtdmd.common.model_hub import TRANSFORMERS_FILES, etag, fetch_scorer, fetch_teacher, scorer_files
+from rtdmd.common.pins import require_pin
 from rtdmd.config import Params, load_params
-from rtdmd.config.pins import require_pin
+from rtdmd.rewards.hub import TRANSFORMERS_FILES, fetch_scorer, scorer_files
 
 if TYPE_CHECKING:
     from rtdmd.rewards.registration import RewardParams

@@ -14,7 +14,6 @@ from typing import Any
 
 import rtdmd
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import json_text, sha256_bytes
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
 """Packages whose version can change a result."""
@@ -120,8 +119,3 @@ def _run(command: list[str], root: Path | str) -> str | None:
             f" safe.directory {shlex.quote(str(Path(root).resolve()))}`, if you trust them"
         )
     return done.stdout.rstrip() if done.returncode == 0 else None
-
-
-def hash_of(value: Any) -> str:
-    """Hex SHA-256 of a value's canonical JSON (sorted keys), so that comments and order do not count."""
-    return sha256_bytes(json_text(value).encode())

@@ -18,8 +18,8 @@ from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.pipeline.distance import distance
 from rtdmd.pipeline.dvc_cache import object_path
 from rtdmd.pipeline.dvc_repo import cache_folder
+from rtdmd.pipeline.lineage import Step, behind, md5_like_dvc, read_lock
 from rtdmd.pipeline.provenance import is_shallow
-from rtdmd.publish.lineage import Step, behind, md5_like_dvc, read_lock
 
 MISSING = "missing"
 _HEADER = ("stage", "output", "recorded", "here", "equal")

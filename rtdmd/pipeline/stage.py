@@ -26,13 +26,13 @@ from typing import Any, BinaryIO
 
 import rtdmd
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import fsync_path, sha256_tree, write_json
+from rtdmd.common.files import fsync_path, hash_of, sha256_tree, write_json
+from rtdmd.common.signals import held
 from rtdmd.config import Params, load_params
 from rtdmd.pipeline.dvc_cache import refuse_damaged
 from rtdmd.pipeline.dvc_yaml import StageEntry, covers, missing_file, params_values, read_pipeline, refuse_missing
 from rtdmd.pipeline.model_inputs import check_local, hash_models, is_group, require_pins, set_links
-from rtdmd.pipeline.provenance import hash_of, package_versions
-from rtdmd.pipeline.signals import held
+from rtdmd.pipeline.provenance import package_versions
 
 RESOLVED = "resolved.json"
 

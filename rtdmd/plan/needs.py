@@ -13,9 +13,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rtdmd.common.files import read_json, sha256_tree, write_json
+from rtdmd.common.files import hash_of, read_json, sha256_tree, write_json
 from rtdmd.config import Params
-from rtdmd.pipeline.provenance import hash_of
 
 if TYPE_CHECKING:
     from rtdmd.plan.estimate import Plan, StagePlan

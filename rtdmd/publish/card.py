@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
+from rtdmd.common.escape import code_span, markdown
 from rtdmd.evaluate.names import LABELS, STUDENT, TAGS, in_order, score_label, score_title
 from rtdmd.publish.card_data import (
     FEATURES,
@@ -20,7 +21,6 @@ from rtdmd.publish.card_data import (
     trained_on,
 )
 from rtdmd.publish.card_use import use
-from rtdmd.publish.escape import code_span, markdown
 
 TARGETS = {
     "attention": "the attention projections",

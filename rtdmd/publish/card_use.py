@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from rtdmd.backbones.protocol import PUBLISHED
+from rtdmd.common.escape import markdown, python_string
 from rtdmd.evaluate.names import STUDENT, score_title
 from rtdmd.publish.card_data import Published, figure, score_names
-from rtdmd.publish.escape import markdown, python_string
 from rtdmd.publish.scheduler_cps import class_source
 
 WIDTH = 96  # of a line of Python: about what a page of the Hub shows

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.files import hash_of
 from rtdmd.common.parsing import parse_json
 from rtdmd.config.rewards import SOURCES
-from rtdmd.pipeline.provenance import hash_of
-from rtdmd.publish.lineage import Step
+from rtdmd.pipeline.lineage import Step
 
 if TYPE_CHECKING:
     from rtdmd.publish.record_schema import Provenance

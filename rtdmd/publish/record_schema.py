@@ -10,9 +10,9 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.escape import printable
 from rtdmd.common.files import read_json
-from rtdmd.publish.escape import printable
-from rtdmd.publish.lineage import inside
+from rtdmd.pipeline.lineage import inside
 
 MAX_BYTES = 4 * 2**20
 """Of a record: ours have some 50 kB."""

@@ -8,10 +8,10 @@ from typing import Any
 
 from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.common.errors import UserError
+from rtdmd.common.escape import printable
 from rtdmd.common.files import read_json, sha256_file, sha256_tree
 from rtdmd.config import ModelParams
 from rtdmd.config.load import validate_as
-from rtdmd.publish.escape import printable
 from rtdmd.publish.lineage_record import record_of_weights
 from rtdmd.publish.merge import CONFIG, MERGED
 

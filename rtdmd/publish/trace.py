@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import sha256_file, tree_files
-from rtdmd.pipeline.provenance import hash_of, package_versions
-from rtdmd.publish.lineage import (
+from rtdmd.common.files import hash_of, sha256_file, tree_files
+from rtdmd.pipeline.lineage import (
     Difference,
     Hasher,
     Step,
@@ -26,6 +25,7 @@ from rtdmd.publish.lineage import (
     short,
     stages_of,
 )
+from rtdmd.pipeline.provenance import package_versions
 from rtdmd.publish.lineage_record import record_of_weights, steps_of_record
 from rtdmd.publish.record_schema import Gate, Provenance, Resolved, Upload, checked, read_record_file
 

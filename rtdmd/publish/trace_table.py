@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rtdmd.publish.escape import printable
-from rtdmd.publish.lineage import Difference, Step, short
+from rtdmd.common.escape import printable
+from rtdmd.pipeline.lineage import Difference, Step, short
 from rtdmd.publish.trace import FOLDER, VERSIONS, Traced
 
 SAME, DIFFERENT = "=", "≠"

@@ -15,7 +15,7 @@ import torch
 from rtdmd.config import Params
 from rtdmd.publish.export_folder import check_forms, make_weights
 from rtdmd.publish.gate import Export, run_gate, table
-from rtdmd.stages.publish import WEIGHTS, student_source
+from rtdmd.publish.student_source import WEIGHTS, student_source
 
 
 def gate_folder(folder: Path, params: Params, root: Path, repo_id: str) -> None:

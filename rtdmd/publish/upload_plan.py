@@ -17,11 +17,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import json_text, sha256_bytes, sha256_file, tree_files
+from rtdmd.common.files import hash_of, json_text, sha256_bytes, sha256_file, tree_files
 from rtdmd.common.parsing import parse_json
 from rtdmd.pipeline.dvc_yaml import read_pipeline
-from rtdmd.pipeline.provenance import GitState, git_state, hardware_class, hash_of, package_versions
-from rtdmd.publish.lineage import Step, behind, differences, flat, lock_hash, lock_tree, read_lock
+from rtdmd.pipeline.lineage import Step, behind, differences, flat, lock_hash, lock_tree, read_lock
+from rtdmd.pipeline.provenance import GitState, git_state, hardware_class, package_versions
 from rtdmd.publish.lineage_record import header_of
 from rtdmd.publish.trace import PROVENANCE, PUBLISHED_FROM
 

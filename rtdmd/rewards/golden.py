@@ -18,8 +18,7 @@ from typing import Any
 import torch
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import read_json, write_json
-from rtdmd.pipeline.provenance import hash_of
+from rtdmd.common.files import hash_of, read_json, write_json
 from rtdmd.rewards.golden_cases import case_of
 from rtdmd.rewards.protocol import Case, Reward
 

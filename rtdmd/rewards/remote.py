@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from rtdmd.common.errors import RtdmdError, UserError
-from rtdmd.pipeline.signals import Stopped, received
+from rtdmd.common.signals import Stopped, received
 from rtdmd.rewards.frames import read_frame, write_frame
 from rtdmd.rewards.protocol import Metadata, check_batch, checked
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import check_archive, load_tensors, sha256_file
 from rtdmd.common.model_files import bring_back, tensor_headers
-from rtdmd.common.model_hub import fetch_scorer
 from rtdmd.common.parsing import first_line
 from rtdmd.common.pretrained import FOREIGN, few, pretrained_exactly
 from rtdmd.common.torch_setup import quiet_loading
+from rtdmd.rewards.hub import fetch_scorer
 
 if TYPE_CHECKING:
     from rtdmd.rewards.registration import RewardParams

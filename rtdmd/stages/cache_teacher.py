@@ -18,11 +18,11 @@ from rtdmd.backbones import Conditioning, require_whole
 from rtdmd.common.errors import UserError
 from rtdmd.common.progress import progress
 from rtdmd.common.torch_setup import configure
+from rtdmd.conditioning.text_cache import NULL_PROMPT, PROMPT_FOLDER, cache_key, storage_key, text_encoder, write_index
+from rtdmd.conditioning.text_store import Encode, Layout, NotZeroError, RowWriter
 from rtdmd.config.data import CacheTeacherParams
 from rtdmd.pipeline.stage import Stage, open_stage
 from rtdmd.prompts.records import read_prompts
-from rtdmd.prompts.text_cache import NULL_PROMPT, PROMPT_FOLDER, cache_key, storage_key, text_encoder, write_index
-from rtdmd.prompts.text_store import Encode, Layout, NotZeroError, RowWriter
 
 GIB = 2**30
 

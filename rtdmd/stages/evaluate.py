@@ -19,6 +19,7 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.files import write_atomic, write_json
 from rtdmd.common.images import save_png
 from rtdmd.common.torch_setup import configure
+from rtdmd.conditioning.text_cache import open_text_cache
 from rtdmd.config import EvaluateParams
 from rtdmd.evaluate.grids import contact_sheet, grid
 from rtdmd.evaluate.judge import Judge, Judged, judge_images, load_judge
@@ -30,7 +31,6 @@ from rtdmd.evaluate.samples import Sampler, load_sampler, model_images
 from rtdmd.evaluate.tables import per_tag_csv, scores_csv
 from rtdmd.pipeline.stage import Stage, open_stage
 from rtdmd.prompts.records import Prompt, read_prompts
-from rtdmd.prompts.text_cache import open_text_cache
 from rtdmd.rewards.panel import Panel
 
 GRID_IMAGES = 2  # images of each prompt in the pictures

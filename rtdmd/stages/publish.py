@@ -10,29 +10,18 @@ fresh process with released diffusers runs the card's Python and compares what i
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from rtdmd.backbones import Backbone
-from rtdmd.backbones.sampling import Velocity
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json, write_atomic, write_json
-from rtdmd.common.torch_setup import configure
-from rtdmd.config import Params
 from rtdmd.evaluate.names import STUDENT
 from rtdmd.pipeline.stage import Stage, open_stage, resolved
-from rtdmd.publish.adapter_file import read_adapter
 from rtdmd.publish.card_data import SAMPLES
-from rtdmd.publish.export_folder import FILES, PROVENANCE, Made, Source, check_forms, finish, make_weights
+from rtdmd.publish.export_folder import FILES, PROVENANCE, Made, check_forms, finish, make_weights
 from rtdmd.publish.gate import table
-from rtdmd.publish.lineage_record import header_of, lineage_record, weights_metadata
-from rtdmd.train.adapters import load_student
-
-STUDENTS = ("train_acdmd", "train_rtdmd")
-WEIGHTS = {name: f"results/{name}/generator.safetensors" for name in STUDENTS}
+from rtdmd.publish.lineage_record import lineage_record, weights_metadata
+from rtdmd.publish.student_source import STUDENTS, WEIGHTS, student_source
 
 
 def run(root: Path = Path(".")) -> None:
@@ -74,41 +63,6 @@ def check_outputs(stage: Stage, forms: tuple[str, ...]) -> None:
                 raise UserError(
                     f"publish.format: {stage.params.publish.format}: {what} the outs of publish in dvc.yaml: {path}"
                 )
-
-
-def student_source(
-    params: Params, root: Path, paths: Mapping[str, Path], forms: tuple[str, ...], metadata: Mapping[str, str]
-) -> Source:
-    """The stage-two student, as evaluate judges it. paths: stage -> its generator.safetensors. UserError where one is
-    missing, or was imported."""
-    lora = params.adapter.mode == "lora"
-    for path in paths.values():
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; `snakemake {path.parent.name}` makes it")
-        if "imported" in header_of(path).get("__metadata__", {}):
-            raise UserError(
-                f"{path} was imported, not trained here, and the records beside it are another student's; the folder to"
-                f" hand on is the one that `rtdmd import` wrote, and `rtdmd {path.parent.name}` trains a student here"
-            )
-
-    def student(backbone: Backbone) -> Velocity:
-        return load_student(params, backbone, "train_rtdmd", root)
-
-    device: torch.device = configure(params.run)
-    return Source(
-        model=params.model,
-        forms=forms,
-        adapters={name: read_adapter(path) for name, path in paths.items()} if lora else {},
-        full=None if lora else paths["train_rtdmd"],
-        student=student,
-        prompt=params.publish.prompt,
-        called=params.publish.repo_id or "results/publish",
-        threads=params.run.threads,
-        seed=params.run.seed,
-        metadata=metadata,
-        root=root,
-        device=device,
-    )
 
 
 def what_was_made(made: Made, forms: tuple[str, ...], eta: float) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rtdmd.common.files import read_json, sha256_file, write_atomic
+from rtdmd.common.files import hash_of, read_json, sha256_file, write_atomic
 from rtdmd.pipeline.dvc_yaml import covers
-from rtdmd.pipeline.provenance import hash_of, last_commit
+from rtdmd.pipeline.provenance import last_commit
 from rtdmd.pipeline.stage import Stage, open_stage
 from rtdmd.report import sections
 from rtdmd.report.html import page

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import read_json, write_json
+from rtdmd.common.files import hash_of, read_json, write_json
 from rtdmd.config import Params
 from rtdmd.pipeline.dvc_yaml import params_values, read_pipeline
-from rtdmd.pipeline.provenance import hash_of
 from rtdmd.pipeline.stage import stage_inputs
 from rtdmd.plan.budget import cost, stage_one_iteration, stage_two_epoch
 from rtdmd.report.sections import read_curves

@@ -12,8 +12,8 @@ from rtdmd.backbones.protocol import Conditioning
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_jsonl
 from rtdmd.common.rng import epoch_order, permutation
+from rtdmd.conditioning.text_cache import TextCache, open_text_cache
 from rtdmd.pipeline.stage import Stage
-from rtdmd.prompts.text_cache import TextCache, open_text_cache
 
 
 @dataclass(frozen=True)

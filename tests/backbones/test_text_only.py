@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from rtdmd.prompts.text_cache import text_encoder
+from rtdmd.conditioning.text_cache import text_encoder
 from tests.backbones.families import PROMPTS, Loaded
 
 

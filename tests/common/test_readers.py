@@ -17,9 +17,9 @@ from rtdmd.common.files import load_tensors, read_json, read_jsonl, save_tensors
 from rtdmd.common.parsing import read_table
 from rtdmd.evaluate.tables import read_scores
 from rtdmd.pipeline.dvc_yaml import read_pipeline
+from rtdmd.pipeline.lineage import read_lock
 from rtdmd.prompts.files import file_sources
 from rtdmd.prompts.records import Faults, read_prompts
-from rtdmd.publish.lineage import read_lock
 from rtdmd.publish.lineage_record import header_of, record_of_weights, steps_of_record
 from rtdmd.publish.record_schema import Provenance, read_record_file
 from rtdmd.report.sections import read_curves

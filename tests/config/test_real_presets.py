@@ -9,8 +9,8 @@ import pytest
 
 from rtdmd import cli
 from rtdmd.common.errors import UserError
+from rtdmd.common.pins import UNPINNED, require_pin
 from rtdmd.config import NOTES, PRESETS, parse_params, preset
-from rtdmd.config.pins import UNPINNED, require_pin
 from rtdmd.config.real import REAL
 from rtdmd.config.render import params_text
 from rtdmd.methods.rtdmd import PUBLISHED

@@ -17,9 +17,9 @@ from rtdmd.common.files import sha256_bytes, sha256_tree
 from rtdmd.config import load_params, preset
 from rtdmd.config.render import params_text
 from rtdmd.pipeline.engines import load_jobs, stale_stages
+from rtdmd.pipeline.lineage import Step, differences, sha256_here
 from rtdmd.pipeline.model_inputs import hash_models, set_links
 from rtdmd.pipeline.stage import open_stage
-from rtdmd.publish.lineage import Step, differences, sha256_here
 
 DVC = """
 stages:

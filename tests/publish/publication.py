@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from rtdmd.common.files import json_text
-from rtdmd.publish.lineage import md5_like_dvc
+from rtdmd.pipeline.lineage import md5_like_dvc
 from rtdmd.publish.lineage_record import lineage_record, weights_metadata
 
 TOKEN = "hf_" + "ThisTokenMustNeverBeSeen" + "0123"

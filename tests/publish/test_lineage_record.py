@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import json_text
-from rtdmd.pipeline.provenance import hash_of
+from rtdmd.common.files import hash_of, json_text
 from rtdmd.publish.lineage_record import (
     header_of,
     lineage_record,

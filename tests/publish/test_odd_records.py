@@ -25,7 +25,7 @@ def root(run_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert path.resolve().is_relative_to(tmp_path), path
         return path
 
-    monkeypatch.setattr("rtdmd.publish.lineage.sha256_tree", lambda path: sha256_tree(within(path)))
+    monkeypatch.setattr("rtdmd.pipeline.lineage.sha256_tree", lambda path: sha256_tree(within(path)))
     monkeypatch.setattr("rtdmd.publish.trace.sha256_file", lambda path: sha256_file(within(path)))
     copy = copy_repository(run_repository, tmp_path / "repository")
     monkeypatch.chdir(copy)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.common.signals import Stopped, caught, held
 from rtdmd.config import reward_params
-from rtdmd.pipeline.signals import Stopped, caught, held
 from rtdmd.rewards import remote as module
 from rtdmd.rewards.frames import read_frame, write_frame
 from rtdmd.rewards.panel import CPU, Panel

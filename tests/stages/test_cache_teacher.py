@@ -17,10 +17,10 @@ import torch
 from rtdmd.backbones import Conditioning, load_backbone
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json, save_tensors, sha256_file
+from rtdmd.conditioning.text_cache import TextCache, open_text_cache, text_encoder
 from rtdmd.config import Params, preset
 from rtdmd.config.data import CacheTeacherParams
 from rtdmd.pipeline.stage import open_stage
-from rtdmd.prompts.text_cache import TextCache, open_text_cache, text_encoder
 from rtdmd.stages import cache_teacher, prepare_prompts, train_acdmd
 from tests.train.workshop import rows_of
 from tests.workspace import REPOSITORY, make_workspace, set_params
@@ -263,7 +263,7 @@ def test_text_encoders_are_loaded_on_the_fly_alone(
     def load(*_: Any) -> None:
         loaded.append("text encoders")
 
-    monkeypatch.setattr("rtdmd.prompts.text_cache.text_encoder", load)
+    monkeypatch.setattr("rtdmd.conditioning.text_cache.text_encoder", load)
     if mode == "cache":
         opened(copy, "eval")
         assert loaded == []

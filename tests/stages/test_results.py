@@ -13,13 +13,13 @@ from PIL import Image
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json, sha256_file, write_json
+from rtdmd.conditioning.text_cache import FOLDER, TextCache, cache_key
 from rtdmd.config import load_params, preset
 from rtdmd.evaluate.plan import plan_images
 from rtdmd.evaluate.reference import world_images
 from rtdmd.evaluate.samples import load_sampler, model_images
 from rtdmd.evaluate.tables import read_scores
 from rtdmd.prompts.records import read_prompts
-from rtdmd.prompts.text_cache import FOLDER, TextCache, cache_key
 from rtdmd.stages import cache_teacher, evaluate, prepare_prompts, publish, report
 from tests.workspace import make_workspace, set_params
 

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from rtdmd import cli
-from rtdmd.pipeline.signals import REQUEUE
+from rtdmd.common.signals import REQUEUE
 from rtdmd.train import adapters as roles
 from rtdmd.train.engine import checkpoint
 from tests.tiny import make_tiny_clip, make_tiny_teacher

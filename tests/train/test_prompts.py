@@ -7,7 +7,7 @@ import torch
 
 from rtdmd.backbones.protocol import Conditioning
 from rtdmd.common.errors import UserError
-from rtdmd.prompts.text_cache import TextCache
+from rtdmd.conditioning.text_cache import TextCache
 from rtdmd.train.prompts import TrainingPrompts
 
 SIZES = {"counting": 2, "colors": 5, "position": 13}

@@ -26,7 +26,6 @@ HARNESS = {
     "rtdmd/common/files.py",
     "rtdmd/common/hub.py",
     "rtdmd/common/model_files.py",
-    "rtdmd/common/model_hub.py",
     "rtdmd/common/parsing.py",
     "rtdmd/common/yaml_text.py",
     "rtdmd/pipeline/dvc_yaml.py",
@@ -35,7 +34,7 @@ HARNESS = {
     "rtdmd/common/section.py",
     "rtdmd/pipeline/model_inputs.py",
     "rtdmd/pipeline/provenance.py",
-    "rtdmd/pipeline/signals.py",
+    "rtdmd/common/signals.py",
     "rtdmd/pipeline/stage.py",
     "rtdmd/train/engine/trackers.py",
 }

@@ -18,7 +18,7 @@ from rtdmd.plan.needs import Needs
 
 # `dvc` and `python` are those of the environment that runs Snakemake, activated or not, unless jobs get their own
 # (`--software-deployment-method`). A scheduler's SIGTERM reaches every process of a job: the shell and DVC outlive it, so that the
-# stage (rtdmd/pipeline/signals.py) can save and DVC let go of its locks.
+# stage (rtdmd/common/signals.py) can save and DVC let go of its locks.
 OWN = workflow.deployment_settings.deployment_method
 HERE = "" if OWN else f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
 shell.prefix(f"set -euo pipefail; trap '' TERM; {HERE}")

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.common.parsing import first_line
+from rtdmd.common.signals import REQUEUE, Stopped
 from rtdmd.common.torch_setup import configure
 from rtdmd.config import RunParams, load_params
-from rtdmd.pipeline.signals import REQUEUE, Stopped
 from rtdmd.pipeline.stage import Stage, open_stage
 from rtdmd.train.distributed.launch import place_of, require_sharding
 

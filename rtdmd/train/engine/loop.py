@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rtdmd.common import signals
 from rtdmd.common.errors import NonFiniteError, RtdmdError
 from rtdmd.common.progress import progress
-from rtdmd.pipeline import signals
-from rtdmd.pipeline.signals import Stopped
+from rtdmd.common.signals import Stopped
 from rtdmd.train.adapters import Learner
 from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine import checkpoint

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from rtdmd.common.errors import RtdmdError
+from rtdmd.common.signals import SIGNALS, Stopped, caught
 from rtdmd.config import preset
-from rtdmd.pipeline.signals import SIGNALS, Stopped, caught
 from rtdmd.train.adapters import Average, Learner
 from rtdmd.train.engine import checkpoint
 from rtdmd.train.engine.journal import write_curves

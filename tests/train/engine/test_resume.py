@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rtdmd.pipeline.signals import SIGNALS
+from rtdmd.common.signals import SIGNALS
 from rtdmd.train.engine import checkpoint
 from tests.train.workshop import make_trainable
 from tests.workspace import REPOSITORY, set_params

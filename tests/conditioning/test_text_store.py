@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from rtdmd.backbones import Conditioning
 from rtdmd.common.files import save_tensors
-from rtdmd.prompts.text_store import Layout, NotZeroError, RowWriter, StoredRows
+from rtdmd.conditioning.text_store import Layout, NotZeroError, RowWriter, StoredRows
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -8,7 +8,7 @@ import random
 import pytest
 from markdown_it import MarkdownIt
 
-from rtdmd.publish.escape import code_span, markdown, printable, python_string
+from rtdmd.common.escape import code_span, markdown, printable, python_string
 
 EVIL = (
     "![x](https://example.org/p.png)",

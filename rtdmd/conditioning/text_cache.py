@@ -20,7 +20,7 @@ from rtdmd.backbones.protocol import Conditioning
 from rtdmd.backbones.snapshot import text_identity
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json, sha256_file, write_json
-from rtdmd.prompts.text_store import Encode, EncodedRows, Layout, StoredRows
+from rtdmd.conditioning.text_store import Encode, EncodedRows, Layout, StoredRows
 
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams

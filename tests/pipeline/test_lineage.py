@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from rtdmd.common.errors import UserError
-from rtdmd.publish.lineage import behind, differences, flat, lock_hash, read_lock, short, stages_of
+from rtdmd.pipeline.lineage import behind, differences, flat, lock_hash, read_lock, short, stages_of
 from tests.publish.publication import copy_repository, write_sources
 
 

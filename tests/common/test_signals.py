@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rtdmd.cli import main
-from rtdmd.pipeline.signals import REQUEUE, SIGNALS, Stopped, caught, held, received
+from rtdmd.common.signals import REQUEUE, SIGNALS, Stopped, caught, held, received
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def test_a_stopped_stage_ends_with_75_and_one_line(
 def test_the_code_is_75_even_when_nobody_reads_standard_error_any_more() -> None:
     program = (
         "import os, sys, rtdmd.cli as cli\n"
-        "from rtdmd.pipeline.signals import Stopped\n"
+        "from rtdmd.common.signals import Stopped\n"
         "def stage(_): sys.stdin.read(); raise Stopped('stopped by SIGTERM')\n"
         "cli._stage = stage\n"
         "sys.exit(cli.main(['evaluate']))"

@@ -12,8 +12,8 @@ import torch
 from rtdmd.backbones import Conditioning
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json, sha256_file, write_json
-from rtdmd.prompts.text_cache import TextCache, cache_key, first_difference, write_index
-from rtdmd.prompts.text_store import Layout, RowWriter
+from rtdmd.conditioning.text_cache import TextCache, cache_key, first_difference, write_index
+from rtdmd.conditioning.text_store import Layout, RowWriter
 
 PROMPTS = ["", "a dog", "a cat"]
 COND = Conditioning({"hidden": torch.arange(12.0).view(3, 2, 2), "pooled": torch.arange(6.0).view(3, 2)})

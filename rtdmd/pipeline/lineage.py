@@ -17,14 +17,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import sha256_tree, tree_files
+from rtdmd.common.escape import printable
+from rtdmd.common.files import hash_of, sha256_tree, tree_files
 from rtdmd.common.parsing import read_text
 from rtdmd.config.load import COMPLETE, read_sections
 from rtdmd.pipeline.dvc_repo import LOCK, read_record
 from rtdmd.pipeline.dvc_yaml import read_pipeline
 from rtdmd.pipeline.model_inputs import folders_here
-from rtdmd.pipeline.provenance import hash_of
-from rtdmd.publish.escape import printable
 
 Hasher = Callable[[Path], str]
 _NOTHING = "nothing"

@@ -1,0 +1,64 @@
+"""Teachers of the Hub on this machine: what is read of a repository, at its pinned commit, and nothing else of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rtdmd.common.errors import UserError
+from rtdmd.common.hub import fetching
+from rtdmd.common.model_files import INDEX, TEXTS, model_index, parts_of, shards, single_weights, teacher_files
+
+if TYPE_CHECKING:
+    from rtdmd.config.model import ModelParams
+
+
+def fetch_teacher(model: ModelParams, *, text: bool, vae: bool) -> Path:
+    """The folder of a teacher of the Hub, downloaded as far as it is not here: its index, the small files of the parts
+    that are asked for, then the weights that their indexes name. UserError as in `fetching`."""
+    here = cached_folder(model.teacher, model.revision)
+    if here is not None and _complete(here, text, vae):
+        return here
+    folder = _teacher_snapshot(model, [INDEX])
+    wanted = _wanted(folder, text, vae)
+    patterns = [f"{part}/{pattern}" for part in wanted for pattern in TEXTS]
+    patterns += [f"{part}/{name}" for part, entry in wanted.items() for name in single_weights(*entry)]
+    folder = _teacher_snapshot(model, [INDEX, *patterns, "vae/config.json"])
+    indexes = [
+        folder / part / f"{name}.index.json" for part, entry in wanted.items() for name in single_weights(*entry)
+    ]
+    sharded = [f"{i.parent.name}/{name}" for i in indexes if i.is_file() for name in shards(i, "model.teacher", False)]
+    if sharded:
+        folder = _teacher_snapshot(model, sharded)
+    return folder
+
+
+def _wanted(folder: Path, text: bool, vae: bool) -> dict[str, tuple[str, str]]:
+    """(library, class) by part, of the parts that are asked for."""
+    parts = parts_of(model_index(folder), folder)
+    left_out: tuple[str, ...] = () if text else ("text_encoder", "tokenizer")
+    return {part: entry for part, entry in parts.items() if not part.startswith(left_out) and (vae or part != "vae")}
+
+
+def _complete(folder: Path, text: bool, vae: bool) -> bool:
+    try:
+        teacher_files(folder, only=_wanted(folder, text, vae))
+    except UserError:  # a file is not here yet: it is downloaded
+        return False
+    return (folder / "vae/config.json").is_file()
+
+
+def cached_folder(repository: str, revision: str | None) -> Path | None:
+    """The commit's folder in the Hub's cache on this machine, None where its index is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, INDEX, revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _teacher_snapshot(model: ModelParams, patterns: Iterable[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    with fetching("model.teacher", "model.revision", model.teacher, model.revision, then="rtdmd cache_teacher"):
+        return Path(snapshot_download(model.teacher, revision=model.revision, allow_patterns=list(patterns)))

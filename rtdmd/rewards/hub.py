@@ -1,0 +1,56 @@
+"""Scorers of the Hub on this machine: what is read of a repository, at its pinned commit, and nothing else of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rtdmd.common.errors import UserError
+from rtdmd.common.hub import fetching
+from rtdmd.common.model_files import SINGLE, TEXTS, plain_texts, shards, transformers_weights
+
+if TYPE_CHECKING:
+    from rtdmd.rewards.registration import RewardParams
+
+TRANSFORMERS_FILES = (*TEXTS, "*.safetensors")
+
+
+def fetch_scorer(params: RewardParams, source: str) -> Path:
+    """The folder of a scorer's Hub repository, downloaded as far as it is not here. UserError as in `fetching`."""
+    patterns = params.sources[source].files
+    if not _is_transformers(patterns):
+        return _scorer_snapshot(params, source, patterns)
+    folder = _scorer_snapshot(params, source, (*TEXTS, SINGLE))
+    index = folder / f"{SINGLE}.index.json"
+    if index.is_file() and not (folder / SINGLE).is_file():
+        folder = _scorer_snapshot(params, source, shards(index, f"rewards: {params.name}: {source}", False))
+    return folder
+
+
+def _is_transformers(patterns: Iterable[str]) -> bool:
+    """Whether all texts and all weights are asked for: of the weights then those that transformers would take."""
+    return {*TRANSFORMERS_FILES} <= {*patterns}
+
+
+def _scorer_snapshot(params: RewardParams, source: str, patterns: Iterable[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    key, pin = f"rewards: {params.name}", params.sources[source].pin
+    repository, revision = getattr(params, source), getattr(params, pin)
+    with fetching(f"{key}: {source}", f"{key}: {pin}", repository, revision):
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
+
+
+def scorer_files(folder: Path, key: str, patterns: Iterable[str]) -> list[str]:
+    """Names of the files that a scorer reads of a folder: a transformers model's, or those of ``patterns`` (weights as
+    safetensors count as well). UserError where the folder, or a shard that its index names, is missing."""
+    if not folder.is_dir():
+        raise UserError(f"{key}: there is no folder {folder}; correct the path, or name a Hub id and its revision")
+    if _is_transformers(patterns):
+        return [*plain_texts(folder), *transformers_weights(folder, key)]
+    pickled = any(one.endswith((".pt", ".pth")) for one in patterns)
+    wanted = {*patterns, "*.safetensors"} if pickled else {*patterns}
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in wanted)]
