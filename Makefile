@@ -60,6 +60,7 @@ lint: $(STAMP) types
 	snakefmt --check $(SMK)
 	snakemake --lint
 	python -m tools.docs
+	lint-imports --no-cache
 	@rtdmd params world | cmp --silent - params.yaml || \
 	  { echo 'params.yaml is not what `rtdmd params world` prints: `make generated`, or keep your settings out of the commit'; false; }
 

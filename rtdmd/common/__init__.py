@@ -1,1 +1,1 @@
-"""What every other package uses: files, random numbers, images, progress, errors."""
+"""What every other room uses: files, random numbers, images, progress, errors, signals, the Hub's refusals."""

@@ -1,1 +1,1 @@
-"""Prompts: their sources, records and text cache."""
+"""Prompts: their sources, a file each, which the package finds, and the records that they become."""

@@ -1,1 +1,1 @@
-"""What the two training stages stand on: roles over one base model, resumable state, and the loss terms they share."""
+"""Algorithm 1: a trainer a stage (`acdmd.py`, `rtdmd.py`), loss terms, adapters on one base, and the resumable loop."""
