@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
+from rtdmd.common.hub_names import means_hub, require_hub_name
 from rtdmd.common.section import Flag, Real, Section, Whole, param
 from rtdmd.config.families import FAMILIES, TITLES
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 else:
     FamilyName = Literal[tuple(FAMILIES)]
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -60,7 +60,7 @@ class ModelParams(Section):
     @property
     def is_hub_id(self) -> bool:
         """True when `teacher` names a Hub repository rather than a local folder."""
-        return _HUB_ID.fullmatch(self.teacher) is not None
+        return means_hub(self.teacher)
 
     @model_validator(mode="before")
     @classmethod
@@ -75,6 +75,7 @@ class ModelParams(Section):
 
     @model_validator(mode="after")
     def _check(self) -> ModelParams:
+        require_hub_name("teacher", self.teacher)
         if self.is_hub_id and (self.revision is None or not _COMMIT.fullmatch(self.revision)):
             raise ValueError(
                 f"revision: {self.revision!r} with the Hub id {self.teacher!r}; allowed: the 40 hex digits of a commit"

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
 from pydantic import field_validator, model_validator
 
+from rtdmd.common.hub_names import HUB_NAME_RULE, is_hub_name, is_owner_and_name
 from rtdmd.common.section import Flag, Real, Section, Whole, param
 from rtdmd.config.rewards import RewardEntry, distinct
-
-HUB_NAME_RULE = (
-    "each of ASCII letters, digits, '-', '_', '.', without '--' or '..', not beginning or ending in '-' or '.', not"
-    " ending in .git, 96 characters at most together"
-)
-_HUB_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
-
-
-def is_hub_name(text: str) -> bool:
-    """Whether the Hub may have a repository of this name, `owner/name` or (old ones) `name`: its own rules."""
-    parts = text.split("/")
-    legal = len(parts) <= 2 and all(_HUB_PART.fullmatch(part) for part in parts)
-    return legal and len(text) <= 96 and "--" not in text and ".." not in text and not text.endswith(".git")
-
 
 ModelName = Literal["teacher", "teacher_few_step", "train_acdmd", "train_rtdmd"]
 
@@ -82,7 +68,7 @@ class PublishParams(Section):
 
     @model_validator(mode="after")
     def _check(self) -> PublishParams:
-        if self.repo_id is not None and not (self.repo_id.count("/") == 1 and is_hub_name(self.repo_id)):
+        if self.repo_id is not None and not is_owner_and_name(self.repo_id):
             raise ValueError(f"repo_id: {self.repo_id!r}; allowed: owner/name, {HUB_NAME_RULE}, or null")
         for name in self.datasets:
             if not is_hub_name(name):

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 
 import rtdmd
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import fsync_path, hash_of, sha256_tree, write_json
+from rtdmd.common.files import fsync_path, hash_of, remove, sha256_tree, write_json
 from rtdmd.common.signals import held
 from rtdmd.config import Params, load_params
 from rtdmd.pipeline.dvc_cache import refuse_damaged
@@ -174,10 +174,7 @@ def _partial_folder(results: Path) -> Iterator[Path]:
     case."""
     results.mkdir(parents=True, exist_ok=True)
     for stale in results.glob(".partial-*"):  # left by a killed run; the lock says that none is alive
-        if stale.is_dir() and not stale.is_symlink():
-            shutil.rmtree(stale)
-        else:
-            stale.unlink()  # the link, not what it points to
+        remove(stale)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=results))
     try:
         yield partial

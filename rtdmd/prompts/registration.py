@@ -14,13 +14,13 @@ from typing import Any
 
 from pydantic import model_validator
 
+from rtdmd.common.hub_names import HUB_NAME_RULE, is_owner_and_name
 from rtdmd.common.section import Section, param
 from rtdmd.prompts.records import Faults, Source
 
 PROMPT_FILES = "data/prompts"
 """The folder of local prompt files: the one that dvc.yaml declares, so that both engines see a change in it."""
 
-_REPOSITORY = re.compile(r"(?!.*(?:--|\.\.|\.git$))\w[\w.-]{0,95}(?<![.-])/\w[\w.-]{0,95}(?<![.-])", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -46,8 +46,8 @@ class FileParams(SourceParams):
             raise ValueError(f"path: {self.path!r}; allowed: a file below {PROMPT_FILES}/, which dvc.yaml declares")
         if self.repo is None and self.revision is not None:
             raise ValueError(f"revision: {self.revision!r} without repo; allowed: null")
-        if self.repo is not None and not _REPOSITORY.fullmatch(self.repo):
-            raise ValueError(f"repo: {self.repo!r}; allowed: owner/name, as the Hub has it")
+        if self.repo is not None and not is_owner_and_name(self.repo):
+            raise ValueError(f"repo: {self.repo!r}; allowed: owner/name, {HUB_NAME_RULE}")
         if self.repo is not None and not _COMMIT.fullmatch(self.revision or ""):
             raise ValueError(f"revision: {self.revision!r}; allowed: the 40 hex digits of a commit")
         return self

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import model_validator
 
+from rtdmd.common.hub_names import means_hub, require_hub_name
 from rtdmd.common.section import Flag, Real, Section, param
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 TEXTS = ("*.json", "*.txt", "*.model", "*.jinja")
 WEIGHTS_AND_TEXTS = (*TEXTS, "*.safetensors")
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -76,7 +76,7 @@ class RewardParams(Section):
     def is_hub_id(self, source: str) -> bool:
         """True when the key ``source`` names a Hub repository rather than a local folder."""
         value = getattr(self, source)
-        return value is not None and _HUB_ID.fullmatch(value) is not None
+        return value is not None and means_hub(value)
 
     def networks(self) -> tuple[str | None, ...]:
         """What tells two entries' networks apart."""
@@ -96,6 +96,8 @@ class RewardParams(Section):
     def _check_revision(self, source: str, pin: str) -> None:
         """A Hub id comes with a commit, anything else without."""
         value, revision = getattr(self, source), getattr(self, pin)
+        if value is not None:
+            require_hub_name(source, value)
         if not self.is_hub_id(source):
             if revision is not None:
                 raise ValueError(f"{pin}: {revision!r} with {source}: {value!r}, which is no Hub id; allowed: null")

@@ -6,7 +6,6 @@ checkpoint.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import hash_of, read_json, write_json
+from rtdmd.common.files import hash_of, read_json, remove, write_json
 from rtdmd.config import Params
 from rtdmd.pipeline.dvc_yaml import params_values, read_pipeline
 from rtdmd.pipeline.stage import stage_inputs
@@ -44,7 +43,7 @@ def run(root: Path, base: Params, plan: SweepPlan, name: str, seed: int) -> Path
     history = judge_over_time(folder, params, plan) if kind == "train_rtdmd" else []
     last = lay_last(folder, params) if kind == "train_rtdmd" else None
     if last is None:
-        shutil.rmtree(folder / LAST, ignore_errors=True)
+        remove(folder / LAST)
     elif not is_current(last, params, "evaluate"):
         import_module("rtdmd.stages.evaluate").run(last)
     record = {"run": name, "seed": seed, "stage": kind, "seconds": read_clock(folder), "history": history}

@@ -1,5 +1,6 @@
 """What params.yaml may say, and the one line it gets when it says something else."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,10 @@ from huggingface_hub.utils import validate_repo_id
 from pydantic import ValidationError
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.hub_names import is_hub_name
 from rtdmd.config import PRESETS, load_params, parse_params, preset
 from rtdmd.config.load import validate
 from rtdmd.config.presets import RECIPES, merged
-from rtdmd.config.results import is_hub_name
 
 
 def message(changes: dict) -> str:
@@ -185,6 +186,19 @@ def test_a_repository_that_the_hub_cannot_have_is_refused(name: str) -> None:
     """Before the run, not after it."""
     with pytest.raises(UserError, match=r"publish\.repo_id: .*; allowed: owner/name, each of ASCII letters"):
         preset("smoke", {"publish": {"repo_id": name}})
+
+
+@pytest.mark.parametrize("name", ["a/b--c", "a/b..c", "a/é", "a/-b", "a/b.", "a/b.git", "a/" + "b" * 95])
+def test_a_teacher_or_scorer_that_the_hub_cannot_have_is_refused(name: str) -> None:
+    """With a commit and without: the name is the fault."""
+    says = rf"{{}}: {re.escape(repr(name))}; allowed: owner/name, each of .* is written \./{re.escape(name)}\)"
+    for revision in ("1" * 40, None):
+        with pytest.raises(UserError, match=says.format("^preset world: model.teacher")):
+            preset("world", {"model": {"teacher": name, "revision": revision}})
+        rewards = [{"name": "hpsv2", "model": "a/b", "revision": "1" * 40, "base": name, "base_revision": revision}]
+        with pytest.raises(UserError, match=says.format("rewards.*base")):
+            preset("world", {"train_rtdmd": {"rewards": rewards}})
+    assert preset("world", {"model": {"teacher": f"./{name}"}}).model.teacher == f"./{name}"
 
 
 @pytest.mark.parametrize("name", ["me/my-model", "a_b/c.d-e_f", "1/2", "A/" + "b" * 94])

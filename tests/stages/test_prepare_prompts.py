@@ -203,7 +203,7 @@ def test_generated_prompts_avoid_evaluations(root: Path) -> None:
         ),
         (
             {"train": [{"name": "ocr", "path": "x.txt", "repo": "owner/a--b", "revision": COMMIT}]},
-            r"repo: 'owner/a--b'; allowed: owner/name, as the Hub has it",
+            r"repo: 'owner/a--b'; allowed: owner/name, each of ASCII letters",
         ),
         (
             {"train": [{"name": "ocr", "path": "data/prompts/x.txt", "revision": COMMIT}]},

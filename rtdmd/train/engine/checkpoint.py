@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdmd.common.errors import NonFiniteError
-from rtdmd.common.files import fsync_path, load_tensors, save_tensors, sha256_file, write_atomic, write_json
+from rtdmd.common.files import fsync_path, load_tensors, remove, save_tensors, sha256_file, write_atomic, write_json
 
 KEEP = 2  # checkpoints kept unless told otherwise: the latest, and one to fall back on
 JOURNAL = "journal.jsonl"
@@ -47,7 +46,7 @@ def save(folder: Path, snapshot: Snapshot, keep: int = KEEP) -> None:
     require_finite_groups(snapshot.tensors)
     final = folder / f"step-{snapshot.step:08d}"
     partial = folder / f".{final.name}.partial"
-    _remove(partial)
+    remove(partial)
     partial.mkdir(parents=True)
     for name, tensors in snapshot.tensors.items():
         save_tensors(tensors, partial / f"{name}.safetensors")
@@ -57,7 +56,7 @@ def save(folder: Path, snapshot: Snapshot, keep: int = KEEP) -> None:
     write_json(partial / MANIFEST, {"run": _run_name(folder), "step": snapshot.step, "files": hashes})
     write_atomic(partial / SEAL, _seal(partial))
     fsync_path(partial)
-    _remove(final)  # a damaged one: reading went back behind it
+    remove(final)  # a damaged one: reading went back behind it
     partial.replace(final)
     fsync_path(folder)
     write_atomic(folder / "LATEST", final.name + "\n")
@@ -82,25 +81,17 @@ def _retain(folder: Path, newest: Path, keep: int) -> None:
         damage = None if path == newest else _damage(path)
         if damage is not None:
             print(f"{path}: removed, {damage}", file=sys.stderr)
-            _remove(path)
+            remove(path)
         elif path == newest or _stranger(path) is None:
             kept += 1
             if kept > keep:
-                _remove(path)
-
-
-def _remove(path: Path) -> None:
-    """Remove a folder, a file, or a link (never what it points at), where there is one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+                remove(path)
 
 
 def sweep(folder: Path) -> None:
     """Drop the temporary files and folders of a killed process; nobody else may be at work in ``folder``."""
     for stale in folder.glob(".*"):
-        _remove(stale)
+        remove(stale)
 
 
 def load(folder: Path, quiet: bool = False) -> Snapshot | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import resource
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from rtdmd.common.errors import UserError
 from rtdmd.common.files import write_atomic
 
 Step = Mapping[str, float]
@@ -46,8 +48,17 @@ class Journal:
             machine["machine/images_per_second"] = images / (now - self._since)
         self._since = now
         self.lines.append(json.dumps({self.unit: number, **values, **machine}, allow_nan=False))
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(self.lines[-1] + "\n")
+        self._append(self.lines[-1] + "\n")
+
+    def _append(self, text: str) -> None:
+        """To the file itself: a link in its place is not followed elsewhere."""
+        try:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            says = f"{self.path}: no file to write to ({error.strerror}); `rm -r {self.path}`, then run again"
+            raise UserError(says) from error
+        with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+            file.write(text)
 
     def text(self) -> str:
         """The whole journal."""

@@ -9,7 +9,6 @@ for.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.files import remove
 
 if TYPE_CHECKING:
     from rtdmd.train.engine.journal import Journal
@@ -99,7 +99,7 @@ def watching(journal: Journal) -> Iterator[Tell]:
     with ExitStack() as stack:
         trackers = []
         for name in wanted():
-            shutil.rmtree(journal.path.parent / name, ignore_errors=True)
+            remove(journal.path.parent / name)  # a link too: the tracker would write to where it points
             trackers.append(KINDS[name](journal.path.parent / name))
             stack.callback(trackers[-1].finish)
 

@@ -31,6 +31,19 @@ def advance(folder: Path, until: int = 8, ranks: Ranks | None = None) -> Loop:
     return loop
 
 
+class Silent:
+    """A tracker that makes its folder and shows nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
 def git(folder: Path, *arguments: str) -> str:
     """What a Git command in ``folder`` prints."""
     person = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
@@ -100,6 +113,30 @@ def test_tensorboard_gets_the_journal_anew_after_a_kill(tmp_path: Path, monkeypa
     (rows,) = written.values()
     assert [row for row in rows if row[0] == "loss"] == [("loss", 1 / k, k) for k in range(1, 9)]
     assert ("norm/sigma=0.5", 3.0, 8) in rows and rows[-1][0] == "closed"
+
+
+def test_a_link_in_the_run_folder_is_never_written_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tracker's and the journal's are replaced at the start; one that comes later ends the run."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "mine.txt").write_text("mine\n")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "tensorboard").symlink_to(kept)
+    (run / "journal.jsonl").symlink_to(kept / "mine.txt")
+    monkeypatch.setattr(trackers, "find_spec", lambda name: name)
+    monkeypatch.setattr(trackers, "KINDS", {"tensorboard": Silent})
+    monkeypatch.setenv(VARIABLE, "tensorboard")
+    loop = Loop(run, 8, 3, 2, {}, "train_test", "iteration", Ranks())
+    steps = iter(loop)
+    loop.log(next(steps), {"loss": 1.0})
+    assert not (run / "tensorboard").is_symlink() and not (run / "journal.jsonl").is_symlink()
+    (run / "journal.jsonl").unlink()
+    (run / "journal.jsonl").symlink_to(kept / "mine.txt")
+    with pytest.raises(UserError, match=r"journal\.jsonl: no file to write to \(Too many .*\); `rm -r .*`, then run"):
+        loop.log(next(steps), {"loss": 1.0})
+    assert [path.name for path in kept.iterdir()] == ["mine.txt"]
+    assert (kept / "mine.txt").read_text() == "mine\n"
 
 
 @pytest.mark.parametrize("names", ["tensorbord", "dvclive, tensorbord"])
