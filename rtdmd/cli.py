@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rtdmd {arguments.command}: {error}", file=sys.stderr)
         return 1
     except PermissionError as error:
-        print(f"rtdmd {arguments.command}: {error}; in a folder that several people share, {REMEDY}", file=sys.stderr)
+        said = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+        print(f"rtdmd {arguments.command}: {said}; in a folder that several people share, {REMEDY}", file=sys.stderr)
         return 1
     except OSError as error:
         if error.errno in DISK_FULL:

@@ -11,6 +11,7 @@ from rtdmd.cli import build_parser, main, stage_titles
 from rtdmd.config import RECIPES, parse_params, preset
 from rtdmd.config.render import params_text, schema_text
 from rtdmd.pipeline.dvc_yaml import read_pipeline
+from tests.workspace import REPOSITORY
 
 
 def test_help_answers_at_once_and_imports_nothing_heavy() -> None:
@@ -68,6 +69,7 @@ def test_wrong_params_end_with_one_line_and_code_2(tmp_path: Path, monkeypatch: 
 def test_params_and_schema_are_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "data").symlink_to(REPOSITORY / "data")  # `params check` looks at the models that are named
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_text(params_text(preset("world"), "a test"))
     assert main(["params", "smoke"]) == 0
@@ -91,8 +93,8 @@ def test_a_file_that_the_system_refuses_is_named_in_one_line(
     assert capsys.readouterr().err.startswith(says)
 
     def refused(_: object) -> int:
-        raise PermissionError(13, "Permission denied", "results/evaluate")
+        raise NotADirectoryError(20, "Not a directory", "results/evaluate")
 
     monkeypatch.setattr("rtdmd.cli._params", refused)
     assert main(["params", "check"]) == 1
-    assert capsys.readouterr().err == "rtdmd params: results/evaluate: Permission denied\n"
+    assert capsys.readouterr().err == "rtdmd params: results/evaluate: Not a directory\n"

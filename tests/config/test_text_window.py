@@ -33,9 +33,14 @@ def test_a_local_tokenizer_counts_exactly(tiny_teacher: Path, tmp_path: Path) ->
 
 
 def test_params_check_refuses_it(
-    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_teacher: Path,
+    tiny_clip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copytree(tiny_teacher, tmp_path / "data/world/teacher")
+    shutil.copytree(tiny_clip, tmp_path / "data/world/clip")
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text(params_text(with_prompt("world", "red " * MAX_TOKENS), "a test"))
     assert main(["params", "check"]) == 2

@@ -335,7 +335,9 @@ def test_load_student_puts_stage_two_on_stage_one(workspace: tuple[Path, Params]
 def test_load_student_names_what_is_missing_or_does_not_fit(workspace: tuple[Path, Params], backbone: Backbone) -> None:
     root, params = workspace
     other = set_params(root, {"adapter": {"rank": 3}})
-    with pytest.raises(UserError, match=r"results/train_acdmd/generator\.safetensors does not fit the adapter section"):
+    with pytest.raises(
+        UserError, match=r"generator\.safetensors was trained with adapter\.rank: 4, params\.yaml says 3"
+    ):
         load_student(other, copy.deepcopy(backbone), "train_acdmd", root)
     (root / "results/train_rtdmd/generator.safetensors").unlink()
     with pytest.raises(
