@@ -22,6 +22,7 @@ import psutil
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import write_atomic
+from rtdmd.common.processes import QUESTION_SECONDS, limited
 from rtdmd.pipeline.dvc_cache import damaged_objects, digest_of, md5_file, recorded_outs
 from rtdmd.pipeline.dvc_repo import LOCK, cache_folder, parse_lock
 
@@ -96,7 +97,9 @@ def _torn_record(root: Path) -> Iterator[str]:
     fault = _fault(path.read_bytes())
     if fault is None:
         return
-    committed = subprocess.run(["git", "show", "HEAD:./dvc.lock"], cwd=root, capture_output=True, check=False)
+    command = ["git", "show", "HEAD:./dvc.lock"]
+    with limited(f"when it answers in {root.resolve()}, run `rtdmd recover` again"):
+        committed = subprocess.run(command, cwd=root, capture_output=True, check=False, timeout=QUESTION_SECONDS)
     if committed.returncode == 0 and _fault(committed.stdout) is None:
         write_atomic(path, committed.stdout)
         yield f"{fault}: the committed one is back (after a merge: this side's; then `git add dvc.lock`)"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import struct
@@ -20,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rtdmd.common.errors import UserError
+from rtdmd.common.errors import NonFiniteError, UserError
 from rtdmd.common.parsing import first_line, parse_json, read_bytes
 
 if TYPE_CHECKING:
@@ -128,13 +129,30 @@ def remove(path: Path) -> None:
 
 
 def json_text(value: Any) -> str:
-    """JSON with sorted keys, two spaces and a trailing newline. NaN and infinity are errors (ValueError)."""
+    """JSON with sorted keys, two spaces and a trailing newline. NonFiniteError that names the first NaN or infinity."""
+    _require_finite(value)
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def _require_finite(value: Any, place: str = "") -> None:
+    """NonFiniteError with the place of the first number that JSON cannot hold."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise NonFiniteError(f"{place or 'the value'} is {value}, which JSON cannot hold")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _require_finite(inner, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            _require_finite(inner, f"{place}[{number}]")
+
+
 def write_json(path: Path | str, value: Any) -> None:
-    """Write `json_text(value)` atomically."""
-    write_atomic(path, json_text(value))
+    """Write `json_text(value)` atomically. NonFiniteError, which names the file, for a NaN or infinity in it."""
+    try:
+        text = json_text(value)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{Path(path).name}: {error}; the file was not written") from error
+    write_atomic(path, text)
 
 
 def read_json(path: Path | str, remedy: str = _AGAIN) -> dict[str, Any]:
@@ -143,7 +161,13 @@ def read_json(path: Path | str, remedy: str = _AGAIN) -> dict[str, Any]:
 
 
 def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one JSON object a line, keys in the order given."""
+    """Write one JSON object a line, keys in the order given. NonFiniteError as for `write_json`."""
+    rows = list(rows)
+    for number, row in enumerate(rows, start=1):
+        try:
+            _require_finite(row)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{Path(path).name}:{number}: {error}; the file was not written") from error
     lines = [json.dumps(dict(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
     write_atomic(path, "".join(lines))
 

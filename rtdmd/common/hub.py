@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,12 @@ from pathlib import Path
 from rtdmd.common.errors import UserError
 from rtdmd.common.parsing import first_line
 from rtdmd.common.pins import require_pin
+
+XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((?P<status>\d{3})\b")
+"""hf_xet, which carries large files by default, raises ConnectionError for whatever its storage answers; the answer's
+status is in its words only."""
+REFUSED = ("401", "403")
+NETWORK = (ConnectionError, TimeoutError)
 
 
 @contextmanager
@@ -20,6 +27,7 @@ def fetching(
     key, pin: the settings that name repository and commit, for the messages; then: the command that downloads, to run
     once connected. Before the download UserError where ``revision`` is the placeholder.
     """
+    import httpx2
     from huggingface_hub import errors
 
     kind = "model" if file is None else "dataset"
@@ -46,6 +54,26 @@ def fetching(
         ) from error
     except errors.HfHubHTTPError as error:
         raise UserError(f"{key}: the Hub refused {what}: {first_line(error)}") from error
+    except (httpx2.TransportError, errors.XetDownloadError, OSError, RuntimeError) as error:
+        fault = _broken_off(error)
+        if fault is None:
+            raise
+        again = f"run `{then}` again" if then else "run the same command again"
+        raise UserError(f"{key}: {what} was not downloaded whole: {fault}; {again}") from error
+
+
+def _broken_off(error: Exception) -> str | None:
+    """What ended a download on its way, None for what has another cause (a full disk). The client's own words stay out:
+    they hold signed addresses."""
+    answered = XET_STATUS.search(str(error))
+    if answered is not None and answered["status"] in REFUSED:
+        return f"the Hub's storage answers {answered['status']} (is the token expired? `hf auth login`)"
+    if answered is not None:
+        return f"the Hub's storage answers {answered['status']}"
+    of_system = isinstance(error, OSError) and error.errno is not None and not isinstance(error, NETWORK)
+    if of_system or isinstance(error, RuntimeError):
+        return None
+    return f"the connection broke ({type(error).__name__})"
 
 
 def etag(path: Path) -> str | None:

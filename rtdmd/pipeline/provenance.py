@@ -14,6 +14,7 @@ from typing import Any
 
 import rtdmd
 from rtdmd.common.errors import UserError
+from rtdmd.common.processes import QUESTION_SECONDS, limited
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy")
 """Packages whose version can change a result."""
@@ -106,11 +107,18 @@ def _git(root: Path | str, *arguments: str) -> str | None:
 
 def _run(command: list[str], root: Path | str) -> str | None:
     """A program's output; None when it is not installed or fails. UserError where Git takes the folder for somebody
-    else's, which is not the same as none."""
+    else's, which is not the same as none; RtdmdError where the program hangs."""
     try:
-        done = subprocess.run(
-            command, cwd=root, env=os.environ | {"LC_ALL": "C"}, capture_output=True, text=True, check=False
-        )
+        with limited(f"it asks about {Path(root).resolve()}: when it answers there, run this command again"):
+            done = subprocess.run(
+                command,
+                cwd=root,
+                env=os.environ | {"LC_ALL": "C"},
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=QUESTION_SECONDS,
+            )
     except FileNotFoundError:
         return None
     if "dubious ownership" in done.stderr:

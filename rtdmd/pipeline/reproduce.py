@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.common.processes import QUESTION_SECONDS, limited
 from rtdmd.pipeline.distance import distance
 from rtdmd.pipeline.dvc_cache import object_path
 from rtdmd.pipeline.dvc_repo import cache_folder
@@ -22,6 +23,8 @@ from rtdmd.pipeline.lineage import Step, behind, md5_like_dvc, read_lock
 from rtdmd.pipeline.provenance import is_shallow
 
 MISSING = "missing"
+CLONE_SECONDS = 3600.0
+"""A repository with large committed results, over a network file system, is cloned in minutes."""
 _HEADER = ("stage", "output", "recorded", "here", "equal")
 
 
@@ -61,16 +64,19 @@ def clone(source: Path, folder: Path) -> tuple[Path, dict[str, Step]]:
     the commit's dvc.lock records."""
     if is_shallow(source):
         raise UserError("the clone is shallow, and results name commits that it lacks; `git fetch --unshallow` first")
-    inside = subprocess.run(
-        ["git", "rev-parse", "--show-toplevel", "--show-prefix"],
-        cwd=source,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with limited(f"it asks about {source.resolve()}: when it answers there, run this command again"):
+        inside = subprocess.run(
+            ["git", "rev-parse", "--show-toplevel", "--show-prefix"],
+            cwd=source,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=QUESTION_SECONDS,
+        )
     top, _, prefix = inside.stdout.partition("\n")
     command = ["git", "clone", "--quiet", top or str(source), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with limited("when it ends by itself, run this command again"):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=CLONE_SECONDS)
     if done.returncode:
         raise UserError(
             f"{source.resolve()}: git cannot clone it ({' '.join(done.stderr.split())}); run this command in a clone"
@@ -83,7 +89,8 @@ def clone(source: Path, folder: Path) -> tuple[Path, dict[str, Step]]:
 
 
 def run_all(folder: Path, stages: Sequence[str] = ()) -> None:
-    """`dvc repro` in a clone, with the clone's code and this environment's programs, nothing taken from a cache."""
+    """`dvc repro` in a clone, with the clone's code and this environment's programs, nothing taken from a cache. It has
+    no limit of time: its stages take as long as a run takes, and say how far they are."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache", *stages]
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(folder.resolve())}
@@ -109,7 +116,9 @@ def find_recorded(path: str, digest: str, source: Path, folder: Path) -> Path | 
     """The file that dvc.lock means: in the checkout, in its cache, or in its commit; None when it is in none."""
     kept = folder / ".rtdmd" / "recorded" / path
     kept.parent.mkdir(parents=True, exist_ok=True)
-    blob = subprocess.run(["git", "show", f"HEAD:./{path}"], cwd=folder, capture_output=True, check=False)
+    command = ["git", "show", f"HEAD:./{path}"]
+    with limited(f"when it answers in {folder.resolve()}, run this command again"):
+        blob = subprocess.run(command, cwd=folder, capture_output=True, check=False, timeout=QUESTION_SECONDS)
     if blob.returncode == 0:
         kept.write_bytes(blob.stdout)
     cached = object_path(cache_folder(source), digest)

@@ -15,6 +15,7 @@ from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.processes import QUESTION_SECONDS, limited
 
 ASKED = ("slurm_partition", "slurm_account", "mem_mb", "runtime", "gpu", "slurm_extra")
 NODES = ("sinfo", "--noheader", "--format=%P: %D nodes of %c cores, %m MB, %G, up to %l")
@@ -24,7 +25,10 @@ def refuse_unstartable(jobs: Iterable[Any]) -> None:
     """UserError for the first of Snakemake's jobs that Slurm would not take, with what it asks for and what there
     is."""
     for job in jobs:
-        done = subprocess.run(test_command(job), capture_output=True, text=True, check=False)
+        with limited("nothing was started: when Slurm answers, run this command again"):
+            done = subprocess.run(
+                test_command(job), capture_output=True, text=True, check=False, timeout=QUESTION_SECONDS
+            )
         if done.returncode:
             said = "; ".join(line.removeprefix("sbatch: error: ") for line in done.stderr.strip().splitlines())
             asked = ", ".join(f"{name} {job.resources[name]}" for name in ASKED if job.resources.get(name))
@@ -51,5 +55,6 @@ def test_command(job: Any) -> list[str]:
 
 def nodes() -> str:
     """The partitions and the nodes behind them, as Slurm has them now."""
-    done = subprocess.run(NODES, capture_output=True, text=True, check=False)
+    with limited("nothing was started: when Slurm answers, run this command again"):
+        done = subprocess.run(NODES, capture_output=True, text=True, check=False, timeout=QUESTION_SECONDS)
     return "; ".join(line.strip() for line in done.stdout.splitlines()) or "no answer from `sinfo`"

@@ -28,6 +28,7 @@ from rtdmd.backbones.protocol import PUBLISHED, LoraKind
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import check_archive, load_tensors, read_json
 from rtdmd.common.parsing import first_line, parse_json
+from rtdmd.common.pretrained import FOREIGN
 from rtdmd.publish.compose import A, Adapter, B
 from rtdmd.publish.merge import check_fits
 
@@ -103,8 +104,15 @@ def _load_plain(path: Path) -> Mapping[str, Tensor]:
     check_archive(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path}: not a file of plain tensors ({first_line(error)})") from error
+    except pickle.UnpicklingError as error:  # torch's own advice, to read it without the guard, runs what is in it
+        raise UserError(
+            f"{path}: not a file of plain tensors: it is damaged, or holds objects that would run code, and these are"
+            " never loaded; copy or download it again"
+        ) from error
+    except FOREIGN as error:
+        raise UserError(
+            f"{path}: not a file of plain tensors ({first_line(error)}); copy or download it again"
+        ) from error
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise UserError(f"{path}: a state dict of tensors is expected; generator_ema.pt of a checkpoint is one")
     return found

@@ -30,6 +30,7 @@ from rtdmd.backbones.protocol import Conditioning, PipelineBackbone
 from rtdmd.backbones.sampling import Velocity, rollout
 from rtdmd.common.errors import RtdmdError
 from rtdmd.common.files import read_json, save_tensors, sha256_file, tree_files, write_json
+from rtdmd.common.processes import limited
 from rtdmd.common.rng import normal
 from rtdmd.config import ModelParams
 from rtdmd.publish.compose import Adapter
@@ -40,6 +41,9 @@ MARGIN = 10.0  # the base model must be this many times farther than the student
 SEED = 2605  # of the fresh noise
 RELEASED = ("torch", "diffusers", "transformers", "peft", "safetensors")
 PROGRAM = "rtdmd.publish.gate_check"
+GATE_SECONDS = 12 * 3600.0
+"""It loads every form of a model in float32, samples each at three noise levels, and runs the card's examples: minutes
+for the world, hours for a model of 12 billion parameters on the CPU. Longer than this it hangs."""
 
 
 @dataclass(frozen=True)
@@ -153,13 +157,15 @@ def _ask(export: Export, fixed: Fixed, student: Mapping[str, Mapping[str, Tensor
         save_tensors(tensors, work / "tensors.safetensors")
         for stage, adapter in export.stages.items():
             write_lora(adapter, work / f"{stage}.safetensors", pipeline=export.base.pipeline)
-        done = subprocess.run(
-            [sys.executable, "-I", _program(), str(work)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
-        )
+        with limited("it is the gate's process, and nothing was published; `rtdmd publish` starts it again"):
+            done = subprocess.run(
+                [sys.executable, "-I", _program(), str(work)],
+                capture_output=True,
+                text=True,
+                check=False,
+                env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+                timeout=GATE_SECONDS,
+            )
         if done.returncode != 0:
             last = "\n".join(done.stderr.strip().splitlines()[-12:])
             raise RtdmdError(f"the gate refuses this export, nothing was published; its process ended with:\n{last}")

@@ -29,6 +29,7 @@ from huggingface_hub.utils import (
 from huggingface_hub.utils._http import default_client_factory
 
 from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.common.hub import XET_STATUS
 
 T = TypeVar("T")
 PASSING_STATUS = frozenset({408, 409, 412, 425, 429})
@@ -41,9 +42,6 @@ NETWORK = (
     ConnectionError,  # hf_xet raises Python's own
     TimeoutError,
 )
-XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((?P<status>\d{3})\b")
-"""hf_xet, which carries large files by default, raises ConnectionError for whatever its storage answers; the answer's
-status is in its words only."""
 TIMEOUT = httpx2.Timeout(30.0, read=300.0, write=300.0)  # seconds; the client's own default is to wait for ever
 LONGEST_ASKED = 600.0  # s; two of the Hub's own windows of five minutes
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN, to a token that may write to the repository"

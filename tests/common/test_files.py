@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rtdmd.common.errors import UserError
+from rtdmd.common.errors import NonFiniteError, UserError
 from rtdmd.common.files import (
     IGNORED,
     json_text,
@@ -29,8 +29,10 @@ REPOSITORY = Path(__file__).parents[2]
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
     write_json(path, {"b": 1, "a": [0.5]})
-    with pytest.raises(ValueError):
-        write_json(path, {"b": float("nan")})
+    with pytest.raises(NonFiniteError, match=r"^figures\.json: b\.c\[1\] is nan, which JSON cannot hold; the file was"):
+        write_json(path, {"a": 1.0, "b": {"c": [0.0, float("nan")]}})
+    with pytest.raises(NonFiniteError, match=r"^figures\.json:2: score is -inf, which JSON cannot hold; the file was"):
+        write_jsonl(path, [{"score": 1.0}, {"score": float("-inf")}])
     with pytest.raises(TypeError):
         write_atomic(path, 3)  # type: ignore[arg-type]
     assert path.read_text() == '{\n  "a": [\n    0.5\n  ],\n  "b": 1\n}\n'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from rtdmd.prompts.hub import dataset_file
 
 KEY = "prepare_prompts.train[0]"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+BROKEN = rf"^prepare_prompts\.train\[0\]\.repo: t\.txt of a/b at {COMMIT} was not downloaded whole: "
+AGAIN = "; run `rtdmd prepare_prompts` again$"
 
 
 def test_the_commit_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -34,6 +37,11 @@ def refused(kind: type[errors.HfHubHTTPError]) -> errors.HfHubHTTPError:
     return kind("refused", response=httpx2.Response(404, request=request))
 
 
+def xet(answer: str) -> ConnectionError:
+    """hf_xet raises Python's own, with its storage's answer in its words."""
+    return ConnectionError(f"Data processing error: HTTP status {answer} for url (https://localhost/x?sig=secret)")
+
+
 @pytest.mark.parametrize(
     ("error", "says"),
     [
@@ -43,6 +51,16 @@ def refused(kind: type[errors.HfHubHTTPError]) -> errors.HfHubHTTPError:
         (refused(errors.RemoteEntryNotFoundError), f"repo: a/b has no file t.txt at {COMMIT}; see .*/tree/{COMMIT}"),
         (errors.LocalEntryNotFoundError("offline"), "t.txt of a/b at .* cannot be reached; connect once"),
         (refused(errors.HfHubHTTPError), "the Hub refused t.txt of a/b"),
+        (httpx2.ReadTimeout("x"), rf"{BROKEN}the connection broke \(ReadTimeout\){AGAIN}"),
+        (httpx2.ProxyError("x"), rf"{BROKEN}the connection broke \(ProxyError\){AGAIN}"),
+        (ConnectionResetError(104, "reset"), rf"{BROKEN}the connection broke \(ConnectionResetError\){AGAIN}"),
+        (ConnectionError("?X-Amz-Signature=secret"), rf"{BROKEN}the connection broke \(ConnectionError\){AGAIN}"),
+        (OSError("Consistency check failed: 3 of 4 bytes"), rf"{BROKEN}the connection broke \(OSError\){AGAIN}"),
+        (
+            xet("client error (403 Forbidden)"),
+            rf"{BROKEN}the Hub's storage answers 403 \(is the .*`\){AGAIN}",
+        ),
+        (xet("server error (503 Busy)"), rf"{BROKEN}the Hub's storage answers 503{AGAIN}"),
     ],
 )
 def test_a_refusal_says_what_to_do(monkeypatch: pytest.MonkeyPatch, error: Exception, says: str) -> None:
@@ -51,6 +69,15 @@ def test_a_refusal_says_what_to_do(monkeypatch: pytest.MonkeyPatch, error: Excep
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     with pytest.raises(UserError, match=says):
+        dataset_file("a/b", COMMIT, "t.txt", KEY)
+
+
+def test_a_full_disk_is_no_fault_of_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: Any, **__: Any) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(OSError, match="No space left"):
         dataset_file("a/b", COMMIT, "t.txt", KEY)
 
 
