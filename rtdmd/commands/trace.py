@@ -27,7 +27,8 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
 
     target: str = arguments.target
     traced: Traced
-    if Path(target).exists():
+    in_a_folder_here = Path(target).parent.is_dir() and "@" not in target
+    if in_a_folder_here or Path(target).exists():
         traced = trace_path(Path(target), root)
     else:
         from rtdmd.publish.trace_hub import trace_hub

@@ -74,6 +74,8 @@ def trace_path(path: Path, root: Path = Path(".")) -> Traced:
         return trace_resolved(read_record_file(Resolved, path / RESOLVED), str(path))
     if path.is_file():
         return _trace_file(path, lock)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder, and no output of dvc.lock; on the Hub it is {path}@main")
     raise UserError(f"{path}: nothing to trace: no output of dvc.lock, and no {PROVENANCE} or {RESOLVED} in it")
 
 
@@ -88,7 +90,8 @@ def _unrecorded(path: Path, root: Path, lock: Mapping[str, Step]) -> list[str]:
     made = {output for step in lock.values() for output in step.outputs}
     results = root / "results"
     folder = results if path.resolve() == root.resolve() else path
-    files = [_relative(file, root) for file in tree_files(folder)] if folder.is_dir() else []
+    place = _relative(folder, root)  # not each file's: DVC may have made links into its cache of them
+    files = [f"{place}/{file.relative_to(folder).as_posix()}" for file in tree_files(folder)]
     return _not_looked_at([file for file in files if file not in made], "dvc.lock")
 
 

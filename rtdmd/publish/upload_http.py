@@ -78,7 +78,7 @@ class Patience:
                 pause = max(min(self.longest, self.first * 2 ** (attempt - 1)), fault.retry_after)
                 self.say(f"{what}: {fault.text}; again in {pause:g} s ({attempt} of {self.attempts - 1})")
                 self.sleep(pause)
-        raise RtdmdError(f"{what}: {fault.text}, {self.attempts} times; run `rtdmd upload` again: it goes on from here")
+        raise RtdmdError(f"{what}: {fault.text}, {self.attempts} times; the same command goes on from here")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 It stands in for photographs so that the whole pipeline, with the real model classes, runs on two CPU cores and its
 result can be checked exactly. ``grammar`` says what can be asked for, ``render`` draws it, ``verifier`` reads it back,
-and the ``pretrain_*`` modules make the teacher, its text encoders, its autoencoder and the CLIP reward once.
+and ``tools/world`` makes the teacher, its text encoders, its autoencoder and the CLIP reward once.
 """
 
 IMAGE_SIZE = 36  # pixels a side

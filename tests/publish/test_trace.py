@@ -66,6 +66,28 @@ def test_what_cannot_be_traced_ends_with_2(target: str, root: Path, capsys: pyte
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_results_that_are_not_here_are_not_looked_for_on_the_hub(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("rtdmd.publish.trace_hub.trace_hub", lambda target: pytest.fail(f"the Hub is asked: {target}"))
+    shutil.rmtree("results/publish")
+    assert main(["trace", "results/publish"]) == 1
+    assert "first: publish: results/publish/README.md: " in capsys.readouterr().err
+    assert main(["trace", "results/repot"]) == 2
+    assert capsys.readouterr().err == (
+        "rtdmd: results/repot: no such file or folder, and no output of dvc.lock; on the Hub it is results/repot@main\n"
+    )
+
+
+def test_results_that_are_links_into_the_cache_are_recorded_ones(root: Path, tmp_path: Path) -> None:
+    path = root / "results/evaluate/scores.csv"
+    shutil.move(path, tmp_path / "object")
+    path.symlink_to(tmp_path / "object")
+    traced = trace_path(Path("results/evaluate"))
+    assert traced.notes == []
+    assert traced.compare(root) == []
+
+
 def test_a_copy_of_an_output_is_known_by_its_bytes(root: Path, tmp_path: Path) -> None:
     copy = tmp_path / "mine.safetensors"
     shutil.copy("results/train_rtdmd/generator.safetensors", copy)

@@ -120,7 +120,7 @@ def test_when_patience_ends_a_second_run_goes_on(
 ) -> None:
     hub.inject(Fault(route, "503", times=10_000))
     with pytest.raises(
-        RtdmdError, match=r"the Hub answers 503 \(ordered by the test\), 6 times; run `rtdmd upload` again"
+        RtdmdError, match=r"the Hub answers 503 \(ordered by the test\), 6 times; the same command goes on from here"
     ):
         uploader(publication, hub, pauses).run()
     if route != "end branch":
