@@ -57,7 +57,9 @@ def read_adapter(path: Path, alpha: float | None = None) -> Adapter:
     rank = _rank(factors, file)
     told = _told(config, file)
     if told.get("r", rank) != rank:
-        raise UserError(f"{file}: rank {told['r']:g} is told, its tensors have {rank}; it is not the file that was saved")
+        raise UserError(
+            f"{file}: rank {told['r']:g} is told, its tensors have {rank}; it is not the file that was saved"
+        )
     known = told.get("lora_alpha")
     if known is not None and alpha is not None and known != alpha:
         raise UserError(f"--alpha {alpha:g}: {file} itself says {known:g}; leave --alpha out")
