@@ -19,14 +19,15 @@ from rtdmd.backbones.parts import (
     Endings,
     Pipeline,
     adapted_layers,
-    decoded_scaled,
+    decoded,
     dynamic_shift,
-    encoded_scaled,
+    encoded,
     evenly_spaced,
     fresh_scheduler,
     latent_side,
     load_pipeline,
     need_text,
+    need_vae,
     scheduler_settings,
     unit_timestep,
 )
@@ -144,11 +145,13 @@ class Flux1:
 
     def decode(self, latents: Tensor) -> Tensor:
         """See the protocol."""
-        return decoded_scaled(self.pipeline, latents)
+        vae = need_vae(self.pipeline)
+        return decoded(vae, latents / vae.config.scaling_factor + vae.config.shift_factor)
 
     def encode_images(self, images: Tensor) -> Tensor:
         """See the protocol. The mode of the encoder's distribution."""
-        return encoded_scaled(self.pipeline, images)
+        vae = need_vae(self.pipeline)
+        return (encoded(vae, images) - vae.config.shift_factor) * vae.config.scaling_factor
 
     def lora_targets(self, kind: LoraKind) -> list[str]:
         """See the protocol. ``attention``: projections of the attention in both kinds of block; ``attention_mlp``: and

@@ -8,7 +8,6 @@ empirical one (it depends on image tokens and on the number of steps). Latents h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,6 @@ from rtdmd.backbones.parts import (
     Pipeline,
     Vae,
     adapted_layers,
-    classifier_free,
     decoded,
     encoded,
     evenly_spaced,
@@ -132,10 +130,15 @@ class Flux2:
         null: Conditioning | None = None,
     ) -> Tensor:
         """See the protocol. Classifier-free: v_u + w (v_c - v_u), one forward of 2 B rows; w = 1 needs no ``null``."""
-        return classifier_free(partial(self._forward, transformer), x, sigma, cond, guidance, null)
-
-    def _forward(self, transformer: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        hidden, pipeline = cond.tensors["encoder_hidden_states"].to(self.dtype), self.pipeline
+        guided = guidance != 1.0
+        if guided:
+            if null is None:
+                raise ValueError("classifier-free guidance needs the null prompt's conditioning")
+            cond = Conditioning.cat([null.expand(len(x)), cond])
+            x = torch.cat([x, x])
+            sigma = torch.cat([sigma, sigma])
+        hidden = cond.tensors["encoder_hidden_states"].to(self.dtype)
+        pipeline = self.pipeline
         tokens = transformer(
             hidden_states=pipeline._pack_latents(x.to(self.dtype)),
             timestep=unit_timestep(sigma, self.dtype),
@@ -145,8 +148,11 @@ class Flux2:
             img_ids=pipeline._prepare_latent_ids(x[:1]).to(x.device),
             return_dict=False,
         )[0]
-        v: Tensor = tokens.transpose(1, 2).reshape(x.shape)  # (B, H W, C) -> (B, C, H, W)
-        return v.float()
+        v: Tensor = tokens.transpose(1, 2).reshape(x.shape).float()  # (B, H W, C) -> (B, C, H, W)
+        if not guided:
+            return v
+        unconditional, conditional = v.chunk(2)
+        return unconditional + guidance * (conditional - unconditional)
 
     def decode(self, latents: Tensor) -> Tensor:
         """See the protocol."""

@@ -1,11 +1,11 @@
-"""What the families share: a pipeline's parts loaded and frozen, classifier-free guidance, images, adapter names.
+"""What the families share: a pipeline's parts loaded and frozen, levels, images, adapter names.
 
 Each family stays one readable file; nothing here knows a family.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdmd.backbones.loading import KEY, load_part, part_classes, pipeline_parts, skeleton
-from rtdmd.backbones.protocol import Conditioning, LoraKind
+from rtdmd.backbones.protocol import LoraKind
 from rtdmd.backbones.snapshot import teacher_folder
 from rtdmd.common.errors import UserError
 from rtdmd.common.model_files import bring_back, read_config
@@ -37,7 +37,6 @@ ATTENTION = tuple(
     f".attn.{name}"
     for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 )
-Forward = Callable[[Tensor, Tensor, Conditioning], Tensor]  # (x (B, C, H, W), sigma (B,), cond) -> v (B, C, H, W)
 
 
 def load_pipeline(
@@ -120,19 +119,6 @@ def scheduler_settings(pipeline: Pipeline) -> dict[str, Any]:
     return {"_class_name": type(pipeline.scheduler).__name__, **public}
 
 
-def classifier_free(
-    forward: Forward, x: Tensor, sigma: Tensor, cond: Conditioning, guidance: float, null: Conditioning | None
-) -> Tensor:
-    """v_u + w (v_c - v_u) from one forward of 2 B rows; w = 1 is v_c alone and needs no ``null`` (one row or B)."""
-    if guidance == 1.0:
-        return forward(x, sigma, cond)
-    if null is None:
-        raise ValueError("classifier-free guidance needs the null prompt's conditioning")
-    both = Conditioning.cat([null.expand(len(x)), cond])
-    unconditional, conditional = forward(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
-    return unconditional + guidance * (conditional - unconditional)
-
-
 def unit_timestep(sigma: Tensor, dtype: torch.dtype) -> Tensor:
     """σ as the FLUX pipelines hand it to their transformers: t = 1000 σ in the model's dtype, then divided by 1000.
 
@@ -165,18 +151,6 @@ def encoded(vae: Vae, images: Tensor) -> Tensor:
     """The VAE's own latents float32 of images (B, 3, H, W) in [0, 1]: the mode of the encoder's distribution."""
     mode: Tensor = vae.encode((2 * images - 1).to(vae.dtype)).latent_dist.mode()
     return mode.float()
-
-
-def decoded_scaled(pipeline: Pipeline, latents: Tensor) -> Tensor:
-    """Images of latents that the VAE's own factor and shift normalise (SD3, FLUX.1)."""
-    vae = need_vae(pipeline)
-    return decoded(vae, latents / vae.config.scaling_factor + vae.config.shift_factor)
-
-
-def encoded_scaled(pipeline: Pipeline, images: Tensor) -> Tensor:
-    """The inverse of `decoded_scaled`: the mode of the encoder's distribution, normalised."""
-    vae = need_vae(pipeline)
-    return (encoded(vae, images) - vae.config.shift_factor) * vae.config.scaling_factor
 
 
 def adapted_layers(transformer: nn.Module, endings: tuple[str, ...]) -> list[str]:

@@ -7,7 +7,6 @@ pipeline without T5 (``text_encoder_3`` null in its model_index.json) needs no s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +18,14 @@ from rtdmd.backbones.parts import (
     Endings,
     Pipeline,
     adapted_layers,
-    classifier_free,
-    decoded_scaled,
+    decoded,
     dynamic_shift,
-    encoded_scaled,
+    encoded,
     fresh_scheduler,
     latent_side,
     load_pipeline,
     need_text,
+    need_vae,
 )
 from rtdmd.backbones.protocol import POOLED_INPUTS, Conditioning, Layout, LoraKind
 from rtdmd.common.torch_setup import quiet_imports
@@ -126,21 +125,31 @@ class SD3Backbone:
         null: Conditioning | None = None,
     ) -> Tensor:
         """See the protocol. Classifier-free: v_u + w (v_c - v_u), one forward of 2 B rows; w = 1 needs no ``null``."""
-        return classifier_free(partial(self._forward, transformer), x, sigma, cond, guidance, null)
-
-    def _forward(self, transformer: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        guided = guidance != 1.0
+        if guided:
+            if null is None:
+                raise ValueError("classifier-free guidance needs the null prompt's conditioning")
+            cond = Conditioning.cat([null.expand(len(x)), cond])
+            x = torch.cat([x, x])
+            sigma = torch.cat([sigma, sigma])
         timestep = sigma * self.pipeline.scheduler.config.num_train_timesteps
         inputs = {name: tensor.to(self.dtype) for name, tensor in cond.tensors.items()}
         out = transformer(hidden_states=x.to(self.dtype), timestep=timestep, return_dict=False, **inputs)
-        return out[0].float()
+        v: Tensor = out[0].float()
+        if not guided:
+            return v
+        unconditional, conditional = v.chunk(2)
+        return unconditional + guidance * (conditional - unconditional)
 
     def decode(self, latents: Tensor) -> Tensor:
         """See the protocol."""
-        return decoded_scaled(self.pipeline, latents)
+        vae = need_vae(self.pipeline)
+        return decoded(vae, latents / vae.config.scaling_factor + vae.config.shift_factor)
 
     def encode_images(self, images: Tensor) -> Tensor:
         """See the protocol. The mode of the encoder's distribution."""
-        return encoded_scaled(self.pipeline, images)
+        vae = need_vae(self.pipeline)
+        return (encoded(vae, images) - vae.config.shift_factor) * vae.config.scaling_factor
 
     def own_scheduler(self) -> None:
         """See the protocol. The pipeline spaces K steps its own way, down to the smallest level of its training."""

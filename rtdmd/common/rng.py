@@ -46,14 +46,9 @@ def normal_batch(shape: Sequence[int], keys: Sequence[tuple[Key, ...]]) -> Tenso
     return out
 
 
-def uniform(*key: Key) -> float:
-    """One number in [0, 1) for a key."""
-    return key_seed(*key) / 2.0**63
-
-
 def uniform_batch(keys: Sequence[tuple[Key, ...]]) -> Tensor:
     """``(len(keys),)`` float32 numbers in [0, 1), one for each key."""
-    values = torch.tensor([uniform(*key) for key in keys], dtype=torch.float64)
+    values = torch.tensor([key_seed(*key) / 2.0**63 for key in keys], dtype=torch.float64)
     return values.to(torch.float32).clamp_(max=1.0 - 2.0**-24)
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rtdmd.flow.path import at_least_float32, expand, mean_dims, x0_from_velocity
+from rtdmd.flow.path import at_least_float32, expand
 
 Weighting = Literal["clamp", "inverse_variance"]
 LARGEST_START = 0.999  # above this s no renoising interval is left that float32 resolves
@@ -107,12 +107,7 @@ def ambient_loss(
 ) -> Tensor:
     """Per-sample loss (B,): ambient_weight * mean over dimensions of |v - u|². v, target (B, C, H, W); s, t (B,)."""
     v, target, s, t = at_least_float32(v, target, s, t)
-    return ambient_weight(s, t, weighting, clamp_max) * mean_dims((v - target) ** 2)
-
-
-def posterior_mean(x: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
-    """h(x, σ) = x - σ v, the estimate of E[x_0 | x_σ]. x, v (B, C, H, W); sigma (B,)."""
-    return x0_from_velocity(x, v, sigma)
+    return ambient_weight(s, t, weighting, clamp_max) * ((v - target) ** 2).flatten(1).mean(1)
 
 
 def consistency_two_sample(h_t: Tensor, h_r: Tensor, h_r2: Tensor) -> Tensor:
@@ -122,10 +117,10 @@ def consistency_two_sample(h_t: Tensor, h_r: Tensor, h_r2: Tensor) -> Tensor:
     W).
     """
     h_t, h_r, h_r2 = at_least_float32(h_t, h_r, h_r2)
-    return mean_dims((h_r - h_t) * (h_r2 - h_t))
+    return ((h_r - h_t) * (h_r2 - h_t)).flatten(1).mean(1)
 
 
 def consistency_one_sample(h_t: Tensor, h_r: Tensor) -> Tensor:
     """mean (h_r - h_t)² over dimensions, (B,): the two-sample expectation plus the mean variance of h_r given x_t."""
     h_t, h_r = at_least_float32(h_t, h_r)
-    return mean_dims((h_r - h_t) ** 2)
+    return ((h_r - h_t) ** 2).flatten(1).mean(1)

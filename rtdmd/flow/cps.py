@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from rtdmd.flow.path import at_least_float32, expand, mean_dims, noise_from_velocity, sum_dims, x0_from_velocity
+from rtdmd.flow.path import at_least_float32, expand, noise_from_velocity, x0_from_velocity
 
 
 def cps_mean_std(x: Tensor, v: Tensor, sigma: Tensor, tau: Tensor, eta: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -40,7 +40,7 @@ def gaussian_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """
     x, mean, std = at_least_float32(x, mean, std)
     dims = x[0].numel()
-    squared = sum_dims((x - mean) ** 2)
+    squared = ((x - mean) ** 2).flatten(1).sum(1)
     return -squared / (2 * std**2) - dims * (torch.log(std) + 0.5 * math.log(2 * math.pi))
 
 
@@ -52,7 +52,7 @@ def published_log_prob(x: Tensor, mean: Tensor) -> Tensor:
     density.
     """
     x, mean = at_least_float32(x, mean)
-    return -mean_dims((x - mean) ** 2)
+    return -((x - mean) ** 2).flatten(1).mean(1)
 
 
 def eta_star(r: Tensor, t: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The direction that moves the generator's law towards the teacher's (paper, AC-DMD generator update).
 
-x_t = α x_s + β z is projected back to s by one CPS step from the teacher's velocity (y_ψ) and from the fake score's
-(y_φ), with the same noise. Then (statement T4)
+x_t = α x_s + β z is projected back to s by one CPS step (`cps.cps_step`) from the teacher's velocity (y_ψ) and from
+the fake score's (y_φ), with the same noise. Then (statement T4)
 
     y_φ - y_ψ = k (score_φ - score_ψ)(x_t),   k = [(1-s) t - s c (1-t)] t/(1-t) > 0,   c = cos(ηπ/2)
 
@@ -13,13 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from rtdmd.flow.cps import cps_step
-from rtdmd.flow.path import at_least_float32, expand, mean_dims, require_finite
-
-
-def projection(x_t: Tensor, v: Tensor, t: Tensor, s: Tensor, eta: float | Tensor, noise: Tensor) -> Tensor:
-    """y: one CPS step t -> s from velocity v at x_t. x_t, v, noise (B, C, H, W); t, s (B,), s < t."""
-    return cps_step(x_t, v, t, s, eta, noise)
+from rtdmd.flow.path import at_least_float32, expand, require_finite
 
 
 def score_factor(s: Tensor, t: Tensor, eta: float) -> Tensor:
@@ -41,14 +35,14 @@ def dmd_direction(y_fake: Tensor, y_teacher: Tensor, x_s: Tensor, normalise: boo
     require_finite("the generator's sample x_s", x_s)
     direction = y_fake - y_teacher
     if normalise:
-        direction = direction / expand(mean_dims((x_s - y_teacher).abs()), direction)
+        direction = direction / expand((x_s - y_teacher).abs().flatten(1).mean(1), direction)
     return require_finite("the distribution-matching direction g", direction)
 
 
 def dmd_loss(x_s: Tensor, direction: Tensor) -> Tensor:
     """½ mean |x_s - stopgrad(x_s - g)|², (B,); its gradient in x_s is g/D. x_s, direction (B, C, H, W)."""
     x_s, direction = at_least_float32(x_s, direction)
-    return 0.5 * mean_dims((x_s - (x_s - direction).detach()) ** 2)
+    return 0.5 * ((x_s - (x_s - direction).detach()) ** 2).flatten(1).mean(1)
 
 
 def matching_rewards(x: Tensor, direction: Tensor, groups: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ distribution-matching direction, and r from the reward that x_tar gains over x_0
 
 from torch import Tensor
 
-from rtdmd.flow.path import at_least_float32, mean_dims
+from rtdmd.flow.path import at_least_float32
 
 
 def optimality(advantages: Tensor) -> Tensor:
@@ -28,7 +28,9 @@ def nft_loss(v: Tensor, v_old: Tensor, target: Tensor, r: Tensor, strength: floa
     v, v_old, target, r = at_least_float32(v, v_old.detach(), target.detach(), r.detach())
     positive = (1 - strength) * v_old + strength * v
     negative = (1 + strength) * v_old - strength * v
-    return r * mean_dims((positive - target) ** 2) + (1 - r) * mean_dims((negative - target) ** 2)
+    to_positive = ((positive - target) ** 2).flatten(1).mean(1)
+    to_negative = ((negative - target) ** 2).flatten(1).mean(1)
+    return r * to_positive + (1 - r) * to_negative
 
 
 def reward_gain(target_rewards: Tensor, rewards: Tensor, spread: Tensor) -> Tensor:

@@ -21,16 +21,6 @@ def require_finite(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def sum_dims(x: Tensor) -> Tensor:
-    """Sum over everything but the batch: (B, ...) -> (B,)."""
-    return x.flatten(1).sum(1)
-
-
-def mean_dims(x: Tensor) -> Tensor:
-    """Mean over everything but the batch: (B, ...) -> (B,)."""
-    return x.flatten(1).mean(1)
-
-
 def expand(sigma: Tensor, like: Tensor) -> Tensor:
     """Reshape σ (B,) to (B, 1, ..., 1) so that it broadcasts over `like` (B, ...), e.g. (B, 1, 1, 1) for latents."""
     if sigma.dim() != 1 or sigma.shape[0] != like.shape[0]:
@@ -46,7 +36,7 @@ def interpolate(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
 
 
 def x0_from_velocity(x: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
-    """x_0 = x_σ - σ v. x, v (B, C, H, W); sigma (B,)."""
+    """x_0 = x_σ - σ v. With a model's v it is the estimate h(x, σ) of E[x_0 | x_σ]. x, v (B, C, H, W); sigma (B,)."""
     x, v, sigma = at_least_float32(x, v, sigma)
     return x - expand(sigma, x) * v
 

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rtdmd.flow.path import at_least_float32, expand, require_finite, sum_dims
+from rtdmd.flow.path import at_least_float32, expand, require_finite
 
 Baseline = Literal["group_mean", "leave_one_out"]
 StdScope = Literal["batch", "group", "none"]
@@ -39,39 +39,35 @@ def group_advantages(
     centred = subtract_baseline(rewards, groups, baseline)
     if std == "none":
         return (weights[:, None] * centred).sum(0)
-    total = (weights[:, None] * centred / (_spread(rewards, groups, std) + eps)).sum(0)
+    if std == "batch":
+        spread = rewards.std(dim=1, correction=0, keepdim=True)
+    elif std == "group":
+        spread = torch.sqrt(_group_mean(subtract_baseline(rewards, groups, "group_mean") ** 2, groups))
+    else:
+        raise ValueError(f"std {std!r} is unknown; known: batch, group, none")
+    total = (weights[:, None] * centred / (spread + eps)).sum(0)
     return total / (total.std(correction=0) + eps)
 
 
 def subtract_baseline(rewards: Tensor, groups: Tensor, baseline: Baseline) -> Tensor:
     """Rewards (R, N) minus the mean of their group, or of the group's other members ('leave_one_out', unbiased)."""
-    index, counts = torch.unique(groups, return_inverse=True, return_counts=True)[1:]
-    size = counts[index].to(rewards.dtype)
-    centred = rewards - _group_sum(rewards, index, len(counts)) / size
+    centred = rewards - _group_mean(rewards, groups)
     if baseline == "group_mean":
         return centred
     if baseline != "leave_one_out":
         raise ValueError(f"baseline {baseline!r} is unknown; known: group_mean, leave_one_out")
+    index, counts = torch.unique(groups, return_inverse=True, return_counts=True)[1:]
     if int(counts.min()) < 2:
         raise ValueError("leave_one_out needs at least two images in every group")
+    size = counts[index].to(rewards.dtype)
     return centred * size / (size - 1)
 
 
-def _spread(rewards: Tensor, groups: Tensor, std: StdScope) -> Tensor:
-    """Population standard deviation of each reward over the batch (R, 1) or over each image's group (R, N)."""
-    if std == "batch":
-        return rewards.std(dim=1, correction=0, keepdim=True)
-    if std != "group":
-        raise ValueError(f"std {std!r} is unknown; known: batch, group, none")
+def _group_mean(values: Tensor, groups: Tensor) -> Tensor:
+    """Mean of (R, N) over each group, given back to every member: (R, N)."""
     index, counts = torch.unique(groups, return_inverse=True, return_counts=True)[1:]
-    centred = subtract_baseline(rewards, groups, "group_mean")
-    return torch.sqrt(_group_sum(centred**2, index, len(counts)) / counts[index])
-
-
-def _group_sum(values: Tensor, index: Tensor, count: int) -> Tensor:
-    """Sum of (R, N) over each group, given back to every member: (R, N)."""
-    sums = values.new_zeros(values.shape[0], count).index_add_(1, index, values)
-    return sums[:, index]
+    sums = values.new_zeros(values.shape[0], len(counts)).index_add_(1, index, values)
+    return sums[:, index] / counts[index].to(values.dtype)
 
 
 def clipped_policy_loss(
@@ -106,4 +102,4 @@ def subset_factor(num_steps: int, trained: int) -> float:
 def gaussian_kl(mean_p: Tensor, mean_q: Tensor, std: Tensor) -> Tensor:
     """KL(N(mean_p, std² I) || N(mean_q, std² I)) = |mean_p - mean_q|² / (2 std²), (B,), nats, over all dimensions."""
     mean_p, mean_q, std = at_least_float32(mean_p, mean_q, std)
-    return sum_dims(((mean_p - mean_q) / expand(std, mean_p)) ** 2) / 2
+    return (((mean_p - mean_q) / expand(std, mean_p)) ** 2).flatten(1).sum(1) / 2

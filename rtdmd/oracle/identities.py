@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rtdmd.flow import ambient, cps, matching
-from rtdmd.flow.path import expand, interpolate
+from rtdmd.flow.path import expand, interpolate, x0_from_velocity
 from rtdmd.oracle.mixture import Mixture, gaussian, hermite, ring
 from rtdmd.oracle.quadrature import mixture_nodes, relative_entropy
 from rtdmd.oracle.setting import Setting
@@ -97,8 +97,8 @@ def gaussian_self_consistency(setting: Setting, *, eta: Formula = cps.eta_star) 
     x, prompt = setting.normal((5, 2), "T2"), setting.prompts(5, law)
     v = setting.velocity(law, x, t, prompt)
     mean, _ = cps.cps_mean_std(x, v, t, r, eta(r, t))
-    h_r = ambient.posterior_mean(mean, setting.velocity(law, mean, r, prompt), r)
-    return float((h_r - ambient.posterior_mean(x, v, t)).abs().max())
+    h_r = x0_from_velocity(mean, setting.velocity(law, mean, r, prompt), r)
+    return float((h_r - x0_from_velocity(x, v, t)).abs().max())
 
 
 def mixture_self_consistency(
@@ -128,8 +128,8 @@ def mixture_self_consistency(
         z = noise.repeat(len(x0), 1).to(setting.real)
         x_r = cps.cps_step(x.expand(n, 2), v, high.expand(n), low.expand(n), eta(low, high).expand(n), z)
         v_r = setting.velocity(law, x_r, low.expand(n), prompt.expand(n))
-        h_r = ambient.posterior_mean(x_r, v_r, low.expand(n))
-        h_t = ambient.posterior_mean(x, setting.velocity(law, x, high, prompt), high)
+        h_r = x0_from_velocity(x_r, v_r, low.expand(n))
+        h_t = x0_from_velocity(x, setting.velocity(law, x, high, prompt), high)
         expected = (weights[:, None] * h_r.double()).sum(0, keepdim=True)
         squared = ambient.consistency_two_sample(h_t.double(), expected, expected)
         worst = max(worst, float(squared.sqrt()))
@@ -170,7 +170,7 @@ def cps_marginals(setting: Setting, *, step: Formula = cps.cps_step, eta: float 
 
 
 def direction_is_score_difference(
-    setting: Setting, *, project: Formula = matching.projection, factor: Formula = matching.score_factor
+    setting: Setting, *, project: Formula = cps.cps_step, factor: Formula = matching.score_factor
 ) -> float:
     """T4. y_φ - y_ψ against k (score_φ - score_ψ), relative, for η in {0, 0.9, 1} and every (s, t)."""
     teacher, fake, worst = _teacher(setting), _other(setting), 0.0
@@ -204,8 +204,7 @@ def direction_is_kl_gradient(
     x_t = ambient.renoise(x_s.detach(), setting.normal((n, 2), "T4", "z"), level, time)
     noise = setting.normal((n, 2), "T4", "projection")
     y_fake, y_teacher = (
-        matching.projection(x_t, setting.velocity(law, x_t, time, prompt), time, level, 0.9, noise)
-        for law in (base, teacher)
+        cps.cps_step(x_t, setting.velocity(law, x_t, time, prompt), time, level, 0.9, noise) for law in (base, teacher)
     )
     g = matching.dmd_direction(y_fake, y_teacher, x_s, normalise=False)
     (2 * loss(x_s, g)).sum().backward()  # the loss is a mean over two dimensions

@@ -33,16 +33,14 @@ from rtdmd.train.losses import Draws
 class BatchDraws(Draws):
     """`Draws` with one generator for the whole batch: same names, cheaper for thousands of tiny samples."""
 
-    def normal(self, name: str) -> Tensor:
-        """(B, C, H, W) standard normal noise called `name`."""
+    def normal(self, name: str, groups: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) standard normal noise called `name`, one draw a group where `groups` (B,) are given."""
+        if groups is not None:
+            generator = torch_generator(self.seed, self.stream, self.step, "group", name)
+            noise = torch.randn((int(groups.max()) + 1, *self.shape), generator=generator)
+            return noise[groups].to(self.device)
         generator = torch_generator(self.seed, self.stream, self.step, name)
         return torch.randn((len(self.samples), *self.shape), generator=generator).to(self.device)
-
-    def group_normal(self, groups: Tensor, name: str) -> Tensor:
-        """(B, C, H, W) noise called `name`, one draw a group."""
-        generator = torch_generator(self.seed, self.stream, self.step, "group", name)
-        noise = torch.randn((int(groups.max()) + 1, *self.shape), generator=generator)
-        return noise[groups].to(self.device)
 
     def uniform(self, name: str) -> Tensor:
         """(B,) uniform numbers in [0, 1) called `name`."""

@@ -68,18 +68,13 @@ def folder_hashes(folder: Path, *suffixes: str) -> dict[str, str]:
     return file_hashes(*(path for path in folder.iterdir() if path.suffix in suffixes))
 
 
-def unchanged(cosine: Tensor) -> Tensor:
-    """The cosine as the score."""
-    return cosine
-
-
 @dataclass
 class ClipReward:
     """`rtdmd.rewards.protocol.Reward`: a scaled cosine of image and text embedding; gradients reach the images.
 
     transform: images (B, 3, H, W) in [0, 1] to pixel values. files: sha256 by name, for `identity`. scaled: cosines
-    (B,) to scores (B,). Text embeddings are kept: each prompt is embedded once, alone, so that a score depends neither
-    on its batch nor on what was scored before.
+    (B,) to scores (B,); None where the cosine is the score. Text embeddings are kept: each prompt is embedded once,
+    alone, so that a score depends neither on its batch nor on what was scored before.
     """
 
     name: str
@@ -89,7 +84,7 @@ class ClipReward:
     files: Mapping[str, str]
     device: torch.device
     range: tuple[float, float] = (-1.0, 1.0)
-    scaled: Callable[[Tensor], Tensor] = unchanged
+    scaled: Callable[[Tensor], Tensor] | None = None
     version: int = 1  # raise it when the score of any image changes
     differentiable: bool = True
     needs_metadata: bool = False
@@ -109,11 +104,9 @@ class ClipReward:
         """See the protocol; gradients reach the images."""
         check_batch(images, prompts, metadata)
         texts = torch.stack([self._text(prompt) for prompt in prompts])
-        return checked(self.name, self.scaled((self.embed(images) * texts).sum(-1)))
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Unit image embeddings (B, D) of images (B, 3, H, W) in [0, 1]."""
-        return embed_images(self.model, self.transform(images.to(self.device, torch.float32)))
+        pixels = self.transform(images.to(self.device, torch.float32))
+        cosine = (embed_images(self.model, pixels) * texts).sum(-1)
+        return checked(self.name, cosine if self.scaled is None else self.scaled(cosine))
 
     @torch.no_grad()
     def _text(self, prompt: str) -> Tensor:

@@ -48,7 +48,8 @@ class Panel:
         with ExitStack() as stack:
             stack.callback(self._place, self.offloaded, CPU)
             self._place(self.offloaded - self.beside, self.device)
-            scoring = Scoring({name: [] for name in self.rewards})
+            scores = {name: torch.no_grad()(reward.score) for name, reward in self.rewards.items()}
+            scoring = Scoring({name: [] for name in self.rewards}, {name: [] for name in self.beside})
             moved = self.offloaded & self.beside
             threads = {name: ThreadPoolExecutor(1, f"reward-{name}") for name in sorted(self.beside)}
             for name, thread in threads.items():
@@ -57,14 +58,14 @@ class Panel:
             stack.push(self._hang_up)  # before the threads are waited for
             for images, prompts, metadata in batches:
                 read = images.to(CPU) if threads else images  # what such scorers read; and the device keeps no copy
-                for name, reward in self.rewards.items():
-                    parts = scoring.parts[name]
+                for name, score in scores.items():
                     if name not in threads:
-                        parts.append(_score(reward, images, prompts, metadata))
+                        scoring.parts[name].append(score(images, prompts, metadata))
                         continue
-                    if ahead is not None and len(parts) >= ahead:
-                        _there(parts[-ahead])
-                    parts.append(threads[name].submit(_score, reward, read, prompts, metadata))
+                    pending = scoring.pending[name]
+                    if ahead is not None and len(pending) >= ahead:
+                        pending[-ahead].result()
+                    pending.append(threads[name].submit(score, read, prompts, metadata))
             for name, thread in threads.items():
                 scoring.moves.append(thread.submit(self._place, moved & {name}, CPU))
             yield scoring
@@ -84,16 +85,21 @@ class Panel:
 
 @dataclass(frozen=True)
 class Scoring:
-    """Scores of each batch by scorer, there or under way."""
+    """Scores of each batch by scorer, and those that threads have under way."""
 
-    parts: dict[str, list[Tensor | Future[Tensor]]]
+    parts: dict[str, list[Tensor]]
+    pending: dict[str, list[Future[Tensor]]]
     moves: list[Future[None]] = field(default_factory=list)
 
     def scores(self, device: torch.device) -> dict[str, Tensor]:
         """All scores (N,) by scorer, on ``device``, after waiting for them; what a scorer raised is raised here."""
         for move in self.moves:
             move.result()
-        return {name: torch.cat([_there(part).to(device) for part in parts]) for name, parts in self.parts.items()}
+        found: dict[str, Tensor] = {}
+        for name, parts in self.parts.items():
+            parts = parts + [part.result() for part in self.pending.get(name, ())]
+            found[name] = torch.cat([part.to(device) for part in parts])
+        return found
 
 
 def open_panel(specs: Sequence[RewardParams], device: torch.device, root: Path) -> Panel:
@@ -112,12 +118,3 @@ def has_thread(spec: RewardParams, device: torch.device) -> bool:
     """Whether a scorer has a thread: where it passes no gradient and leaves ``device`` idle. On the CPU only another
     process does; here a thread would take from the others' time."""
     return not spec.differentiable and (spec.socket is not None or device.type != "cpu")
-
-
-@torch.no_grad()
-def _score(reward: Reward, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
-    return reward.score(images, prompts, metadata)
-
-
-def _there(part: Tensor | Future[Tensor]) -> Tensor:
-    return part if isinstance(part, Tensor) else part.result()

@@ -85,21 +85,22 @@ class ImageTransform:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1] as the model's pixel values (B, 3, h, w)."""
-        height, width = self._resized(images.shape[-2], images.shape[-1])
+        height, width = images.shape[-2:]
+        if isinstance(self.size, tuple):
+            height, width = self.size
+        elif self.size is not None:  # the longer side is truncated to whole pixels, as in transformers
+            short = min(height, width)
+            height = self.size * height // short
+            width = self.size * width // short
         if (height, width) != tuple(images.shape[-2:]):
             images = cut_overshoot(resize(images, height, width, self.mode))  # 8-bit images cannot overshoot
         if self.crop is not None:
-            images = _centre_crop(images, self.crop, self.half)
+            rest = (height - self.crop[0], width - self.crop[1])
+            if min(rest) < 0:
+                raise ValueError(f"cannot crop {self.crop[0]}x{self.crop[1]} from {(height, width)}")
+            top, left = (side // 2 if self.half == "down" else round(side / 2) for side in rest)
+            images = images[..., top : top + self.crop[0], left : left + self.crop[1]]
         return _normalised(images, self.mean, self.std)
-
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
-        """Size after resizing; the longer side is truncated to whole pixels, as in transformers."""
-        if self.size is None:
-            return height, width
-        if isinstance(self.size, tuple):
-            return self.size
-        short = min(height, width)
-        return self.size * height // short, self.size * width // short
 
 
 @dataclass(frozen=True)
@@ -127,15 +128,6 @@ class Letterbox:
 def _normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     means, stds = (torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (mean, std))
     return (images - means) / stds
-
-
-def _centre_crop(images: Tensor, crop: tuple[int, int], half: str) -> Tensor:
-    height, width = crop
-    rest = (images.shape[-2] - height, images.shape[-1] - width)
-    if min(rest) < 0:
-        raise ValueError(f"cannot crop {height}x{width} from {tuple(images.shape[-2:])}")
-    top, left = (side // 2 if half == "down" else round(side / 2) for side in rest)
-    return images[..., top : top + height, left : left + width]
 
 
 def _from_config(config: dict[str, Any], path: Path) -> ImageTransform:

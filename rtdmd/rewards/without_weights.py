@@ -6,13 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json
 from rtdmd.common.torch_setup import quiet_imports
-from rtdmd.rewards.clip import ClipReward
+from rtdmd.rewards.clip import embed_images
 from rtdmd.rewards.preprocess import ImageTransform
 from rtdmd.rewards.registration import Networks, RewardParams
 
@@ -39,5 +38,5 @@ def clip_towers(params: RewardParams, source: str, root: Path, published: dict[s
 def clip_cost(model: Any, transform: Callable[[Tensor], Tensor] | None = None) -> Networks:
     """What an image's embedding costs; transform: to pixel values, by default a resize to the model's square."""
     side = model.config.vision_config.image_size
-    transform = transform or ImageTransform(side, (side, side), MEAN, STD, "bicubic")
-    return Networks([model], ClipReward("clip", model, None, transform, {}, torch.device("meta")).embed)
+    pixels = transform or ImageTransform(side, (side, side), MEAN, STD, "bicubic")
+    return Networks([model], lambda images: embed_images(model, pixels(images)))

@@ -23,12 +23,11 @@ from rtdmd.flow.ambient import (
     consistency_one_sample,
     consistency_two_sample,
     draw_renoise_time,
-    posterior_mean,
     renoise,
 )
 from rtdmd.flow.cps import cps_step, eta_star
-from rtdmd.flow.matching import dmd_direction, dmd_loss, projection
-from rtdmd.flow.path import require_finite
+from rtdmd.flow.matching import dmd_direction, dmd_loss
+from rtdmd.flow.path import require_finite, x0_from_velocity
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Conditioning
@@ -77,16 +76,15 @@ class Draws:
     shape: tuple[int, int, int]
     device: torch.device
 
-    def normal(self, name: str) -> Tensor:
-        """(B, C, H, W) standard normal noise called ``name``."""
-        keys = [(self.seed, self.stream, self.step, sample, name) for sample in self.samples]
-        return normal_batch(self.shape, keys).to(self.device)
-
-    def group_normal(self, groups: Tensor, name: str) -> Tensor:
-        """(B, C, H, W) noise called ``name`` that all images of a group (B,) share."""
+    def normal(self, name: str, groups: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) standard normal noise called ``name``; all images of a group share it where ``groups`` (B,) are
+        given."""
+        if groups is None:
+            keys = [(self.seed, self.stream, self.step, sample, name) for sample in self.samples]
+            return normal_batch(self.shape, keys).to(self.device)
         numbers, row = torch.unique(groups, return_inverse=True)
-        keys = [(self.seed, self.stream, self.step, "group", number, name) for number in numbers.tolist()]
-        return normal_batch(self.shape, keys)[row].to(self.device)
+        shared = [(self.seed, self.stream, self.step, "group", number, name) for number in numbers.tolist()]
+        return normal_batch(self.shape, shared)[row].to(self.device)
 
     def of(self, samples: Sequence[int], stream: str | None = None) -> Draws:
         """The draws of some of the samples, of another stream where one is named."""
@@ -147,16 +145,16 @@ class FakeScoreLoss:
         level = eta_star(r, point.t) if p.kernel == "eta_star" else self.eta
         with torch.no_grad():
             x_r = cps_step(point.x_t, v_fake, point.t, r, level, draws.normal("consistency"))
-        h_t = posterior_mean(point.x_t, v_fake, point.t)
+        h_t = x0_from_velocity(point.x_t, v_fake, point.t)
         if p.estimator == "one_sample":
-            h_r = posterior_mean(x_r, self.adapters.velocity("fake", x_r, r, cond), r)
+            h_r = x0_from_velocity(x_r, self.adapters.velocity("fake", x_r, r, cond), r)
             return require_finite("the consistency term", consistency_one_sample(h_t, h_r))
         with torch.no_grad():
             other = cps_step(point.x_t, v_fake, point.t, r, level, draws.normal("consistency-2"))
         both = torch.cat([x_r, other])
         times = torch.cat([r, r])
         v_both = self.adapters.velocity("fake", both, times, cond.cat([cond, cond]))
-        h_r, h_r2 = posterior_mean(both, v_both, times).chunk(2)
+        h_r, h_r2 = x0_from_velocity(both, v_both, times).chunk(2)
         return require_finite("the consistency term", consistency_two_sample(h_t, h_r, h_r2))
 
 
@@ -169,8 +167,8 @@ def matching_direction(
     direction in low dimension only.
     """
     noise = draws.normal("projection")
-    y_fake = projection(point.x_t, v_fake.detach(), point.t, point.s, eta, noise)
-    y_teacher = projection(point.x_t, v_teacher, point.t, point.s, eta, noise)
+    y_fake = cps_step(point.x_t, v_fake.detach(), point.t, point.s, eta, noise)
+    y_teacher = cps_step(point.x_t, v_teacher, point.t, point.s, eta, noise)
     return dmd_direction(y_fake, y_teacher, point.x_s, normalise)
 
 

@@ -43,11 +43,9 @@ from rtdmd.train.baseline_losses import (
 from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine.diagnostics import (
     Pixels,
-    advantage_values,
-    at_level,
     latent_values,
     require_signal,
-    reward_values,
+    signal_values,
 )
 from rtdmd.train.engine.image_log import Pictures
 from rtdmd.train.engine.journal import write_curves
@@ -197,7 +195,7 @@ class RtdmdTrainer:
         values["advantage_std"] = advantages.std().item()
         values["sample_std"] = ranks.global_std(rollout.states[-1])
         values |= ranks.means(latent_values(rollout.states[-1]) | pixels.values())
-        return values | reward_values(scores, groups) | advantage_values(advantages)
+        return values | signal_values(scores, groups, advantages)
 
     @torch.no_grad()
     def roll_out(
@@ -212,7 +210,7 @@ class RtdmdTrainer:
         at the others. While a group has shared all noise its images are equal, and one of them is run (as the policy
         pass will, so that the two agree to the last bit)."""
         p = self.p
-        x = draws.group_normal(groups, "initial") if p.share_initial else draws.normal("initial")
+        x = draws.normal("initial", groups if p.share_initial else None)
         states, means, stds = [x], list[Tensor](), list[Tensor]()
         equal = [p.share_initial]
         last = len(self.sigmas) - 2
@@ -230,7 +228,7 @@ class RtdmdTrainer:
                 states.append(mean)
                 break
             share = p.share_noise and k not in trained
-            noise = draws.group_normal(groups, f"transition-{k}") if share else draws.normal(f"transition-{k}")
+            noise = draws.normal(f"transition-{k}", groups if share else None)
             x = mean + std[:, None, None, None] * noise
             states.append(x)
             means.append(mean)
@@ -385,11 +383,13 @@ class RtdmdTrainer:
         p = self.p
         policy, anchor = Gradients(self.generator), Gradients(self.generator)
         everyone = advantages if everyone is None else everyone
-        kept, all_kept = (
-            each.cpu() != 0 if p.drop_zero_advantage else torch.ones(len(each), dtype=torch.bool)
-            for each in (advantages, everyone)
-        )
-        total, divisor = len(everyone), max(1, int(all_kept.sum()))
+        kept = advantages.cpu() != 0
+        all_kept = everyone.cpu() != 0
+        if not p.drop_zero_advantage:
+            kept = torch.ones_like(kept)
+            all_kept = torch.ones_like(all_kept)
+        total = len(everyone)
+        divisor = max(1, int(all_kept.sum()))
         with_anchor = p.weights.reference_kl > 0
         needed = torch.ones_like(kept) if with_anchor or held is not None else kept
         # The public code averages over the trained steps; the paper's (K-1)/M makes their sum unbiased for all of them.
@@ -418,7 +418,7 @@ class RtdmdTrainer:
                 values["clip_fraction"] += clipped.item()
                 values["ratio_error"] = max(values["ratio_error"], (ratio - 1).abs().max().item())
                 passes += 1
-            values |= at_level({"grad_policy": policy.norm(before)}, ["grad_policy"], rollout.sigmas[k].item())
+            values[f"grad_policy/sigma={rollout.sigmas[k].item():.3g}"] = policy.norm(before)
         values["clip_fraction"] /= max(1, passes)
         return policy, anchor, values
 

@@ -62,13 +62,6 @@ def _templates(background: int) -> tuple[Tensor, Tensor]:
     return flat, flat.square().sum(1)
 
 
-def _background(images: Tensor) -> Tensor:
-    """Index of the grey level that the most pixels agree with, (B,)."""
-    levels = torch.as_tensor(BACKGROUNDS, dtype=images.dtype)
-    distance = (images[:, None] - levels[None, :, None, None, None]).abs().amax(2)  # (B, levels, H, W)
-    return (distance < BACKGROUND_TOLERANCE).sum((2, 3)).argmax(1)
-
-
 def parse(images: Tensor) -> Parse:
     """Read images (B, 3, 36, 36) in [0, 1] into cells. Raises ValueError on another shape or non-finite pixels."""
     if images.ndim != 4 or images.shape[1:] != (3, IMAGE_SIZE, IMAGE_SIZE):
@@ -78,7 +71,9 @@ def parse(images: Tensor) -> Parse:
     if not torch.isfinite(images).all():
         raise ValueError("the world's verifier was given non-finite pixels")
     images = images.detach().to("cpu", torch.float32).clamp(0, 1)
-    background = _background(images)
+    levels = torch.as_tensor(BACKGROUNDS, dtype=images.dtype)
+    distance = (images[:, None] - levels[None, :, None, None, None]).abs().amax(2)  # (B, levels, H, W)
+    background = (distance < BACKGROUND_TOLERANCE).sum((2, 3)).argmax(1)  # the level that the most pixels agree with
     cells = (
         images.reshape(-1, 3, GRID, CELL, GRID, CELL).permute(0, 2, 4, 1, 3, 5).reshape(len(images), GRID * GRID, -1)
     )
@@ -102,12 +97,6 @@ def parse(images: Tensor) -> Parse:
     return Parse(state, shape, index % len(COLORS), sizes[placement], quality.amax(3).clamp(0, 1), background)
 
 
-def _matches(parsed: Parse, item: dict[str, Any]) -> Tensor:
-    """(B, 9) whether a cell holds an object of the item's class (and colour, where it names one)."""
-    hit = (parsed.state == 1) & (parsed.shape == SHAPES.index(item["class"]))
-    return hit & (parsed.color == COLORS.index(item["color"])) if "color" in item else hit
-
-
 def _relation(rows: list[Tensor], relation: str) -> Tensor:
     """Whether some object of rows[1] stands in ``relation`` to some object of rows[0]; each (9,) bool."""
     reference, subject = (torch.nonzero(cells).flatten().tolist() for cells in rows)
@@ -116,20 +105,28 @@ def _relation(rows: list[Tensor], relation: str) -> Tensor:
     )
 
 
-def _item_quality(parsed: Parse, item: dict[str, Any], matches: Tensor) -> Tensor:
-    """(B,) mean explained energy of the item's best cells; cells read as something else count half."""
-    quality = parsed.quality[:, :, SHAPES.index(item["class"])]
-    quality = quality[..., COLORS.index(item["color"])] if "color" in item else quality.amax(-1)
-    return torch.where(matches, quality, 0.5 * quality).topk(item["count"], dim=1).values.mean(1)
-
-
 def _judge(parsed: Parse, metadata: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """(strict, lenient, soft) of images that share one caption."""
     items = metadata["include"]
-    matches = [_matches(parsed, item) for item in items]
+    matches = []  # of each item, (B, 9): whether a cell holds an object of its class, and colour where it names one
+    parts = []  # of the soft score, (B,) each
+    for item in items:
+        shape = SHAPES.index(item["class"])
+        hit = (parsed.state == 1) & (parsed.shape == shape)
+        quality = parsed.quality[:, :, shape]
+        if "color" in item:
+            color = COLORS.index(item["color"])
+            hit = hit & (parsed.color == color)
+            quality = quality[..., color]
+        else:
+            quality = quality.amax(-1)
+        matches.append(hit)
+        # Mean explained energy of the item's best cells; cells read as something else count half.
+        parts.append(torch.where(hit, quality, 0.5 * quality).topk(item["count"], dim=1).values.mean(1))
     found = torch.stack([m.sum(1) for m in matches])  # (items, B)
     wanted = torch.tensor([item["count"] for item in items])[:, None]
-    objects, clutter = (parsed.state == 1).sum(1), (parsed.state == -1).sum(1)
+    objects = (parsed.state == 1).sum(1)
+    clutter = (parsed.state == -1).sum(1)
     related = torch.ones_like(found, dtype=torch.bool)
     for row, item in enumerate(items):
         if "position" in item:
@@ -140,7 +137,6 @@ def _judge(parsed: Parse, metadata: dict[str, Any]) -> tuple[Tensor, Tensor, Ten
     strict = (found == wanted).all(0) & right & (objects == wanted.sum()) & (clutter == 0)
     lenient = (found >= wanted).all(0) & right
     excess = (objects + clutter - wanted.sum()).abs() / wanted.sum()
-    parts = [_item_quality(parsed, item, m) for item, m in zip(items, matches, strict=True)]
     parts += [related[row].float() for row, item in enumerate(items) if "position" in item]
     parts.append((1 - excess).clamp(0, 1))
     return strict, lenient, torch.stack(parts).mean(0)

@@ -66,7 +66,7 @@ def step_towards_noise(x, v, sigma, tau, eta, noise):
 
 
 def projection_with_other_noise(x, v, t, s, eta, noise):
-    return matching.projection(x, v, t, s, eta, noise + 0.01 * v)
+    return cps.cps_step(x, v, t, s, eta, noise + 0.01 * v)
 
 
 def half_tilt(law):
@@ -149,7 +149,7 @@ def test_a_wrong_formula_fails_its_row(name):
 
 def test_projection_noise_that_differs_by_network_breaks_the_identity_not_a_common_one():
     shifted = identities.direction_is_score_difference(
-        EXACT, project=lambda x, v, t, s, eta, noise: matching.projection(x, v, t, s, eta, noise + 7)
+        EXACT, project=lambda x, v, t, s, eta, noise: cps.cps_step(x, v, t, s, eta, noise + 7)
     )
     assert shifted < 1e-10
 

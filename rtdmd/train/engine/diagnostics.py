@@ -56,25 +56,22 @@ class Pixels:
 
 
 @torch.no_grad()
-def reward_values(scores: Mapping[str, Tensor], groups: Tensor) -> dict[str, float]:
-    """Spread of each reward's scores (N,), and the share of groups (N,) in which it tells two images apart."""
+def signal_values(scores: Mapping[str, Tensor], groups: Tensor, advantages: Tensor) -> dict[str, float]:
+    """Spread of each reward's scores (N,) with the share of groups (N,) in which it tells two images apart; mean and
+    ends of the advantages (N,), whose standard deviation is a column of curves.csv."""
     _, group = torch.unique(groups, return_inverse=True)
     values: dict[str, float] = {}
     for name, score in scores.items():
-        score, group = score.float(), group.to(score.device)
-        ends = [score.new_zeros(int(group.max()) + 1).scatter_reduce(0, group, score, kind, include_self=False)
-                for kind in ("amin", "amax")]  # fmt: skip
-        told = (ends[0] != ends[1]).float().mean()
+        score = score.float()
+        group = group.to(score.device)
+        none = score.new_zeros(int(group.max()) + 1)
+        lowest = none.scatter_reduce(0, group, score, "amin", include_self=False)
+        highest = none.scatter_reduce(0, group, score, "amax", include_self=False)
+        told = (lowest != highest).float().mean()
         figures = torch.stack([score.std(correction=0), score.min(), score.max(), told]).tolist()
         values |= {f"reward/{name}/{what}": x for what, x in zip(("std", "min", "max", "told"), figures, strict=True)}
-    return values
-
-
-@torch.no_grad()
-def advantage_values(advantages: Tensor) -> dict[str, float]:
-    """Mean and ends of advantages (N,); their standard deviation is a column of curves.csv."""
     mean, low, high = torch.stack([advantages.mean(), advantages.min(), advantages.max()]).tolist()
-    return {"advantage/mean": mean, "advantage/min": low, "advantage/max": high}
+    return values | {"advantage/mean": mean, "advantage/min": low, "advantage/max": high}
 
 
 def require_signal(journal: Journal, p: TrainRtdmdParams) -> None:

@@ -12,21 +12,18 @@ from rtdmd.config import preset
 from rtdmd.train.engine.diagnostics import (
     SILENT_EPOCHS,
     Pixels,
-    advantage_values,
     at_level,
     latent_values,
     require_signal,
-    reward_values,
+    signal_values,
 )
 from rtdmd.train.engine.journal import Journal
 
 
-def test_latents_and_advantages() -> None:
+def test_latents() -> None:
     x = torch.tensor([1.0, 2.0, 3.0, -6.0]).reshape(1, 1, 2, 2)
     std = (((1.0) ** 2 + 2.0**2 + 3.0**2 + 6.0**2) / 3) ** 0.5  # the mean is 0
     assert latent_values(x) == pytest.approx({"latent/mean": 0.0, "latent/std": std, "latent/largest": 6.0})
-    found = advantage_values(torch.tensor([-1.0, 0.0, 4.0]))
-    assert found == {"advantage/mean": 1.0, "advantage/min": -1.0, "advantage/max": 4.0}
 
 
 def test_a_value_is_named_by_its_level() -> None:
@@ -46,10 +43,12 @@ def test_saturated_pixels_are_those_at_the_ends() -> None:
 def test_a_reward_tells_images_apart_within_groups_only() -> None:
     """Two prompts of three images: equal scores in the first group, two values in the other."""
     scores = {"r": torch.tensor([0.1, 0.1, 0.1, 0.7, 0.7, 0.4]), "s": torch.tensor([0.1, 0.1, 0.1, 0.9, 0.9, 0.9])}
-    found = reward_values(scores, torch.tensor([4, 4, 4, 7, 7, 7]))
+    found = signal_values(scores, torch.tensor([4, 4, 4, 7, 7, 7]), torch.tensor([-1.0, 0.0, 4.0, 0.0, 0.0, 3.0]))
     assert found["reward/r/told"] == 0.5 and found["reward/s/told"] == 0.0
     assert found["reward/s/std"] == pytest.approx(0.4) and found["reward/s/max"] == pytest.approx(0.9)
     assert found["reward/r/min"] == pytest.approx(0.1)
+    advantages = {name: found[name] for name in found if name.startswith("advantage/")}
+    assert advantages == {"advantage/mean": 1.0, "advantage/min": -1.0, "advantage/max": 4.0}
 
 
 def journal(tmp_path: Path, told: list[float]) -> Journal:
