@@ -16,18 +16,16 @@ from torch import Tensor, nn
 
 from rtdmd.backbones.parts import (
     ATTENTION,
+    NO_VAE,
     Endings,
     Pipeline,
     adapted_layers,
-    decoded,
     dynamic_shift,
-    encoded,
     evenly_spaced,
     fresh_scheduler,
     latent_side,
     load_pipeline,
     need_text,
-    need_vae,
     scheduler_settings,
     unit_timestep,
 )
@@ -145,13 +143,20 @@ class Flux1:
 
     def decode(self, latents: Tensor) -> Tensor:
         """See the protocol."""
-        vae = need_vae(self.pipeline)
-        return decoded(vae, latents / vae.config.scaling_factor + vae.config.shift_factor)
+        vae = self.pipeline.vae
+        if vae is None:
+            raise ValueError(NO_VAE)
+        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
+        images = vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
+        return (images / 2 + 0.5).clamp(0, 1)  # as the pipeline's images: a saturated pixel passes no gradient
 
     def encode_images(self, images: Tensor) -> Tensor:
         """See the protocol. The mode of the encoder's distribution."""
-        vae = need_vae(self.pipeline)
-        return (encoded(vae, images) - vae.config.shift_factor) * vae.config.scaling_factor
+        vae = self.pipeline.vae
+        if vae is None:
+            raise ValueError(NO_VAE)
+        mode: Tensor = vae.encode((2 * images - 1).to(vae.dtype)).latent_dist.mode().float()
+        return (mode - vae.config.shift_factor) * vae.config.scaling_factor
 
     def lora_targets(self, kind: LoraKind) -> list[str]:
         """See the protocol. ``attention``: projections of the attention in both kinds of block; ``attention_mlp``: and

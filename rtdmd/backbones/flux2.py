@@ -16,18 +16,16 @@ from torch import Tensor, nn
 
 from rtdmd.backbones.parts import (
     ATTENTION,
+    NO_VAE,
     Endings,
     Pipeline,
     Vae,
     adapted_layers,
-    decoded,
-    encoded,
     evenly_spaced,
     fresh_scheduler,
     latent_side,
     load_pipeline,
     need_text,
-    need_vae,
     scheduler_settings,
     unit_timestep,
 )
@@ -156,15 +154,22 @@ class Flux2:
 
     def decode(self, latents: Tensor) -> Tensor:
         """See the protocol."""
-        vae = need_vae(self.pipeline)
+        vae = self.pipeline.vae
+        if vae is None:
+            raise ValueError(NO_VAE)
         mean, std = _statistics(vae)
-        return decoded(vae, self.pipeline._unpatchify_latents(latents * std + mean))
+        latents = self.pipeline._unpatchify_latents(latents * std + mean)
+        images = vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
+        return (images / 2 + 0.5).clamp(0, 1)  # as the pipeline's images: a saturated pixel passes no gradient
 
     def encode_images(self, images: Tensor) -> Tensor:
         """See the protocol. The mode of the encoder's distribution."""
-        vae = need_vae(self.pipeline)
+        vae = self.pipeline.vae
+        if vae is None:
+            raise ValueError(NO_VAE)
         mean, std = _statistics(vae)
-        latents: Tensor = (self.pipeline._patchify_latents(encoded(vae, images)) - mean) / std
+        mode = vae.encode((2 * images - 1).to(vae.dtype)).latent_dist.mode().float()
+        latents: Tensor = (self.pipeline._patchify_latents(mode) - mean) / std
         return latents
 
     def lora_targets(self, kind: LoraKind) -> list[str]:

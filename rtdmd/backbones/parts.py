@@ -1,4 +1,4 @@
-"""What the families share: a pipeline's parts loaded and frozen, levels, images, adapter names.
+"""What the families share: a pipeline's parts loaded and frozen, its levels, adapter names.
 
 Each family stays one readable file; nothing here knows a family.
 """
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Pipeline: TypeAlias = Any  # a diffusers pipeline: its attributes are set at run time
 Vae: TypeAlias = Any  # an autoencoder of diffusers, likewise
+NO_VAE = "this backbone was loaded without its VAE; use load_backbone(..., vae=True)"
 Endings: TypeAlias = Mapping[LoraKind, tuple[str, ...]]
 # As published: every projection of a joint attention, image side and text side.
 ATTENTION = tuple(
@@ -131,26 +132,6 @@ def need_text(pipeline: Pipeline) -> None:
     """ValueError where the text encoders were left out."""
     if pipeline.tokenizer is None:
         raise ValueError("this backbone was loaded without its text encoders; use load_backbone(..., text=True)")
-
-
-def need_vae(pipeline: Pipeline) -> Vae:
-    """The pipeline's VAE; ValueError where it was left out."""
-    if pipeline.vae is None:
-        raise ValueError("this backbone was loaded without its VAE; use load_backbone(..., vae=True)")
-    return pipeline.vae
-
-
-def decoded(vae: Vae, latents: Tensor) -> Tensor:
-    """Images (B, 3, H, W) float32 in [0, 1] of the VAE's own latents, clamped as a pipeline's images are: a saturated
-    pixel passes no gradient."""
-    images = vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
-    return (images / 2 + 0.5).clamp(0, 1)
-
-
-def encoded(vae: Vae, images: Tensor) -> Tensor:
-    """The VAE's own latents float32 of images (B, 3, H, W) in [0, 1]: the mode of the encoder's distribution."""
-    mode: Tensor = vae.encode((2 * images - 1).to(vae.dtype)).latent_dist.mode()
-    return mode.float()
 
 
 def adapted_layers(transformer: nn.Module, endings: tuple[str, ...]) -> list[str]:

@@ -46,12 +46,6 @@ def normal_batch(shape: Sequence[int], keys: Sequence[tuple[Key, ...]]) -> Tenso
     return out
 
 
-def uniform_batch(keys: Sequence[tuple[Key, ...]]) -> Tensor:
-    """``(len(keys),)`` float32 numbers in [0, 1), one for each key."""
-    values = torch.tensor([key_seed(*key) / 2.0**63 for key in keys], dtype=torch.float64)
-    return values.to(torch.float32).clamp_(max=1.0 - 2.0**-24)
-
-
 def integers(low: int, high: int, *key: Key) -> int:
     """One integer in [low, high) for a key (the modulo bias is below 2^-50 for ranges under 8192)."""
     return low + key_seed(*key) % (high - low)

@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rtdmd.rewards.clip import clip_model, embed_images, load_tokenizer
+from rtdmd.rewards.clip import ImageTransform, clip_model, embed_images, load_tokenizer
 from rtdmd.rewards.geneval_rules import COLOURS, Found
-from rtdmd.rewards.preprocess import ImageTransform
 
 TEMPLATES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
 GREY = 153 / 255  # #999

@@ -46,41 +46,39 @@ class Panel:
         At the end the offloaded scorers are back on the CPU, and what a thread has not begun is dropped.
         """
         with ExitStack() as stack:
-            stack.callback(self._place, self.offloaded, CPU)
-            self._place(self.offloaded - self.beside, self.device)
+            for name in self.offloaded:
+                stack.callback(self.rewards[name].to, CPU)
+                if name not in self.beside:
+                    self.rewards[name].to(self.device)
             scores = {name: torch.no_grad()(reward.score) for name, reward in self.rewards.items()}
             scoring = Scoring({name: [] for name in self.rewards}, {name: [] for name in self.beside})
-            moved = self.offloaded & self.beside
             threads = {name: ThreadPoolExecutor(1, f"reward-{name}") for name in sorted(self.beside)}
             for name, thread in threads.items():
                 stack.callback(thread.shutdown, cancel_futures=True)
-                scoring.moves.append(thread.submit(self._place, moved & {name}, self.device))
-            stack.push(self._hang_up)  # before the threads are waited for
-            for images, prompts, metadata in batches:
-                read = images.to(CPU) if threads else images  # what such scorers read; and the device keeps no copy
-                for name, score in scores.items():
-                    if name not in threads:
-                        scoring.parts[name].append(score(images, prompts, metadata))
-                        continue
-                    pending = scoring.pending[name]
-                    if ahead is not None and len(pending) >= ahead:
-                        pending[-ahead].result()
-                    pending.append(threads[name].submit(score, read, prompts, metadata))
-            for name, thread in threads.items():
-                scoring.moves.append(thread.submit(self._place, moved & {name}, CPU))
-            yield scoring
-
-    def _hang_up(self, kind: type[BaseException] | None, *_: object) -> None:
-        """After an exception nobody wants the answers of other processes any more: let no thread wait for one."""
-        if kind is not None:
-            for name in self.beside:
-                reward = self.rewards[name]
-                if isinstance(reward, RemoteReward):
-                    reward.close()
-
-    def _place(self, names: Iterable[str], device: torch.device) -> None:
-        for name in names:
-            self.rewards[name].to(device)
+                if name in self.offloaded:
+                    scoring.moves.append(thread.submit(self.rewards[name].to, self.device))
+            try:
+                for images, prompts, metadata in batches:
+                    read = images.to(CPU) if threads else images  # what such scorers read; the device keeps no copy
+                    for name, score in scores.items():
+                        if name not in threads:
+                            scoring.parts[name].append(score(images, prompts, metadata))
+                            continue
+                        pending = scoring.pending[name]
+                        if ahead is not None and len(pending) >= ahead:
+                            pending[-ahead].result()
+                        pending.append(threads[name].submit(score, read, prompts, metadata))
+                for name, thread in threads.items():
+                    if name in self.offloaded:
+                        scoring.moves.append(thread.submit(self.rewards[name].to, CPU))
+                yield scoring
+            except BaseException:
+                # Nobody wants the answers of other processes any more: let no thread, on its way out, wait for one.
+                for name in self.beside:
+                    reward = self.rewards[name]
+                    if isinstance(reward, RemoteReward):
+                        reward.close()
+                raise
 
 
 @dataclass(frozen=True)

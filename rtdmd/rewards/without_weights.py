@@ -11,8 +11,7 @@ from torch import Tensor
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json
 from rtdmd.common.torch_setup import quiet_imports
-from rtdmd.rewards.clip import embed_images
-from rtdmd.rewards.preprocess import ImageTransform
+from rtdmd.rewards.clip import ImageTransform, embed_images
 from rtdmd.rewards.registration import Networks, RewardParams
 
 with quiet_imports():

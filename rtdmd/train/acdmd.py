@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import torch
@@ -107,22 +107,22 @@ class AcdmdTrainer:
         sums = Sums(Gradients(self.fakes[fake_role], term=fake_term), Gradients(self.generator, term="matching"))
         with ranks.sync_errors():
             for rows in micro_batches(len(cond), p.micro_batch):
-                self.add_losses(sums, cond.index(rows), draws.of(draws.samples[rows]), levels, fake_role)
+                self.add_losses(sums, cond.index(rows), replace(draws, samples=draws.samples[rows]), levels, fake_role)
 
         # The updates, with the gradients of all processes.
         samples = torch.cat(sums.samples)
-        values = ranks.all_reduce_sum(sums.fake_values)
+        values = ranks.all_reduce(sums.fake_values)
         sums.fake.all_reduce(ranks)
         if self.is_generator_turn(draws):
             sums.generator.all_reduce(ranks)
             values["generator_grad_norm"] = sums.generator.step()
-            values |= ranks.all_reduce_sum(sums.generator_values)
+            values |= ranks.all_reduce(sums.generator_values)
             values["sample_std"] = ranks.global_std(samples)
             # 6. EMA of the generator.
             self.average.update()
         values["fake_grad_norm"] = sums.fake.step()
         norms = at_level(values, ("fake_grad_norm", "generator_grad_norm"), levels[-1].item())
-        return values | norms | ranks.means(latent_values(samples))
+        return values | norms | ranks.all_reduce(latent_values(samples), "mean")
 
     def add_losses(self, sums: Sums, cond: Conditioning, draws: Draws, levels: Tensor, fake_role: str) -> None:
         """Steps 1 to 5 of Algorithm 1 on a micro-batch of the B prompts, added to ``sums``."""
@@ -136,16 +136,11 @@ class AcdmdTrainer:
         # 2. Subinterval renoising x_s -> x_t.
         point = renoised(x_s, s, draws)
 
-        # 3. Fake score: ambient flow matching.
+        # 3. and 4. Fake score: ambient flow matching, and its consistency regulariser.
         v_fake = self.adapters.velocity(fake_role, point.x_t, point.t, cond)
-        fake_loss = self.fake_loss.ambient(point, v_fake).mean()
-        sums.fake_values["fake_ambient"] += share * fake_loss.item()
-
-        # 4. Its consistency regulariser.
-        if p.consistency.weight > 0:
-            consistency = self.fake_loss.consistency(point, v_fake, cond, draws).mean()
-            fake_loss = fake_loss + p.consistency.weight * consistency
-            sums.fake_values["fake_consistency"] += share * consistency.item()
+        fake_loss, terms = self.fake_loss(point, v_fake, cond, draws)
+        for name, value in terms.items():
+            sums.fake_values[name] += share * value
         sums.fake.add(share * fake_loss)
 
         # 5. Generator, every n-th iteration: match the teacher along y_fake - y_teacher.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from rtdmd.common.rng import normal_batch, uniform_batch
+from rtdmd.common.rng import key_seed, normal_batch
 from rtdmd.flow.ambient import (
     ambient_loss,
     ambient_target,
@@ -86,21 +86,19 @@ class Draws:
         shared = [(self.seed, self.stream, self.step, "group", number, name) for number in numbers.tolist()]
         return normal_batch(self.shape, shared)[row].to(self.device)
 
-    def of(self, samples: Sequence[int], stream: str | None = None) -> Draws:
-        """The draws of some of the samples, of another stream where one is named."""
-        return replace(self, samples=tuple(samples), stream=stream or self.stream)
-
     def among(self, chosen: Sequence[int], stream: str | None = None) -> tuple[list[int], Draws]:
         """Of the chosen samples of all processes those of this one, whose samples are consecutive, as rows of its own,
-        and their draws."""
+        and their draws, of another stream where one is named."""
         first, count = self.samples[0], len(self.samples)
         rows = [sample - first for sample in chosen if 0 <= sample - first < count]
-        return rows, self.of([self.samples[row] for row in rows], stream)
+        own = tuple(self.samples[row] for row in rows)
+        return rows, replace(self, samples=own, stream=stream or self.stream)
 
     def uniform(self, name: str) -> Tensor:
         """(B,) uniform numbers in [0, 1) called ``name``."""
-        keys = [(self.seed, self.stream, self.step, sample, name) for sample in self.samples]
-        return uniform_batch(keys).to(self.device)
+        seeds = [key_seed(self.seed, self.stream, self.step, sample, name) for sample in self.samples]
+        values = torch.tensor([seed / 2.0**63 for seed in seeds], dtype=torch.float64)
+        return values.float().clamp_(max=1.0 - 2.0**-24).to(self.device)  # below 1 after rounding too
 
 
 @dataclass(frozen=True)
@@ -131,15 +129,18 @@ class FakeScoreLoss:
     p: TrainAcdmdParams | TrainRtdmdParams
     eta: float
 
-    def ambient(self, point: Renoised, v_fake: Tensor) -> Tensor:
-        """Ambient flow matching (method, stage one, step 3), (B,)."""
+    def __call__(
+        self, point: Renoised, v_fake: Tensor, cond: Conditioning, draws: Draws
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Ambient flow matching (method, stage one, step 3) and, where it has a weight, the consistency regulariser
+        (step 4): their weighted sum (), a mean over the samples, and the value of each."""
         require_finite("the fake score's velocity v_fake", v_fake)
         target = ambient_target(point.x_s, point.z, point.s, point.t)
-        return ambient_loss(v_fake, target, point.s, point.t, self.p.weighting, WEIGHT_CLAMP)
-
-    def consistency(self, point: Renoised, v_fake: Tensor, cond: Conditioning, draws: Draws) -> Tensor:
-        """The consistency regulariser (method, stage one, step 4), (B,). Both samples share one pass."""
+        loss = ambient_loss(v_fake, target, point.s, point.t, self.p.weighting, WEIGHT_CLAMP).mean()
+        values = {"fake_ambient": loss.item()}
         p = self.p.consistency
+        if p.weight == 0:
+            return loss, values
         delta = SMALLEST_DELTA + (LARGEST_DELTA - SMALLEST_DELTA) * draws.uniform("delta")
         r = (point.t - delta).clamp(min=SMALLEST_TIME)
         level = eta_star(r, point.t) if p.kernel == "eta_star" else self.eta
@@ -148,14 +149,18 @@ class FakeScoreLoss:
         h_t = x0_from_velocity(point.x_t, v_fake, point.t)
         if p.estimator == "one_sample":
             h_r = x0_from_velocity(x_r, self.adapters.velocity("fake", x_r, r, cond), r)
-            return require_finite("the consistency term", consistency_one_sample(h_t, h_r))
-        with torch.no_grad():
-            other = cps_step(point.x_t, v_fake, point.t, r, level, draws.normal("consistency-2"))
-        both = torch.cat([x_r, other])
-        times = torch.cat([r, r])
-        v_both = self.adapters.velocity("fake", both, times, cond.cat([cond, cond]))
-        h_r, h_r2 = x0_from_velocity(both, v_both, times).chunk(2)
-        return require_finite("the consistency term", consistency_two_sample(h_t, h_r, h_r2))
+            terms = consistency_one_sample(h_t, h_r)
+        else:
+            with torch.no_grad():
+                other = cps_step(point.x_t, v_fake, point.t, r, level, draws.normal("consistency-2"))
+            both = torch.cat([x_r, other])  # one pass for both samples
+            times = torch.cat([r, r])
+            v_both = self.adapters.velocity("fake", both, times, cond.cat([cond, cond]))
+            h_r, h_r2 = x0_from_velocity(both, v_both, times).chunk(2)
+            terms = consistency_two_sample(h_t, h_r, h_r2)
+        consistency = require_finite("the consistency term", terms).mean()
+        values["fake_consistency"] = consistency.item()
+        return loss + p.weight * consistency, values
 
 
 def matching_direction(
@@ -207,21 +212,6 @@ class Rollout:
             records=[self.records[row] for row in rows],
             groups=self.groups[rows],
         )
-
-    def owners(self, k: int) -> Tensor:
-        """The row whose pass at step k stands for each image, (N,): its group's first where the group is still equal,
-        its own otherwise."""
-        rows = torch.arange(len(self))
-        if not self.equal[k]:
-            return rows
-        _, group = torch.unique(self.groups, return_inverse=True)
-        first = rows.new_full((int(group.max()) + 1,), len(self)).scatter_reduce(0, group, rows, "amin")
-        return first[group]
-
-
-def describe(records: Sequence[dict[str, Any]]) -> tuple[list[str], list[dict[str, Any] | None]]:
-    """Prompts and metadata of records, as rewards take them."""
-    return [record["prompt"] for record in records], [record["metadata"] for record in records]
 
 
 def micro_batches(count: int, size: int) -> Iterator[slice]:
@@ -320,15 +310,22 @@ class SharedPass(NamedTuple):
     of: list[int]
 
 
-def shared_passes(owners: Tensor, needed: Tensor, size: int) -> Iterator[SharedPass]:
-    """The micro-batches that pass every needed image (N,). ``owners`` (N,): the row that stands for each image.
+def shared_passes(groups: Tensor | None, needed: Tensor, size: int) -> Iterator[SharedPass]:
+    """The micro-batches that pass every needed image (N,). ``groups`` (N,): those whose images are equal, so that the
+    first one's row stands for all of them; None where each row stands for itself.
 
     Micro-batches are filled up with other owners to ``size``: a pass over fewer images has other kernels, whose
     rounding in half precision would move the policy ratio off 1.
     """
+    owners = torch.arange(len(needed))
+    if groups is not None:
+        _, group = torch.unique(groups, return_inverse=True)
+        none = owners.new_full((int(group.max()) + 1,), len(needed))
+        owners = none.scatter_reduce(0, group, owners, "amin")[group]
     wanted = torch.unique(owners[needed]).tolist()
-    chosen, others = set(wanted), torch.unique(owners).tolist()
-    run = wanted + [row for row in others if row not in chosen][: -len(wanted) % size]
+    chosen = set(wanted)
+    others = [row for row in torch.unique(owners).tolist() if row not in chosen]
+    run = wanted + others[: -len(wanted) % size]
     for batch in micro_batches(len(run), size):
         place = {row: i for i, row in enumerate(run[batch])}
         rows = [row for row, owner in enumerate(owners.tolist()) if owner in place and needed[row]]

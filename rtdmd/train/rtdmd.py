@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -62,7 +63,6 @@ from rtdmd.train.losses import (
     Rollout,
     SharedPass,
     combine,
-    describe,
     matching_direction,
     micro_batches,
     renoised,
@@ -171,10 +171,10 @@ class RtdmdTrainer:
             sums = last.values
             if p.weights.nft > 0:
                 terms["nft"], sums["nft"] = nft_gradient(self, rollout, advantages[mine], draws, count)
-        values = ranks.means(means)
+        values = ranks.all_reduce(means, "mean")
         values["ratio_error"] = max(ranks.gather(means["ratio_error"]))
         require_on_policy(values["ratio_error"], p.clip_range)
-        values |= ranks.all_reduce_sum(sums)
+        values |= ranks.all_reduce(sums)
 
         # 5. One update of the generator with the weighted sum of its terms over all processes, and of its EMA.
         for term in terms.values():
@@ -194,7 +194,10 @@ class RtdmdTrainer:
         values |= {f"reward_{name}": score.mean().item() for name, score in scores.items()}
         values["advantage_std"] = advantages.std().item()
         values["sample_std"] = ranks.global_std(rollout.states[-1])
-        values |= ranks.means(latent_values(rollout.states[-1]) | pixels.values())
+        figures = latent_values(rollout.states[-1])
+        if pixels.total:
+            figures["image/saturated"] = pixels.held / pixels.total
+        values |= ranks.all_reduce(figures, "mean")
         return values | signal_values(scores, groups, advantages)
 
     @torch.no_grad()
@@ -241,7 +244,9 @@ class RtdmdTrainer:
         """The roll-out's final images as rewards take them: micro-batches (B, 3, H, W) with prompts and metadata."""
         for rows in micro_batches(len(rollout), self.p.micro_batch):
             images = require_finite("the decoder's images", self.backbone.decode(rollout.states[-1][rows]))
-            yield images, *describe(rollout.records[rows])
+            prompts = [record["prompt"] for record in rollout.records[rows]]
+            metadata = [record["metadata"] for record in rollout.records[rows]]
+            yield images, prompts, metadata
 
     def advantages(self, scores: Mapping[str, Tensor], groups: Tensor) -> Tensor:
         """Advantages (N,) of the rewards that the policy gradient sees, from each one's scores (N,)."""
@@ -305,7 +310,7 @@ class RtdmdTrainer:
                         v_teacher = self.adapters.velocity("teacher", here.x_t, here.t, cond, **guided)
                     else:
                         v_teacher = early.teacher(self.adapters, here, cond, guided)
-                own_draws = draws.of(draws.samples[rows])
+                own_draws = replace(draws, samples=draws.samples[rows])
                 direction = matching_direction(here, v_fake, v_teacher, self.eta, own_draws, p.normalise_matching)
                 if p.matching_path == "whole_chain":
                     sample = self.repeat_chain(rollout, rows)
@@ -357,7 +362,8 @@ class RtdmdTrainer:
     def reward_loss(self, x0: Tensor, records: Sequence[dict[str, Any]]) -> Tensor:
         """relu(m - Σ w r) over the differentiable rewards of the decoded x̂_0 (B, C, H, W), averaged."""
         images = self.backbone.decode(x0)
-        prompts, metadata = describe(records)
+        prompts = [record["prompt"] for record in records]
+        metadata = [record["metadata"] for record in records]
         specs = [spec for spec in self.p.rewards if spec.differentiable]
         scores = [spec.weight * self.rewards.rewards[spec.name].score(images, prompts, metadata) for spec in specs]
         return torch.relu(self.p.backprop_margin - torch.stack(scores).sum(0)).mean()
@@ -399,7 +405,8 @@ class RtdmdTrainer:
         passes = 0
         for k in trained if p.weights.policy > 0 or with_anchor or held is not None else ():
             before = policy.total
-            for shared in shared_passes(rollout.owners(k), needed, p.micro_batch):
+            equal = rollout.groups if rollout.equal[k] else None
+            for shared in shared_passes(equal, needed, p.micro_batch):
                 rows = shared.rows
                 x_next = rollout.states[k + 1][rows]
                 mean, std = self.transition("generator", rollout, k, shared)
@@ -454,19 +461,16 @@ class RtdmdTrainer:
         with self.ranks.sync_errors():
             for part in micro_batches(len(rows), p.micro_batch):
                 images = rollout.take(rows[part])
-                part_draws = own.of(own.samples[part])
+                part_draws = replace(own, samples=own.samples[part])
                 share = len(images) / len(chosen)
                 point = renoised(images.states[k], self.sigmas[k].expand(len(images)), part_draws)
                 v_fake = self.adapters.velocity("fake", point.x_t, point.t, images.cond)
-                loss = self.fake_loss.ambient(point, v_fake).mean()
-                values["fake_ambient"] += share * loss.item()
-                if p.consistency.weight > 0:
-                    consistency = self.fake_loss.consistency(point, v_fake, images.cond, part_draws).mean()
-                    values["fake_consistency"] += share * consistency.item()
-                    loss = loss + p.consistency.weight * consistency
+                loss, terms = self.fake_loss(point, v_fake, images.cond, part_draws)
+                for name, value in terms.items():
+                    values[name] += share * value
                 gradients.add(share * loss)
         gradients.all_reduce(self.ranks)
-        return self.ranks.all_reduce_sum(values) | {"fake_grad_norm": gradients.step()}
+        return self.ranks.all_reduce(values) | {"fake_grad_norm": gradients.step()}
 
     def write_outputs(self, stage: Stage, chosen: dict[str, str]) -> None:
         """The averaged generator, with what is needed to read it (``chosen``: as which it was), and what the scorers

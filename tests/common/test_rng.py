@@ -13,7 +13,6 @@ from rtdmd.common.rng import (
     normal_batch,
     numpy_generator,
     permutation,
-    uniform_batch,
 )
 
 
@@ -48,15 +47,11 @@ def test_a_row_depends_on_its_key_alone() -> None:
     assert torch.equal(whole[4], normal((2, 3, 3), *keys[4]))
 
 
-def test_normals_and_uniforms_have_their_law() -> None:
+def test_normals_and_integers_have_their_law() -> None:
     noise = normal_batch((1000,), [(0, i) for i in range(100)])
     assert noise.dtype == torch.float32
     assert noise.mean().item() == pytest.approx(0.0, abs=0.013)  # 4 standard errors
     assert noise.std().item() == pytest.approx(1.0, abs=0.009)
-    values = uniform_batch([(0, "u", i) for i in range(4000)])
-    assert values.min() >= 0 and values.max() < 1
-    assert values.mean().item() == pytest.approx(0.5, abs=0.019)
-    assert values[17].item() == pytest.approx(key_seed(0, "u", 17) / 2**63, abs=1e-7)
     counts = torch.bincount(torch.tensor([integers(2, 6, 0, "k", i) for i in range(4000)]))
     assert counts[:2].tolist() == [0, 0] and len(counts) == 6
     assert counts[2:].min() > 880 and counts[2:].max() < 1120  # 4 standard errors of 1000

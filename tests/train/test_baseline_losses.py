@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -189,7 +190,7 @@ def test_annealing_ends(short: Table) -> None:
     assert early.uniform("time").mean() > draws(step=0).uniform("time").mean() + 0.1
     assert torch.equal(early.normal("z"), draws(step=0).normal("z"))
     assert torch.equal(early.uniform("delta"), draws(step=0).uniform("delta"))
-    part = early.of((3, 1))
+    part = replace(early, samples=(3, 1))
     assert torch.equal(part.uniform("time"), early.uniform("time")[[3, 1]])
     late = draws(step=10)
     assert DmdrAnnealing(dynamic, 10).draws(late) is late

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 
+from rtdmd.common.rng import key_seed
 from rtdmd.train.losses import Draws
 
 
@@ -25,5 +29,12 @@ def test_two_processes_share_out_what_is_chosen_of_all_samples() -> None:
 def test_another_stream_has_other_numbers_for_the_same_samples() -> None:
     _, own = of_process(0, 4).among([3, 1], "another")
     assert own.samples == (3, 1) and own.stream == "another"
-    assert not torch.equal(own.normal("x"), of_process(0, 4).of([3, 1]).normal("x"))
+    assert not torch.equal(own.normal("x"), replace(of_process(0, 4), samples=(3, 1)).normal("x"))
     assert of_process(0, 4).among([]) == ([], of_process(0, 0))
+
+
+def test_uniform_numbers_have_their_law() -> None:
+    values = of_process(0, 4000).uniform("u")
+    assert values.min() >= 0 and values.max() < 1
+    assert values.mean().item() == pytest.approx(0.5, abs=0.019)  # 4 standard errors
+    assert values[17].item() == pytest.approx(key_seed(3, "stage", 7, 17, "u") / 2**63, abs=1e-7)

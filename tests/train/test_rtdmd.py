@@ -257,12 +257,12 @@ def test_images_of_zero_advantage_are_not_passed(table: Table, monkeypatch: pyte
 
 
 def test_passes_are_shared_and_filled_up_to_whole_micro_batches() -> None:
-    own, alike = torch.arange(6), torch.tensor([0, 0, 2, 2, 4, 4])
+    alike = torch.tensor([7, 7, 3, 3, 9, 9])
     needed = torch.tensor([False, True, False, False, True, True])
-    assert list(shared_passes(own, needed, 2)) == [([1, 4], [1, 4], [0, 1]), ([5, 0], [5], [0])]
+    assert list(shared_passes(None, needed, 2)) == [([1, 4], [1, 4], [0, 1]), ([5, 0], [5], [0])]
     assert list(shared_passes(alike, needed, 3)) == [([0, 4, 2], [1, 4, 5], [0, 1, 1])]
     assert list(shared_passes(alike, needed, 4)) == [([0, 4, 2], [1, 4, 5], [0, 1, 1])]  # none is left to fill up with
-    assert list(shared_passes(own, torch.zeros(6, dtype=torch.bool), 2)) == []
+    assert list(shared_passes(None, torch.zeros(6, dtype=torch.bool), 2)) == []
 
 
 def test_a_group_that_is_still_equal_has_one_pass(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +271,6 @@ def test_a_group_that_is_still_equal_has_one_pass(table: Table, monkeypatch: pyt
     p = settings(share_initial=True)
     rollout = table.roll_out(p, (1,))
     assert rollout.equal == (True, True, False, False)
-    assert rollout.owners(1).tolist() == [0] * 4 + [4] * 4 + [8] * 4 and rollout.owners(2).tolist() == list(range(12))
     alone = replace(rollout, equal=(False,) * 4)
     advantages = some_advantages()
     expected = table.on(p).policy_gradient(alone, advantages, (1,))[0]
@@ -531,7 +530,8 @@ def test_the_last_step_sees_the_chosen_images_with_their_own_noise(table: Table)
     rollout = table.roll_out(settings(), (0, 2))
 
     def term(rows: list[int]) -> tuple[Tensor, Tensor]:
-        matching, backprop, _, _ = last_step(table, rollout.take(rows), settings(), draws().of(rows))
+        own = replace(draws(), samples=tuple(rows))
+        matching, backprop, _, _ = last_step(table, rollout.take(rows), settings(), own)
         return flat(matching), flat(backprop)
 
     whole, one, two = term(list(range(COUNT))), term([7, 0, 3, 11, 2, 9]), term([1, 4, 5, 6, 8, 10])

@@ -36,7 +36,7 @@ from rtdmd.rewards.panel import open_panel
 from rtdmd.study.variance_table import REFERENCE
 from rtdmd.train.adapters import ADAPTERS, AdapterBank
 from rtdmd.train.baseline_losses import step_advantages, stepwise_policy_gradient
-from rtdmd.train.losses import Draws, Gradients, Rollout, describe, micro_batches
+from rtdmd.train.losses import Draws, Gradients, Rollout, micro_batches
 from rtdmd.train.rtdmd import RtdmdTrainer
 from rtdmd.train.student_record import read_student
 
@@ -193,7 +193,9 @@ def chain_gradient(trainer: RtdmdTrainer, rollout: Rollout) -> Gradients:
     total = Gradients(trainer.generator)
     for rows in micro_batches(len(rollout), trainer.p.micro_batch):
         images = trainer.backbone.decode(trainer.repeat_chain(rollout, rows))
-        total.add(-reward.score(images, *describe(rollout.records[rows])).sum() / len(rollout))
+        prompts = [record["prompt"] for record in rollout.records[rows]]
+        metadata = [record["metadata"] for record in rollout.records[rows]]
+        total.add(-reward.score(images, prompts, metadata).sum() / len(rollout))
     return total
 
 

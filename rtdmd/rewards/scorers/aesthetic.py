@@ -47,8 +47,7 @@ def load(params: AestheticParams, device: torch.device) -> Aesthetic:
 
     Raises UserError where a file is missing or a key of the weights is missing or unexpected.
     """
-    from rtdmd.rewards.clip import clip_model, folder_hashes
-    from rtdmd.rewards.preprocess import ImageTransform
+    from rtdmd.rewards.clip import ImageTransform, clip_model, folder_hashes
     from rtdmd.rewards.weights import file_hashes, file_in, read_weights
 
     folder, base = Path(params.model), Path(params.base)

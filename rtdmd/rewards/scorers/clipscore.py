@@ -33,8 +33,7 @@ class ClipScoreParams(RewardParams):
 
 def load(params: ClipScoreParams, device: torch.device) -> ClipReward:
     """The scorer of ``params.model``, a folder. UserError where it is missing or holds another kind of model."""
-    from rtdmd.rewards.clip import ClipReward, clip_model, folder_hashes, load_tokenizer
-    from rtdmd.rewards.preprocess import ImageTransform
+    from rtdmd.rewards.clip import ClipReward, ImageTransform, clip_model, folder_hashes, load_tokenizer
 
     folder = Path(params.model)
     model = clip_model(folder, KEY, "openai/clip-vit-large-patch14", device)

@@ -76,8 +76,7 @@ def load(params: HpsV2Params, device: torch.device) -> ClipReward:
     Raises UserError where a file is missing or a key of the weights is missing or unexpected.
     """
     from rtdmd.common.torch_setup import quiet_imports
-    from rtdmd.rewards.clip import ClipReward, clip_config, folder_hashes, load_tokenizer
-    from rtdmd.rewards.preprocess import ImageTransform, Letterbox
+    from rtdmd.rewards.clip import ClipReward, ImageTransform, Letterbox, clip_config, folder_hashes, load_tokenizer
     from rtdmd.rewards.weights import assemble, file_hashes, file_in, read_weights
 
     with quiet_imports():
@@ -110,7 +109,7 @@ def cleaned(prompt: str) -> str:
 
 def cost(params: HpsV2Params, root: Path) -> Networks:
     """Both towers; an image goes through one."""
-    from rtdmd.rewards.preprocess import Letterbox
+    from rtdmd.rewards.clip import Letterbox
     from rtdmd.rewards.published import CLIP_VIT_H
     from rtdmd.rewards.without_weights import MEAN, STD, clip_cost, clip_towers
 

@@ -83,8 +83,8 @@ class ImageReward:
     range = (-math.inf, math.inf)
 
     def __init__(self, weights: Path, config: Path, vocabulary: Path, device: torch.device):
+        from rtdmd.rewards.clip import ImageTransform
         from rtdmd.rewards.imagereward_model import build
-        from rtdmd.rewards.preprocess import ImageTransform
         from rtdmd.rewards.weights import file_hashes, read_weights
 
         med_config = read_json(config)
@@ -124,8 +124,8 @@ def cost(params: ImageRewardParams, root: Path) -> Networks:
     import torch
     from transformers import BlipTextConfig, BlipVisionConfig
 
+    from rtdmd.rewards.clip import ImageTransform
     from rtdmd.rewards.imagereward_model import ImageRewardModel
-    from rtdmd.rewards.preprocess import ImageTransform
     from rtdmd.rewards.published import BLIP_HEAD, BLIP_TEXT, BLIP_VISION
 
     del params, root

@@ -42,8 +42,7 @@ def load(params: PickScoreParams, device: torch.device) -> ClipReward:
 
     Raises UserError where a file is missing or a key of the weights is missing or unexpected.
     """
-    from rtdmd.rewards.clip import ClipReward, clip_model, folder_hashes, load_tokenizer
-    from rtdmd.rewards.preprocess import ImageTransform
+    from rtdmd.rewards.clip import ClipReward, ImageTransform, clip_model, folder_hashes, load_tokenizer
 
     folder, base = Path(params.model), Path(params.base or params.model)
     model = clip_model(folder, f"{KEY}: model", "yuvalkirstain/PickScore_v1", device)

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -64,17 +64,15 @@ class Ranks:
             for tensor, total in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(total.view_as(tensor))
 
-    def all_reduce_sum(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Sums over processes of values that each has under the same names."""
+    def all_reduce(self, values: Mapping[str, float], reduction: Literal["sum", "mean"] = "sum") -> dict[str, float]:
+        """Sums or means over processes of values that each has under the same names."""
         if self.world == 1:
             return dict(values)
         flat = torch.tensor(list(values.values()), dtype=torch.float64)
         self._run_collective(lambda: dist.all_reduce(flat, group=self.group))
+        if reduction == "mean":
+            flat /= self.world
         return dict(zip(values, flat.tolist(), strict=True))
-
-    def means(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Means over processes of values that each has under the same names."""
-        return {name: total / self.world for name, total in self.all_reduce_sum(values).items()}
 
     def gather(self, value: T) -> list[T]:
         """Every process's value, in the order of ranks."""
@@ -99,7 +97,7 @@ class Ranks:
         if self.world == 1:
             return part.std().item()
         values = part.detach().double()
-        sums = self.all_reduce_sum({"n": values.numel(), "x": values.sum().item(), "xx": values.square().sum().item()})
+        sums = self.all_reduce({"n": values.numel(), "x": values.sum().item(), "xx": values.square().sum().item()})
         return float(max(0.0, (sums["xx"] - sums["x"] ** 2 / sums["n"]) / (sums["n"] - 1)) ** 0.5)
 
     @contextmanager

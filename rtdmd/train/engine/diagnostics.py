@@ -50,10 +50,6 @@ class Pixels:
             self.total += images.numel()
             yield batch
 
-    def values(self) -> dict[str, float]:
-        """The share of pixel values at 0 or 1."""
-        return {"image/saturated": self.held / self.total} if self.total else {}
-
 
 @torch.no_grad()
 def signal_values(scores: Mapping[str, Tensor], groups: Tensor, advantages: Tensor) -> dict[str, float]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from rtdmd.backbones.sampling import ImageNoise, sample
 from rtdmd.common.rng import key_seed
 from rtdmd.train.engine import checkpoint
-from rtdmd.train.losses import describe, micro_batches
+from rtdmd.train.losses import micro_batches
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Backbone, Conditioning
@@ -124,8 +124,8 @@ class Validation:
         """Every prompt's images, whole prompts at a time, their distances (one a prompt) added to ``distances``."""
         trainer, each = self.trainer, self.p.images
         shape, device = trainer.backbone.latent_shape(), trainer.sigmas.device
-        for prompts in micro_batches(len(self.records), max(1, trainer.params.train_rtdmd.micro_batch // each)):
-            rows = [row for row in range(prompts.start, prompts.stop) for _ in range(each)]
+        for part in micro_batches(len(self.records), max(1, trainer.params.train_rtdmd.micro_batch // each)):
+            rows = [row for row in range(part.start, part.stop) for _ in range(each)]
             keys = [(row, i % each) for i, row in enumerate(rows)]
             noise = ImageNoise(key_seed(trainer.params.run.seed, "validation"), keys, shape, device)
             assert self.cond is not None
@@ -138,7 +138,9 @@ class Validation:
             )
             images = trainer.backbone.decode(x)
             distances.append(group_diversity(images, each))
-            yield images, *describe([self.records[row] for row in rows])
+            prompts = [self.records[row]["prompt"] for row in rows]
+            metadata = [self.records[row]["metadata"] for row in rows]
+            yield images, prompts, metadata
 
     def tensors(self, name: str) -> dict[str, dict[str, Tensor]]:
         """For a checkpoint; see `Learner.tensors`."""

@@ -71,7 +71,9 @@ def reward_of(bench: Bench) -> float:
         (reward,) = trainer.rewards.rewards.values()
         with torch.no_grad():
             images = trainer.backbone.decode(rollout.states[-1])
-            seen["reward"] = reward.score(images, *estimators.describe(rollout.records)).mean().item()
+            prompts = [record["prompt"] for record in rollout.records]
+            metadata = [record["metadata"] for record in rollout.records]
+            seen["reward"] = reward.score(images, prompts, metadata).mean().item()
         return real(trainer, rollout)
 
     estimators.chain_gradient = watch

@@ -44,8 +44,8 @@ with join("train_acdmd", 2, run) as ranks:
     ranks.sum_(tensors)
     assert tensors[0].tolist() == [[3.0] * 3] * 2 and tensors[1].item() == 1.203125, tensors
     assert tensors[1].dtype == torch.bfloat16
-    assert ranks.all_reduce_sum({"a": 1.0, "b": 0.25 * me}) == {"a": 2.0, "b": 0.25}
-    assert ranks.means({"a": 1.0 * me}) == {"a": 0.5}
+    assert ranks.all_reduce({"a": 1.0, "b": 0.25 * me}) == {"a": 2.0, "b": 0.25}
+    assert ranks.all_reduce({"a": 1.0 * me}, "mean") == {"a": 0.5}
     assert ranks.gather("xy"[me]) == ["x", "y"]
     rows = torch.arange(5.0)[slice(2) if me == 0 else slice(2, 5)]
     assert ranks.all_gather(rows).tolist() == [0, 1, 2, 3, 4]
@@ -124,7 +124,7 @@ def test_one_process_is_the_identity() -> None:
     ranks, tensor = Ranks(), torch.tensor([0.1, 0.7])
     ranks.sum_([tensor])
     assert tensor.tolist() == torch.tensor([0.1, 0.7]).tolist()
-    assert ranks.all_reduce_sum({"a": 0.1}) == ranks.means({"a": 0.1}) == {"a": 0.1}
+    assert ranks.all_reduce({"a": 0.1}) == ranks.all_reduce({"a": 0.1}, "mean") == {"a": 0.1}
     assert ranks.gather(5) == [5] and ranks.all_gather(tensor) is tensor
     assert ranks.global_std(tensor) == tensor.std().item() and ranks.local_shard(7) == range(7)
     with pytest.raises(FloatingPointError, match=r"^x is nan$"), ranks.sync_errors():

@@ -123,7 +123,7 @@ def compare(ranks: Ranks, family: Family, folder: Path, again: bool) -> None:
     base = [p for block in blocks for key, p in block.named_parameters() if ".lora_" not in key]
     sizes, most = sum(p.numel() for p in base), sum(-(-len(p) // 2) * p[0].numel() for p in base)
     sharded.shard(ranks)
-    assert held(sharded) <= most and ranks.all_reduce_sum({"held": held(sharded)})["held"] == sizes
+    assert held(sharded) <= most and ranks.all_reduce({"held": held(sharded)})["held"] == sizes
     expected, found = (list(passes(roles, backbone, 1 + ranks.rank)) for roles in (whole, sharded))
     ranks.gather(None)
     assert all(is_sharded(block) for block in blocks)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from rtdmd.common.errors import UserError
-from rtdmd.rewards.preprocess import ImageTransform, Letterbox, cut_overshoot, resize
+from rtdmd.rewards.clip import ImageTransform, Letterbox, cut_overshoot, resize
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
