@@ -239,23 +239,20 @@ class ClipReward:
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """See the protocol; gradients reach the images."""
         check_batch(images, prompts, metadata)
-        texts = torch.stack([self._text(prompt) for prompt in prompts])
+        length = self.model.config.text_config.max_position_embeddings  # a longer text is cut
+        for prompt in prompts:
+            if prompt not in self._texts:
+                tokens = self.tokenizer(
+                    TEMPLATE.format(prompt=prompt),
+                    padding="max_length",
+                    max_length=length,
+                    truncation=True,
+                    return_tensors="pt",
+                ).to(self.device)
+                with torch.no_grad():
+                    features = self.model.get_text_features(**tokens).pooler_output
+                self._texts[prompt] = F.normalize(features, dim=-1)[0]
+        texts = torch.stack([self._texts[prompt] for prompt in prompts])
         pixels = self.transform(images.to(self.device, torch.float32))
         cosine = (embed_images(self.model, pixels) * texts).sum(-1)
         return checked(self.name, cosine if self.scaled is None else self.scaled(cosine))
-
-    @torch.no_grad()
-    def _text(self, prompt: str) -> Tensor:
-        """Unit text embedding (D,) of one prompt, cut to the model's longest text."""
-        if prompt not in self._texts:
-            length = self.model.config.text_config.max_position_embeddings
-            tokens = self.tokenizer(
-                TEMPLATE.format(prompt=prompt),
-                padding="max_length",
-                max_length=length,
-                truncation=True,
-                return_tensors="pt",
-            ).to(self.device)
-            features = self.model.get_text_features(**tokens).pooler_output
-            self._texts[prompt] = F.normalize(features, dim=-1)[0]
-        return self._texts[prompt]

@@ -115,12 +115,12 @@ class AcdmdTrainer:
         sums.fake.all_reduce(ranks)
         if self.is_generator_turn(draws):
             sums.generator.all_reduce(ranks)
-            values["generator_grad_norm"] = sums.generator.step()
+            values["generator_grad_norm"] = self.generator.step(sums.generator.total, sums.generator.term)
             values |= ranks.all_reduce(sums.generator_values)
             values["sample_std"] = ranks.global_std(samples)
             # 6. EMA of the generator.
             self.average.update()
-        values["fake_grad_norm"] = sums.fake.step()
+        values["fake_grad_norm"] = sums.fake.learner.step(sums.fake.total, sums.fake.term)
         norms = at_level(values, ("fake_grad_norm", "generator_grad_norm"), levels[-1].item())
         return values | norms | ranks.all_reduce(latent_values(samples), "mean")
 

@@ -294,9 +294,12 @@ class Learner:
         self.role, self.names = role, names
         return self
 
-    def step(self, gradients: Sequence[Tensor], term: str = "") -> float:
+    def step(self, gradients: Sequence[Tensor] | None, term: str = "") -> float:
         """One clipped update from the given gradients; returns their norm before clipping. Raises FloatingPointError
-        where the norm is not finite (the parameters are then untouched); ``term``: the loss, for its message."""
+        where there are none or the norm is not finite (the parameters are then untouched); ``term``: the loss, for its
+        message."""
+        if gradients is None:
+            raise FloatingPointError("there is no gradient: no sample was computed")
         norm = torch.nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
             raise FloatingPointError(self.gradient_fault(term, norm.item(), gradients))
@@ -304,8 +307,12 @@ class Learner:
             parameter.grad = gradient
         torch.nn.utils.clip_grads_with_norm_(self.parameters, self.max_grad_norm, norm)
         self.updates += 1
+        # AdamW's rate at this update (1 the first): linear warm-up, then constant, then linear decay.
+        share, total = self.lr_decay
+        rise = self.updates / self.warmup if self.warmup else 1.0
+        left = (total - self.updates + 1) / (share * total) if share else 1.0
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate()
+            group["lr"] = self.lr * min(1.0, rise, left)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm.item()
@@ -334,13 +341,6 @@ class Learner:
                         f"the {self.role}'s {kind} of {self.tensor_name(index)} has {odd} non-finite values of"
                         f" {tensor.numel()}"
                     )
-
-    def rate(self) -> float:
-        """AdamW's rate at update ``updates`` (1 the first): linear warm-up, then constant, then linear decay."""
-        share, total = self.lr_decay
-        rise = self.updates / self.warmup if self.warmup else 1.0
-        left = (total - self.updates + 1) / (share * total) if share else 1.0
-        return self.lr * min(1.0, rise, left)
 
     def tensors(self, name: str) -> dict[str, dict[str, Tensor]]:
         """Everything that resuming needs, as named tensor groups."""

@@ -255,12 +255,6 @@ class Gradients:
         norms = [torch.linalg.vector_norm(now - then) for now, then in zip(self.total, since, strict=True)]
         return torch.linalg.vector_norm(torch.stack(norms)).item()
 
-    def step(self) -> float:
-        """One update of the learner with the sum; its norm. FloatingPointError where it is not finite."""
-        if self.total is None:
-            raise FloatingPointError("there is no gradient: no sample was computed")
-        return self.learner.step(self.total, self.term)
-
 
 def combine(terms: Mapping[str, tuple[float, Gradients]], scaling: str) -> tuple[list[Tensor], dict[str, float]]:
     """Weighted sum of the terms' gradients, each brought to norm 1 first where ``scaling`` is ``unit_norm``; and their

@@ -148,7 +148,7 @@ class RtdmdTrainer:
 
             # 2. Rewards of the final images; a slow scorer goes on beside 3.
             last = None
-            with self.rewards.scoring(pixels.watch(self.images(rollout))) as scoring:
+            with self.rewards.scoring(self.images(rollout, pixels)) as scoring:
                 # 3. Last step: distribution matching, and back-propagation of the differentiable rewards.
                 if p.matching_gain == 0:
                     last = self.last_step(rollout.take(last_rows), last_draws, len(last_images))
@@ -172,7 +172,7 @@ class RtdmdTrainer:
             if p.weights.nft > 0:
                 terms["nft"], sums["nft"] = nft_gradient(self, rollout, advantages[mine], draws, count)
         values = ranks.all_reduce(means, "mean")
-        values["ratio_error"] = max(ranks.gather(means["ratio_error"]))
+        values |= ranks.all_reduce({"ratio_error": means["ratio_error"]}, "max")
         require_on_policy(values["ratio_error"], p.clip_range)
         values |= ranks.all_reduce(sums)
 
@@ -240,10 +240,14 @@ class RtdmdTrainer:
         return Rollout(states, means, stds, self.sigmas, cond, records, groups, tuple(equal))
 
     @torch.no_grad()
-    def images(self, rollout: Rollout) -> Iterator[Batch]:
-        """The roll-out's final images as rewards take them: micro-batches (B, 3, H, W) with prompts and metadata."""
+    def images(self, rollout: Rollout, pixels: Pixels | None = None) -> Iterator[Batch]:
+        """The roll-out's final images as rewards take them: micro-batches (B, 3, H, W) with prompts and metadata,
+        counted in ``pixels``."""
         for rows in micro_batches(len(rollout), self.p.micro_batch):
             images = require_finite("the decoder's images", self.backbone.decode(rollout.states[-1][rows]))
+            if pixels is not None:
+                pixels.held += ((images <= 0) | (images >= 1)).sum().item()
+                pixels.total += images.numel()
             prompts = [record["prompt"] for record in rollout.records[rows]]
             metadata = [record["metadata"] for record in rollout.records[rows]]
             yield images, prompts, metadata
@@ -470,7 +474,8 @@ class RtdmdTrainer:
                     values[name] += share * value
                 gradients.add(share * loss)
         gradients.all_reduce(self.ranks)
-        return self.ranks.all_reduce(values) | {"fake_grad_norm": gradients.step()}
+        summed = self.ranks.all_reduce(values)
+        return summed | {"fake_grad_norm": self.fake.step(gradients.total, gradients.term)}
 
     def write_outputs(self, stage: Stage, chosen: dict[str, str]) -> None:
         """The averaged generator, with what is needed to read it (``chosen``: as which it was), and what the scorers

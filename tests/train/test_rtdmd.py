@@ -18,6 +18,7 @@ from rtdmd.flow.path import x0_from_velocity
 from rtdmd.rewards.panel import Panel
 from rtdmd.rewards.registry import load_reward
 from rtdmd.train.adapters import AdapterBank, Learner
+from rtdmd.train.engine.diagnostics import Pixels
 from rtdmd.train.losses import (
     Draws,
     Gradients,
@@ -308,6 +309,16 @@ def scored(table: Table, rollout: Rollout, size: int) -> Tensor:
     trainer = table.on(settings(micro_batch=size))
     with trainer.rewards.scoring(trainer.images(rollout)) as scoring:
         return scoring.scores(torch.device("cpu"))["clipscore"]
+
+
+def test_saturated_pixels_are_those_at_the_ends(table: Table) -> None:
+    trainer = table.on(settings(micro_batch=5))
+    pixels = Pixels()
+    batches = list(trainer.images(table.roll_out(settings(), (0, 2)), pixels))
+    images = torch.cat([images for images, _, _ in batches])
+    assert [len(prompts) for _, prompts, _ in batches] == [5, 5, 2]
+    assert pixels.total == images.numel()
+    assert pixels.held == int((images == 0).sum() + (images == 1).sum()) > 0
 
 
 def test_the_micro_batch_changes_nothing_but_rounding(table: Table) -> None:

@@ -64,12 +64,15 @@ class Ranks:
             for tensor, total in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
                 tensor.copy_(total.view_as(tensor))
 
-    def all_reduce(self, values: Mapping[str, float], reduction: Literal["sum", "mean"] = "sum") -> dict[str, float]:
-        """Sums or means over processes of values that each has under the same names."""
+    def all_reduce(
+        self, values: Mapping[str, float], reduction: Literal["sum", "mean", "max"] = "sum"
+    ) -> dict[str, float]:
+        """Sums, means or maxima over processes of values that each has under the same names."""
         if self.world == 1:
             return dict(values)
         flat = torch.tensor(list(values.values()), dtype=torch.float64)
-        self._run_collective(lambda: dist.all_reduce(flat, group=self.group))
+        op = dist.ReduceOp.MAX if reduction == "max" else dist.ReduceOp.SUM
+        self._run_collective(lambda: dist.all_reduce(flat, op, group=self.group))
         if reduction == "mean":
             flat /= self.world
         return dict(zip(values, flat.tolist(), strict=True))

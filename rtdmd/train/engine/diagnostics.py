@@ -6,7 +6,7 @@ and gradient norms by the level σ of the sample they came from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,6 @@ from rtdmd.train.engine.journal import Journal
 
 if TYPE_CHECKING:
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
-    from rtdmd.rewards.panel import Batch
 
 SILENT_EPOCHS = 20
 """Epochs in a row without a reward that tells two images of a prompt apart, after which stage two stops."""
@@ -37,18 +36,11 @@ def latent_values(x: Tensor) -> dict[str, float]:
 
 @dataclass
 class Pixels:
-    """Counts decoded pixel values that the decoder's clamp to [0, 1] holds: no gradient passes there."""
+    """Counts of decoded pixel values, and of those that the decoder's clamp to [0, 1] holds: no gradient passes
+    there."""
 
     held: float = 0.0
     total: int = 0
-
-    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches as they are, counted on their way to the rewards."""
-        for batch in batches:
-            images = batch[0]
-            self.held += ((images <= 0) | (images >= 1)).sum().item()
-            self.total += images.numel()
-            yield batch
 
 
 @torch.no_grad()

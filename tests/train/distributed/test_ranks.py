@@ -46,6 +46,7 @@ with join("train_acdmd", 2, run) as ranks:
     assert tensors[1].dtype == torch.bfloat16
     assert ranks.all_reduce({"a": 1.0, "b": 0.25 * me}) == {"a": 2.0, "b": 0.25}
     assert ranks.all_reduce({"a": 1.0 * me}, "mean") == {"a": 0.5}
+    assert ranks.all_reduce({"a": 1.5 - me, "b": 1.0 * me}, "max") == {"a": 1.5, "b": 1.0}
     assert ranks.gather("xy"[me]) == ["x", "y"]
     rows = torch.arange(5.0)[slice(2) if me == 0 else slice(2, 5)]
     assert ranks.all_gather(rows).tolist() == [0, 1, 2, 3, 4]

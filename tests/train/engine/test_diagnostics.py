@@ -11,7 +11,6 @@ import torch
 from rtdmd.config import preset
 from rtdmd.train.engine.diagnostics import (
     SILENT_EPOCHS,
-    Pixels,
     at_level,
     latent_values,
     require_signal,
@@ -30,13 +29,6 @@ def test_a_value_is_named_by_its_level() -> None:
     values = {"fake_grad_norm": 0.5, "gap": 1.0}
     names = ("fake_grad_norm", "generator_grad_norm")
     assert at_level(values, names, 0.75) == {"fake_grad_norm/sigma=0.75": 0.5}
-
-
-def test_saturated_pixels_are_those_at_the_ends() -> None:
-    pixels = Pixels()
-    batches = [(torch.tensor([0.0, 0.5, 1.0, 0.25]), ["a"], [None]), (torch.tensor([0.75, 0.125]), ["b"], [None])]
-    assert [prompts for _, prompts, _ in pixels.watch(batches)] == [["a"], ["b"]]
-    assert (pixels.held, pixels.total) == (2, 6)
 
 
 def test_a_reward_tells_images_apart_within_groups_only() -> None:
