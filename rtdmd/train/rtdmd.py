@@ -307,7 +307,7 @@ class RtdmdTrainer:
                 values["backprop"] += loss.item()
                 del loss  # its graph, of decoder and rewards, is larger than the transformer's
             if p.weights.matching > 0:
-                here = Renoised(*(part[rows] for part in vars(point).values()))
+                here = Renoised(point.x_s[rows], point.s[rows], point.x_t[rows], point.t[rows], point.z[rows])
                 with torch.no_grad():
                     v_fake = self.adapters.velocity("fake", here.x_t, here.t, cond)
                     if early is None:

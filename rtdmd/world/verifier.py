@@ -157,7 +157,14 @@ def verify(images: Tensor, metadata: Sequence[dict[str, Any] | None]) -> Verdict
             raise UserError(f"world_verifier needs GenEval metadata with shapes {', '.join(SHAPES)}; got {record!r}")
         groups.setdefault(record["prompt"], []).append(i)
     for rows in groups.values():
-        part = Parse(*(field[rows] for field in vars(parsed).values()))
+        part = Parse(
+            parsed.state[rows],
+            parsed.shape[rows],
+            parsed.color[rows],
+            parsed.size[rows],
+            parsed.quality[rows],
+            parsed.background[rows],
+        )
         judged = _judge(part, metadata[rows[0]] or {})
         strict[rows], lenient[rows], soft[rows] = (score.float() for score in judged)
     return Verdict(strict, lenient, soft, (parsed.state == 1).sum(1), parsed)
