@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import stat
 import struct
 import tempfile
 import zipfile
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from rtdmd.common.errors import NonFiniteError, UserError
 from rtdmd.common.parsing import first_line, parse_json, read_bytes
@@ -126,6 +127,21 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def lock_file(path: Path) -> BinaryIO:
+    """An empty file to lock, made where it is missing; what is there is neither followed elsewhere nor emptied.
+    UserError where it cannot be had."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        raise UserError(f"{path}: no file to lock ({error.strerror}); `rm -r {path}` removes it") from error
+    file = os.fdopen(descriptor, "r+b", buffering=0)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise UserError(f"{path}: no file to lock (a pipe or a device); `rm -r {path}` removes it")
+    return file
 
 
 def json_text(value: Any) -> str:

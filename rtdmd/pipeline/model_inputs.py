@@ -8,6 +8,7 @@ stands for a model of the Hub, whose commit is pinned. The links are set when a 
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from rtdmd.backbones.hub import fetch_teacher
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import json_text, write_atomic
+from rtdmd.common.files import json_text, lock_file, write_atomic
 from rtdmd.common.hub import etag
 from rtdmd.common.model_files import WORLD_FOLDER, check_files, files_hash, teacher_files
 from rtdmd.common.pins import require_pin
@@ -125,8 +126,10 @@ def set_links(root: Path, params: Params, to_come: bool = False) -> None:
         if model.revision is None and not (to_come and _is_to_come(root, model)):
             for file in model.files(_local(root, model)):
                 wanted[model.group][f"{model.place}/{file}"] = root / model.name / file
-    for group, links in wanted.items():
-        _set_group(root, root / FOLDER / group, links | {NAMED: json_text(named[group])})
+    with lock_file(root / ".rtdmd" / "locks" / FOLDER) as lock:  # stages that start together all set them
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for group, links in wanted.items():
+            _set_group(root, root / FOLDER / group, links | {NAMED: json_text(named[group])})
 
 
 def _local(root: Path, model: ModelInput) -> Path:
@@ -140,7 +143,7 @@ def _local(root: Path, model: ModelInput) -> Path:
 
 
 def _set_group(root: Path, folder: Path, wanted: dict[str, Path | str]) -> None:
-    """Write what differs, remove the links that are not wanted, then the folders that are empty."""
+    """Write what differs, remove the links that are not wanted, what a killed process left, and empty folders."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(folder.rglob("*"), reverse=True):
         name = path.relative_to(folder).as_posix()
@@ -150,6 +153,8 @@ def _set_group(root: Path, folder: Path, wanted: dict[str, Path | str]) -> None:
         elif path.is_dir():
             if not any(path.iterdir()):
                 path.rmdir()
+        elif name.startswith(f".{NAMED}."):  # half of it, by a process that was killed
+            path.unlink()
         elif name != NAMED:
             raise UserError(f"{path} is no link; {FOLDER}/ is kept by the stages: move that file elsewhere")
     for name, what in wanted.items():

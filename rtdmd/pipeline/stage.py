@@ -13,20 +13,18 @@ outputs.
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
-import stat
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 import rtdmd
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import fsync_path, hash_of, remove, sha256_tree, write_json
+from rtdmd.common.files import fsync_path, hash_of, lock_file, remove, sha256_tree, write_json
 from rtdmd.common.signals import held
 from rtdmd.config import Params, load_params
 from rtdmd.pipeline.dvc_cache import refuse_damaged
@@ -146,26 +144,12 @@ def run_folder(root: Path, name: str, settings: dict[str, Any]) -> Path:
 def _only_one(root: Path, name: str) -> Iterator[None]:
     """Two runs of one stage in one folder would tread on each other's state: the second is refused at once."""
     path = root / ".rtdmd" / "locks" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _lock_file(path) as file:
+    with lock_file(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"stage {name} is already running in {root.resolve()}; wait for it or stop it") from error
         yield
-
-
-def _lock_file(path: Path) -> BinaryIO:
-    """An empty file to lock, made where it is missing; what is there is neither followed elsewhere nor emptied."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    except OSError as error:
-        raise UserError(f"{path}: no file to lock ({error.strerror}); `rm -r {path}` removes it") from error
-    file = os.fdopen(descriptor, "r+b", buffering=0)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
-        raise UserError(f"{path}: no file to lock (a pipe or a device); `rm -r {path}` removes it")
-    return file
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -163,6 +165,34 @@ def test_links_lead_out_of_the_repository_too(root: Path, tmp_path_factory: pyte
     assert (root / "inputs/teacher/teacher/model_index.json").read_bytes() == (
         elsewhere / "model_index.json"
     ).read_bytes()
+
+
+def test_a_killed_process_leaves_nothing_that_stops_the_next(root: Path) -> None:
+    (root / "inputs/teacher").mkdir(parents=True)
+    (root / "inputs/teacher/.named.json.k1ll3d").write_text('{"model')
+    (root / "inputs/teacher/.teacher.new-1").symlink_to("nowhere")
+    run(root, "cache_teacher")
+    assert sorted(path.name for path in (root / "inputs/teacher").iterdir()) == ["named.json", "teacher"]
+
+
+def test_stages_that_start_together_set_the_links_one_after_the_other(root: Path) -> None:
+    """The second waits while the first writes, and does not take its half-written file for a strange one."""
+    order: list[str] = []
+
+    def second() -> None:
+        set_links(root, load_params(root / "params.yaml"))
+        order.append("second")
+
+    (root / ".rtdmd/locks").mkdir(parents=True)
+    with (root / ".rtdmd/locks/inputs").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        thread = Thread(target=second)
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert (root / "inputs/teacher/named.json").is_file()
 
 
 def test_files_that_are_no_links_are_not_removed(root: Path) -> None:
