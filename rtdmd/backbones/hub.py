@@ -22,16 +22,12 @@ def fetch_teacher(model: ModelParams, *, text: bool, vae: bool) -> Path:
         return here
     folder = _teacher_snapshot(model, [INDEX])
     wanted = _wanted(folder, text, vae)
-    patterns = [f"{part}/{pattern}" for part in wanted for pattern in TEXTS]
-    patterns += [f"{part}/{name}" for part, entry in wanted.items() for name in single_weights(*entry)]
-    folder = _teacher_snapshot(model, [INDEX, *patterns, "vae/config.json"])
-    indexes = [
-        folder / part / f"{name}.index.json" for part, entry in wanted.items() for name in single_weights(*entry)
-    ]
+    texts = [f"{part}/{pattern}" for part in wanted for pattern in TEXTS]
+    folder = _teacher_snapshot(model, [INDEX, *texts, "vae/config.json"])
+    weights = [f"{part}/{name}" for part, entry in wanted.items() for name in single_weights(*entry)]
+    indexes = [folder / f"{name}.index.json" for name in weights]
     sharded = [f"{i.parent.name}/{name}" for i in indexes if i.is_file() for name in shards(i, "model.teacher", False)]
-    if sharded:
-        folder = _teacher_snapshot(model, sharded)
-    return folder
+    return _teacher_snapshot(model, [*weights, *sharded])  # last: where all weights are, all else is
 
 
 def _wanted(folder: Path, text: bool, vae: bool) -> dict[str, tuple[str, str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -16,7 +17,7 @@ from typing import Any
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json, sha256_bytes, sha256_file, write_atomic
-from rtdmd.common.parsing import first_line
+from rtdmd.common.parsing import first_line, read_bytes
 
 INDEX = "model_index.json"
 TEXTS = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -35,11 +36,15 @@ def bring_back(path: Path) -> str:
     """What really brings a damaged or missing file of a model back, for the end of a message."""
     if f"/{WORLD_FOLDER}/" in f"/{path.as_posix()}/":
         return f"`git checkout {WORLD_FOLDER}` brings it back"
-    if "snapshots" in path.parts and path.is_symlink():  # a file of the Hub's cache: a link to what was downloaded
-        return f"`rm {path.resolve()}`, then the same command downloads it again"
-    if "snapshots" in path.parts:
-        return "the same command downloads it again when the Hub can be reached"
-    return "it lies outside this repository: copy or download it there again, from where the folder came"
+    hub = (folder for folder in path.parents if folder.name.startswith("models--") and (folder / "snapshots").is_dir())
+    cached = next(hub, None)
+    if cached is None:
+        return "it lies outside this repository: copy or download it there again, from where the folder came"
+    if path.is_symlink():  # a file of the Hub's cache is a link to what was downloaded
+        return f"`rm {shlex.quote(str(path.resolve()))}`, then the same command downloads it again"
+    if path.is_dir():  # none of its files is missing, so nothing would be downloaded
+        return f"`rm -r {shlex.quote(str(cached))}`, then the same command downloads it again"
+    return "the same command downloads it again when the Hub can be reached"
 
 
 def read_config(path: Path, key: str) -> dict[str, Any]:
@@ -172,9 +177,20 @@ def check_files(folder: Path, names: Iterable[str], key: str) -> None:
     for name in names:
         path = folder / name
         if path.suffix == ".json":
-            read_config(path, key)
+            _check_json(path, key)
         elif path.suffix == ".safetensors":
             tensor_headers(path, key)
+
+
+def _check_json(path: Path, key: str) -> None:
+    """UserError where a file is no JSON. Beside what a model reads lie lists too (sentence-transformers' modules.json)
+    and Python's NaN (a trainer's log)."""
+    try:
+        json.loads(read_bytes(path, bring_back(path)).decode("utf-8"))
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{key}: {path}: not JSON ({first_line(error)}); {bring_back(path)}") from error
 
 
 def tensor_headers(path: Path, key: str) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -72,8 +72,13 @@ def make_room(path: Path, name: str) -> None:
         except ConnectionRefusedError:
             path.unlink()
             return
-        except TimeoutError:
-            pass  # somebody listens, and has no time
+        except (TimeoutError, BlockingIOError):
+            pass  # somebody listens, and has no time or a full queue
+        except OSError as error:
+            raise UserError(
+                f"rewards: {name}: socket: {path} cannot be asked whether it is served ({error.strerror}); name a new"
+                " path"
+            ) from error
     raise UserError(f"{path} is already served by another process")
 
 

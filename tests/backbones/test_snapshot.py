@@ -123,6 +123,27 @@ def test_the_parts_and_files_that_the_indexes_name_are_downloaded_and_nothing_el
 SINGLE = "diffusion_pytorch_model.safetensors"
 
 
+def test_weights_come_last_so_that_an_ended_download_is_not_taken_for_a_whole_one(
+    monkeypatch: pytest.MonkeyPatch, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """What is here counts as whole by its weights; the texts beside them are there before."""
+    source = repository(tmp_path / "hub", tiny_teacher)
+    hub = Hub(source, tmp_path / "cache")
+    seen: list[set[str]] = []
+
+    def ended(repo: str, revision: str, allow_patterns: list[str]) -> str:
+        if any("safetensors" in pattern and "index" not in pattern for pattern in allow_patterns):
+            seen.append({path.relative_to(hub.cache).as_posix() for path in hub.cache.rglob("*") if path.is_file()})
+        return hub(repo, revision, allow_patterns)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", ended)
+    teacher_folder(hub_model(), text=True)
+    texts = {name for name in teacher_files(source) if not name.endswith(".safetensors")}
+    assert len(seen) == 1
+    assert texts <= seen[0]
+    assert not any(name.endswith(".safetensors") for name in seen[0])
+
+
 def test_a_whole_snapshot_asks_nobody(monkeypatch: pytest.MonkeyPatch, tiny_teacher: Path, tmp_path: Path) -> None:
     source = repository(tmp_path / "hub", tiny_teacher)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(source / "model_index.json"))

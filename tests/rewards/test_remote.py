@@ -20,7 +20,7 @@ from rtdmd.rewards.frames import read_frame, write_frame
 from rtdmd.rewards.golden import check_rewards
 from rtdmd.rewards.registry import load_here, load_reward
 from rtdmd.rewards.remote import RemoteReward
-from rtdmd.rewards.server import RewardServer
+from rtdmd.rewards.server import RewardServer, make_room
 from tests.rewards.conftest import served
 from tests.rewards.reward_checks import NONE, PROMPTS, check_gradient, check_one_by_one, pictures
 
@@ -139,6 +139,17 @@ def test_what_is_no_socket_of_ours_is_left_alone(entry: RewardParams, folder: Pa
         path.unlink()
         path.write_text("a note")
     assert path.read_text() == "a note"
+
+
+def test_a_socket_whose_queue_is_full_is_served(folder: Path) -> None:
+    path = folder / "full.sock"
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as waiting:
+        listener.bind(str(path))
+        listener.listen(0)
+        waiting.connect(str(path))
+        with pytest.raises(UserError, match=r"full\.sock is already served by another process"):
+            make_room(path, "clipscore")
+    assert path.exists()
 
 
 def test_nobody_there_and_paths_too_long_are_errors(entry: RewardParams, folder: Path) -> None:
