@@ -148,9 +148,12 @@ def _params(arguments: argparse.Namespace) -> int:
     from rtdmd.config.render import params_text
 
     if arguments.preset == "check":
+        from rtdmd.config.prompt_needs import check_prompts
         from rtdmd.pipeline.model_inputs import check_local
 
-        check_local(Path("."), load_params(), to_come=True)
+        params = load_params()
+        check_prompts(params)
+        check_local(Path("."), params, to_come=True)
         return 0
     origin, changes = f"rtdmd params {arguments.preset}", None
     if arguments.recipe is not None:

@@ -21,6 +21,7 @@ from dvc.dependency.param import ParamsDependency
 
 from rtdmd.common.files import tree_files
 from rtdmd.config import Params
+from rtdmd.config.prompt_needs import check_prompts
 from rtdmd.pipeline.dvc_cache import refuse_truncated
 from rtdmd.pipeline.dvc_repo import opened
 from rtdmd.pipeline.dvc_yaml import params_values, read_pipeline, refuse_missing
@@ -51,6 +52,7 @@ def load_jobs(params: Params, root: Path = Path(".")) -> dict[str, Job]:
     that no stage makes is missing, or DVC's cache holds less than `dvc.lock` says."""
     refuse_unreadable(root)
     refuse_unwritable(root)
+    check_prompts(params)
     _refuse_missing(root, params)
     refuse_truncated(root)
     tree = params.model_dump(mode="json")

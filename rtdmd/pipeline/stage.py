@@ -27,6 +27,7 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.files import fsync_path, hash_of, lock_file, remove, sha256_tree, write_json
 from rtdmd.common.signals import held
 from rtdmd.config import Params, load_params
+from rtdmd.config.prompt_needs import check_prompts
 from rtdmd.pipeline.dvc_cache import refuse_damaged
 from rtdmd.pipeline.dvc_yaml import StageEntry, covers, missing_file, params_values, read_pipeline, refuse_missing
 from rtdmd.pipeline.model_inputs import check_local, hash_models, is_group, require_pins, set_links
@@ -109,6 +110,7 @@ def _hash_inputs(root: Path, entry: StageEntry, pipeline: dict[str, StageEntry],
     groups = [dep for dep in entry.deps if is_group(dep)]
     if groups:
         require_pins(params)
+        check_prompts(params, entry.name)
         check_local(root, params)
         set_links(root, params)
     refuse_missing(root, entry.deps, pipeline)

@@ -93,3 +93,8 @@ class Registration:
     read: Callable[[Any, Reading], tuple[list[Source], Facts]]
     provides: tuple[str, ...] = ()
     tags: Callable[[Any], int] = _one
+
+    @property
+    def sets_tags(self) -> bool:
+        """Whether the source gives its prompts their tags itself."""
+        return self.tags is not _one

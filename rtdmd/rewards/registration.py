@@ -50,6 +50,8 @@ class RewardParams(Section):
     """Whether the score carries a gradient to the image."""
     needs_metadata: ClassVar[bool] = False
     """Whether a prompt without metadata cannot be scored."""
+    needs_text: ClassVar[bool] = False
+    """Whether a prompt must quote a text, or have it as metadata."""
     label: ClassVar[str | None] = None
     """What tables and headings call the score; None: its name."""
     sources: ClassVar[Mapping[str, Source]] = {}

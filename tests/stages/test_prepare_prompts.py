@@ -230,6 +230,7 @@ def test_what_is_wrong_with_a_source_is_named(section: dict[str, Any], says: str
 def test_both_engines_see_a_change_of_a_prompt_file(root: Path) -> None:
     """The declared folder is what DVC hashes; the rules get its files one by one."""
     from rtdmd.config import load_params
+    from rtdmd.config.load import validate
     from rtdmd.pipeline.dvc_yaml import read_pipeline
     from rtdmd.pipeline.engines import load_jobs
     from rtdmd.pipeline.stage import open_stage
@@ -246,5 +247,10 @@ def test_both_engines_see_a_change_of_a_prompt_file(root: Path) -> None:
     (root / ".dvc").mkdir()
     (root / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
     (root / "data" / "world").symlink_to(REPOSITORY / "data" / "world")  # what the other stages read
-    job = load_jobs(load_params(root / "params.yaml"), root)["prepare_prompts"]
+    settings = load_params(root / "params.yaml").model_dump(mode="json")
+    for stage in ("train_acdmd", "train_rtdmd"):  # a .txt has neither tags nor metadata
+        settings[stage]["prompt_order"] = "uniform"
+    clipscore, *_ = settings["train_rtdmd"]["rewards"]
+    settings["train_rtdmd"]["rewards"] = [clipscore | {"policy": None}]
+    job = load_jobs(validate(settings, "settings"), root)["prepare_prompts"]
     assert {"data/prompts/train.txt", "data/prompts/eval.jsonl"} <= set(job.inputs)

@@ -32,6 +32,8 @@ HARNESS = {
     "rtdmd/common/discovery.py",
     "rtdmd/common/progress.py",
     "rtdmd/common/section.py",
+    "rtdmd/common/hub_names.py",
+    "rtdmd/common/processes.py",
     "rtdmd/pipeline/model_inputs.py",
     "rtdmd/pipeline/provenance.py",
     "rtdmd/common/signals.py",

@@ -48,6 +48,8 @@ class OcrParams(RewardParams):
 
     name: Literal["ocr"] = param("scorer", source="Flow-GRPO's scorer")
 
+    needs_text = True
+
 
 def load(params: OcrParams, device: torch.device) -> Ocr:
     """The reader that the installed rapidocr carries. It has no settings and computes on the CPU."""
