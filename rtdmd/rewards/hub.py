@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.hub import fetching
-from rtdmd.common.model_files import SINGLE, TEXTS, plain_texts, shards, transformers_weights
+from rtdmd.common.model_files import OLD, SINGLE, TEXTS, plain_texts, shards, transformers_weights
 
 if TYPE_CHECKING:
     from rtdmd.rewards.registration import RewardParams
@@ -45,11 +45,14 @@ def _scorer_snapshot(params: RewardParams, source: str, patterns: Iterable[str])
 
 def scorer_files(folder: Path, key: str, patterns: Iterable[str]) -> list[str]:
     """Names of the files that a scorer reads of a folder: a transformers model's, or those of ``patterns`` (weights as
-    safetensors count as well). UserError where the folder, or a shard that its index names, is missing."""
+    safetensors count as well). UserError where the folder, a model's weights or a shard of its index is missing."""
     if not folder.is_dir():
         raise UserError(f"{key}: there is no folder {folder}; correct the path, or name a Hub id and its revision")
     if _is_transformers(patterns):
-        return [*plain_texts(folder), *transformers_weights(folder, key)]
+        weights = transformers_weights(folder, key)
+        if not weights:
+            raise UserError(f"{key}: {folder} has no {SINGLE} or {OLD}")
+        return [*plain_texts(folder), *weights]
     pickled = any(one.endswith((".pt", ".pth")) for one in patterns)
     wanted = {*patterns, "*.safetensors"} if pickled else {*patterns}
     names = sorted(path.name for path in folder.iterdir() if path.is_file())

@@ -167,6 +167,13 @@ def test_links_lead_out_of_the_repository_too(root: Path, tmp_path_factory: pyte
     ).read_bytes()
 
 
+def test_a_reward_without_weights_is_said_by_the_first_stage(root: Path) -> None:
+    (root / "models/reward/model.safetensors").unlink()
+    says = r"^train_rtdmd\.rewards: clipscore: model: .*models/reward has no model\.safetensors or pytorch_model\.bin$"
+    with pytest.raises(UserError, match=says):
+        run(root, "cache_teacher")
+
+
 def test_a_killed_process_leaves_nothing_that_stops_the_next(root: Path) -> None:
     (root / "inputs/teacher").mkdir(parents=True)
     (root / "inputs/teacher/.named.json.k1ll3d").write_text('{"model')
