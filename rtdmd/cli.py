@@ -149,10 +149,15 @@ def _params(arguments: argparse.Namespace) -> int:
 
     if arguments.preset == "check":
         from rtdmd.config.prompt_needs import check_prompts
+        from rtdmd.pipeline.declared import check_format, check_models
         from rtdmd.pipeline.model_inputs import check_local
 
         params = load_params()
         check_prompts(params)
+        if Path("dvc.yaml").is_file():  # a params.yaml on its own can be looked at too
+            pipeline = read_pipeline(Path("."))
+            check_models(params, pipeline["evaluate"])
+            check_format(params, pipeline["publish"])
         check_local(Path("."), params, to_come=True)
         return 0
     origin, changes = f"rtdmd params {arguments.preset}", None

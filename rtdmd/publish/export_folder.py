@@ -23,6 +23,7 @@ from rtdmd.common.files import write_atomic, write_json
 from rtdmd.common.images import grid, save_png
 from rtdmd.common.torch_setup import DTYPES
 from rtdmd.config import ModelParams
+from rtdmd.pipeline.declared import FORMS
 from rtdmd.publish.adapter_file import check_belongs
 from rtdmd.publish.card import model_card
 from rtdmd.publish.card_data import WIDGET, Published
@@ -36,8 +37,6 @@ from rtdmd.train.rounding import report_lost_export
 
 SCHEDULER = "scheduler/scheduler_config.json"
 CARD, GATE, PROVENANCE = "README.md", "gate.json", "provenance.json"
-FORMS: dict[str, tuple[str, ...]] = {"lora": ("lora",), "merged": ("merged",), "both": ("lora", "merged")}
-FILES = {"lora": (PUBLISHED,), "merged": (MERGED, CONFIG)}
 RENOISE_FROM = 0.5  # trained eta from which diffusers' re-noising (eta = 1) is nearer than its Euler step (eta = 0)
 PICTURES, LEAST_SIDE = 4, 144  # images of the example, and about how large each is shown
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rtdmd.common.errors import UserError
 from rtdmd.common.files import write_atomic, write_json
 from rtdmd.common.images import save_png
 from rtdmd.common.torch_setup import configure
@@ -29,6 +28,7 @@ from rtdmd.evaluate.plan import Item, grid_prompts, plan_images
 from rtdmd.evaluate.reference import world_images
 from rtdmd.evaluate.samples import Sampler, load_sampler, model_images
 from rtdmd.evaluate.tables import per_tag_csv, scores_csv
+from rtdmd.pipeline.declared import check_models
 from rtdmd.pipeline.stage import Stage, open_stage
 from rtdmd.prompts.records import Prompt, read_prompts
 from rtdmd.rewards.panel import Panel
@@ -49,7 +49,7 @@ def run(root: Path = Path(".")) -> None:
     """Run the stage in the repository at ``root``."""
     with open_stage("evaluate", root) as stage:
         params = stage.params.evaluate
-        _check_models(stage)
+        check_models(stage.params, stage.entry)  # before hours of sampling, not after
         device = configure(stage.params.run)
         prompts = read_prompts(stage.input("results/prepare_prompts/eval.jsonl"))
         cache = open_text_cache(stage, "eval").to(device)
@@ -75,15 +75,6 @@ def run(root: Path = Path(".")) -> None:
         write_json(stage.output("metrics.json"), metrics | {"scorers": judge.identities()})
         _write_tables(stage, models, levels)
         _write_pictures(stage, models, shown)
-
-
-def _check_models(stage: Stage) -> None:
-    """dvc.yaml declares a grid for each model; say so before hours of sampling, not after."""
-    declared = {Path(out).stem.removeprefix("grid_") for out in stage.entry.outs if Path(out).stem.startswith("grid_")}
-    models = set(stage.params.evaluate.models)
-    if declared != models:
-        names = ", ".join(sorted(declared ^ models))
-        raise UserError(f"evaluate.models and the grids in dvc.yaml's outputs differ by {names}; name the same in both")
 
 
 def real_images(

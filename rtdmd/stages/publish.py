@@ -13,12 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json, write_atomic, write_json
 from rtdmd.evaluate.names import STUDENT
-from rtdmd.pipeline.stage import Stage, open_stage, resolved
+from rtdmd.pipeline.declared import check_format
+from rtdmd.pipeline.stage import open_stage, resolved
 from rtdmd.publish.card_data import SAMPLES
-from rtdmd.publish.export_folder import FILES, PROVENANCE, Made, check_forms, finish, make_weights
+from rtdmd.publish.export_folder import PROVENANCE, Made, check_forms, finish, make_weights
 from rtdmd.publish.gate import table
 from rtdmd.publish.lineage_record import lineage_record, weights_metadata
 from rtdmd.publish.student_source import STUDENTS, WEIGHTS, student_source
@@ -28,7 +28,7 @@ def run(root: Path = Path(".")) -> None:
     """Run the stage in the repository at ``root``."""
     with open_stage("publish", root) as stage:
         forms = check_forms(stage.params.publish.format, stage.params.adapter.mode)
-        check_outputs(stage, forms)
+        check_format(stage.params, stage.entry)
         lineage = {name: read_json(stage.input(f"results/{name}/resolved.json")) for name in STUDENTS}
         identities = {"train_rtdmd": read_json(stage.input("results/train_rtdmd/scorers.json"))}
         paths = {name: stage.input(path) for name, path in WEIGHTS.items()}
@@ -50,19 +50,6 @@ def run(root: Path = Path(".")) -> None:
             "datasets": stage.params.publish.datasets,
         }
         print(table(finish(source, made, stage.output, told)["forms"]), file=sys.stderr)
-
-
-def check_outputs(stage: Stage, forms: tuple[str, ...]) -> None:
-    """dvc.yaml lists the files of publish.format and no others; UserError that names the lines to change."""
-    declared = set(stage.entry.outs)
-    for form, names in FILES.items():
-        for name in names:
-            path = f"results/publish/{name}"
-            if (form in forms) != (path in declared):
-                what = "add it to" if form in forms else "take it from"
-                raise UserError(
-                    f"publish.format: {stage.params.publish.format}: {what} the outs of publish in dvc.yaml: {path}"
-                )
 
 
 def what_was_made(made: Made, forms: tuple[str, ...], eta: float) -> dict[str, Any]:

@@ -29,6 +29,7 @@ HARNESS = {
     "rtdmd/common/parsing.py",
     "rtdmd/common/yaml_text.py",
     "rtdmd/pipeline/dvc_yaml.py",
+    "rtdmd/pipeline/declared.py",
     "rtdmd/common/discovery.py",
     "rtdmd/common/progress.py",
     "rtdmd/common/section.py",
