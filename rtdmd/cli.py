@@ -111,7 +111,7 @@ def stage_titles(root: Path) -> dict[str, str]:
         return {name: stage.description for name, stage in read_pipeline(root, alike=False).items()}
     except UserError:
         names = sorted(path.stem for path in Path(__file__).with_name("stages").glob("[a-z]*.py"))
-        return dict.fromkeys(names, "a stage of dvc.yaml, which is not in this folder")
+        return dict.fromkeys(names, "a stage of dvc.yaml, which cannot be read here")
 
 
 def _stage(arguments: argparse.Namespace) -> int:

@@ -95,3 +95,14 @@ def test_a_file_that_the_system_refuses_is_named_in_one_line(
     monkeypatch.setattr("rtdmd.cli._params", refused)
     assert main(["params", "check"]) == 1
     assert capsys.readouterr().err == "rtdmd params: results/evaluate: Not a directory\n"
+
+
+@pytest.mark.parametrize(("words", "asked"), [([], "without a name"), (["gdmd"], "gdmd"), (["gdmd", "99"], "gdmd 99")])
+def test_a_run_of_the_sweep_that_is_not_planned_is_told_what_is(
+    words: list[str], asked: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    assert main(["sweep", "run", *words]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"rtdmd: sweep run {asked}: not in workflow/sweep.yaml; its runs are teacher, base, ")
+    assert said.count("\n") == 1

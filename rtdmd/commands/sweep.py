@@ -34,8 +34,9 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
         print(write_comparison(root, plan, base))
         return
     if arguments.name not in plan.runs() or arguments.seed not in plan.seeds:
+        asked = " ".join(str(word) for word in (arguments.name, arguments.seed) if word is not None) or "without a name"
         raise UserError(
-            f"sweep run {arguments.name} {arguments.seed}: not in {arguments.plan}; its runs are"
+            f"sweep run {asked}: not in {arguments.plan}; its runs are"
             f" {', '.join(plan.runs())}, its seeds {', '.join(map(str, plan.seeds))}"
         )
     from rtdmd.study.run import run as run_one
