@@ -159,7 +159,7 @@ def test_an_exception_in_the_run_waits_for_no_answer(folder: Path, monkeypatch: 
         with pytest.raises(KeyboardInterrupt), panel.scoring([batch]) as scoring:
             assert asked.wait(60)
             raise KeyboardInterrupt
-        (part,) = scoring.parts["clipscore"]
+        (part,) = scoring.pending["clipscore"]
         assert isinstance(part, Future)
         with pytest.raises(RtdmdError, match="closed the connection"):
             part.result()
