@@ -22,3 +22,11 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import make_tiny_clip
 
     return make_tiny_clip(tmp_path_factory.mktemp("models") / "clip")
+
+
+@pytest.fixture(scope="session")
+def advice_folder(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_clip: Path) -> Path:
+    """A run's folder with all that `rtdmd sample`, `import` and `publish` read. Not to be changed."""
+    from tests.publish.advice import make_good
+
+    return make_good(tmp_path_factory.mktemp("advice"), tiny_teacher, tiny_clip)
