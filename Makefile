@@ -49,10 +49,10 @@ slurm:
 	PATH=$$PATH:/usr/sbin which slurmctld slurmd munged sbatch > /dev/null || \
 	  { apt-get update && apt-get install --yes --no-install-recommends slurmctld slurmd slurm-client munge; }
 
-# The tests' tensors are tiny: a second thread only waits.
+# The tests' tensors are tiny: a second thread only waits. A file's tests stay together: what they share is made once.
 test: export OMP_NUM_THREADS ?= 1
 test: $(STAMP)
-	pytest --numprocesses auto --maxprocesses 8
+	pytest --numprocesses auto --maxprocesses 8 --dist loadscope
 
 lint: $(STAMP) types
 	ruff check .

@@ -94,9 +94,10 @@ def prompts_of(params: Params, root: Path) -> int:
     paths = [folder / f"{split}.jsonl" for split in ("train", "eval")]
     if not all(path.is_file() for path in (*paths, folder / "resolved.json")):
         return UNKNOWN_PROMPTS
-    recorded = read_json(folder / "resolved.json")["params"]
+    recorded = read_json(folder / "resolved.json").get("params")
     settings = params.model_dump(mode="json")
-    if any(recorded.get(key) != settings[key] for key in ("run", "prepare_prompts")):
+    made_from = {key: settings[key] for key in ("run", "prepare_prompts")}
+    if not isinstance(recorded, dict) or any(recorded.get(key) != value for key, value in made_from.items()):
         return UNKNOWN_PROMPTS
     return sum(path.read_bytes().count(b"\n") for path in paths)  # a prompt may hold other line separators
 

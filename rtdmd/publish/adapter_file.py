@@ -42,6 +42,8 @@ NOT_PLAIN = (
     *("target_parameters", "trainable_token_indices", "alora_invocation_tokens"),
 )
 """Entries of PEFT's LoraConfig with which an adapter is more, or other, than alpha / rank B A on some linear layers."""
+OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Beginnings of PEFT's init_lora_weights that change the base's weights too: the adapter alone is not the student."""
 KINDS: tuple[LoraKind, ...] = ("attention", "attention_mlp", "all")  # adapter.targets
 Config = Mapping[str, Any]
 
@@ -127,6 +129,7 @@ def _told(config: Config | None, file: Path) -> dict[str, float]:
     odd = [key for key in NOT_PLAIN if config.get(key)]
     odd += ["bias"] if config.get("bias") not in (None, "none") else []
     odd += ["peft_type"] if config.get("peft_type", "LORA") != "LORA" else []
+    odd += ["init_lora_weights"] if str(config.get("init_lora_weights")).lower().startswith(OTHER_BASE) else []
     if odd:
         raise UserError(f"{file}: {odd[0]} is set; only plain LoRA of one rank can be taken")
     return {key: _number(key, config[key], file) for key in ("r", "lora_alpha") if config.get(key) is not None}

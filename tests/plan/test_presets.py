@@ -108,6 +108,8 @@ def test_prompts_that_other_settings_made_are_not_counted(tmp_path: Path) -> Non
     assert estimate.prompts_of(world, tmp_path) == 5
     assert estimate.prompts_of(preset("sd35m"), tmp_path) == estimate.UNKNOWN_PROMPTS
     assert estimate.prompts_of(world, tmp_path / "nowhere") == estimate.UNKNOWN_PROMPTS
+    write_json(folder / "resolved.json", {"of": "something else"})
+    assert estimate.prompts_of(world, tmp_path) == estimate.UNKNOWN_PROMPTS
 
 
 def test_a_hub_id_without_record_says_what_to_do() -> None:

@@ -88,6 +88,7 @@ def test_an_alpha_that_nobody_tells_is_asked_for(road: str, tmp_path: Path) -> N
     ("key", "value"),
     [
         ("use_rslora", True),
+        ("init_lora_weights", "pissa_niter_16"),
         ("use_dora", True),
         ("alpha_pattern", {"m": 2}),
         ("rank_pattern", {"m": 4}),
