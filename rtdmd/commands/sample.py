@@ -107,7 +107,8 @@ def published_sampler(folder: Path, params: Params, device: torch.device, root: 
         print(f"{folder / PUBLISHED}: rank {adapter.rank}, alpha {adapter.alpha:g}", file=sys.stderr)
         velocity = stacked_student(backbone, {"published": adapter})
     else:
-        weights = full_weights(folder / MERGED, backbone.transformer.state_dict(), backbone.dtype)
+        state = backbone.transformer.state_dict()
+        weights = full_weights(folder / MERGED, state, backbone.dtype, "make or download the folder again")
         backbone.transformer.load_state_dict(weights, strict=True)
 
         def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:

@@ -40,7 +40,7 @@ def bring_back(path: Path) -> str:
     cached = next(hub, None)
     if cached is None:
         return "it lies outside this repository: copy or download it there again, from where the folder came"
-    if path.is_symlink():  # a file of the Hub's cache is a link to what was downloaded
+    if path.is_symlink() and path.exists():  # a file of the Hub's cache is a link to what was downloaded
         return f"`rm {shlex.quote(str(path.resolve()))}`, then the same command downloads it again"
     if path.is_dir():  # none of its files is missing, so nothing would be downloaded
         return f"`rm -r {shlex.quote(str(cached))}`, then the same command downloads it again"
@@ -91,6 +91,9 @@ def teacher_files(folder: Path, key: str = "model.teacher", only: Iterable[str] 
         if not place.is_dir():
             raise UserError(f"{key}: {place}, which {folder / INDEX} names, is missing; {bring_back(place)}")
         texts = plain_texts(place)
+        for name in texts:
+            if not (place / name).exists():  # a link whose file was removed, as the message on a damaged one advises
+                raise UserError(f"{key}: {place / name} is missing; {bring_back(place / name)}")
         if "Tokenizer" in kind and not _TOKENIZERS.intersection(texts):
             path = place / "tokenizer.json"
             raise UserError(f"{key}: {path} is missing, and so are its older forms; {bring_back(path)}")
@@ -106,8 +109,9 @@ def _has_weights(kind: str) -> bool:
 
 
 def plain_texts(folder: Path) -> list[str]:
-    """Names of the configurations, tokenizers and templates of a part's folder, without the indexes of variants."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    """Names of the configurations, tokenizers and templates of a part's folder, without the indexes of variants; links
+    whose file is gone are among them."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() or path.is_symlink())
     texts = [name for name in names if any(fnmatchcase(name, pattern) for pattern in TEXTS)]
     plain = {f"{stem}.safetensors.index.json" for stem in _STEMS.values()}
     return [name for name in texts if ".index." not in name or name in plain]

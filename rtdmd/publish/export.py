@@ -37,13 +37,15 @@ def base_model(folder: Path) -> BaseModel:
     index = model_index(folder)
     text = tuple(part for part in index if part.startswith(TEXT_PARTS))
     absent = tuple(part for part in text if index[part] == [None, None])
-    pipeline, transformer = index["_class_name"], index["transformer"][1]
+    pipeline = index.get("_class_name")
+    entry = index.get("transformer")
+    transformer = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
     for name in (pipeline, transformer, *text):  # the card writes them as Python, and the gate runs it
         if not isinstance(name, str) or not name.isidentifier():
             raise UserError(
                 f"{folder}/model_index.json: {name!r} is no name of a class or part; take the owner's own file"
             )
-    return BaseModel(folder, pipeline, transformer, absent, text)
+    return BaseModel(folder, str(pipeline), str(transformer), absent, text)
 
 
 def adapter_metadata(adapter: Adapter) -> dict[str, Any]:

@@ -55,9 +55,11 @@ def merged_weights(base: Mapping[str, Tensor], adapter: Adapter, dtype: torch.dt
     return merged
 
 
-def full_weights(path: Path, base: Mapping[str, Tensor], dtype: torch.dtype) -> Weights:
+def full_weights(
+    path: Path, base: Mapping[str, Tensor], dtype: torch.dtype, remedy: str = "train that stage again"
+) -> Weights:
     """Weights of a whole transformer (of ``adapter.mode: full``, or merged), cast to ``dtype``; UserError
-    unless keys and shapes are the base's."""
+    unless keys and shapes are the base's and all numbers finite. ``remedy``: what brings other weights."""
     tensors, _ = load_tensors(path)
     odd = sorted(set(tensors) ^ set(base)) or [k for k in base if tensors[k].shape != base[k].shape]
     if odd:
@@ -67,7 +69,7 @@ def full_weights(path: Path, base: Mapping[str, Tensor], dtype: torch.dtype) -> 
         )
     bad = [key for key, value in tensors.items() if not torch.isfinite(value).all()]
     if bad:
-        raise UserError(f"{path}: {bad[0]} holds numbers that are not finite; train that stage again")
+        raise UserError(f"{path}: {bad[0]} holds numbers that are not finite; {remedy}")
     return {name: value.float().to(dtype) for name, value in tensors.items()}
 
 

@@ -10,6 +10,7 @@ from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.common.errors import UserError
 from rtdmd.common.escape import printable
 from rtdmd.common.files import read_json, sha256_file, sha256_tree
+from rtdmd.common.model_files import check_files, teacher_files
 from rtdmd.config import ModelParams
 from rtdmd.config.load import validate_as
 from rtdmd.publish.lineage_record import record_of_weights
@@ -61,7 +62,9 @@ def recorded(path: Path) -> Recorded | None:
     settings, teacher = record.get("settings"), record.get("teacher")
     section = settings.get("model") if isinstance(settings, dict) else None
     if not isinstance(section, dict):
-        raise UserError(f"{where}: no record of this package: it tells no settings.model")
+        raise UserError(
+            f"{where}: no record of this package: it tells no settings.model; make or download the folder again"
+        )
     digest = teacher.get("sha256") if isinstance(teacher, dict) else None
     model = validate_as(ModelParams, section, f"{where}: settings.model", "make the folder again")
     return Recorded(str(where), model, digest)
@@ -90,6 +93,7 @@ def with_base(model: ModelParams, base: str, root: Path) -> ModelParams:
         return model
     if not (root / base / "model_index.json").is_file():
         raise UserError(f"--base {base}: neither model.teacher ({model.teacher}) nor a folder of a diffusers pipeline")
+    check_files(root / base, teacher_files(root / base, "--base"), "--base")
     name = Path(base).as_posix()
     written = name if Path(base).is_absolute() or name.startswith(".") else f"./{name}"
     return model.model_copy(update={"teacher": written, "revision": None})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.model_files import bring_back, check_files
+from rtdmd.common.model_files import bring_back, check_files, teacher_files
 
 
 def test_json_that_no_model_reads_may_hold_what_python_writes(tmp_path: Path) -> None:
@@ -36,6 +37,8 @@ def test_what_brings_a_file_of_the_hubs_cache_back(tmp_path: Path) -> None:
     again = "then the same command downloads it again"
     assert bring_back(part / "config.json") == f"`rm {blob}`, {again}"
     assert bring_back(part) == f"`rm -r {cache}`, {again}"
+    blob.unlink()
+    assert bring_back(part / "config.json") == "the same command downloads it again when the Hub can be reached"
     assert bring_back(part / "missing.json") == "the same command downloads it again when the Hub can be reached"
 
 
@@ -46,3 +49,17 @@ def test_a_users_folder_is_never_named_for_removal(tmp_path: Path) -> None:
     for path in (mine, mine / "config.json"):
         assert bring_back(path).startswith("it lies outside this repository: copy or download it there again")
     assert bring_back(Path("data/world/teacher/vae")) == "`git checkout data/world` brings it back"
+
+
+@pytest.mark.parametrize("name", ["tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"])
+def test_a_file_that_was_removed_as_advised_is_missing_and_downloaded_again(
+    name: str, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """A folder that lacks it must not count as whole, or nothing would be downloaded."""
+    folder = tmp_path / "teacher"
+    shutil.copytree(tiny_teacher, folder)
+    assert name in teacher_files(folder)
+    (folder / name).unlink()
+    (folder / name).symlink_to(tmp_path / "blobs/removed")
+    with pytest.raises(UserError, match=rf"model\.teacher: .*{name} is missing; "):
+        teacher_files(folder)

@@ -202,8 +202,18 @@ def test_foreign_strings_are_text_in_the_cards_markdown_and_python() -> None:
     assert r"| a\|b\<i\>.pt | `eeee" in imported
 
 
-@pytest.mark.parametrize("name", ["SD3(); import os", "", 3])
-def test_a_base_whose_classes_are_no_names_is_refused(name: object, tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name, "transformer": ["diffusers", "T"]}))
+@pytest.mark.parametrize(
+    "index",
+    [
+        {"_class_name": "SD3(); import os", "transformer": ["diffusers", "T"]},
+        {"_class_name": "", "transformer": ["diffusers", "T"]},
+        {"_class_name": 3, "transformer": ["diffusers", "T"]},
+        {"transformer": ["diffusers", "T"]},
+        {"_class_name": "P"},
+        {"_class_name": "P", "transformer": [None, None]},
+    ],
+)
+def test_a_base_whose_classes_are_no_names_is_refused(index: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"model_index.json: .* is no name of a class or part"):
         base_model(tmp_path)

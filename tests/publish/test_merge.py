@@ -62,6 +62,9 @@ def test_a_student_of_all_weights_must_be_the_bases_transformer(tmp_path) -> Non
         UserError, match=r"part\.safetensors is not the base's transformer .* \(2 tensors differ, first"
     ):
         full_weights(tmp_path / "part.safetensors", base, torch.float32)
+    save_tensors({name: value + torch.nan for name, value in base.items()}, tmp_path / "nan.safetensors")
+    with pytest.raises(UserError, match=r"nan\.safetensors: m\.bias holds .* not finite; make the folder again"):
+        full_weights(tmp_path / "nan.safetensors", base, torch.float32, "make the folder again")
 
 
 def test_the_file_is_the_same_every_time(tmp_path) -> None:
