@@ -61,7 +61,8 @@ def test_the_documented_recipe_for_a_source(tmp_path: Path) -> None:
     (tmp_path / "data/world").symlink_to(REPOSITORY / "data/world")
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
-    params = params_text(preset("smoke"), "a test")
+    without_metadata = {"rewards": [{"name": "clipscore", "model": "data/world/clip", "weight": 1.0}]}
+    params = params_text(preset("smoke", {"evaluate": without_metadata}), "a test")
     entry = re.search(r"`- (\{name: towns, .*?\})`", text)
     assert entry is not None and "{name: world, split: heldout}" in params
     (tmp_path / "params.yaml").write_text(params.replace("{name: world, split: heldout}", entry[1]))
