@@ -25,8 +25,24 @@ from tests.publish.test_upload import WRITES, contents, published_files
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own
 
-EVERYWHERE = ("info", "create", "refs", "branch", "end branch", "card", "tree", "preupload", "lfs batch", "lfs put",
-              "lfs verify", "commit", "resolve", "download", "paths", "tag")  # fmt: skip
+EVERYWHERE = (
+    "info",
+    "create",
+    "refs",
+    "branch",
+    "end branch",
+    "card",
+    "tree",
+    "preupload",
+    "lfs batch",
+    "lfs put",
+    "lfs verify",
+    "commit",
+    "resolve",
+    "download",
+    "paths",
+    "tag",
+)
 FAULTS = [
     *(Fault(route, kind) for route in EVERYWHERE for kind in ("cut", "cut after")),
     *(Fault(route, "503") for route in ("info", "resolve", "download")),  # everywhere else: in the storm
