@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,15 @@ def first_step(root: Path, stage: str) -> int:
     return int(found[1])
 
 
-def jobs(cluster: Cluster) -> dict[str, list[tuple[str, str]]]:
-    """(job id, state) of the jobs of every stage."""
-    return {stage: cluster.jobs(stage) for stage in read_pipeline(REPOSITORY)}
+def jobs(cluster: Cluster, without: Container[str] = ()) -> dict[str, list[tuple[str, str]]]:
+    """(job id, state) of the jobs of every stage, ``without`` those of earlier tests: the module shares one cluster."""
+    found = {stage: cluster.jobs(stage) for stage in read_pipeline(REPOSITORY)}
+    return {stage: [job for job in of if job[0] not in without] for stage, of in found.items()}
+
+
+def job_ids(cluster: Cluster) -> set[str]:
+    """The ids of all jobs of stages that the cluster knows of."""
+    return {job for found in jobs(cluster).values() for job, _ in found}
 
 
 def test_the_first_step_is_read_from_the_lines_that_a_log_gets(
@@ -114,13 +120,14 @@ def test_cancelled_preempted_and_without_its_controllers_the_run_ends_in_the_sam
 ) -> None:
     root = make_checkout(tmp_path / "run", CHANGES)
     expected = undisturbed(root, tmp_path / "undisturbed")
+    earlier = job_ids(cluster)
     snakemake = start(root)
 
     # scancel in mid-training: the stage saves and ends, Snakemake submits it again, and it goes on
     wait_for("training of stage one", lambda: trained(root, "train_acdmd", 5), 900, 0.05)
-    cancelled = cluster.jobs("train_acdmd")[0][0]
+    cancelled = jobs(cluster, earlier)["train_acdmd"][0][0]
     cluster.ask("scancel", cancelled)
-    wait_for("a second job of stage one", lambda: len(cluster.jobs("train_acdmd")) == 2, 600)
+    wait_for("a second job of stage one", lambda: len(jobs(cluster, earlier)["train_acdmd"]) == 2, 600)
     said = (root / "logs/slurm/rule_train_acdmd" / f"{cancelled}.log").read_text()
     saved = re.search(r"stopped by SIGTERM after iteration (\d+) of 30, which is saved", said)
     assert saved, said[-3000:]
@@ -148,7 +155,7 @@ def test_cancelled_preempted_and_without_its_controllers_the_run_ends_in_the_sam
     assert start(root).wait(timeout=1800) == 0, (root / ".rtdmd/run.log").read_text()[-5000:]
 
     assert hashes(root) == expected
-    states = {stage: [state for _, state in found] for stage, found in jobs(cluster).items()}
+    states = {stage: [state for _, state in found] for stage, found in jobs(cluster, earlier).items()}
     twice = ["CANCELLED", "COMPLETED"]
     assert states == {stage: ["COMPLETED"] for stage in states} | {"train_acdmd": twice, "evaluate": twice}
     assert all((root / "logs" / f"{stage}.log").is_file() for stage in states)
