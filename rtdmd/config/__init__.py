@@ -14,7 +14,7 @@ from rtdmd.config.rewards import RewardParams, reward_params
 from rtdmd.config.run import RunParams
 from rtdmd.config.train_acdmd import TrainAcdmdParams
 from rtdmd.config.train_rtdmd import TermWeights, TrainRtdmdParams
-from rtdmd.config.training import ConsistencyParams
+from rtdmd.config.training import ConsistencyParams, OptimizerParams
 from rtdmd.config.tree import Params
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "ConsistencyParams",
     "EvaluateParams",
     "ModelParams",
+    "OptimizerParams",
     "Params",
     "PreparePromptsParams",
     "PublishParams",

@@ -13,6 +13,7 @@ from rtdmd.methods import rtdmd
 
 _CLIP = {"name": "clipscore", "model": "data/world/clip", "weight": 1.0}
 _VERIFIER = {"name": "world_verifier", "weight": 1.0, "soft_weight": 0.7}
+_ADAMW = {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0}
 
 WORLD: dict[str, Any] = {
     "run": {"seed": 0, "threads": 2, "device": "cpu"},
@@ -52,12 +53,9 @@ WORLD: dict[str, Any] = {
         "micro_batch": 48,
         "sharding": "none",
         "generator_every": 4,
-        "lr_generator": 1e-3,
-        "lr_fake": 2e-3,
+        "generator_optimizer": _ADAMW | {"lr": 1e-3},
+        "fake_optimizer": _ADAMW | {"lr": 2e-3},
         "warmup": 0,
-        "betas": [0.9, 0.999],
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
         "ema_decay": 0.98,
         "start": "step",
         "stop": "random",
@@ -114,12 +112,9 @@ WORLD: dict[str, Any] = {
             "estimator": "two_sample",
             "kernel": "published",
         },
-        "lr_generator": 6e-4,
+        "generator_optimizer": _ADAMW | {"lr": 6e-4, "weight_decay": 1e-4},
+        "fake_optimizer": _ADAMW | {"lr": 1e-3, "weight_decay": 1e-4},
         "lr_fall": 1.0,
-        "lr_fake": 1e-3,
-        "betas": [0.9, 0.999],
-        "weight_decay": 1e-4,
-        "max_grad_norm": 1.0,
         "ema_decay": 0.97,
         "ema_every": 1,
         "rewards": [_CLIP | {"policy": False}, _VERIFIER | {"soft_weight": 0.0}],

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from rtdmd.common.pins import UNPINNED
-from rtdmd.methods.rtdmd import PUBLISHED
+from rtdmd.methods.rtdmd import ADAMW, PUBLISHED
 
 _VIT_L = {"base": "openai/clip-vit-large-patch14", "base_revision": UNPINNED}
 _VIT_H = {"base": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "base_revision": UNPINNED}
@@ -51,12 +51,9 @@ COMMON: dict[str, Any] = {
         "micro_batch": 9,
         "sharding": "none",
         "generator_every": 10,
-        "lr_generator": 3e-5,
-        "lr_fake": 3e-5,
+        "generator_optimizer": ADAMW | {"lr": 3e-5},
+        "fake_optimizer": ADAMW | {"lr": 3e-5},
         "warmup": 0,
-        "betas": [0.9, 0.999],
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
         "ema_decay": 0.99,
         "start": "step",
         "weighting": "clamp",
@@ -98,6 +95,7 @@ COMMON: dict[str, Any] = {
     "report": {"grid_prompts": 12},
     "publish": {"prompt": "a photo of an astronaut riding a horse on the moon"},
 }
+_SLOW = {"generator_optimizer": {"lr": 1e-6}, "fake_optimizer": {"lr": 1e-6}}
 _ON_THE_FLY = {"cache_teacher": {"mode": "on_the_fly", "unpadded": False}}
 
 REAL: dict[str, dict[str, Any]] = {
@@ -117,7 +115,7 @@ REAL: dict[str, dict[str, Any]] = {
             "fake_batch_size": 512,
             "last_step_batch_size": 512,
             "micro_batch": 2,
-            "lr_fake": 3e-5,
+            "fake_optimizer": {"lr": 3e-5},
         },
         "report": {"title": "RTDMD on SD3-M"},
     },
@@ -135,7 +133,7 @@ REAL: dict[str, dict[str, Any]] = {
             "fake_batch_size": 1152,
             "last_step_batch_size": 1152,
             "micro_batch": 6,
-            "lr_fake": 3e-5,
+            "fake_optimizer": {"lr": 3e-5},
         },
         "report": {"title": "RTDMD on SD3.5-M"},
     },
@@ -149,7 +147,7 @@ REAL: dict[str, dict[str, Any]] = {
             "max_sequence_length": 512,
         },
         "train_acdmd": {"micro_batch": 1},
-        "train_rtdmd": {"micro_batch": 1, "lr_fake": 1e-6, "consistency": {"weight": 0.0}},
+        "train_rtdmd": {"micro_batch": 1, "fake_optimizer": {"lr": 1e-6}, "consistency": {"weight": 0.0}},
         "report": {"title": "RTDMD on FLUX.1 [dev]"},
     },
     "flux2-klein-4b": _ON_THE_FLY
@@ -161,8 +159,8 @@ REAL: dict[str, dict[str, Any]] = {
             "teacher_steps": 50,
             "max_sequence_length": 512,
         },
-        "train_acdmd": {"micro_batch": 2, "lr_generator": 1e-6, "lr_fake": 1e-6},
-        "train_rtdmd": {"micro_batch": 2, "lr_fake": 1e-6},
+        "train_acdmd": {"micro_batch": 2, **_SLOW},
+        "train_rtdmd": {"micro_batch": 2, "fake_optimizer": {"lr": 1e-6}},
         "report": {"title": "RTDMD on FLUX.2 [klein] 4B"},
     },
     "flux2-klein-9b": _ON_THE_FLY
@@ -174,8 +172,8 @@ REAL: dict[str, dict[str, Any]] = {
             "teacher_steps": 50,
             "max_sequence_length": 512,
         },
-        "train_acdmd": {"micro_batch": 1, "lr_generator": 1e-6, "lr_fake": 1e-6},
-        "train_rtdmd": {"micro_batch": 1, "lr_fake": 1e-6, "consistency": {"weight": 0.0}},
+        "train_acdmd": {"micro_batch": 1, **_SLOW},
+        "train_rtdmd": {"micro_batch": 1, "fake_optimizer": {"lr": 1e-6}, "consistency": {"weight": 0.0}},
         "report": {"title": "RTDMD on FLUX.2 [klein] 9B"},
     },
 }
@@ -189,8 +187,7 @@ _FILL_IN = (
 )
 _DEPARTS = (
     "Departs from the public code: that reinforces on GenEval's training prompts, with geneval as a fourth reward; here"
-    " both stages read one set, PickScore's, and geneval cannot score a prompt without GenEval's record. Its fake score"
-    " has no weight decay in stage two; here both roles share one."
+    " both stages read one set, PickScore's, and geneval cannot score a prompt without GenEval's record."
 )
 _ONE_BASE = (
     "Departs further: its generator starts from the step-distilled {}. Here every role stands on the base model: one"

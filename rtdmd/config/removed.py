@@ -18,9 +18,26 @@ REMOVED: dict[str, tuple[str, str, str]] = {
 }
 """Dotted key -> the public code's value, which nothing varied, the constant that has it now, and its file."""
 
+_OPTIMIZER = {
+    "lr_generator": ("generator_optimizer.lr",),
+    "lr_fake": ("fake_optimizer.lr",),
+    "betas": ("generator_optimizer.betas", "fake_optimizer.betas"),
+    "weight_decay": ("generator_optimizer.weight_decay", "fake_optimizer.weight_decay"),
+    "max_grad_norm": ("generator_optimizer.max_grad_norm", "fake_optimizer.max_grad_norm"),
+}
+
+RENAMED: dict[str, tuple[str, ...]] = {
+    f"{section}.{key}": tuple(f"{section}.{name}" for name in names)
+    for section in ("train_acdmd", "train_rtdmd")
+    for key, names in _OPTIMIZER.items()
+}
+"""Dotted key -> the key, or the keys, that say the same now."""
+
 
 def removed(key: str) -> str | None:
-    """What to do about a key that was removed; None for any other."""
+    """What to do about a key that was removed or renamed; None for any other."""
+    if key in RENAMED:
+        return f"{key}: renamed; set {' and '.join(RENAMED[key])} instead"
     if key not in REMOVED:
         return None
     value, constant, file = REMOVED[key]

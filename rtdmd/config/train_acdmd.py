@@ -26,10 +26,7 @@ class TrainAcdmdParams(TrainingParams):
         "prompts per forward pass; only memory and rounding depend on it", unit="prompts", source="public code: 9", ge=1
     )
     generator_every: Whole = param("fake-score updates per generator update", source="public code: 10", ge=1)
-    lr_generator: Real = param("AdamW step size of the generator", source="public code: 3e-5, FLUX.2 1e-6", gt=0)
-    lr_fake: Real = param("AdamW step size of the fake score", source="public code: 3e-5, FLUX.2 1e-6", gt=0)
     warmup: Whole = param("updates of linear warm-up of both rates", unit="updates", source="public code: 0", ge=0)
-    weight_decay: Real = param("AdamW's weight decay", source="public code: 0", ge=0)
     ema_decay: Real = param("of the generator's average, per generator update", source="public code: 0.99", ge=0, lt=1)
     start: Literal["step", "data"] = param(
         "renoise from the stopped step's level (AC-DMD) or from s = 0 (DMD2)", source="paper: step"
@@ -54,7 +51,7 @@ class TrainAcdmdParams(TrainingParams):
         updates = self.iterations // self.generator_every
         if self.warmup > updates:
             raise ValueError(
-                f"warmup: {self.warmup}, so that lr_generator is never reached; allowed: 0 to {updates}, the"
+                f"warmup: {self.warmup}, so that generator_optimizer.lr is never reached; allowed: 0 to {updates}, the"
                 " generator's updates (iterations / generator_every)"
             )
         if self.fake_per_step and self.stop == "last":

@@ -14,8 +14,21 @@ from pydantic import field_validator, model_validator
 from rtdmd.common.section import Flag, Real, Section, Whole, param
 from rtdmd.config.recipes import StageTwoRecipe, check_recipe
 from rtdmd.config.rewards import RewardEntry, distinct
-from rtdmd.config.training import TrainingParams
+from rtdmd.config.training import OptimizerParams, TrainingParams
 from rtdmd.config.validation import ValidationParams
+
+
+class GeneratorOptimizerParams(OptimizerParams):
+    """AdamW of the generator."""
+
+    lr: Real = param("step size", source="public code: 3e-6", gt=0)
+    weight_decay: Real = param("decoupled weight decay", source="public code: 1e-4", ge=0)
+
+
+class FakeOptimizerParams(OptimizerParams):
+    """AdamW of the fake score."""
+
+    lr: Real = param("step size", source="public code: SD3 3e-5, FLUX 1e-6", gt=0)
 
 
 class TermWeights(Section):
@@ -142,15 +155,14 @@ class TrainRtdmdParams(TrainingParams):
     micro_batch: Whole = param(
         "images per forward pass; only memory and rounding depend on it", unit="images", source="ours", ge=1
     )
-    lr_generator: Real = param("AdamW step size of the generator", source="public code: 3e-6", gt=0)
+    generator_optimizer: GeneratorOptimizerParams
+    fake_optimizer: FakeOptimizerParams
     lr_fall: Real = param(
-        "share of the epochs, the last ones, over which lr_generator falls linearly to 0",
+        "share of the epochs, the last ones, over which generator_optimizer.lr falls linearly to 0",
         source="public code: 0",
         ge=0,
         le=1,
     )
-    lr_fake: Real = param("AdamW step size of the fake score", source="public code: SD3 3e-5, FLUX 1e-6", gt=0)
-    weight_decay: Real = param("AdamW's weight decay", source="public code: 1e-4", ge=0)
     ema_decay: Real = param("of the generator's average", source="public code: 0.9", ge=0, lt=1)
     ema_every: Whole = param(
         "generator updates between updates of the average", unit="updates", source="public code: 8", ge=1

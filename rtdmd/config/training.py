@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import field_validator
 
 from rtdmd.common.section import Flag, Real, Section, Whole, param
 
@@ -24,6 +24,23 @@ class ConsistencyParams(Section):
         "transition to the earlier time: the sampler's η, or the η* that matches the path",
         source="public code: published",
     )
+
+
+class OptimizerParams(Section):
+    """AdamW of one role."""
+
+    lr: Real = param("step size", source="public code: 3e-5, FLUX.2 1e-6", gt=0)
+    betas: tuple[Real, Real] = param("decays of the gradient's two moments", source="public code: 0.9, 0.999")
+    eps: Real = param("added to the second moment's root", source="public code: 1e-8", gt=0)
+    weight_decay: Real = param("decoupled weight decay", source="public code: 0", ge=0)
+    max_grad_norm: Real = param("gradients are clipped to this norm", source="public code: 1", gt=0)
+
+    @field_validator("betas")
+    @classmethod
+    def _check_betas(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError("allowed: two numbers from 0 to below 1")
+        return betas
 
 
 class TrainingParams(Section):
@@ -47,8 +64,8 @@ class TrainingParams(Section):
         "base: each process keeps a shard of the frozen base (FSDP2): less memory, more traffic; changes only rounding",
         source="ours",
     )
-    betas: tuple[Real, Real] = param("AdamW's moment decays", source="public code: 0.9, 0.999")
-    max_grad_norm: Real = param("gradients are clipped to this norm", source="public code: 1", gt=0)
+    generator_optimizer: OptimizerParams
+    fake_optimizer: OptimizerParams
     weighting: Literal["clamp", "inverse_variance"] = param(
         "of the ambient loss: β² min(1/β², 10), or 1/Var(target)",
         source="public code: clamp; inverse_variance ours",
@@ -60,9 +77,3 @@ class TrainingParams(Section):
         "steps between panels of generator, teacher and fake score in the run folder; 0: none", source="ours", ge=0
     )
     log_every: Whole = param("steps between rows of curves.csv", source="ours", ge=1)
-
-    @model_validator(mode="after")
-    def _check_shared(self) -> TrainingParams:
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas: {list(self.betas)}; allowed: two numbers from 0 to below 1")
-        return self

@@ -4,6 +4,9 @@ from typing import Any
 
 from rtdmd.methods._card import Method
 
+ADAMW: dict[str, Any] = {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0}
+"""The public code's optimizer, of both roles and stages but for the rates and the decay of stage two's generator."""
+
 PUBLISHED: dict[str, Any] = {
     "candidate_steps": [0, 1, 2],
     "trained_steps": 2,
@@ -28,16 +31,14 @@ PUBLISHED: dict[str, Any] = {
     "fake_updates_per_epoch": 1,
     "fake_start": "chain",
     "weighting": "clamp",
-    "lr_generator": 3e-6,
+    "generator_optimizer": ADAMW | {"lr": 3e-6, "weight_decay": 1e-4},
+    "fake_optimizer": ADAMW,
     "lr_fall": 0.0,
-    "betas": [0.9, 0.999],
-    "weight_decay": 1e-4,
-    "max_grad_norm": 1.0,
     "ema_decay": 0.9,
     "ema_every": 8,
 }
 """The public code's method settings (Harahan/RTDMD). Sizes (epochs, prompts, group), rewards and
-the fake score's rate (SD3 3e-5, FLUX 1e-6) are the run's own; its fake score has no weight decay, ours shares one."""
+the fake score's rate (SD3 3e-5, FLUX 1e-6) are the run's own."""
 
 CORRECTED: dict[str, Any] = {
     "candidate_steps": [0, 1, 2],
@@ -58,7 +59,7 @@ _EQUATION = (
     "∇KL(p_θ ‖ p_ψ exp(βr)) = ∇KL(p_θ ‖ p_ψ) - β ∇E r(x̂_0): matching, SubGRPO on the stochastic steps, reward"
     " back-propagation through the last step"
 )
-_RUNS_OWN = ("lr_generator", "lr_fall", "ema_decay", "ema_every", "weight_decay", "betas", "max_grad_norm")
+_RUNS_OWN = ("generator_optimizer", "fake_optimizer", "lr_fall", "ema_decay", "ema_every")
 _ESTIMATOR = {key: value for key, value in PUBLISHED.items() if key not in _RUNS_OWN}
 
 METHODS = (

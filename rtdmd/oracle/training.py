@@ -151,8 +151,8 @@ STAGE_ONE: dict[str, Any] = {
     "batch_size": 256,
     "micro_batch": 512,  # one pass, whatever batch a study takes
     "generator_every": 2,
-    "lr_generator": 3e-3,
-    "lr_fake": 1e-2,
+    "generator_optimizer": {"lr": 3e-3},
+    "fake_optimizer": {"lr": 1e-2},
     "ema_decay": 0.99,
 }
 """Settings of T8 (a tiny network wants large rates); everything else is the world preset's."""

@@ -139,7 +139,8 @@ def _recipe(found: Published) -> list[str]:
 
 
 def _rates(stage: Mapping[str, Any]) -> str:
-    return f"generator {stage['lr_generator']:g}, fake score {stage['lr_fake']:g}, EMA {stage['ema_decay']:g}"
+    generator, fake = (stage[f"{role}_optimizer"]["lr"] for role in ("generator", "fake"))
+    return f"generator {generator:g}, fake score {fake:g}, EMA {stage['ema_decay']:g}"
 
 
 def _sources(found: Published) -> list[str]:

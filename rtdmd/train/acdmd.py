@@ -77,16 +77,14 @@ class AcdmdTrainer:
         self.average = Average(weights, p.ema_decay)
         self.generator = Learner.adamw(
             weights,
-            p.lr_generator,
-            p,
+            p.generator_optimizer,
             warmup=p.warmup,
             average=self.average,
         ).called("generator", self.adapters.parameter_names("acdmd"))
         self.fakes = {
             name: Learner.adamw(
                 self.adapters.trainable(name),
-                p.lr_fake,
-                p,
+                p.fake_optimizer,
                 warmup=p.warmup,
             ).called(f"fake score ({name})", self.adapters.parameter_names(name))
             for name in ("fake", *early)

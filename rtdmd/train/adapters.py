@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
@@ -30,7 +30,7 @@ from rtdmd.train.student_record import read_student
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Backbone, Conditioning
-    from rtdmd.config import AdapterParams, Params
+    from rtdmd.config import AdapterParams, OptimizerParams, Params
     from rtdmd.train.distributed.ranks import Ranks
 
 Stack = tuple[str, ...]
@@ -234,25 +234,6 @@ class Average:
             tensor.copy_(kept)
 
 
-class AdamWParams(Protocol):
-    """The optimizer's part of a training section of params.yaml."""
-
-    @property
-    def betas(self) -> tuple[float, float]:
-        """Moment decays."""
-        ...
-
-    @property
-    def weight_decay(self) -> float:
-        """Decoupled weight decay."""
-        ...
-
-    @property
-    def max_grad_norm(self) -> float:
-        """Norm to which gradients are clipped."""
-        ...
-
-
 @dataclass
 class Learner:
     """The trained parameters of one role, their AdamW, and optionally their moving average."""
@@ -271,8 +252,7 @@ class Learner:
     @staticmethod
     def adamw(
         parameters: Sequence[nn.Parameter],
-        lr: float,
-        settings: AdamWParams,
+        settings: OptimizerParams,
         *,
         warmup: int = 0,
         lr_decay: tuple[float, int] = (0.0, 0),
@@ -285,9 +265,14 @@ class Learner:
         """
         owned = list(parameters)
         optimizer = torch.optim.AdamW(
-            owned, lr=lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=False
+            owned,
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            fused=False,
         )
-        return Learner(owned, optimizer, lr, warmup, settings.max_grad_norm, average, 0, lr_decay)
+        return Learner(owned, optimizer, settings.lr, warmup, settings.max_grad_norm, average, 0, lr_decay)
 
     def called(self, role: str, names: Sequence[str] = ()) -> Learner:
         """The same, with what messages call it and its parameters."""

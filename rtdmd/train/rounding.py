@@ -76,7 +76,7 @@ def report_lost_update(params: Params, stage: str, bank: AdapterBank) -> None:
         print(
             f"{stage}: merged and rounded to {params.model.dtype} (model.dtype), the update moves the weights by"
             f" {move:.1e} of their norm: a merged export would be the model before this stage, and publish may refuse"
-            f" it; train longer ({stage}.{length}) or at a larger rate ({stage}.lr_generator, ema_decay)",
+            f" it; train longer ({stage}.{length}) or at a larger rate ({stage}.generator_optimizer.lr, ema_decay)",
             file=sys.stderr,
         )
 
@@ -92,8 +92,8 @@ def report_lost_export(base: Mapping[str, Tensor], weights: Mapping[str, Tensor]
         print(
             f"publish: rounded to {dtype} (model.dtype), the merged weights differ from the base model's by {move:.1e}"
             " of their norm, so that the gate will hardly tell them apart and may refuse them; train longer"
-            " (train_acdmd.iterations, train_rtdmd.epochs) or at larger rates (lr_generator, ema_decay), or set"
-            " publish.format: lora, which is not rounded",
+            " (train_acdmd.iterations, train_rtdmd.epochs) or at larger rates (generator_optimizer.lr, ema_decay), or"
+            " set publish.format: lora, which is not rounded",
             file=sys.stderr,
         )
     return move

@@ -108,12 +108,11 @@ class RtdmdTrainer:
         self.average = Average(weights, p.ema_decay)
         self.generator = Learner.adamw(
             weights,
-            p.lr_generator,
-            p,
+            p.generator_optimizer,
             lr_decay=(p.lr_fall, p.epochs),
             average=self.average,
         ).called("generator", self.adapters.parameter_names("rtdmd"))
-        self.fake = Learner.adamw(self.adapters.trainable("fake"), p.lr_fake, p)
+        self.fake = Learner.adamw(self.adapters.trainable("fake"), p.fake_optimizer)
         self.fake.called("fake score", self.adapters.parameter_names("fake"))
 
     def variant(self, params: Params | None = None, adapters: AdapterBank | None = None) -> RtdmdTrainer:

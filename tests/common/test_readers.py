@@ -92,7 +92,7 @@ def test_fuzz_a_mutated_file_is_read_or_refused_in_one_line(tmp_path: Path, name
 
 
 def test_fuzz_a_mutated_setting_of_plan_is_read_or_refused() -> None:
-    for data in mutations(b"train_acdmd.lr_fake=3e-5", "plan --set", 200):
+    for data in mutations(b"train_acdmd.fake_optimizer.lr=3e-5", "plan --set", 200):
         text = data.decode("utf-8", "surrogateescape")
         found = outcome(partial(changes_of, text))
         assert found is None or found.startswith("--set "), found

@@ -83,7 +83,7 @@ def mutated(tree: dict[str, Any], draw: random.Random) -> dict[str, Any]:
         elif kind == 1:
             parent[key] = copy.deepcopy(at(tree, draw.choice(everywhere)))
         elif kind == 2 and isinstance(parent, dict):
-            parent[draw.choice(("", "x", 7, None, f"{key}s", "lr_generator", "recipe"))] = parent.pop(key)
+            parent[draw.choice(("", "x", 7, None, f"{key}s", "warmup", "recipe"))] = parent.pop(key)
         elif kind <= 5 and isinstance(parent[key], int | float):
             parent[key] = draw.choice((-1, 0, 1, 2, 3, 10, 0.1, 1e9)) * parent[key]
         else:

@@ -28,14 +28,15 @@ def message(changes: dict) -> str:
     "text, value", [("1e-4", 1e-4), ("3e-05", 3e-5), ("1", 1.0), ("2.5E-3", 2.5e-3), ('"1e-4"', 1e-4)]
 )
 def test_every_spelling_of_a_number_is_the_number(text: str, value: float) -> None:
-    tree = merged(PRESETS["world"], {"train_acdmd": {"lr_fake": yaml.safe_load(text)}})
-    assert validate(tree).train_acdmd.lr_fake == value
+    tree = merged(PRESETS["world"], {"train_acdmd": {"fake_optimizer": {"lr": yaml.safe_load(text)}}})
+    assert validate(tree).train_acdmd.fake_optimizer.lr == value
 
 
 def test_unknown_key_names_its_neighbour_and_the_allowed() -> None:
-    text = message({"train_acdmd": {"lr_generatr": 0.5}})
-    assert text.startswith("params.yaml: train_acdmd.lr_generatr: unknown key (value 0.5); allowed: recipe, iteration")
-    assert text.endswith("did you mean lr_generator?")
+    text = message({"train_acdmd": {"generator_optimiser": 0.5}})
+    told = "params.yaml: train_acdmd.generator_optimiser: unknown key (value 0.5); allowed: recipe, iterations,"
+    assert text.startswith(told)
+    assert text.endswith("did you mean generator_optimizer?")
 
 
 def test_a_key_that_is_no_word_is_shown() -> None:
@@ -68,7 +69,18 @@ def test_misspelt_section_comes_before_the_missing_one() -> None:
             "model.family: 'sd33' is not allowed; allowed: flux1, flux2, sd3; did you mean sd3?",
         ),
         ({"train_rtdmd": {"share_noise": 1}}, "train_rtdmd.share_noise: 1 is not allowed; allowed: a valid boolean"),
-        ({"train_acdmd": {"betas": [0.9]}}, "train_acdmd.betas[1] is missing"),
+        (
+            {"train_acdmd": {"fake_optimizer": {"betas": [0.9]}}},
+            "train_acdmd.fake_optimizer.betas[1] is missing",
+        ),
+        (
+            {"train_rtdmd": {"generator_optimizer": {"betas": [0.9, 1.0]}}},
+            "train_rtdmd.generator_optimizer.betas: [0.9, 1.0] is not allowed; allowed: two numbers from 0 to below 1",
+        ),
+        (
+            {"train_rtdmd": {"fake_optimizer": {"eps": 0}}},
+            "train_rtdmd.fake_optimizer.eps: 0 is not allowed; allowed: greater than 0",
+        ),
         ({"model": {"revision": "abc"}}, "model.revision: 'abc' with the folder 'data/world/teacher'; allowed: null"),
         (
             {"model": {"teacher": "a/b"}},
@@ -168,7 +180,8 @@ def test_recipe_published_is_the_public_codes_settings() -> None:
         "batch",
         False,
     )
-    assert (stage.lr_generator, stage.weight_decay, stage.ema_decay, stage.ema_every) == (3e-6, 1e-4, 0.9, 8)
+    assert (stage.generator_optimizer.lr, stage.ema_decay, stage.ema_every) == (3e-6, 0.9, 8)
+    assert (stage.generator_optimizer.weight_decay, stage.fake_optimizer.weight_decay) == (1e-4, 0.0)
 
 
 def test_hub_ids_have_exactly_two_parts() -> None:

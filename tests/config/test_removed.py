@@ -8,21 +8,43 @@ from pathlib import Path
 import pytest
 
 from rtdmd.common.errors import UserError
-from rtdmd.config import preset
-from rtdmd.config.removed import REMOVED
+from rtdmd.config import PRESETS, preset
+from rtdmd.config.removed import REMOVED, RENAMED
+from rtdmd.methods._card import flat
 
 
-@pytest.mark.parametrize("key", REMOVED)
-def test_a_removed_key_says_what_became_of_it(key: str) -> None:
+def told_of(key: str) -> str:
+    """What is said of a file that still has a key."""
     section, *parents, name = key.split(".")
     inner: dict[str, object] = {name: 0.5}
     for parent in reversed(parents):
         inner = {parent: inner}
     with pytest.raises(UserError) as caught:
         preset("world", {section: inner})
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("key", REMOVED)
+def test_a_removed_key_says_what_became_of_it(key: str) -> None:
     value, constants, file = REMOVED[key]
-    told = f"preset world: {key}: no setting any more, always {value} ({constants} in {file}); delete the key"
-    assert str(caught.value) == told
+    assert told_of(key) == (
+        f"preset world: {key}: no setting any more, always {value} ({constants} in {file}); delete the key"
+    )
+
+
+@pytest.mark.parametrize("key", RENAMED)
+def test_a_renamed_key_names_those_that_say_the_same_now(key: str) -> None:
+    assert told_of(key) == f"preset world: {key}: renamed; set {' and '.join(RENAMED[key])} instead"
+    assert set(RENAMED[key]) <= set(flat(PRESETS["world"]))
+
+
+def test_the_optimizers_took_the_rates_and_what_both_roles_shared() -> None:
+    assert told_of("train_rtdmd.lr_fake").endswith(
+        ": train_rtdmd.lr_fake: renamed; set train_rtdmd.fake_optimizer.lr instead"
+    )
+    assert told_of("train_acdmd.weight_decay").endswith(
+        "set train_acdmd.generator_optimizer.weight_decay and train_acdmd.fake_optimizer.weight_decay instead"
+    )
 
 
 @pytest.mark.parametrize("key", REMOVED)

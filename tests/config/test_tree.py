@@ -19,7 +19,7 @@ UNWEIGHTED = [{"name": "world_verifier", "weight": 0.0, "soft_weight": 0.7}]
     [
         (
             {"train_acdmd": {"warmup": 401}},
-            "train_acdmd.warmup: 401, so that lr_generator is never reached; allowed: 0 to 400",
+            "train_acdmd.warmup: 401, so that generator_optimizer.lr is never reached; allowed: 0 to 400",
         ),
         (
             {"train_acdmd": {"fake_per_step": True, "stop": "last"}},

@@ -137,7 +137,7 @@ def test_edits_during_the_run_are_caught_and_comments_are_not_edits(root: Path) 
     with open_stage("evaluate", root) as stage:
         stage.output("scores.csv").write_text("new")
         stage.output("metrics.json").write_text("new")
-        write_params(root, train_acdmd={"lr_fake": 1.0})  # another stage's
+        write_params(root, train_acdmd={"fake_optimizer": {"lr": 1.0}})  # another stage's
         with (root / "params.yaml").open("a") as file:
             file.write("# a comment\n")
     assert results(root)["scores.csv"] == "new"
@@ -174,7 +174,7 @@ def test_run_folder_follows_parameters_and_inputs_only(root: Path) -> None:
     first = evaluate(root)
     assert first == run_folder(root, "evaluate", json.loads(results(root)["resolved.json"]))
     (first / "state").write_text("kept")
-    write_params(root, train_acdmd={"lr_fake": 1.0})
+    write_params(root, train_acdmd={"fake_optimizer": {"lr": 1.0}})
     assert evaluate(root) == first
     assert (first / "state").read_text() == "kept"
     write_params(root, evaluate={"batch_size": 3})

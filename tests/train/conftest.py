@@ -17,7 +17,7 @@ def stage_one(tiny_teacher: Path, tiny_clip: Path, tmp_path_factory: pytest.Temp
 
     folder = tmp_path_factory.mktemp("stage-one")
     make_trainable(folder, tiny_teacher, tiny_clip)
-    set_params(folder, {"train_acdmd": {"lr_generator": 0.02, "lr_fake": 0.02}})
+    set_params(folder, {"train_acdmd": {"generator_optimizer": {"lr": 0.02}, "fake_optimizer": {"lr": 0.02}}})
     train_acdmd.run(folder)
     return folder
 

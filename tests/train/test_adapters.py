@@ -13,10 +13,9 @@ from torch import Tensor
 from rtdmd.backbones.protocol import Backbone
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import load_tensors, save_tensors
-from rtdmd.config import Params, preset
-from rtdmd.config.train_acdmd import TrainAcdmdParams
+from rtdmd.config import Params
 from rtdmd.train.adapters import ADAPTERS, AdapterBank, Average, Learner, load_student
-from tests.train.workshop import adapter, batch, conditioning, disturb, roles_on, tiny_backbone
+from tests.train.workshop import adamw, adapter, batch, conditioning, disturb, roles_on, tiny_backbone
 from tests.workspace import make_workspace, set_params
 
 MODES = ("lora", "full")
@@ -27,28 +26,21 @@ def backbone(tiny_teacher: Path) -> Backbone:
     return tiny_backbone(tiny_teacher)
 
 
-@pytest.fixture(scope="module")
-def settings() -> TrainAcdmdParams:
-    return preset("smoke").train_acdmd
-
-
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     """Equal names and bits."""
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def train_one(roles: AdapterBank, role: str, name: str, settings: TrainAcdmdParams) -> None:
+def train_one(roles: AdapterBank, role: str, name: str) -> None:
     """One AdamW step of one adapter towards zero velocity."""
     x, sigma, cond = batch(3)
-    learner = Learner.adamw(roles.trainable(name), 0.05, settings)
+    learner = Learner.adamw(roles.trainable(name), adamw(0.05))
     loss = roles.velocity(role, x, sigma, cond).square().mean()
     learner.step(torch.autograd.grad(loss, learner.parameters))
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_step_of_one_role_leaves_every_bit_of_the_others(
-    backbone: Backbone, settings: TrainAcdmdParams, mode: str
-) -> None:
+def test_a_step_of_one_role_leaves_every_bit_of_the_others(backbone: Backbone, mode: str) -> None:
     roles = roles_on(backbone, mode=mode)
     disturb(roles, "acdmd", "fake", scale=0.02)
     x, sigma, cond = batch(3)
@@ -58,7 +50,7 @@ def test_a_step_of_one_role_leaves_every_bit_of_the_others(
     ):
         mine, theirs = roles.state(name), roles.state(other)
         v_mine, v_theirs = (roles.velocity(r, x, sigma, cond).detach() for r in (role, other_role))
-        train_one(roles, role, name, settings)
+        train_one(roles, role, name)
         assert same(roles.state(other), theirs)
         assert torch.equal(roles.velocity(other_role, x, sigma, cond), v_theirs)
         assert not same(roles.state(name), mine)
@@ -66,9 +58,7 @@ def test_a_step_of_one_role_leaves_every_bit_of_the_others(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_teacher_is_the_pristine_base_before_and_after_training(
-    backbone: Backbone, settings: TrainAcdmdParams, mode: str
-) -> None:
+def test_the_teacher_is_the_pristine_base_before_and_after_training(backbone: Backbone, mode: str) -> None:
     x, sigma, cond = batch(3)
     null = conditioning(1, "null")
     pristine = [
@@ -80,8 +70,8 @@ def test_the_teacher_is_the_pristine_base_before_and_after_training(
         roles = roles_on(backbone, stage, mode)
         for moment in ("fresh", "trained"):
             if moment == "trained":
-                train_one(roles, *trained, settings)
-                train_one(roles, "fake", "fake", settings)
+                train_one(roles, *trained)
+                train_one(roles, "fake", "fake")
             assert torch.equal(roles.velocity("teacher", x, sigma, cond), pristine[0]), (stage, moment)
             guided = roles.velocity("teacher", x, sigma, cond, guidance=3.0, null=null)
             assert torch.equal(guided, pristine[1]), (stage, moment)
@@ -98,7 +88,7 @@ def test_every_role_starts_at_the_teacher(backbone: Backbone, mode: str) -> None
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_stage_two_starts_at_the_stage_one_student(backbone: Backbone, settings: TrainAcdmdParams, mode: str) -> None:
+def test_stage_two_starts_at_the_stage_one_student(backbone: Backbone, mode: str) -> None:
     one = roles_on(backbone, "train_acdmd", mode)
     disturb(one, "acdmd", "fake")
     two = roles_on(backbone, "train_rtdmd", mode)
@@ -109,7 +99,7 @@ def test_stage_two_starts_at_the_stage_one_student(backbone: Backbone, settings:
     student = one.velocity("generator", x, sigma, cond).detach()
     assert torch.equal(two.velocity("generator", x, sigma, cond), student)
     assert torch.equal(two.velocity("reference", x, sigma, cond), student)
-    train_one(two, "generator", "rtdmd", settings)
+    train_one(two, "generator", "rtdmd")
     assert torch.equal(two.velocity("reference", x, sigma, cond), student)
     assert not torch.allclose(two.velocity("generator", x, sigma, cond), student, atol=1e-3)
 
@@ -168,11 +158,11 @@ def test_blocks_computed_again_use_the_adapters_of_their_forward_pass(backbone: 
     assert len(calls) - once == once + len(backbone.transformer.transformer_blocks)  # type: ignore[arg-type]
 
 
-def test_optimizer_and_average_hold_the_adapters_own_tensors(backbone: Backbone, settings: TrainAcdmdParams) -> None:
+def test_optimizer_and_average_hold_the_adapters_own_tensors(backbone: Backbone) -> None:
     roles = roles_on(backbone, "train_rtdmd")
     parameters = roles.trainable("rtdmd")
     average = Average(parameters, 0.9)
-    learner = Learner.adamw(parameters, 0.1, settings, average=average)
+    learner = Learner.adamw(parameters, adamw(0.1), average=average)
     held = [p for group in learner.optimizer.param_groups for p in group["params"]]
     named = {id(p) for name, p in roles.backbone.transformer.named_parameters() if ".rtdmd." in name}
     assert len(held) == len(parameters) and {id(p) for p in held} == named
@@ -246,7 +236,7 @@ def test_an_adapter_of_another_rank_or_mode_does_not_fit(backbone: Backbone) -> 
         roles.load("acdmd", full.state("acdmd"), "a test")
 
 
-def test_on_a_bfloat16_base_adapters_and_velocities_are_float32(tiny_teacher: Path, settings: TrainAcdmdParams) -> None:
+def test_on_a_bfloat16_base_adapters_and_velocities_are_float32(tiny_teacher: Path) -> None:
     roles = AdapterBank(
         tiny_backbone(tiny_teacher, dtype="bfloat16"), adapter(), {"teacher": (), "generator": ("acdmd",)}, 0
     )
@@ -254,23 +244,23 @@ def test_on_a_bfloat16_base_adapters_and_velocities_are_float32(tiny_teacher: Pa
     x, sigma, cond = batch(2)
     before = roles.velocity("teacher", x, sigma, cond)
     assert before.dtype == torch.float32
-    train_one(roles, "generator", "acdmd", settings)
+    train_one(roles, "generator", "acdmd")
     assert torch.equal(roles.velocity("teacher", x, sigma, cond), before)
     assert not torch.equal(roles.velocity("generator", x, sigma, cond), before)
 
 
-def test_stage_two_on_a_bfloat16_base_merges_nothing_into_it(tiny_teacher: Path, settings: TrainAcdmdParams) -> None:
+def test_stage_two_on_a_bfloat16_base_merges_nothing_into_it(tiny_teacher: Path) -> None:
     roles = roles_on(tiny_backbone(tiny_teacher, dtype="bfloat16"), "train_rtdmd")
     disturb(roles, "acdmd")
     base = {k: v.clone() for k, v in roles.backbone.transformer.state_dict().items() if ".lora_" not in k}
     below = roles.state("acdmd")
     assert {value.dtype for value in base.values()} == {torch.bfloat16}
-    train_one(roles, "generator", "rtdmd", settings)
+    train_one(roles, "generator", "rtdmd")
     assert all(torch.equal(roles.backbone.transformer.state_dict()[k], v) for k, v in base.items())
     assert same(roles.state("acdmd"), below)
 
 
-def test_full_mode_on_a_bfloat16_base_loses_no_small_update(tiny_teacher: Path, settings: TrainAcdmdParams) -> None:
+def test_full_mode_on_a_bfloat16_base_loses_no_small_update(tiny_teacher: Path) -> None:
     """A step of 1e-6 is below bfloat16's spacing at most weights (2^-8 of their size), but not below float32's."""
     backbone = tiny_backbone(tiny_teacher, dtype="bfloat16")
     roles = roles_on(backbone, mode="full")
@@ -279,7 +269,7 @@ def test_full_mode_on_a_bfloat16_base_loses_no_small_update(tiny_teacher: Path, 
     assert generator.dtype == torch.float32
     assert (teacher - generator).norm() < 2**-6 * teacher.norm()  # passes in half precision, a few roundings apart
     before = roles.state("acdmd")
-    learner = Learner.adamw(roles.trainable("acdmd"), 1e-6, settings)
+    learner = Learner.adamw(roles.trainable("acdmd"), adamw(1e-6))
     loss = roles.velocity("generator", x, sigma, cond).square().mean()
     learner.step(torch.autograd.grad(loss, learner.parameters))
     after = roles.state("acdmd")

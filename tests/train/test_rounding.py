@@ -86,7 +86,7 @@ def test_training_says_that_its_update_is_lost_and_what_to_do(
     assert capsys.readouterr().err == (
         "train_rtdmd: merged and rounded to bfloat16 (model.dtype), the update moves the weights by 0.0e+00 of their"
         " norm: a merged export would be the model before this stage, and publish may refuse it; train longer"
-        " (train_rtdmd.epochs) or at a larger rate (train_rtdmd.lr_generator, ema_decay)\n"
+        " (train_rtdmd.epochs) or at a larger rate (train_rtdmd.generator_optimizer.lr, ema_decay)\n"
     )
 
 

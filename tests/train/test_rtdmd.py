@@ -33,7 +33,7 @@ from rtdmd.train.losses import (
 )
 from rtdmd.train.rtdmd import RtdmdTrainer
 from rtdmd.world.grammar import captions
-from tests.train.workshop import LEVELS, SHAPE, conditioning, disturb, roles_on, tiny_backbone
+from tests.train.workshop import LEVELS, SHAPE, adamw, conditioning, disturb, roles_on, tiny_backbone
 
 GROUPS, SIZE, ETA = 3, 4, 0.9
 COUNT = GROUPS * SIZE
@@ -407,7 +407,7 @@ def test_the_reference_kl_pulls_towards_stage_one(table: Table) -> None:
 
 
 def test_unit_norm_gives_each_term_its_weight_as_norm() -> None:
-    learner = Learner.adamw([torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1))], 0.1, settings())
+    learner = Learner.adamw([torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1))], adamw(0.1))
     a = Gradients(learner, [torch.tensor([3.0, 0.0]), torch.tensor([4.0])])
     b = Gradients(learner, [torch.tensor([0.0, 1e-6]), torch.tensor([0.0])])
     empty = Gradients(learner)

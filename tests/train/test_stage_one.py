@@ -161,14 +161,15 @@ def test_what_is_written_is_the_average_and_not_the_last_generator(root: Path, w
     )  # decay 0: the average is the live generator
     averaged = safetensors.torch.load(whole["generator.safetensors"])
     moved = [(value - averaged[name]).abs().max().item() for name, value in last.items()]
-    assert 0 < max(moved) < 4.04 * preset("smoke").train_acdmd.lr_generator  # AdamW: about the rate, four times
+    rate = preset("smoke").train_acdmd.generator_optimizer.lr
+    assert 0 < max(moved) < 4.04 * rate  # AdamW: about the rate, four times
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "dmd2": {"start": "data", "consistency": {"weight": 0.0}},
     "clamp": {"weighting": "clamp", "consistency": {"weight": 0.0}},
     "one_sample": {"consistency": {"weight": 0.1, "estimator": "one_sample"}, "warmup": 2},
-    "eta_star": {"consistency": {"weight": 0.1, "kernel": "eta_star"}, "weight_decay": 0.1},
+    "eta_star": {"consistency": {"weight": 0.1, "kernel": "eta_star"}, "generator_optimizer": {"weight_decay": 0.1}},
 }
 
 

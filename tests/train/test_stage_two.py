@@ -133,7 +133,7 @@ def test_curves_tell_what_happened(root: Path) -> None:
 def test_stage_two_starts_at_stage_one_and_moves_a_little(root: Path) -> None:
     """The written adapter is stage two's alone, zero at the start, and stage one's file is left as it is."""
     before = (root / "results/train_acdmd/generator.safetensors").read_bytes()
-    train(root, SIX | {"epochs": 1, "lr_generator": 1e-3, "ema_decay": 0.0})
+    train(root, SIX | {"epochs": 1, "generator_optimizer": {"lr": 1e-3}, "ema_decay": 0.0})
     adapter, about = load_tensors(root / "results" / STAGE / "generator.safetensors")
     assert about == {"stage": STAGE, "mode": "lora", "rank": "4", "alpha": "8", "role": "generator"}
     moved = [value.abs().max().item() for name, value in adapter.items() if "lora_B" in name]

@@ -15,7 +15,7 @@ from torch import Tensor
 from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import Backbone, Conditioning
 from rtdmd.common.rng import normal
-from rtdmd.config import AdapterParams, Params, preset
+from rtdmd.config import AdapterParams, OptimizerParams, Params, preset
 from rtdmd.plan.budget import Prices
 from rtdmd.stages import cache_teacher, prepare_prompts
 from rtdmd.train.adapters import ADAPTERS, AdapterBank
@@ -40,6 +40,11 @@ def adapter(mode: str = "lora", rank: int = 4, again: bool = False) -> AdapterPa
 def roles_on(backbone: Backbone, stage: str = "train_acdmd", mode: str = "lora", seed: int = 0) -> AdapterBank:
     """Roles of a stage on a copy of ``backbone``, whose own transformer stays as it is."""
     return AdapterBank(copy.deepcopy(backbone), adapter(mode), ADAPTERS[stage], seed)
+
+
+def adamw(lr: float, **changes: Any) -> OptimizerParams:
+    """An optimizer section: the world preset's, at a rate of one's own."""
+    return preset("world").train_acdmd.generator_optimizer.model_copy(update={"lr": lr, **changes})
 
 
 def disturb(roles: AdapterBank, *names: str, scale: float = 0.05) -> None:

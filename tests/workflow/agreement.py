@@ -32,7 +32,7 @@ SECTIONS: dict[str, Any] = {
     "adapter.alpha": 4,
     "prepare_prompts.max_characters": 1999,
     "cache_teacher.batch_size": 32,
-    "train_acdmd.lr_generator": 3e-5,
+    "train_acdmd.generator_optimizer.lr": 3e-5,
     "train_rtdmd.weights.policy": 0.5,
     "evaluate.batch_size": 6,
     "report.title": "another",

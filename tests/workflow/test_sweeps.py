@@ -25,7 +25,7 @@ def swept(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(root, "dvc", "exp", "run", "--queue", "-S", "report.title=first,second")
     code.write_text(text)
     run(root, "dvc", "exp", "run", "--run-all")
-    run(root, "dvc", "exp", "run", "-S", "train_rtdmd.lr_generator=0.01", "--name", "fast", "train_rtdmd")
+    run(root, "dvc", "exp", "run", "-S", "train_rtdmd.generator_optimizer.lr=0.01", "--name", "fast", "train_rtdmd")
     return root
 
 
@@ -49,9 +49,9 @@ def test_queued_experiments_ran_with_their_own_settings_and_code(swept: Path, tm
 def test_figures_and_curves_of_experiments_compare(swept: Path) -> None:
     """What is compared is in Git: small, and the same for everyone who fetches the experiment."""
     params = json.loads(run(swept, "dvc", "params", "diff", "HEAD", "fast", "--json"))
-    rate = preset("smoke").train_rtdmd.lr_generator
+    rate = preset("smoke").train_rtdmd.generator_optimizer.lr
     change = {"old": rate, "new": 0.01, "diff": pytest.approx(0.01 - rate)}
-    assert params == {"params.yaml": {"train_rtdmd.lr_generator": change}}
+    assert params == {"params.yaml": {"train_rtdmd.generator_optimizer.lr": change}}
     run(swept, "dvc", "plots", "diff", "HEAD", "fast", "--targets", "results/train_rtdmd/curves.csv", "-o", "plots")
     page = (swept / "plots/index.html").read_text()
     assert "curves.csv" in page

@@ -31,8 +31,8 @@ from rtdmd.train.distributed.launch import Place, _free_port
 from tests.train.workshop import SHAPE, results, rows_of
 from tests.workspace import REPOSITORY, set_params
 
-LINEAR = {"max_grad_norm": 1e-10, "lr_generator": 1.0, "lr_fake": 1.0, "weight_decay": 0.0, "ema_decay": 0.0}
-LINEAR |= {"log_every": 1}
+STEP = {"lr": 1.0, "weight_decay": 0.0, "max_grad_norm": 1e-10}
+LINEAR = {"generator_optimizer": STEP, "fake_optimizer": STEP, "ema_decay": 0.0, "log_every": 1}
 SETTINGS: dict[str, dict[str, Any]] = {
     "train_acdmd": LINEAR
     | {"iterations": 4, "save_every": 1, "batch_size": 8, "generator_every": 2, "micro_batch": 8}

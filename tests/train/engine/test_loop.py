@@ -15,14 +15,14 @@ import torch
 
 from rtdmd.common.errors import RtdmdError
 from rtdmd.common.signals import SIGNALS, Stopped, caught
-from rtdmd.config import preset
 from rtdmd.train.adapters import Average, Learner
 from rtdmd.train.engine import checkpoint
 from rtdmd.train.engine.journal import write_curves
 from rtdmd.train.engine.loop import Loop
 from rtdmd.train.losses import Gradients, combine
+from tests.train.workshop import adamw
 
-SETTINGS = preset("smoke", {"train_acdmd": {"max_grad_norm": 1.0, "weight_decay": 0.0}}).train_acdmd
+SETTINGS = adamw(0.1)
 
 
 def weight() -> torch.nn.Parameter:
@@ -35,7 +35,7 @@ def loop_in(folder: Path, total: int, learners: dict[str, Learner] | None = None
 
 def test_a_step_reports_the_norm_before_clipping_and_warms_up() -> None:
     w = weight()
-    learner = Learner.adamw([w], 0.1, SETTINGS, warmup=4)
+    learner = Learner.adamw([w], SETTINGS, warmup=4)
     rates = []
     for _ in range(6):
         assert learner.step([torch.tensor([3.0, 4.0])]) == pytest.approx(5.0)
@@ -49,7 +49,7 @@ def test_a_step_reports_the_norm_before_clipping_and_warms_up() -> None:
 
 def test_the_rate_falls_to_zero_over_the_last_share_of_the_run() -> None:
     w = weight()
-    learner = Learner.adamw([w], 0.1, SETTINGS, warmup=2, lr_decay=(0.5, 8))
+    learner = Learner.adamw([w], SETTINGS, warmup=2, lr_decay=(0.5, 8))
     rates = []
     for _ in range(8):
         learner.step([torch.tensor([3.0, 4.0])])
@@ -60,7 +60,7 @@ def test_the_rate_falls_to_zero_over_the_last_share_of_the_run() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_non_finite_gradient_stops_before_it_touches_anything(bad: float) -> None:
     w = weight()
-    learner = Learner.adamw([w, weight()], 0.1, SETTINGS).called("generator", ["a.lora_A", "a.lora_B"])
+    learner = Learner.adamw([w, weight()], SETTINGS).called("generator", ["a.lora_A", "a.lora_B"])
     with pytest.raises(FloatingPointError) as caught:
         learner.step([torch.ones(2), torch.tensor([bad, 1.0])], "matching")
     where = "first in a.lora_B, 1 of 2 tensors"
@@ -69,13 +69,13 @@ def test_a_non_finite_gradient_stops_before_it_touches_anything(bad: float) -> N
 
 
 def test_a_norm_that_overflows_names_no_tensor() -> None:
-    learner = Learner.adamw([weight()], 0.1, SETTINGS)
+    learner = Learner.adamw([weight()], SETTINGS)
     with pytest.raises(FloatingPointError, match=r"^the model's gradient norm is inf \(its square overflows\)$"):
         learner.step([torch.full((2,), 3e38)])
 
 
 def test_a_term_whose_gradient_is_not_finite_is_named() -> None:
-    learner = Learner.adamw([weight()], 0.1, SETTINGS).called("generator")
+    learner = Learner.adamw([weight()], SETTINGS).called("generator")
     terms = {
         "policy": (1.0, Gradients(learner, [torch.tensor([1.0, float("nan")])])),
         "matching": (1.0, Gradients(learner, [torch.ones(2)])),
@@ -89,8 +89,8 @@ def test_a_term_whose_gradient_is_not_finite_is_named() -> None:
 def overflowing() -> Learner:
     """A learner without clipping whose gradients' squares overflow AdamW's second moment."""
     w = weight()
-    free = preset("smoke", {"train_acdmd": {"max_grad_norm": 1e30, "betas": [0.9, 0.5]}}).train_acdmd
-    return Learner.adamw([w], 0.1, free, average=Average([w], 0.9)).called("generator", ["a.lora_A"])
+    free = adamw(0.1, max_grad_norm=1e30, betas=(0.9, 0.5))
+    return Learner.adamw([w], free, average=Average([w], 0.9)).called("generator", ["a.lora_A"])
 
 
 def moments(learner: Learner, step: int) -> None:
@@ -133,18 +133,18 @@ def test_what_overflows_beside_the_losses_is_not_kept(
 
 def test_a_parameter_that_the_loss_does_not_reach_is_an_error() -> None:
     w, idle = weight(), weight()
-    gradients = Gradients(Learner.adamw([w], 0.1, SETTINGS))
+    gradients = Gradients(Learner.adamw([w], SETTINGS))
     gradients.add(w.square().sum())
     gradients.add(w.square().sum())
     assert gradients.total is not None and gradients.total[0].tolist() == [4.0, -8.0]
     with pytest.raises(RuntimeError, match="appears to not have been used in the graph"):
-        Gradients(Learner.adamw([w, idle], 0.1, SETTINGS)).add(w.square().sum())
+        Gradients(Learner.adamw([w, idle], SETTINGS)).add(w.square().sum())
 
 
 def test_a_learner_put_back_goes_on_alike() -> None:
     def learner() -> Learner:
         w = weight()
-        return Learner.adamw([w], 0.1, SETTINGS, warmup=10, average=Average([w], 0.9))
+        return Learner.adamw([w], SETTINGS, warmup=10, average=Average([w], 0.9))
 
     def advance(one: Learner, steps: range) -> None:
         for i in steps:
@@ -215,7 +215,7 @@ def test_a_finished_loop_has_nothing_left_to_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_a_non_finite_value_names_itself_the_step_and_the_checkpoint(tmp_path: Path, bad: float) -> None:
     w = weight()
-    loop = loop_in(tmp_path, 9, {"generator": Learner.adamw([w], 0.1, SETTINGS)})
+    loop = loop_in(tmp_path, 9, {"generator": Learner.adamw([w], SETTINGS)})
     with pytest.raises(RtdmdError) as caught:
         for step in loop:
             try:
@@ -242,7 +242,7 @@ def test_a_signal_lets_the_step_finish_and_saves(
     """In the middle of step 4 of 9, between two checkpoints; what reads standard error died of the signal too."""
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     w, former = weight(), {one: signal.getsignal(one) for one in SIGNALS}
-    loop = loop_in(tmp_path, 9, {"generator": Learner.adamw([w], 0.1, SETTINGS)})
+    loop = loop_in(tmp_path, 9, {"generator": Learner.adamw([w], SETTINGS)})
     seen = []
     try:
         with pytest.raises(Stopped) as caught_stop, caught():

@@ -31,8 +31,8 @@ def learners() -> list[Learner]:
     """A generator with an average and a fake score, of COUNT parameters each."""
     weights = [torch.nn.Parameter(torch.zeros(COUNT)) for _ in range(2)]
     average = Average([weights[0]], 0.9)
-    settings = PARAMS.train_acdmd
-    return [Learner.adamw(weights[:1], 0.1, settings, average=average), Learner.adamw(weights[1:], 0.1, settings)]
+    settings = PARAMS.train_acdmd.generator_optimizer
+    return [Learner.adamw(weights[:1], settings, average=average), Learner.adamw(weights[1:], settings)]
 
 
 def stage_in(folder: Path) -> Any:

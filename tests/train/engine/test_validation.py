@@ -26,7 +26,7 @@ from tests.workspace import set_params
 
 STAGE = "train_rtdmd"
 SETTINGS = {"every": 2, "prompts": 3, "images": 2, "min_diversity": 0.0, "patience": 0}
-SIX = {"epochs": 6, "save_every": 2, "log_every": 1, "lr_generator": 0.01, "ema_decay": 0.5}
+SIX = {"epochs": 6, "save_every": 2, "log_every": 1, "generator_optimizer": {"lr": 0.01}, "ema_decay": 0.5}
 
 
 def by_hand(figures: list[tuple[float, float]], **changes: Any) -> Validation:
