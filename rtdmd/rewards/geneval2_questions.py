@@ -41,7 +41,7 @@ def _is_pair(item: Any) -> bool:
 
 
 def _spellings(prompt: str, answer: str) -> tuple[str, ...]:
-    """A word small and capitalised, each also after a blank; of a number its digits too."""
+    """A word small and capitalised, each also after a blank; of a number its digits too, alone and after a blank."""
     word = answer.strip().lower()
     word = NUMBERS[int(word)] if word in map(str, range(len(NUMBERS))) else word
     if word not in ("yes", "no", *NUMBERS):
@@ -49,4 +49,7 @@ def _spellings(prompt: str, answer: str) -> tuple[str, ...]:
             f"the prompt {prompt[:60]!r} has the answer {answer!r} in {QUESTIONS}; allowed: Yes, No, zero to ten"
         )
     words = (word, word.capitalize(), f" {word}", f" {word.capitalize()}")
-    return (*words, str(NUMBERS.index(word))) if word in NUMBERS else words
+    if word not in NUMBERS:
+        return words
+    digits = str(NUMBERS.index(word))
+    return (*words, digits, f" {digits}")

@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rtdmd.rewards.clip import ImageTransform, clip_model, embed_images, load_tokenizer
+from rtdmd.rewards.clip import clip_model, embed_images, load_tokenizer
 from rtdmd.rewards.geneval_rules import COLOURS, Found
+from rtdmd.rewards.preprocessing import ImageTransform
+from rtdmd.rewards.protocol import to_bytes
 
 TEMPLATES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
 GREY = 153 / 255  # #999
@@ -30,7 +32,7 @@ class ColourNames:
         """folder: a CLIPModel folder. UserError where it is missing or holds another kind of model."""
         self.model = clip_model(folder, KEY, REPOSITORY, device)
         self.tokenizer = load_tokenizer(folder, KEY)
-        self.transform = replace(ImageTransform.from_folder(folder), half="even")  # GenEval crops by torchvision
+        self.transform = replace(ImageTransform.from_folder(folder, KEY), half="even")  # GenEval crops by torchvision
         self.device = device
         self._prototypes: dict[str, Tensor] = {}
 
@@ -45,7 +47,7 @@ class ColourNames:
         """One of COLOURS for each thing of class ``name`` in an image (3, H, W) in [0, 1]; masks (n, H, W) bool."""
         prototypes = self.prototypes(name)
         cuts = [cut_out(image, masks[thing.index], thing).to(self.device) for thing in things]
-        pixels = [self.transform(cut[None]) for cut in cuts]  # one by one: their sizes differ
+        pixels = [self.transform(to_bytes("geneval", cut[None])) for cut in cuts]  # one by one: their sizes differ
         return [COLOURS[int((prototypes @ embed_images(self.model, one)[0]).argmax())] for one in pixels]
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import read_json
+from rtdmd.common.model_files import read_config
 from rtdmd.common.torch_setup import quiet_imports
 from rtdmd.rewards.geneval_rules import CLASSES, THRESHOLD, Found
 from rtdmd.rewards.weights import pretrained_exactly
@@ -81,10 +81,11 @@ def _check_config(folder: Path, key: str) -> None:
     if not path.is_file():
         hint = f"fetch one with `hf download {REPOSITORY} --local-dir <folder>`"
         raise UserError(f"{key}: {folder} is not a Mask2Former folder; {hint}")
-    config = read_json(path)
+    config = read_config(path, key)
     if config.get("model_type") != "mask2former":
         raise UserError(f"{key}: {folder} holds a {config.get('model_type')!r} model, not a 'mask2former' one")
-    labels = config.get("id2label", {})
+    labels = config.get("id2label")
+    labels = labels if isinstance(labels, dict) else {}
     if len(labels) != len(CLASSES) or (labels.get("0"), labels.get("79")) != (CLASSES[0], CLASSES[79]):
         raise UserError(
             f"{key}: {path} has {len(labels)} classes in id2label, from {labels.get('0')!r}; "

@@ -6,18 +6,18 @@ an earlier requirement]}], "exclude"?: [{"class", "count"}], "prompt"}. Two verd
 - `correct` is the benchmark's own: of each class at least `count` objects, and it is the `count` most confident ones
   whose colours and positions are looked at; of an excluded class fewer than `count` objects.
 - `soft` is the reward that Flow-GRPO and RTDMD train on: the mean over parts, one for each number, colour and position
-  asked for. Here a number must be met exactly, and all objects of the class are looked at. Departures from the public
-  code: a wrong position scores 0 for its part, where the public code appends a 1 to the 0 and so gives one half; a
-  number's part is at least 0, where the public code goes below (five objects for one: -3); and a requirement has the
-  same parts whatever is found, where the public code leaves the position's out when the colour is wrong and counts
-  both once when the number is.
+  asked for. Here a number must be met exactly, and all objects of the class are looked at. The parts are those of the
+  public code (`published`), or `fixed`, which are ours: a wrong position scores 0 for its part, where the public code
+  appends a 1 to the 0 and so gives one half; a number's part is at least 0, where the public code goes below (five
+  objects for one: -3); and a requirement has the same parts whatever is found, where the public code leaves the
+  position's out when the colour is wrong and counts both once when the number is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rtdmd.common.errors import UserError
 
@@ -40,6 +40,7 @@ CLASSES = (
     *("vase", "scissors", "teddy bear", "hair drier", "toothbrush"),
 )
 
+SoftParts = Literal["fixed", "published"]
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
 
@@ -80,7 +81,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``correct``: GenEval's verdict. ``parts``: the soft score's, in [0, 1]. ``reasons``: what was wrong, in words."""
+    """``correct``: GenEval's verdict. ``parts``: the soft score's, at most 1. ``reasons``: what was wrong, in words."""
 
     correct: bool
     parts: tuple[float, ...]
@@ -166,11 +167,12 @@ def relations(a: Box, b: Box) -> set[str]:
     }
 
 
-def judge(spec: Spec, found: Sequence[Found], colours_of: ColoursOf) -> Verdict:
+def judge(spec: Spec, found: Sequence[Found], colours_of: ColoursOf, soft_parts: SoftParts = "fixed") -> Verdict:
     """Both verdicts on one image."""
     groups = by_class(found, spec.threshold)
     correct, reasons = _correct(spec, groups, colours_of)
-    return Verdict(correct, tuple(_parts(spec, groups, colours_of)), tuple(reasons))
+    parts = _parts if soft_parts == "fixed" else _published_parts
+    return Verdict(correct, tuple(parts(spec, groups, colours_of)), tuple(reasons))
 
 
 def _correct(spec: Spec, groups: Mapping[str, list[Found]], colours_of: ColoursOf) -> tuple[bool, list[str]]:
@@ -223,4 +225,27 @@ def _parts(spec: Spec, groups: Mapping[str, list[Found]], colours_of: ColoursOf)
             own.append(float(ready and _placed(want.relation, things, met[want.target])))
         met.append(things if all(part == 1 for part in own) else None)
         parts += own
+    return parts
+
+
+def _published_parts(spec: Spec, groups: Mapping[str, list[Found]], colours_of: ColoursOf) -> list[float]:
+    """The soft score's parts as the public code counts them: see the module."""
+    parts: list[float] = []
+    met: list[list[Found] | None] = []
+    for want in spec.include:
+        things = groups.get(want.name, [])
+        parts.append(1 - abs(want.count - len(things)) / want.count)
+        whole = len(things) == want.count
+        if not whole and (want.colour is not None or want.relation is not None):
+            parts.append(0.0)
+        if whole and want.colour is not None:
+            right = list(colours_of(want.name, things)).count(want.colour)
+            parts.append(right / want.count)
+            whole = right == want.count
+        if whole and want.relation is not None:
+            targets = met[want.target]
+            whole = _placed(want.relation, things, targets)
+            parts += [] if whole else [0.0]
+            parts += [1.0] if targets is not None else []
+        met.append(things if whole else None)
     return parts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from rtdmd.common.errors import NonFiniteError, UserError
 from rtdmd.common.files import sha256_bytes
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Metadata = Mapping[str, Any] | None
+Pixels = Literal["floats", "bytes"]
+"""What a scorer reads where no gradient is asked for."""
 
 
 class Reward(Protocol):
@@ -75,15 +77,33 @@ def checked(name: str, scores: Tensor) -> Tensor:
     return scores
 
 
-def as_bytes(name: str, images: Tensor) -> NDArray[np.uint8]:
-    """Images (B, 3, H, W) in [0, 1] as a PNG would keep them, (B, H, W, 3): for scorers that pass no gradient.
+def asks_gradient(images: Tensor) -> bool:
+    """Whether a score of these images is to be propagated back to them."""
+    import torch
+
+    return torch.is_grad_enabled() and images.requires_grad
+
+
+def as_read(name: str, images: Tensor, pixels: Pixels) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] as a scorer reads them: bytes where ``pixels`` says so and no gradient is asked for
+    (rounding has none), else float32. Errors as in `to_bytes`."""
+    return to_bytes(name, images) if pixels == "bytes" and not asks_gradient(images) else images.float()
+
+
+def to_bytes(name: str, images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] rounded to the nearest of 256 levels, as uint8, on their device.
 
     Raises NonFiniteError that names the first image with a pixel that is not finite.
     """
     finite = images.isfinite().flatten(1).all(1)
     if not finite.all():
         raise NonFiniteError(f"reward {name} got a pixel that is not finite, at image {int((~finite).nonzero()[0])}")
-    return (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return (images.detach().float().clamp(0, 1) * 255).round().byte()
+
+
+def as_bytes(name: str, images: Tensor) -> NDArray[np.uint8]:
+    """Images as in `to_bytes`, as a PNG would keep them, (B, H, W, 3): for scorers that pass no gradient."""
+    return to_bytes(name, images).permute(0, 2, 3, 1).cpu().numpy()
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import read_json
 from rtdmd.common.images import to_uint8
+from rtdmd.common.model_files import read_config
 from rtdmd.common.torch_setup import quiet_imports
-from rtdmd.rewards.weights import file_in
+from rtdmd.rewards.weights import file_in, made_from
 
 with quiet_imports():
     from transformers import Qwen2Tokenizer
@@ -37,14 +37,16 @@ class VisionChat:
         scaled to, where the scorer and not the folder decides. UserError where a file or an entry is missing."""
         self.key = key
         self.files = _files(folder, key)
-        settings = read_json(self.files["images"])
+        settings = read_config(self.files["images"], key)
         settings = settings.get("image_processor", settings)  # processor_config.json of transformers 5 nests them
         kept = {name: settings[name] for name in SETTINGS if name in settings}
         if pixels is not None:
             kept |= {"size": {"shortest_edge": pixels, "longest_edge": pixels}}
             kept = {name: value for name, value in kept.items() if name not in ("min_pixels", "max_pixels")}
-        self.image_processor = Qwen2VLImageProcessorPil(**kept)
-        self.tokenizer = Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
+        with made_from(self.files["images"], key, "image processor"):
+            self.image_processor = Qwen2VLImageProcessorPil(**kept)
+        with made_from(self.files["tokenizer"], key, "tokenizer"):
+            self.tokenizer = Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
         self.template = self._template()
         self.image_token = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
@@ -89,7 +91,9 @@ class VisionChat:
             if self.tokenizer.chat_template is None:
                 raise UserError(f"{self.key}: {self.files['images'].parent} has no chat_template.json or .jinja")
             return None
-        text: str = read_json(self.files["template"])["chat_template"]
+        text = read_config(self.files["template"], self.key).get("chat_template")
+        if not isinstance(text, str):
+            raise UserError(f"{self.key}: {self.files['template']} has no chat_template; take the owner's own file")
         return text
 
 
@@ -107,7 +111,7 @@ def _files(folder: Path, key: str) -> dict[str, Path]:
 def require_kind(folder: Path, key: str, kind: str) -> Path:
     """The folder's config.json; UserError (``key`` names the setting) where there is none or of another model_type."""
     config = file_in(folder, key, "config.json")
-    found = read_json(config).get("model_type")
+    found = read_config(config, key).get("model_type")
     if found != kind:
         raise UserError(f"{key}: {folder} holds a {found!r} model, not a {kind!r} one")
     return config

@@ -11,12 +11,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
 from rtdmd.common.hub_names import means_hub, require_hub_name
 from rtdmd.common.section import Flag, Real, Section, param
+from rtdmd.rewards.protocol import Pixels
 
 if TYPE_CHECKING:
     import torch
@@ -108,6 +109,22 @@ class RewardParams(Section):
                 f"{pin}: {revision!r} with the Hub id {value!r}; allowed: the 40 hex digits of a commit"
                 f" (a local folder of that name is written ./{value})"
             )
+
+
+class DifferentiableParams(RewardParams):
+    """A scorer that passes gradients, and that can be given bytes where none is asked for."""
+
+    differentiable = True
+
+    pixels: Pixels = param(
+        "what it reads where no gradient is asked for (policy, evaluation): decoded floats, or bytes as in a PNG",
+        source="public code: bytes; floats ours",
+        default="floats",
+    )
+
+
+Resize = Literal["processor", "bilinear"]
+"""The model's own processor, or what torchvision's Resize and CenterCrop do with floats unless told otherwise."""
 
 
 @dataclass(frozen=True)

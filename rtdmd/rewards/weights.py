@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import check_archive, load_tensors, sha256_file
-from rtdmd.common.model_files import bring_back, tensor_headers
+from rtdmd.common.files import check_archive, load_tensors
+from rtdmd.common.hub import etag
+from rtdmd.common.model_files import bring_back, plain_texts, sha256_large, tensor_headers, transformers_weights
 from rtdmd.common.parsing import first_line
 from rtdmd.common.pretrained import FOREIGN, few, pretrained_exactly
 from rtdmd.common.torch_setup import quiet_loading
-from rtdmd.rewards.hub import fetch_scorer
+from rtdmd.rewards.hub import TRANSFORMERS_FILES, fetch_scorer, scorer_files
 
 if TYPE_CHECKING:
     from rtdmd.rewards.registration import RewardParams
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 __all__ = [
     "assemble",
@@ -28,9 +33,13 @@ __all__ = [
     "file_hashes",
     "file_in",
     "load_exactly",
+    "made_from",
+    "model_hashes",
     "on_this_machine",
     "pretrained_exactly",
+    "read_model",
     "read_weights",
+    "text_hashes",
 ]
 
 
@@ -45,6 +54,16 @@ def on_this_machine(params: RewardParams, root: Path) -> RewardParams:
         if value is not None:
             found[key] = str(fetch_scorer(params, key) if params.is_hub_id(key) else root / value)
     return params.model_copy(update=found)
+
+
+@contextmanager
+def made_from(path: Path, key: str, what: str) -> Iterator[None]:
+    """Around what a library makes of a foreign file: whatever it does not understand is a UserError that names the
+    setting ``key``, the file and what brings it back."""
+    try:
+        yield
+    except FOREIGN as error:
+        raise UserError(f"{key}: {path} makes no {what} ({first_line(error)}); {bring_back(path)}") from error
 
 
 def file_in(folder: Path, key: str, *names: str) -> Path:
@@ -93,6 +112,15 @@ def read_weights(path: Path, key: str = "") -> dict[str, Tensor]:
     return dict(found)
 
 
+def read_model(folder: Path, key: str) -> dict[str, Tensor]:
+    """Tensors by name of a transformers model's folder: of its one file, or of the shards that its index names.
+    UserError as in `read_weights`, and where there are none."""
+    names = transformers_weights(folder, key)
+    if not names:
+        raise UserError(f"{key}: {folder} has no model.safetensors or pytorch_model.bin")
+    return {name: tensor for file in names for name, tensor in read_weights(folder / file, key).items()}
+
+
 def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], key: str, ignored: Iterable[str] = ()) -> None:
     """Copy every tensor into ``module``: UserError that names missing, unexpected and wrongly shaped keys.
 
@@ -132,6 +160,26 @@ def checked_keys(
     return given
 
 
-def file_hashes(*paths: Path) -> dict[str, str]:
-    """sha256 by file name, for `Reward.identity`."""
-    return {path.name: sha256_file(path) for path in sorted(paths)}
+def file_hashes(*paths: Path, root: Path = Path(".")) -> dict[str, str]:
+    """sha256 by file name, for `Reward.identity`. A large file is read for it once: the Hub's cache calls weights by
+    their sha256, that of other files is kept below ``root`` (`sha256_large`)."""
+    return {path.name: _hub_sha256(path) or sha256_large(path, root) for path in sorted(paths)}
+
+
+def _hub_sha256(path: Path) -> str | None:
+    """The sha256 that the Hub's cache calls a large file by; None for any other file."""
+    name = etag(path)
+    return name if name is not None and _SHA256.fullmatch(name) else None
+
+
+def model_hashes(folder: Path, key: str, prefix: str = "") -> dict[str, str]:
+    """sha256, by name behind ``prefix``, of the files that a transformers model is read from: its weights, whatever
+    their layout, configurations, tokenizer and templates. Copies that nobody reads (variants) are no part of it."""
+    names = scorer_files(folder, key, TRANSFORMERS_FILES)
+    return {f"{prefix}{name}": digest for name, digest in file_hashes(*(folder / name for name in names)).items()}
+
+
+def text_hashes(folder: Path, prefix: str = "") -> dict[str, str]:
+    """As `model_hashes`, of a folder that is read without weights."""
+    names = plain_texts(folder)
+    return {f"{prefix}{name}": digest for name, digest in file_hashes(*(folder / name for name in names)).items()}

@@ -9,10 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import read_json
+from rtdmd.common.model_files import read_config
 from rtdmd.common.torch_setup import quiet_imports
-from rtdmd.rewards.clip import ImageTransform, embed_images
+from rtdmd.rewards.clip import embed_images
+from rtdmd.rewards.preprocessing import ImageTransform
 from rtdmd.rewards.registration import Networks, RewardParams
+from rtdmd.rewards.weights import made_from
 
 with quiet_imports():
     from transformers import CLIPConfig, CLIPModel
@@ -25,13 +27,15 @@ def clip_towers(params: RewardParams, source: str, root: Path, published: dict[s
 
     Raises UserError where the folder has no config.json.
     """
-    config, folder = published, getattr(params, source)
+    folder = getattr(params, source)
     if folder is not None and not params.is_hub_id(source):
         path = root / folder / "config.json"
         if not path.is_file():
             raise UserError(f"rewards: {params.name}: {source}: {path} is not there")
-        config = read_json(path)
-    return CLIPModel(CLIPConfig(**config))
+        key = f"rewards: {params.name}: {source}"
+        with made_from(path, key, "CLIP configuration"):
+            return CLIPModel(CLIPConfig(**read_config(path, key)))
+    return CLIPModel(CLIPConfig(**published))
 
 
 def clip_cost(model: Any, transform: Callable[[Tensor], Tensor] | None = None) -> Networks:

@@ -25,7 +25,7 @@ from rtdmd.rewards.geneval_colours import ColourNames, cut_out
 from rtdmd.rewards.geneval_detector import MEAN, STD, Detector, instances, load_model, prepare
 from rtdmd.rewards.geneval_rules import CLASSES, COLOURS, THRESHOLD, Found, parse
 from rtdmd.rewards.registry import load_reward
-from rtdmd.rewards.scorers.geneval import GenEval
+from rtdmd.rewards.scorers.geneval import GenEval, GenEvalParams
 from tests.rewards.geneval_tiny import make_detector
 
 CPU = torch.device("cpu")
@@ -48,7 +48,8 @@ def colours(tiny_clip: Path) -> ColourNames:
 
 @pytest.fixture(scope="module")
 def reward(detector: Detector, colours: ColourNames) -> GenEval:
-    return GenEval(detector, colours, 0.25, {})
+    keys = {"model": "m", "colour_model": "c", "soft_weight": 0.25}
+    return GenEval(detector, colours, GenEvalParams(name="geneval", **keys), {})
 
 
 def pictures(height: int = 48, width: int = 60) -> torch.Tensor:

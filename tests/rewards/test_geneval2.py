@@ -100,6 +100,20 @@ def test_the_score_of_hand_made_answers(reward: GenEval2, monkeypatch: pytest.Mo
     assert reward.score(pictures()[:1], PROMPTS[:1], RECORDS[:1]).item() == 0  # one wrong answer, and nothing is left
 
 
+def test_the_public_code_adds_up_first_tokens_in_half_precision(
+    folder: Path, reward: GenEval2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bare blank that " 4" begins with counts as an answer there: 0.8 in the place of 0.5."""
+    public = load_reward(params(folder).model_copy(update={"answers": "first_token", "precision": "float16"}))
+    assert isinstance(public, GenEval2) and public.model.dtype == torch.float16
+    full, half = (one.score(pictures(), PROMPTS, [{"vqa_list": [RED]}] * 3) for one in (reward, public))
+    assert 0 < (half / full - 1).abs().max() < 0.01  # of 11 bits
+    number = {"four": 0.2, "Ġfour": 0.1, "Four": 0.05, "ĠFour": 0.05, "4": 0.1, "Ġ": 0.3, "three": 0.2}
+    monkeypatch.setattr(public.model.lm_head, "forward", said([number], public.model.lm_head.out_features))
+    assert public.score(pictures()[:1], ["a"], [{"vqa_list": [COUNT]}]).item() == pytest.approx(0.8, rel=1e-5)
+    assert public.identity() == reward.identity() | {"answers": "first_token", "precision": "float16"}
+
+
 def test_a_batch_is_its_images_and_questions_one_by_one(reward: GenEval2) -> None:
     """Padding to the longest question changes nothing beyond rounding."""
     together = reward.score(pictures(), PROMPTS, RECORDS)
@@ -140,8 +154,8 @@ def test_spellings_of_answers() -> None:
     pairs = [["Q?", "Yes"], ["Q?", "four"], ["Q?", "4"], ["Q?", "Ten"]]
     yes, four, digit, ten = questions_of("a dog", {"vqa_list": pairs})
     assert yes.text == "Q? Answer in one word." and yes.answers == ("yes", "Yes", " yes", " Yes")
-    assert four.answers == digit.answers == ("four", "Four", " four", " Four", "4")
-    assert ten.answers[-1] == "10"
+    assert four.answers == digit.answers == ("four", "Four", " four", " Four", "4", " 4")
+    assert ten.answers[-2:] == ("10", " 10")
 
 
 def test_every_key_is_consumed(tmp_path: Path) -> None:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.section import param
-from rtdmd.rewards.protocol import Metadata, check_batch, checked
-from rtdmd.rewards.registration import Networks, Registration, RewardParams, Source, commit_of
+from rtdmd.rewards.protocol import Metadata, Pixels, as_read, check_batch, checked
+from rtdmd.rewards.registration import DifferentiableParams, Networks, Registration, Source, commit_of
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,7 @@ LAYERS = (0, 2, 4, 6, 7)
 VERSION = 1
 
 
-class AestheticParams(RewardParams):
+class AestheticParams(DifferentiableParams):
     """People's rating of looks."""
 
     name: Literal["aesthetic"] = param("scorer", source="LAION's improved aesthetic predictor")
@@ -38,7 +39,6 @@ class AestheticParams(RewardParams):
     base: str = param("a CLIP ViT-L/14 folder or Hub id", source="openai/clip-vit-large-patch14")
     base_revision: str | None = commit_of("base")
 
-    differentiable = True
     sources: ClassVar = {"model": Source("revision", ("*.pth", "*.safetensors")), "base": Source("base_revision")}
 
 
@@ -47,8 +47,9 @@ def load(params: AestheticParams, device: torch.device) -> Aesthetic:
 
     Raises UserError where a file is missing or a key of the weights is missing or unexpected.
     """
-    from rtdmd.rewards.clip import ImageTransform, clip_model, folder_hashes
-    from rtdmd.rewards.weights import file_hashes, file_in, read_weights
+    from rtdmd.rewards.clip import clip_model
+    from rtdmd.rewards.preprocessing import ImageTransform
+    from rtdmd.rewards.weights import file_hashes, file_in, model_hashes, read_weights
 
     folder, base = Path(params.model), Path(params.base)
     weights = file_in(folder, f"{KEY}: model", *FILES)
@@ -58,8 +59,9 @@ def load(params: AestheticParams, device: torch.device) -> Aesthetic:
     width, expected = head[0].in_features, clip.config.projection_dim
     if width != expected:
         raise UserError(f"{key}: predicts from {width} numbers, but {base} embeds images in {expected}")
-    named = {f"base/{n}": h for n, h in folder_hashes(base, ".safetensors", ".bin", ".json").items()}
-    return Aesthetic(clip, head.to(device), ImageTransform.from_folder(base), file_hashes(weights) | named, device)
+    files = file_hashes(weights) | model_hashes(base, f"{KEY}: base", "base/")
+    transform = ImageTransform.from_folder(base, f"{KEY}: base")
+    return Aesthetic(clip, head.to(device), transform, files, device, params.pixels)
 
 
 def predictor(tensors: Mapping[str, Tensor], key: str) -> nn.Sequential:
@@ -79,21 +81,25 @@ def predictor(tensors: Mapping[str, Tensor], key: str) -> nn.Sequential:
     return model.requires_grad_(False).eval()
 
 
+@dataclass
 class Aesthetic:
     """`rtdmd.rewards.protocol.Reward`."""
 
-    name = "aesthetic"
-    differentiable = True
-    needs_metadata = False
-    range = (-math.inf, math.inf)  # ratings are 1 to 10; a linear predictor is not bound to them
-
-    def __init__(self, model: Any, head: nn.Module, transform: Any, files: Mapping[str, str], device: torch.device):
-        self.model, self.head, self.transform, self.device = model, head, transform, device
-        self._files = dict(files)
+    model: Any
+    head: nn.Module
+    transform: Any
+    files: Mapping[str, str]
+    device: torch.device
+    pixels: Pixels
+    name: str = "aesthetic"
+    differentiable: bool = True
+    needs_metadata: bool = False
+    range: tuple[float, float] = (-math.inf, math.inf)  # ratings are 1 to 10; a linear predictor is not bound to them
 
     def identity(self) -> dict[str, Any]:
         """See the protocol; there is no template, because the prompt is not read."""
-        return {"name": self.name, "files": self._files, "template": None, "version": VERSION}
+        files, pixels = dict(self.files), self.pixels
+        return {"name": self.name, "files": files, "template": None, "version": VERSION, "pixels": pixels}
 
     def to(self, device: torch.device) -> None:
         """See the protocol."""
@@ -106,7 +112,7 @@ class Aesthetic:
         from rtdmd.rewards.clip import embed_images
 
         check_batch(images, prompts, metadata)
-        embedded = embed_images(self.model, self.transform(images.to(self.device).float()))
+        embedded = embed_images(self.model, self.transform(as_read(self.name, images.to(self.device), self.pixels)))
         return checked(self.name, self.head(embedded)[:, 0])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rtdmd.common.section import param
-from rtdmd.rewards.registration import Networks, Registration, RewardParams, Source, commit_of
+from rtdmd.rewards.registration import DifferentiableParams, Networks, Registration, Resize, Source, commit_of
 
 if TYPE_CHECKING:
     import torch
@@ -19,27 +19,36 @@ if TYPE_CHECKING:
 KEY = "rewards: clipscore: model"
 
 
-class ClipScoreParams(RewardParams):
+class ClipScoreParams(DifferentiableParams):
     """The cosine of image and prompt."""
 
     name: Literal["clipscore"] = param("scorer", source="arXiv 2104.08718")
     model: str = param("a CLIPModel folder or Hub id", source="public code: openai/clip-vit-large-patch14")
     revision: str | None = commit_of("model")
+    resize: Resize = param(
+        "how images get the model's size: as its processor's config says (bicubic), or by torchvision's Resize",
+        source="public code: bilinear; processor ours (openai's package)",
+        default="processor",
+    )
 
-    differentiable = True
     label = "CLIP score"
     sources: ClassVar = {"model": Source("revision")}
 
 
 def load(params: ClipScoreParams, device: torch.device) -> ClipReward:
     """The scorer of ``params.model``, a folder. UserError where it is missing or holds another kind of model."""
-    from rtdmd.rewards.clip import ClipReward, ImageTransform, clip_model, folder_hashes, load_tokenizer
+    from rtdmd.rewards.clip import ClipReward, clip_model, load_tokenizer
+    from rtdmd.rewards.preprocessing import ImageTransform, bilinear
+    from rtdmd.rewards.weights import model_hashes
 
     folder = Path(params.model)
     model = clip_model(folder, KEY, "openai/clip-vit-large-patch14", device)
-    files = folder_hashes(folder, ".safetensors", ".json", ".txt")
-    tokenizer, transform = load_tokenizer(folder, KEY), ImageTransform.from_folder(folder)
-    return ClipReward(params.name, model, tokenizer, transform, files, device)
+    files = model_hashes(folder, KEY)
+    tokenizer, transform = load_tokenizer(folder, KEY), ImageTransform.from_folder(folder, KEY)
+    if params.resize == "bilinear":
+        transform = bilinear(transform)
+    settings = {"resize": params.resize}
+    return ClipReward(params.name, model, tokenizer, transform, files, device, params.pixels, settings)
 
 
 def cost(params: ClipScoreParams, root: Path) -> Networks:

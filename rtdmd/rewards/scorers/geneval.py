@@ -2,7 +2,8 @@
 
 A detector (geneval_detector) finds objects, a CLIP model names colours where the prompt asks (geneval_colours), and
 GenEval's rules decide (geneval_rules). The score is ``soft_weight`` * soft + (1 - soft_weight) * correct: 0 gives the
-benchmark's 0/1, 1 the reward that the public code trains on. Prompts need GenEval's metadata. Not differentiable.
+benchmark's 0/1, 1 with ``soft_parts: published`` the reward that the public code trains on. Prompts need GenEval's
+metadata. Not differentiable.
 """
 
 from __future__ import annotations
@@ -13,7 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rtdmd.common.section import Real, param
-from rtdmd.rewards.geneval_rules import COUNTING_THRESHOLD, MARGIN, MAX_OBJECTS, THRESHOLD, Verdict, judge, parse
+from rtdmd.rewards.geneval_rules import (
+    COUNTING_THRESHOLD,
+    MARGIN,
+    MAX_OBJECTS,
+    THRESHOLD,
+    SoftParts,
+    Verdict,
+    judge,
+    parse,
+)
 from rtdmd.rewards.protocol import Metadata, as_bytes, check_batch, checked, require_metadata
 from rtdmd.rewards.registration import Recorded, Registration, RewardParams, Source, commit_of
 
@@ -25,7 +35,7 @@ if TYPE_CHECKING:
     from rtdmd.rewards.geneval_detector import Detector
     from rtdmd.rewards.protocol import Case
 
-VERSION = 2  # raise it when the verdict on any image changes; 2: padding with grey, even half pixels
+VERSION = 3  # raise it when the verdict on any image changes; 3: what is cut out for its colour is resized as bytes
 
 
 class GenEvalParams(RewardParams):
@@ -41,6 +51,11 @@ class GenEvalParams(RewardParams):
     soft_weight: Real = param(
         "a number from 0 to 1, the share of the soft score; the rest is strict 0/1", source="public code: 1", ge=0, le=1
     )
+    soft_parts: SoftParts = param(
+        "how the soft score counts: one part from 0 to 1 for all that is asked, or as the public code, from -14 to 1",
+        source="public code: published; fixed ours",
+        default="fixed",
+    )
 
     needs_metadata = True
     sources: ClassVar = {"model": Source("revision"), "colour_model": Source("colour_revision")}
@@ -48,18 +63,15 @@ class GenEvalParams(RewardParams):
 
 def load(params: GenEvalParams, device: torch.device) -> GenEval:
     """The scorer of the detector in ``params.model`` and the CLIP model in ``params.colour_model``, both folders."""
-    from rtdmd.rewards.clip import folder_hashes
     from rtdmd.rewards.geneval_colours import ColourNames
     from rtdmd.rewards.geneval_detector import Detector
+    from rtdmd.rewards.weights import model_hashes
 
     folders = {"detector": Path(params.model), "colours": Path(params.colour_model)}
     detector, colours = Detector(folders["detector"], device), ColourNames(folders["colours"], device)
-    files = {
-        f"{part}/{name}": digest
-        for part, folder in folders.items()
-        for name, digest in folder_hashes(folder, ".safetensors", ".json", ".txt").items()
-    }
-    return GenEval(detector, colours, params.soft_weight, files)
+    files = model_hashes(folders["detector"], "rewards: geneval: model", "detector/")
+    files |= model_hashes(folders["colours"], "rewards: geneval: colour_model", "colours/")
+    return GenEval(detector, colours, params, files)
 
 
 class GenEval:
@@ -69,11 +81,13 @@ class GenEval:
     name = "geneval"
     differentiable = False
     needs_metadata = True
-    range = (0.0, 1.0)
 
-    def __init__(self, detector: Detector, colours: ColourNames, soft_weight: float, files: Mapping[str, str]):
+    def __init__(self, detector: Detector, colours: ColourNames, params: GenEvalParams, files: Mapping[str, str]):
         """files: sha256 by name, for `identity`."""
-        self.detector, self.colours, self.soft_weight = detector, colours, soft_weight
+        self.detector, self.colours = detector, colours
+        self.soft_weight, self.soft_parts = params.soft_weight, params.soft_parts
+        lowest = float(2 - MAX_OBJECTS) if params.soft_parts == "published" else 0.0  # of so many where one is wanted
+        self.range = (params.soft_weight * lowest, 1.0)
         self._files = dict(files)
 
     def identity(self) -> dict[str, Any]:
@@ -87,6 +101,7 @@ class GenEval:
             "sides": [self.detector.short, self.detector.long],
             "rules": rules,
             "soft_weight": self.soft_weight,
+            "soft_parts": self.soft_parts,
             "template": list(TEMPLATES),
             "version": VERSION,
         }
@@ -97,7 +112,7 @@ class GenEval:
         self.colours.to(device)
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
-        """See the protocol: in [0, 1], on the images' device, without gradient."""
+        """See the protocol: on the images' device, without gradient."""
         import torch
 
         verdicts = self.verdicts(images, prompts, metadata)
@@ -115,7 +130,7 @@ class GenEval:
         for spec, pixels in zip(specs, as_bytes(self.name, images), strict=True):
             image = torch.from_numpy(pixels).permute(2, 0, 1).to(self.detector.device) / 255
             seen = self.detector(image)
-            verdicts.append(judge(spec, seen.found, partial(self.colours, image, seen.masks)))
+            verdicts.append(judge(spec, seen.found, partial(self.colours, image, seen.masks), self.soft_parts))
         return verdicts
 
 

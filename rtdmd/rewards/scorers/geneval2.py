@@ -4,8 +4,8 @@ Each part is a question with its right answer (geneval2_questions). The answer's
 next token being one of its spellings; the score is the geometric mean over the questions, in [0, 1]. Prompts need
 GenEval 2's record. Not differentiable: the image is read as 8-bit pixels.
 
-The public code adds up the first tokens of all spellings, which for " 4" is a bare blank, whatever the number. Here a
-spelling counts where it is one token.
+The public code adds up the first tokens of all spellings (``answers: first_token``), which for " 4" is a bare blank,
+whatever the number. With ``one_token`` a spelling counts where it is one token.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from rtdmd.rewards.protocol import Case
 
 VERSION = 1  # raise it when the score of any image changes
+Answers = Literal["one_token", "first_token"]
+Precision = Literal["folder", "float16"]
 
 
 class GenEval2Params(RewardParams):
@@ -35,17 +37,27 @@ class GenEval2Params(RewardParams):
     name: Literal["geneval2"] = param("scorer", source="arXiv 2512.16853")
     model: str = param("a Qwen3-VL folder or Hub id", source="GenEval 2: Qwen/Qwen3-VL-8B-Instruct")
     revision: str | None = commit_of("model")
+    answers: Answers = param(
+        "which probability an answer's spelling has: its token's, where it is one token; or its first token's",
+        source="public code: first_token; one_token ours",
+        default="one_token",
+    )
+    precision: Precision = param(
+        "numbers that it computes with: those of its folder (bfloat16), or float16",
+        source="public code: float16; folder ours",
+        default="folder",
+    )
 
     needs_metadata = True
     sources: ClassVar = {"model": Source("revision")}
 
 
 def load(params: GenEval2Params, device: torch.device) -> GenEval2:
-    """The scorer of ``params.model``, a Qwen3-VL folder (GenEval 2: Qwen/Qwen3-VL-8B-Instruct), in its own precision.
+    """The scorer of ``params.model``, a Qwen3-VL folder (GenEval 2: Qwen/Qwen3-VL-8B-Instruct).
 
     Raises UserError where a file is missing or another model's.
     """
-    return GenEval2(Path(params.model), device)
+    return GenEval2(Path(params.model), device, params.answers, params.precision)
 
 
 class GenEval2:
@@ -56,11 +68,10 @@ class GenEval2:
     needs_metadata = True
     range = (0.0, 1.0)
 
-    def __init__(self, folder: Path, device: torch.device):
+    def __init__(self, folder: Path, device: torch.device, answers: Answers, precision: Precision):
         from rtdmd.common.torch_setup import quiet_imports
-        from rtdmd.rewards.clip import folder_hashes
         from rtdmd.rewards.qwenvl import VisionChat, require_kind
-        from rtdmd.rewards.weights import pretrained_exactly
+        from rtdmd.rewards.weights import model_hashes, pretrained_exactly
 
         with quiet_imports():
             from transformers import Qwen3VLForConditionalGeneration
@@ -69,13 +80,16 @@ class GenEval2:
         require_kind(folder, key, "qwen3_vl")
         self.key = key
         self.chat = VisionChat(folder, key)
-        self.model = pretrained_exactly(Qwen3VLForConditionalGeneration, folder, key, "auto").to(device)
-        self.device = device
-        self._files = folder_hashes(folder, ".safetensors", ".json", ".txt", ".jinja")
+        self.model = pretrained_exactly(Qwen3VLForConditionalGeneration, folder, key, "auto")
+        if precision == "float16":
+            self.model = self.model.half()
+        self.model.to(device)
+        self.device, self.settings = device, {"answers": answers, "precision": precision}
+        self._files = model_hashes(folder, key)
 
     def identity(self) -> dict[str, Any]:
         """See the protocol; ``files`` are the sha256 of weights, configuration, tokenizer and preprocessing."""
-        return {"name": self.name, "files": self._files, "template": ASKED, "version": VERSION}
+        return {"name": self.name, "files": self._files, "template": ASKED, "version": VERSION, **self.settings}
 
     def to(self, device: torch.device) -> None:
         """See the protocol."""
@@ -116,8 +130,10 @@ class GenEval2:
         return torch.stack([row[places].logsumexp(0) for row, places in zip(logs, tokens, strict=True)])
 
     def _tokens(self, question: Question) -> list[int]:
-        """The spellings of the right answer that are one token, each once."""
+        """The spellings of the right answer that are one token, each once; or the first token of each spelling."""
         encoded = [self.chat.tokenizer.encode(spelling) for spelling in question.answers]
+        if self.settings["answers"] == "first_token":
+            return [tokens[0] for tokens in encoded]
         if found := sorted({tokens[0] for tokens in encoded if len(tokens) == 1}):
             return found
         raise UserError(f"{self.key}: its tokenizer cuts {question.answers[0]!r} in pieces; is it Qwen3-VL's own?")

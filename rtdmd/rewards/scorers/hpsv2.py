@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rtdmd.common.section import param
-from rtdmd.rewards.registration import TEXTS, Networks, Registration, RewardParams, Source, commit_of
+from rtdmd.rewards.registration import TEXTS, DifferentiableParams, Networks, Registration, Source, commit_of
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ _TRANSPOSED = ("text_projection", "visual.proj")  # x @ P there, a linear layer'
 _BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)")
 
 
-class HpsV2Params(RewardParams):
+class HpsV2Params(DifferentiableParams):
     """People's ranking of pictures."""
 
     name: Literal["hpsv2"] = param("scorer", source="arXiv 2306.09341")
@@ -63,7 +63,6 @@ class HpsV2Params(RewardParams):
     )
     base_revision: str | None = commit_of("base")
 
-    differentiable = True
     sources: ClassVar = {
         "model": Source("revision", ("HPS_v2.1_compressed.pt",)),
         "base": Source("base_revision", TEXTS),
@@ -76,8 +75,9 @@ def load(params: HpsV2Params, device: torch.device) -> ClipReward:
     Raises UserError where a file is missing or a key of the weights is missing or unexpected.
     """
     from rtdmd.common.torch_setup import quiet_imports
-    from rtdmd.rewards.clip import ClipReward, ImageTransform, Letterbox, clip_config, folder_hashes, load_tokenizer
-    from rtdmd.rewards.weights import assemble, file_hashes, file_in, read_weights
+    from rtdmd.rewards.clip import ClipReward, clip_config, load_tokenizer
+    from rtdmd.rewards.preprocessing import ImageTransform, Letterbox
+    from rtdmd.rewards.weights import assemble, file_hashes, file_in, read_weights, text_hashes
 
     with quiet_imports():
         from transformers import CLIPModel
@@ -87,15 +87,15 @@ def load(params: HpsV2Params, device: torch.device) -> ClipReward:
     weights = file_in(folder, f"{KEY}: model", *FILES)
     tensors = from_open_clip(read_weights(weights, f"{KEY}: model"))
     model = assemble(CLIPModel, config, tensors, f"{KEY}: model: {weights}").to(device)
-    asked = ImageTransform.from_folder(base)
+    asked = ImageTransform.from_folder(base, f"{KEY}: base")
     transform = Letterbox(config.vision_config.image_size, asked.mean, asked.std)
-    files = file_hashes(weights) | {f"base/{n}": h for n, h in folder_hashes(base, ".json", ".txt").items()}
+    files = file_hashes(weights) | text_hashes(base, "base/")
     tokenizer = load_tokenizer(base, f"{KEY}: base")
 
     def tokenize(prompt: str, **options: Any) -> Any:
         return tokenizer(cleaned(prompt), **options)
 
-    return ClipReward(params.name, model, tokenize, transform, files, device, version=VERSION)
+    return ClipReward(params.name, model, tokenize, transform, files, device, params.pixels, version=VERSION)
 
 
 def cleaned(prompt: str) -> str:
@@ -109,7 +109,7 @@ def cleaned(prompt: str) -> str:
 
 def cost(params: HpsV2Params, root: Path) -> Networks:
     """Both towers; an image goes through one."""
-    from rtdmd.rewards.clip import Letterbox
+    from rtdmd.rewards.preprocessing import Letterbox
     from rtdmd.rewards.published import CLIP_VIT_H
     from rtdmd.rewards.without_weights import MEAN, STD, clip_cost, clip_towers
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import read_json, sha256_bytes
+from rtdmd.common.files import sha256_bytes
+from rtdmd.common.model_files import read_config
 from rtdmd.common.section import param
 from rtdmd.rewards.hpsv3_instruction import INSTRUCTION, REWARD_TOKEN
 from rtdmd.rewards.protocol import Metadata, check_batch, checked
@@ -69,14 +70,16 @@ class HPSv3:
     def __init__(self, weights: Path, config: Path, device: torch.device):
         from rtdmd.rewards.hpsv3_model import build
         from rtdmd.rewards.qwenvl import VisionChat
-        from rtdmd.rewards.weights import file_hashes, read_weights
+        from rtdmd.rewards.weights import file_hashes, made_from, read_weights
 
         key = "rewards: hpsv3"
         self.chat = VisionChat(config.parent, f"{key}: base", pixels=PIXELS)
         self.chat.tokenizer.add_tokens([REWARD_TOKEN], special_tokens=True)
         self.reward_token: int = self.chat.tokenizer.convert_tokens_to_ids(REWARD_TOKEN)
         tensors = read_weights(weights, f"{key}: model")
-        self.model = build(tensors, read_json(config), self.reward_token, f"{key}: model: {weights}").to(device)
+        about = read_config(config, f"{key}: base")
+        with made_from(config, f"{key}: base", "Qwen2-VL"):
+            self.model = build(tensors, about, self.reward_token, f"{key}: model: {weights}").to(device)
         self.device = device
         self._files = file_hashes(weights, config, *self.chat.files.values())
 

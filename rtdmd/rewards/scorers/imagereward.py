@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import read_json
+from rtdmd.common.model_files import read_config
 from rtdmd.common.section import param
-from rtdmd.rewards.protocol import Metadata, check_batch, checked
-from rtdmd.rewards.registration import TEXTS, Networks, Registration, RewardParams, Source, commit_of
+from rtdmd.rewards.protocol import Metadata, Pixels, as_read, check_batch, checked
+from rtdmd.rewards.registration import TEXTS, DifferentiableParams, Networks, Registration, Source, commit_of
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ TEMPLATE = "{prompt}"
 VERSION = 1
 
 
-class ImageRewardParams(RewardParams):
+class ImageRewardParams(DifferentiableParams):
     """People's rating of fit and quality."""
 
     name: Literal["imagereward"] = param("scorer", source="arXiv 2304.05977")
@@ -37,7 +37,6 @@ class ImageRewardParams(RewardParams):
     base: str = param("a BERT folder or Hub id (its tokenizer)", source="google-bert/bert-base-uncased")
     base_revision: str | None = commit_of("base")
 
-    differentiable = True
     sources: ClassVar = {
         "model": Source("revision", ("ImageReward.pt", "med_config.json")),
         "base": Source("base_revision", TEXTS),
@@ -56,14 +55,17 @@ def load(params: ImageRewardParams, device: torch.device) -> ImageReward:
     weights = file_in(model, f"{key}: model", "ImageReward.pt", "ImageReward.safetensors")
     config = file_in(model, f"{key}: model", "med_config.json")
     vocabulary = file_in(base, f"{key}: base", "tokenizer.json", "vocab.txt")
-    return ImageReward(weights, config, vocabulary, device)
+    return ImageReward(weights, config, vocabulary, device, params.pixels)
 
 
 def tokenizer_of(folder: Path, vocabulary_size: int) -> BertTokenizer:
     """BERT's tokenizer with BLIP's two tokens after its own; UserError where that is not the model's vocabulary."""
     from transformers import BertTokenizer
 
-    tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
+    from rtdmd.rewards.weights import made_from
+
+    with made_from(folder, "rewards: imagereward: base", "tokenizer"):
+        tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_tokens(["[ENC]"], special_tokens=True)
     if len(tokenizer) != vocabulary_size:
@@ -82,23 +84,26 @@ class ImageReward:
     needs_metadata = False
     range = (-math.inf, math.inf)
 
-    def __init__(self, weights: Path, config: Path, vocabulary: Path, device: torch.device):
-        from rtdmd.rewards.clip import ImageTransform
+    def __init__(self, weights: Path, config: Path, vocabulary: Path, device: torch.device, pixels: Pixels):
         from rtdmd.rewards.imagereward_model import build
-        from rtdmd.rewards.weights import file_hashes, read_weights
+        from rtdmd.rewards.preprocessing import ImageTransform
+        from rtdmd.rewards.weights import file_hashes, made_from, read_weights
 
-        med_config = read_json(config)
         key = "rewards: imagereward: model"
-        self.model = build(read_weights(weights, key), med_config, f"{key}: {weights}").to(device)
+        med_config = read_config(config, key)
+        tensors = read_weights(weights, key)
+        with made_from(config, key, "text model"):
+            self.model = build(tensors, med_config, f"{key}: {weights}").to(device)
         self.tokenizer = tokenizer_of(vocabulary.parent, med_config["vocab_size"])
         self.side: int = self.model.vision.config.image_size
         self.transform = ImageTransform(self.side, (self.side,) * 2, IMAGE_MEAN, IMAGE_STD, "bicubic", half="even")
-        self.device = device
+        self.device, self.pixels = device, pixels
         self._files = file_hashes(weights, config, vocabulary)
 
     def identity(self) -> dict[str, Any]:
         """See the protocol; ``files`` are the sha256 of weights, text configuration and vocabulary."""
-        return {"name": self.name, "files": self._files, "template": TEMPLATE, "version": VERSION}
+        files, pixels = self._files, self.pixels
+        return {"name": self.name, "files": files, "template": TEMPLATE, "version": VERSION, "pixels": pixels}
 
     def to(self, device: torch.device) -> None:
         """See the protocol."""
@@ -108,7 +113,7 @@ class ImageReward:
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """See the protocol: about -2.5 to 2, mean 0 over ImageReward's own data; gradients reach the images."""
         check_batch(images, prompts, metadata)
-        pixels = self.transform(images.to(self.device).float())
+        pixels = self.transform(as_read(self.name, images.to(self.device), self.pixels))
         tokens = self.tokenizer(
             [TEMPLATE.format(prompt=prompt) for prompt in prompts],
             padding="max_length",
@@ -124,8 +129,8 @@ def cost(params: ImageRewardParams, root: Path) -> Networks:
     import torch
     from transformers import BlipTextConfig, BlipVisionConfig
 
-    from rtdmd.rewards.clip import ImageTransform
     from rtdmd.rewards.imagereward_model import ImageRewardModel
+    from rtdmd.rewards.preprocessing import ImageTransform
     from rtdmd.rewards.published import BLIP_HEAD, BLIP_TEXT, BLIP_VISION
 
     del params, root

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rtdmd.common.section import param
-from rtdmd.rewards.registration import TEXTS, Networks, Registration, RewardParams, Source, commit_of
+from rtdmd.rewards.registration import (
+    TEXTS,
+    DifferentiableParams,
+    Networks,
+    Registration,
+    Resize,
+    Source,
+    commit_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +28,7 @@ KEY = "rewards: pickscore"
 DIVISOR = 26.0
 
 
-class PickScoreParams(RewardParams):
+class PickScoreParams(DifferentiableParams):
     """People's choice between two pictures."""
 
     name: Literal["pickscore"] = param("scorer", source="arXiv 2305.01569")
@@ -32,8 +40,12 @@ class PickScoreParams(RewardParams):
         default=None,
     )
     base_revision: str | None = commit_of("base")
+    backprop_resize: Resize = param(
+        "how images get the model's size where a gradient is asked for; else as its processor's config says (bicubic)",
+        source="public code: bilinear; processor ours",
+        default="processor",
+    )
 
-    differentiable = True
     sources: ClassVar = {"model": Source("revision"), "base": Source("base_revision", TEXTS)}
 
 
@@ -42,15 +54,17 @@ def load(params: PickScoreParams, device: torch.device) -> ClipReward:
 
     Raises UserError where a file is missing or a key of the weights is missing or unexpected.
     """
-    from rtdmd.rewards.clip import ClipReward, ImageTransform, clip_model, folder_hashes, load_tokenizer
+    from rtdmd.rewards.clip import ClipReward, clip_model, load_tokenizer
+    from rtdmd.rewards.preprocessing import ImageTransform, bilinear
+    from rtdmd.rewards.weights import model_hashes, text_hashes
 
     folder, base = Path(params.model), Path(params.base or params.model)
     model = clip_model(folder, f"{KEY}: model", "yuvalkirstain/PickScore_v1", device)
     key = f"{KEY}: model" if params.base is None else f"{KEY}: base"
-    tokenizer, transform = load_tokenizer(base, key), ImageTransform.from_folder(base)
-    files = folder_hashes(folder, ".safetensors", ".bin", ".json", ".txt")
+    tokenizer, transform = load_tokenizer(base, key), ImageTransform.from_folder(base, key)
+    files = model_hashes(folder, f"{KEY}: model")
     if params.base is not None:
-        files |= {f"base/{name}": value for name, value in folder_hashes(base, ".json", ".txt").items()}
+        files |= text_hashes(base, "base/")
     return ClipReward(
         params.name,
         model,
@@ -58,6 +72,9 @@ def load(params: PickScoreParams, device: torch.device) -> ClipReward:
         transform,
         files,
         device,
+        params.pixels,
+        {"backprop_resize": params.backprop_resize},
+        bilinear(transform) if params.backprop_resize == "bilinear" else None,
         range=(-100 / DIVISOR, 100 / DIVISOR),  # training holds exp(logit_scale) at 100 or below
         scaled=lambda cosine: model.logit_scale.exp() * cosine / DIVISOR,
     )

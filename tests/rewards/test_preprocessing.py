@@ -1,4 +1,4 @@
-"""The torch-only image processor against torch's own resize and transformers' CLIP processor."""
+"""The image processor against torch's own resize and transformers' CLIP processor, with gradients and on bytes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from rtdmd.common.errors import UserError
-from rtdmd.rewards.clip import ImageTransform, Letterbox, cut_overshoot, resize
+from rtdmd.rewards.preprocessing import ImageTransform, Letterbox, bilinear, cut_overshoot, resize
 
+KEY = "rewards: clipscore: model"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -54,6 +55,29 @@ def test_equals_the_clip_processor_up_to_its_8_bit_rounding(height: int, width: 
     assert difference.mean() < 0.4
 
 
+@pytest.mark.parametrize(("height", "width"), [(512, 512), (300, 451), (1024, 768), (36, 36)])
+def test_bytes_equal_the_clip_processor(height: int, width: int) -> None:
+    """White noise: every rounding on the way is theirs."""
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    images = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+    theirs = CLIPImageProcessorPil()(pictures, return_tensors="pt")["pixel_values"]
+    ours = transform(224, (224, 224))(images)
+    assert ours.dtype == torch.float32 and (ours - theirs).abs().max() < 1e-6
+
+
+def test_bilinear_is_what_torchvision_does_with_floats() -> None:
+    """Sides 300 and 451 become 224 and 336; half a pixel of the crop's rest (56) is none here, of 337 it is."""
+    change = bilinear(transform(224, (224, 224)))
+    images = torch.randint(0, 256, (1, 3, 300, 452), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    resized = F.interpolate(images / 255, size=(224, 337), mode="bilinear", antialias=True)
+    expected = resized[..., 56:280]  # 56.5 goes to the even one
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    for given in (images, images / 255):
+        assert (change(given) - (expected - mean) / std).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("sizes", [((512, 512), (224, 224)), ((1024, 768), (298, 224)), ((36, 36), (224, 224))])
 def test_resize_equals_pils_own_on_floats(sizes: tuple[tuple[int, int], tuple[int, int]], mode: str) -> None:
@@ -74,6 +98,8 @@ def test_a_letterbox_keeps_the_whole_picture_on_black(height: int, width: int, i
     middle = pixels[..., top : top + inner[0], left : left + inner[1]]
     assert torch.equal(middle, resize(images, *inner))
     assert pixels.abs().sum().item() == pytest.approx(middle.abs().sum().item(), rel=1e-6)
+    read = (images * 255).round().byte()
+    assert torch.equal(Letterbox(36, MEAN, STD)(read), Letterbox(36, MEAN, STD)(read / 255))  # resized as floats
     normal = Letterbox(36, MEAN, STD)(images)
     assert torch.equal(normal, (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1))
 
@@ -131,18 +157,22 @@ def test_configs_in_every_spelling_are_read(tmp_path: Path) -> None:
     ]
     for config, expected in spellings:
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(common | config))
-        assert ImageTransform.from_folder(tmp_path) == expected
+        assert ImageTransform.from_folder(tmp_path, KEY) == expected
     (tmp_path / "preprocessor_config.json").unlink()
     nested = {"image_processor": common | spellings[0][0]}
     (tmp_path / "processor_config.json").write_text(json.dumps(nested))
-    assert ImageTransform.from_folder(tmp_path) == transform(36, (36, 36))
+    assert ImageTransform.from_folder(tmp_path, KEY) == transform(36, (36, 36))
 
 
 def test_what_cannot_be_followed_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no preprocessor_config\.json"):
-        ImageTransform.from_folder(tmp_path)
+    with pytest.raises(UserError, match=r"clipscore: model: .* has no preprocessor_config\.json"):
+        ImageTransform.from_folder(tmp_path, KEY)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"resample": 1}))
-    with pytest.raises(UserError, match="resample 1 is not supported"):
-        ImageTransform.from_folder(tmp_path)
+    with pytest.raises(UserError, match=r"clipscore: model: .*\.json: resample 1 is not supported"):
+        ImageTransform.from_folder(tmp_path, KEY)
+    for broken, says in ({"do_resize": True}, "do_center_crop"), ({"do_center_crop": True, "crop_size": {}}, "height"):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(broken))
+        with pytest.raises(UserError, match=rf"clipscore: model: .* makes no image processor .*{says}.*copy or down"):
+            ImageTransform.from_folder(tmp_path, KEY)
     with pytest.raises(ValueError, match="cannot crop"):
         transform(None, (64, 64))(torch.zeros(1, 3, 36, 36))
