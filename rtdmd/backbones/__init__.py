@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import torch
+from torch import nn
 
-from rtdmd.backbones.loading import check_teacher
+from rtdmd.backbones.loading import check_base
 from rtdmd.backbones.protocol import Backbone, Conditioning, Layout, PipelineBackbone
-from rtdmd.backbones.snapshot import teacher_folder
+from rtdmd.backbones.snapshot import base_folder
 from rtdmd.common.errors import UserError
+from rtdmd.common.torch_setup import DTYPES
 from rtdmd.config import families
 
 if TYPE_CHECKING:
@@ -21,15 +23,19 @@ if TYPE_CHECKING:
 __all__ = [
     "FAMILIES",
     "Backbone",
+    "Bases",
     "Conditioning",
     "PipelineBackbone",
     "family_module",
     "load_backbone",
+    "require_student",
     "require_whole",
 ]
 
 FAMILIES = tuple(families.FAMILIES)
 """Names for `model.family`: those of the files here that assign FAMILY."""
+Bases = Literal["both", "teacher", "student"]
+"""Whose transformer is loaded, where `model.student` names a base of its own."""
 
 
 class FamilyModule(Protocol):
@@ -70,25 +76,63 @@ def load_backbone(
     text: bool = False,
     vae: bool = True,
     transformer: bool = True,
+    bases: Bases = "both",
     device: torch.device | str = "cpu",
     root: Path = Path("."),
 ) -> PipelineBackbone:
     """Load the teacher named by ``params.model``, frozen, in ``model.dtype``, in evaluation mode.
 
     text: load the text encoders too (only `rtdmd cache_teacher` and `rtdmd sample` need them).
-    vae: load the decoder too. transformer: without it the backbone can do no more than `encode`.
-    root: where a relative ``model.teacher`` starts.
-    Raises UserError where the teacher cannot be had or is of another family.
+    vae: load the decoder too. transformer: without one the backbone can do no more than `encode`.
+    bases: where `model.student` is set, whose transformer is loaded. With ``teacher`` the backbone's ``student`` has no
+    weights; with ``student`` its ``transformer`` is the student's too, in the teacher's pipeline.
+    root: where a relative folder starts.
+    Raises UserError where a base cannot be had, is of another family, or the student's does not fit the teacher's.
     """
     own = family_module(model.family)
-    backbone = own.load(model, text=text, vae=vae, transformer=transformer, device=torch.device(device), root=root)
-    if not transformer:
-        backbone.device = torch.device(device)  # not its skeleton's
+    place = torch.device(device)
+    separate = transformer and model.student is not None
+    skip = not transformer or (separate and bases == "student")
+    backbone = own.load(model, text=text, vae=vae, transformer=not skip, device=place, root=root)
+    if skip:
+        backbone.device = place  # not its skeleton's
+    if not separate:
+        return backbone
+    if bases == "teacher":
+        backbone.student = bare(backbone.transformer)
+        return backbone
+    from rtdmd.backbones.student import student_transformer  # it loads diffusers, which few users of this room need
+
+    backbone.student = student_transformer(own, model, root, place)
+    if bases == "student":
+        backbone.transformer = backbone.student
+        backbone.dtype = DTYPES[model.dtype]
+        backbone.pipeline.register_modules(transformer=backbone.student)
     return backbone
 
 
+def bare(transformer: Any) -> nn.Module:
+    """The same transformer without weights, on the meta device: what stands on it cannot run."""
+    with torch.device("meta"):
+        module: nn.Module = type(transformer).from_config(transformer.config)
+    return module
+
+
 def require_whole(model: ModelParams, root: Path = Path(".")) -> None:
-    """The teacher's folder on this machine, downloaded first where it is a Hub's, and all of it that can be known
-    without reading its weights; UserError that names the file or the tensor that is not as it should be."""
-    folder = teacher_folder(model, text=True, vae=True, root=root)
-    check_teacher(family_module(model.family).PIPELINE, folder, model.family)
+    """The teacher's folder on this machine, and the student's base where it is another, downloaded first where they are
+    a Hub's, and all of them that can be known without reading weights; UserError that names the setting, and the file
+    or the tensor that is not as it should be."""
+    own = family_module(model.family)
+    for base in (model,) if model.student is None else (model, model.of_student()):
+        folder = base_folder(base, text=True, vae=True, root=root)
+        check_base(own.PIPELINE, folder, model.family, base.key)
+    require_student(model, root)
+
+
+def require_student(model: ModelParams, root: Path = Path(".")) -> None:
+    """UserError where the student's base does not fit the teacher's, by their configurations (see
+    `rtdmd.backbones.student`)."""
+    if model.student is not None:
+        from rtdmd.backbones.student import check_student
+
+        check_student(family_module(model.family), model, root)

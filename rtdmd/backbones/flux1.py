@@ -62,7 +62,7 @@ def load(model: ModelParams, *, device: torch.device, root: Path = Path("."), **
     pipeline, folder = load_pipeline(model, PIPELINE, TEXT_PARTS, device=device, root=root, **parts)
     if model.guidance != 1 and not pipeline.transformer.config.guidance_embeds:
         raise UserError(f"model.guidance: {model.guidance:g}, but {folder} has no input for it; allowed for it: 1")
-    side = latent_side(folder, model.resolution, PATCH)
+    side = latent_side(model, folder, PATCH)
     return Flux1(pipeline, side, model.max_sequence_length)
 
 
@@ -74,6 +74,7 @@ class Flux1:
     def __init__(self, pipeline: Pipeline, side: int, max_sequence_length: int):
         self.pipeline = pipeline
         self.transformer: nn.Module = pipeline.transformer
+        self.student: nn.Module = self.transformer  # `load_backbone` puts another one here where model.student names it
         self.device: torch.device = pipeline.transformer.device
         self.dtype: torch.dtype = pipeline.transformer.dtype
         self.distilled: bool = pipeline.transformer.config.guidance_embeds

@@ -67,7 +67,7 @@ def load(model: ModelParams, *, device: torch.device, root: Path = Path("."), **
             f"model.guidance: {model.guidance:g}, but {folder} is step-distilled and takes none;"
             " name a base model as model.teacher, or set it to 1"
         )
-    side = latent_side(folder, model.resolution, PATCH)
+    side = latent_side(model, folder, PATCH)
     return Flux2(pipeline, side, model.max_sequence_length)
 
 
@@ -80,6 +80,7 @@ class Flux2:
     def __init__(self, pipeline: Pipeline, side: int, max_sequence_length: int):
         self.pipeline = pipeline
         self.transformer: nn.Module = pipeline.transformer
+        self.student: nn.Module = self.transformer  # `load_backbone` puts another one here where model.student names it
         self.device: torch.device = pipeline.transformer.device
         self.dtype: torch.dtype = pipeline.transformer.dtype
         self.max_sequence_length = max_sequence_length

@@ -2,6 +2,7 @@
 
 Names that come from a folder are looked up among the pipeline's own classes and never imported, so a folder cannot run
 code. Weights whose names or shapes are not the model's are refused from the files' headers, before they are read.
+``key`` is everywhere the setting that names the folder, with which every message begins.
 """
 
 from __future__ import annotations
@@ -21,31 +22,34 @@ from rtdmd.common.model_files import (
     parts_of,
     read_config,
     teacher_files,
+    weight_files,
 )
 from rtdmd.common.parsing import first_line
 from rtdmd.common.pretrained import FOREIGN, pretrained_exactly, refuse_keys, refuse_kinds, weight_headers
 from rtdmd.common.torch_setup import quiet_loading
 
-KEY = "model.teacher"
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 LONGEST = 100_000  # tokens; transformers writes 1e30 where a tokenizer does not say
 COUNTERS = ("position_ids",)  # 0, 1, 2, ...: older files carry them, the models make their own
 
 
-def part_classes(pipeline_class: Any, folder: Path, family: str) -> dict[str, Any]:
+def part_classes(pipeline_class: Any, folder: Path, family: str, key: str) -> dict[str, Any]:
     """Class by part, of the parts that the folder's index has.
 
     UserError where the folder is of another pipeline, or a part is of a class that the pipeline does not declare.
     """
-    index = model_index(folder, KEY)
+    index = model_index(folder, key)
     name = index.get("_class_name")
     if name != pipeline_class.__name__:
-        raise UserError(f"model.family: {family} needs a {pipeline_class.__name__}, but {folder} is a {name}")
-    parts = parts_of(index, folder, KEY)
-    return {part: _declared(pipeline_class, part, name, folder) for part, (_, name) in parts.items()}
+        raise UserError(
+            f"{key}: model.family: {family} needs a {pipeline_class.__name__}, but {folder} is a {name}; name one, or"
+            " set model.family to its family"
+        )
+    parts = parts_of(index, folder, key)
+    return {part: _declared(pipeline_class, part, name, folder, key) for part, (_, name) in parts.items()}
 
 
-def _declared(pipeline_class: Any, part: str, name: str, folder: Path) -> Any:
+def _declared(pipeline_class: Any, part: str, name: str, folder: Path, key: str) -> Any:
     """The class that the pipeline declares for a part, where ``name`` is its name (a tokenizer's older or faster form
     counts)."""
     kinds = pipeline_class._get_signature_types().get(part, ())
@@ -53,7 +57,7 @@ def _declared(pipeline_class: Any, part: str, name: str, folder: Path) -> Any:
         if kind.__name__ == name or ("Tokenizer" in name and kind.__name__ == name.removesuffix("Fast")):
             return kind
     allowed = " or ".join(kind.__name__ for kind in kinds) or f"no part {part}"
-    raise UserError(f"{KEY}: {folder / INDEX} has {part}: {name}; {pipeline_class.__name__} allows {allowed}")
+    raise UserError(f"{key}: {folder / INDEX} has {part}: {name}; {pipeline_class.__name__} allows {allowed}")
 
 
 def pipeline_parts(pipeline_class: Any) -> list[str]:
@@ -62,7 +66,7 @@ def pipeline_parts(pipeline_class: Any) -> list[str]:
     return [part for part, found in kinds.items() if bool not in found]
 
 
-def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
+def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype, key: str) -> Any:
     """A part of a pipeline's folder: a model in ``dtype`` with every tensor of its files, a scheduler or a tokenizer.
 
     UserError that names the file, and the tensor where one is missing, left over or of another shape.
@@ -72,60 +76,61 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype) -> Any:
         try:
             found = kind.from_pretrained(place, local_files_only=True)
         except FOREIGN as error:
-            raise _damaged(place, error) from error
+            raise _damaged(place, error, key) from error
         if kind.__name__.startswith("CLIP") and found.model_max_length > LONGEST:  # the pipelines cut at this length
             path = place / "tokenizer_config.json"
-            raise UserError(f"{KEY}: {path} is missing, or has no model_max_length; {bring_back(path)}")
+            raise UserError(f"{key}: {path} is missing, or has no model_max_length; {bring_back(path)}")
         return found
     if kind.__module__.startswith("transformers."):
-        return pretrained_exactly(kind, place, KEY, dtype, ignored=COUNTERS)
-    check_model(kind, place)
+        weight_files(place, "transformers", key)  # what would have transformers read something else is refused first
+        return pretrained_exactly(kind, place, key, dtype, ignored=COUNTERS)
+    check_model(kind, place, key)
     try:
         with quiet_loading():
             return kind.from_pretrained(place, torch_dtype=dtype, local_files_only=True, use_safetensors=True)
     except FOREIGN as error:
-        raise _damaged(place, error) from error
+        raise _damaged(place, error, key) from error
 
 
-def _damaged(place: Path, error: BaseException) -> UserError:
-    return UserError(f"{KEY}: {place}: a file is damaged or missing ({first_line(error)}); {bring_back(place)}")
+def _damaged(place: Path, error: BaseException, key: str) -> UserError:
+    return UserError(f"{key}: {place}: a file is damaged or missing ({first_line(error)}); {bring_back(place)}")
 
 
-def skeleton(kind: Any, place: Path) -> nn.Module:
+def skeleton(kind: Any, place: Path, key: str) -> nn.Module:
     """A part of diffusers without weights, on the meta device, as its configuration describes it."""
-    config = read_config(place / "config.json", KEY)
+    config = read_config(place / "config.json", key)
     if config.get("_class_name", kind.__name__) != kind.__name__:
-        raise UserError(f"{KEY}: {place / 'config.json'} is of a {config['_class_name']}, not of a {kind.__name__}")
+        raise UserError(f"{key}: {place / 'config.json'} is of a {config['_class_name']}, not of a {kind.__name__}")
     try:
         with torch.device("meta"):
             module: nn.Module = kind.from_config(config)
     except FOREIGN as error:
         raise UserError(
-            f"{KEY}: {place / 'config.json'} describes no {kind.__name__} ({first_line(error)}); {bring_back(place)}"
+            f"{key}: {place / 'config.json'} describes no {kind.__name__} ({first_line(error)}); {bring_back(place)}"
         ) from error
     return module
 
 
-def check_model(kind: Any, place: Path) -> None:
+def check_model(kind: Any, place: Path, key: str) -> None:
     """UserError where names, shapes or kinds of number in the headers of a diffusers part's weights are not those of
     the model that its configuration describes. No weight is read."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in skeleton(kind, place).state_dict().items()}
-    found = {name: shape for name, (_, _, shape) in weight_headers(place, KEY, DIFFUSERS_STEM).items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in skeleton(kind, place, key).state_dict().items()}
+    found = {name: shape for name, (_, _, shape) in weight_headers(place, key, DIFFUSERS_STEM).items()}
     refuse_keys(
         place,
-        KEY,
+        key,
         missing=wanted.keys() - found.keys(),
         unexpected=found.keys() - wanted.keys(),
         mismatched=[name for name in wanted.keys() & found.keys() if wanted[name] != found[name]],
     )
-    refuse_kinds(place, KEY, DIFFUSERS_STEM)
+    refuse_kinds(place, key, DIFFUSERS_STEM)
 
 
-def check_teacher(pipeline_class: Any, folder: Path, family: str) -> None:
-    """All that can be known of a teacher's folder without reading its weights: every file that its index names is there
+def check_base(pipeline_class: Any, folder: Path, family: str, key: str) -> None:
+    """All that can be known of a base's folder without reading its weights: every file that its index names is there
     and whole by its header, and the parts of diffusers have exactly their tensors. UserError that names the file."""
-    classes = part_classes(pipeline_class, folder, family)
-    check_files(folder, teacher_files(folder, KEY), KEY)
+    classes = part_classes(pipeline_class, folder, family, key)
+    check_files(folder, teacher_files(folder, key), key)
     for part, kind in classes.items():
         if issubclass(kind, nn.Module) and kind.__module__.startswith("diffusers."):
-            check_model(kind, folder / part)
+            check_model(kind, folder / part, key)

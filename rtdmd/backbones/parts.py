@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rtdmd.backbones.loading import KEY, load_part, part_classes, pipeline_parts, skeleton
+from rtdmd.backbones.loading import load_part, part_classes, pipeline_parts, skeleton
 from rtdmd.backbones.protocol import LoraKind
-from rtdmd.backbones.snapshot import teacher_folder
+from rtdmd.backbones.snapshot import base_folder
 from rtdmd.common.errors import UserError
 from rtdmd.common.model_files import bring_back, read_config
 from rtdmd.common.parsing import first_line
@@ -51,26 +51,26 @@ def load_pipeline(
     device: torch.device,
     root: Path,
 ) -> tuple[Pipeline, Path]:
-    """(pipeline, its folder): the teacher in ``model.dtype``, frozen, in evaluation mode, on ``device``.
+    """(pipeline, its folder): ``model.teacher`` in ``model.dtype``, frozen, in evaluation mode, on ``device``.
 
     Parts that are not asked for, and those that the folder's index has no class for, stay out; of the transformer its
     configuration stays, on the meta device. UserError where the folder holds another class of pipeline than the
     family's, or a file of it cannot be read.
     """
-    folder = teacher_folder(model, text=text, vae=vae, root=root)
-    classes = part_classes(pipeline_class, folder, model.family)
+    folder = base_folder(model, text=text, vae=vae, root=root)
+    classes = part_classes(pipeline_class, folder, model.family, model.key)
     left_out = {*(() if text else text_parts), *(() if vae else ("vae",))}
     given: dict[str, Any] = dict.fromkeys(pipeline_parts(pipeline_class))
     for part, kind in classes.items():
         if part == "transformer" and not transformer:
-            given[part] = skeleton(kind, folder / part)
+            given[part] = skeleton(kind, folder / part, model.key)
         elif part not in left_out:
-            given[part] = load_part(kind, folder, part, DTYPES[model.dtype])
+            given[part] = load_part(kind, folder, part, DTYPES[model.dtype], model.key)
     try:
         with quiet_loading():
             pipeline = pipeline_class.from_pretrained(folder, local_files_only=True, **given)
     except FOREIGN as error:
-        raise UserError(f"{KEY}: {folder} cannot be loaded ({first_line(error)})") from error
+        raise UserError(f"{model.key}: {folder} cannot be loaded ({first_line(error)})") from error
     modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     for module in modules:
         module.requires_grad_(False).eval()
@@ -82,16 +82,18 @@ def load_pipeline(
     return pipeline, folder
 
 
-def latent_side(folder: Path, resolution: int, patch: int) -> int:
-    """Side of the VAE's latents at ``resolution`` pixels, in latent pixels; the transformer sees ``patch`` of them as
-    one token. UserError where that does not divide."""
-    channels = read_config(folder / "vae" / "config.json", KEY).get("block_out_channels")
+def latent_side(model: ModelParams, folder: Path, patch: int) -> int:
+    """Side of the VAE's latents at ``model.resolution`` pixels, in latent pixels; the transformer sees ``patch`` of
+    them as one token. UserError where that does not divide."""
+    config = folder / "vae" / "config.json"
+    channels = read_config(config, model.key).get("block_out_channels")
     if not isinstance(channels, list) or not channels:
-        raise UserError(f"{KEY}: {folder / 'vae' / 'config.json'} has no block_out_channels; {bring_back(folder)}")
+        raise UserError(f"{model.key}: {config} has no block_out_channels; {bring_back(folder)}")
     factor: int = 2 ** (len(channels) - 1)
-    if resolution % (factor * patch):
-        raise UserError(f"model.resolution: {resolution} is not a multiple of {factor * patch}, which {folder} needs")
-    return resolution // factor
+    side = model.resolution
+    if side % (factor * patch):
+        raise UserError(f"model.resolution: {side} is not a multiple of {factor * patch}, which {folder} needs")
+    return side // factor
 
 
 def fresh_scheduler(pipeline: Pipeline) -> Any:

@@ -62,10 +62,13 @@ class Conditioning:
 
 
 class Backbone(Protocol):
-    """A loaded teacher with one transformer. Who adapts it (generator, fake score): `rtdmd.train.adapters`."""
+    """A loaded teacher and its students' base. Who adapts them (generator, fake score): `rtdmd.train.adapters`."""
 
     family: str
     transformer: nn.Module
+    """The teacher's: what teacher and fake score stand on."""
+    student: nn.Module
+    """What generator and reference stand on: ``transformer`` itself, or the one that ``model.student`` names."""
     device: torch.device
     dtype: torch.dtype
 

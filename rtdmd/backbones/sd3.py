@@ -50,7 +50,7 @@ ENDINGS: Endings = {"attention": ATTENTION, "attention_mlp": ATTENTION + MLP, "a
 def load(model: ModelParams, *, device: torch.device, root: Path = Path("."), **parts: bool) -> SD3Backbone:
     """Load an SD3 pipeline folder or pinned Hub id; arguments as in `rtdmd.backbones.load_backbone`."""
     pipeline, folder = load_pipeline(model, PIPELINE, TEXT_PARTS, device=device, root=root, **parts)
-    side = latent_side(folder, model.resolution, pipeline.transformer.config.patch_size)
+    side = latent_side(model, folder, pipeline.transformer.config.patch_size)
     return SD3Backbone(pipeline, side, model.max_sequence_length)
 
 
@@ -63,6 +63,7 @@ class SD3Backbone:
     def __init__(self, pipeline: Pipeline, side: int, max_sequence_length: int):
         self.pipeline = pipeline
         self.transformer: nn.Module = pipeline.transformer
+        self.student: nn.Module = self.transformer  # `load_backbone` puts another one here where model.student names it
         self.device: torch.device = pipeline.transformer.device
         self.dtype: torch.dtype = pipeline.transformer.dtype
         self.max_sequence_length = max_sequence_length

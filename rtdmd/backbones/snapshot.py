@@ -1,42 +1,39 @@
-"""From ``model.teacher`` to a folder on this machine: a diffusers folder, or a Hub repository at a pinned commit."""
+"""From ``model.teacher`` or ``model.student`` to a folder on this machine: a diffusers folder, or a Hub repository at a
+pinned commit."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rtdmd.backbones.hub import fetch_teacher
+from rtdmd.backbones.hub import fetch_base
 from rtdmd.common.errors import UserError
-from rtdmd.common.model_files import INDEX, model_index, sha256_large, teacher_files
+from rtdmd.common.model_files import INDEX, bring_back, model_index, no_folder, sha256_large, teacher_files
 
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams
 
-__all__ = ["model_index", "teacher_folder", "text_identity"]
+__all__ = ["base_folder", "model_index", "text_identity"]
 
 TEXT_PARTS = ("text_encoder", "tokenizer")
 
 
-def teacher_folder(model: ModelParams, *, text: bool, vae: bool = True, root: Path = Path(".")) -> Path:
-    """The folder that holds the teacher's parts, downloaded first where ``model.teacher`` is a Hub id.
+def base_folder(model: ModelParams, *, text: bool, vae: bool = True, root: Path = Path(".")) -> Path:
+    """The folder that holds the parts of ``model.teacher``, downloaded first where that is a Hub id.
 
     Only what is asked for is downloaded; a relative folder starts from ``root``. Raises UserError that says what to
     do: no folder, no model_index.json, a gated or unknown repository, no such commit, no connection.
     """
     if model.is_hub_id:
-        return fetch_teacher(model, text=text, vae=vae)
-    return local_folder(model.teacher, root)
-
-
-def local_folder(teacher: str, root: Path) -> Path:
-    """A teacher's folder on this machine; UserError where it is none."""
-    folder = root / teacher
+        return fetch_base(model, text=text, vae=vae)
+    folder = root / model.teacher
     if not folder.is_dir():
-        raise UserError(
-            f"model.teacher: there is no folder {folder}; correct the path, or name a Hub id and its revision"
-        )
+        raise UserError(f"{model.key}: {no_folder(folder)}")
     if not (folder / INDEX).is_file():
-        raise UserError(f"model.teacher: {folder} has no {INDEX}, so it is not a diffusers pipeline folder")
+        raise UserError(
+            f"{model.key}: {folder} has no {INDEX}, so it is not a diffusers pipeline folder;"
+            f" {bring_back(folder / INDEX)}"
+        )
     return folder
 
 

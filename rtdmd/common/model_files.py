@@ -47,6 +47,12 @@ def bring_back(path: Path) -> str:
     return "the same command downloads it again when the Hub can be reached"
 
 
+def no_folder(folder: Path) -> str:
+    """That there is no such folder of a model, and what to do about it, for the end of a message."""
+    world = f"; {bring_back(folder)}" if f"/{WORLD_FOLDER}/" in f"/{folder.as_posix()}/" else ""
+    return f"there is no folder {folder}; correct the path, or name a Hub id and its revision{world}"
+
+
 def read_config(path: Path, key: str) -> dict[str, Any]:
     """A JSON object of a model's folder; UserError, which begins with the setting ``key``, where it is none."""
     try:

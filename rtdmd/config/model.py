@@ -1,11 +1,11 @@
-"""Sections `model` and `adapter`: the teacher, the few-step sampler on it, and what is trained."""
+"""Sections `model` and `adapter`: the teacher, the student's base, the few-step sampler, and what is trained."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import model_validator
+from pydantic import PrivateAttr, field_validator, model_validator
 
 from rtdmd.common.hub_names import means_hub, require_hub_name
 from rtdmd.common.section import Flag, Real, Section, Whole, param
@@ -17,6 +17,24 @@ else:
     FamilyName = Literal[tuple(FAMILIES)]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class StudentParams(Section):
+    """The base of generator and reference, where it is not the teacher's: a transformer of the same shape."""
+
+    model: str = param(
+        "diffusers folder, or Hub id `owner/name` (a folder of two parts is written ./a/b)",
+        source="generator_init_path of the public code",
+        min_length=1,
+    )
+    revision: str | None = param(
+        "its Hub commit, 40 hex digits (all zero: to be filled in); null for a folder", source="Hugging Face Hub"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> StudentParams:
+        _require_base("model", self.model, self.revision)
+        return self
 
 
 class ModelParams(Section):
@@ -31,6 +49,10 @@ class ModelParams(Section):
     revision: str | None = param(
         "Hub commit of the teacher, 40 hex digits (all zero: to be filled in); null for a folder",
         source="Hugging Face Hub",
+    )
+    student: StudentParams | None = param(
+        "{model, revision} of the generator's and the reference's base; null: the teacher's",
+        source="generator_init_path of the public code: FLUX.2 alone has one",
     )
     resolution: Whole = param("side of the image", unit="pixels", source="public code: 512, SD3-M 1024", ge=8)
     dtype: Literal["float32", "bfloat16"] = param("of the frozen base weights", source="public code: bfloat16 on GPU")
@@ -57,33 +79,60 @@ class ModelParams(Section):
         "CPS noise level: 0 Euler, 1 full renoising", source="public code: 0.9 (arXiv 2509.05952)", ge=0, le=1
     )
 
+    _is_student: bool = PrivateAttr(default=False)
+
     @property
     def is_hub_id(self) -> bool:
         """True when `teacher` names a Hub repository rather than a local folder."""
         return means_hub(self.teacher)
 
-    @model_validator(mode="before")
+    @property
+    def key(self) -> str:
+        """The setting that names the base, for messages: of what `of_student` gives it is the student's."""
+        return "model.student.model" if self._is_student else "model.teacher"
+
+    @property
+    def pin(self) -> str:
+        """The setting of the base's commit, for messages."""
+        return "model.student.revision" if self._is_student else "model.revision"
+
+    def of_student(self) -> ModelParams:
+        """The model on which the student stands, as a section of its own without a second base: what samples, publishes
+        and imports a student on its own needs. It is this section where ``student`` is null; else its ``teacher`` is
+        the student's base, which is drawn without guidance."""
+        if self.student is None:
+            return self
+        own = {"teacher": self.student.model, "revision": self.student.revision, "student": None, "guidance": 1.0}
+        model = self.model_copy(update=own)
+        model._is_student = True
+        return model
+
+    @field_validator("student", mode="before")
     @classmethod
-    def _one_base(cls, given: Any) -> Any:
-        """Said here because the public code has it (generator_init_path), and "unknown key" would not say why."""
-        if isinstance(given, dict) and "student" in given:
-            raise ValueError(
-                f"student: {given['student']!r} is not available: generator, fake score and teacher are adapters on one"
-                " base, model.teacher (docs/backbones.md says what a second base would cost); remove the key"
-            )
+    def _is_section(cls, given: Any) -> Any:
+        if given is not None and not isinstance(given, dict | StudentParams):
+            raise ValueError("allowed: null, or {model: owner/name or a folder, revision: its commit or null}")
         return given
 
     @model_validator(mode="after")
     def _check(self) -> ModelParams:
-        require_hub_name("teacher", self.teacher)
-        if self.is_hub_id and (self.revision is None or not _COMMIT.fullmatch(self.revision)):
-            raise ValueError(
-                f"revision: {self.revision!r} with the Hub id {self.teacher!r}; allowed: the 40 hex digits of a commit"
-                f" (a local folder of that name is written ./{self.teacher})"
-            )
-        if not self.is_hub_id and self.revision is not None:
-            raise ValueError(f"revision: {self.revision!r} with the folder {self.teacher!r}; allowed: null")
+        _require_base("teacher", self.teacher, self.revision)
+        student = self.student
+        if student is not None and (student.model, student.revision) == (self.teacher, self.revision):
+            raise ValueError(f"student: {student.model!r} is the teacher, which would be held twice; allowed: null")
         return self
+
+
+def _require_base(key: str, name: str, revision: str | None) -> None:
+    """ValueError, which names ``key`` or its revision, unless a base is a folder, or a Hub id with its commit."""
+    require_hub_name(key, name)
+    if means_hub(name) and (revision is None or not _COMMIT.fullmatch(revision)):
+        raise ValueError(
+            f"revision: {revision!r} with the Hub id {name!r}; allowed: the 40 hex digits of a commit"
+            f" (a local folder of that name is written ./{name})"
+        )
+    if not means_hub(name) and revision is not None:
+        raise ValueError(f"revision: {revision!r} with the folder {name!r}; allowed: null")
 
 
 class AdapterParams(Section):

@@ -21,6 +21,7 @@ WORLD: dict[str, Any] = {
         "family": "sd3",
         "teacher": "data/world/teacher",
         "revision": None,
+        "student": None,
         "resolution": 36,
         "dtype": "float32",
         "guidance": 2.0,

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rtdmd.backbones import Backbone, Conditioning, load_backbone
+from rtdmd.backbones import Backbone, Bases, Conditioning, load_backbone
 from rtdmd.backbones.sampling import ImageNoise, Velocity, sample
+from rtdmd.common.errors import UserError
 from rtdmd.common.progress import progress
 from rtdmd.conditioning.text_cache import TextCache
 from rtdmd.config import Params
@@ -42,12 +43,19 @@ class Sampler:
 
 
 def load_sampler(name: str, params: Params, cache: TextCache, device: torch.device, root: Path) -> Sampler:
-    """The sampler of one of evaluate.models, on a backbone of its own so that no adapter outlives its model."""
-    backbone = load_backbone(params.model, device=device, root=root)
+    """The sampler of one of evaluate.models, on a backbone of its own so that no adapter outlives its model.
+
+    A student, and ``student_base`` (what it stands on, without adapters, as it was released: few Euler steps without
+    guidance), is the student's transformer with the teacher's text encoders and VAE.
+    """
+    if name == "student_base" and params.model.student is None:
+        raise UserError("student_base: model.student is null, so the student's base is the teacher's")
+    bases: Bases = "teacher" if name in ("teacher", "teacher_few_step") else "student"
+    backbone = load_backbone(params.model, bases=bases, device=device, root=root)
     few = backbone.sigmas(params.model.num_steps)
     if name in ("train_acdmd", "train_rtdmd"):
         return Sampler(backbone, load_student(params, backbone, name, root), few, params.model.eta, guided=False)
-    null, guidance = cache.null(), params.model.guidance
+    null, guidance = cache.null(), 1.0 if name == "student_base" else params.model.guidance
 
     def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         return backbone.velocity(backbone.transformer, x, sigma, cond, guidance=guidance, null=null)

@@ -70,6 +70,7 @@ class OracleBackbone:
     ) -> None:
         self.law, self.dtype, self.device = law, dtype, law.means.device
         self.transformer: nn.Module = OracleTransformer(law, width, seed, steps).to(self.device)
+        self.student: nn.Module = self.transformer
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Prompts "0", "1", ... are indices of mixtures."""

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from rtdmd.backbones.hub import fetch_teacher
+from rtdmd.backbones import require_student
+from rtdmd.backbones.hub import fetch_base
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import json_text, lock_file, write_atomic
 from rtdmd.common.hub import etag
-from rtdmd.common.model_files import WORLD_FOLDER, check_files, files_hash, teacher_files
+from rtdmd.common.model_files import WORLD_FOLDER, check_files, files_hash, no_folder, teacher_files
 from rtdmd.common.pins import require_pin
-from rtdmd.config import Params, load_params
+from rtdmd.config import ModelParams, Params, load_params
 from rtdmd.rewards.hub import TRANSFORMERS_FILES, fetch_scorer, scorer_files
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 
 FOLDER = "inputs"
 NAMED = "named.json"
+BASES = ("teacher", "student")  # groups of one model: section model's bases
 SCORED = ("train_rtdmd", "evaluate")  # sections that have rewards, and groups of their own
+GROUPS = (*BASES, *SCORED)
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class ModelInput:
 
     def files(self, folder: Path) -> list[str]:
         """Names of the files of ``folder`` that are read. UserError where one of them is missing."""
-        if self.group == "teacher":
+        if self.group in BASES:
             return teacher_files(folder, self.key)
         field = self.place.partition(".")[2]
         patterns = TRANSFORMERS_FILES if self.reward is None else self.reward.sources[field].files
@@ -59,10 +62,11 @@ class ModelInput:
 
 
 def model_inputs(params: Params, group: str | None = None) -> Iterator[ModelInput]:
-    """The models of params.yaml, of one ``group`` or all; a scorer behind a socket reads its own."""
-    model = params.model
-    if group in (None, "teacher"):
-        yield ModelInput("teacher", "teacher", "model.teacher", model.teacher, "model.revision", model.revision)
+    """The models of params.yaml, of one ``group`` or all; a scorer behind a socket reads its own. Group ``student`` is
+    empty where the student stands on the teacher's base."""
+    for base, model in zip(BASES, _bases(params), strict=False):
+        if group in (None, base):
+            yield ModelInput(base, base, model.key, model.teacher, model.pin, model.revision)
     for section in SCORED:
         if group not in (None, section):
             continue
@@ -72,6 +76,12 @@ def model_inputs(params: Params, group: str | None = None) -> Iterator[ModelInpu
     features = params.evaluate.features_model
     if group in (None, "evaluate") and features is not None:
         yield ModelInput("evaluate", "features_model", "evaluate.features_model", features, "", None)
+
+
+def _bases(params: Params) -> list[ModelParams]:
+    """The section, and where it names a student's base, that base's."""
+    model = params.model
+    return [model] if model.student is None else [model, model.of_student()]
 
 
 def _of_reward(section: str, reward: RewardParams) -> Iterator[ModelInput]:
@@ -100,16 +110,19 @@ def require_pins(params: Params) -> None:
 
 def check_local(root: Path, params: Params, to_come: bool = False) -> None:
     """UserError where a file of any local model that params.yaml names is missing or damaged, as far as its header
-    tells: what another stage would find hours from now. to_come: as in `set_links`."""
+    tells, or where the student's base does not fit the teacher's: what another stage would find hours from now.
+    to_come: as in `set_links`."""
     for model in model_inputs(params):
         if model.revision is None and not (to_come and _is_to_come(root, model)):
             folder = _local(root, model)
             check_files(folder, model.files(folder), model.key)
+    if not any(base.is_hub_id for base in _bases(params)):  # nothing is downloaded to tell
+        require_student(params.model, root)
 
 
 def _is_to_come(root: Path, model: ModelInput) -> bool:
     """Whether a scorer's folder is not there yet: the presets name places where their user will put it."""
-    return model.group != "teacher" and not model.name.startswith(WORLD_FOLDER) and not (root / model.name).exists()
+    return model.group not in BASES and not model.name.startswith(WORLD_FOLDER) and not (root / model.name).exists()
 
 
 def set_links(root: Path, params: Params, to_come: bool = False) -> None:
@@ -119,7 +132,7 @@ def set_links(root: Path, params: Params, to_come: bool = False) -> None:
     to_come: let a scorer's folder be missing as a whole, for a look at a preset before its folders are filled; the
     first stage that reads a model refuses it.
     """
-    wanted: dict[str, dict[str, Path | str]] = {group: {} for group in ("teacher", *SCORED)}
+    wanted: dict[str, dict[str, Path | str]] = {group: {} for group in GROUPS}
     named: dict[str, dict[str, dict[str, str | None]]] = {group: {} for group in wanted}
     for model in model_inputs(params):
         named[model.group][model.key] = {"name": model.name, "revision": model.revision}
@@ -135,10 +148,7 @@ def set_links(root: Path, params: Params, to_come: bool = False) -> None:
 def _local(root: Path, model: ModelInput) -> Path:
     folder = root / model.name
     if not folder.is_dir():
-        raise UserError(
-            f"{model.key}: there is no folder {folder}; correct the path, or name a Hub id and its revision"
-            f"{f' (`git checkout {WORLD_FOLDER}` brings it back)' if model.name.startswith(WORLD_FOLDER) else ''}"
-        )
+        raise UserError(f"{model.key}: {no_folder(folder)}")
     return folder
 
 
@@ -197,7 +207,8 @@ def hash_models(root: Path, params: Params, group: str) -> dict[str, str]:
 
 def _fetched(model: ModelInput, params: Params) -> Path:
     if model.reward is None:
-        return fetch_teacher(params.model, text=True, vae=True)
+        base = params.model if model.group == "teacher" else params.model.of_student()
+        return fetch_base(base, text=True, vae=True)
     return fetch_scorer(model.reward, model.place.partition(".")[2])
 
 
@@ -211,7 +222,7 @@ def folders_here(root: Path) -> dict[str, str]:
     except UserError:  # of another version: nothing to compare with
         return {}
     found: dict[str, str] = {}
-    for group in ("teacher", *SCORED):
+    for group in GROUPS:
         if any(model.revision is not None for model in model_inputs(params, group)):
             continue  # pinned by a commit: nothing is fetched to tell
         try:

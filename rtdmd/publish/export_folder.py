@@ -17,7 +17,7 @@ from torch import Tensor
 from rtdmd.backbones import Backbone, Conditioning, load_backbone
 from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.backbones.sampling import ImageNoise, Velocity, sample
-from rtdmd.backbones.snapshot import teacher_folder
+from rtdmd.backbones.snapshot import base_folder
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import write_atomic, write_json
 from rtdmd.common.images import grid, save_png
@@ -85,7 +85,7 @@ def check_forms(params_format: str, mode: str) -> tuple[str, ...]:
 
 def make_weights(source: Source, place: Place) -> Made:
     """Write the weights and the example's picture; sample what the gate will compare with."""
-    base = base_model(teacher_folder(source.model, text=True, root=source.root))
+    base = base_model(base_folder(source.model, text=True, root=source.root))
     backbone = load_backbone(source.model, text=True, device=source.device, root=source.root)
     state = dict(backbone.transformer.state_dict())  # before any adapter wraps the layers
     for name, one in source.adapters.items():

@@ -1,7 +1,9 @@
 """One base, many roles: a single frozen transformer serves teacher, generator and fake score through adapters.
 
 A role is a stack of adapters on the frozen base: the teacher's is empty, the stage-one generator's is ("acdmd",), the
-stage-two generator's ("acdmd", "rtdmd"), so stage two sits on stage one without merging. In `full` mode each adapter is
+stage-two generator's ("acdmd", "rtdmd"), so stage two sits on stage one without merging. Where `model.student` names a
+base of its own there are two: generator and reference stand on the student's, all others on the teacher's, and each
+transformer is held once. In `full` mode each adapter is
 a separate copy of the transformer in float32 (an update in half precision would be lost in rounding; passes run in the
 base's precision) and a role is the last of its stack: `AdapterBank.cost` says what that takes.
 """
@@ -13,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from rtdmd.train.distributed.ranks import Ranks
 
 Stack = tuple[str, ...]
+ON_STUDENT = ("generator", "reference")
+"""Roles that stand on the student's base, where it is another than the teacher's; all others stand on the teacher's."""
 ADAPTERS: dict[str, dict[str, Stack]] = {
     "train_acdmd": {"teacher": (), "generator": ("acdmd",), "fake": ("fake",)},
     "train_rtdmd": {"teacher": (), "reference": ("acdmd",), "generator": ("acdmd", "rtdmd"), "fake": ("fake",)},
@@ -52,21 +57,26 @@ class AdapterBank:
         compiled: bool = False,
     ) -> None:
         self.backbone, self.stacks, self.full = backbone, dict(stacks), adapter.mode == "full"
+        self.transformers = list(dict.fromkeys(map(self.base, stacks)))
+        self._under = {name: self.base(role) for role, stack in stacks.items() for name in stack}
         self._copies: dict[str, nn.Module] = {}
-        self._layers: list[BaseTunerLayer] = []
-        self._active: Stack = ()
-        names = sorted({name for stack in stacks.values() for name in stack})
-        for name in names:
+        self._layers: dict[nn.Module, list[BaseTunerLayer]] = {base: [] for base in self.transformers}
+        self._active: dict[nn.Module, Stack] = {}
+        for name in sorted(self._under):
             self._add(name, adapter, seed)
-        modules: list[Any] = [backbone.transformer, *self._copies.values()]
+        modules: list[Any] = [*self.transformers, *self._copies.values()]
         for module in modules:
             if adapter.gradient_checkpointing:
-                module.enable_gradient_checkpointing(self._computed_again)
+                module.enable_gradient_checkpointing(partial(self._computed_again, module))
             if compiled:
                 compile_blocks(transformer_blocks(module))
 
+    def base(self, role: str) -> nn.Module:
+        """The transformer on which a role stands."""
+        return self.backbone.student if role in ON_STUDENT else self.backbone.transformer
+
     def _add(self, name: str, adapter: AdapterParams, seed: int) -> None:
-        base: Any = self.backbone.transformer  # a diffusers model; its adapter methods come from a mixin
+        base: Any = self._under[name]  # a diffusers model; its adapter methods come from a mixin
         if self.full:
             self._copies[name] = copy.deepcopy(base).float().requires_grad_(False)
             return
@@ -77,52 +87,53 @@ class AdapterBank:
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are the point
             torch.manual_seed(key_seed(seed, "adapter", name))
             base.add_adapter(config, adapter_name=name)
-        self._layers = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
+        self._layers[base] = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
         for parameter in self._adapter_parameters(name):
             parameter.data = parameter.data.float()
             parameter.requires_grad_(False)
 
     def shard(self, ranks: Ranks) -> None:
-        """Leave this process its shard of the frozen base, for `sharding: base`; adapters stay whole."""
+        """Leave this process its shard of each frozen base, for `sharding: base`; adapters stay whole."""
         from rtdmd.train.distributed.sharding import shard  # seconds of imports that few runs need
 
-        base = self.backbone.transformer
-        whole = [p for key, p in base.named_parameters() if ".lora_" in key]
-        shard(base, transformer_blocks(base), whole, ranks)
+        blocks = {base: transformer_blocks(base) for base in self.transformers}
+        whole = [p for base in self.transformers for key, p in base.named_parameters() if ".lora_" in key]
+        shard(blocks, whole, ranks)
 
     def _named_parameters(self, name: str) -> dict[str, nn.Parameter]:
         if self.full:
             return dict(self._copies[name].named_parameters())
-        every = self.backbone.transformer.named_parameters()
+        every = self._under[name].named_parameters()
         return {key: p for key, p in every if f".{name}." in key and ".lora_" in key}
 
     def _adapter_parameters(self, name: str) -> list[nn.Parameter]:
         return list(self._named_parameters(name).values())
 
-    def layers(self) -> list[BaseTunerLayer]:
-        """The base's layers that carry adapters; none in full mode."""
-        return list(self._layers)
+    def layers(self, name: str) -> list[BaseTunerLayer]:
+        """The layers of its base that carry an adapter; none in full mode."""
+        return list(self._layers[self._under[name]])
 
     def parameter_names(self, name: str) -> list[str]:
         """Names of the parameters of one adapter, in the order of `trainable`."""
         return list(self._named_parameters(name))
 
-    def _activate(self, stack: Stack) -> None:
-        """Switch the base's adapters. PEFT's own switch also flips ``requires_grad``, and a parameter whose flag is off
+    def _activate(self, base: nn.Module, stack: Stack) -> None:
+        """Switch a base's adapters. PEFT's own switch also flips ``requires_grad``, and a parameter whose flag is off
         at backward time silently receives no gradient; here only the forward pass changes."""
-        self._active = stack
-        for layer in self._layers:
+        self._active[base] = stack
+        for layer in self._layers[base]:
             layer._disable_adapters = not stack
             if stack:
                 layer._active_adapter = list(stack)
 
-    def _computed_again(self, block: nn.Module, *inputs: Any) -> Any:
-        """A block's output; its activations are computed again in the backward pass, through the adapters that were
-        active in the forward pass (by then another role's may be)."""
-        stack = self._active
+    def _computed_again(self, module: nn.Module, block: nn.Module, *inputs: Any) -> Any:
+        """The output of a block of ``module``; its activations are computed again in the backward pass, through the
+        adapters that were active in the forward pass (by then another role's may be)."""
+        stack = self._active.get(module)  # none in full mode, which has no adapters
 
         def forward(*inputs: Any) -> Any:
-            self._activate(stack)
+            if stack is not None:
+                self._activate(module, stack)
             return block(*inputs)
 
         return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
@@ -132,8 +143,10 @@ class AdapterBank:
         and AdamW's moments; the generator's average too."""
         count = sum(p.numel() for p in self.backbone.transformer.parameters())
         one = 4 * count / 2**30
+        own = ("teacher's", "student's")
         return (
-            f"adapter.mode: full keeps {len(self._copies)} float32 copies of the transformer beside the teacher's"
+            f"adapter.mode: full keeps {len(self._copies)} float32 copies of the transformer beside the"
+            f" {' and the '.join(own[: len(self.transformers)])}"
             f" ({count / 1e9:.3g} billion parameters each): {len(self._copies) * one:.3g} GiB of weights, {2 * one:.3g}"
             f" of gradients, {4 * one:.3g} of AdamW's moments, {one:.3g} of the average; lora keeps one transformer"
         )
@@ -157,11 +170,11 @@ class AdapterBank:
     ) -> Tensor:
         """v (B, C, H, W) float32 of a role; ``guidance`` with ``null`` is the teacher's."""
         stack = self.stacks[role]
-        if self.full:
-            module = self._copies[stack[-1]] if stack else self.backbone.transformer
-        else:
-            module = self.backbone.transformer
-            self._activate(stack)
+        module = self.base(role)
+        if not self.full:
+            self._activate(module, stack)
+        elif stack:
+            module = self._copies[stack[-1]]
         half = self.backbone.dtype if self.full and stack and self.backbone.dtype != torch.float32 else None
         with torch.autocast(self.backbone.device.type, dtype=half, enabled=half is not None):
             return self.backbone.velocity(module, x, sigma, cond, guidance=guidance, null=null)
@@ -171,13 +184,14 @@ class AdapterBank:
         """One adapter at ``factor`` times its strength for a while. UserError in full mode, which has no adapters."""
         if self.full:
             raise UserError("adapter.mode: full has no adapter to scale; allowed: lora, or dynamic.guidance: 0")
-        kept = [layer.scaling[name] for layer in self._layers]
-        for layer, scale in zip(self._layers, kept, strict=True):
+        layers = self.layers(name)
+        kept = [layer.scaling[name] for layer in layers]
+        for layer, scale in zip(layers, kept, strict=True):
             layer.scaling[name] = factor * scale
         try:
             yield
         finally:
-            for layer, scale in zip(self._layers, kept, strict=True):
+            for layer, scale in zip(layers, kept, strict=True):
                 layer.scaling[name] = scale
 
     def state(self, name: str) -> dict[str, Tensor]:
@@ -185,7 +199,7 @@ class AdapterBank:
         if self.full:
             tensors = self._copies[name].state_dict()
         else:
-            tensors = get_peft_model_state_dict(self.backbone.transformer, adapter_name=name)
+            tensors = get_peft_model_state_dict(self._under[name], adapter_name=name)
         return {key: value.detach().cpu().clone() for key, value in sorted(tensors.items())}
 
     def load(self, name: str, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -204,7 +218,7 @@ class AdapterBank:
         if self.full:
             self._copies[name].load_state_dict(dict(tensors), strict=True)
         else:
-            set_peft_model_state_dict(self.backbone.transformer, dict(tensors), adapter_name=name)
+            set_peft_model_state_dict(self._under[name], dict(tensors), adapter_name=name)
 
 
 def transformer_blocks(transformer: nn.Module) -> list[nn.Module]:

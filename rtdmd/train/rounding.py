@@ -54,11 +54,11 @@ def generator_moves(bank: AdapterBank) -> Iterator[tuple[Tensor, Tensor]]:
     copies in full mode. The base must be whole (`sharding: none`)."""
     *below, own = bank.stacks["generator"]
     if bank.full:
-        former = bank.state(below[-1]) if below else dict(bank.backbone.transformer.state_dict())
+        former = bank.state(below[-1]) if below else dict(bank.base("generator").state_dict())
         for name, after in bank.state(own).items():
             yield former[name].cpu().float(), after.float()
         return
-    for layer in bank.layers():
+    for layer in bank.layers(own):
         before = layer.get_base_layer().weight.detach().float()
         for name in below:
             before = before + layer.get_delta_weight(name).float()

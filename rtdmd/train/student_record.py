@@ -7,6 +7,7 @@ than it was trained in, a student draws worse images and no error tells why.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rtdmd.common.files import load_tensors, read_json
 from rtdmd.common.parsing import parse_json
 from rtdmd.config import Params
 
-MODEL_KEYS = ("family", "teacher", "revision", "resolution", "max_sequence_length", "num_steps", "eta")
+MODEL_KEYS = ("family", "teacher", "revision", "student", "resolution", "max_sequence_length", "num_steps", "eta")
 """Keys of section `model` that decide what a student draws (dtype: only the rounding; the others: the teacher)."""
 
 
@@ -44,9 +45,17 @@ def _differences(path: Path, header: Mapping[str, str], params: Params) -> Itera
             if key in header and header[key] not in (str(now), f"{now:g}"):
                 yield f"adapter.{key}", header[key], now
     model = _recorded_model(path, header)
+    if not model:
+        return
+    here, names = params.model, dict[str, str]()
+    if "model" in header:  # imported: it knows its own base alone, and no teacher
+        here = here.of_student()
+        names = {"teacher": here.key, "revision": here.pin}
+    present = here.model_dump(mode="json")
     for key in MODEL_KEYS:
-        if key in model and model[key] != getattr(params.model, key):
-            yield f"model.{key}", model[key], getattr(params.model, key)
+        was = model.get(key, None if key == "student" else present[key])  # older records have no student
+        if was != present[key]:
+            yield names.get(key, f"model.{key}"), _flow(was), _flow(present[key])
 
 
 def _recorded_model(path: Path, header: Mapping[str, str]) -> Mapping[str, Any]:
@@ -56,3 +65,8 @@ def _recorded_model(path: Path, header: Mapping[str, str]) -> Mapping[str, Any]:
     settings = read_json(beside).get("params") if beside.is_file() else None
     model = settings.get("model") if isinstance(settings, dict) else None
     return model if isinstance(model, dict) else {}
+
+
+def _flow(value: Any) -> str:
+    """A value as params.yaml has it."""
+    return value if isinstance(value, str) else json.dumps(value).replace('"', "")

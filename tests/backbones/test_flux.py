@@ -9,7 +9,6 @@ import torch
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.rng import normal
-from rtdmd.config import preset
 from tests.backbones.families import FAMILIES, PROMPTS, plain
 from tests.backbones.tiny_flux import make, tiny_flux1, tiny_flux2
 
@@ -55,9 +54,3 @@ def test_bfloat16_rounds_the_time_as_the_pipeline_does(tmp_path: Path) -> None:
         expected = (sigma * 1000).expand(2).to(torch.bfloat16) / 1000  # `t.expand(B).to(latents.dtype) / 1000`
         assert torch.equal(seen[0], expected) and seen[0].dtype == torch.bfloat16
         assert not torch.equal(seen[0], sigma.bfloat16().expand(2))  # which rounding σ itself would not give
-
-
-def test_a_students_own_weights_are_refused_with_the_reason() -> None:
-    """The public code starts the FLUX.2 generator from FLUX.2-klein-4B; here every role stands on one base."""
-    with pytest.raises(UserError, match=r"model\.student: 'a/b' is not available: .* on one base, model\.teacher"):
-        preset("flux2-klein-4b", {"model": {"student": "a/b"}})

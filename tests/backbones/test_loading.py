@@ -15,7 +15,7 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import load_file, save_file
 
 from rtdmd.backbones import load_backbone
-from rtdmd.backbones.loading import check_teacher
+from rtdmd.backbones.loading import check_base
 from rtdmd.common.errors import UserError
 from rtdmd.config import ModelParams, preset
 
@@ -105,15 +105,15 @@ def test_every_tensor_of_every_part_is_used(file: str, name: str, folder: Path) 
 
 
 def test_what_a_later_stage_needs_is_known_from_the_headers(folder: Path) -> None:
-    check_teacher(StableDiffusion3Pipeline, folder, "sd3")
+    check_base(StableDiffusion3Pipeline, folder, "sd3", "model.teacher")
     for file in (TRANSFORMER, VAE):
         whole = (folder / file).read_bytes()
         edit_tensors(folder / file, lambda tensors: tensors.pop(sorted(tensors)[0]))
         with pytest.raises(
             UserError, match=rf"the weights in {(folder / file).parent} are not this model's; missing: "
         ):
-            check_teacher(StableDiffusion3Pipeline, folder, "sd3")
+            check_base(StableDiffusion3Pipeline, folder, "sd3", "model.teacher")
         (folder / file).unlink()
         with pytest.raises(UserError, match=f"{folder / file} is missing; it lies outside this repository"):
-            check_teacher(StableDiffusion3Pipeline, folder, "sd3")
+            check_base(StableDiffusion3Pipeline, folder, "sd3", "model.teacher")
         (folder / file).write_bytes(whole)

@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from rtdmd.backbones.snapshot import teacher_folder, text_identity
+from rtdmd.backbones.snapshot import base_folder, text_identity
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import sha256_file, sha256_tree
 from rtdmd.common.model_files import files_hash, teacher_files
@@ -46,14 +46,14 @@ def test_what_the_hub_refuses_is_one_sentence(error: Exception, says: str, monke
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     with pytest.raises(UserError, match=says):
-        teacher_folder(hub_model(), text=True)
+        base_folder(hub_model(), text=True)
 
 
 def test_an_unfilled_revision_is_refused_before_anything_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("it was asked for"))
     says = r"model\.revision: still the placeholder; write the commit of stabilityai/.* that you trust: python -c"
     with pytest.raises(UserError, match=says):
-        teacher_folder(preset("sd35m").model, text=True)
+        base_folder(preset("sd35m").model, text=True)
 
 
 def repository(folder: Path, made: Path) -> Path:
@@ -109,7 +109,7 @@ def test_the_parts_and_files_that_the_indexes_name_are_downloaded_and_nothing_el
     source = repository(tmp_path / "hub", tiny_teacher)
     hub = Hub(source, tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
-    assert teacher_folder(hub_model(), text=text, vae=vae) == hub.cache
+    assert base_folder(hub_model(), text=text, vae=vae) == hub.cache
     assert hub.commits == {f"{REPO}@{COMMIT}"}
     names = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()} - {*BESIDE}
     texts = {name for name in names if name.startswith(("text_encoder", "tokenizer"))}
@@ -137,7 +137,7 @@ def test_weights_come_last_so_that_an_ended_download_is_not_taken_for_a_whole_on
         return hub(repo, revision, allow_patterns)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", ended)
-    teacher_folder(hub_model(), text=True)
+    base_folder(hub_model(), text=True)
     texts = {name for name in teacher_files(source) if not name.endswith(".safetensors")}
     assert len(seen) == 1
     assert texts <= seen[0]
@@ -148,7 +148,7 @@ def test_a_whole_snapshot_asks_nobody(monkeypatch: pytest.MonkeyPatch, tiny_teac
     source = repository(tmp_path / "hub", tiny_teacher)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(source / "model_index.json"))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("it was asked for"))
-    assert teacher_folder(hub_model(), text=True) == source
+    assert base_folder(hub_model(), text=True) == source
 
 
 def test_the_files_of_a_folder_are_those_of_its_indexes(tiny_teacher: Path, tmp_path: Path) -> None:

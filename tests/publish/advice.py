@@ -274,7 +274,7 @@ def with_entry(name: str, **entries: object) -> Follow:
 
 def on_the_hub(here: Here) -> None:
     """What a Hub id names is downloaded to base/."""
-    here.patch.setattr(snapshot, "fetch_teacher", lambda model, **_: here.root / "base")
+    here.patch.setattr(snapshot, "fetch_base", lambda model, **_: here.root / "base")
 
 
 def both_settings(first: tuple[str, object], second: tuple[str, object]) -> Follow:

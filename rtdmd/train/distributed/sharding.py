@@ -1,4 +1,4 @@
-"""The frozen base in shards, one in each process: FSDP2 (`torch.distributed.fsdp.fully_shard`), for `sharding: base`.
+"""The frozen bases in shards, one in each process: FSDP2 (`torch.distributed.fsdp.fully_shard`), for `sharding: base`.
 
 Each of P processes keeps 1/P of the frozen weights of every transformer block. A block is gathered for its forward
 pass, dropped, and gathered again for its backward pass. Gathered weights are the same bits, and adapters stay whole
@@ -12,7 +12,7 @@ gather they agree on its block (`GatherScheduler`), and whoever has no use for i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,19 +30,20 @@ if TYPE_CHECKING:
     from rtdmd.train.distributed.ranks import Ranks
 
 
-def shard(transformer: Any, blocks: Sequence[Any], whole: Collection[nn.Parameter], ranks: Ranks) -> None:
-    """Shard the parameters of ``transformer``'s ``blocks``, but for those in ``whole``, over all processes, in place.
+def shard(blocks: Mapping[Any, Sequence[Any]], whole: Collection[nn.Parameter], ranks: Ranks) -> None:
+    """Shard the parameters of each transformer's ``blocks``, but for those in ``whole``, over all processes, in place.
     What is outside the blocks stays whole in every process."""
     # FLUX.1's single-stream blocks return views, and nothing is done to them in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(ranks.device.type, (ranks.world,))
-    for block in blocks:
+    every = [block for own in blocks.values() for block in own]
+    for block in every:
         fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=set(whole))
         block.set_custom_all_gather(Gather())
         block.set_modules_to_backward_prefetch([block])  # itself, that is none: a gather ahead would be out of turn
-    # The root has no shards of its own; it gives its blocks common streams.
-    fully_shard(transformer, mesh=mesh, ignored_params=set(transformer.parameters()))
-    ranks.before_waiting.append(GatherScheduler(blocks, ranks.group).drain)
+    for transformer in blocks:  # a root has no shards of its own; it gives its blocks common streams
+        fully_shard(transformer, mesh=mesh, ignored_params=set(transformer.parameters()))
+    ranks.before_waiting.append(GatherScheduler(every, ranks.group).drain)
 
 
 def is_sharded(block: nn.Module) -> bool:
@@ -71,7 +72,7 @@ class GatherScheduler:
 
     A process's place in its pass is a number: i before block i of n in the forward pass, 2 n - 1 - i in the backward
     pass, 2 n where it needs none. The block of the smallest place is next: who is behind catches up, so that processes
-    that fell apart go on together.
+    that fell apart go on together. The blocks of two bases stand in one line.
     """
 
     def __init__(self, blocks: Sequence[FSDPModule], group: Any) -> None:
