@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
+from rtdmd.backbones.family import family_module
 from rtdmd.backbones.loading import check_base
-from rtdmd.backbones.protocol import Backbone, Conditioning, Layout, PipelineBackbone
+from rtdmd.backbones.protocol import Backbone, Conditioning, PipelineBackbone
 from rtdmd.backbones.snapshot import base_folder
-from rtdmd.common.errors import UserError
 from rtdmd.common.torch_setup import DTYPES
 from rtdmd.config import families
 
@@ -36,38 +34,6 @@ FAMILIES = tuple(families.FAMILIES)
 """Names for `model.family`: those of the files here that assign FAMILY."""
 Bases = Literal["both", "teacher", "student"]
 """Whose transformer is loaded, where `model.student` names a base of its own."""
-
-
-class FamilyModule(Protocol):
-    """What a family's file has beside FAMILY, which `rtdmd.config.families` describes."""
-
-    PIPELINE: Any  # diffusers' class of the pipeline
-    BACKBONE: Any  # our class, called with (pipeline, side of the latents, max_sequence_length)
-    LAYOUT: Layout
-
-    def load(
-        self, model: ModelParams, *, text: bool, vae: bool, transformer: bool, device: torch.device, root: Path
-    ) -> PipelineBackbone:
-        """`load_backbone` for this family."""
-        ...
-
-    def latent_multiple(self, transformer: Mapping[str, Any]) -> int:
-        """What the side of the VAE's latents has to be a multiple of, from the transformer's config."""
-        ...
-
-    def text_shapes(self, model: ModelParams, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
-        """Shape of one prompt's conditioning, by tensor, as `encode` gives it; configs: config.json by part."""
-        ...
-
-
-def family_module(name: str) -> FamilyModule:
-    """The file of a family, imported when used. UserError that names what it lacks."""
-    module = import_module(f"rtdmd.backbones.{name}")
-    needed = ("PIPELINE", "BACKBONE", "LAYOUT", "load", "latent_multiple", "text_shapes")
-    lacking = [part for part in needed if part not in vars(module)]
-    if lacking:
-        raise UserError(f"rtdmd/backbones/{name}.py: {lacking[0]} is missing; see docs/backbones.md, how to add one")
-    return cast(FamilyModule, module)
 
 
 def load_backbone(

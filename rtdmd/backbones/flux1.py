@@ -166,12 +166,12 @@ class Flux1:
 
 
 def latent_multiple(transformer: Mapping[str, Any]) -> int:
-    """See `rtdmd.backbones.FamilyModule`."""
+    """See `rtdmd.backbones.family.FamilyModule`."""
     return PATCH
 
 
 def text_shapes(model: ModelParams, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
-    """See `rtdmd.backbones.FamilyModule`."""
+    """See `rtdmd.backbones.family.FamilyModule`."""
     transformer = configs["transformer"]
     hidden = (model.max_sequence_length, transformer["joint_attention_dim"])
     return {"encoder_hidden_states": hidden, "pooled_projections": (transformer["pooled_projection_dim"],)}

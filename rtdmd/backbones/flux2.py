@@ -186,12 +186,12 @@ def _statistics(vae: Vae) -> tuple[Tensor, Tensor]:
 
 
 def latent_multiple(transformer: Mapping[str, Any]) -> int:
-    """See `rtdmd.backbones.FamilyModule`."""
+    """See `rtdmd.backbones.family.FamilyModule`."""
     return PATCH
 
 
 def text_shapes(model: ModelParams, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
-    """See `rtdmd.backbones.FamilyModule`."""
+    """See `rtdmd.backbones.family.FamilyModule`."""
     return {"encoder_hidden_states": (model.max_sequence_length, configs["transformer"]["joint_attention_dim"])}
 
 

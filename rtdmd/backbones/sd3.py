@@ -167,12 +167,12 @@ class SD3Backbone:
 
 
 def latent_multiple(transformer: Mapping[str, Any]) -> int:
-    """See `rtdmd.backbones.FamilyModule`."""
+    """See `rtdmd.backbones.family.FamilyModule`."""
     return int(transformer["patch_size"])
 
 
 def text_shapes(model: ModelParams, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
-    """See `rtdmd.backbones.FamilyModule`. CLIP's tokens, then T5's or zeros."""
+    """See `rtdmd.backbones.family.FamilyModule`. CLIP's tokens, then T5's or zeros."""
     transformer = configs["transformer"]
     length = configs["text_encoder"]["max_position_embeddings"] + model.max_sequence_length
     hidden = (length, transformer["joint_attention_dim"])

@@ -20,7 +20,7 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.torch_setup import DTYPES, quiet_imports
 
 if TYPE_CHECKING:
-    from rtdmd.backbones import FamilyModule
+    from rtdmd.backbones.family import FamilyModule
     from rtdmd.config import ModelParams
 
 LATENTS = ("scaling_factor", "shift_factor")  # entries of a VAE's configuration that change latents and no shape

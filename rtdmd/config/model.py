@@ -24,7 +24,7 @@ class StudentParams(Section):
 
     model: str = param(
         "diffusers folder, or Hub id `owner/name` (a folder of two parts is written ./a/b)",
-        source="generator_init_path of the public code",
+        source="generator_init_path in the public code's settings",
         min_length=1,
     )
     revision: str | None = param(
@@ -52,7 +52,7 @@ class ModelParams(Section):
     )
     student: StudentParams | None = param(
         "{model, revision} of the generator's and the reference's base; null: the teacher's",
-        source="generator_init_path of the public code: FLUX.2 alone has one",
+        source="generator_init_path in the public code's settings, in those of FLUX.2 alone",
     )
     resolution: Whole = param("side of the image", unit="pixels", source="public code: 512, SD3-M 1024", ge=8)
     dtype: Literal["float32", "bfloat16"] = param("of the frozen base weights", source="public code: bfloat16 on GPU")
