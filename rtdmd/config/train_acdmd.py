@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from rtdmd.common.section import Flag, Real, Whole, param
 from rtdmd.config.recipes import StageOneRecipe, check_recipe
-from rtdmd.config.training import TrainingParams
+from rtdmd.config.training import INITIALISATION, Initialisation, TrainingParams
 
 
 class TrainAcdmdParams(TrainingParams):
@@ -27,7 +27,12 @@ class TrainAcdmdParams(TrainingParams):
     )
     generator_every: Whole = param("fake-score updates per generator update", source="public code: 10", ge=1)
     warmup: Whole = param("updates of linear warm-up of both rates", unit="updates", source="public code: 0", ge=0)
-    ema_decay: Real = param("of the generator's average, per generator update", source="public code: 0.99", ge=0, lt=1)
+    adapter_init: Initialisation = param(INITIALISATION, source="public code: gaussian; kaiming_uniform PEFT's default")
+    ema_decay: Real = param("of the generator's average", source="public code: 0.99", ge=0, lt=1)
+    ema_per: Literal["generator_update", "iteration"] = param(
+        "when the average is updated: with the generator, or also in the iterations in which it stays as it is",
+        source="public code: iteration; generator_update ours",
+    )
     start: Literal["step", "data"] = param(
         "renoise from the stopped step's level (AC-DMD) or from s = 0 (DMD2)", source="paper: step"
     )

@@ -14,7 +14,7 @@ from pydantic import field_validator, model_validator
 from rtdmd.common.section import Flag, Real, Section, Whole, param
 from rtdmd.config.recipes import StageTwoRecipe, check_recipe
 from rtdmd.config.rewards import RewardEntry, distinct
-from rtdmd.config.training import OptimizerParams, TrainingParams
+from rtdmd.config.training import INITIALISATION, Initialisation, OptimizerParams, TrainingParams
 from rtdmd.config.validation import ValidationParams
 
 
@@ -155,6 +155,9 @@ class TrainRtdmdParams(TrainingParams):
     micro_batch: Whole = param(
         "images per forward pass; only memory and rounding depend on it", unit="images", source="ours", ge=1
     )
+    adapter_init: Initialisation = param(
+        INITIALISATION, source="public code: standard_normal; kaiming_uniform PEFT's default"
+    )
     generator_optimizer: GeneratorOptimizerParams
     fake_optimizer: FakeOptimizerParams
     lr_fall: Real = param(
@@ -166,6 +169,16 @@ class TrainRtdmdParams(TrainingParams):
     ema_decay: Real = param("of the generator's average", source="public code: 0.9", ge=0, lt=1)
     ema_every: Whole = param(
         "generator updates between updates of the average", unit="updates", source="public code: 8", ge=1
+    )
+    ema_warmup: Flag = param(
+        "after n generator updates the decay is min((1 + n) / (10 + n), ema_decay), and the average is updated where"
+        " ema_every divides n + 1, not n",
+        source="public code: true; false ours",
+    )
+    ema_repeats: Whole = param(
+        "times in a row that an update of the average is made: it then keeps the decay to that power",
+        source="public code: 16 (once a batch of an epoch, whose last batch alone moves the generator)",
+        ge=1,
     )
     rewards: tuple[RewardEntry, ...] = param(
         "training rewards, each once", source="public code: four of weight 1", min_length=1
@@ -230,10 +243,11 @@ class TrainRtdmdParams(TrainingParams):
                 f"validation.every: {self.validation.every} with epochs: {self.epochs}, so that no student is ever"
                 f" better than stage one's; allowed: 0 to {self.epochs}"
             )
-        if self.ema_every > self.epochs:
+        most = self.epochs + self.ema_warmup
+        if self.ema_every > most:
             raise ValueError(
                 f"ema_every: {self.ema_every} with epochs: {self.epochs}, so that the average, which is what the run"
-                f" delivers, stays stage one's student; allowed: 1 to {self.epochs}"
+                f" delivers, stays stage one's student; allowed: 1 to {most}"
             )
         if self.dynamic.epochs == 0 and (self.dynamic.guidance > 0 or self.dynamic.renoise):
             raise ValueError(

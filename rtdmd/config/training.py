@@ -8,6 +8,13 @@ from pydantic import field_validator
 
 from rtdmd.common.section import Flag, Real, Section, Whole, param
 
+Initialisation = Literal["kaiming_uniform", "gaussian", "standard_normal"]
+"""Of matrix A of a new LoRA: PEFT's default, PEFT's "gaussian", and the public code's re-initialisation on merging."""
+INITIALISATION = (
+    "A of a new LoRA, whose B is 0 (lora only): kaiming_uniform, of variance 1 / (3 inputs); gaussian, 1 / rank²;"
+    " standard_normal, 1"
+)
+
 
 class ConsistencyParams(Section):
     """The regulariser that keeps the fake score's posterior mean a martingale along its own transitions."""

@@ -36,6 +36,9 @@ PUBLISHED: dict[str, Any] = {
     "lr_fall": 0.0,
     "ema_decay": 0.9,
     "ema_every": 8,
+    "ema_warmup": True,
+    "ema_repeats": 16,
+    "adapter_init": "standard_normal",
 }
 """The public code's method settings (Harahan/RTDMD). Sizes (epochs, prompts, group), rewards and
 the fake score's rate (SD3 3e-5, FLUX 1e-6) are the run's own."""
@@ -59,7 +62,8 @@ _EQUATION = (
     "∇KL(p_θ ‖ p_ψ exp(βr)) = ∇KL(p_θ ‖ p_ψ) - β ∇E r(x̂_0): matching, SubGRPO on the stochastic steps, reward"
     " back-propagation through the last step"
 )
-_RUNS_OWN = ("generator_optimizer", "fake_optimizer", "lr_fall", "ema_decay", "ema_every")
+_AVERAGE = ("ema_decay", "ema_every", "ema_warmup", "ema_repeats")
+_RUNS_OWN = ("generator_optimizer", "fake_optimizer", "lr_fall", "adapter_init", *_AVERAGE)
 _ESTIMATOR = {key: value for key, value in PUBLISHED.items() if key not in _RUNS_OWN}
 
 METHODS = (

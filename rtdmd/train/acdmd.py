@@ -24,13 +24,14 @@ from rtdmd.common.rng import integers
 from rtdmd.config import Params
 from rtdmd.flow.cps import cps_step
 from rtdmd.pipeline.stage import Stage
-from rtdmd.train.adapters import ADAPTERS, AdapterBank, Average, Learner
+from rtdmd.train.adapters import ADAPTERS, AdapterBank
 from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine.diagnostics import at_level, latent_values
 from rtdmd.train.engine.image_log import Pictures
 from rtdmd.train.engine.journal import write_curves
 from rtdmd.train.engine.loop import Loop
 from rtdmd.train.engine.preflight import preflight
+from rtdmd.train.learner import Average, Learner
 from rtdmd.train.losses import Draws, FakeScoreLoss, Gradients, matching_loss, micro_batches, renoised
 from rtdmd.train.prompts import TrainingPrompts
 from rtdmd.train.rounding import report_lost_update
@@ -70,7 +71,9 @@ class AcdmdTrainer:
         self.backbone = backbone
         self.null = null
         self.ranks = ranks or Ranks()
-        self.adapters = adapters or AdapterBank(backbone, params.adapter, stacks, params.run.seed, p.compile)
+        self.adapters = adapters or AdapterBank(
+            backbone, params.adapter, stacks, params.run.seed, p.compile, p.adapter_init
+        )
         self.sigmas = backbone.sigmas(params.model.num_steps).to(backbone.device)  # (K+1,)
         self.fake_loss = FakeScoreLoss(self.adapters, p, params.model.eta)
         weights = self.adapters.trainable("acdmd")
@@ -116,7 +119,8 @@ class AcdmdTrainer:
             values["generator_grad_norm"] = self.generator.step(sums.generator.total, sums.generator.term)
             values |= ranks.all_reduce(sums.generator_values)
             values["sample_std"] = ranks.global_std(samples)
-            # 6. EMA of the generator.
+        # 6. EMA of the generator.
+        if p.ema_per == "iteration" or self.is_generator_turn(draws):
             self.average.update()
         values["fake_grad_norm"] = sums.fake.learner.step(sums.fake.total, sums.fake.term)
         norms = at_level(values, ("fake_grad_norm", "generator_grad_norm"), levels[-1].item())

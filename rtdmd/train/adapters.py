@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,15 +24,15 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rtdmd.common.errors import NonFiniteError, UserError
+from rtdmd.common.errors import UserError
 from rtdmd.common.rng import key_seed
 from rtdmd.train.compile import compile_blocks
-from rtdmd.train.engine import checkpoint as checkpoints
 from rtdmd.train.student_record import read_student
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Backbone, Conditioning
-    from rtdmd.config import AdapterParams, OptimizerParams, Params
+    from rtdmd.config import AdapterParams, Params
+    from rtdmd.config.training import Initialisation
     from rtdmd.train.distributed.ranks import Ranks
 
 Stack = tuple[str, ...]
@@ -55,6 +54,7 @@ class AdapterBank:
         stacks: Mapping[str, Stack],
         seed: int,
         compiled: bool = False,
+        init: Initialisation = "kaiming_uniform",
     ) -> None:
         self.backbone, self.stacks, self.full = backbone, dict(stacks), adapter.mode == "full"
         self.transformers = list(dict.fromkeys(map(self.base, stacks)))
@@ -63,7 +63,7 @@ class AdapterBank:
         self._layers: dict[nn.Module, list[BaseTunerLayer]] = {base: [] for base in self.transformers}
         self._active: dict[nn.Module, Stack] = {}
         for name in sorted(self._under):
-            self._add(name, adapter, seed)
+            self._add(name, adapter, seed, init)
         modules: list[Any] = [*self.transformers, *self._copies.values()]
         for module in modules:
             if adapter.gradient_checkpointing:
@@ -75,22 +75,31 @@ class AdapterBank:
         """The transformer on which a role stands."""
         return self.backbone.student if role in ON_STUDENT else self.backbone.transformer
 
-    def _add(self, name: str, adapter: AdapterParams, seed: int) -> None:
+    def _add(self, name: str, adapter: AdapterParams, seed: int, init: Initialisation) -> None:
         base: Any = self._under[name]  # a diffusers model; its adapter methods come from a mixin
         if self.full:
             self._copies[name] = copy.deepcopy(base).float().requires_grad_(False)
             return
         config = LoraConfig(
-            r=adapter.rank, lora_alpha=adapter.alpha, target_modules=self.backbone.lora_targets(adapter.targets)
+            r=adapter.rank,
+            lora_alpha=adapter.alpha,
+            target_modules=self.backbone.lora_targets(adapter.targets),
+            init_lora_weights="gaussian" if init == "gaussian" else True,
         )
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are the point
             torch.manual_seed(key_seed(seed, "adapter", name))
             base.add_adapter(config, adapter_name=name)
+            drawn = self._standard_normal(name) if init == "standard_normal" else {}
         self._layers[base] = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
-        for parameter in self._adapter_parameters(name):
-            parameter.data = parameter.data.float()
+        for key, parameter in self._named_parameters(name).items():
+            parameter.data = drawn[key].to(parameter.device) if key in drawn else parameter.data.float()
             parameter.requires_grad_(False)
+
+    def _standard_normal(self, name: str) -> dict[str, Tensor]:
+        """N(0, 1) for each matrix A of an adapter, by torch's generator of the CPU."""
+        named = self._named_parameters(name).items()
+        return {key: torch.randn(parameter.shape) for key, parameter in named if ".lora_A." in key}
 
     def shard(self, ranks: Ranks) -> None:
         """Leave this process its shard of each frozen base, for `sharding: base`; adapters stay whole."""
@@ -225,140 +234,6 @@ def transformer_blocks(transformer: nn.Module) -> list[nn.Module]:
     """The blocks of a diffusers transformer in the order of its forward pass: the members of its module lists."""
     lists = (child for child in transformer.children() if isinstance(child, nn.ModuleList))
     return [block for blocks in lists for block in blocks]
-
-
-class Average:
-    """Exponential moving average of an adapter's parameters; holds those tensors only."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
-        self.parameters, self.decay = list(parameters), decay
-        self.tensors = [p.detach().clone() for p in self.parameters]
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """average <- decay * average + (1 - decay) * parameter."""
-        torch._foreach_lerp_(self.tensors, [p.detach() for p in self.parameters], 1 - self.decay)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange the average with the live parameters (twice is the identity)."""
-        for parameter, tensor in zip(self.parameters, self.tensors, strict=True):
-            kept = parameter.detach().clone()
-            parameter.copy_(tensor)
-            tensor.copy_(kept)
-
-
-@dataclass
-class Learner:
-    """The trained parameters of one role, their AdamW, and optionally their moving average."""
-
-    parameters: list[nn.Parameter]
-    optimizer: torch.optim.AdamW
-    lr: float
-    warmup: int
-    max_grad_norm: float
-    average: Average | None = None
-    updates: int = 0
-    lr_decay: tuple[float, int] = (0.0, 0)
-    role: str = "model"  # how messages call it
-    names: Sequence[str] = ()  # of the parameters, for messages; their numbers where there are none
-
-    @staticmethod
-    def adamw(
-        parameters: Sequence[nn.Parameter],
-        settings: OptimizerParams,
-        *,
-        warmup: int = 0,
-        lr_decay: tuple[float, int] = (0.0, 0),
-        average: Average | None = None,
-    ) -> Learner:
-        """AdamW over an explicit parameter list; fused kernels stay off, since their bytes differ between machines.
-
-        ``warmup``: updates over which the rate rises; ``lr_decay``: fraction of the run, at its end, over which it
-        decays linearly to 0, and the run's updates.
-        """
-        owned = list(parameters)
-        optimizer = torch.optim.AdamW(
-            owned,
-            lr=settings.lr,
-            betas=settings.betas,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-            fused=False,
-        )
-        return Learner(owned, optimizer, settings.lr, warmup, settings.max_grad_norm, average, 0, lr_decay)
-
-    def called(self, role: str, names: Sequence[str] = ()) -> Learner:
-        """The same, with what messages call it and its parameters."""
-        self.role, self.names = role, names
-        return self
-
-    def step(self, gradients: Sequence[Tensor] | None, term: str = "") -> float:
-        """One clipped update from the given gradients; returns their norm before clipping. Raises FloatingPointError
-        where there are none or the norm is not finite (the parameters are then untouched); ``term``: the loss, for its
-        message."""
-        if gradients is None:
-            raise FloatingPointError("there is no gradient: no sample was computed")
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(self.gradient_fault(term, norm.item(), gradients))
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
-        torch.nn.utils.clip_grads_with_norm_(self.parameters, self.max_grad_norm, norm)
-        self.updates += 1
-        # AdamW's rate at this update (1 the first): linear warm-up, then constant, then linear decay.
-        share, total = self.lr_decay
-        rise = self.updates / self.warmup if self.warmup else 1.0
-        left = (total - self.updates + 1) / (share * total) if share else 1.0
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * min(1.0, rise, left)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm.item()
-
-    def gradient_fault(self, term: str, norm: float, gradients: Sequence[Tensor]) -> str:
-        """What to say of a gradient whose norm is not finite: role, term, and the first tensor at fault."""
-        of = f" of {term}" if term else ""
-        odd = [self.tensor_name(i) for i, gradient in enumerate(gradients) if not torch.isfinite(gradient).all()]
-        where = f"first in {odd[0]}, {len(odd)} of {len(gradients)} tensors" if odd else "its square overflows"
-        return f"the {self.role}'s gradient norm{of} is {norm} ({where})"
-
-    def tensor_name(self, index: int) -> str:
-        """A trained parameter, as messages call it."""
-        return self.names[index] if self.names else f"parameter {index}"
-
-    def require_finite(self) -> None:
-        """NonFiniteError naming role, kind and tensor unless parameters, AdamW's moments and average are finite."""
-        kept = {"parameter": self.parameters, "average": self.average.tensors if self.average else ()}
-        for key in ("exp_avg", "exp_avg_sq"):
-            kept[f"AdamW {key}"] = [self.optimizer.state[p][key] for p in self.parameters if p in self.optimizer.state]
-        for kind, tensors in kept.items():
-            for index, tensor in enumerate(tensors):
-                odd = int((~torch.isfinite(tensor)).sum())
-                if odd:
-                    raise NonFiniteError(
-                        f"the {self.role}'s {kind} of {self.tensor_name(index)} has {odd} non-finite values of"
-                        f" {tensor.numel()}"
-                    )
-
-    def tensors(self, name: str) -> dict[str, dict[str, Tensor]]:
-        """Everything that resuming needs, as named tensor groups."""
-        groups = {
-            f"{name}_parameters": checkpoints.indexed(self.parameters),
-            f"{name}_optimizer": checkpoints.optimizer_tensors(self.optimizer),
-            f"{name}_updates": {"updates": torch.tensor(self.updates)},
-        }
-        if self.average is not None:
-            groups[f"{name}_average"] = checkpoints.indexed(self.average.tensors)
-        return groups
-
-    def restore(self, name: str, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """The inverse of ``tensors``."""
-        checkpoints.copy_indexed(self.parameters, groups[f"{name}_parameters"])
-        checkpoints.restore_optimizer(self.optimizer, groups[f"{name}_optimizer"])
-        self.updates = int(groups[f"{name}_updates"]["updates"])
-        if self.average is not None:
-            checkpoints.copy_indexed(self.average.tensors, groups[f"{name}_average"])
 
 
 def load_student(

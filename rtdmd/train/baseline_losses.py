@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Conditioning
     from rtdmd.config.train_rtdmd import DynamicParams, TrainRtdmdParams
     from rtdmd.rewards.panel import Batch, Panel
-    from rtdmd.train.adapters import AdapterBank, Learner
+    from rtdmd.train.adapters import AdapterBank
     from rtdmd.train.distributed.ranks import Ranks
+    from rtdmd.train.learner import Learner
 
 
 class Trainer(Protocol):

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Conditioning
     from rtdmd.config.train_acdmd import TrainAcdmdParams
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
-    from rtdmd.train.adapters import Learner
     from rtdmd.train.distributed.ranks import Ranks
+    from rtdmd.train.learner import Learner
 
 CLIP_SHARE = 0.1  # of the clip range, which rounding may take at the first update of an epoch
 

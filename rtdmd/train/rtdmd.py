@@ -33,7 +33,7 @@ from rtdmd.flow.policy import clipped_policy_loss, draw_step_subset, gaussian_kl
 from rtdmd.pipeline.stage import Stage
 from rtdmd.rewards.panel import Batch, Panel, open_panel
 from rtdmd.rewards.protocol import identities
-from rtdmd.train.adapters import ADAPTERS, AdapterBank, Average, Learner
+from rtdmd.train.adapters import ADAPTERS, AdapterBank
 from rtdmd.train.baseline_losses import (
     DmdrAnnealing,
     gain_weights,
@@ -53,6 +53,7 @@ from rtdmd.train.engine.journal import write_curves
 from rtdmd.train.engine.loop import Loop, Saved
 from rtdmd.train.engine.preflight import preflight
 from rtdmd.train.engine.validation import Validation
+from rtdmd.train.learner import Average, Learner, warmed_decay
 from rtdmd.train.losses import (
     Draws,
     FakeScoreLoss,
@@ -101,7 +102,9 @@ class RtdmdTrainer:
         self.rewards = rewards
         self.null = null
         self.ranks = ranks or Ranks()
-        self.adapters = adapters or AdapterBank(backbone, params.adapter, ADAPTERS[NAME], params.run.seed, p.compile)
+        self.adapters = adapters or AdapterBank(
+            backbone, params.adapter, ADAPTERS[NAME], params.run.seed, p.compile, p.adapter_init
+        )
         self.sigmas = backbone.sigmas(params.model.num_steps).to(backbone.device)  # (K+1,)
         self.fake_loss = FakeScoreLoss(self.adapters, p, self.eta)
         weights = self.adapters.trainable("rtdmd")
@@ -183,8 +186,7 @@ class RtdmdTrainer:
         values |= norms
         values["generator_grad_norm"] = self.generator.step(gradient)
         del gradient  # as large as the adapter, and the fake score's updates need the memory
-        if (draws.step + 1) % p.ema_every == 0:
-            self.average.update()
+        self.update_average()
 
         # 6. Fake-score updates from the cached roll-out.
         for update in range(p.fake_updates_per_epoch):
@@ -198,6 +200,13 @@ class RtdmdTrainer:
             figures["image/saturated"] = pixels.held / pixels.total
         values |= ranks.all_reduce(figures, "mean")
         return values | signal_values(scores, groups, advantages)
+
+    def update_average(self) -> None:
+        """The generator's average, after n updates of the generator, on its turn (``ema_every``, ``ema_warmup``)."""
+        p, n = self.p, self.generator.updates
+        if (n + p.ema_warmup) % p.ema_every == 0:
+            decay = warmed_decay(n, p.ema_decay) if p.ema_warmup else p.ema_decay
+            self.average.update(decay**p.ema_repeats)
 
     @torch.no_grad()
     def roll_out(
@@ -493,15 +502,15 @@ def open_trainer(stage: Stage, ranks: Ranks, null: Conditioning) -> RtdmdTrainer
     rewards."""
     params = stage.params
     backbone = load_backbone(params.model, text=False, vae=True, device=ranks.device, root=stage.root)
-    compiled = params.train_rtdmd.compile
-    adapters = AdapterBank(backbone, params.adapter, ADAPTERS[NAME], stage.seed, compiled)
+    p = params.train_rtdmd
+    adapters = AdapterBank(backbone, params.adapter, ADAPTERS[NAME], stage.seed, p.compile, p.adapter_init)
     for adapter, name in (("acdmd", "generator"), ("fake", "fake")):
         path = f"results/train_acdmd/{name}.safetensors"
         tensors = read_student(stage.input(path), params, path)
         adapters.load(adapter, tensors, path)
         if adapter == "acdmd" and adapters.full:
             adapters.load("rtdmd", tensors, path)
-    rewards = open_panel(params.train_rtdmd.rewards, ranks.device, stage.root)
+    rewards = open_panel(p.rewards, ranks.device, stage.root)
     return RtdmdTrainer(params, backbone, rewards, null, ranks, adapters)
 
 

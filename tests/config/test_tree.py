@@ -36,6 +36,11 @@ UNWEIGHTED = [{"name": "world_verifier", "weight": 0.0, "soft_weight": 0.7}]
             " stage one's student; allowed: 1 to 120",
         ),
         (
+            {"train_rtdmd": {"ema_every": 122, "ema_warmup": True}},
+            "train_rtdmd.ema_every: 122 with epochs: 120, so that the average, which is what the run delivers, stays"
+            " stage one's student; allowed: 1 to 121",
+        ),
+        (
             {"train_rtdmd": {"weights": {"policy": 0.0, "reference_kl": 0.1}, "candidate_steps": [99]}},
             "train_rtdmd.candidate_steps: [99]; allowed: 0 to model.num_steps - 2 = 2",
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from rtdmd.backbones.protocol import Backbone
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import load_tensors, save_tensors
 from rtdmd.config import Params
-from rtdmd.train.adapters import ADAPTERS, AdapterBank, Average, Learner, load_student
+from rtdmd.config.training import Initialisation
+from rtdmd.train.adapters import ADAPTERS, AdapterBank, load_student
+from rtdmd.train.learner import Average, Learner
 from tests.train.workshop import adamw, adapter, batch, conditioning, disturb, roles_on, tiny_backbone
 from tests.workspace import make_workspace, set_params
 
@@ -178,6 +181,42 @@ def test_only_what_an_optimizer_asks_for_is_trainable(backbone: Backbone) -> Non
     shapes = [transformer.get_submodule(name).weight.shape for name in backbone.lora_targets("attention")]
     assert sum(p.numel() for p in mine) == sum(4 * (outer + inner) for outer, inner in shapes)
     assert len(roles.state("rtdmd")) == len(mine) == 2 * len(shapes)
+
+
+@pytest.mark.parametrize(("init", "std"), [("kaiming_uniform", None), ("gaussian", 1 / 256), ("standard_normal", 1.0)])
+def test_a_new_lora_starts_with_the_spread_that_is_asked_for(
+    backbone: Backbone, init: Initialisation, std: float | None
+) -> None:
+    """A's standard deviation, PEFT's default in units of 1 / √(3 inputs); B is 0."""
+    lora = adapter(rank=256)
+    roles = AdapterBank(copy.deepcopy(backbone), lora, {"generator": ("acdmd",)}, 0, init=init)
+    state = roles.state("acdmd")
+    drawn = torch.cat(
+        [
+            value.flatten() * (math.sqrt(3 * value.shape[1]) if std is None else 1 / std)
+            for key, value in state.items()
+            if "lora_A" in key
+        ]
+    )
+    assert drawn.numel() > 50_000
+    assert drawn.std().item() == pytest.approx(1.0, rel=0.02)
+    assert abs(drawn.mean().item()) < 0.02
+    bounded = drawn.abs().max().item() <= math.sqrt(3) + 1e-6  # a uniform law ends there, a normal one goes beyond
+    assert bounded == (init == "kaiming_uniform")
+    assert all(value.abs().max() == 0 for key, value in state.items() if "lora_B" in key)
+    again, other = (
+        AdapterBank(copy.deepcopy(backbone), lora, {"generator": ("acdmd",)}, seed, init=init).state("acdmd")
+        for seed in (0, 1)
+    )
+    assert same(state, again) and not same(state, other)
+
+
+def test_the_published_starts_are_twice_and_sixty_times_ours() -> None:
+    """At SD3's width, where an update of AdamW moves the student in proportion to A."""
+    ours = 1 / math.sqrt(3 * 1536)
+    assert ours == pytest.approx(0.0147, abs=5e-5)
+    assert (1 / 32) / ours == pytest.approx(2.12, abs=0.01)
+    assert 1 / ours == pytest.approx(67.9, abs=0.1)
 
 
 def test_adapters_depend_on_seed_and_name_and_leave_the_global_generator_alone(backbone: Backbone) -> None:

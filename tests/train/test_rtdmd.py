@@ -17,8 +17,9 @@ from rtdmd.flow.cps import cps_mean_std, gaussian_log_prob, published_log_prob
 from rtdmd.flow.path import x0_from_velocity
 from rtdmd.rewards.panel import Panel
 from rtdmd.rewards.registry import load_reward
-from rtdmd.train.adapters import AdapterBank, Learner
+from rtdmd.train.adapters import AdapterBank
 from rtdmd.train.engine.diagnostics import Pixels
+from rtdmd.train.learner import Learner
 from rtdmd.train.losses import (
     Draws,
     Gradients,

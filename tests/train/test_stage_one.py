@@ -165,6 +165,36 @@ def test_what_is_written_is_the_average_and_not_the_last_generator(root: Path, w
     assert 0 < max(moved) < 4.04 * rate  # AdamW: about the rate, four times
 
 
+def checkpoints(root: Path, group: str) -> list[torch.Tensor]:
+    """One vector for each checkpoint of the run, the oldest first."""
+    folders = sorted(root.glob(".rtdmd/runs/*/step-*"))
+    found = [load_tensors(folder / f"generator_{group}.safetensors")[0] for folder in folders]
+    return [torch.cat([value.flatten().double() for _, value in sorted(tensors.items())]) for tensors in found]
+
+
+@pytest.mark.parametrize("per", ["iteration", "generator_update"])
+def test_the_average_is_that_of_every_iteration_or_of_every_update(
+    root: Path, monkeypatch: pytest.MonkeyPatch, per: str
+) -> None:
+    """Against the sum of the generators that the checkpoints hold; and killed between two updates of the generator."""
+    changes = {
+        STAGE: EIGHT[STAGE] | {"save_every": 1, "keep": 9, "generator_every": 3, "ema_decay": 0.5, "ema_per": per}
+    }
+    whole = train(root, changes)
+    weights, averages = checkpoints(root, "parameters"), checkpoints(root, "average")
+    assert len(weights) == 8 and torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
+    expected = weights[0]
+    for iteration, weight in enumerate(weights, 1):
+        if per == "iteration" or iteration % 3 == 0:
+            expected = 0.5 * expected + 0.5 * weight
+        assert (averages[iteration - 1] - expected).abs().max() < 1e-7
+    assert (averages[7] - weights[7]).abs().max() > 1e-5
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(AcdmdTrainer, "step", dies_at(4))
+        train(root, changes)
+    assert train(root, changes, fresh=False) == whole
+
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "dmd2": {"start": "data", "consistency": {"weight": 0.0}},
     "clamp": {"weighting": "clamp", "consistency": {"weight": 0.0}},

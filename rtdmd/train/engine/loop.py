@@ -16,11 +16,11 @@ from rtdmd.common import signals
 from rtdmd.common.errors import NonFiniteError, RtdmdError
 from rtdmd.common.progress import progress
 from rtdmd.common.signals import Stopped
-from rtdmd.train.adapters import Learner
 from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine import checkpoint
 from rtdmd.train.engine.journal import Journal
 from rtdmd.train.engine.trackers import Tell, watching
+from rtdmd.train.learner import Learner
 
 
 class Saved(Protocol):

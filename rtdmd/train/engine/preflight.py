@@ -16,9 +16,9 @@ import torch
 from rtdmd.common.errors import UserError
 from rtdmd.config import RunParams
 from rtdmd.pipeline.stage import Stage
-from rtdmd.train.adapters import Learner
 from rtdmd.train.compile import require_compiler
 from rtdmd.train.distributed.ranks import Ranks
+from rtdmd.train.learner import Learner
 
 DETERMINISTIC_CUBLAS = (":4096:8", ":16:8")
 

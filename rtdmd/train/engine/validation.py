@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from rtdmd.config import Params
     from rtdmd.config.validation import ValidationParams
     from rtdmd.rewards.panel import Batch, Panel
-    from rtdmd.train.adapters import AdapterBank, Average
+    from rtdmd.train.adapters import AdapterBank
     from rtdmd.train.distributed.ranks import Ranks
+    from rtdmd.train.learner import Average
 
 
 class Trainer(Protocol):

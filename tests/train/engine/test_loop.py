@@ -15,10 +15,10 @@ import torch
 
 from rtdmd.common.errors import RtdmdError
 from rtdmd.common.signals import SIGNALS, Stopped, caught
-from rtdmd.train.adapters import Average, Learner
 from rtdmd.train.engine import checkpoint
 from rtdmd.train.engine.journal import write_curves
 from rtdmd.train.engine.loop import Loop
+from rtdmd.train.learner import Average, Learner
 from rtdmd.train.losses import Gradients, combine
 from tests.train.workshop import adamw
 

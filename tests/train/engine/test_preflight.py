@@ -13,7 +13,6 @@ import torch
 from rtdmd.common.errors import UserError
 from rtdmd.common.torch_setup import configure
 from rtdmd.config import preset
-from rtdmd.train.adapters import Average, Learner
 from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine.preflight import (
     checkpoint_bytes,
@@ -22,6 +21,7 @@ from rtdmd.train.engine.preflight import (
     require_one_kind,
     require_sum,
 )
+from rtdmd.train.learner import Average, Learner
 
 PARAMS = preset("smoke", {"run": {"threads": 1}})
 COUNT = 1000

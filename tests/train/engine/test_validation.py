@@ -17,9 +17,9 @@ from rtdmd.common.files import load_tensors
 from rtdmd.common.images import PADDING
 from rtdmd.config.validation import ValidationParams
 from rtdmd.stages import train_rtdmd
-from rtdmd.train.adapters import Average
 from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine.validation import Validation, group_diversity
+from rtdmd.train.learner import Average
 from rtdmd.train.rtdmd import RtdmdTrainer
 from tests.train.workshop import results, rows_of
 from tests.workspace import set_params
