@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from rtdmd.backbones import Conditioning, PipelineBackbone, load_backbone
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import read_jsonl
 from rtdmd.common.rng import normal
 from rtdmd.common.torch_setup import configure
 from rtdmd.config import Params
 from rtdmd.plan.models import part_configs, text_shapes
+from rtdmd.prompts.records import read_set
 from rtdmd.rewards.panel import open_panel
 from rtdmd.train.acdmd import AcdmdTrainer
 from rtdmd.train.distributed.ranks import Ranks
@@ -114,7 +114,7 @@ def bench(params: Params, repeats: int, root: Path = Path(".")) -> Iterator[tupl
     path = root / PROMPTS
     if not path.is_file():
         raise UserError(f"{path}: no such file; `rtdmd prepare_prompts` makes it")
-    records = read_jsonl(path)
+    records = [prompt.row() for prompt in read_set(path, params.train_rtdmd.prompts)]
     device = configure(params.run)
     yield "train_acdmd", _timed(*_first(params, root, device), repeats)
     yield "train_rtdmd", _timed(*_second(params, root, device, records), repeats)

@@ -3,9 +3,10 @@ conditioning."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Union
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rtdmd.common.section import Flag, Real, Section, Whole, param
 from rtdmd.prompts.registration import SourceParams
@@ -20,18 +21,29 @@ else:
     ]
 
 
+_SET_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+
+
 class PreparePromptsParams(Section):
     """Where the prompts come from."""
 
-    train: tuple[PromptSource, ...] = param("sources of training prompts", source="ours", min_length=1)
-    eval: tuple[PromptSource, ...] = param(
-        "sources of evaluation prompts; none of them is trained on", source="ours", min_length=1
+    sets: dict[str, Annotated[tuple[PromptSource, ...], Field(min_length=1)]] = param(
+        "sets of prompts by name, each a list of sources; what no stage names is not read", source="ours"
     )
     on_bad: Literal["error", "drop"] = param(
-        "a faulty prompt (malformed, not UTF-8, empty, too long, conflicting, in both sets): stop, or drop and report",
+        "a faulty prompt (malformed, not UTF-8, empty, too long, conflicting, trained on and evaluated): stop, or drop"
+        " and report",
         source="ours",
     )
     max_characters: Whole = param("a longer prompt is faulty", unit="characters", source="ours", ge=1)
+
+    @field_validator("sets", mode="before")
+    @classmethod
+    def _named(cls, sets: Any) -> Any:
+        for name in sets if isinstance(sets, dict) else ():
+            if not isinstance(name, str) or not _SET_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of a set; allowed: a letter, then letters, digits and _")
+        return sets
 
 
 class CacheTeacherParams(Section):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -70,14 +70,14 @@ def validate_as(model: type[Settings], tree: dict[str, Any], name: str, remedy: 
 
 def _sentence(error: ErrorDetails, model: type[BaseModel], remedy: str) -> str:
     """One pydantic error as `key: value; what is allowed`."""
-    section, location = _section_at(model, error["loc"])
+    section, field, location = _section_at(model, error["loc"])
     key = _dotted(location)
     if error["type"] == "extra_forbidden":
         return _unknown_key(model, section, location, error["input"])
     if error["type"] == "missing":
         return f"{key} is missing; {_meaning(section, location) or remedy}"
     if error["type"] in ("union_tag_not_found", "union_tag_invalid"):
-        return _unknown_kind(error, key, list(_members(section, location)))
+        return _unknown_kind(error, key, list(_kinds(section, field)))
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error" and isinstance(error["input"], dict | BaseModel):
         return (
@@ -124,39 +124,45 @@ def _unknown_key(model: type[BaseModel], section: type[BaseModel], location: tup
 
 def _section_at(
     model: type[BaseModel], location: tuple[int | str, ...]
-) -> tuple[type[BaseModel], tuple[int | str, ...]]:
-    """The section that has (or lacks) the key at a location, and the location as the file has it.
+) -> tuple[type[BaseModel], str | None, tuple[int | str, ...]]:
+    """The section that has (or lacks) the key at a location, its field there (None: the section itself), and the
+    location as the file has it.
 
     Where entries are of several kinds, pydantic puts the kind's name after the number of the entry.
     """
-    section = model
+    section, field = model, None
     found: list[int | str] = []
     for part in location:
-        kinds = _members(section, found)
-        if found and isinstance(found[-1], int) and part in kinds:
-            section = kinds[str(part)]
-            continue
-        if found and isinstance(part, str):
-            names = [name for name in found if isinstance(name, str)]
-            section = _section_type(section, names[-1]) or section
+        if isinstance(part, str):
+            kinds = _kinds(section, field) if found and isinstance(found[-1], int) else {}
+            if part in kinds:
+                section, field = kinds[part], None
+                continue
+            inner = _section_type(section, field)
+            section, field = (inner, part) if inner else (section, field or part)  # else a mapping's own key
         found.append(part)
-    return section, tuple(found)
+    return section, field, tuple(found)
 
 
-def _members(section: type[BaseModel], location: Sequence[int | str]) -> dict[str, type[BaseModel]]:
-    """The classes of the entries at ``location``, a place in ``section``, by the names that tell them apart; {} where
+def _kinds(section: type[BaseModel], field: str | None) -> dict[str, type[BaseModel]]:
+    """The classes of the entries in a field, a list or a mapping of lists, by the names that tell them apart; {} where
     all are of one kind."""
-    names = [part for part in location if isinstance(part, str)]
-    if not names or names[-1] not in section.model_fields:
+    if field not in section.model_fields:
         return {}
-    kinds: dict[str, type[BaseModel]] = {}
-    for entry in get_args(section.model_fields[names[-1]].annotation):
-        if get_origin(entry) is Annotated:
-            kinds = {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in get_args(get_args(entry)[0])}
-    return kinds
+    for entry in _inside(section.model_fields[field].annotation):
+        if get_origin(entry) is Annotated and get_origin(get_args(entry)[0]) is Union:
+            return {get_args(kind.model_fields["name"].annotation)[0]: kind for kind in get_args(get_args(entry)[0])}
+    return {}
 
 
-def _section_type(model: type[BaseModel], field: str) -> type[BaseModel] | None:
+def _inside(annotation: Any) -> Iterator[Any]:
+    """An annotation and all that it is made of."""
+    yield annotation
+    for inner in get_args(annotation):
+        yield from _inside(inner)
+
+
+def _section_type(model: type[BaseModel], field: str | None) -> type[BaseModel] | None:
     """The section class behind a field (itself or the members of its tuple), None for a plain value, for entries of
     several kinds and for what is no field."""
     if field not in model.model_fields:

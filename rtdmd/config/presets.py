@@ -32,8 +32,10 @@ WORLD: dict[str, Any] = {
     },
     "adapter": {"mode": "lora", "rank": 32, "alpha": 64, "targets": "all", "gradient_checkpointing": False},
     "prepare_prompts": {
-        "train": [{"name": "world", "split": "train"}],
-        "eval": [{"name": "world", "split": "heldout"}],
+        "sets": {
+            "train": [{"name": "world", "split": "train"}],
+            "heldout": [{"name": "world", "split": "heldout"}],
+        },
         "on_bad": "error",
         "max_characters": 2000,
     },
@@ -47,6 +49,7 @@ WORLD: dict[str, Any] = {
     "train_acdmd": {
         "recipe": "custom",
         "iterations": 1600,
+        "prompts": "train",
         "prompt_order": "uniform",
         "processes": 1,
         "compile": False,
@@ -79,6 +82,7 @@ WORLD: dict[str, Any] = {
         "epochs": 120,
         "processes": 1,
         "compile": False,
+        "prompts": "train",
         "prompts_per_epoch": 64,
         "prompt_order": "by_tag",
         "group_size": 8,
@@ -131,6 +135,7 @@ WORLD: dict[str, Any] = {
         "log_every": 1,
     },
     "evaluate": {
+        "prompts": "heldout",
         "images_per_tag": 300,
         "batch_size": 150,
         "models": ["teacher", "teacher_few_step", "train_acdmd", "train_rtdmd"],
@@ -186,7 +191,9 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 PRESETS: dict[str, dict[str, Any]] = {"world": WORLD, "smoke": merged(WORLD, _SMOKE)}
-PRESETS |= {name: merged(merged(WORLD, COMMON), own) for name, own in REAL.items()}
+_NO_SETS = {"prepare_prompts": WORLD["prepare_prompts"] | {"sets": {}}}  # the world's prompts are no real preset's
+_ANY = WORLD | _NO_SETS
+PRESETS |= {name: merged(merged(_ANY, COMMON), own) for name, own in REAL.items()}
 RECIPES: dict[str, dict[str, Any]] = {
     name: {"train_rtdmd": {"recipe": name, **settings}} for name, settings in rtdmd.RECIPES.items()
 }

@@ -6,7 +6,7 @@ would. A file may hold any metadata and tags, unless it is a .txt, which has a p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
 from rtdmd.common.errors import UserError
@@ -15,46 +15,48 @@ from rtdmd.prompts.registration import FileParams, SourceParams
 from rtdmd.prompts.registry import SOURCES
 from rtdmd.rewards.registration import RewardParams
 
-Sources = Sequence[SourceParams]
+Sets = Mapping[str, Sequence[SourceParams]]
 
 
 def check_prompts(params: Params, only: str | None = None) -> None:
     """UserError for a reward or an order that the prompts cannot serve, of all stages or of the stage ``only``."""
-    train, held_out = params.prepare_prompts.train, params.prepare_prompts.eval
+    one, two, judged = params.train_acdmd, params.train_rtdmd, params.evaluate
+    sets = params.prepare_prompts.sets
     if only in (None, "train_acdmd"):
-        _check_order("train_acdmd.prompt_order", params.train_acdmd.prompt_order, train)
+        _check_order("train_acdmd.prompt_order", one.prompt_order, one.prompts, sets)
     if only in (None, "train_rtdmd"):
-        _check_order("train_rtdmd.prompt_order", params.train_rtdmd.prompt_order, train)
-        _check_rewards("train_rtdmd.rewards", params.train_rtdmd.rewards, "prepare_prompts.train", train)
+        _check_order("train_rtdmd.prompt_order", two.prompt_order, two.prompts, sets)
+        _check_rewards("train_rtdmd.rewards", two.rewards, two.prompts, sets)
     if only in (None, "evaluate"):
-        _check_rewards("evaluate.rewards", params.evaluate.rewards, "prepare_prompts.eval", held_out)
+        _check_rewards("evaluate.rewards", judged.rewards, judged.prompts, sets)
 
 
-def _check_rewards(key: str, rewards: Sequence[RewardParams], sources_key: str, sources: Sources) -> None:
-    """UserError for the first reward that cannot score the prompts of one of the sources, whatever is in its file."""
+def _check_rewards(key: str, rewards: Sequence[RewardParams], name: str, sets: Sets) -> None:
+    """UserError for the first reward that cannot score the prompts of one of the sources of the set ``name``, whatever
+    is in its file."""
     for reward in rewards:
         if not (reward.needs_metadata or reward.needs_text):
             continue
-        for number, source in enumerate(sources):
+        for number, source in enumerate(sets[name]):
             if not _can_serve(source, reward):
                 needed = "metadata" if reward.needs_metadata else "a quoted text"
                 makers = ", ".join(name for name, one in SOURCES.items() if reward.name in one.provides)
                 raise UserError(
-                    f"params.yaml: {key}: {reward.name} needs {needed}, which {sources_key}[{number}]"
+                    f"params.yaml: {key}: {reward.name} needs {needed}, which prepare_prompts.sets.{name}[{number}]"
                     f" ({_called(source)}) never has; allowed: without {reward.name}, or prompts of {makers}, or of a"
                     " .jsonl file that has it (docs/prompts.md)"
                 )
 
 
-def _check_order(key: str, order: str, sources: Sources) -> None:
-    """UserError where training prompts should come by tag, and a source of them never has tags."""
+def _check_order(key: str, order: str, name: str, sets: Sets) -> None:
+    """UserError where the prompts of the set ``name`` should come by tag, and a source of them never has tags."""
     if order != "by_tag":
         return
-    for number, source in enumerate(sources):
+    for number, source in enumerate(sets[name]):
         if _bare(source) and not SOURCES[source.name].sets_tags:
             raise UserError(
-                f"params.yaml: {key}: by_tag needs tags, which prepare_prompts.train[{number}] ({_called(source)})"
-                " never has; allowed: uniform, or prompts with tags (docs/prompts.md)"
+                f"params.yaml: {key}: by_tag needs tags, which prepare_prompts.sets.{name}[{number}]"
+                f" ({_called(source)}) never has; allowed: uniform, or prompts with tags (docs/prompts.md)"
             )
 
 

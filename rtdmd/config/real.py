@@ -30,8 +30,10 @@ COMMON: dict[str, Any] = {
     "model": {"revision": UNPINNED, "resolution": 512, "dtype": "bfloat16", "num_steps": 4, "eta": 0.9},
     "adapter": {"mode": "lora", "rank": 32, "alpha": 64, "targets": "attention", "gradient_checkpointing": False},
     "prepare_prompts": {
-        "train": [{"name": "pickscore", "path": "data/prompts/pickscore_train.txt"}],
-        "eval": [{"name": "drawbench", "path": "data/prompts/drawbench.txt"}],
+        "sets": {
+            "pickscore": [{"name": "pickscore", "path": "data/prompts/pickscore_train.txt"}],
+            "drawbench": [{"name": "drawbench", "path": "data/prompts/drawbench.txt"}],
+        },
         "on_bad": "drop",
         "max_characters": 2000,
     },
@@ -44,6 +46,7 @@ COMMON: dict[str, Any] = {
     },
     "train_acdmd": {
         "iterations": 15000,
+        "prompts": "pickscore",
         "prompt_order": "uniform",
         "processes": 1,
         "compile": False,
@@ -71,6 +74,7 @@ COMMON: dict[str, Any] = {
         "epochs": 1000,
         "processes": 1,
         "compile": False,
+        "prompts": "pickscore",
         "prompts_per_epoch": 64,
         "prompt_order": "uniform",
         "group_size": 24,
@@ -86,6 +90,7 @@ COMMON: dict[str, Any] = {
         "log_every": 1,
     },
     "evaluate": {
+        "prompts": "drawbench",
         "images_per_tag": 200,
         "batch_size": 16,
         "models": ["teacher", "teacher_few_step", "train_acdmd", "train_rtdmd"],

@@ -30,6 +30,9 @@ RENAMED: dict[str, tuple[str, ...]] = {
     f"{section}.{key}": tuple(f"{section}.{name}" for name in names)
     for section in ("train_acdmd", "train_rtdmd")
     for key, names in _OPTIMIZER.items()
+} | {
+    "prepare_prompts.train": ("prepare_prompts.sets.train", "train_acdmd.prompts", "train_rtdmd.prompts"),
+    "prepare_prompts.eval": ("prepare_prompts.sets.heldout", "evaluate.prompts"),
 }
 """Dotted key -> the key, or the keys, that say the same now."""
 

@@ -51,10 +51,21 @@ def _section(section: BaseModel, depth: int) -> Iterator[str]:
         comment = f"# {extra['summary']}{unit} ({extra['source']})"
         if isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
             yield f"{indent}{name}:  {comment}"
-            yield from (f"{indent}  - {_flow(item.model_dump(mode='json', exclude_none=True))}" for item in value)
+            yield from _entries(value, depth + 1)
+        elif isinstance(value, dict) and all(isinstance(entries, tuple) for entries in value.values()):
+            yield f"{indent}{name}:  {comment}"
+            for key, entries in value.items():
+                yield f"{indent}  {key}:"
+                yield from _entries(entries, depth + 2)
         else:
             plain = value if not isinstance(value, tuple) else list(value)
             yield f"{indent}{name}: {_flow(plain)}".ljust(_COMMENT_COLUMN) + f"  {comment}"
+
+
+def _entries(entries: Sequence[BaseModel], depth: int) -> Iterator[str]:
+    """The entries of a list, one a line."""
+    for entry in entries:
+        yield f"{'  ' * depth}- {_flow(entry.model_dump(mode='json', exclude_none=True))}"
 
 
 def _flow(value: Any) -> str:

@@ -16,6 +16,7 @@ ModelName = Literal["teacher", "teacher_few_step", "train_acdmd", "train_rtdmd"]
 class EvaluateParams(Section):
     """Held-out prompts, equal seeds for every model."""
 
+    prompts: str = param("the set of prepare_prompts.sets that is evaluated, and never trained on", source="ours")
     images_per_tag: Whole = param("held-out images per prompt tag and model", unit="images", source="ours", ge=1)
     batch_size: Whole = param("images per forward; changes no result", unit="images", source="ours", ge=1)
     models: tuple[ModelName, ...] = param("what is evaluated", source="ours", min_length=1)

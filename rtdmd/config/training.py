@@ -53,6 +53,10 @@ class OptimizerParams(Section):
 class TrainingParams(Section):
     """The keys of both stages; where the public code's value differs between them, the key is the stage's own."""
 
+    prompts: str = param(
+        "the set of prepare_prompts.sets that is trained on",
+        source="paper: stage one PickScore's prompts, stage two GenEval's",
+    )
     prompt_order: Literal["uniform", "by_tag"] = param(
         "uniform: every prompt equally often; by_tag: every tag equally often",
         source="public code: uniform; by_tag ours",

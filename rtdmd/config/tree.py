@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 from pydantic import model_validator
 
 from rtdmd.common.section import Section
@@ -27,12 +29,42 @@ class Params(Section):
     report: ReportParams
     publish: PublishParams
 
+    @property
+    def training_sets(self) -> tuple[str, ...]:
+        """Names of the sets of prompts that are trained on, in the order of the stages, each once."""
+        return tuple(dict.fromkeys((self.train_acdmd.prompts, self.train_rtdmd.prompts)))
+
+    @property
+    def evaluation_sets(self) -> tuple[str, ...]:
+        """Names of the sets of prompts that are evaluated, in the order in which they are named, each once."""
+        return (self.evaluate.prompts,)
+
     @model_validator(mode="after")
     def _check(self) -> Params:
+        self._check_sets()
         self._check_noise()
         self._check_sharding()
         self._check_mode()
         return self
+
+    def _check_sets(self) -> None:
+        """Every set that a stage names is there, and none is both trained on and evaluated."""
+        sets = self.prepare_prompts.sets
+        trained = {
+            "train_acdmd.prompts": self.train_acdmd.prompts,
+            "train_rtdmd.prompts": self.train_rtdmd.prompts,
+        }
+        for key, name in (*trained.items(), ("evaluate.prompts", self.evaluate.prompts)):
+            if name not in sets:
+                near = difflib.get_close_matches(name, list(sets), n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(f"{key}: {name!r}; allowed: one of prepare_prompts.sets: {', '.join(sets)}{hint}")
+        for key, name in trained.items():
+            if name in self.evaluation_sets:
+                raise ValueError(
+                    f"{key}: {name!r}, which is evaluated (evaluate.prompts); allowed: a set that is not, of"
+                    " prepare_prompts.sets"
+                )
 
     def _check_noise(self) -> None:
         """Terms that are made of the sampler's stochastic steps need some, and noise in them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,15 +10,17 @@ import torch
 
 from rtdmd.common.files import read_json
 from rtdmd.config import Params
+from rtdmd.pipeline.dvc_yaml import params_values
 from rtdmd.plan.costs import ROWS, Cost, Costs, count, flops_of
 from rtdmd.plan.gpus import GPUS, UTILISATION
 from rtdmd.plan.memory import Memory, acdmd_memory, cache_memory, evaluate_memory, rtdmd_memory
 from rtdmd.plan.passes import acdmd_rows, evaluate_rows, rtdmd_rows
 from rtdmd.plan.stand import ADAPTER_NAMES, Stand
 from rtdmd.plan.tally import META, size_of, tensors_of
-from rtdmd.prompts.registration import SourceParams
 from rtdmd.prompts.registry import SOURCES
 
+PROMPTS_FROM = ("run", "prepare_prompts", "train_acdmd.prompts", "train_rtdmd.prompts", "evaluate.prompts")
+"""Parameters of stage prepare_prompts, as dvc.yaml has them."""
 UNKNOWN_PROMPTS = 26_000  # before prepare_prompts has run; PickScore's and DrawBench's together are 25 632
 
 
@@ -60,7 +61,7 @@ def make_plan(params: Params, root: Path = Path("."), processes: int | None = No
     stand = Stand.of(params, root)
     costs = Costs(stand)
     one, two = params.train_acdmd, params.train_rtdmd
-    images = params.evaluate.images_per_tag * tags_of(params.prepare_prompts.eval)
+    images = params.evaluate.images_per_tag * tags_of(params)
     encode = encoding(stand)
     training = (
         ("train_acdmd", "iterations", one.iterations, acdmd_rows, acdmd_memory, processes or one.processes),
@@ -83,20 +84,21 @@ def make_plan(params: Params, root: Path = Path("."), processes: int | None = No
     return Plan(_parameters(stand), {stage.name: stage for stage in stages})
 
 
-def tags_of(sources: Sequence[SourceParams]) -> int:
+def tags_of(params: Params) -> int:
     """Tags of the evaluation prompts, as far as their sources say."""
+    sources = [source for name in params.evaluation_sets for source in params.prepare_prompts.sets[name]]
     return sum(SOURCES[source.name].tags(source) for source in sources)
 
 
 def prompts_of(params: Params, root: Path) -> int:
-    """Prompts to encode: counted where prepare_prompts has run on these settings, not on others."""
+    """Prompts to encode: counted where prepare_prompts has run on these settings, not on others. One that is in two
+    sets counts twice."""
     folder = root / "results" / "prepare_prompts"
     paths = [folder / f"{split}.jsonl" for split in ("train", "eval")]
     if not all(path.is_file() for path in (*paths, folder / "resolved.json")):
         return UNKNOWN_PROMPTS
     recorded = read_json(folder / "resolved.json").get("params")
-    settings = params.model_dump(mode="json")
-    made_from = {key: settings[key] for key in ("run", "prepare_prompts")}
+    made_from = params_values(params.model_dump(mode="json"), PROMPTS_FROM)
     if not isinstance(recorded, dict) or any(recorded.get(key) != value for key, value in made_from.items()):
         return UNKNOWN_PROMPTS
     return sum(path.read_bytes().count(b"\n") for path in paths)  # a prompt may hold other line separators

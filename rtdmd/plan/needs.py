@@ -79,7 +79,7 @@ def plan_key(params: Params, root: Path) -> str:
     tree = params.model_dump(mode="json")
     code = {name: sha256_tree(Path(__file__).parents[1] / name) for name in CODE}
     shapes = {} if params.model.is_hub_id else _configs(root / params.model.teacher)
-    values = {name: tree[name] for name in PARTS} | {"eval": tree["prepare_prompts"]["eval"], "run": tree["run"]}
+    values = {name: tree[name] for name in PARTS} | {"sets": tree["prepare_prompts"]["sets"], "run": tree["run"]}
     return hash_of({"params": values, "code": code, "shapes": shapes})[:16]
 
 

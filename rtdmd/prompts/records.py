@@ -1,8 +1,8 @@
-"""Prompts: the one JSONL schema in which every later stage reads them, and how the two sets are made from sources.
+"""Prompts: the one JSONL schema in which every later stage reads them, and how the sets are made from sources.
 
-A line is {"id": int, "prompt": str, "tag": str | null, "metadata": {...} | null}. Ids run through training and then
-evaluation prompts, so that an id names one prompt of a run; noise is keyed by it. Where sources are read:
-`rtdmd.prompts.sources`.
+A line is {"id": int, "prompt": str, "tag": str | null, "metadata": {...} | null, "set": str}. Ids run through the
+training sets and then the evaluation sets, so that an id names one prompt of one set of a run; noise is keyed by it.
+Where sources are read: `rtdmd.prompts.sources`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,14 @@ _IGNORABLE = re.compile(
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt with what a verifier needs to know about it (GenEval-format metadata), if anything."""
+    """One prompt with what a verifier needs to know about it (GenEval-format metadata), if anything, and the name of
+    its set."""
 
     id: int
     prompt: str
     tag: str | None = None
     metadata: dict[str, Any] | None = None
+    set: str = ""
 
     def row(self) -> dict[str, Any]:
         """The prompt as a line of a prompt file."""
@@ -73,20 +75,20 @@ class Faults:
 
 
 @dataclass(frozen=True)
-class PromptSets:
-    """Training and evaluation prompts, disjoint.
+class PromptSet:
+    """The prompts of one set.
 
-    ``ids``: for each source of a set, in order, the first id of its prompts and the one after its last;
+    ``ids``: for each source of the set, in order, the first id of its prompts and the one after its last;
     ``duplicates``: repeated prompts left out, likewise.
     """
 
-    train: list[Prompt]
-    eval: list[Prompt]
-    ids: dict[str, list[tuple[int, int]]]
-    duplicates: dict[str, list[int]]
+    prompts: list[Prompt]
+    ids: list[tuple[int, int]]
+    duplicates: list[int]
 
 
-_KINDS = {"id": (int,), "prompt": (str,), "tag": (str, type(None)), "metadata": (dict, type(None))}
+Groups = Sequence[Sequence[Source]]  # a set: the prompts of each of its sources
+_KINDS = {"id": (int,), "prompt": (str,), "tag": (str, type(None)), "metadata": (dict, type(None)), "set": (str,)}
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -102,6 +104,14 @@ def read_prompts(path: Path) -> list[Prompt]:
     return prompts
 
 
+def read_set(path: Path, name: str) -> list[Prompt]:
+    """The prompts of the set ``name`` of such a file. UserError where it has none."""
+    found = [prompt for prompt in read_prompts(path) if prompt.set == name]
+    if not found:
+        raise UserError(f"{path}: no prompt of the set {name}; `rtdmd prepare_prompts` makes it anew")
+    return found
+
+
 def is_blank(text: str) -> bool:
     """True where nothing of a text is to be seen: spaces, and characters without a shape."""
     return all(character.isspace() or _IGNORABLE.match(character) for character in text)
@@ -114,35 +124,44 @@ def comparable(prompt: str) -> str:
     return " ".join(_IGNORABLE.sub("", unicodedata.normalize("NFKC", prompt)).lower().split())
 
 
-def make_sets(train: Sequence[Sequence[Source]], evaluation: Sequence[Sequence[Source]], faults: Faults) -> PromptSets:
-    """Leave out repeated prompts, check that the two sets share none, and number them. Each set: a list of sources.
+def make_sets(
+    training: Mapping[str, Groups], evaluation: Mapping[str, Groups], faults: Mapping[str, Faults]
+) -> dict[str, PromptSet]:
+    """Leave out what is repeated in a set, check that no training set has an evaluation prompt, and number all prompts:
+    the training sets', then the evaluation sets', in the order given. faults: of each set.
 
-    Faulty are a prompt that comes with two different tags or metadata (the later one), and a training prompt that is
-    also in the evaluation set, which stays whole; that is compared by `comparable`. UserError where nothing is left of
-    a set.
+    Faulty are a prompt that comes with two different tags or metadata in one set (the later one), and a training prompt
+    that is also in an evaluation set, which stays whole; that is compared by `comparable`. Two sets of one kind may
+    share prompts. UserError where nothing is left of a set.
     """
-    kept_eval, repeated_eval = _distinct(evaluation, faults)
-    kept_train, repeated_train = _distinct(train, faults)
-    kept_train = _apart(kept_train, kept_eval, faults)
-    for split, groups in (("training", kept_train), ("evaluation", kept_eval)):
-        if not any(groups):
-            raise UserError(f"prepare_prompts: no {split} prompt is left; see the sources in params.yaml")
-    ids, first = [], 0
-    for group in (*kept_train, *kept_eval):
-        ids.append((first, first + len(group)))
-        first += len(group)
-    flat = [source for group in (*kept_train, *kept_eval) for source in group]
-    prompts = [Prompt(i, source.prompt, source.tag, source.metadata) for i, source in enumerate(flat)]
-    half, count = len(kept_train), sum(map(len, kept_train))
-    return PromptSets(
-        train=prompts[:count],
-        eval=prompts[count:],
-        ids={"train": ids[:half], "eval": ids[half:]},
-        duplicates={"train": repeated_train, "eval": repeated_eval},
-    )
+    kept: dict[str, list[list[Source]]] = {}
+    repeated: dict[str, list[int]] = {}
+    for name, groups in (*evaluation.items(), *training.items()):
+        kept[name], repeated[name] = _distinct(groups, faults[name])
+    held_out: dict[str, tuple[str, Source]] = {}
+    for name in evaluation:
+        for source in _flat(kept[name]):
+            held_out.setdefault(comparable(source.prompt), (name, source))
+    for name in training:
+        kept[name] = _apart(name, kept[name], held_out, faults[name])
+    first, sets = 0, dict[str, PromptSet]()
+    for name in (*training, *evaluation):
+        ids = []
+        prompts = [Prompt(first + i, s.prompt, s.tag, s.metadata, name) for i, s in enumerate(_flat(kept[name]))]
+        if not prompts:
+            raise UserError(f"prepare_prompts.sets.{name}: no prompt is left; see its sources in params.yaml")
+        for group in kept[name]:
+            ids.append((first, first + len(group)))
+            first += len(group)
+        sets[name] = PromptSet(prompts, ids, repeated[name])
+    return sets
 
 
-def _distinct(groups: Sequence[Sequence[Source]], faults: Faults) -> tuple[list[list[Source]], list[int]]:
+def _flat(groups: Groups) -> list[Source]:
+    return [source for group in groups for source in group]
+
+
+def _distinct(groups: Groups, faults: Faults) -> tuple[list[list[Source]], list[int]]:
     """First occurrence of each prompt, in order and by source, and the number of repetitions in each source."""
     seen: dict[str, Source] = {}
     kept: list[list[Source]] = []
@@ -162,25 +181,26 @@ def _distinct(groups: Sequence[Sequence[Source]], faults: Faults) -> tuple[list[
     return kept, repeated
 
 
-def _apart(
-    train: Sequence[Sequence[Source]], evaluation: Sequence[Sequence[Source]], faults: Faults
-) -> list[list[Source]]:
-    """Training prompts that are not in the evaluation set; the others are faults."""
-    held_out = {comparable(source.prompt): source for group in evaluation for source in group}
+def _apart(name: str, groups: Groups, held_out: Mapping[str, tuple[str, Source]], faults: Faults) -> list[list[Source]]:
+    """Prompts of the training set ``name`` that are in no evaluation set; the others are faults. held_out: the
+    evaluation prompts, each with the name of its set, by what makes them comparable."""
     kept: list[list[Source]] = []
     shared = []
-    for group in train:
+    for group in groups:
         kept.append([])
         for source in group:
-            other = held_out.get(comparable(source.prompt))
-            if other is None:
+            found = held_out.get(comparable(source.prompt))
+            if found is None:
                 kept[-1].append(source)
             else:
-                shared.append((source, other))
-    more = "" if faults.drop or len(shared) < 2 else f" ({len(shared) - 1} more are in both sets)"
-    for source, other in shared:
+                shared.append((source, *found))
+    more = "" if faults.drop or len(shared) < 2 else f" ({len(shared) - 1} more of its prompts are in evaluation sets)"
+    for source, other_name, other in shared:
         alike = "" if source.prompt == other.prompt else f" as {other.prompt!r}"
-        says = f"the prompt {source.prompt!r} (training) is also at {other.where} (evaluation){alike}"
+        says = (
+            f"the prompt {source.prompt!r} of the training set {name} is also at {other.where}, in the evaluation set"
+            f" {other_name}{alike}"
+        )
         then = "take it out of one, or set prepare_prompts.on_bad: drop, which trains without it"
         faults.add(BadPrompt("overlap", source.where, f"{says}; {then}{more}"))
     return kept

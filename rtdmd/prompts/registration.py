@@ -57,10 +57,10 @@ class FileParams(SourceParams):
 class Reading:
     """What a source gets besides its settings.
 
-    key: its entry in params.yaml, for messages: prepare_prompts.train[0].
+    key: its entry in params.yaml, for messages: prepare_prompts.sets.train[0].
     input: the path of a file below the declared folder; UserError where it is missing.
     seed: of the run. max_characters: of a prompt. faults: where faulty prompts go.
-    held_out: the evaluation prompts, for a source of training prompts; else nothing.
+    held_out: the prompts of all evaluation sets, for a source of a training set; else nothing.
     """
 
     key: str

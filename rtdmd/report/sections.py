@@ -205,9 +205,11 @@ def settings(resolved: Mapping[str, Mapping[str, Any]]) -> str:
 def provenance(resolved: Mapping[str, Mapping[str, Any]], prompts: Mapping[str, Any], facts: Mapping[str, str]) -> str:
     """Commit, hashes and versions."""
     versions = ", ".join(f"{name} {version}" for name, version in resolved["evaluate"]["versions"].items())
-    counts = ", ".join(f"{split}: {prompts[split]['prompts']}" for split in ("train", "eval"))
+    sets = "; ".join(
+        f"{about['prompts']} {about['use']} ({name}: {about['source']})" for name, about in prompts["sets"].items()
+    )
     rows = [[escape(k), f"<code>{escape(v)}</code>"] for k, v in facts.items()]
-    rows += [["Package versions", escape(versions)], ["Prompts", escape(f"{prompts['source']} ({counts})")]]
+    rows += [["Package versions", escape(versions)], ["Prompts", escape(sets)]]
     body = table([], rows, kind="wide")
     for stage, values in resolved.items():
         data = {path: digest for path, digest in values["inputs"].items() if not path.startswith("rtdmd/")}

@@ -30,7 +30,7 @@ from rtdmd.evaluate.samples import Sampler, load_sampler, model_images
 from rtdmd.evaluate.tables import per_tag_csv, scores_csv
 from rtdmd.pipeline.declared import check_models
 from rtdmd.pipeline.stage import Stage, open_stage
-from rtdmd.prompts.records import Prompt, read_prompts
+from rtdmd.prompts.records import Prompt, read_set
 from rtdmd.rewards.panel import Panel
 
 GRID_IMAGES = 2  # images of each prompt in the pictures
@@ -51,7 +51,7 @@ def run(root: Path = Path(".")) -> None:
         params = stage.params.evaluate
         check_models(stage.params, stage.entry)  # before hours of sampling, not after
         device = configure(stage.params.run)
-        prompts = read_prompts(stage.input("results/prepare_prompts/eval.jsonl"))
+        prompts = read_set(stage.input("results/prepare_prompts/eval.jsonl"), params.prompts)
         cache = open_text_cache(stage, "eval").to(device)
         items = plan_images(prompts, params.images_per_tag)
         shown = grid_prompts(items, stage.params.report.grid_prompts)

@@ -1,19 +1,21 @@
-"""Stage prepare_prompts: training and evaluation prompts in one schema, de-duplicated and disjoint.
+"""Stage prepare_prompts: the sets of prompts that the stages name, in one schema, each without duplicates, and training
+disjoint from evaluation.
 
 Run `rtdmd prepare_prompts`: it reads params.yaml and the sources it names, and writes results/prepare_prompts/:
-{train,eval}.jsonl, summary.json, and sources.json (what came from where, and what was left out).
+train.jsonl (all training sets), eval.jsonl (all evaluation sets), summary.json, and sources.json (what came from where,
+and what was left out).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rtdmd.common.files import sha256_file, write_json, write_jsonl
 from rtdmd.pipeline.stage import Stage, open_stage
-from rtdmd.prompts.records import Faults, Prompt, PromptSets, Source, make_sets
+from rtdmd.prompts.records import Faults, PromptSet, Source, make_sets
 from rtdmd.prompts.registration import Reading, SourceParams
 from rtdmd.prompts.registry import SOURCES
 
@@ -21,18 +23,26 @@ from rtdmd.prompts.registry import SOURCES
 def run(root: Path = Path(".")) -> None:
     """Run the stage in the repository at ``root``."""
     with open_stage("prepare_prompts", root) as stage:
-        params = stage.params.prepare_prompts
-        faults = Faults(drop=params.on_bad == "drop")
-        read: dict[str, list[list[Source]]] = {"eval": [], "train": []}
-        about: dict[str, list[dict[str, Any]]] = {"train": [], "eval": []}
-        for split, specs in (("eval", params.eval), ("train", params.train)):  # what is generated avoids evaluation's
-            for number, spec in enumerate(specs):
-                held_out = [source for group in read["eval"] for source in group] if split == "train" else []
-                sources, origin = read_source(stage, spec, f"prepare_prompts.{split}[{number}]", held_out, faults)
-                read[split].append(sources)
-                about[split].append(origin | {"read": len(sources)})
-        sets = make_sets(read["train"], read["eval"], faults)
-        _write(stage, sets, about, faults)
+        params = stage.params
+        use = dict.fromkeys(params.training_sets, "training") | dict.fromkeys(params.evaluation_sets, "evaluation")
+        faults = {name: Faults(drop=params.prepare_prompts.on_bad == "drop") for name in use}
+        read: dict[str, list[list[Source]]] = {}
+        about: dict[str, list[dict[str, Any]]] = {}
+        for name in (*params.evaluation_sets, *params.training_sets):  # what is generated avoids evaluation's
+            held_out = [] if use[name] == "evaluation" else _all(read, params.evaluation_sets)
+            read[name], about[name] = [], []
+            for number, spec in enumerate(params.prepare_prompts.sets[name]):
+                key = f"prepare_prompts.sets.{name}[{number}]"
+                sources, origin = read_source(stage, spec, key, held_out, faults[name])
+                read[name].append(sources)
+                about[name].append(origin | {"read": len(sources)})
+        training = {name: read[name] for name in params.training_sets}
+        sets = make_sets(training, {name: read[name] for name in params.evaluation_sets}, faults)
+        _write(stage, sets, use, about, faults)
+
+
+def _all(read: Mapping[str, list[list[Source]]], names: Sequence[str]) -> list[Source]:
+    return [source for name in names for group in read[name] for source in group]
 
 
 def read_source(
@@ -44,29 +54,38 @@ def read_source(
     return sources, spec.model_dump(mode="json", exclude_none=True) | facts
 
 
-def _write(stage: Stage, sets: PromptSets, about: dict[str, list[dict[str, Any]]], faults: Faults) -> None:
-    names = dict.fromkeys(origin["name"] for origins in about.values() for origin in origins)
-    summary: dict[str, Any] = {"source": ", ".join(names)}
-    if faults.drop:
-        summary["dropped"] = dict(Counter(dropped["reason"] for dropped in faults.dropped))
-    record: dict[str, Any] = {"dropped": faults.dropped}
-    for split, prompts in (("train", sets.train), ("eval", sets.eval)):
-        path = stage.output(f"{split}.jsonl")
+def _write(
+    stage: Stage,
+    sets: Mapping[str, PromptSet],
+    use: Mapping[str, str],
+    about: Mapping[str, list[dict[str, Any]]],
+    faults: Mapping[str, Faults],
+) -> None:
+    summary: dict[str, Any] = {"files": {}, "sets": {}}
+    for file, kind in (("train.jsonl", "training"), ("eval.jsonl", "evaluation")):
+        prompts = [prompt for name, found in sets.items() if use[name] == kind for prompt in found.prompts]
+        path = stage.output(file)
         write_jsonl(path, [prompt.row() for prompt in prompts])
-        summary[split] = _summary(prompts, sum(sets.duplicates[split]), path)
-        counts = zip(about[split], sets.ids[split], sets.duplicates[split], strict=True)
-        record[split] = [origin | {"ids": list(ids), "duplicates": repeated} for origin, ids, repeated in counts]
+        summary["files"][file] = {"prompts": len(prompts), "sha256": sha256_file(path)}
+    record: dict[str, Any] = {}
+    for name, found in sets.items():
+        source = ", ".join(dict.fromkeys(origin["name"] for origin in about[name]))
+        summary["sets"][name] = {"use": use[name], "source": source} | _summary(found, faults[name])
+        counts = zip(about[name], found.ids, found.duplicates, strict=True)
+        sources = [origin | {"ids": list(ids), "duplicates": repeated} for origin, ids, repeated in counts]
+        record[name] = {"sources": sources, "dropped": faults[name].dropped}
     write_json(stage.output("summary.json"), summary)
-    write_json(stage.output("sources.json"), record)
+    write_json(stage.output("sources.json"), {"sets": record})
 
 
-def _summary(prompts: Sequence[Prompt], duplicates: int, path: Path) -> dict[str, Any]:
-    tags = Counter(prompt.tag for prompt in prompts if prompt.tag is not None)
-    with_metadata = sum(prompt.metadata is not None for prompt in prompts)
-    return {
-        "prompts": len(prompts),
-        "duplicates_dropped": duplicates,
-        "with_metadata": with_metadata,
+def _summary(found: PromptSet, faults: Faults) -> dict[str, Any]:
+    tags = Counter(prompt.tag for prompt in found.prompts if prompt.tag is not None)
+    figures = {
+        "prompts": len(found.prompts),
+        "duplicates_dropped": sum(found.duplicates),
+        "with_metadata": sum(prompt.metadata is not None for prompt in found.prompts),
         "per_tag": dict(tags),
-        "sha256": sha256_file(path),
     }
+    if faults.drop:
+        figures["dropped"] = dict(Counter(dropped["reason"] for dropped in faults.dropped))
+    return figures

@@ -198,7 +198,7 @@ def train(stage: Stage, ranks: Ranks) -> None:
     params, p = stage.params, stage.params.train_acdmd
     with ranks.sync_errors():
         backbone = load_backbone(params.model, text=False, vae=p.panel_every > 0, device=ranks.device, root=stage.root)
-        prompts = TrainingPrompts.open(stage, ranks.device, p.prompt_order)
+        prompts = TrainingPrompts.open(stage, ranks.device, p)
         trainer = AcdmdTrainer(params, backbone, prompts.cache.null(), ranks)
     if trainer.adapters.full and ranks.main:
         print(f"{NAME}: {trainer.adapters.cost()}", file=sys.stderr)

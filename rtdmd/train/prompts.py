@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from rtdmd.backbones.protocol import Conditioning
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import read_jsonl
 from rtdmd.common.rng import epoch_order, permutation
 from rtdmd.conditioning.text_cache import TextCache, open_text_cache
 from rtdmd.pipeline.stage import Stage
+from rtdmd.prompts.records import read_set
+
+if TYPE_CHECKING:
+    from rtdmd.config.training import TrainingParams
 
 
 @dataclass(frozen=True)
 class TrainingPrompts:
-    """The training prompts in file order, the text cache, the run's seed, and the order in which prompts come."""
+    """The prompts of a stage's training set in file order, the text cache, the run's seed, and the order in which
+    prompts come."""
 
     records: list[dict[str, Any]]
     cache: TextCache
@@ -27,20 +31,20 @@ class TrainingPrompts:
     aside: list[dict[str, Any]] = field(default_factory=list)  # in file order, never in a batch
 
     @staticmethod
-    def open(
-        stage: Stage, device: torch.device, order: Literal["uniform", "by_tag"], aside: int = 0
-    ) -> TrainingPrompts:
-        """The training prompts of an open stage, conditioning on ``device``; ``aside`` of them, drawn from the seed,
-        are set aside. UserError where none would be left."""
-        records = read_jsonl(stage.input("results/prepare_prompts/train.jsonl"))
+    def open(stage: Stage, device: torch.device, params: TrainingParams, aside: int = 0) -> TrainingPrompts:
+        """The set of prompts that an open stage's section ``params`` names, conditioning on ``device``; ``aside`` of
+        them, drawn from the seed, are set aside. UserError where none would be left."""
+        path = stage.input("results/prepare_prompts/train.jsonl")
+        records = [prompt.row() for prompt in read_set(path, params.prompts)]
         if aside >= len(records):
             raise UserError(
-                f"train_rtdmd.validation.prompts: {aside}, of {len(records)} training prompts;"
+                f"train_rtdmd.validation.prompts: {aside}, of {len(records)} prompts of the set {params.prompts};"
                 f" allowed: 1 to {len(records) - 1}, or validation.every: 0"
             )
         chosen = set(permutation(len(records), stage.seed, "set aside")[:aside])
         parts = [[r for row, r in enumerate(records) if (row in chosen) == away] for away in (False, True)]
-        return TrainingPrompts(parts[0], open_text_cache(stage, "train").to(device), stage.seed, order, parts[1])
+        cache = open_text_cache(stage, "train").to(device)
+        return TrainingPrompts(parts[0], cache, stage.seed, params.prompt_order, parts[1])
 
     def batch(self, step: int, size: int, stream: str) -> list[dict[str, Any]]:
         """Records of step ``step``: a window of an endless stream, a function of the position in it alone.

@@ -519,7 +519,7 @@ def train(stage: Stage, ranks: Ranks) -> None:
     p = stage.params.train_rtdmd
     aside = p.validation.prompts if p.validation.every else 0
     with ranks.sync_errors():
-        prompts = TrainingPrompts.open(stage, ranks.device, p.prompt_order, aside)
+        prompts = TrainingPrompts.open(stage, ranks.device, p, aside)
         trainer = open_trainer(stage, ranks, prompts.cache.null())
     adapters, backbone = trainer.adapters, trainer.backbone
     if adapters.full and ranks.main:

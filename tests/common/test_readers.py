@@ -49,7 +49,8 @@ stages:
 """
 SCORES = "model,prompt_id,tag,index,strict\nteacher,0,counting,0,1.0\nteacher,1,colors,1,0.5\n"
 PROMPTS = "".join(
-    json.dumps({"id": i, "prompt": f"a dog {i}", "tag": None, "metadata": {"n": 1.5}}) + "\n" for i in range(3)
+    json.dumps({"id": i, "prompt": f"a dog {i}", "tag": None, "metadata": {"n": 1.5}, "set": "a"}) + "\n"
+    for i in range(3)
 )
 RECORD = json.dumps(
     {"inputs": {"evaluate": {"results/train/x": "ab" * 32}}, "settings": {"run.seed": 1}, "versions": {"torch": "2"}}

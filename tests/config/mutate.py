@@ -87,5 +87,5 @@ def mutated(tree: dict[str, Any], draw: random.Random) -> dict[str, Any]:
         elif kind <= 5 and isinstance(parent[key], int | float):
             parent[key] = draw.choice((-1, 0, 1, 2, 3, 10, 0.1, 1e9)) * parent[key]
         else:
-            parent[key] = draw.choice(ODD)
+            parent[key] = copy.deepcopy(draw.choice(ODD))  # a later fault may be inside it
     return tree

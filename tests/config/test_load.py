@@ -142,8 +142,8 @@ def test_misspelt_section_comes_before_the_missing_one() -> None:
             "train_acdmd.renoise: no setting any more, always 0.01, 0.02 and 0.98 (RENOISE_MARGIN, RENOISE_LOW and",
         ),
         (
-            {"prepare_prompts": {"train": [{"name": "world"}]}},
-            "prepare_prompts.train[0].split is missing; allowed: which captions: train or heldout",
+            {"prepare_prompts": {"sets": {"train": [{"name": "world"}]}}},
+            "prepare_prompts.sets.train[0].split is missing; allowed: which captions: train or heldout",
         ),
         ({"publish": {"dry_run": False}}, "publish.repo_id: None with dry_run: false; allowed: owner/name"),
         ({"train_acdmd": {"generator_every": 2000}}, "would never be trained; allowed: 1 to iterations = 1600"),

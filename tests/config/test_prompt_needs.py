@@ -16,7 +16,7 @@ GENEVAL = {"name": "geneval", "model": "./d", "colour_model": "./c", "soft_weigh
 
 
 def changed(train: list[Any], rewards: list[Any], order: str = "uniform", eval_rewards: list[Any] | None = None) -> Any:
-    sections = {"prepare_prompts": {"train": train}, "train_acdmd": {"prompt_order": "uniform"}}
+    sections = {"prepare_prompts": {"sets": {"train": train}}, "train_acdmd": {"prompt_order": "uniform"}}
     sections["train_rtdmd"] = {"rewards": [CLIPSCORE, *rewards], "prompt_order": order}
     sections["evaluate"] = {"rewards": eval_rewards or [CLIPSCORE]}
     return preset("world", sections)
@@ -39,8 +39,8 @@ def test_every_preset_can_be_served(name: str) -> None:
             [file("geneval", "g.jsonl"), file("pickscore", "p.txt")],
             [GENEVAL],
             "uniform",
-            r"geneval needs metadata, which prepare_prompts\.train\[1\] \(pickscore, data/prompts/p\.txt\) never has;"
-            r" allowed: without geneval, or prompts of generated, geneval, or of a \.jsonl file",
+            r"geneval needs metadata, which prepare_prompts\.sets\.train\[1\] \(pickscore, data/prompts/p\.txt\) never"
+            r" has; allowed: without geneval, or prompts of generated, geneval, or of a \.jsonl file",
         ),
         (
             [WORLD],
@@ -71,5 +71,5 @@ def test_what_a_file_may_have_is_not() -> None:
 
 def test_the_evaluation_is_compared_with_its_own_prompts() -> None:
     params = changed([WORLD], [], eval_rewards=[GENEVAL])
-    with pytest.raises(UserError, match=r"evaluate\.rewards: geneval .* prepare_prompts\.eval\[0\] \(world\)"):
+    with pytest.raises(UserError, match=r"evaluate\.rewards: geneval .* prepare_prompts\.sets\.heldout\[0\] \(world\)"):
         check_prompts(params, only="evaluate")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rtdmd.common.errors import UserError
-from rtdmd.config import PRESETS, preset
+from rtdmd.config import PRESETS, Params, preset
 from rtdmd.config.presets import RECIPES, merged
 from rtdmd.methods import METHODS
 
@@ -135,3 +135,44 @@ def test_a_sampler_of_one_step_trains_what_needs_no_noise() -> None:
     weights = {"policy": 0.0, "matching": 1.0, "backprop": 0.1}
     assert preset("world", {"model": {"num_steps": 1}, "train_rtdmd": {"weights": weights}}).model.num_steps == 1
     assert preset("world", {"model": {"eta": 0.0}, "train_rtdmd": {"weights": weights}}).model.eta == 0
+
+
+SETS = {
+    "a": [{"name": "world", "split": "train"}],
+    "b": [{"name": "world", "split": "train"}],
+    "c": [{"name": "world", "split": "heldout"}],
+}
+
+
+def with_sets(one: str, two: str, judged: str) -> Params:
+    """The world with three sets, of which the stages name these."""
+    named = {"train_acdmd": {"prompts": one}, "train_rtdmd": {"prompts": two}, "evaluate": {"prompts": judged}}
+    return preset("world", {"prepare_prompts": {"sets": SETS}, **named})
+
+
+def test_sets_are_those_that_the_stages_name_each_once() -> None:
+    params = with_sets("a", "b", "c")
+    assert (params.training_sets, params.evaluation_sets) == (("a", "b"), ("c",))
+    params = with_sets("b", "b", "c")  # a set that no stage names is allowed
+    assert (params.training_sets, params.evaluation_sets) == (("b",), ("c",))
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "judged", "says"),
+    [
+        ("d", "a", "c", "train_acdmd.prompts: 'd'; allowed: one of prepare_prompts.sets: train, heldout, a, b, c"),
+        (
+            "a",
+            "trian",
+            "c",
+            "train_rtdmd.prompts: 'trian'; allowed: one of prepare_prompts.sets: train, heldout, a, b, c; did you",
+        ),
+        ("a", "b", "", "evaluate.prompts: ''; allowed: one of prepare_prompts.sets"),
+        ("c", "a", "c", "train_acdmd.prompts: 'c', which is evaluated (evaluate.prompts); allowed: a set that is not"),
+        ("a", "c", "c", "train_rtdmd.prompts: 'c', which is evaluated (evaluate.prompts); allowed: a set that is not"),
+    ],
+)
+def test_a_set_that_is_not_there_or_has_two_uses_is_refused(one: str, two: str, judged: str, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        with_sets(one, two, judged)
+    assert str(caught.value).startswith(f"preset world: {says}")

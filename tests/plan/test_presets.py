@@ -13,6 +13,7 @@ import pytest
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import write_json
 from rtdmd.config import PRESETS, Params, preset
+from rtdmd.pipeline.dvc_yaml import params_values, read_pipeline
 from rtdmd.plan import estimate, needs
 from rtdmd.plan.estimate import Plan, make_plan
 from rtdmd.plan.gpus import GPUS, UTILISATION
@@ -103,7 +104,9 @@ def test_prompts_that_other_settings_made_are_not_counted(tmp_path: Path) -> Non
     for split, count in (("train", 2), ("eval", 3)):
         (folder / f"{split}.jsonl").write_text("{}\n" * count)
     world = preset("world")
-    used = {key: world.model_dump(mode="json")[key] for key in ("run", "prepare_prompts")}
+    keys = read_pipeline(Path("."))["prepare_prompts"].params
+    assert keys == estimate.PROMPTS_FROM
+    used = params_values(world.model_dump(mode="json"), keys)
     write_json(folder / "resolved.json", {"params": used})
     assert estimate.prompts_of(world, tmp_path) == 5
     assert estimate.prompts_of(preset("sd35m"), tmp_path) == estimate.UNKNOWN_PROMPTS

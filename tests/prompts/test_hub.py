@@ -14,9 +14,9 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.hub import fetching
 from rtdmd.prompts.hub import dataset_file
 
-KEY = "prepare_prompts.train[0]"
+KEY = "prepare_prompts.sets.train[0]"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-BROKEN = rf"^prepare_prompts\.train\[0\]\.repo: t\.txt of a/b at {COMMIT} was not downloaded whole: "
+BROKEN = rf"^prepare_prompts\.sets\.train\[0\]\.repo: t\.txt of a/b at {COMMIT} was not downloaded whole: "
 AGAIN = "; run `rtdmd prepare_prompts` again$"
 
 

@@ -9,10 +9,21 @@ import pytest
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import write_jsonl
-from rtdmd.prompts.records import BadPrompt, Faults, Prompt, Source, make_sets, read_prompts
+from rtdmd.prompts.records import BadPrompt, Faults, Prompt, PromptSet, Source, make_sets, read_prompts, read_set
 from rtdmd.prompts.sources.world import world_sources
 
 RECORD = {"tag": "counting", "include": [{"class": "dog", "count": 2}], "prompt": "two dogs"}
+
+
+Groups = list[list[Source]]
+
+
+def made(train: Groups, evaluation: Groups, faults: Faults | None = None) -> tuple[PromptSet, PromptSet]:
+    """One set of each kind."""
+    both = dict.fromkeys(("train", "heldout"), faults or Faults())
+    sets = make_sets({"train": train}, {"heldout": evaluation}, both)
+    assert list(sets) == ["train", "heldout"]
+    return sets["train"], sets["heldout"]
 
 
 def source(prompt: str, where: str = "f:1", tag: str | None = None, metadata: dict[str, Any] | None = None) -> Source:
@@ -21,25 +32,49 @@ def source(prompt: str, where: str = "f:1", tag: str | None = None, metadata: di
 
 def test_sets_are_distinct_numbered_and_disjoint() -> None:
     train = [[source("a dog"), source("a cat"), source("a dog")], [source("a cow"), source("a cat")]]
-    sets = make_sets(train, [[source("two dogs", metadata=RECORD)]], Faults())
-    assert [(p.id, p.prompt) for p in sets.train] == [(0, "a dog"), (1, "a cat"), (2, "a cow")]
-    assert sets.eval == [Prompt(3, "two dogs", None, RECORD)]
-    assert sets.duplicates == {"train": [1, 1], "eval": [0]}
-    assert sets.ids == {"train": [(0, 2), (2, 3)], "eval": [(3, 4)]}
+    trained, evaluated = made(train, [[source("two dogs", metadata=RECORD)]])
+    assert [(p.id, p.prompt, p.set) for p in trained.prompts] == [
+        (0, "a dog", "train"),
+        (1, "a cat", "train"),
+        (2, "a cow", "train"),
+    ]
+    assert evaluated == PromptSet([Prompt(3, "two dogs", None, RECORD, "heldout")], ids=[(3, 4)], duplicates=[0])
+    assert (trained.ids, trained.duplicates) == ([(0, 2), (2, 3)], [1, 1])
+
+
+def test_every_training_set_is_apart_from_every_evaluation_set_and_ids_run_through_all() -> None:
+    training = {"one": [[source("a dog"), source("a cow")]], "two": [[source("a cow"), source("A cat", "two:2")]]}
+    evaluation = {"a": [[source("a hat"), source("a pen")]], "b": [[source("a cat", "b:1"), source("a hat")]]}
+    faults = {name: Faults(drop=True) for name in (*training, *evaluation)}
+    sets = make_sets(training, evaluation, faults)
+    assert {name: [(p.id, p.prompt) for p in found.prompts] for name, found in sets.items()} == {
+        "one": [(0, "a dog"), (1, "a cow")],
+        "two": [(2, "a cow")],  # the other training set has it too
+        "a": [(3, "a hat"), (4, "a pen")],
+        "b": [(5, "a cat"), (6, "a hat")],
+    }
+    assert {p.set for found in sets.values() for p in found.prompts} == set(sets)
+    assert {name: len(found.dropped) for name, found in faults.items()} == {"one": 0, "two": 1, "a": 0, "b": 0}
+    says = (
+        r"^two:2: the prompt 'A cat' of the training set two is also at b:1, in the evaluation set b as 'a cat'; take"
+        r" it out of one, or set prepare_prompts\.on_bad: drop, which trains without it$"
+    )
+    with pytest.raises(BadPrompt, match=says):
+        make_sets(training, evaluation, dict.fromkeys(faults, Faults()))
 
 
 def test_a_prompt_in_both_sets_is_an_error_or_dropped_from_training() -> None:
     train = [[source("a dog", "train.txt:1"), source("a cat", "train.txt:2")]]
     evaluation = [[source("a cat", "eval.txt:7")]]
     says = (
-        r"train\.txt:2: the prompt 'a cat' \(training\) is also at eval\.txt:7 \(evaluation\); take it out of one,"
-        r" or set prepare_prompts\.on_bad: drop, which trains without it$"
+        r"train\.txt:2: the prompt 'a cat' of the training set train is also at eval\.txt:7, in the evaluation set"
+        r" heldout; take it out of one, or set prepare_prompts\.on_bad: drop, which trains without it$"
     )
     with pytest.raises(UserError, match=says):
-        make_sets(train, evaluation, Faults())
+        made(train, evaluation)
     faults = Faults(drop=True)
-    sets = make_sets(train, evaluation, faults)
-    assert [p.prompt for p in sets.train + sets.eval] == ["a dog", "a cat"]
+    trained, evaluated = made(train, evaluation, faults)
+    assert [p.prompt for p in trained.prompts + evaluated.prompts] == ["a dog", "a cat"]
     assert [(d["where"], d["reason"]) for d in faults.dropped] == [("train.txt:2", "overlap")]
 
 
@@ -58,53 +93,61 @@ def test_sets_are_disjoint_as_encoders_read_them(training: str, held_out: str) -
     train = [[source("a dog"), source(training, "t:2"), source(training + "!", "t:3")]]
     evaluation = [[source(held_out)]]
     with pytest.raises(BadPrompt) as caught:
-        make_sets(train, evaluation, Faults())
+        made(train, evaluation)
     assert str(caught.value).startswith(
-        f"t:2: the prompt {training!r} (training) is also at f:1 (evaluation) as {held_out!r}; "
+        f"t:2: the prompt {training!r} of the training set train is also at f:1, in the evaluation set heldout as"
+        f" {held_out!r}; "
     )
     faults = Faults(drop=True)
-    sets = make_sets(train, evaluation, faults)
-    assert [p.prompt for p in sets.train + sets.eval] == ["a dog", training + "!", held_out]
+    trained, evaluated = made(train, evaluation, faults)
+    assert [p.prompt for p in trained.prompts + evaluated.prompts] == ["a dog", training + "!", held_out]
     assert [(d["where"], d["reason"]) for d in faults.dropped] == [("t:2", "overlap")]
 
 
 def test_how_many_prompts_are_in_both_sets_is_told_at_once() -> None:
     both = [source(f"prompt {i}", f"t:{i}") for i in range(4)]
-    with pytest.raises(BadPrompt, match=r"^t:1: .* \(2 more are in both sets\)$"):
-        make_sets([both], [both[1:]], Faults())
+    with pytest.raises(BadPrompt, match=r"^t:1: .* \(2 more of its prompts are in evaluation sets\)$"):
+        made([both], [both[1:]])
 
 
 def test_prompts_of_one_set_that_look_alike_both_stay() -> None:
-    sets = make_sets([[source("a dog"), source("A dog")]], [[source("a cat"), source("a  cat")]], Faults())
-    assert len(sets.train) == len(sets.eval) == 2
+    trained, evaluated = made([[source("a dog"), source("A dog")]], [[source("a cat"), source("a  cat")]])
+    assert len(trained.prompts) == len(evaluated.prompts) == 2
 
 
 def test_one_prompt_with_two_metadata_is_an_error_or_the_later_one_is_dropped() -> None:
     train = [[source("two dogs", "f:1", metadata=RECORD), source("two dogs", "f:2", metadata={"n": 2})]]
     with pytest.raises(BadPrompt, match="f:2: the prompt 'two dogs' has other metadata than at f:1"):
-        make_sets(train, [[source("a cow")]], Faults())
+        made(train, [[source("a cow")]])
     faults = Faults(drop=True)
-    sets = make_sets(train, [[source("a cow")]], faults)
-    assert sets.train == [Prompt(0, "two dogs", None, RECORD)] and sets.duplicates["train"] == [0]
+    trained, _ = made(train, [[source("a cow")]], faults)
+    assert trained == PromptSet([Prompt(0, "two dogs", None, RECORD, "train")], ids=[(0, 1)], duplicates=[0])
     assert [d["reason"] for d in faults.dropped] == ["conflict"]
 
 
 def test_nothing_left_is_an_error() -> None:
-    with pytest.raises(UserError, match="no training prompt is left"):
-        make_sets([[source("a cat")]], [[source("a cat")]], Faults(drop=True))
+    says = r"^prepare_prompts\.sets\.train: no prompt is left; see its sources in params\.yaml$"
+    with pytest.raises(UserError, match=says):
+        made([[source("a cat")]], [[source("a cat")]], Faults(drop=True))
 
 
 def test_the_world_gives_all_its_captions_once() -> None:
     from rtdmd.world.grammar import captions
 
-    sets = make_sets([world_sources("train")], [world_sources("heldout")], Faults())
-    assert len(sets.train) + len(sets.eval) == len(captions()) == 284
-    assert sets.duplicates == {"train": [0], "eval": [0]}
-    assert all(p.metadata is not None and p.metadata["prompt"] == p.prompt and p.tag for p in sets.train + sets.eval)
-    assert [p.id for p in sets.train + sets.eval] == list(range(284))
+    trained, evaluated = made([world_sources("train")], [world_sources("heldout")])
+    prompts = trained.prompts + evaluated.prompts
+    assert len(prompts) == len(captions()) == 284
+    assert trained.duplicates == evaluated.duplicates == [0]
+    assert all(p.metadata is not None and p.metadata["prompt"] == p.prompt and p.tag for p in prompts)
+    assert [p.id for p in prompts] == list(range(284))
 
 
 def test_rows_survive_the_file(tmp_path: Path) -> None:
-    prompts = [Prompt(0, "a café", None, None), Prompt(1, "two dogs", "counting", RECORD)]
+    prompts = [Prompt(0, "a café", None, None, "one"), Prompt(1, "two dogs", "counting", RECORD, "two")]
     write_jsonl(tmp_path / "p.jsonl", [prompt.row() for prompt in prompts])
     assert read_prompts(tmp_path / "p.jsonl") == prompts
+    assert read_set(tmp_path / "p.jsonl", "two") == prompts[1:]
+    with pytest.raises(
+        UserError, match=r"p\.jsonl: no prompt of the set three; `rtdmd prepare_prompts` makes it anew$"
+    ):
+        read_set(tmp_path / "p.jsonl", "three")

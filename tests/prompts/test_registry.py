@@ -32,7 +32,7 @@ from rtdmd.plan.estimate import tags_of
 params = load_params()
 jobs = load_jobs(params)  # what a dry run of Snakemake reads
 assert "rtdmd/prompts/sources/towns.py" in jobs["prepare_prompts"].inputs
-assert tags_of(params.prepare_prompts.eval) == 1
+assert tags_of(params) == 1
 """
 
 
@@ -73,5 +73,5 @@ def test_the_documented_recipe_for_a_source(tmp_path: Path) -> None:
     assert '"TownsParams"' in done.stdout
     rows = [json.loads(line) for line in (tmp_path / "results/prepare_prompts/eval.jsonl").read_text().splitlines()]
     assert [(row["prompt"], row["tag"]) for row in rows] == [(f"a street in town {i}", "town") for i in range(3)]
-    sources = json.loads((tmp_path / "results/prepare_prompts/sources.json").read_text())["eval"]
+    sources = json.loads((tmp_path / "results/prepare_prompts/sources.json").read_text())["sets"]["heldout"]["sources"]
     assert [(source["name"], source["count"], source["read"]) for source in sources] == [("towns", 3, 3)]

@@ -22,8 +22,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HELD_OUT = [{"name": "world", "split": "heldout"}]
 # What the demo's prompts are; later stages key noise and text by them.
 WORLD_BYTES = {
-    "train.jsonl": "fb34782d1d2f9414dffa3725c769a04a3f83208c7af0b909cbd788b0f2526372",
-    "eval.jsonl": "4424acf5cf3d99b81d1e9a3234508f3b57fe16da513f5d23588f44ba44436876",
+    "train.jsonl": "0b5b1e3c5ae4ad1570ceb24b0bd06db6510887e0f410c371d093eb9ff7bdf23e",
+    "eval.jsonl": "00452326892dce26cca2ee6f3dc413635131e61c23bb6cce91680254d02eded7",
 }
 
 
@@ -36,8 +36,12 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def set_prompts(root: Path, **section: Any) -> None:
-    (root / "params.yaml").write_text(params_text(preset("smoke", {"prepare_prompts": section}), "test"))
+def set_prompts(root: Path, train: Any = None, heldout: Any = None, **section: Any) -> None:
+    """The smoke preset with other sources of its two sets."""
+    sets = {name: sources for name, sources in (("train", train), ("heldout", heldout)) if sources is not None}
+    (root / "params.yaml").write_text(
+        params_text(preset("smoke", {"prepare_prompts": section | {"sets": sets}}), "test")
+    )
 
 
 def use_files(root: Path, train: str | bytes, evaluation: str, **section: Any) -> None:
@@ -46,7 +50,7 @@ def use_files(root: Path, train: str | bytes, evaluation: str, **section: Any) -
         data = content if isinstance(content, bytes) else content.encode()
         (root / "data" / "prompts" / name).write_bytes(data)
     files = [[{"name": "prompts", "path": f"data/prompts/{name}"}] for name in ("train.txt", "eval.jsonl")]
-    set_prompts(root, **{"train": files[0], "eval": files[1], **section})
+    set_prompts(root, *files, **section)
 
 
 def results(root: Path, name: str) -> Path:
@@ -62,11 +66,16 @@ def test_the_worlds_captions_by_split(root: Path) -> None:
         (c.prompt, c.tag, c.metadata()) for c in expected["heldout"]
     ]
     summary = read_json(results(root, "summary.json"))
-    assert set(summary) == {"source", "train", "eval"} and summary["source"] == "world"
-    assert summary["train"]["prompts"] + summary["eval"]["prompts"] == 284
-    assert {f"{split}.jsonl": summary[split]["sha256"] for split in ("train", "eval")} == WORLD_BYTES
+    assert set(summary) == {"files", "sets"} and list(summary["sets"]) == ["heldout", "train"]
+    assert {name: about["sha256"] for name, about in summary["files"].items()} == WORLD_BYTES
+    assert {name: about["prompts"] for name, about in summary["files"].items()} == {
+        "train.jsonl": 246,
+        "eval.jsonl": 38,
+    }
     assert {name: sha256_file(results(root, name)) for name in WORLD_BYTES} == WORLD_BYTES
-    assert sum(summary["eval"]["per_tag"].values()) == summary["eval"]["with_metadata"] == len(evaluation)
+    heldout = summary["sets"]["heldout"]
+    assert (heldout["use"], heldout["source"], heldout["prompts"]) == ("evaluation", "world", 38)
+    assert sum(heldout["per_tag"].values()) == heldout["with_metadata"] == 38
 
 
 def test_the_same_params_give_the_same_bytes(root: Path) -> None:
@@ -81,12 +90,15 @@ def test_prompts_from_files(root: Path) -> None:
     use_files(root, train, json.dumps({"prompt": "two cows", "metadata": {"n": 2}}))
     prepare_prompts.run(root)
     rows = [json.loads(line) for line in results(root, "train.jsonl").read_text().splitlines()]
-    assert rows == [{"id": i, "prompt": p, "tag": None, "metadata": None} for i, p in enumerate(("a dog", "a cat"))]
+    assert rows == [
+        {"id": 0, "prompt": "a dog", "tag": None, "metadata": None, "set": "train"},
+        {"id": 1, "prompt": "a cat", "tag": None, "metadata": None, "set": "train"},
+    ]
     assert [(p.id, p.metadata) for p in read_prompts(results(root, "eval.jsonl"))] == [(2, {"n": 2})]
-    assert read_json(results(root, "summary.json"))["train"]["duplicates_dropped"] == 1
-    sources = read_json(results(root, "sources.json"))
-    assert sources["dropped"] == []
-    assert sources["train"] == [
+    assert read_json(results(root, "summary.json"))["sets"]["train"]["duplicates_dropped"] == 1
+    found = read_json(results(root, "sources.json"))["sets"]["train"]
+    assert found["dropped"] == []
+    assert found["sources"] == [
         {
             "name": "prompts",
             "path": "data/prompts/train.txt",
@@ -113,8 +125,10 @@ def test_a_fault_leaves_the_last_result_alone(root: Path) -> None:
 
 
 def test_the_prompt_files_that_a_preset_names_are_the_users(root: Path) -> None:
-    section = preset("sd35m").prepare_prompts.model_dump(mode="json", exclude_none=True)
-    set_prompts(root, **section)
+    tree = preset("sd35m").model_dump(mode="json", exclude_none=True)
+    sets = {name: tree[name]["prompts"] for name in ("train_acdmd", "train_rtdmd", "evaluate")}
+    sections = {name: {"prompts": found} for name, found in sets.items()} | {"prepare_prompts": tree["prepare_prompts"]}
+    (root / "params.yaml").write_text(params_text(preset("smoke", sections), "test"))
     says = (
         r"^data/prompts/drawbench\.txt: no such file; put it there, or name another in prepare_prompts of params\.yaml"
     )
@@ -132,15 +146,18 @@ def test_dropped_prompts_are_counted_and_listed(root: Path) -> None:
     use_files(root, train, '"a cat"\n{"prompt": ""}\n', on_bad="drop", max_characters=20)
     prepare_prompts.run(root)
     assert [p.prompt for p in read_prompts(results(root, "train.jsonl"))] == ["a dog"]
-    summary = read_json(results(root, "summary.json"))
-    assert summary["dropped"] == {"empty": 1, "encoding": 1, "overlong": 1, "overlap": 1}
-    listed = read_json(results(root, "sources.json"))["dropped"]
-    assert [(d["where"].removeprefix("data/prompts/"), d["reason"]) for d in listed] == [
-        ("eval.jsonl:2", "empty"),
-        ("train.txt:2", "encoding"),
-        ("train.txt:4", "overlong"),
-        ("train.txt:3", "overlap"),
-    ]
+    summary = read_json(results(root, "summary.json"))["sets"]
+    assert summary["train"]["dropped"] == {"encoding": 1, "overlong": 1, "overlap": 1}
+    assert summary["heldout"]["dropped"] == {"empty": 1}
+    listed = read_json(results(root, "sources.json"))["sets"]
+    assert {name: [(d["where"], d["reason"]) for d in found["dropped"]] for name, found in listed.items()} == {
+        "heldout": [("data/prompts/eval.jsonl:2", "empty")],
+        "train": [
+            ("data/prompts/train.txt:2", "encoding"),
+            ("data/prompts/train.txt:4", "overlong"),
+            ("data/prompts/train.txt:3", "overlap"),
+        ],
+    }
 
 
 def test_a_hub_dataset_is_read_as_a_file_laid_out_alike(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,14 +171,14 @@ def test_a_hub_dataset_is_read_as_a_file_laid_out_alike(root: Path, monkeypatch:
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     hub = {"name": "drawbench", "repo": "a/b", "revision": COMMIT, "path": "drawbench.csv"}
-    set_prompts(root, train=[{"name": "world", "split": "train"}], eval=[*HELD_OUT, hub])
+    set_prompts(root, heldout=[*HELD_OUT, hub])
     prepare_prompts.run(root)
     assert asked == [("a/b", "drawbench.csv", {"repo_type": "dataset", "revision": COMMIT})]
     evaluation = read_prompts(results(root, "eval.jsonl"))
     assert [(p.prompt, p.tag) for p in evaluation[38:]] == [("a red car", "Colors"), ("two cats", "Counting")]
-    (_, origin) = read_json(results(root, "sources.json"))["eval"]
+    (_, origin) = read_json(results(root, "sources.json"))["sets"]["heldout"]["sources"]
     assert origin == hub | {"sha256": sha256_file(downloaded), "read": 2, "duplicates": 0, "ids": [284, 286]}
-    assert read_json(results(root, "summary.json"))["source"] == "world, drawbench"
+    assert read_json(results(root, "summary.json"))["sets"]["heldout"]["source"] == "world, drawbench"
     downloaded.write_text("Prompts,Category\na red car,Colors,7\n")
     with pytest.raises(UserError, match=r"^a/b@01234567/drawbench\.csv:2: 2 columns are expected, got 3"):
         prepare_prompts.run(root)
@@ -169,7 +186,7 @@ def test_a_hub_dataset_is_read_as_a_file_laid_out_alike(root: Path, monkeypatch:
 
 def test_generated_prompts_avoid_evaluations(root: Path) -> None:
     singles = {"name": "generated", "tags": {"single_object": 70}}
-    set_prompts(root, train=[singles | {"tags": {"single_object": 10, "counting": 5}}], eval=[singles])
+    set_prompts(root, train=[singles | {"tags": {"single_object": 10, "counting": 5}}], heldout=[singles])
     prepare_prompts.run(root)
     train, evaluation = (read_prompts(results(root, f"{split}.jsonl")) for split in ("train", "eval"))
     assert [p.tag for p in train] == ["single_object"] * 10 + ["counting"] * 5
@@ -177,12 +194,19 @@ def test_generated_prompts_avoid_evaluations(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "says"),
+    ("sets", "says"),
     [
-        ({"train": []}, r"prepare_prompts\.train: "),
+        ({"train": []}, r"prepare_prompts\.sets\.train: \[\] is not allowed"),
         (
-            {"eval": [{"name": "world"}]},
-            r"prepare_prompts\.eval\[0\]\.split is missing; allowed: which captions: train or heldout",
+            {"": HELD_OUT},
+            r"prepare_prompts\.sets\.'' is no name of a set; allowed: a letter, then letters, digits and _",
+        ),
+        ({"my set": HELD_OUT}, r"sets\.'my set' is no name of a set"),
+        ({"7": HELD_OUT}, r"sets\.'7' is no name of a set"),
+        ({7: HELD_OUT}, r"sets\.7 is no name of a set"),
+        (
+            {"heldout": [{"name": "world"}]},
+            r"prepare_prompts\.sets\.heldout\[0\]\.split is missing; allowed: which captions: train or heldout",
         ),
         (
             {"train": [{"name": "prompts", "path": "mine.txt"}]},
@@ -222,9 +246,9 @@ def test_generated_prompts_avoid_evaluations(root: Path) -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_a_source_is_named(section: dict[str, Any], says: str) -> None:
+def test_what_is_wrong_with_a_source_is_named(sets: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        preset("smoke", {"prepare_prompts": section})
+        preset("smoke", {"prepare_prompts": {"sets": sets}})
 
 
 def test_both_engines_see_a_change_of_a_prompt_file(root: Path) -> None:

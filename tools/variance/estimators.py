@@ -24,7 +24,6 @@ from torch import Tensor
 from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import Conditioning
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import read_jsonl
 from rtdmd.common.rng import permutation
 from rtdmd.common.torch_setup import configure
 from rtdmd.config import Params
@@ -32,6 +31,7 @@ from rtdmd.config.load import validate
 from rtdmd.config.presets import merged
 from rtdmd.flow.policy import draw_step_subset
 from rtdmd.plan.budget import WORLD, Prices, stage_two_epoch
+from rtdmd.prompts.records import read_set
 from rtdmd.rewards.panel import open_panel
 from rtdmd.study.variance_table import REFERENCE
 from rtdmd.train.adapters import ADAPTERS, AdapterBank
@@ -112,7 +112,7 @@ def open_bench(params: Params, root: Path, prompts: int = 16) -> Bench:
     for path in paths.values():
         if not (root / path).is_file():
             raise UserError(f"{path}: no such file; `snakemake train_acdmd` makes it")
-    everything = read_jsonl(root / paths["prompts"])
+    everything = [prompt.row() for prompt in read_set(root / paths["prompts"], params.train_rtdmd.prompts)]
     if not 2 <= prompts <= len(everything):
         raise UserError(f"--prompts {prompts}; allowed: 2 to the {len(everything)} of {paths['prompts']}")
     order = permutation(len(everything), params.run.seed, "study", "prompts")

@@ -159,5 +159,7 @@ def test_prompts_set_aside_are_never_trained_on(root: Path, monkeypatch: pytest.
     every = len(lines) - 4
     train(root, {"epochs": 2, "validation": SETTINGS | {"prompts": every}, "prompts_per_epoch": 4})
     assert len(set(seen)) == 4  # all that is left
-    with pytest.raises(UserError, match=rf"train_rtdmd.validation.prompts: {len(lines)}, of {len(lines)} training"):
+    with pytest.raises(
+        UserError, match=rf"train_rtdmd.validation.prompts: {len(lines)}, of {len(lines)} prompts of the set train"
+    ):
         train(root, {"validation": SETTINGS | {"prompts": len(lines)}})
