@@ -9,7 +9,7 @@ from rtdmd.common.errors import UserError
 from rtdmd.config.load import validate
 from rtdmd.config.real import COMMON, REAL
 from rtdmd.config.tree import Params
-from rtdmd.methods import rtdmd
+from rtdmd.methods import acdmd, rtdmd
 
 _CLIP = {"name": "clipscore", "model": "data/world/clip", "weight": 1.0}
 _VERIFIER = {"name": "world_verifier", "weight": 1.0, "soft_weight": 0.7}
@@ -65,12 +65,15 @@ WORLD: dict[str, Any] = {
         "ema_per": "generator_update",
         "start": "step",
         "stop": "random",
+        "generator_rollout": "shared",
         "fake_per_step": False,
+        "renoise_time": "uniform",
         "weighting": "inverse_variance",
         "consistency": {
             "weight": 0.0,
             "estimator": "two_sample",
             "kernel": "published",
+            "delta": "uniform",
         },
         "save_every": 100,
         "keep": 2,
@@ -94,7 +97,7 @@ WORLD: dict[str, Any] = {
         "baseline": "group_mean",
         "advantage_std": "batch",
         "advantage_clip": 5.0,
-        "drop_zero_advantage": True,
+        "drop_zero_advantage": "policy",
         "density": "gaussian",
         "clip_range": 0.2,
         "credit": "trajectory",
@@ -108,16 +111,20 @@ WORLD: dict[str, Any] = {
         "backprop_at": "last_step",
         "backprop_margin": 3.0,
         "fake_updates_per_epoch": 3,
+        "update_order": "generator_first",
+        "loss_average": "trained_steps",
         "fake_start": "chain",
         "fake_batch_size": 96,
         "last_step_batch_size": 64,
         "micro_batch": 32,
         "sharding": "none",
+        "renoise_time": "uniform",
         "weighting": "inverse_variance",
         "consistency": {
             "weight": 0.0,
             "estimator": "two_sample",
             "kernel": "published",
+            "delta": "uniform",
         },
         "generator_optimizer": _ADAMW | {"lr": 6e-4, "weight_decay": 1e-4},
         "fake_optimizer": _ADAMW | {"lr": 1e-3, "weight_decay": 1e-4},
@@ -197,6 +204,8 @@ PRESETS |= {name: merged(merged(_ANY, COMMON), own) for name, own in REAL.items(
 RECIPES: dict[str, dict[str, Any]] = {
     name: {"train_rtdmd": {"recipe": name, **settings}} for name, settings in rtdmd.RECIPES.items()
 }
+for _name, _settings in acdmd.RECIPES.items():
+    RECIPES[_name]["train_acdmd"] = {"recipe": _name, **_settings}
 
 
 def preset(name: str, changes: dict[str, Any] | None = None) -> Params:

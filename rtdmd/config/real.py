@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from rtdmd.common.pins import UNPINNED
+from rtdmd.methods import acdmd
 from rtdmd.methods.rtdmd import ADAMW, PUBLISHED
 
 _VIT_L = {"base": "openai/clip-vit-large-patch14", "base_revision": UNPINNED}
@@ -23,6 +24,7 @@ _CONSISTENCY = {
     "weight": 0.01,
     "estimator": "two_sample",
     "kernel": "published",
+    "delta": "integer",
 }
 
 COMMON: dict[str, Any] = {
@@ -44,7 +46,9 @@ COMMON: dict[str, Any] = {
         "unpadded": True,
         "budget_gib": 40.0,
     },
-    "train_acdmd": {
+    "train_acdmd": acdmd.PUBLISHED
+    | {
+        "recipe": "published",
         "iterations": 15000,
         "prompts": "pickscore",
         "prompt_order": "uniform",
@@ -53,16 +57,8 @@ COMMON: dict[str, Any] = {
         "batch_size": 72,
         "micro_batch": 9,
         "sharding": "none",
-        "generator_every": 10,
         "generator_optimizer": ADAMW | {"lr": 3e-5},
         "fake_optimizer": ADAMW | {"lr": 3e-5},
-        "warmup": 0,
-        "adapter_init": "gaussian",
-        "ema_decay": 0.99,
-        "ema_per": "iteration",
-        "start": "step",
-        "weighting": "clamp",
-        "consistency": _CONSISTENCY,
         "save_every": 500,
         "keep": 2,
         "panel_every": 0,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from rtdmd.methods import RECIPES
-from rtdmd.methods._card import flat
+from rtdmd.methods._card import StageName, flat
 
 if TYPE_CHECKING:
     StageOneRecipe = str
@@ -16,13 +16,12 @@ else:
     StageTwoRecipe = Literal[("custom", *sorted(RECIPES["train_rtdmd"]))]
 
 
-def check_recipe(recipe: str, mine: Mapping[str, Any]) -> None:
-    """ValueError naming the first setting of the section ``mine`` that is not what its recipe promises."""
+def check_recipe(stage: StageName, recipe: str, mine: Mapping[str, Any]) -> None:
+    """ValueError naming the first setting of a stage's section ``mine`` that is not what its recipe promises."""
     if recipe == "custom":
         return
-    (promised,) = (recipes[recipe] for recipes in RECIPES.values() if recipe in recipes)
     have = flat(mine)
-    for key, value in flat(promised).items():
+    for key, value in flat(RECIPES[stage][recipe]).items():
         plain = list(value) if isinstance(value, tuple) else value
         if have[key] != plain:
             raise ValueError(f"{key}: {have[key]} with recipe: {recipe}; allowed: {plain}, or recipe: custom")

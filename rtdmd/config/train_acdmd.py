@@ -39,6 +39,11 @@ class TrainAcdmdParams(TrainingParams):
     stop: Literal["random", "last"] = param(
         "last step of a roll-out, the trained one: any of K, or always the K-th", source="paper and public code: random"
     )
+    generator_rollout: Literal["shared", "own"] = param(
+        "what the generator's turn learns from: the fake score's roll-out and its velocity from before its update, or"
+        " a roll-out of its own with the fake score as just updated",
+        source="public code: own; shared ours, cheaper (docs/proved.md)",
+    )
     fake_per_step: Flag = param(
         "one fake-score adapter for each stopping step, trained on its turn; stage two gets the last step's",
         source="paper and public code: false; true ours (docs/proved.md, T8)",
@@ -69,5 +74,5 @@ class TrainAcdmdParams(TrainingParams):
                 f"consistency.weight: {self.consistency.weight} with fake_per_step: true; allowed: 0 (its earlier"
                 " times belong to no step)"
             )
-        check_recipe(self.recipe, self.model_dump(mode="json"))
+        check_recipe("train_acdmd", self.recipe, self.model_dump(mode="json"))
         return self

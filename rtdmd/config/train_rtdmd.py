@@ -95,8 +95,9 @@ class TrainRtdmdParams(TrainingParams):
         source="public code: batch; paper: group; none ours",
     )
     advantage_clip: Real = param("advantages are clipped to ± this", source="public code: 5", gt=0)
-    drop_zero_advantage: Flag = param(
-        "leave samples with advantage 0 out of the policy term", source="public code: true"
+    drop_zero_advantage: Literal["none", "policy", "all"] = param(
+        "images of advantage 0 are left out of nothing, of the policy term, or of the last step's terms too",
+        source="public code: all; policy ours (docs/proved.md)",
     )
     density: Literal["gaussian", "published"] = param(
         "log-density of a transition: -|x-μ|²/2ρ² summed, or -(x-μ)² averaged",
@@ -139,9 +140,18 @@ class TrainRtdmdParams(TrainingParams):
     fake_updates_per_epoch: Whole = param(
         "fake-score updates on the cached roll-out", unit="updates", source="public code: 1", ge=0
     )
+    update_order: Literal["generator_first", "fake_first"] = param(
+        "whether matching sees the fake score from before its updates of the epoch or from after them",
+        source="public code: fake_first; generator_first ours",
+    )
+    loss_average: Literal["trained_steps", "all_steps"] = param(
+        "trained_steps: the policy term is a mean over the M trained steps, every other term is whole; all_steps: every"
+        " term of every step is divided by M + 1, the trained steps and the last",
+        source="public code: all_steps; trained_steps ours",
+    )
     fake_start: Literal["chain", "data"] = param(
         "what the fake score learns from: a random level of the roll-out, or its images, which matching compares",
-        source="public code: chain; data ours (docs/proved.md)",
+        source="public code: data; chain ours",
     )
     fake_batch_size: Whole = param(
         "images of the roll-out per fake-score update", unit="images", source="ours; public code: all of them", ge=1
@@ -211,7 +221,7 @@ class TrainRtdmdParams(TrainingParams):
         self._check_rewarded()
         self._check_lengths()
         self._check_matching()
-        check_recipe(self.recipe, self.model_dump(mode="json"))
+        check_recipe("train_rtdmd", self.recipe, self.model_dump(mode="json"))
         return self
 
     def _check_rewarded(self) -> None:
@@ -249,6 +259,11 @@ class TrainRtdmdParams(TrainingParams):
                 f"ema_every: {self.ema_every} with epochs: {self.epochs}, so that the average, which is what the run"
                 f" delivers, stays stage one's student; allowed: 1 to {most}"
             )
+        if self.subset_factor and self.loss_average == "all_steps":
+            raise ValueError(
+                "subset_factor: true with loss_average: all_steps, another weight of the policy term; allowed:"
+                " subset_factor: false, or loss_average: trained_steps"
+            )
         if self.dynamic.epochs == 0 and (self.dynamic.guidance > 0 or self.dynamic.renoise):
             raise ValueError(
                 f"dynamic.epochs: 0 with dynamic.guidance: {self.dynamic.guidance:g} and dynamic.renoise:"
@@ -276,6 +291,11 @@ class TrainRtdmdParams(TrainingParams):
                     raise ValueError(
                         f"{key}: {str(value).lower()} with weights.matching: 0, on which it acts; allowed: {off}"
                     )
+        if self.drop_zero_advantage == "all" and self.matching_path == "reward":
+            raise ValueError(
+                "drop_zero_advantage: all with matching_path: reward, which is a reward of every image; allowed:"
+                " policy, none"
+            )
         if self.matching_gain > 0 and self.matching_path != "last_step":
             raise ValueError(
                 f"matching_gain: {self.matching_gain} with matching_path: {self.matching_path}; allowed: last_step"

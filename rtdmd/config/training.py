@@ -31,6 +31,10 @@ class ConsistencyParams(Section):
         "transition to the earlier time: the sampler's η, or the η* that matches the path",
         source="public code: published",
     )
+    delta: Literal["uniform", "integer"] = param(
+        "backward step to the earlier time: uniform in 0.001 to 0.2, or one of 0.001, 0.002, ..., 0.2, down to time 0",
+        source="public code: integer; uniform ours",
+    )
 
 
 class OptimizerParams(Section):
@@ -77,6 +81,10 @@ class TrainingParams(Section):
     )
     generator_optimizer: OptimizerParams
     fake_optimizer: OptimizerParams
+    renoise_time: Literal["uniform", "clamped"] = param(
+        "t of x_t: uniform on an interval above s, without atoms; or U(s + 0.01, 1) clamped to 0.02 and 0.98",
+        source="public code: clamped; uniform ours (docs/proved.md)",
+    )
     weighting: Literal["clamp", "inverse_variance"] = param(
         "of the ambient loss: β² min(1/β², 10), or 1/Var(target)",
         source="public code: clamp; inverse_variance ours",

@@ -46,6 +46,19 @@ def draw_renoise_time(u: Tensor, s: Tensor, margin: float, low: float, high: flo
     return start + u * (stop - start)
 
 
+def clamped_renoise_time(u: Tensor, s: Tensor, margin: float, low: float, high: float) -> Tensor:
+    """t (B,) as published: U(s + margin, 1) from u (B,) uniform in [0, 1), clamped to [low, high]; s (B,) in [0, high).
+
+    It has atoms at both bounds (2 % of the draws at s = 0, 88 % at s = 0.967). Raises ValueError for s outside [0,
+    high), where the clamp would put t at s or below.
+    """
+    u, s = at_least_float32(u, s)
+    if not bool(((s >= 0) & (s < high)).all()):
+        raise ValueError(f"start levels must lie in [0, {high}), got {s.min():.4f} to {s.max():.4f}")
+    start = s + margin
+    return (start + u * (1 - start)).clamp(low, high)
+
+
 def renoise_coefficients(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """α = (1-t)/(1-s) and β = sqrt(t² - α² s²), each (B,), for 0 <= s < t <= 1.
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from rtdmd.common.discovery import discover
 from rtdmd.common.errors import UserError
+from rtdmd.methods import acdmd, rtdmd
 from rtdmd.methods._card import Method
-from rtdmd.methods.rtdmd import RECIPES as _OWN
 
 _FOUND = [method for methods in discover("rtdmd.methods", "METHODS", tuple).values() for method in methods]
 METHODS: dict[str, Method] = {method.name: method for method in sorted(_FOUND, key=lambda method: method.stage)}
@@ -25,7 +25,8 @@ RECIPES: dict[str, dict[str, Mapping[str, Any]]] = {
     for stage in ("train_acdmd", "train_rtdmd")
 }
 """What `recipe: <name>` of a training section promises, by stage and name."""
-RECIPES["train_rtdmd"] |= _OWN
+RECIPES["train_acdmd"] |= acdmd.RECIPES
+RECIPES["train_rtdmd"] |= rtdmd.RECIPES
 
 
 def find_method(name: str) -> Method:

@@ -1,6 +1,31 @@
 """AC-DMD: stage one of the paper, with every consistency weight γ of its ablation (γ = 0: A-DMD)."""
 
+from typing import Any
+
 from rtdmd.methods._card import Method
+from rtdmd.methods.rtdmd import ADAMW
+
+PUBLISHED: dict[str, Any] = {
+    "generator_every": 10,
+    "warmup": 0,
+    "generator_optimizer": ADAMW,
+    "fake_optimizer": ADAMW,
+    "adapter_init": "gaussian",
+    "ema_decay": 0.99,
+    "ema_per": "iteration",
+    "start": "step",
+    "stop": "random",
+    "generator_rollout": "own",
+    "fake_per_step": False,
+    "renoise_time": "clamped",
+    "weighting": "clamp",
+    "consistency": {"weight": 0.01, "estimator": "two_sample", "kernel": "published", "delta": "integer"},
+}
+"""The public code's method settings (Harahan/RTDMD). Sizes (iterations, batch) and rates (3e-5, FLUX.2 1e-6) are the
+run's own."""
+
+RECIPES: dict[str, dict[str, Any]] = {"published": PUBLISHED}
+"""What the section's `recipe: published` promises."""
 
 _EQUATION = (
     "x_s from a roll-out with random stop; t ~ U(s, 1), x_t = α x_s + β z; fake score on u = α' x_s + β' z plus γ times"

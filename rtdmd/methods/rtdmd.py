@@ -16,7 +16,7 @@ PUBLISHED: dict[str, Any] = {
     "baseline": "group_mean",
     "advantage_std": "batch",
     "advantage_clip": 5.0,
-    "drop_zero_advantage": True,
+    "drop_zero_advantage": "all",
     "density": "published",
     "clip_range": 1e-5,
     "credit": "trajectory",
@@ -28,9 +28,13 @@ PUBLISHED: dict[str, Any] = {
     "gradient_scaling": "none",
     "backprop_at": "last_step",
     "backprop_margin": 3.0,
+    "update_order": "fake_first",
+    "loss_average": "all_steps",
     "fake_updates_per_epoch": 1,
-    "fake_start": "chain",
+    "fake_start": "data",
+    "renoise_time": "clamped",
     "weighting": "clamp",
+    "consistency": {"estimator": "two_sample", "kernel": "published", "delta": "integer"},
     "generator_optimizer": ADAMW | {"lr": 3e-6, "weight_decay": 1e-4},
     "fake_optimizer": ADAMW,
     "lr_fall": 0.0,
@@ -40,8 +44,8 @@ PUBLISHED: dict[str, Any] = {
     "ema_repeats": 16,
     "adapter_init": "standard_normal",
 }
-"""The public code's method settings (Harahan/RTDMD). Sizes (epochs, prompts, group), rewards and
-the fake score's rate (SD3 3e-5, FLUX 1e-6) are the run's own."""
+"""The public code's method settings (Harahan/RTDMD). Sizes (epochs, prompts, group), rewards, the weight of the
+consistency term (0.01, FLUX.1 and FLUX.2 9B 0) and the fake score's rate (SD3 3e-5, FLUX 1e-6) are the run's own."""
 
 CORRECTED: dict[str, Any] = {
     "candidate_steps": [0, 1, 2],
@@ -52,6 +56,8 @@ CORRECTED: dict[str, Any] = {
     "density": "gaussian",
     "clip_range": 0.2,
     "matching_path": "reward",
+    "drop_zero_advantage": "policy",
+    "loss_average": "trained_steps",
     "fake_start": "data",
     "weighting": "inverse_variance",
 }
@@ -86,4 +92,4 @@ METHODS = (
 )  # fmt: skip
 
 RECIPES: dict[str, dict[str, Any]] = {"published": PUBLISHED, "corrected": CORRECTED}
-"""What `recipe: published` and `recipe: corrected` promise beside the methods; the first has the code's own rates."""
+"""What the section's `recipe: published` and `recipe: corrected` promise; the first has the code's own rates."""

@@ -65,11 +65,9 @@ def acdmd_memory(costs: Costs, processes: int) -> Memory:
     own, fake, sums = stand.adapter_bytes("acdmd"), stand.adapter_bytes("fake"), int(rows < share)
     graph = rows * one.kept
     further = pairs(p.consistency)
-    # The ambient loss's target is still there while the regulariser's passes are made.
-    target = rows * stand.latent_bytes() if further else 0
     phases = {
         "roll-out": _phase(rows * costs.teacher.peak, sums * (own + fake)),
-        "fake score": _phase(graph + target + rows * _fake(one, further), sums * (own + fake)),
+        "fake score": _phase(graph + rows * _fake(one, further), sums * (own + fake)),
         "teacher": _phase(graph + rows * costs.teacher.peak, sums * own + fake),
         "generator": _phase(graph + rows * one.back_peak, sums * own + fake),
         "update": _phase(0, fake + own + 2 * sums * max(own, fake)),

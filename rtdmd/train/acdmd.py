@@ -1,8 +1,9 @@
 """Stage one: Ambient-Consistent Distribution Matching Distillation (Algorithm 1, first half).
 
-Where this departs from the public code: the renoising time has no atoms and exceeds s by construction; the fake score's
-velocity is computed once a step and serves both its own loss and the generator's; non-finite values stop the run.
-DMD2 is `start: data` with `consistency.weight: 0`.
+`recipe: published` is the public code's algorithm. By default (each a parameter) the renoising time has no atoms and
+exceeds s by construction, and generator and fake score share a roll-out, so that the fake score's velocity is computed
+once for both losses. Departures without a parameter are in docs/proved.md. DMD2 is `start: data` with
+`consistency.weight: 0`.
 
 Shapes: B prompts of all processes, K steps of the sampler; x_s, x_t (B, C, H, W), s, t (B,), levels falling.
 """
@@ -32,7 +33,15 @@ from rtdmd.train.engine.journal import write_curves
 from rtdmd.train.engine.loop import Loop
 from rtdmd.train.engine.preflight import preflight
 from rtdmd.train.learner import Average, Learner
-from rtdmd.train.losses import Draws, FakeScoreLoss, Gradients, matching_loss, micro_batches, renoised
+from rtdmd.train.losses import (
+    Draws,
+    FakeScoreLoss,
+    Gradients,
+    matching_loss,
+    micro_batches,
+    renoised,
+    require_renoise_time,
+)
 from rtdmd.train.prompts import TrainingPrompts
 from rtdmd.train.rounding import report_lost_update
 
@@ -41,10 +50,11 @@ NAME = "train_acdmd"
 
 @dataclass
 class Sums:
-    """What the micro-batches of an iteration add up to, each weighted by its share of the B prompts."""
+    """What the micro-batches of a turn add up to, each weighted by its share of the B prompts; None for who does not
+    learn in it."""
 
-    fake: Gradients
-    generator: Gradients
+    fake: Gradients | None
+    generator: Gradients | None
     fake_values: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     generator_values: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     samples: list[Tensor] = field(default_factory=list)
@@ -75,6 +85,7 @@ class AcdmdTrainer:
             backbone, params.adapter, stacks, params.run.seed, p.compile, p.adapter_init
         )
         self.sigmas = backbone.sigmas(params.model.num_steps).to(backbone.device)  # (K+1,)
+        require_renoise_time(NAME, p.renoise_time, self.sigmas)
         self.fake_loss = FakeScoreLoss(self.adapters, p, params.model.eta)
         weights = self.adapters.trainable("acdmd")
         self.average = Average(weights, p.ema_decay)
@@ -94,10 +105,23 @@ class AcdmdTrainer:
         }
 
     def step(self, cond: Conditioning, draws: Draws) -> dict[str, float]:
-        """One iteration of Algorithm 1: a fake-score update and, on its turn, a generator update.
+        """One iteration of Algorithm 1: a fake-score update and, every n-th iteration, a generator update, on one
+        roll-out or, as ``generator_rollout`` says, each on its own. cond and draws are those of this process's
+        prompts."""
+        generator_turn = (draws.step + 1) % self.p.generator_every == 0
+        shared = self.p.generator_rollout == "shared"
+        values = self.turn(cond, draws, fake=True, generator=generator_turn and shared)
+        if generator_turn and not shared:
+            own = replace(draws, stream=f"{draws.stream}-generator")
+            values |= self.turn(cond, own, fake=False, generator=True)
+        # 6. EMA of the generator.
+        if generator_turn or self.p.ema_per == "iteration":
+            self.average.update()
+        return values
 
-        cond and draws are those of this process's prompts; they pass in micro-batches, and gradients and values add up.
-        """
+    def turn(self, cond: Conditioning, draws: Draws, fake: bool, generator: bool) -> dict[str, float]:
+        """A roll-out with its own stop, and the update of each learner that takes part in it. The prompts pass in
+        micro-batches, and gradients and values add up."""
         p, ranks = self.p, self.ranks
         stop = self.draw_stop(draws)
         fake_role = f"early{stop}" if f"early{stop}" in self.fakes else "fake"
@@ -105,48 +129,52 @@ class AcdmdTrainer:
         if p.start == "data":  # DMD2: the stopped step jumps to its estimate of the data
             levels[-1] = 0.0
         fake_term = "ambient + consistency" if p.consistency.weight > 0 else "ambient"
-        sums = Sums(Gradients(self.fakes[fake_role], term=fake_term), Gradients(self.generator, term="matching"))
+        sums = Sums(
+            Gradients(self.fakes[fake_role], term=fake_term) if fake else None,
+            Gradients(self.generator, term="matching") if generator else None,
+        )
         with ranks.sync_errors():
             for rows in micro_batches(len(cond), p.micro_batch):
                 self.add_losses(sums, cond.index(rows), replace(draws, samples=draws.samples[rows]), levels, fake_role)
 
         # The updates, with the gradients of all processes.
         samples = torch.cat(sums.samples)
-        values = ranks.all_reduce(sums.fake_values)
-        sums.fake.all_reduce(ranks)
-        if self.is_generator_turn(draws):
+        values: dict[str, float] = {}
+        if sums.fake is not None:
+            values |= ranks.all_reduce(sums.fake_values)
+            sums.fake.all_reduce(ranks)
+        if sums.generator is not None:
             sums.generator.all_reduce(ranks)
             values["generator_grad_norm"] = self.generator.step(sums.generator.total, sums.generator.term)
             values |= ranks.all_reduce(sums.generator_values)
             values["sample_std"] = ranks.global_std(samples)
-        # 6. EMA of the generator.
-        if p.ema_per == "iteration" or self.is_generator_turn(draws):
-            self.average.update()
-        values["fake_grad_norm"] = sums.fake.learner.step(sums.fake.total, sums.fake.term)
+        if sums.fake is not None:
+            values["fake_grad_norm"] = sums.fake.learner.step(sums.fake.total, sums.fake.term)
         norms = at_level(values, ("fake_grad_norm", "generator_grad_norm"), levels[-1].item())
         return values | norms | ranks.all_reduce(latent_values(samples), "mean")
 
     def add_losses(self, sums: Sums, cond: Conditioning, draws: Draws, levels: Tensor, fake_role: str) -> None:
         """Steps 1 to 5 of Algorithm 1 on a micro-batch of the B prompts, added to ``sums``."""
         p, eta = self.p, self.params.model.eta
-        generator_turn = self.is_generator_turn(draws)
         share = len(cond) / p.batch_size
 
         # 1. Roll out with a random stop k ~ U{1..K}; only the last executed step carries gradient.
-        x_s, s = self.roll_out(cond, levels, draws, gradient=generator_turn)
+        x_s, s = self.roll_out(cond, levels, draws, gradient=sums.generator is not None)
 
         # 2. Subinterval renoising x_s -> x_t.
-        point = renoised(x_s, s, draws)
+        point = renoised(x_s, s, draws, p.renoise_time)
 
         # 3. and 4. Fake score: ambient flow matching, and its consistency regulariser.
-        v_fake = self.adapters.velocity(fake_role, point.x_t, point.t, cond)
-        fake_loss, terms = self.fake_loss(point, v_fake, cond, draws)
-        for name, value in terms.items():
-            sums.fake_values[name] += share * value
-        sums.fake.add(share * fake_loss)
+        with torch.set_grad_enabled(sums.fake is not None):
+            v_fake = self.adapters.velocity(fake_role, point.x_t, point.t, cond)
+        if sums.fake is not None:
+            fake_loss, terms = self.fake_loss(point, v_fake, cond, draws)
+            for name, value in terms.items():
+                sums.fake_values[name] += share * value
+            sums.fake.add(share * fake_loss)
 
         # 5. Generator, every n-th iteration: match the teacher along y_fake - y_teacher.
-        if generator_turn:
+        if sums.generator is not None:
             guidance = self.params.model.guidance
             with torch.no_grad():
                 v_teacher = self.adapters.velocity(
@@ -157,10 +185,6 @@ class AcdmdTrainer:
             sums.generator_values["matching"] += share * matching.item()
             sums.generator_values["gap"] += share * (v_fake - v_teacher).square().mean().item()
         sums.samples.append(x_s.detach())
-
-    def is_generator_turn(self, draws: Draws) -> bool:
-        """Whether the generator learns in the iteration too."""
-        return (draws.step + 1) % self.p.generator_every == 0
 
     def draw_stop(self, draws: Draws) -> int:
         """The step after which the iteration's roll-out ends, 0 to K - 1, the same on every process."""

@@ -108,14 +108,15 @@ def step_advantages(
 def stepwise_policy_gradient(
     trainer: Trainer, rollout: Rollout, advantages: Mapping[int, Tensor], mine: slice
 ) -> tuple[Gradients, Gradients, dict[str, float]]:
-    """The trainer's policy gradient with advantages of their own for every trained step, averaged over the steps as
-    there. advantages[k] (N,) are of the images of all processes."""
+    """The trainer's policy gradient with advantages of their own for every trained step, averaged over the steps, or
+    with ``loss_average: all_steps`` summed, as there. advantages[k] (N,) are of the images of all processes."""
+    share = 1.0 if trainer.p.loss_average == "all_steps" else 1 / len(advantages)
     policy, anchor = Gradients(trainer.generator), Gradients(trainer.generator)
     values: dict[str, float] = {}
     for step, everyone in advantages.items():
         one, kl, more = trainer.policy_gradient(rollout, everyone[mine], (step,), everyone)
-        policy.add_scaled(one, 1 / len(advantages))
-        anchor.add_scaled(kl, 1 / len(advantages))
+        policy.add_scaled(one, share)
+        anchor.add_scaled(kl, share)
         for name, value in more.items():
             so_far = values.get(name, 0.0)
             values[name] = max(so_far, value) if name == "ratio_error" else so_far + value / len(advantages)

@@ -11,15 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from rtdmd.common.errors import UserError
 from rtdmd.common.rng import key_seed, normal_batch
 from rtdmd.flow.ambient import (
     ambient_loss,
     ambient_target,
+    clamped_renoise_time,
     consistency_one_sample,
     consistency_two_sample,
     draw_renoise_time,
@@ -45,7 +47,7 @@ RENOISE_HIGH = 0.98
 WEIGHT_CLAMP = 10.0  # largest weight of the ambient loss with `weighting: clamp`
 SMALLEST_DELTA = 0.001  # backward step of a consistency pair [σ], 1 to 200 of 1000
 LARGEST_DELTA = 0.2
-SMALLEST_TIME = 1e-3  # σ of the earlier point of a consistency pair; the transition's kernel is singular at 0
+SMALLEST_TIME = 1e-3  # σ of the earlier point of a consistency pair with `delta: uniform`
 
 
 class Velocities(Protocol):
@@ -112,13 +114,33 @@ class Renoised:
     z: Tensor
 
 
-def renoised(x_s: Tensor, s: Tensor, draws: Draws) -> Renoised:
-    """Subinterval renoising of detached samples (method, stage one, step 2). FloatingPointError where one is not
-    finite."""
-    t = draw_renoise_time(draws.uniform("time"), s, RENOISE_MARGIN, RENOISE_LOW, RENOISE_HIGH)
+def require_renoise_time(section: str, law: Literal["uniform", "clamped"], sigmas: Tensor) -> None:
+    """UserError where a sampler's levels (K+1,) leave no room between s and the clamp of the published times."""
+    highest = sigmas[1:].max().item()
+    if law == "clamped" and highest >= RENOISE_HIGH:
+        raise UserError(
+            f"{section}.renoise_time: clamped, to {RENOISE_HIGH:g}, but the sampler's levels reach {highest:.3f}, where"
+            " no time above them is left; allowed: uniform"
+        )
+
+
+def renoised(x_s: Tensor, s: Tensor, draws: Draws, law: Literal["uniform", "clamped"]) -> Renoised:
+    """Subinterval renoising of detached samples (method, stage one, step 2) to times of a law. FloatingPointError where
+    a sample is not finite."""
+    draw = clamped_renoise_time if law == "clamped" else draw_renoise_time
+    t = draw(draws.uniform("time"), s, RENOISE_MARGIN, RENOISE_LOW, RENOISE_HIGH)
     z = draws.normal("renoise")
     x_s = require_finite("the generator's sample x_s", x_s.detach())
     return Renoised(x_s, s, renoise(x_s, z, s, t), t, z)
+
+
+def earlier_time(t: Tensor, u: Tensor, law: Literal["uniform", "integer"]) -> Tensor:
+    """r (B,) of a consistency pair, below t (B,), by a backward step from u (B,) uniform in [0, 1)."""
+    if law == "integer":
+        steps = torch.floor(u * round(LARGEST_DELTA / SMALLEST_DELTA)) + 1
+        return (t - SMALLEST_DELTA * steps).clamp(min=0.0)
+    delta = SMALLEST_DELTA + (LARGEST_DELTA - SMALLEST_DELTA) * u
+    return (t - delta).clamp(min=SMALLEST_TIME)
 
 
 @dataclass(frozen=True)
@@ -135,14 +157,19 @@ class FakeScoreLoss:
         """Ambient flow matching (method, stage one, step 3) and, where it has a weight, the consistency regulariser
         (step 4): their weighted sum (), a mean over the samples, and the value of each."""
         require_finite("the fake score's velocity v_fake", v_fake)
-        target = ambient_target(point.x_s, point.z, point.s, point.t)
-        loss = ambient_loss(v_fake, target, point.s, point.t, self.p.weighting, WEIGHT_CLAMP).mean()
+        loss = ambient_loss(
+            v_fake,
+            ambient_target(point.x_s, point.z, point.s, point.t),  # freed before the regulariser's passes
+            point.s,
+            point.t,
+            self.p.weighting,
+            WEIGHT_CLAMP,
+        ).mean()
         values = {"fake_ambient": loss.item()}
         p = self.p.consistency
         if p.weight == 0:
             return loss, values
-        delta = SMALLEST_DELTA + (LARGEST_DELTA - SMALLEST_DELTA) * draws.uniform("delta")
-        r = (point.t - delta).clamp(min=SMALLEST_TIME)
+        r = earlier_time(point.t, draws.uniform("delta"), p.delta)
         level = eta_star(r, point.t) if p.kernel == "eta_star" else self.eta
         with torch.no_grad():
             x_r = cps_step(point.x_t, v_fake, point.t, r, level, draws.normal("consistency"))

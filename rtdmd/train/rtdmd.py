@@ -1,8 +1,7 @@
 """Stage two: reward-tilted distribution matching (Algorithm 1, second half).
 
-Where this departs from the public code (each a parameter): the true Gaussian log-density; zero-advantage images leave
-the policy term only, not the last step's; each term's gradient can be brought to norm 1 before its weight. `recipe:
-published` refuses any setting that is not the public code's.
+`recipe: published` is the public code's algorithm and refuses any setting that is not its. Departures without a
+parameter are in docs/proved.md.
 
 Shapes: N images = M prompts x G images a group, K steps, D = C H W. A roll-out holds this process's images, whole
 groups, the images of a prompt next to each other; what is said to be of all processes has all N.
@@ -68,6 +67,7 @@ from rtdmd.train.losses import (
     micro_batches,
     renoised,
     require_on_policy,
+    require_renoise_time,
     shared_passes,
 )
 from rtdmd.train.prompts import TrainingPrompts
@@ -106,6 +106,7 @@ class RtdmdTrainer:
             backbone, params.adapter, ADAPTERS[NAME], params.run.seed, p.compile, p.adapter_init
         )
         self.sigmas = backbone.sigmas(params.model.num_steps).to(backbone.device)  # (K+1,)
+        require_renoise_time(NAME, p.renoise_time, self.sigmas)
         self.fake_loss = FakeScoreLoss(self.adapters, p, self.eta)
         weights = self.adapters.trainable("rtdmd")
         self.average = Average(weights, p.ema_decay)
@@ -129,8 +130,8 @@ class RtdmdTrainer:
         return other
 
     def step(self, cond: Conditioning, records: list[dict[str, Any]], draws: Draws) -> dict[str, float]:
-        """One epoch of Algorithm 1 on N = M prompts x G images: roll-out, advantages, one generator update, fake
-        updates. cond, records and draws are those of this process's images."""
+        """One epoch of Algorithm 1 on N = M prompts x G images: roll-out, advantages, one generator update, and
+        before or after it the fake score's. cond, records and draws are those of this process's images."""
         p, ranks = self.p, self.ranks
         count = p.prompts_per_epoch * p.group_size
         groups = torch.arange(count) // p.group_size
@@ -141,18 +142,22 @@ class RtdmdTrainer:
             order = permutation(count, draws.seed, draws.stream, draws.step, "last-rows")
             last_images = order[: p.last_step_batch_size]
         last_rows, last_draws = draws.among(last_images)
+        # The last step waits for the advantages where they choose or weigh its images.
+        waits = p.matching_gain > 0 or p.drop_zero_advantage == "all"
 
         with ranks.sync_errors():
             # 1. SubGRPO draws the stochastic steps to train. Roll out: elsewhere a group shares its noise.
             order = permutation(len(p.candidate_steps), draws.seed, draws.stream, draws.step, "subset")
             trained = [p.candidate_steps[i] for i in draw_step_subset(order, p.trained_steps)]
             rollout = self.roll_out(cond, records, groups[mine], trained, draws)
+        fake_values = self.fake_updates(rollout, draws) if p.update_order == "fake_first" else {}
 
+        with ranks.sync_errors():
             # 2. Rewards of the final images; a slow scorer goes on beside 3.
             last = None
             with self.rewards.scoring(self.images(rollout, pixels)) as scoring:
                 # 3. Last step: distribution matching, and back-propagation of the differentiable rewards.
-                if p.matching_gain == 0:
+                if not waits:
                     last = self.last_step(rollout.take(last_rows), last_draws, len(last_images))
                 own_scores = scoring.scores(rollout.states[-1].device)
 
@@ -161,8 +166,11 @@ class RtdmdTrainer:
         advantages = self.advantages(scores, groups)
         credited = step_advantages(self, rollout, scores, trained) if p.credit != "trajectory" else None
         with ranks.sync_errors():
-            if last is None:  # GDMD: the rewards weigh the matching
-                weigh = gain_weights(self, rollout, scores, mine, last_rows)
+            if last is None:
+                if p.drop_zero_advantage == "all" and advantages.any():
+                    last_images = [image for image in last_images if advantages[image] != 0]
+                    last_rows, last_draws = draws.among(last_images)
+                weigh = gain_weights(self, rollout, scores, mine, last_rows) if p.matching_gain > 0 else None
                 last = self.last_step(rollout.take(last_rows), last_draws, len(last_images), weigh)
             if credited is None:
                 held = last.matching_reward
@@ -181,16 +189,18 @@ class RtdmdTrainer:
         # 5. One update of the generator with the weighted sum of its terms over all processes, and of its EMA.
         for term in terms.values():
             term.all_reduce(ranks)
-        weights = dict(p.weights)
+        parts = p.trained_steps + 1 if p.loss_average == "all_steps" else 1  # of the loss, one for each trained step
+        weights = {name: weight / parts for name, weight in p.weights}
         gradient, norms = combine({name: (weights[name], term) for name, term in terms.items()}, p.gradient_scaling)
         values |= norms
         values["generator_grad_norm"] = self.generator.step(gradient)
         del gradient  # as large as the adapter, and the fake score's updates need the memory
         self.update_average()
 
-        # 6. Fake-score updates from the cached roll-out.
-        for update in range(p.fake_updates_per_epoch):
-            values |= self.fake_update(rollout, draws, update)
+        # 6. Fake-score updates from the cached roll-out, where they were not made before the generator's.
+        if p.update_order == "generator_first":
+            fake_values = self.fake_updates(rollout, draws)
+        values |= fake_values
 
         values |= {f"reward_{name}": score.mean().item() for name, score in scores.items()}
         values["advantage_std"] = advantages.std().item()
@@ -299,7 +309,7 @@ class RtdmdTrainer:
         if p.backprop_at == "random_step":
             seen = integers(0, last + 1, draws.seed, draws.stream, draws.step, "backprop-step")
         s = self.sigmas[through + 1].expand(len(rollout))
-        point = renoised(rollout.states[through + 1], s, draws)
+        point = renoised(rollout.states[through + 1], s, draws, p.renoise_time)
         matched = p.weights.matching > 0 and through == last and p.matching_path != "whole_chain"
         propagated = p.weights.backprop > 0 and seen == last
         guided: dict[str, Any] = {"guidance": self.params.model.guidance, "null": self.null}
@@ -403,16 +413,18 @@ class RtdmdTrainer:
         everyone = advantages if everyone is None else everyone
         kept = advantages.cpu() != 0
         all_kept = everyone.cpu() != 0
-        if not p.drop_zero_advantage:
+        if p.drop_zero_advantage == "none":
             kept = torch.ones_like(kept)
             all_kept = torch.ones_like(all_kept)
         total = len(everyone)
         divisor = max(1, int(all_kept.sum()))
         with_anchor = p.weights.reference_kl > 0
         needed = torch.ones_like(kept) if with_anchor or held is not None else kept
-        # The public code averages over the trained steps; the paper's (K-1)/M makes their sum unbiased for all of them.
+        # A mean over the trained steps, or their sum, which `step` divides by M + 1 as the public code does; the paper's
+        # (K-1)/M makes their sum unbiased for all stochastic steps.
         whole = subset_factor(len(p.candidate_steps) + 1, len(trained))
-        factor = whole if p.subset_factor else 1 / len(trained)
+        share = 1.0 if p.loss_average == "all_steps" else 1 / len(trained)
+        factor = whole if p.subset_factor else share
         values = {"kept": all_kept.float().mean().item(), "clip_fraction": 0.0, "ratio_error": 0.0}
         passes = 0
         for k in trained if p.weights.policy > 0 or with_anchor or held is not None else ():
@@ -433,7 +445,7 @@ class RtdmdTrainer:
                 if with_anchor:
                     with torch.no_grad():
                         mean_ref, _ = self.transition("reference", rollout, k, shared)
-                    anchor.add(gaussian_kl(mean, mean_ref, std).sum() / total / len(trained))
+                    anchor.add(gaussian_kl(mean, mean_ref, std).sum() / total * share)
                 values["clip_fraction"] += clipped.item()
                 values["ratio_error"] = max(values["ratio_error"], (ratio - 1).abs().max().item())
                 passes += 1
@@ -455,6 +467,13 @@ class RtdmdTrainer:
 
     # Step 6: the fake score.
 
+    def fake_updates(self, rollout: Rollout, draws: Draws) -> dict[str, float]:
+        """All updates of an epoch; values of the last."""
+        values: dict[str, float] = {}
+        for update in range(self.p.fake_updates_per_epoch):
+            values |= self.fake_update(rollout, draws, update)
+        return values
+
     def fake_update(self, rollout: Rollout, draws: Draws, update: int) -> dict[str, float]:
         """Update number ``update`` of an epoch: ambient flow matching on ``fake_batch_size`` images of all processes,
         taken as they end or, as ``fake_start`` says, at a random level of their chains."""
@@ -475,7 +494,8 @@ class RtdmdTrainer:
                 images = rollout.take(rows[part])
                 part_draws = replace(own, samples=own.samples[part])
                 share = len(images) / len(chosen)
-                point = renoised(images.states[k], self.sigmas[k].expand(len(images)), part_draws)
+                s = self.sigmas[k].expand(len(images))
+                point = renoised(images.states[k], s, part_draws, p.renoise_time)
                 v_fake = self.adapters.velocity("fake", point.x_t, point.t, images.cond)
                 loss, terms = self.fake_loss(point, v_fake, images.cond, part_draws)
                 for name, value in terms.items():

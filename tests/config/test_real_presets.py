@@ -14,6 +14,7 @@ from rtdmd.config import NOTES, PRESETS, parse_params, preset
 from rtdmd.config.real import REAL
 from rtdmd.config.render import params_text
 from rtdmd.methods._card import flat
+from rtdmd.methods import acdmd
 from rtdmd.methods.rtdmd import PUBLISHED
 
 
@@ -72,6 +73,8 @@ def test_figures_of_the_public_code(
     assert (one.generator_optimizer.lr, one.fake_optimizer.lr, two.fake_optimizer.lr) == rates
     assert two.recipe == "published" and two.prompts_per_epoch * two.group_size == images
     assert two.fake_batch_size == two.last_step_batch_size == images
+    assert one.recipe == "published"
+    assert flat(one.model_dump(mode="json")).items() >= flat(acdmd.PUBLISHED).items()
     assert flat(two.model_dump(mode="json")).items() >= flat(PUBLISHED).items()
     consistent = {"flux1-dev": 0.0, "flux2-klein-9b": 0.0}.get(name, 0.01)
     assert (one.consistency.weight, two.consistency.weight) == (0.01, consistent)

@@ -167,7 +167,7 @@ def test_the_average_warms_up_as_the_public_codes_does(root: Path, monkeypatch: 
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "no matching": {"weights": {"matching": 0.0}, "fake_updates_per_epoch": 0},
-    "no backprop": {"weights": {"backprop": 0.0}, "share_noise": False, "drop_zero_advantage": False},
+    "no backprop": {"weights": {"backprop": 0.0}, "share_noise": False, "drop_zero_advantage": "none"},
     "no policy": {"weights": {"policy": 0.0}, "gradient_scaling": "none"},
     "matching only": {"weights": {"policy": 0.0, "backprop": 0.0}},
     "reference": {"weights": {"reference_kl": 0.1}},
