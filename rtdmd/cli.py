@@ -136,7 +136,9 @@ def _add_params(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="what to print; check: test ./params.yaml and the models that it names",
     )
     apart = params.add_mutually_exclusive_group()
-    apart.add_argument("--recipe", choices=("published", "corrected"), help="with the training sections as a recipe has them")
+    apart.add_argument(
+        "--recipe", choices=("published", "corrected"), help="with the training sections as a recipe has them"
+    )
     apart.add_argument("--method", help="with one method's settings (`rtdmd methods` lists them)")
     params.set_defaults(action=_params)
     schema = commands.add_parser("schema", help="print the JSON schema of params.yaml")

@@ -420,8 +420,8 @@ class RtdmdTrainer:
         divisor = max(1, int(all_kept.sum()))
         with_anchor = p.weights.reference_kl > 0
         needed = torch.ones_like(kept) if with_anchor or held is not None else kept
-        # A mean over the trained steps, or their sum, which `step` divides by M + 1 as the public code does; the paper's
-        # (K-1)/M makes their sum unbiased for all stochastic steps.
+        # A mean over the trained steps, or their sum, which `step` divides by M + 1 as the public code does; the
+        # paper's (K-1)/M makes their sum unbiased for all stochastic steps.
         whole = subset_factor(len(p.candidate_steps) + 1, len(trained))
         share = 1.0 if p.loss_average == "all_steps" else 1 / len(trained)
         factor = whole if p.subset_factor else share

@@ -13,8 +13,8 @@ from rtdmd.common.pins import UNPINNED, require_pin
 from rtdmd.config import NOTES, PRESETS, parse_params, preset
 from rtdmd.config.real import REAL
 from rtdmd.config.render import params_text
-from rtdmd.methods._card import flat
 from rtdmd.methods import acdmd
+from rtdmd.methods._card import flat
 from rtdmd.methods.rtdmd import PUBLISHED
 
 

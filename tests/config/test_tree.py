@@ -125,7 +125,7 @@ def test_settings_that_do_not_go_together_are_refused_by_their_names(changes: di
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_recipe_and_method_is_allowed_in_every_preset_that_is_long_enough(name: str) -> None:
-    """The smoke run is too short for an average that is updated every eighth epoch, and a generator every tenth turn."""
+    """The smoke run is too short for an average that is updated every eighth epoch, and a generator's tenth turn."""
     longer = {"train_acdmd": {"iterations": 10}, "train_rtdmd": {"epochs": 8}} if name == "smoke" else {}
     for changes in (*RECIPES.values(), *(method.changes() for method in METHODS.values())):
         assert preset(name, merged(longer, changes))

@@ -527,7 +527,7 @@ def test_matching_at_a_random_step_is_stage_ones_at_that_step(table: Table) -> N
         x_s, _ = cps_mean_std(rollout.states[k], v, sigma, tau, ETA)
         if k < 3:
             x_s = x_s + rollout.states[k + 1] - rollout.means[k]
-        point = renoised(rollout.states[k + 1], tau, own)
+        point = renoised(rollout.states[k + 1], tau, own, "uniform")
         with torch.no_grad():
             v_fake = table.roles.velocity("fake", point.x_t, point.t, table.cond)
             v_teacher = table.roles.velocity("teacher", point.x_t, point.t, table.cond, **guided())
