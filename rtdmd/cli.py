@@ -193,6 +193,7 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     sample.add_argument("--images", type=int, default=8, help="images in the grid (default: %(default)s)")
     sample.add_argument("--seed", type=int, default=0, help="root of the noise (default: %(default)s)")
+    sample.add_argument("--resolution", type=int, help="side of the images in pixels (default: as trained)")
     sample.add_argument("--out", type=Path, default=Path("sample.png"), help="PNG file (default: %(default)s)")
     sample.add_argument("--base", help="the base of a published folder, where it lies elsewhere than recorded")
     sample.set_defaults(action=_command)

@@ -24,7 +24,7 @@ STAGES = ("train_acdmd", "train_rtdmd")
 SMALL: dict[str, Any] = {
     "run": {"threads": 1},
     "model": {"teacher_steps": 3},
-    "evaluate": {"images_per_tag": 4, "batch_size": 24, "reference_images": 24},
+    "evaluate": {"batch_size": 24},
 }
 
 

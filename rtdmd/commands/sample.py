@@ -5,6 +5,7 @@
 ``--from`` is teacher (all its steps, guided), teacher_few_step (K steps, guided), a training stage (train_acdmd,
 train_rtdmd, or their folders in results/), or a folder that publish or import wrote. Such a folder is sampled as it
 records: on its base, at its resolution, in its steps, at its η. Everything else comes from params.yaml.
+``--resolution`` draws at another size than the model was trained at, with the levels that its scheduler has there.
 Image i starts from the noise of (seed, i) for every model and prompt, so that grids can be compared.
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rtdmd.backbones import Conditioning, load_backbone
+from rtdmd.backbones import Conditioning, load_backbone, sized_backbone
 from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.backbones.sampling import ImageNoise, sample
 from rtdmd.common.errors import UserError
@@ -50,8 +51,12 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     device = configure(params.run)
     text = encoded(arguments.prompt, params, device, root)
     sampler = find_sampler(arguments.source, params, text, device, root)
+    resolution = params.model.resolution
+    if arguments.resolution not in (None, resolution):
+        resolution = arguments.resolution
+        sampler = sampler.resized(sized_backbone(params.model, resolution, "--resolution", root))
     images = draw(sampler, text.of([arguments.prompt]), arguments.images, arguments.seed, params.evaluate.batch_size)
-    scale = max(1, LEAST_SIDE // params.model.resolution)
+    scale = max(1, LEAST_SIDE // resolution)
     save_png(arguments.out, grid(images, columns=math.ceil(math.sqrt(arguments.images)), scale=scale))
     print(arguments.out)
 
@@ -114,7 +119,8 @@ def published_sampler(folder: Path, params: Params, device: torch.device, root: 
         def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
             return backbone.velocity(backbone.transformer, x, sigma, cond)
 
-    return Sampler(backbone, velocity, backbone.sigmas(params.model.num_steps), params.model.eta, guided=False)
+    levels = backbone.sigmas(params.model.num_steps)
+    return Sampler(backbone, velocity, levels, params.model.eta, guided=False, shape=backbone.latent_shape())
 
 
 @torch.no_grad()
@@ -123,7 +129,7 @@ def draw(sampler: Sampler, cond: Conditioning, count: int, seed: int, batch_size
     backbone, batches = sampler.backbone, []
     for start in range(0, count, batch_size):
         images = [(0, i) for i in range(start, min(start + batch_size, count))]
-        noise = ImageNoise(seed, images, backbone.latent_shape(), backbone.device)
+        noise = ImageNoise(seed, images, sampler.shape, backbone.device)
         latents = sample(sampler.velocity, noise, cond.expand(len(images)), sampler.sigmas, sampler.eta)
         batches.append(backbone.decode(latents).cpu())
     return torch.cat(batches)

@@ -9,7 +9,7 @@ from rtdmd.config.load import load_params, parse_params
 from rtdmd.config.model import AdapterParams, ModelParams
 from rtdmd.config.presets import PRESETS, RECIPES, preset
 from rtdmd.config.real import NOTES
-from rtdmd.config.results import EvaluateParams, PublishParams, ReportParams
+from rtdmd.config.results import EvaluateParams, PublishParams, ReportParams, SuiteParams
 from rtdmd.config.rewards import RewardParams, reward_params
 from rtdmd.config.run import RunParams
 from rtdmd.config.train_acdmd import TrainAcdmdParams
@@ -33,6 +33,7 @@ __all__ = [
     "ReportParams",
     "RewardParams",
     "RunParams",
+    "SuiteParams",
     "TermWeights",
     "TrainAcdmdParams",
     "TrainRtdmdParams",

@@ -14,6 +14,7 @@ from rtdmd.methods import acdmd, rtdmd
 _CLIP = {"name": "clipscore", "model": "data/world/clip", "weight": 1.0}
 _VERIFIER = {"name": "world_verifier", "weight": 1.0, "soft_weight": 0.7}
 _ADAMW = {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0}
+_HELDOUT = {"name": "heldout", "prompts": "heldout"}
 
 WORLD: dict[str, Any] = {
     "run": {"seed": 0, "threads": 2, "device": "cpu"},
@@ -142,15 +143,12 @@ WORLD: dict[str, Any] = {
         "log_every": 1,
     },
     "evaluate": {
-        "prompts": "heldout",
-        "images_per_tag": 300,
+        "suites": [_HELDOUT | {"images_per_tag": 300, "reference_images": 2000}],
         "batch_size": 150,
         "models": ["teacher", "teacher_few_step", "train_acdmd", "train_rtdmd"],
         "etas": [0.0, 1.0],
         "rewards": [_CLIP, _VERIFIER],
         "features_model": "data/world/clip",
-        "reference": "world",
-        "reference_images": 2000,
     },
     "report": {"title": "RTDMD on the embedded world", "grid_prompts": 12},
     "publish": {
@@ -183,7 +181,7 @@ _SMOKE: dict[str, Any] = {
         "consistency": {"weight": 0.01},
         "save_every": 1,
     },
-    "evaluate": {"images_per_tag": 4, "batch_size": 12, "reference_images": 24},
+    "evaluate": {"suites": [_HELDOUT | {"images_per_tag": 4, "reference_images": 24}], "batch_size": 12},
     "report": {"title": "RTDMD smoke run", "grid_prompts": 4},
 }
 

@@ -28,7 +28,9 @@ def check_prompts(params: Params, only: str | None = None) -> None:
         _check_order("train_rtdmd.prompt_order", two.prompt_order, two.prompts, sets)
         _check_rewards("train_rtdmd.rewards", two.rewards, two.prompts, sets)
     if only in (None, "evaluate"):
-        _check_rewards("evaluate.rewards", judged.rewards, judged.prompts, sets)
+        for suite in judged.suites:
+            key = f"evaluate.suites: {suite.name}: rewards"
+            _check_rewards(key, suite.scorers(judged.rewards), suite.prompts, sets)
 
 
 def _check_rewards(key: str, rewards: Sequence[RewardParams], name: str, sets: Sets) -> None:

@@ -32,15 +32,28 @@ RENAMED: dict[str, tuple[str, ...]] = {
     for key, names in _OPTIMIZER.items()
 } | {
     "prepare_prompts.train": ("prepare_prompts.sets.train", "train_acdmd.prompts", "train_rtdmd.prompts"),
-    "prepare_prompts.eval": ("prepare_prompts.sets.heldout", "evaluate.prompts"),
+    "prepare_prompts.eval": ("prepare_prompts.sets.heldout", "evaluate.suites"),
 }
 """Dotted key -> the key, or the keys, that say the same now."""
+
+
+MOVED: dict[str, str] = {
+    f"evaluate.{key}": text
+    for key, text in {
+        "images_per_tag": "is a key of each suite now: evaluate.suites: [{..., images_per_tag: 300}]",
+        "reference_images": "is a key of each suite now: evaluate.suites: [{..., reference_images: 2000}]",
+        "reference": "is said by each suite now: evaluate.suites: [{..., reference_images: 2000}], without it for none",
+    }.items()
+}
+"""Dotted key -> where its setting is now."""
 
 
 def removed(key: str) -> str | None:
     """What to do about a key that was removed or renamed; None for any other."""
     if key in RENAMED:
         return f"{key}: renamed; set {' and '.join(RENAMED[key])} instead"
+    if key in MOVED:
+        return f"{key}: {MOVED[key]}"
     if key not in REMOVED:
         return None
     value, constant, file = REMOVED[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import field_validator, model_validator
@@ -13,25 +14,89 @@ from rtdmd.config.rewards import RewardEntry, distinct
 ModelName = Literal["teacher", "teacher_few_step", "train_acdmd", "train_rtdmd"]
 
 
-class EvaluateParams(Section):
-    """Held-out prompts, equal seeds for every model."""
+class SuiteParams(Section):
+    """A prompt set, and what is measured of every model's images for it."""
 
-    prompts: str = param("the set of prepare_prompts.sets that is evaluated, and never trained on", source="ours")
-    images_per_tag: Whole = param("held-out images per prompt tag and model", unit="images", source="ours", ge=1)
+    name: str = param(
+        "what metrics.json, scores.csv and the tables call it", source="ours", pattern="^[a-z0-9][a-z0-9_-]*$"
+    )
+    prompts: str = param("the set of prepare_prompts.sets that it draws, which nothing is trained on", source="ours")
+    rewards: tuple[str, ...] | None = param(
+        "names of evaluate.rewards that score it; null: all of them",
+        source="public code: a set of its own for each scorer but five",
+        default=None,
+        min_length=1,
+    )
+    images_per_tag: Whole | None = param(
+        "images of each model per prompt tag, going round its prompts; null: images_per_prompt says",
+        unit="images",
+        source="ours",
+        default=None,
+        ge=1,
+    )
+    images_per_prompt: Whole | None = param(
+        "images of each model per prompt; null: images_per_tag says",
+        unit="images",
+        source="public code: DrawBench 5, GenEval 4",
+        default=None,
+        ge=1,
+    )
+    max_prompts: Whole | None = param(
+        "prompts of the set that are used, taken from all tags in turn; null: all",
+        unit="prompts",
+        source="public code: 64 while training, all for a table",
+        default=None,
+        ge=1,
+    )
+    resolution: Whole | None = param(
+        "side of the image; null: model.resolution, at which the students train",
+        unit="pixels",
+        source="public code: 1024",
+        default=None,
+        ge=8,
+    )
+    reference_images: Whole | None = param(
+        "real images, drawn for the world's held-out captions, behind the Fréchet distance; null: none",
+        unit="images",
+        source="ours",
+        default=None,
+        ge=2,
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> SuiteParams:
+        if (self.images_per_tag is None) == (self.images_per_prompt is None):
+            given = "neither" if self.images_per_tag is None else "both"
+            raise ValueError(f"images_per_tag, images_per_prompt: {given} given; allowed: one of the two")
+        if self.rewards is not None and len(set(self.rewards)) != len(self.rewards):
+            raise ValueError(f"rewards: {list(self.rewards)}; allowed: each name once")
+        return self
+
+    def scorers(self, rewards: Sequence[RewardEntry]) -> tuple[RewardEntry, ...]:
+        """Those of ``rewards``, evaluate.rewards, that score the suite, in their order there."""
+        return tuple(reward for reward in rewards if self.rewards is None or reward.name in self.rewards)
+
+
+class EvaluateParams(Section):
+    """Suites of held-out prompts, equal seeds for every model."""
+
+    suites: tuple[SuiteParams, ...] = param(
+        "prompt sets to judge on, and how: docs/evaluation.md has the keys",
+        source="public code: nine scorers on five sets",
+        min_length=1,
+    )
     batch_size: Whole = param("images per forward; changes no result", unit="images", source="ours", ge=1)
     models: tuple[ModelName, ...] = param("what is evaluated", source="ours", min_length=1)
     etas: tuple[Real, ...] = param(
         "CPS noise levels at which the student of stage two is scored besides model.eta; the card prints them",
         source="ours: what diffusers' own scheduler can do, 0 and 1",
     )
-    rewards: tuple[RewardEntry, ...] = param("scores reported, each once", source="ours", min_length=1)
+    rewards: tuple[RewardEntry, ...] = param(
+        "scorers, each once and loaded once; a suite names those that score it", source="ours", min_length=1
+    )
     features_model: str | None = param(
         "CLIPModel folder whose image embedding measures Fréchet distance and diversity; null: neither", source="ours"
     )
-    reference: Literal["world", "none"] = param(
-        "real images to compare with: drawn for the held-out captions, or none", source="ours"
-    )
-    reference_images: Whole = param("reference images behind the Fréchet distance", unit="images", source="ours", ge=2)
 
     _distinct = field_validator("rewards")(distinct)
 
@@ -43,7 +108,27 @@ class EvaluateParams(Section):
             raise ValueError(f"etas: {list(self.etas)}; allowed: numbers from 0 to 1, each once")
         if self.etas and "train_rtdmd" not in self.models:
             raise ValueError(f"etas: {list(self.etas)} without train_rtdmd in models; allowed: []")
+        self._check_suites()
         return self
+
+    def _check_suites(self) -> None:
+        """Suites are told apart by name, and every scorer that is loaded scores one of them."""
+        names = [suite.name for suite in self.suites]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"suites: {name!r} occurs {names.count(name)} times; allowed: each name once")
+        known = [reward.name for reward in self.rewards]
+        for suite in self.suites:
+            unknown = [name for name in suite.rewards or () if name not in known]
+            if unknown:
+                raise ValueError(
+                    f"suites: {suite.name}: rewards: {unknown[0]!r} is none of evaluate.rewards; allowed:"
+                    f" {', '.join(known)}"
+                )
+        used = {reward.name for suite in self.suites for reward in suite.scorers(self.rewards)}
+        idle = [name for name in known if name not in used]
+        if idle:
+            raise ValueError(f"rewards: {idle[0]} scores no suite; allowed: rewards that a suite names")
 
 
 class ReportParams(Section):

@@ -37,7 +37,7 @@ class Params(Section):
     @property
     def evaluation_sets(self) -> tuple[str, ...]:
         """Names of the sets of prompts that are evaluated, in the order in which they are named, each once."""
-        return (self.evaluate.prompts,)
+        return tuple(dict.fromkeys(suite.prompts for suite in self.evaluate.suites))
 
     @model_validator(mode="after")
     def _check(self) -> Params:
@@ -54,7 +54,8 @@ class Params(Section):
             "train_acdmd.prompts": self.train_acdmd.prompts,
             "train_rtdmd.prompts": self.train_rtdmd.prompts,
         }
-        for key, name in (*trained.items(), ("evaluate.prompts", self.evaluate.prompts)):
+        evaluated = {f"evaluate.suites: {suite.name}: prompts": suite.prompts for suite in self.evaluate.suites}
+        for key, name in (*trained.items(), *evaluated.items()):
             if name not in sets:
                 near = difflib.get_close_matches(name, list(sets), n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
@@ -62,7 +63,7 @@ class Params(Section):
         for key, name in trained.items():
             if name in self.evaluation_sets:
                 raise ValueError(
-                    f"{key}: {name!r}, which is evaluated (evaluate.prompts); allowed: a set that is not, of"
+                    f"{key}: {name!r}, which is evaluated (evaluate.suites); allowed: a set that is not, of"
                     " prepare_prompts.sets"
                 )
 

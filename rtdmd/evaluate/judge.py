@@ -7,7 +7,7 @@ Images are judged batch by batch and then dropped, so memory does not grow with 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,16 @@ class Judge:
     panel: Panel
     clip: ClipReward | None  # whose image embedding is the feature space
     world: bool  # read the images with the world's verifier
+
+    def of(self, names: Collection[str]) -> Judge:
+        """The judge with the scorers of ``names`` alone; they are the same, loaded once."""
+        panel = replace(
+            self.panel,
+            rewards={name: reward for name, reward in self.panel.rewards.items() if name in names},
+            offloaded=self.panel.offloaded & set(names),
+            beside=self.panel.beside & set(names),
+        )
+        return replace(self, panel=panel, world="world_verifier" in panel.rewards)
 
     def identities(self) -> dict[str, dict[str, Any]]:
         """What every scorer was, and the model whose embedding is the feature space as "features"."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rtdmd.config.rewards import LABELS as REWARD_LABELS
 
@@ -31,6 +32,16 @@ SCORES = {
 
 
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")  # GenEval's order
+
+
+def suites_of(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The suites of metrics.json by name, in the order of evaluate.suites; {} where nothing was evaluated."""
+    return {name: metrics["suites"][name] for name in metrics.get("order", ())}
+
+
+def first_suite(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The suite that evaluate.suites has first, whose first score heads pages; {} where nothing was evaluated."""
+    return next(iter(suites_of(metrics).values()), {})
 
 
 def level_name(eta: float) -> str:

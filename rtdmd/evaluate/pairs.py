@@ -22,7 +22,7 @@ def paired_difference(first: Scores, second: Scores) -> Scores:
         shared = len(set(keys_a) & set(keys_b))
         raise UserError(
             f"the two were judged on different images ({len(keys_a)} and {len(keys_b)}, {shared} in common);"
-            " evaluate both with the same prompts and evaluate.images_per_tag"
+            " evaluate both with the same prompts and images in evaluate.suites"
         )
     names = [name for name in first.columns if name in second.columns]
     if not names:

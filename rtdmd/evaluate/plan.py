@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rtdmd.config import SuiteParams
 from rtdmd.prompts.records import Prompt
 
 UNTAGGED = "all"  # the one stratum of prompts that carry no tag
@@ -32,19 +33,40 @@ class Item:
 def plan_images(prompts: Sequence[Prompt], images_per_tag: int) -> list[Item]:
     """``images_per_tag`` images for each tag, going round its prompts: image i shows prompt i mod P, index i div P."""
     items = []
-    for tag in dict.fromkeys(prompt.tag for prompt in prompts):
-        own = [prompt for prompt in prompts if prompt.tag == tag]
+    for own in by_tag(prompts):
         items += [Item(own[i % len(own)], i // len(own)) for i in range(images_per_tag)]
     return items
 
 
-def grid_prompts(items: Sequence[Item], count: int) -> list[Prompt]:
-    """``count`` prompts for the sample grids, spread evenly over the tags and grouped by tag."""
-    own: dict[str, dict[int, Prompt]] = {}
-    for item in items:
-        own.setdefault(item.tag, {})[item.prompt.id] = item.prompt
-    columns = [list(prompts.values()) for prompts in own.values()]
+def plan_suite(suite: SuiteParams, prompts: Sequence[Prompt]) -> list[Item]:
+    """The images of a suite on the prompts of its set: so many a tag, or so many a prompt, a tag after the other."""
+    used = first_prompts(prompts, suite.max_prompts)
+    if suite.images_per_tag is not None:
+        return plan_images(used, suite.images_per_tag)
+    indices = range(suite.images_per_prompt or 0)
+    return [Item(prompt, index) for own in by_tag(used) for prompt in own for index in indices]
+
+
+def by_tag(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
+    """The prompts of each tag, in the order of the tags' first appearance."""
+    own: dict[str | None, list[Prompt]] = {}
+    for prompt in prompts:
+        own.setdefault(prompt.tag, []).append(prompt)
+    return list(own.values())
+
+
+def first_prompts(prompts: Sequence[Prompt], count: int | None) -> list[Prompt]:
+    """``count`` prompts (None: all), taken from all tags in turn, in the order in which they stand."""
+    if count is None:
+        return list(prompts)
+    columns = by_tag(prompts)
     depth = max(len(column) for column in columns)
     ranked = [column[k].id for k in range(depth) for column in columns if k < len(column)]
     chosen = set(ranked[:count])
-    return [prompt for column in columns for prompt in column if prompt.id in chosen]
+    return [prompt for prompt in prompts if prompt.id in chosen]
+
+
+def grid_prompts(items: Sequence[Item], count: int) -> list[Prompt]:
+    """``count`` prompts for the sample grids, spread evenly over the tags and grouped by tag."""
+    planned = list({item.prompt.id: item.prompt for item in items}.values())
+    return [prompt for own in by_tag(first_prompts(planned, count)) for prompt in own]

@@ -4,7 +4,7 @@ plan."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,13 +23,16 @@ from rtdmd.train.adapters import load_student
 
 @dataclass(frozen=True)
 class Sampler:
-    """How one model makes images: velocity over levels ``sigmas`` (K+1,) with CPS noise ``eta`` (0: Euler)."""
+    """How one model makes images: velocity over levels ``sigmas`` (K+1,) with CPS noise ``eta`` (0: Euler), on latents
+    of ``shape`` (C, H, W)."""
 
     backbone: Backbone
     velocity: Velocity
     sigmas: Tensor
     eta: float
     guided: bool  # two forwards a step
+    shape: tuple[int, int, int]
+    multi_step: bool = False  # the levels are the multi-step teacher's
 
     @property
     def steps(self) -> int:
@@ -40,6 +43,12 @@ class Sampler:
     def evaluations(self) -> int:
         """Transformer evaluations per image."""
         return self.steps * (2 if self.guided else 1)
+
+    def resized(self, sized: Backbone) -> Sampler:
+        """The same model with the latents and the levels of ``sized``, its base at another resolution: a scheduler
+        with a dynamic shift has other levels there."""
+        levels = sized.teacher_sigmas if self.multi_step else sized.sigmas
+        return replace(self, sigmas=levels(self.steps), shape=sized.latent_shape())
 
 
 def load_sampler(name: str, params: Params, cache: TextCache, device: torch.device, root: Path) -> Sampler:
@@ -52,16 +61,19 @@ def load_sampler(name: str, params: Params, cache: TextCache, device: torch.devi
         raise UserError("student_base: model.student is null, so the student's base is the teacher's")
     bases: Bases = "teacher" if name in ("teacher", "teacher_few_step") else "student"
     backbone = load_backbone(params.model, bases=bases, device=device, root=root)
-    few = backbone.sigmas(params.model.num_steps)
+    few, shape = backbone.sigmas(params.model.num_steps), backbone.latent_shape()
     if name in ("train_acdmd", "train_rtdmd"):
-        return Sampler(backbone, load_student(params, backbone, name, root), few, params.model.eta, guided=False)
+        student = load_student(params, backbone, name, root)
+        return Sampler(backbone, student, few, params.model.eta, guided=False, shape=shape)
     null, guidance = cache.null(), 1.0 if name == "student_base" else params.model.guidance
 
     def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         return backbone.velocity(backbone.transformer, x, sigma, cond, guidance=guidance, null=null)
 
-    levels = backbone.teacher_sigmas(params.model.teacher_steps) if name == "teacher" else few
-    return Sampler(backbone, velocity, levels, 0.0, guided=guidance != 1 and not backbone.distilled)
+    multi_step = name == "teacher"
+    levels = backbone.teacher_sigmas(params.model.teacher_steps) if multi_step else few
+    guided = guidance != 1 and not backbone.distilled
+    return Sampler(backbone, velocity, levels, 0.0, guided, shape, multi_step)
 
 
 def model_images(
@@ -71,7 +83,7 @@ def model_images(
     device = sampler.backbone.device
     for start in progress(range(0, len(items), batch_size), desc=f"evaluate {name}", unit="batch"):
         chunk = items[start : start + batch_size]
-        noise = ImageNoise(seed, [item.key for item in chunk], sampler.backbone.latent_shape(), device)
+        noise = ImageNoise(seed, [item.key for item in chunk], sampler.shape, device)
         cond = cache.of(item.prompt.prompt for item in chunk)
         latents = sample(sampler.velocity, noise, cond, sampler.sigmas, sampler.eta)
         with torch.no_grad():

@@ -1,5 +1,5 @@
-"""The files of figures: one line an image (scores.csv), one line a model and tag (per_tag.csv), and reading them
-back."""
+"""The files of figures: one line an image (scores.csv), one line a suite, model and tag (per_tag.csv), and reading
+them back."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rtdmd.common.parsing import first_line, read_table
 from rtdmd.evaluate.intervals import Estimate, estimate
 from rtdmd.evaluate.plan import Item
 
-KEYS = ("model", "prompt_id", "index", "tag")
+KEYS = ("suite", "model", "prompt_id", "index", "tag")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one model's N images, in the order of its scores.csv."""
+    """Scores of one model's N images of a suite, in the order of its scores.csv."""
 
     prompts: tuple[int, ...]
     indices: tuple[int, ...]
@@ -67,49 +67,92 @@ def _field(value: object) -> object:
     return format(value, ".6g") if isinstance(value, float) else value
 
 
-def scores_csv(models: Mapping[str, Scores]) -> str:
-    """One line an image: model, prompt_id, index, tag, then every score."""
-    names = list(next(iter(models.values())).columns)
+Suites = Mapping[str, Mapping[str, Scores]]
+"""Scores by suite and model."""
+
+
+def score_columns(suites: Suites) -> list[str]:
+    """The scores of all suites, each once, in the order in which they first occur."""
+    return list(dict.fromkeys(name for models in suites.values() for s in models.values() for name in s.columns))
+
+
+def scores_csv(suites: Suites) -> str:
+    """One line an image: suite, model, prompt_id, index, tag, then every score; empty where the suite has not that
+    score."""
+    names = score_columns(suites)
     rows = (
-        [model, prompt, index, tag, *(float(s.columns[name][i]) for name in names)]
+        [
+            suite,
+            model,
+            prompt,
+            index,
+            tag,
+            *(float(s.columns[name][i]) if name in s.columns else None for name in names),
+        ]
+        for suite, models in suites.items()
         for model, s in models.items()
         for i, (prompt, index, tag) in enumerate(zip(s.prompts, s.indices, s.tags, strict=True))
     )
     return csv_text([*KEYS, *names], rows)
 
 
-def per_tag_csv(models: Mapping[str, Scores]) -> str:
-    """One line a model and tag: images, then mean and ci95 of every score (the interval is over noise; see
+def per_tag_csv(suites: Suites) -> str:
+    """One line a suite, model and tag: images, then mean and ci95 of every score (the interval is over noise; see
     intervals.py)."""
-    names = list(next(iter(models.values())).columns)
-    header = ["model", "tag", "images", *(f"{name}{suffix}" for name in names for suffix in ("", "_ci95"))]
-    rows = []
-    for model, scores in models.items():
-        tables = {name: scores.per_tag(name) for name in names}
-        for tag, first in tables[names[0]].items():
-            values = [value for name in names for value in (tables[name][tag].mean, tables[name][tag].ci95)]
-            rows.append([model, tag, first.n, *values])
+    names = score_columns(suites)
+    header = ["suite", "model", "tag", "images", *(f"{name}{suffix}" for name in names for suffix in ("", "_ci95"))]
+    rows: list[list[object]] = []
+    for suite, models in suites.items():
+        for model, scores in models.items():
+            tables = {name: scores.per_tag(name) for name in scores.columns}
+            for tag, first in next(iter(tables.values())).items():
+                row: list[object] = [suite, model, tag, first.n]
+                for name in names:
+                    found = tables[name][tag] if name in tables else None
+                    row += [found and found.mean, found and found.ci95]
+                rows.append(row)
     return csv_text(header, rows)
 
 
-def read_scores(path: Path, model: str) -> Scores:
-    """One model's scores from a scores.csv. Raises UserError naming the file when it, the model or a column is
+def read_suites(path: Path, model: str) -> dict[str, Scores]:
+    """One model's scores from a scores.csv, by suite. UserError naming the file when it, the model or a column is
     missing."""
     header, every = read_table(path, "`rtdmd evaluate` writes results/evaluate/scores.csv")
     if not set(KEYS) <= set(header):
-        raise UserError(f"{path}: not a scores.csv (its first line must name {', '.join(KEYS)} and the scores)")
-    rows = [row for row in every if row["model"] == model]
+        raise UserError(
+            f"{path}: not a scores.csv of this version (its first line must name {', '.join(KEYS)} and the scores);"
+            " `rtdmd evaluate` writes it anew"
+        )
+    rows: dict[str, list[dict[str, str]]] = {}
+    for row in every:
+        if row["model"] == model:
+            rows.setdefault(row["suite"], []).append(row)
     if not rows:
         raise UserError(
             f"{path}: no model {model!r}; it holds {', '.join(dict.fromkeys(row['model'] for row in every))}"
         )
     names = [name for name in header if name not in KEYS]
+    return {suite: _scores(path, own, names) for suite, own in rows.items()}
+
+
+def read_scores(path: Path, model: str, suite: str) -> Scores:
+    """One model's scores of one suite from a scores.csv. UserError as `read_suites`, and where it has not that
+    suite."""
+    found = read_suites(path, model)
+    if suite not in found:
+        raise UserError(f"{path}: no suite {suite!r} of {model}; it holds {', '.join(found)}")
+    return found[suite]
+
+
+def _scores(path: Path, rows: Sequence[Mapping[str, str]], names: Sequence[str]) -> Scores:
+    """The rows of one model and suite; scores that none of them has are another suite's."""
+    own = [name for name in names if any(row[name] for row in rows)]
     try:
         return Scores(
             prompts=tuple(int(row["prompt_id"]) for row in rows),
             indices=tuple(int(row["index"]) for row in rows),
             tags=tuple(row["tag"] for row in rows),
-            columns={name: np.array([float(row[name]) for row in rows]) for name in names},
+            columns={name: np.array([float(row[name]) for row in rows]) for name in own},
         )
     except ValueError as error:
         says = f"a field is no number ({first_line(error)})"

@@ -61,12 +61,15 @@ def allowed(a: Mapping[str, float], b: Mapping[str, float], wider: float = 1.0) 
 
 
 def _estimates(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """(model score, (recorded, here)) for each score with an interval in both."""
-    for model in recorded:
-        for name, value in recorded[model].items():
-            other = here.get(model, {}).get(name)
-            if _is_estimate(value) and _is_estimate(other):
-                yield f"{model} {name}", (value, other)
+    """(suite model score, (recorded, here)) for each score of a whole model with an interval in both."""
+    for suite, models in recorded.get("suites", {}).items():
+        for model, section in models.items():
+            if not isinstance(section, dict):
+                continue  # a size of the suite
+            for name, value in section.items():
+                other = here.get("suites", {}).get(suite, {}).get(model, {}).get(name)
+                if _is_estimate(value) and _is_estimate(other):
+                    yield f"{suite} {model} {name}", (value, other)
 
 
 def _is_estimate(value: Any) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from rtdmd.common.files import read_json
-from rtdmd.config import Params
+from rtdmd.config import Params, SuiteParams
 from rtdmd.pipeline.dvc_yaml import params_values
 from rtdmd.plan.costs import ROWS, Cost, Costs, count, flops_of
 from rtdmd.plan.gpus import GPUS, UTILISATION
@@ -19,7 +19,8 @@ from rtdmd.plan.stand import ADAPTER_NAMES, Stand
 from rtdmd.plan.tally import META, size_of, tensors_of
 from rtdmd.prompts.registry import SOURCES
 
-PROMPTS_FROM = ("run", "prepare_prompts", "train_acdmd.prompts", "train_rtdmd.prompts", "evaluate.prompts")
+UNKNOWN_SUITE = 200  # evaluation prompts before prepare_prompts has run: DrawBench's
+PROMPTS_FROM = ("run", "prepare_prompts", "train_acdmd.prompts", "train_rtdmd.prompts", "evaluate.suites")
 """Parameters of stage prepare_prompts, as dvc.yaml has them."""
 UNKNOWN_PROMPTS = 26_000  # before prepare_prompts has run; PickScore's and DrawBench's together are 25 632
 
@@ -61,7 +62,7 @@ def make_plan(params: Params, root: Path = Path("."), processes: int | None = No
     stand = Stand.of(params, root)
     costs = Costs(stand)
     one, two = params.train_acdmd, params.train_rtdmd
-    images = params.evaluate.images_per_tag * tags_of(params)
+    images = sum(images_of(suite, params) for suite in params.evaluate.suites)
     encode = encoding(stand)
     training = (
         ("train_acdmd", "iterations", one.iterations, acdmd_rows, acdmd_memory, processes or one.processes),
@@ -84,10 +85,16 @@ def make_plan(params: Params, root: Path = Path("."), processes: int | None = No
     return Plan(_parameters(stand), {stage.name: stage for stage in stages})
 
 
-def tags_of(params: Params) -> int:
-    """Tags of the evaluation prompts, as far as their sources say."""
-    sources = [source for name in params.evaluation_sets for source in params.prepare_prompts.sets[name]]
-    return sum(SOURCES[source.name].tags(source) for source in sources)
+def images_of(suite: SuiteParams, params: Params) -> int:
+    """Images of each model that a suite asks for, as far as the sources of its prompts say how many there are."""
+    if suite.images_per_tag is not None:
+        return suite.images_per_tag * tags_of(suite, params)
+    return (suite.images_per_prompt or 0) * (suite.max_prompts or UNKNOWN_SUITE)
+
+
+def tags_of(suite: SuiteParams, params: Params) -> int:
+    """Tags of a suite's prompts, as far as their sources say."""
+    return sum(SOURCES[source.name].tags(source) for source in params.prepare_prompts.sets[suite.prompts])
 
 
 def prompts_of(params: Params, root: Path) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from rtdmd.common.escape import code_span, markdown
-from rtdmd.evaluate.names import LABELS, STUDENT, TAGS, in_order, score_label, score_title
+from rtdmd.evaluate.names import LABELS, STUDENT, TAGS, in_order, score_label, score_title, suites_of
 from rtdmd.publish.card_data import (
     FEATURES,
     SAMPLES,
@@ -62,17 +62,32 @@ def _what(found: Published) -> str:
 
 
 def _results(found: Published) -> list[str]:
-    metrics, rewards = found.metrics, found.rewards
-    names = score_names(metrics)
-    trained = [name for name in names if trained_on(name, rewards)]
-    other = [name for name in names if name not in trained]
-    features = [name for name in FEATURES if metrics[STUDENT].get(name) is not None]
     lines = [
         "## Results",
         "",
-        f"{metrics[STUDENT]['images']} images of each model for held-out prompts, the same prompts and noise for"
-        f" all; the students sampled with CPS at η = {found.model.eta:g}, the teacher in guided Euler steps. ± is a"
+        "The same prompts and noise for all models;"
+        f" the students sampled with CPS at η = {found.model.eta:g}, the teacher in guided Euler steps. ± is a"
         " 95 % interval over noise.",
+        "",
+    ]
+    for name, own in suites_of(found.metrics).items():
+        lines += _suite(found, name, own)
+    return lines
+
+
+def _suite(found: Published, suite: str, metrics: Mapping[str, Any]) -> list[str]:
+    """What was measured on one suite."""
+    rewards, names = found.rewards, score_names(metrics)
+    trained = [name for name in names if trained_on(name, rewards)]
+    other = [name for name in names if name not in trained]
+    features = [name for name in FEATURES if metrics[STUDENT].get(name) is not None]
+    size = f"{metrics['resolution']} x {metrics['resolution']} pixels"
+    if metrics["resolution"] != metrics["trained_resolution"]:
+        size += f" (trained at {metrics['trained_resolution']})"
+    lines = [
+        f"### {markdown(suite)}",
+        "",
+        f"{metrics[STUDENT]['images']} images of each model for {metrics['prompts']} held-out prompts, {size}.",
         "",
     ]
     if trained:

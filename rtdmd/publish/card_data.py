@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from rtdmd.config import ModelParams
-from rtdmd.evaluate.names import SCORES, STUDENT, in_order
+from rtdmd.evaluate.names import SCORES, STUDENT, in_order, suites_of
 from rtdmd.publish.export import BaseModel
 
 STABILITY = ("other", "stabilityai-ai-community")
@@ -107,9 +107,9 @@ def trained_on(name: str, rewards: Sequence[str]) -> bool:
     return name in rewards or any(name in MADE_OF.get(reward, ()) for reward in rewards)
 
 
-def score_names(metrics: Metrics) -> list[str]:
-    """Scores of the published student, in their usual order."""
-    return in_order(metrics[STUDENT]["per_tag"], list(SCORES)) if metrics else []
+def score_names(suite: Metrics) -> list[str]:
+    """Scores of the published student on a suite, in their usual order."""
+    return in_order(suite[STUDENT]["per_tag"], list(SCORES)) if suite else []
 
 
 def figure(value: Mapping[str, float | None] | float | None, sign: str = "") -> str:
@@ -120,31 +120,34 @@ def figure(value: Mapping[str, float | None] | float | None, sign: str = "") -> 
 
 
 def eval_results(found: Published) -> list[EvalResult]:
-    """The student's figures for the Hub's model-index: scores that were training rewards apart from the others."""
-    if not found.metrics:
-        return []
-    student = found.metrics[STUDENT]
+    """The student's figures for the Hub's model-index, suite by suite: scores that were training rewards apart from the
+    others."""
     results = []
-    for name in score_names(found.metrics):
-        value, half = student[name]["mean"], student[name]["ci95"]
-        results.append(_result(name, value, half, student["images"], trained_on(name, found.rewards)))
-    return results + [
-        _result(name, student[name], None, student["images"], trained=False)
-        for name in FEATURES
-        if student.get(name) is not None
-    ]
+    for suite, metrics in suites_of(found.metrics).items():
+        student = metrics[STUDENT]
+        for name in score_names(metrics):
+            value, half = student[name]["mean"], student[name]["ci95"]
+            trained = trained_on(name, found.rewards)
+            results.append(_result(suite, name, (value, half), student["images"], trained))
+        results += [
+            _result(suite, name, (student[name], None), student["images"], trained=False)
+            for name in FEATURES
+            if student.get(name) is not None
+        ]
+    return results
 
 
-def _result(name: str, value: float, half: float | None, images: int, trained: bool) -> EvalResult:
+def _result(suite: str, name: str, value: tuple[float, float | None], images: int, trained: bool) -> EvalResult:
     label = SCORES.get(name) or FEATURES.get(name) or name
+    mean, half = value
     interval = f" ± {half:.3f} (95 %)" if half is not None else ""
     return EvalResult(
         task_type="text-to-image",
-        dataset_type="held-out-prompts",
-        dataset_name=f"Held-out prompts, {'training rewards' if trained else 'held-out rewards'}",
+        dataset_type=f"held-out-prompts-{suite}",
+        dataset_name=f"Held-out prompts ({suite}), {'training rewards' if trained else 'held-out rewards'}",
         dataset_config="training-rewards" if trained else "held-out-rewards",
         metric_type=name,
         metric_name=f"{label}{interval}, {images} images",
-        metric_value=value,
+        metric_value=mean,
         metric_args={"ci95": half, "images": images} if half is not None else {"images": images},
     )

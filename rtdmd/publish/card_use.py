@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.common.escape import markdown, python_string
-from rtdmd.evaluate.names import STUDENT, score_title
+from rtdmd.evaluate.names import STUDENT, first_suite, score_title
 from rtdmd.publish.card_data import Published, figure, score_names
 from rtdmd.publish.scheduler_cps import class_source
 
@@ -103,7 +103,7 @@ def _schedulers(found: Published) -> list[str]:
     eta, own = found.model.eta, 1.0 if found.stochastic else 0.0
     rows = [(f"`CPSScheduler`, below (`pipe.scheduler.eta = {eta:g}`)", eta)] if eta not in (0.0, 1.0) else []
     rows += [("the folder's own, as above", own), (f"the same with `stochastic_sampling={own == 0}`", 1.0 - own)]
-    name = next(iter(score_names(found.metrics)), None)
+    name = next(iter(score_names(first_suite(found.metrics))), None)
     head = [
         "Scheduler",
         "Noise drawn anew at each step (η)",
@@ -129,9 +129,10 @@ def _schedulers(found: Published) -> list[str]:
 
 def _scores(found: Published, name: str | None, eta: float) -> tuple[str, str]:
     """The student's score at a noise level, and how far it is from the trained one's, as evaluate measured them."""
+    metrics = first_suite(found.metrics)
     if name is not None and eta == found.model.eta:
-        return figure(found.metrics[STUDENT][name]), ""
-    other = found.metrics.get("etas", {}).get(f"{eta:g}")
+        return figure(metrics[STUDENT][name]), ""
+    other = metrics.get("etas", {}).get(f"{eta:g}")
     if name is None or other is None:
         return "not scored", ""
     return figure(other[name]), figure(other["minus_trained"][name], sign="+")

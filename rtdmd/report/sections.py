@@ -12,7 +12,17 @@ import yaml
 from rtdmd.common.errors import UserError
 from rtdmd.common.parsing import read_table
 from rtdmd.evaluate.intervals import Estimate
-from rtdmd.evaluate.names import LABELS, PAIRS, SCORES, STUDENT, TAGS, in_order, score_label, score_title
+from rtdmd.evaluate.names import (
+    LABELS,
+    PAIRS,
+    SCORES,
+    STUDENT,
+    TAGS,
+    in_order,
+    score_label,
+    score_title,
+    suites_of,
+)
 from rtdmd.report import charts
 from rtdmd.report.html import details, picture, section, table
 
@@ -41,10 +51,15 @@ def score_names(metrics: Metrics) -> list[str]:
 
 
 def lead(metrics: Metrics) -> str:
-    """The result in one sentence."""
+    """The result in one sentence a suite."""
+    suites = suites_of(metrics)
+    return " ".join(_lead(own, "" if len(suites) == 1 else f" of {name}") for name, own in suites.items())
+
+
+def _lead(metrics: Metrics, where: str) -> str:
     models, name = models_of(metrics), score_names(metrics)[0]
     parts = [f"{LABELS[m]} {interval(metrics[m][name])} ({metrics[m]['network_evaluations']})" for m in models]
-    head = f"{score_title(name)} on {metrics[models[0]]['images']} held-out images of each model"
+    head = f"{score_title(name)} on {metrics[models[0]]['images']} held-out images{where} of each model"
     return f"{head} (in brackets: network evaluations an image): {', '.join(parts)}."
 
 
@@ -65,7 +80,48 @@ def plain(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def results(metrics: Metrics) -> str:
+def suite_sections(metrics: Metrics, trained_eta: float) -> list[str]:
+    """All that was measured: where there are several suites, first one table of them side by side, and each part under
+    the suite's name."""
+    suites = suites_of(metrics)
+    parts = [overview(suites)] if len(suites) > 1 else []
+    for name, own in suites.items():
+        where = name if len(suites) > 1 else ""
+        parts += [
+            results(own, where),
+            tags(own, where),
+            differences(own, where),
+            noise_levels(own, trained_eta, where),
+            collapse(own, where),
+        ]
+    return parts
+
+
+def overview(suites: Mapping[str, Metrics]) -> str:
+    """Every score of every suite, a row a model."""
+    columns = [(suite, own, name) for suite, own in suites.items() for name in score_names(own)]
+    header = ["Model", *(f"{score_label(name)} ({suite})" for suite, _, name in columns)]
+    models = models_of(next(iter(suites.values())))
+    rows = [[LABELS[m], *(cell(own[m][name]) for _, own, name in columns)] for m in models]
+    sizes = [[escape(suite), *map(str, _size(own))] for suite, own in suites.items()]
+    body = table(header, rows, ["best" if m == STUDENT else "" for m in models])
+    body += table(["Suite", "Prompts", "Images of each model", "Pixels", "Pixels in training"], sizes)
+    return section("All suites", _HOW["overview"], body, "suites")
+
+
+def _size(own: Metrics) -> tuple[int, int, int, int]:
+    images = own[models_of(own)[0]]["images"]
+    return own["prompts"], images, own["resolution"], own["trained_resolution"]
+
+
+def _section(title: str, how: str, body: str, suite: str) -> str:
+    """A section of one suite; ``suite`` is empty where there is no other."""
+    if not suite:
+        return section(title, _HOW[how], body, how.replace("_", "-"))
+    return section(f"{title}: {suite}", _HOW[how], body, f"{how.replace('_', '-')}-{suite}")
+
+
+def results(metrics: Metrics, suite: str = "") -> str:
     """The table of all models, real images last."""
     rows, classes = [], []
     for model in [*models_of(metrics), *(["reference"] if "reference" in metrics else [])]:
@@ -74,7 +130,10 @@ def results(metrics: Metrics) -> str:
         rows.append([LABELS[model], *cost, *_figures(metrics, own)])
         classes.append({"reference": "real", STUDENT: "best"}.get(model, ""))
     header = ["Model", "Steps", "Evaluations", *_figure_names(metrics)]
-    return section("Results", _HOW["results"], table(header, rows, classes), "results")
+    size = ""
+    if metrics["resolution"] != metrics["trained_resolution"]:
+        size = f"<p>Images of {metrics['resolution']} pixels; trained at {metrics['trained_resolution']}.</p>"
+    return _section("Results", "results", table(header, rows, classes) + size, suite)
 
 
 def _figure_names(metrics: Metrics) -> list[str]:
@@ -91,7 +150,7 @@ def _figures(metrics: Metrics, own: Mapping[str, Any]) -> list[str]:
     return [*(cell(own[name]) for name in score_names(metrics)), *present]
 
 
-def noise_levels(metrics: Metrics, trained: float) -> str:
+def noise_levels(metrics: Metrics, trained: float, suite: str = "") -> str:
     """The published student at other noise levels than the ``trained`` one; empty where none was scored."""
     levels = metrics.get("etas", {})
     if not levels:
@@ -104,7 +163,7 @@ def noise_levels(metrics: Metrics, trained: float) -> str:
         differences = [_difference(own["minus_trained"][name]) for name in score_names(metrics)]
         lines.append([f"η = {level} minus η = {trained:g}", *differences])
     body = table([LABELS[STUDENT], *_figure_names(metrics)], lines, classes + [""] * len(levels))
-    return section("Noise levels of the sampler", _HOW["noise_levels"], body, "noise-levels")
+    return _section("Noise levels of the sampler", "noise_levels", body, suite)
 
 
 def _thousand(value: float | None) -> float | None:
@@ -116,7 +175,7 @@ def samples(sheet: Path) -> str:
     return section("Samples", _HOW["samples"], picture(sheet, "samples of every model for the same prompts"), "samples")
 
 
-def tags(metrics: Metrics) -> str:
+def tags(metrics: Metrics, suite: str = "") -> str:
     """Chart and table of the first score for each tag."""
     models, name = models_of(metrics), score_names(metrics)[0]
     order = in_order(metrics[models[0]]["per_tag"][name], TAGS)
@@ -129,10 +188,10 @@ def tags(metrics: Metrics) -> str:
     header = ["Model", *(tag.replace("_", " ") for tag in order)]
     rows = [[LABELS[m], *(cell(value) for value in found[m].values())] for m in models]
     body = charts.tag_plot(estimates, LABELS) + table(header, rows)
-    return section(f"{score_title(name)} by tag", _HOW["tags"], body, "tags")
+    return _section(f"{score_title(name)} by tag", "tags", body, suite)
 
 
-def differences(metrics: Metrics) -> str:
+def differences(metrics: Metrics, suite: str = "") -> str:
     """Paired differences with both intervals."""
     names = score_names(metrics)
     header = ["Difference", *(score_label(name) for name in names)]
@@ -143,7 +202,7 @@ def differences(metrics: Metrics) -> str:
             continue
         title = f"{LABELS[first]} − {LABELS[second]}"
         rows.append([escape(title), *(_difference(values[name]) for name in names)])
-    return section("Paired differences", _HOW["differences"], table(header, rows), "differences")
+    return _section("Paired differences", "differences", table(header, rows), suite)
 
 
 def _difference(value: Mapping[str, float | None]) -> str:
@@ -152,7 +211,7 @@ def _difference(value: Mapping[str, float | None]) -> str:
     return f"{value['mean']:+.3f}".replace("-", "−") + small
 
 
-def collapse(metrics: Metrics) -> str:
+def collapse(metrics: Metrics, suite: str = "") -> str:
     """What the images look like as a whole; empty for prompts outside the embedded world."""
     models = [*models_of(metrics), *(["reference"] if "reference" in metrics else [])]
     keys = [key for key in FIGURES if key in metrics[models[0]]]
@@ -161,7 +220,7 @@ def collapse(metrics: Metrics) -> str:
     rows = [[LABELS[m], *(plain(metrics[m][key]) for key in keys)] for m in models]
     classes = ["real" if m == "reference" else "" for m in models]
     body = table(["Model", *(FIGURES[key] for key in keys)], rows, classes)
-    return section("What was drawn", _HOW["collapse"], body, "collapse")
+    return _section("What was drawn", "collapse", body, suite)
 
 
 def curves(files: Mapping[str, Path]) -> str:
@@ -222,6 +281,8 @@ def provenance(resolved: Mapping[str, Mapping[str, Any]], prompts: Mapping[str, 
 _HOW = {
     "samples": "Read along a row: every model was given the same prompts and the same starting noise, and nothing was"
     " picked by hand; a good image shows exactly what the prompt asks for.",
+    "overview": "A suite, in brackets, is a prompt set with the scorers that fit it; ± is a 95 % interval over noise on"
+    " its held-out prompts.",
     "results": "Higher is better except for the Fréchet distance; ± is a 95 % interval over noise on these held-out"
     " prompts; strict asks for exactly the objects of the prompt and lenient allows more; the Fréchet distance is"
     " between the CLIP embeddings of a model's images and of real ones, whose own row shows how small it can get;"

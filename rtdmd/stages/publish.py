@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rtdmd.common.files import read_json, write_atomic, write_json
-from rtdmd.evaluate.names import STUDENT
+from rtdmd.evaluate.names import STUDENT, first_suite
 from rtdmd.pipeline.declared import check_format
 from rtdmd.pipeline.stage import open_stage, resolved
 from rtdmd.publish.card_data import SAMPLES
@@ -46,7 +46,7 @@ def run(root: Path = Path(".")) -> None:
         told = {
             "settings": record["settings"],
             "settings_sha256": record["settings_sha256"],
-            "metrics": metrics if STUDENT in metrics else {},  # evaluate.models may leave the student out
+            "metrics": metrics if STUDENT in first_suite(metrics) else {},  # evaluate.models may leave the student out
             "datasets": stage.params.publish.datasets,
         }
         print(table(finish(source, made, stage.output, told)["forms"]), file=sys.stderr)

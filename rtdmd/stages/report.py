@@ -38,11 +38,7 @@ def build(stage: Stage) -> str:
     }
     parts = [
         sections.samples(stage.input("results/evaluate/contact_sheet.png")),
-        sections.results(metrics),
-        sections.tags(metrics),
-        sections.differences(metrics),
-        sections.noise_levels(metrics, resolved["evaluate"]["params"]["model"]["eta"]),
-        sections.collapse(metrics),
+        *sections.suite_sections(metrics, resolved["evaluate"]["params"]["model"]["eta"]),
         sections.curves(curves),
         sections.settings(resolved),
         sections.provenance(resolved, read_json(stage.input("results/prepare_prompts/summary.json")), facts),

@@ -19,6 +19,7 @@ from scipy.special import stdtrit
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json
+from rtdmd.evaluate.names import first_suite, suites_of
 from rtdmd.evaluate.pairs import paired_difference
 from rtdmd.evaluate.tables import Scores, csv_text, read_scores
 from rtdmd.methods import METHODS
@@ -91,8 +92,9 @@ def read_run(root: Path, plan: SweepPlan, name: str, seed: int) -> Run | None:
     model = MODELS[stage][0]
     results, judged = folder / "results", judged_folder(folder)
     curves = read_curves(results / stage / "curves.csv")[1] if stage == "train_rtdmd" else {}
-    own, kept = (figures(read_json(place / "results/evaluate/metrics.json")[model]) for place in (judged, folder))
-    scores = read_scores(judged / "results/evaluate/scores.csv", model)
+    metrics = [read_json(place / "results/evaluate/metrics.json") for place in (judged, folder)]
+    own, kept = (figures(first_suite(one)[model]) for one in metrics)
+    scores = read_scores(judged / "results/evaluate/scores.csv", model, next(iter(suites_of(metrics[0]))))
     return Run(name, seed, read_json(folder / DONE), own, kept, scores, curves)
 
 

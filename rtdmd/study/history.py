@@ -16,6 +16,7 @@ from rtdmd.config import Params
 from rtdmd.config.load import validate
 from rtdmd.config.presets import merged
 from rtdmd.config.render import params_text
+from rtdmd.evaluate.names import first_suite
 from rtdmd.pipeline.stage import RESOLVED, run_folder
 from rtdmd.report.sections import read_curves
 from rtdmd.stages import evaluate
@@ -33,8 +34,11 @@ def judge_over_time(folder: Path, params: Params, plan: SweepPlan) -> list[dict[
     """Rows {epoch, figures} of the run's checkpoints, oldest first; none with ``plan.points`` 0."""
     if plan.points == 0:
         return []
-    few = {"evaluate": {"images_per_tag": plan.point_images}}
-    fewer = validate(merged(params.model_dump(mode="json"), few), "a point of the run")
+    first = params.evaluate.suites[0]
+    scorers = [reward.model_dump(mode="json") for reward in first.scorers(params.evaluate.rewards)]
+    few = first.model_dump(mode="json") | {"images_per_tag": plan.point_images, "images_per_prompt": None}
+    only = {"evaluate": {"suites": [few], "rewards": scorers}}
+    fewer = validate(merged(params.model_dump(mode="json"), only), "a point of the run")
     rows = []
     for checkpoint in checkpoints(folder, params):
         epoch = int(checkpoint.name.removeprefix("step-"))
@@ -42,12 +46,12 @@ def judge_over_time(folder: Path, params: Params, plan: SweepPlan) -> list[dict[
         metrics = place / "results" / "evaluate" / "metrics.json"
         if not metrics.is_file():
             evaluate.run(place)
-        rows.append({"epoch": float(epoch)} | figures(read_json(metrics)[STAGE]))
+        rows.append({"epoch": float(epoch)} | figures(first_suite(read_json(metrics))[STAGE]))
     return rows
 
 
 def figures(section: dict[str, Any]) -> dict[str, float]:
-    """The figures of one model's section of metrics.json that the comparison shows, those that are there."""
+    """The figures of one model on one suite of metrics.json that the comparison shows, those that are there."""
     found = {name: section[name] for name in FIGURES if section.get(name) is not None}
     return {name: value["mean"] if isinstance(value, dict) else value for name, value in found.items()}
 

@@ -16,9 +16,9 @@ from rtdmd.common.images import save_png
 from rtdmd.common.parsing import read_table
 from rtdmd.config import Params
 from rtdmd.evaluate.grids import contact_sheet
-from rtdmd.evaluate.plan import grid_prompts, plan_images
+from rtdmd.evaluate.suites import plan_suites
 from rtdmd.methods._absent import ABSENT
-from rtdmd.prompts.records import read_set
+from rtdmd.prompts.records import read_prompts
 from rtdmd.report.charts import forest
 from rtdmd.report.html import page, picture, section, table
 from rtdmd.study.gather import (
@@ -203,9 +203,8 @@ def all_grids(root: Path, plan: SweepPlan, rows: Sequence[Row], base: Params) ->
     other, the base at the left of each."""
     seed = next(row for row in rows if row.name == BASE).runs[0].seed
     params = run_params(base, plan, BASE, seed)
-    path = run_folder(root, plan, BASE, seed) / "results/prepare_prompts/eval.jsonl"
-    prompts = read_set(path, params.evaluate.prompts)
-    shown = grid_prompts(plan_images(prompts, params.evaluate.images_per_tag), params.report.grid_prompts)
+    prompts = read_prompts(run_folder(root, plan, BASE, seed) / "results/prepare_prompts/eval.jsonl")
+    shown = [prompt for suite in plan_suites(params, prompts) for prompt in suite.shown]
     grids = {}
     for row in rows:
         if any(run.seed == seed for run in row.runs):

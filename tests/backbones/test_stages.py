@@ -20,11 +20,10 @@ SMALLEST: dict[str, Any] = {
     "train_acdmd": {"iterations": 2, "batch_size": 2, "save_every": 2},
     "train_rtdmd": {"epochs": 1, "rewards": [CLIP], "fake_batch_size": 2, "micro_batch": 2},
     "evaluate": {
-        "images_per_tag": 1,
+        "suites": [{"name": "heldout", "prompts": "heldout", "images_per_tag": 1}],
         "batch_size": 6,
         "rewards": [CLIP],
         "features_model": None,
-        "reference": "none",
     },
     "report": {"grid_prompts": 2},
     "publish": {"prompt": "a red circle"},  # the tiny T5 spells: 40 tokens are not many
@@ -59,7 +58,7 @@ def test_teacher_and_students_are_evaluated_and_drawn(
 ) -> None:
     root, _ = trained
     evaluate.run(root)
-    metrics = read_json(root / "results/evaluate/metrics.json")
+    metrics = read_json(root / "results/evaluate/metrics.json")["suites"]["heldout"]
     forwards = 2 * (1 if loaded.family.distilled else 2)
     assert metrics["teacher"]["network_evaluations"] == forwards
     assert metrics["train_rtdmd"]["network_evaluations"] == 4

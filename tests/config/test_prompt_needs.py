@@ -71,5 +71,23 @@ def test_what_a_file_may_have_is_not() -> None:
 
 def test_the_evaluation_is_compared_with_its_own_prompts() -> None:
     params = changed([WORLD], [], eval_rewards=[GENEVAL])
-    with pytest.raises(UserError, match=r"evaluate\.rewards: geneval .* prepare_prompts\.sets\.heldout\[0\] \(world\)"):
+    with pytest.raises(
+        UserError, match=r"evaluate\.suites: heldout: rewards: geneval .* prepare_prompts\.sets\.heldout\[0\] \(world\)"
+    ):
         check_prompts(params, only="evaluate")
+
+
+def test_each_suite_is_compared_with_its_own_set() -> None:
+    """The scorer that one set serves is refused on the other, by suite, scorer and set."""
+    sets = {"objects": [file("geneval", "g.jsonl")], "plain": [file("drawbench", "d.txt")]}
+    suites: list[dict[str, Any]] = [
+        {"name": "objects", "prompts": "objects", "rewards": ["geneval"], "images_per_prompt": 1},
+        {"name": "plain", "prompts": "plain", "rewards": ["clipscore"], "images_per_prompt": 1},
+    ]
+    changes = {"prepare_prompts": {"sets": sets}, "evaluate": {"suites": suites, "rewards": [CLIPSCORE, GENEVAL]}}
+    check_prompts(preset("world", changes))
+    suites[1]["rewards"] = ["clipscore", "geneval"]
+    with pytest.raises(UserError) as caught:
+        check_prompts(preset("world", changes), only="evaluate")
+    says = "params.yaml: evaluate.suites: plain: rewards: geneval needs metadata, which prepare_prompts.sets.plain[0]"
+    assert str(caught.value).startswith(f"{says} (drawbench, data/prompts/d.txt) never has; allowed: without geneval")

@@ -144,9 +144,10 @@ SETS = {
 }
 
 
-def with_sets(one: str, two: str, judged: str) -> Params:
+def with_sets(one: str, two: str, *judged: str) -> Params:
     """The world with three sets, of which the stages name these."""
-    named = {"train_acdmd": {"prompts": one}, "train_rtdmd": {"prompts": two}, "evaluate": {"prompts": judged}}
+    suites = [{"name": f"suite-{name}", "prompts": name, "images_per_tag": 1} for name in judged]
+    named = {"train_acdmd": {"prompts": one}, "train_rtdmd": {"prompts": two}, "evaluate": {"suites": suites}}
     return preset("world", {"prepare_prompts": {"sets": SETS}, **named})
 
 
@@ -155,6 +156,7 @@ def test_sets_are_those_that_the_stages_name_each_once() -> None:
     assert (params.training_sets, params.evaluation_sets) == (("a", "b"), ("c",))
     params = with_sets("b", "b", "c")  # a set that no stage names is allowed
     assert (params.training_sets, params.evaluation_sets) == (("b",), ("c",))
+    assert with_sets("a", "a", "heldout", "c", "b").evaluation_sets == ("heldout", "c", "b")
 
 
 @pytest.mark.parametrize(
@@ -167,9 +169,9 @@ def test_sets_are_those_that_the_stages_name_each_once() -> None:
             "c",
             "train_rtdmd.prompts: 'trian'; allowed: one of prepare_prompts.sets: train, heldout, a, b, c; did you",
         ),
-        ("a", "b", "", "evaluate.prompts: ''; allowed: one of prepare_prompts.sets"),
-        ("c", "a", "c", "train_acdmd.prompts: 'c', which is evaluated (evaluate.prompts); allowed: a set that is not"),
-        ("a", "c", "c", "train_rtdmd.prompts: 'c', which is evaluated (evaluate.prompts); allowed: a set that is not"),
+        ("a", "b", "d", "evaluate.suites: suite-d: prompts: 'd'; allowed: one of prepare_prompts.sets"),
+        ("c", "a", "c", "train_acdmd.prompts: 'c', which is evaluated (evaluate.suites); allowed: a set that is not"),
+        ("a", "c", "c", "train_rtdmd.prompts: 'c', which is evaluated (evaluate.suites); allowed: a set that is not"),
     ],
 )
 def test_a_set_that_is_not_there_or_has_two_uses_is_refused(one: str, two: str, judged: str, says: str) -> None:

@@ -23,8 +23,8 @@ def _models():
 
 def test_scores_survive_the_file(tmp_path):
     models = _models()
-    (tmp_path / "scores.csv").write_text(scores_csv(models))
-    back = read_scores(tmp_path / "scores.csv", "worse")
+    (tmp_path / "scores.csv").write_text(scores_csv({"heldout": models}))
+    back = read_scores(tmp_path / "scores.csv", "worse", "heldout")
     assert (back.prompts, back.indices, back.tags) == (
         models["worse"].prompts,
         models["worse"].indices,
@@ -35,16 +35,16 @@ def test_scores_survive_the_file(tmp_path):
 
 
 def test_per_tag_has_a_line_for_each_model_and_tag():
-    lines = per_tag_csv(_models()).splitlines()
-    assert lines[0] == "model,tag,images,strict,strict_ci95,clip,clip_ci95"
-    assert [line.split(",")[:3] for line in lines[1:]] == [
+    lines = per_tag_csv({"heldout": _models()}).splitlines()
+    assert lines[0] == "suite,model,tag,images,strict,strict_ci95,clip,clip_ci95"
+    assert [line.split(",")[1:4] for line in lines[1:]] == [
         ["better", "a", "6"],
         ["better", "b", "6"],
         ["worse", "a", "6"],
         ["worse", "b", "6"],
     ]
     mean = _models()["better"].columns["strict"][:6].mean()
-    assert float(lines[1].split(",")[3]) == pytest.approx(mean, rel=1e-5)
+    assert float(lines[1].split(",")[4]) == pytest.approx(mean, rel=1e-5)
 
 
 def test_paired_difference_is_the_paired_t_test_whatever_the_order_of_lines():
@@ -64,7 +64,7 @@ def test_compare_says_on_which_side_of_zero_the_interval_lies(tmp_path):
         name: scores_of(items, {"soft": np.linspace(0, 1, 60) + add}) for name, add in (("low", 0.0), ("high", 0.25))
     }
     path = tmp_path / "scores.csv"
-    path.write_text(scores_csv(models))
+    path.write_text(scores_csv({"heldout": models}))
     lines = compare(f"{path}:high", f"{path}:low").splitlines()
     assert lines[2].split() == ["soft", "all", "60", "+0.2500", "0.0000", "0.0000", "above", "0"]
     assert compare(f"{path}:low", f"{path}:low").splitlines()[2].endswith("holds 0")
@@ -74,13 +74,13 @@ def test_errors_name_what_to_change(tmp_path, monkeypatch):
     path = tmp_path / "scores.csv"
     with pytest.raises(UserError, match="no such file"):
         compare(f"{path}:a", f"{path}:a")
-    path.write_text(scores_csv(_models()))
+    path.write_text(scores_csv({"heldout": _models()}))
     with pytest.raises(UserError, match="it holds better, worse"):
         compare(f"{path}:best", f"{path}:worse")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"results/evaluate/scores\.csv: no such file"):
         compare("better", "worse")
     other = tmp_path / "other.csv"
-    other.write_text(scores_csv({"better": scores_of(ITEMS[:5], {"strict": np.ones(5)})}))
+    other.write_text(scores_csv({"heldout": {"better": scores_of(ITEMS[:5], {"strict": np.ones(5)})}}))
     with pytest.raises(UserError, match="5 in common"):
         compare(f"{path}:better", f"{other}:better")

@@ -53,9 +53,8 @@ def test_scores_are_judged_by_the_interval_of_their_difference(tmp_path: Path) -
     def write(name: str, *means: float) -> Path:
         (tmp_path / name).mkdir()
         scores = {f"s{i}": {"mean": mean, "ci95": 0.03 if name == "was" else 0.04} for i, mean in enumerate(means)}
-        write_json(
-            tmp_path / name / "metrics.json", {"student": {**scores, "steps": 4, "bare": {"mean": 9, "ci95": None}}}
-        )
+        models = {"resolution": 36, "student": {**scores, "steps": 4, "bare": {"mean": 9, "ci95": None}}}
+        write_json(tmp_path / name / "metrics.json", {"order": ["heldout"], "suites": {"heldout": models}})
         return tmp_path / name / "metrics.json"
 
     was = write("was", 0.5, 0.5)
@@ -64,6 +63,6 @@ def test_scores_are_judged_by_the_interval_of_their_difference(tmp_path: Path) -
     assert distance(was, near).within is True
     assert distance(was, far).within is False
     assert distance(was, far).words == (
-        "student s0: 0.5 recorded, 0.5573 here, allowed ± 0.057; the furthest of 2 scores"
+        "heldout student s0: 0.5 recorded, 0.5573 here, allowed ± 0.057; the furthest of 2 scores"
     )
     assert distance(was, write("none")).within is False

@@ -35,7 +35,8 @@ def publish_workspace(root: Path, teacher: Path, clip: Path, changes: dict[str, 
     params = make_workspace(root, teacher, clip, changes)
     folder = root / "results" / "evaluate"
     folder.mkdir()
-    write_json(folder / "metrics.json", {"train_acdmd": FIGURES, "train_rtdmd": FIGURES, "scorers": {}})
+    suite = {"prompts": 4, "resolution": 36, "trained_resolution": 36, "train_acdmd": FIGURES, "train_rtdmd": FIGURES}
+    write_json(folder / "metrics.json", {"order": ["heldout"], "suites": {"heldout": suite}, "scorers": {}})
     Image.new("RGB", (8, 8)).save(folder / "contact_sheet.png")
     record = {"stage": "evaluate", "params": {"evaluate": {}}, "inputs": {}, "versions": package_versions()}
     write_json(folder / "resolved.json", record)

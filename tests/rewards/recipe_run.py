@@ -42,7 +42,8 @@ def run(name: str) -> None:
         page = (root / "results/report/index.html").read_text(encoding="utf-8")
     label = REWARDS[name].settings.label
     assert label is not None and label in page
-    print(f"scored {metrics['train_rtdmd'][name]['mean']:.6f} by {sorted(metrics['scorers'][name]['files'])}")
+    mean = metrics["suites"]["heldout"]["train_rtdmd"][name]["mean"]
+    print(f"scored {mean:.6f} by {sorted(metrics['scorers'][name]['files'])}")
 
 
 if __name__ == "__main__":

@@ -126,8 +126,9 @@ def test_a_fault_leaves_the_last_result_alone(root: Path) -> None:
 
 def test_the_prompt_files_that_a_preset_names_are_the_users(root: Path) -> None:
     tree = preset("sd35m").model_dump(mode="json", exclude_none=True)
-    sets = {name: tree[name]["prompts"] for name in ("train_acdmd", "train_rtdmd", "evaluate")}
-    sections = {name: {"prompts": found} for name, found in sets.items()} | {"prepare_prompts": tree["prepare_prompts"]}
+    sections = {name: {"prompts": tree[name]["prompts"]} for name in ("train_acdmd", "train_rtdmd")}
+    sections["prepare_prompts"] = tree["prepare_prompts"]
+    sections["evaluate"] = {key: tree["evaluate"][key] for key in ("suites", "rewards")}
     (root / "params.yaml").write_text(params_text(preset("smoke", sections), "test"))
     says = (
         r"^data/prompts/drawbench\.txt: no such file; put it there, or name another in prepare_prompts of params\.yaml"

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,9 +44,19 @@ def copy(root: Path, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
+def heldout(root: Path) -> dict[str, Any]:
+    """The one suite of the workspace's metrics.json."""
+    found: dict[str, Any] = read_json(root / "results/evaluate/metrics.json")["suites"]["heldout"]
+    return found
+
+
 def test_metrics_hold_every_model_and_the_real_images(root: Path) -> None:
-    metrics = read_json(root / "results/evaluate/metrics.json")
-    own = [name for name in metrics if name not in ("paired", "etas", "scorers")]
+    whole = read_json(root / "results/evaluate/metrics.json")
+    assert whole["order"] == ["heldout"]
+    metrics = whole["suites"]["heldout"]
+    sizes = {name: metrics[name] for name in ("prompts", "resolution", "trained_resolution")}
+    assert sizes == {"prompts": 16, "resolution": 36, "trained_resolution": 36}
+    own = [name for name in metrics if name not in ("paired", "etas", *sizes)]
     cost = {name: metrics[name]["network_evaluations"] for name in own}
     assert cost == {"teacher": 6, "teacher_few_step": 8, "train_acdmd": 4, "train_rtdmd": 4, "reference": 0}
     assert metrics["teacher"]["images"] == 24
@@ -71,14 +82,14 @@ def test_metrics_say_what_the_scorers_were(root: Path) -> None:
 def test_the_student_is_scored_at_the_other_noise_levels_too(root: Path, copy: Path) -> None:
     """One student on one set of prompts and noise: what one run calls another level, a run at that level calls its
     own."""
-    metrics = read_json(root / "results/evaluate/metrics.json")
+    metrics = heldout(root)
     assert list(metrics["etas"]) == ["0", "1"]
     euler = metrics["etas"]["0"]
     assert (euler["images"], euler["network_evaluations"]) == (24, 4)
     difference = euler["clipscore"]["mean"] - metrics["train_rtdmd"]["clipscore"]["mean"]
     assert euler["minus_trained"]["clipscore"]["mean"] == pytest.approx(difference, abs=2e-6)
     assert difference != 0
-    rows = read_scores(root / "results/evaluate/scores.csv", "train_rtdmd_eta_0")
+    rows = read_scores(root / "results/evaluate/scores.csv", "train_rtdmd_eta_0", "heldout")
     assert rows.overall("clipscore").mean == pytest.approx(euler["clipscore"]["mean"], abs=1e-5)
     set_params(copy, {"model": {"eta": 1.0}})
     with pytest.raises(UserError, match=r"was trained with model\.eta: 0\.9, params\.yaml says 1\.0; set"):
@@ -88,7 +99,7 @@ def test_the_student_is_scored_at_the_other_noise_levels_too(root: Path, copy: P
         record["params"]["model"]["eta"] = 1.0
         write_json(copy / "results" / stage / "resolved.json", record)
     evaluate.run(copy)
-    at_one = read_json(copy / "results/evaluate/metrics.json")
+    at_one = heldout(copy)
     assert list(at_one["etas"]) == ["0"]
     own = {key: value for key, value in metrics["etas"]["1"].items() if key != "minus_trained"}
     assert own == at_one["train_rtdmd"]
@@ -96,8 +107,8 @@ def test_the_student_is_scored_at_the_other_noise_levels_too(root: Path, copy: P
 
 
 def test_scores_agree_with_the_metrics(root: Path) -> None:
-    metrics = read_json(root / "results/evaluate/metrics.json")
-    scores = read_scores(root / "results/evaluate/scores.csv", "train_acdmd")
+    metrics = heldout(root)
+    scores = read_scores(root / "results/evaluate/scores.csv", "train_acdmd", "heldout")
     assert tuple(scores.columns) == SCORES
     for name in SCORES:
         assert scores.overall(name).mean == pytest.approx(metrics["train_acdmd"][name]["mean"], abs=1e-5)
@@ -136,9 +147,10 @@ def test_a_grid_that_is_declared_and_not_evaluated_is_said_before_sampling(copy:
 
 def test_without_reference_and_features_only_the_scores_remain(copy: Path) -> None:
     clip = {"name": "clipscore", "model": "data/world/clip"}
-    set_params(copy, {"evaluate": {"rewards": [clip], "features_model": None, "reference": "none"}})
+    plain = {"name": "heldout", "prompts": "heldout", "images_per_tag": 4}
+    set_params(copy, {"evaluate": {"suites": [plain], "rewards": [clip], "features_model": None}})
     evaluate.run(copy)
-    metrics = read_json(copy / "results/evaluate/metrics.json")
+    metrics = heldout(copy)
     assert "reference" not in metrics
     found = set(metrics["train_rtdmd"])
     assert found == {"images", "steps", "network_evaluations", "clipscore", "per_tag"}
@@ -171,7 +183,7 @@ def test_the_page_needs_nothing_else(root: Path) -> None:
         "Provenance",
     ):
         assert f"<h2>{title}</h2>" in page
-    strict = read_json(root / "results/evaluate/metrics.json")["teacher"]["clipscore"]["mean"]
+    strict = heldout(root)["teacher"]["clipscore"]["mean"]
     assert f"{strict:.3f}" in page
     assert "η = 0 minus η = 0.9" in page
     assert page.count("<svg") == 5  # the tags, and two curves for each stage

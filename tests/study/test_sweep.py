@@ -158,7 +158,9 @@ def test_table_and_page_hold_every_run(swept: tuple[Path, Params], capsys: pytes
     for name, line in lines.items():
         metrics = read_json(run_folder(root, PLAN, name, 0) / "results/evaluate/metrics.json")
         model = "train_rtdmd" if rows[name].stage == "train_rtdmd" else "train_acdmd"
-        assert float(line["clipscore"]) == pytest.approx(metrics[model]["clipscore"]["mean"], rel=1e-5)
+        assert float(line["clipscore"]) == pytest.approx(
+            metrics["suites"]["heldout"][model]["clipscore"]["mean"], rel=1e-5
+        )
         assert line["clipscore_ci95_seeds"] == "" and line["seeds"] == "1"
     own = rows["dmd-nft"].minus["base"]["strict"].mean
     assert own == pytest.approx(rows["dmd-nft"].figures["strict"].mean - rows["base"].figures["strict"].mean, abs=1e-6)

@@ -38,7 +38,7 @@ SMALL: dict[str, Any] = {
     "run": {"threads": 1},
     "model": {"teacher_steps": 2},
     "train_acdmd": {"iterations": 20, "save_every": 2},
-    "evaluate": {"images_per_tag": 2, "reference_images": 12},
+    "evaluate": {"suites": [{"name": "heldout", "prompts": "heldout", "images_per_tag": 2, "reference_images": 12}]},
 }
 STAGE = ("rtdmd", "gate_check.py")  # programs that are a stage's own
 PIPELINE = read_pipeline(REPOSITORY)

@@ -35,7 +35,7 @@ CHANGES: dict[str, Any] = {
     "model": {"teacher_steps": 2},
     "train_acdmd": {"iterations": 30, "save_every": 1, "log_every": 5},
     "train_rtdmd": {"epochs": 8, "save_every": 1},
-    "evaluate": {"images_per_tag": 2, "reference_images": 12},
+    "evaluate": {"suites": [{"name": "heldout", "prompts": "heldout", "images_per_tag": 2, "reference_images": 12}]},
 }
 PROFILE = ("snakemake", "--cores", "all", "--profile", "slurm")
 

@@ -1,0 +1,135 @@
+"""The suites of an evaluation: the images that each plans for every model, who judges them, and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rtdmd.common.errors import UserError
+from rtdmd.config import Params, SuiteParams
+from rtdmd.evaluate.judge import ImageKey, Judge, Judged
+from rtdmd.evaluate.metrics import difference_metrics, feature_metrics, model_metrics, paired_metrics
+from rtdmd.evaluate.names import STUDENT, level_name
+from rtdmd.evaluate.plan import Item, grid_prompts, plan_suite
+from rtdmd.evaluate.tables import Scores
+from rtdmd.prompts.records import Prompt
+
+GRID_IMAGES = 2  # images of each prompt in the pictures
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What every model draws for one suite."""
+
+    params: SuiteParams
+    prompts: tuple[Prompt, ...]  # of its set
+    items: tuple[Item, ...]  # the images
+    shown: tuple[Prompt, ...]  # prompts in the pictures
+    resolution: int  # pixels
+    scorers: frozenset[str]  # names of the rewards that score it
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return self.params.name
+
+    @property
+    def kept(self) -> set[ImageKey]:
+        """The images that the pictures show."""
+        return {(prompt.id, index) for prompt in self.shown for index in range(GRID_IMAGES)}
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One model's findings and what its sampler costs."""
+
+    judged: Judged
+    steps: int
+    evaluations: int
+
+
+@dataclass
+class Findings:
+    """What was found on one suite, and by whom."""
+
+    suite: Suite
+    judge: Judge
+    models: dict[str, Evaluated] = field(default_factory=dict)
+    levels: dict[float, Evaluated] = field(default_factory=dict)  # the published student at other noise levels
+    reference: Judged | None = None  # real images of the plan
+    pool: np.ndarray | None = None  # (M, D) features of an independent pool of them
+
+    def scores(self) -> dict[str, Scores]:
+        """Every image's scores: of the models, then of the student at other noise levels."""
+        others = {level_name(eta): found.judged.scores for eta, found in self.levels.items()}
+        return {name: found.judged.scores for name, found in self.models.items()} | others
+
+    def metrics(self, trained_resolution: int) -> dict[str, Any]:
+        """The suite's part of metrics.json: its size, then a section a model, one for the real images, the paired
+        differences, and the other noise levels."""
+
+        def section(judged: Judged, steps: int, evaluations: int) -> dict[str, Any]:
+            return model_metrics(judged, steps, evaluations) | feature_metrics(judged, self.reference, self.pool)
+
+        metrics: dict[str, Any] = {
+            "prompts": len({item.prompt.id for item in self.suite.items}),
+            "resolution": self.suite.resolution,
+            "trained_resolution": trained_resolution,
+        }
+        metrics |= {name: section(found.judged, found.steps, found.evaluations) for name, found in self.models.items()}
+        if self.reference is not None:
+            metrics["reference"] = section(self.reference, 0, 0)
+        metrics["paired"] = paired_metrics({name: found.judged for name, found in self.models.items()})
+        if self.levels:
+            trained = self.models[STUDENT].judged.scores
+            metrics["etas"] = {
+                f"{eta:g}": section(found.judged, found.steps, found.evaluations)
+                | {"minus_trained": difference_metrics(found.judged.scores, trained)}
+                for eta, found in self.levels.items()
+            }
+        return metrics
+
+
+def plan_suites(params: Params, prompts: Sequence[Prompt]) -> list[Suite]:
+    """The suites of ``params`` on the evaluation prompts. UserError for a suite whose set has no prompt left."""
+    suites, count = params.evaluate.suites, params.report.grid_prompts
+    planned = []
+    for number, suite in enumerate(suites):
+        own = prompts_of(suite, prompts)
+        items = plan_suite(suite, own)
+        share = count // len(suites) + (number < count % len(suites))  # of the prompts in the pictures
+        planned.append(
+            Suite(
+                params=suite,
+                prompts=tuple(own),
+                items=tuple(items),
+                shown=tuple(grid_prompts(items, share)),
+                resolution=suite.resolution or params.model.resolution,
+                scorers=frozenset(reward.name for reward in suite.scorers(params.evaluate.rewards)),
+            )
+        )
+    return planned
+
+
+def prompts_of(suite: SuiteParams, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts of the suite's set. UserError where there are none."""
+    own = [prompt for prompt in prompts if prompt.set == suite.prompts]
+    if not own:
+        raise UserError(
+            f"evaluate.suites: {suite.name}: results/prepare_prompts/eval.jsonl has no prompt of the set"
+            f" {suite.prompts}; `rtdmd prepare_prompts` makes it anew"
+        )
+    return own
+
+
+def all_metrics(found: Sequence[Findings], trained_resolution: int, scorers: dict[str, Any]) -> dict[str, Any]:
+    """metrics.json: a section a suite, the suites' order (the keys of a JSON file have none), and what the scorers
+    were."""
+    return {
+        "suites": {one.suite.name: one.metrics(trained_resolution) for one in found},
+        "order": [one.suite.name for one in found],
+        "scorers": scorers,
+    }
