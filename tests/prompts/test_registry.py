@@ -32,7 +32,7 @@ from rtdmd.plan.estimate import tags_of
 params = load_params()
 jobs = load_jobs(params)  # what a dry run of Snakemake reads
 assert "rtdmd/prompts/sources/towns.py" in jobs["prepare_prompts"].inputs
-assert tags_of(params) == 1
+assert tags_of(params.evaluate.suites[0], params) == 1
 """
 
 
