@@ -17,6 +17,7 @@ from rtdmd.plan.memory import Memory, acdmd_memory, cache_memory, evaluate_memor
 from rtdmd.plan.passes import acdmd_rows, evaluate_rows, rtdmd_rows
 from rtdmd.plan.stand import ADAPTER_NAMES, Stand
 from rtdmd.plan.tally import META, size_of, tensors_of
+from rtdmd.prompts.records import read_prompts
 from rtdmd.prompts.registry import SOURCES
 
 UNKNOWN_SUITE = 200  # evaluation prompts before prepare_prompts has run: DrawBench's
@@ -98,8 +99,8 @@ def tags_of(suite: SuiteParams, params: Params) -> int:
 
 
 def prompts_of(params: Params, root: Path) -> int:
-    """Prompts to encode: counted where prepare_prompts has run on these settings, not on others. One that is in two
-    sets counts twice."""
+    """Prompts to encode, one that is in several sets once: counted where prepare_prompts has run on these settings, not
+    on others."""
     folder = root / "results" / "prepare_prompts"
     paths = [folder / f"{split}.jsonl" for split in ("train", "eval")]
     if not all(path.is_file() for path in (*paths, folder / "resolved.json")):
@@ -108,7 +109,7 @@ def prompts_of(params: Params, root: Path) -> int:
     made_from = params_values(params.model_dump(mode="json"), PROMPTS_FROM)
     if not isinstance(recorded, dict) or any(recorded.get(key) != value for key, value in made_from.items()):
         return UNKNOWN_PROMPTS
-    return sum(path.read_bytes().count(b"\n") for path in paths)  # a prompt may hold other line separators
+    return len({prompt.prompt for path in paths for prompt in read_prompts(path)})
 
 
 def encoding(stand: Stand) -> Cost:

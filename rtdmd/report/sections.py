@@ -264,9 +264,8 @@ def settings(resolved: Mapping[str, Mapping[str, Any]]) -> str:
 def provenance(resolved: Mapping[str, Mapping[str, Any]], prompts: Mapping[str, Any], facts: Mapping[str, str]) -> str:
     """Commit, hashes and versions."""
     versions = ", ".join(f"{name} {version}" for name, version in resolved["evaluate"]["versions"].items())
-    sets = "; ".join(
-        f"{about['prompts']} {about['use']} ({name}: {about['source']})" for name, about in prompts["sets"].items()
-    )
+    in_order = sorted(prompts["sets"].items(), key=lambda item: item[1]["use"] != "training")
+    sets = "; ".join(f"{about['prompts']} {about['use']} ({name}: {about['source']})" for name, about in in_order)
     rows = [[escape(k), f"<code>{escape(v)}</code>"] for k, v in facts.items()]
     rows += [["Package versions", escape(versions)], ["Prompts", escape(sets)]]
     body = table([], rows, kind="wide")

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import write_json
+from rtdmd.common.files import write_json, write_jsonl
 from rtdmd.config import PRESETS, Params, preset
 from rtdmd.pipeline.dvc_yaml import params_values, read_pipeline
 from rtdmd.plan import estimate, needs
 from rtdmd.plan.estimate import Plan, make_plan
 from rtdmd.plan.gpus import GPUS, UTILISATION
 from rtdmd.plan.text import plan_text
+from rtdmd.prompts.records import Prompt
 
 SIZES = {  # parameters of transformer and text encoders
     "sd3m": (2_028_328_000, 123_650_304 + 694_659_840 + 4_762_310_656),
@@ -101,8 +102,9 @@ def test_prompts_that_other_settings_made_are_not_counted(tmp_path: Path) -> Non
     """A demo's prompts say nothing of a preset that has others; its own are counted."""
     folder = tmp_path / "results/prepare_prompts"
     folder.mkdir(parents=True)
-    for split, count in (("train", 2), ("eval", 3)):
-        (folder / f"{split}.jsonl").write_text("{}\n" * count)
+    for split, texts in (("train", ("a", "b", "a")), ("eval", ("c", "d", "e"))):  # "a" is in two training sets
+        rows = [Prompt(i, text, set=f"{split}{i}").row() for i, text in enumerate(texts)]
+        write_jsonl(folder / f"{split}.jsonl", rows)
     world = preset("world")
     keys = read_pipeline(Path("."))["prepare_prompts"].params
     assert keys == estimate.PROMPTS_FROM

@@ -1,14 +1,20 @@
 """Which prompt comes when: each equally often, or each tag equally often; a function of the position alone."""
 
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from rtdmd.backbones.protocol import Conditioning
 from rtdmd.common.errors import UserError
+from rtdmd.common.files import read_json
 from rtdmd.conditioning.text_cache import TextCache
+from rtdmd.pipeline.stage import open_stage
+from rtdmd.stages import cache_teacher, prepare_prompts
 from rtdmd.train.prompts import TrainingPrompts
+from tests.workspace import set_params
 
 SIZES = {"counting": 2, "colors": 5, "position": 13}
 RECORDS = [{"prompt": f"{tag} {i}", "tag": tag, "metadata": None} for tag, n in SIZES.items() for i in range(n)]
@@ -46,3 +52,44 @@ def test_the_order_depends_on_seed_and_position_only(order):
 def test_by_tag_refuses_a_prompt_without_a_tag():
     with pytest.raises(UserError, match=r"prompt_order: by_tag .*'untagged'"):
         drawn("by_tag", 1, 1, records=[*RECORDS, {"prompt": "untagged", "tag": None, "metadata": None}])
+
+
+def opened(root: Path, name: str) -> TrainingPrompts:
+    """What a training stage opens."""
+    with pytest.raises(InterruptedError), open_stage(name, root) as stage:
+        found = TrainingPrompts.open(stage, torch.device("cpu"), getattr(stage.params, name))
+        raise InterruptedError  # before the harness asks for outputs
+    return found
+
+
+def test_each_stage_reads_its_own_set_and_all_sets_are_in_one_cache(root: Path) -> None:
+    """Two sets of training prompts that share one, and two of evaluation prompts, of which one is not used."""
+    files = {"one": ["a red circle", "a blue square"], "two": ["a green star", "a red circle"]}
+    for name, texts in files.items():
+        (root / "data/prompts" / f"{name}.txt").write_text("\n".join(texts))
+    sets: dict[str, Any] = {name: [{"name": "prompts", "path": f"data/prompts/{name}.txt"}] for name in files}
+    clipscore = {"name": "clipscore", "model": "data/world/clip", "weight": 1.0}
+    changes = {
+        "prepare_prompts": {"sets": sets | {"unused": [{"name": "prompts", "path": "data/prompts/absent.txt"}]}},
+        "train_acdmd": {"prompts": "one"},
+        "train_rtdmd": {"prompts": "two", "prompt_order": "uniform", "rewards": [clipscore]},
+    }
+    set_params(root, changes)
+    prepare_prompts.run(root)
+    cache_teacher.run(root)
+    rows = read_json(root / "results/cache_teacher/index.json")["rows"]
+    assert list(rows)[:1] == [""] and len(rows) == 1 + 3 + 38  # "a red circle" once
+    acdmd, rtdmd = opened(root, "train_acdmd"), opened(root, "train_rtdmd")
+    assert [(r["id"], r["prompt"], r["set"]) for r in acdmd.records] == [
+        (0, "a red circle", "one"),
+        (1, "a blue square", "one"),
+    ]
+    assert [(r["id"], r["prompt"]) for r in rtdmd.records] == [(2, "a green star"), (3, "a red circle")]
+    first, last = acdmd.conditioning(acdmd.records), rtdmd.conditioning(rtdmd.records)
+    for key, tensor in first.tensors.items():
+        assert torch.equal(tensor[0], last.tensors[key][1])
+    set_params(root, changes | {"train_acdmd": {"prompts": "train"}})
+    with pytest.raises(
+        UserError, match=r"train\.jsonl: no prompt of the set train; `rtdmd prepare_prompts` makes it anew"
+    ):
+        opened(root, "train_acdmd")
