@@ -8,6 +8,7 @@ import pytest
 
 from rtdmd.common.errors import UserError
 from rtdmd.config import PRESETS, preset
+from rtdmd.config.presets import merged
 from rtdmd.config.prompt_needs import check_prompts
 
 CLIPSCORE = {"name": "clipscore", "model": "./m"}
@@ -91,3 +92,33 @@ def test_each_suite_is_compared_with_its_own_set() -> None:
         check_prompts(preset("world", changes), only="evaluate")
     says = "params.yaml: evaluate.suites: plain: rewards: geneval needs metadata, which prepare_prompts.sets.plain[0]"
     assert str(caught.value).startswith(f"{says} (drawbench, data/prompts/d.txt) never has; allowed: without geneval")
+
+
+def test_every_stage_is_compared_with_its_own_set() -> None:
+    """As published: stage one on bare prompts, stage two on GenEval's with its reward, evaluation on bare ones."""
+    sets = {
+        "pickscore": [file("pickscore", "p.txt")],
+        "geneval_train": [file("geneval", "train.jsonl")],
+        "drawbench": [file("drawbench", "d.txt")],
+    }
+    changes: dict[str, Any] = {
+        "prepare_prompts": {"sets": sets},
+        "train_acdmd": {"prompts": "pickscore", "prompt_order": "uniform"},
+        "train_rtdmd": {"prompts": "geneval_train", "prompt_order": "by_tag", "rewards": [CLIPSCORE, GENEVAL]},
+        "evaluate": {
+            "suites": [{"name": "drawbench", "prompts": "drawbench", "images_per_prompt": 5}],
+            "rewards": [CLIPSCORE],
+        },
+    }
+    check_prompts(preset("world", changes))
+    swapped = merged(changes, {"train_acdmd": {"prompts": "geneval_train"}, "train_rtdmd": {"prompts": "pickscore"}})
+    says = (
+        r"^params\.yaml: train_rtdmd\.prompt_order: by_tag needs tags, which prepare_prompts\.sets\.pickscore\[0\]"
+        r" \(pickscore, data/prompts/p\.txt\) never has;"
+    )
+    with pytest.raises(UserError, match=says):
+        check_prompts(preset("world", swapped))
+    uniform = merged(swapped, {"train_rtdmd": {"prompt_order": "uniform"}})
+    says = r"^params\.yaml: train_rtdmd\.rewards: geneval needs metadata, which prepare_prompts\.sets\.pickscore\[0\]"
+    with pytest.raises(UserError, match=says):
+        check_prompts(preset("world", uniform))
