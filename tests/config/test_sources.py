@@ -34,6 +34,7 @@ DEPARTS = {
     "train_rtdmd.fake_batch_size": SIZE,
     "train_rtdmd.last_step_batch_size": SIZE,
     "train_rtdmd.rewards": "a list of scorers; tests/config/test_real_presets.py has it",
+    "evaluate.suites": "a list of suites",
 }
 """Claims that no preset's value can be compared with, and why."""
 
