@@ -130,6 +130,8 @@ WORLD: dict[str, Any] = {
         "generator_optimizer": _ADAMW | {"lr": 6e-4, "weight_decay": 1e-4},
         "fake_optimizer": _ADAMW | {"lr": 1e-3, "weight_decay": 1e-4},
         "lr_fall": 1.0,
+        "stage_one_adapters": "stacked",
+        "fake_adapter": "continued",
         "adapter_init": "kaiming_uniform",
         "ema_decay": 0.97,
         "ema_every": 1,

@@ -165,6 +165,15 @@ class TrainRtdmdParams(TrainingParams):
     micro_batch: Whole = param(
         "images per forward pass; only memory and rounding depend on it", unit="images", source="ours", ge=1
     )
+    stage_one_adapters: Literal["stacked", "merged"] = param(
+        "stage one's adapters below new ones: as they are, or merged into copies of the layers that carry them, which"
+        " model.dtype rounds (lora only)",
+        source="public code: merged; stacked ours, exact (docs/training.md)",
+    )
+    fake_adapter: Literal["continued", "new"] = param(
+        "the fake score's: stage one's, which goes on learning, or a new one on top of it (lora only)",
+        source="public code: new; continued ours",
+    )
     adapter_init: Initialisation = param(
         INITIALISATION, source="public code: standard_normal; kaiming_uniform PEFT's default"
     )
@@ -263,6 +272,11 @@ class TrainRtdmdParams(TrainingParams):
             raise ValueError(
                 "subset_factor: true with loss_average: all_steps, another weight of the policy term; allowed:"
                 " subset_factor: false, or loss_average: trained_steps"
+            )
+        if self.dynamic.guidance > 0 and self.fake_adapter == "new":
+            raise ValueError(
+                f"dynamic.guidance: {self.dynamic.guidance:g} with fake_adapter: new, of whose two adapters it would"
+                " scale one; allowed: 0, or fake_adapter: continued"
             )
         if self.dynamic.epochs == 0 and (self.dynamic.guidance > 0 or self.dynamic.renoise):
             raise ValueError(

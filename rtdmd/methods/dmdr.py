@@ -13,7 +13,7 @@ _OURS = (
     "weight of the reward loss (DMDR's w), the length of the early helps (dynamic.epochs), linear fading of the Beta"
     " law; rates, scaling and roll-out are the preset's"
 )
-_DYNAMIC = {"dynamic": {"guidance": 0.75, "renoise": True, "epochs": 40}}
+_DYNAMIC = {"dynamic": {"guidance": 0.75, "renoise": True, "epochs": 40}, "fake_adapter": "continued"}
 _DEPARTS = (
     "starts from stage one's student like every stage-two method; DMDR trains both objectives from the teacher on,"
     " where its early helps matter more",

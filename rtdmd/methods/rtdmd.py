@@ -42,6 +42,8 @@ PUBLISHED: dict[str, Any] = {
     "ema_every": 8,
     "ema_warmup": True,
     "ema_repeats": 16,
+    "stage_one_adapters": "merged",
+    "fake_adapter": "new",
     "adapter_init": "standard_normal",
 }
 """The public code's method settings (Harahan/RTDMD). Sizes (epochs, prompts, group), rewards, the weight of the
@@ -69,7 +71,8 @@ _EQUATION = (
     " back-propagation through the last step"
 )
 _AVERAGE = ("ema_decay", "ema_every", "ema_warmup", "ema_repeats")
-_RUNS_OWN = ("generator_optimizer", "fake_optimizer", "lr_fall", "adapter_init", *_AVERAGE)
+_ADAPTERS = ("stage_one_adapters", "fake_adapter", "adapter_init")
+_RUNS_OWN = ("generator_optimizer", "fake_optimizer", "lr_fall", *_ADAPTERS, *_AVERAGE)
 _ESTIMATOR = {key: value for key, value in PUBLISHED.items() if key not in _RUNS_OWN}
 
 METHODS = (

@@ -22,8 +22,9 @@ from rtdmd.report.sections import read_curves
 from rtdmd.stages import evaluate
 from rtdmd.study.plan import SweepPlan
 from rtdmd.study.workspace import SHARED, link, write_new
-from rtdmd.train.adapters import ADAPTERS, AdapterBank
+from rtdmd.train.adapters import AdapterBank, stage_two_stacks
 from rtdmd.train.engine.checkpoint import copy_indexed
+from rtdmd.train.student_record import student_header
 
 STAGE = "train_rtdmd"
 LAST = "last"
@@ -100,8 +101,7 @@ def lay_point(place: Path, folder: Path, params: Params, checkpoint: Path) -> Pa
 def write_student(target: Path, root: Path, params: Params, checkpoint: Path) -> None:
     """A checkpoint's averaged student in the layout of the stage's output."""
     backbone = load_backbone(params.model, text=False, vae=False, root=root)
-    roles = AdapterBank(backbone, params.adapter, ADAPTERS[STAGE], params.run.seed)
+    roles = AdapterBank(backbone, params.adapter, stage_two_stacks(params), params.run.seed)
     copy_indexed(roles.trainable("rtdmd"), load_tensors(checkpoint / "generator_average.safetensors")[0])
-    about = {"stage": STAGE, "mode": params.adapter.mode, "rank": str(params.adapter.rank)}
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(roles.state("rtdmd"), target, about | {"alpha": str(params.adapter.alpha), "role": "generator"})
+    save_tensors(roles.state("rtdmd"), target, student_header(STAGE, params))

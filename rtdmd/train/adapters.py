@@ -1,11 +1,12 @@
 """One base, many roles: a single frozen transformer serves teacher, generator and fake score through adapters.
 
 A role is a stack of adapters on the frozen base: the teacher's is empty, the stage-one generator's is ("acdmd",), the
-stage-two generator's ("acdmd", "rtdmd"), so stage two sits on stage one without merging. Where `model.student` names a
-base of its own there are two: generator and reference stand on the student's, all others on the teacher's, and each
-transformer is held once. In `full` mode each adapter is
-a separate copy of the transformer in float32 (an update in half precision would be lost in rounding; passes run in the
-base's precision) and a role is the last of its stack: `AdapterBank.cost` says what that takes.
+stage-two generator's ("acdmd", "rtdmd"), so stage two sits on stage one without merging, or on copies of the adapted
+layers with stage one merged in (`AdapterBank.merge`). Where `model.student` names a base of its own there are two:
+generator and reference stand on the student's, all others on the teacher's, and each transformer is held once. In
+`full` mode each adapter is a separate copy of the transformer in float32 (an update in half precision would be lost in
+rounding; passes run in the base's precision) and a role is the last of its stack: `AdapterBank.cost` says what that
+takes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from torch.utils.checkpoint import checkpoint
 from rtdmd.common.errors import UserError
 from rtdmd.common.rng import key_seed
 from rtdmd.train.compile import compile_blocks
-from rtdmd.train.student_record import read_student
+from rtdmd.train.merging import AdaptedLayers, Stack
+from rtdmd.train.student_record import read_student, stands_on_merged
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Backbone, Conditioning
@@ -35,13 +37,14 @@ if TYPE_CHECKING:
     from rtdmd.config.training import Initialisation
     from rtdmd.train.distributed.ranks import Ranks
 
-Stack = tuple[str, ...]
 ON_STUDENT = ("generator", "reference")
 """Roles that stand on the student's base, where it is another than the teacher's; all others stand on the teacher's."""
 ADAPTERS: dict[str, dict[str, Stack]] = {
     "train_acdmd": {"teacher": (), "generator": ("acdmd",), "fake": ("fake",)},
     "train_rtdmd": {"teacher": (), "reference": ("acdmd",), "generator": ("acdmd", "rtdmd"), "fake": ("fake",)},
 }
+NEW_FAKE: Stack = ("fake", "fake_rtdmd")
+"""The fake score's stack in stage two with `fake_adapter: new`."""
 
 
 class AdapterBank:
@@ -60,7 +63,7 @@ class AdapterBank:
         self.transformers = list(dict.fromkeys(map(self.base, stacks)))
         self._under = {name: self.base(role) for role, stack in stacks.items() for name in stack}
         self._copies: dict[str, nn.Module] = {}
-        self._layers: dict[nn.Module, list[BaseTunerLayer]] = {base: [] for base in self.transformers}
+        self._layers: dict[nn.Module, AdaptedLayers] = {base: AdaptedLayers([]) for base in self.transformers}
         self._active: dict[nn.Module, Stack] = {}
         for name in sorted(self._under):
             self._add(name, adapter, seed, init)
@@ -91,7 +94,7 @@ class AdapterBank:
             torch.manual_seed(key_seed(seed, "adapter", name))
             base.add_adapter(config, adapter_name=name)
             drawn = self._standard_normal(name) if init == "standard_normal" else {}
-        self._layers[base] = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
+        self._layers[base] = AdaptedLayers([x for x in base.modules() if isinstance(x, BaseTunerLayer)])
         for key, parameter in self._named_parameters(name).items():
             parameter.data = drawn[key].to(parameter.device) if key in drawn else parameter.data.float()
             parameter.requires_grad_(False)
@@ -105,6 +108,8 @@ class AdapterBank:
         """Leave this process its shard of each frozen base, for `sharding: base`; adapters stay whole."""
         from rtdmd.train.distributed.sharding import shard  # seconds of imports that few runs need
 
+        for layers in self._layers.values():
+            layers.restore()
         blocks = {base: transformer_blocks(base) for base in self.transformers}
         whole = [p for base in self.transformers for key, p in base.named_parameters() if ".lora_" in key]
         shard(blocks, whole, ranks)
@@ -120,20 +125,29 @@ class AdapterBank:
 
     def layers(self, name: str) -> list[BaseTunerLayer]:
         """The layers of its base that carry an adapter; none in full mode."""
-        return list(self._layers[self._under[name]])
+        return list(self._layers[self._under[name]].layers)
 
     def parameter_names(self, name: str) -> list[str]:
         """Names of the parameters of one adapter, in the order of `trainable`."""
         return list(self._named_parameters(name))
 
+    def merge(self, name: str) -> None:
+        """From now on roles with this adapter stand on copies of the adapted layers with it merged in (see
+        `rtdmd.train.merging`). For an adapter that is loaded and learns no more, before `shard`; not in full mode."""
+        base = self._under[name]
+        self._layers[base].merge(name)
+        if all(name in stack for role, stack in self.stacks.items() if self.base(role) is base):
+            self._layers[base].forget_plain()
+
+    def parts(self, role: str) -> tuple[list[nn.Linear], Stack]:
+        """(the linear layers, with what is merged into them, to which a role's adapters are added; those adapters)."""
+        layers, stack = self._layers[self.base(role)], self.stacks[role]
+        return layers.below(stack), layers.split(stack)[1]
+
     def _activate(self, base: nn.Module, stack: Stack) -> None:
-        """Switch a base's adapters. PEFT's own switch also flips ``requires_grad``, and a parameter whose flag is off
-        at backward time silently receives no gradient; here only the forward pass changes."""
+        """Switch a base to a stack of adapters."""
         self._active[base] = stack
-        for layer in self._layers[base]:
-            layer._disable_adapters = not stack
-            if stack:
-                layer._active_adapter = list(stack)
+        self._layers[base].activate(stack)
 
     def _computed_again(self, module: nn.Module, block: nn.Module, *inputs: Any) -> Any:
         """The output of a block of ``module``; its activations are computed again in the backward pass, through the
@@ -208,7 +222,8 @@ class AdapterBank:
         if self.full:
             tensors = self._copies[name].state_dict()
         else:
-            tensors = get_peft_model_state_dict(self._under[name], adapter_name=name)
+            found = get_peft_model_state_dict(self._under[name], adapter_name=name)
+            tensors = {key: value for key, value in found.items() if ".lora_" in key}  # not what is merged beside it
         return {key: value.detach().cpu().clone() for key, value in sorted(tensors.items())}
 
     def load(self, name: str, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -236,13 +251,20 @@ def transformer_blocks(transformer: nn.Module) -> list[nn.Module]:
     return [block for blocks in lists for block in blocks]
 
 
+def stage_two_stacks(params: Params) -> dict[str, Stack]:
+    """The adapters of stage two's roles. Full mode, in which a fake score is a whole copy, goes on with stage one's."""
+    stacks = ADAPTERS["train_rtdmd"]
+    new = params.train_rtdmd.fake_adapter == "new" and params.adapter.mode == "lora"
+    return stacks | {"fake": NEW_FAKE} if new else stacks
+
+
 def load_student(
     params: Params, backbone: Backbone, stage: str, root: Path = Path()
 ) -> Callable[[Tensor, Tensor, Conditioning], Tensor]:
     """Velocity (x, sigma, cond) of the generator that training stage ``stage`` left in ``root``/results, frozen.
 
-    Stage two's is stage one's adapter with its own on top. UserError where a file is missing, does not fit, or was
-    trained with other settings than ``params``.
+    Stage two's is stage one's adapter with its own on top, merged below it where it was trained so. UserError where a
+    file is missing, does not fit, or was trained with other settings than ``params``.
     """
     stack = ADAPTERS[stage]["generator"]
     roles = AdapterBank(backbone, params.adapter, {"generator": stack}, params.run.seed)
@@ -251,4 +273,6 @@ def load_student(
         if not (root / source).is_file():
             raise UserError(f"{source}: no such file; `rtdmd train_{name}` makes it")
         roles.load(name, read_student(root / source, params, source), source)
+    if len(stack) > 1 and not roles.full and stands_on_merged(root / source):
+        roles.merge(stack[0])
     return lambda x, sigma, cond: roles.velocity("generator", x, sigma, cond)

@@ -52,14 +52,15 @@ def published_moves(base: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -
 def generator_moves(bank: AdapterBank) -> Iterator[tuple[Tensor, Tensor]]:
     """Each adapted weight of the generator without its own adapter and with it, merged in float32; the weights of the
     copies in full mode. The base must be whole (`sharding: none`)."""
-    *below, own = bank.stacks["generator"]
+    *stage_one, own = bank.stacks["generator"]
     if bank.full:
-        former = bank.state(below[-1]) if below else dict(bank.base("generator").state_dict())
+        former = bank.state(stage_one[-1]) if stage_one else dict(bank.base("generator").state_dict())
         for name, after in bank.state(own).items():
             yield former[name].cpu().float(), after.float()
         return
-    for layer in bank.layers(own):
-        before = layer.get_base_layer().weight.detach().float()
+    bases, (*below, _) = bank.parts("generator")
+    for layer, base in zip(bank.layers(own), bases, strict=True):
+        before = base.weight.detach().float()
         for name in below:
             before = before + layer.get_delta_weight(name).float()
         after = before + layer.get_delta_weight(own).float()

@@ -32,7 +32,7 @@ from rtdmd.flow.policy import clipped_policy_loss, draw_step_subset, gaussian_kl
 from rtdmd.pipeline.stage import Stage
 from rtdmd.rewards.panel import Batch, Panel, open_panel
 from rtdmd.rewards.protocol import identities
-from rtdmd.train.adapters import ADAPTERS, AdapterBank
+from rtdmd.train.adapters import AdapterBank, stage_two_stacks
 from rtdmd.train.baseline_losses import (
     DmdrAnnealing,
     gain_weights,
@@ -72,7 +72,7 @@ from rtdmd.train.losses import (
 )
 from rtdmd.train.prompts import TrainingPrompts
 from rtdmd.train.rounding import report_lost_update
-from rtdmd.train.student_record import read_student
+from rtdmd.train.student_record import read_student, student_header
 
 NAME = "train_rtdmd"
 ADVANTAGE_EPS = 1e-4  # added to the standard deviation of rewards (public code)
@@ -103,7 +103,7 @@ class RtdmdTrainer:
         self.null = null
         self.ranks = ranks or Ranks()
         self.adapters = adapters or AdapterBank(
-            backbone, params.adapter, ADAPTERS[NAME], params.run.seed, p.compile, p.adapter_init
+            backbone, params.adapter, stage_two_stacks(params), params.run.seed, p.compile, p.adapter_init
         )
         self.sigmas = backbone.sigmas(params.model.num_steps).to(backbone.device)  # (K+1,)
         require_renoise_time(NAME, p.renoise_time, self.sigmas)
@@ -116,8 +116,9 @@ class RtdmdTrainer:
             lr_decay=(p.lr_fall, p.epochs),
             average=self.average,
         ).called("generator", self.adapters.parameter_names("rtdmd"))
-        self.fake = Learner.adamw(self.adapters.trainable("fake"), p.fake_optimizer)
-        self.fake.called("fake score", self.adapters.parameter_names("fake"))
+        own_fake = self.adapters.stacks["fake"][-1]
+        self.fake = Learner.adamw(self.adapters.trainable(own_fake), p.fake_optimizer)
+        self.fake.called("fake score", self.adapters.parameter_names(own_fake))
 
     def variant(self, params: Params | None = None, adapters: AdapterBank | None = None) -> RtdmdTrainer:
         """The same learners and rewards under other settings of the stage, or with other adapters' velocities."""
@@ -508,28 +509,29 @@ class RtdmdTrainer:
     def write_outputs(self, stage: Stage, chosen: dict[str, str]) -> None:
         """The averaged generator, with what is needed to read it (``chosen``: as which it was), and what the scorers
         were."""
-        adapter = self.params.adapter
         self.average.swap()
         report_lost_update(self.params, NAME, self.adapters)
-        about = {"stage": NAME, "mode": adapter.mode, "rank": str(adapter.rank)}
-        about |= {"alpha": str(adapter.alpha), "role": "generator"} | chosen
+        about = student_header(NAME, self.params) | chosen
         save_tensors(self.adapters.state("rtdmd"), stage.output("generator.safetensors"), about)
         write_json(stage.output("scorers.json"), identities(self.rewards.rewards.values()))
 
 
 def open_trainer(stage: Stage, ranks: Ranks, null: Conditioning) -> RtdmdTrainer:
-    """The trainer of a run: stage one's generator frozen below a new adapter, stage one's fake score, and the
-    rewards."""
+    """The trainer of a run: stage one's generator frozen below a new adapter (``stage_one_adapters``), stage one's fake
+    score, which goes on or is below a new one too (``fake_adapter``), and the rewards."""
     params = stage.params
     backbone = load_backbone(params.model, text=False, vae=True, device=ranks.device, root=stage.root)
     p = params.train_rtdmd
-    adapters = AdapterBank(backbone, params.adapter, ADAPTERS[NAME], stage.seed, p.compile, p.adapter_init)
+    adapters = AdapterBank(backbone, params.adapter, stage_two_stacks(params), stage.seed, p.compile, p.adapter_init)
     for adapter, name in (("acdmd", "generator"), ("fake", "fake")):
         path = f"results/train_acdmd/{name}.safetensors"
         tensors = read_student(stage.input(path), params, path)
         adapters.load(adapter, tensors, path)
-        if adapter == "acdmd" and adapters.full:
-            adapters.load("rtdmd", tensors, path)
+        if adapters.full:
+            if adapter == "acdmd":
+                adapters.load("rtdmd", tensors, path)
+        elif p.stage_one_adapters == "merged" and adapters.stacks[name][-1] != adapter:
+            adapters.merge(adapter)
     rewards = open_panel(p.rewards, ranks.device, stage.root)
     return RtdmdTrainer(params, backbone, rewards, null, ranks, adapters)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from torch import Tensor
 
 from rtdmd.common.errors import UserError
@@ -19,6 +20,8 @@ from rtdmd.common.files import load_tensors, read_json
 from rtdmd.common.parsing import parse_json
 from rtdmd.config import Params
 
+MERGED = {"stage_one_adapters": "merged"}
+"""What a header has beside the rest where stage one's adapter is merged below stage two's; stacked is not written."""
 MODEL_KEYS = ("family", "teacher", "revision", "student", "resolution", "max_sequence_length", "num_steps", "eta")
 """Keys of section `model` that decide what a student draws (dtype: only the rounding; the others: the teacher)."""
 
@@ -35,6 +38,22 @@ def read_student(path: Path, params: Params, source: str) -> dict[str, Tensor]:
             " stage that makes it again"
         )
     return tensors
+
+
+def student_header(stage: str, params: Params) -> dict[str, str]:
+    """What the header of a student's file tells of how it was trained; for stage two also, where it is so, that the
+    adapter stands on stage one's merged into its base."""
+    adapter = params.adapter
+    about = {"stage": stage, "mode": adapter.mode, "rank": str(adapter.rank), "alpha": str(adapter.alpha)}
+    merged = stage == "train_rtdmd" and params.train_rtdmd.stage_one_adapters == "merged" and adapter.mode == "lora"
+    return about | {"role": "generator"} | (MERGED if merged else {})
+
+
+def stands_on_merged(path: Path) -> bool:
+    """Whether the student of a file, which `read_student` reads, stands on stage one's adapter merged into its base."""
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata() or {}
+    return header.items() >= MERGED.items()
 
 
 def _differences(path: Path, header: Mapping[str, str], params: Params) -> Iterator[tuple[str, Any, Any]]:

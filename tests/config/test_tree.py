@@ -36,6 +36,11 @@ UNWEIGHTED = [{"name": "world_verifier", "weight": 0.0, "soft_weight": 0.7}]
             " stage one's student; allowed: 1 to 120",
         ),
         (
+            {"train_rtdmd": {"dynamic": {"guidance": 0.75, "epochs": 2}, "fake_adapter": "new"}},
+            "train_rtdmd.dynamic.guidance: 0.75 with fake_adapter: new, of whose two adapters it would scale one;"
+            " allowed: 0, or fake_adapter: continued",
+        ),
+        (
             {"train_rtdmd": {"ema_every": 122, "ema_warmup": True}},
             "train_rtdmd.ema_every: 122 with epochs: 120, so that the average, which is what the run delivers, stays"
             " stage one's student; allowed: 1 to 121",

@@ -52,14 +52,19 @@ def turn(roles: AdapterBank) -> list[Tensor]:
     return found
 
 
-@pytest.mark.parametrize(("mode", "again"), [("lora", True), ("full", False)])
+@pytest.mark.parametrize(("mode", "again"), [("lora", True), ("full", False), ("merged", True)])
 def test_roles_compute_what_they_did_and_compile_once(
     tiny_teacher: Path, compilations: list[torch.fx.GraphModule], mode: str, again: bool
 ) -> None:
     def roles(compiled: bool) -> AdapterBank:
-        made = AdapterBank(
-            tiny_backbone(tiny_teacher), adapter(mode, again=again), ADAPTERS["train_acdmd"], 0, compiled
-        )
+        backbone = tiny_backbone(tiny_teacher)
+        if mode == "merged":
+            stacks = ADAPTERS["train_acdmd"] | {"generator": ("below", "acdmd")}
+            made = AdapterBank(backbone, adapter(again=again), stacks, 0, compiled)
+            disturb(made, "below", "acdmd", "fake")
+            made.merge("below")
+            return made
+        made = AdapterBank(backbone, adapter(mode, again=again), ADAPTERS["train_acdmd"], 0, compiled)
         disturb(made, "acdmd", "fake")
         return made
 

@@ -165,6 +165,27 @@ def test_the_average_warms_up_as_the_public_codes_does(root: Path, monkeypatch: 
     assert train(root, changes | {"ema_decay": 0.3}, fresh=False) == whole
 
 
+def test_on_stage_one_merged_with_a_new_fake_adapter(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed and resumed too; the header tells it, and in float32 merging changes rounding alone."""
+    changes = SIX | {"epochs": 3, "save_every": 1, "fake_adapter": "new"}
+    whole = train(root, changes | {"stage_one_adapters": "merged"})
+    merged, about = load_tensors(root / "results" / STAGE / "generator.safetensors")
+    assert about["stage_one_adapters"] == "merged"
+    (last,) = root.glob(".rtdmd/runs/*/step-00000003")
+    fake = load_tensors(last / "fake_parameters.safetensors")[0]
+    assert any(value.abs().max() < 0.01 for value in fake.values())  # B of a new adapter, three updates from zero
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RtdmdTrainer, "step", dies_at(2))
+        train(root, changes | {"stage_one_adapters": "merged"})
+    assert train(root, changes | {"stage_one_adapters": "merged"}, fresh=False) == whole
+    train(root, changes)
+    stacked, about = load_tensors(root / "results" / STAGE / "generator.safetensors")
+    assert "stage_one_adapters" not in about
+    off = sum((merged[key] - stacked[key]).square().sum().item() for key in merged)
+    moved = sum(value.square().sum().item() for key, value in stacked.items() if "lora_B" in key)
+    assert 0 < off < 1e-4 * moved
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "no matching": {"weights": {"matching": 0.0}, "fake_updates_per_epoch": 0},
     "no backprop": {"weights": {"backprop": 0.0}, "share_noise": False, "drop_zero_advantage": "none"},

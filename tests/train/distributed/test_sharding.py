@@ -103,14 +103,14 @@ def as_rank(rank: int, port: int, family: Family, folder: Path) -> None:
     """One of two processes, in which a sharded base is compared with a whole one."""
     os.environ |= Place(rank, 2, rank, 2, "127.0.0.1", port).environment()
     with join("train_rtdmd", 2, preset("smoke", {"run": {"threads": 1}}).run) as ranks:
-        for again in (False, True):
-            compare(ranks, family, folder, again)
+        for again, merged in ((False, ()), (True, ()), (True, ("acdmd",))):
+            compare(ranks, family, folder, again, merged)
             ranks.before_waiting.clear()
 
 
-def compare(ranks: Ranks, family: Family, folder: Path, again: bool) -> None:
+def compare(ranks: Ranks, family: Family, folder: Path, again: bool, merged: tuple[str, ...]) -> None:
     """The second process makes twice the passes of the first, which gathers along meanwhile. ``again``: with gradient
-    checkpointing."""
+    checkpointing; ``merged``: adapters whose copies of layers are sharded too."""
     backbone = family.load(folder, vae=False)
     # A copy, like a gathered block, begins at a multiple of 64 bytes; weights from a file do not.
     whole, sharded = (
@@ -119,6 +119,8 @@ def compare(ranks: Ranks, family: Family, folder: Path, again: bool) -> None:
     )
     for roles in (whole, sharded):
         disturb(roles, *NAMES)
+        for name in merged:
+            roles.merge(name)
     blocks = transformer_blocks(backbone.transformer)
     base = [p for block in blocks for key, p in block.named_parameters() if ".lora_" not in key]
     sizes, most = sum(p.numel() for p in base), sum(-(-len(p) // 2) * p[0].numel() for p in base)
