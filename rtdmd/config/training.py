@@ -61,9 +61,9 @@ class TrainingParams(Section):
         "the set of prepare_prompts.sets that is trained on",
         source="paper: stage one PickScore's prompts, stage two GenEval's",
     )
-    prompt_order: Literal["uniform", "by_tag"] = param(
-        "uniform: every prompt equally often; by_tag: every tag equally often",
-        source="public code: uniform; by_tag ours",
+    prompt_order: Literal["uniform", "by_tag", "as_listed"] = param(
+        "uniform: every prompt equally often; by_tag: every tag; as_listed: a prompt as often as its sources have it",
+        source="public code: as_listed; uniform and by_tag ours",
     )
     processes: Whole = param(
         "processes that share each batch or rollout, one for each GPU; another count gives other last digits",

@@ -1,8 +1,8 @@
 """Prompts: the one JSONL schema in which every later stage reads them, and how the sets are made from sources.
 
-A line is {"id": int, "prompt": str, "tag": str | null, "metadata": {...} | null, "set": str}. Ids run through the
-training sets and then the evaluation sets, so that an id names one prompt of one set of a run; noise is keyed by it.
-Where sources are read: `rtdmd.prompts.sources`.
+A line is {"id": int, "prompt": str, "tag": str | null, "metadata": {...} | null, "set": str, "times": int}. Ids run
+through the training sets and then the evaluation sets, so that an id names one prompt of one set of a run; noise is
+keyed by it. Where sources are read: `rtdmd.prompts.sources`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,14 +28,15 @@ _IGNORABLE = re.compile(
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt with what a verifier needs to know about it (GenEval-format metadata), if anything, and the name of
-    its set."""
+    """One prompt with what a verifier needs to know about it (GenEval-format metadata), if anything, the name of its
+    set, and how many times the set's sources have it."""
 
     id: int
     prompt: str
     tag: str | None = None
     metadata: dict[str, Any] | None = None
     set: str = ""
+    times: int = 1
 
     def row(self) -> dict[str, Any]:
         """The prompt as a line of a prompt file."""
@@ -88,7 +90,8 @@ class PromptSet:
 
 
 Groups = Sequence[Sequence[Source]]  # a set: the prompts of each of its sources
-_KINDS = {"id": (int,), "prompt": (str,), "tag": (str, type(None)), "metadata": (dict, type(None)), "set": (str,)}
+_KINDS: dict[str, tuple[type, ...]] = {"id": (int,), "prompt": (str,), "tag": (str, type(None))}
+_KINDS |= {"metadata": (dict, type(None)), "set": (str,), "times": (int,)}
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -135,9 +138,10 @@ def make_sets(
     share prompts. UserError where nothing is left of a set.
     """
     kept: dict[str, list[list[Source]]] = {}
+    times: dict[str, Counter[str]] = {}
     repeated: dict[str, list[int]] = {}
     for name, groups in (*evaluation.items(), *training.items()):
-        kept[name], repeated[name] = _distinct(groups, faults[name])
+        kept[name], repeated[name], times[name] = _distinct(groups, faults[name])
     held_out: dict[str, tuple[str, Source]] = {}
     for name in evaluation:
         for source in _flat(kept[name]):
@@ -147,7 +151,10 @@ def make_sets(
     first, sets = 0, dict[str, PromptSet]()
     for name in (*training, *evaluation):
         ids = []
-        prompts = [Prompt(first + i, s.prompt, s.tag, s.metadata, name) for i, s in enumerate(_flat(kept[name]))]
+        prompts = [
+            Prompt(first + i, source.prompt, source.tag, source.metadata, name, times[name][source.prompt])
+            for i, source in enumerate(_flat(kept[name]))
+        ]
         if not prompts:
             raise UserError(f"prepare_prompts.sets.{name}: no prompt is left; see its sources in params.yaml")
         for group in kept[name]:
@@ -161,9 +168,11 @@ def _flat(groups: Groups) -> list[Source]:
     return [source for group in groups for source in group]
 
 
-def _distinct(groups: Groups, faults: Faults) -> tuple[list[list[Source]], list[int]]:
-    """First occurrence of each prompt, in order and by source, and the number of repetitions in each source."""
+def _distinct(groups: Groups, faults: Faults) -> tuple[list[list[Source]], list[int], Counter[str]]:
+    """First occurrence of each prompt, in order and by source, the number of repetitions in each source, and how many
+    times each prompt is there."""
     seen: dict[str, Source] = {}
+    times: Counter[str] = Counter()
     kept: list[list[Source]] = []
     repeated = []
     for group in groups:
@@ -171,14 +180,16 @@ def _distinct(groups: Groups, faults: Faults) -> tuple[list[list[Source]], list[
         repeated.append(0)
         for source in group:
             first = seen.setdefault(source.prompt, source)
-            if first is source:
-                kept[-1].append(source)
-            elif (first.tag, first.metadata) == (source.tag, source.metadata):
-                repeated[-1] += 1
-            else:
+            if (first.tag, first.metadata) != (source.tag, source.metadata):
                 says = f"the prompt {source.prompt!r} has other metadata than at {first.where}"
                 faults.add(BadPrompt("conflict", source.where, says))
-    return kept, repeated
+                continue
+            times[source.prompt] += 1
+            if first is source:
+                kept[-1].append(source)
+            else:
+                repeated[-1] += 1
+    return kept, repeated, times
 
 
 def _apart(name: str, groups: Groups, held_out: Mapping[str, tuple[str, Source]], faults: Faults) -> list[list[Source]]:

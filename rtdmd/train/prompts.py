@@ -27,7 +27,7 @@ class TrainingPrompts:
     records: list[dict[str, Any]]
     cache: TextCache
     seed: int
-    order: Literal["uniform", "by_tag"] = "uniform"
+    order: Literal["uniform", "by_tag", "as_listed"] = "uniform"
     aside: list[dict[str, Any]] = field(default_factory=list)  # in file order, never in a batch
 
     @staticmethod
@@ -49,13 +49,15 @@ class TrainingPrompts:
     def batch(self, step: int, size: int, stream: str) -> list[dict[str, Any]]:
         """Records of step ``step``: a window of an endless stream, a function of the position in it alone.
 
-        uniform: one seeded permutation of all prompts after another. by_tag: one permutation of all tags after
-        another, each followed by the next prompt of its own permutation, so that every tag comes equally often.
-        Raises UserError where by_tag meets a prompt without a tag.
+        uniform: one seeded permutation of all prompts after another. as_listed: the same of all lines of the sources,
+        so that a prompt comes as often as they have it. by_tag: one permutation of all tags after another, each
+        followed by the next prompt of its own permutation, so that every tag comes equally often. Raises UserError
+        where by_tag meets a prompt without a tag.
         """
-        if self.order == "uniform":
-            rows = epoch_order(len(self.records), step * size, size, self.seed, stream, "prompts")
-            return [self.records[row] for row in rows]
+        if self.order != "by_tag":
+            lines = self._lines
+            chosen = epoch_order(len(lines), step * size, size, self.seed, stream, "prompts")
+            return [self.records[lines[line]] for line in chosen]
         return [self._by_tag(position, stream) for position in range(step * size, (step + 1) * size)]
 
     def _by_tag(self, position: int, stream: str) -> dict[str, Any]:
@@ -66,6 +68,13 @@ class TrainingPrompts:
         return self.records[
             rows[epoch_order(len(rows), position // len(tags), 1, self.seed, stream, "prompts", tag)[0]]
         ]
+
+    @cached_property
+    def _lines(self) -> list[int]:
+        """Rows of the records, each once or, as listed, as often as the sources have it."""
+        if self.order == "uniform":
+            return list(range(len(self.records)))
+        return [row for row, record in enumerate(self.records) for _ in range(record["times"])]
 
     @cached_property
     def _tags(self) -> dict[str, list[int]]:

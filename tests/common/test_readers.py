@@ -47,9 +47,9 @@ stages:
       md5: 0123456789abcdef0123456789abcdef
       size: 30
 """
-SCORES = "model,prompt_id,tag,index,strict\nteacher,0,counting,0,1.0\nteacher,1,colors,1,0.5\n"
+SCORES = "suite,model,prompt_id,tag,index,strict\na,teacher,0,counting,0,1.0\na,teacher,1,colors,1,0.5\n"
 PROMPTS = "".join(
-    json.dumps({"id": i, "prompt": f"a dog {i}", "tag": None, "metadata": {"n": 1.5}, "set": "a"}) + "\n"
+    json.dumps({"id": i, "prompt": f"a dog {i}", "tag": None, "metadata": {"n": 1.5}, "set": "a", "times": 1}) + "\n"
     for i in range(3)
 )
 RECORD = json.dumps(
@@ -69,7 +69,7 @@ READERS: dict[str, tuple[str, str, Read]] = {
     "json": ("x.json", '{"a": {"b": [1, 2.5, null]}, "c": "d"}', read_json),
     "jsonl": ("x.jsonl", PROMPTS, read_jsonl),
     "table": ("x.csv", SCORES, lambda path: read_table(path, "mend it")),
-    "scores": ("scores.csv", SCORES, lambda path: read_scores(path, "teacher")),
+    "scores": ("scores.csv", SCORES, lambda path: read_scores(path, "teacher", "a")),
     "curves": ("curves.csv", "epoch,a,b\n1,0.5,\n2,1e-3,4\n", read_curves),
     "comparison": ("table.csv", "run,title,a\nx,y,1\n", lambda path: own_figures(path, "x")),
     "dvc.lock": ("dvc.lock", LOCK, lambda path: read_lock(path.parent)),

@@ -40,6 +40,7 @@ def test_sets_are_distinct_numbered_and_disjoint() -> None:
     ]
     assert evaluated == PromptSet([Prompt(3, "two dogs", None, RECORD, "heldout")], ids=[(3, 4)], duplicates=[0])
     assert (trained.ids, trained.duplicates) == ([(0, 2), (2, 3)], [1, 1])
+    assert {p.prompt: p.times for p in trained.prompts} == {"a dog": 2, "a cat": 2, "a cow": 1}
 
 
 def test_every_training_set_is_apart_from_every_evaluation_set_and_ids_run_through_all() -> None:

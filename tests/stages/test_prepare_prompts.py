@@ -22,8 +22,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 HELD_OUT = [{"name": "world", "split": "heldout"}]
 # What the demo's prompts are; later stages key noise and text by them.
 WORLD_BYTES = {
-    "train.jsonl": "0b5b1e3c5ae4ad1570ceb24b0bd06db6510887e0f410c371d093eb9ff7bdf23e",
-    "eval.jsonl": "00452326892dce26cca2ee6f3dc413635131e61c23bb6cce91680254d02eded7",
+    "train.jsonl": "f672eba2d7bb5c67ca8c7a915513d0f9a66b20e3339e6eb907e2c7bd34a5fc7b",
+    "eval.jsonl": "456e9a1d33c26c5b46bdd6adf0d3a7115217d1f3fbc2d3e99c41f0b5f4c4dc50",
 }
 
 
@@ -91,8 +91,8 @@ def test_prompts_from_files(root: Path) -> None:
     prepare_prompts.run(root)
     rows = [json.loads(line) for line in results(root, "train.jsonl").read_text().splitlines()]
     assert rows == [
-        {"id": 0, "prompt": "a dog", "tag": None, "metadata": None, "set": "train"},
-        {"id": 1, "prompt": "a cat", "tag": None, "metadata": None, "set": "train"},
+        {"id": 0, "prompt": "a dog", "tag": None, "metadata": None, "set": "train", "times": 2},
+        {"id": 1, "prompt": "a cat", "tag": None, "metadata": None, "set": "train", "times": 1},
     ]
     assert [(p.id, p.metadata) for p in read_prompts(results(root, "eval.jsonl"))] == [(2, {"n": 2})]
     assert read_json(results(root, "summary.json"))["sets"]["train"]["duplicates_dropped"] == 1

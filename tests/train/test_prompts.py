@@ -34,6 +34,14 @@ def test_uniform_draws_every_prompt_equally_often():
     assert set(counts.values()) == {3} and len(counts) == 20
 
 
+def test_as_listed_draws_every_line_of_the_sources_equally_often():
+    records = [{"prompt": name, "times": times} for name, times in (("one", 1), ("three", 3), ("two", 2))]
+    counts = Counter(r["prompt"] for r in drawn("as_listed", 12, 4, records=records))  # 48 positions: 8 a line
+    assert counts == {"one": 8, "three": 24, "two": 16}
+    once = [{**record, "times": 1} for record in RECORDS]
+    assert drawn("as_listed", 6, 4, records=once) == drawn("uniform", 6, 4, records=once)
+
+
 def test_by_tag_draws_every_tag_equally_often_and_its_prompts_alike():
     records = drawn("by_tag", 26, 3)  # 78 positions: 26 a tag
     assert Counter(r["tag"] for r in records) == dict.fromkeys(SIZES, 26)
