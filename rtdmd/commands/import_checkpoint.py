@@ -30,7 +30,7 @@ from rtdmd.common.files import hash_of, save_tensors, sha256_tree, write_json
 from rtdmd.common.torch_setup import configure
 from rtdmd.config import ModelParams, Params, load_params
 from rtdmd.pipeline.provenance import package_versions
-from rtdmd.publish.adapter_file import read_adapter
+from rtdmd.publish.adapter_file import read_adapter, trained_on_merged
 from rtdmd.publish.compose import Adapter
 from rtdmd.publish.export_folder import PROVENANCE, Source, check_forms, finish, make_weights
 from rtdmd.publish.gate import table
@@ -38,6 +38,7 @@ from rtdmd.publish.known_bases import check_base
 from rtdmd.publish.lineage_record import weights_metadata
 from rtdmd.publish.recorded import recorded, with_base
 from rtdmd.publish.reference import stacked_student
+from rtdmd.train.student_record import MERGED
 
 STUDENTS = ("train_acdmd", "train_rtdmd")
 
@@ -62,9 +63,10 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
             return folder / name
 
         made = make_weights(source, place)
-        for name, adapter in adapters.items():
+        for (name, adapter), path in zip(adapters.items(), files, strict=True):
             about = {"rank": str(adapter.rank), "alpha": f"{adapter.alpha:g}", "stage": name}
             about |= {"model": json.dumps(model.model_dump(mode="json"), sort_keys=True), "imported": "true"}
+            about |= MERGED if name == "train_rtdmd" and trained_on_merged(path) else {}
             save_tensors(adapter.tensors, place(f"students/{name}/generator.safetensors"), about)
         write_json(place(PROVENANCE), {**record, "sampling": {"sigmas": made.sigmas, "eta": source.model.eta}})
         told = {"settings": {}, "settings_sha256": record["settings_sha256"], "metrics": {}, "sources": hashes}

@@ -31,6 +31,7 @@ from rtdmd.common.parsing import first_line, parse_json
 from rtdmd.common.pretrained import FOREIGN
 from rtdmd.publish.compose import A, Adapter, B
 from rtdmd.publish.merge import check_fits
+from rtdmd.train.student_record import stands_on_merged
 
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 HEADER, HEADER_PREFIX = "lora_adapter_metadata", "transformer."  # where diffusers keeps the LoraConfig
@@ -68,6 +69,13 @@ def read_adapter(path: Path, alpha: float | None = None) -> Adapter:
     if known is None and alpha is None:
         raise UserError(f"{file} says no alpha; give it with --alpha (the public code's is 64, at rank 32)")
     return Adapter(factors, rank, _number("alpha", alpha if known is None else known, file), config)
+
+
+def trained_on_merged(path: Path) -> bool:
+    """Whether a checkpoint of stage two was trained on stage one's merged into its base: as the public code's are, and
+    as the header of a training stage's says."""
+    file = adapter_path(path)
+    return file.suffix != ".safetensors" or stands_on_merged(file)
 
 
 def adapter_path(path: Path) -> Path:

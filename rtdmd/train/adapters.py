@@ -258,6 +258,15 @@ def stage_two_stacks(params: Params) -> dict[str, Stack]:
     return stacks | {"fake": NEW_FAKE} if new else stacks
 
 
+def merge_stage_one(roles: AdapterBank, params: Params) -> None:
+    """Merge what stage one left below new adapters, where `stage_one_adapters` says so; in full mode it is anyway."""
+    if params.train_rtdmd.stage_one_adapters == "stacked" or roles.full:
+        return
+    for role in ("generator", "fake"):
+        for name in roles.stacks[role][:-1]:
+            roles.merge(name)
+
+
 def load_student(
     params: Params, backbone: Backbone, stage: str, root: Path = Path()
 ) -> Callable[[Tensor, Tensor, Conditioning], Tensor]:

@@ -32,7 +32,7 @@ from rtdmd.flow.policy import clipped_policy_loss, draw_step_subset, gaussian_kl
 from rtdmd.pipeline.stage import Stage
 from rtdmd.rewards.panel import Batch, Panel, open_panel
 from rtdmd.rewards.protocol import identities
-from rtdmd.train.adapters import AdapterBank, stage_two_stacks
+from rtdmd.train.adapters import AdapterBank, merge_stage_one, stage_two_stacks
 from rtdmd.train.baseline_losses import (
     DmdrAnnealing,
     gain_weights,
@@ -102,9 +102,10 @@ class RtdmdTrainer:
         self.rewards = rewards
         self.null = null
         self.ranks = ranks or Ranks()
-        self.adapters = adapters or AdapterBank(
-            backbone, params.adapter, stage_two_stacks(params), params.run.seed, p.compile, p.adapter_init
-        )
+        if adapters is None:
+            adapters = open_adapters(params, backbone)
+            merge_stage_one(adapters, params)
+        self.adapters = adapters
         self.sigmas = backbone.sigmas(params.model.num_steps).to(backbone.device)  # (K+1,)
         require_renoise_time(NAME, p.renoise_time, self.sigmas)
         self.fake_loss = FakeScoreLoss(self.adapters, p, self.eta)
@@ -516,23 +517,27 @@ class RtdmdTrainer:
         write_json(stage.output("scorers.json"), identities(self.rewards.rewards.values()))
 
 
+def open_adapters(params: Params, backbone: Backbone) -> AdapterBank:
+    """The stage's adapters, none of them loaded or merged yet."""
+    p = params.train_rtdmd
+    stacks = stage_two_stacks(params)
+    return AdapterBank(backbone, params.adapter, stacks, params.run.seed, p.compile, p.adapter_init)
+
+
 def open_trainer(stage: Stage, ranks: Ranks, null: Conditioning) -> RtdmdTrainer:
     """The trainer of a run: stage one's generator frozen below a new adapter (``stage_one_adapters``), stage one's fake
     score, which goes on or is below a new one too (``fake_adapter``), and the rewards."""
     params = stage.params
     backbone = load_backbone(params.model, text=False, vae=True, device=ranks.device, root=stage.root)
-    p = params.train_rtdmd
-    adapters = AdapterBank(backbone, params.adapter, stage_two_stacks(params), stage.seed, p.compile, p.adapter_init)
+    adapters = open_adapters(params, backbone)
     for adapter, name in (("acdmd", "generator"), ("fake", "fake")):
         path = f"results/train_acdmd/{name}.safetensors"
         tensors = read_student(stage.input(path), params, path)
         adapters.load(adapter, tensors, path)
-        if adapters.full:
-            if adapter == "acdmd":
-                adapters.load("rtdmd", tensors, path)
-        elif p.stage_one_adapters == "merged" and adapters.stacks[name][-1] != adapter:
-            adapters.merge(adapter)
-    rewards = open_panel(p.rewards, ranks.device, stage.root)
+        if adapter == "acdmd" and adapters.full:
+            adapters.load("rtdmd", tensors, path)
+    merge_stage_one(adapters, params)
+    rewards = open_panel(params.train_rtdmd.rewards, ranks.device, stage.root)
     return RtdmdTrainer(params, backbone, rewards, null, ranks, adapters)
 
 

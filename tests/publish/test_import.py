@@ -214,7 +214,10 @@ def test_the_gate_sees_an_alpha_that_the_reader_missed(
 
 
 def test_students_are_what_training_leaves(imported: Path) -> None:
+    _, first = load_tensors(imported / "students/train_acdmd/generator.safetensors")
+    assert "stage_one_adapters" not in first
     tensors, about = load_tensors(imported / "students/train_rtdmd/generator.safetensors")
+    assert about["stage_one_adapters"] == "merged"  # as the public code trains
     assert {key: about[key] for key in ("rank", "alpha", "stage")} == {
         "rank": "4",
         "alpha": "8",

@@ -59,6 +59,18 @@ def test_bfloat16_keeps_a_large_update_and_a_small_one_is_told(half: AdapterBank
     assert surviving_move(generator_moves(half), torch.float32) == 0.0
 
 
+def test_the_move_on_merged_layers_starts_at_them(half: AdapterBank) -> None:
+    """Their weights stand on the grid of bfloat16, and with stage two's own share they are the student."""
+    merged = copy.deepcopy(half)
+    merged.merge("acdmd")
+    large = updated(merged, 1e-1)
+    copies, above = large.parts("generator")
+    assert above == ("rtdmd",)
+    for (before, after), own, layer in zip(generator_moves(large), copies, large.layers("rtdmd"), strict=True):
+        assert torch.equal(before, own.weight.float()) and torch.equal(before, before.bfloat16().float())
+        assert torch.equal(after, before + layer.get_delta_weight("rtdmd").float())
+
+
 def test_an_update_of_stage_one_below_half_a_step_is_lost(tiny_teacher: Path) -> None:
     """The base stands on the grid: what is below half a step of a weight leaves it where it is."""
     bank = roles_on(tiny_backbone(tiny_teacher, dtype="bfloat16"))
