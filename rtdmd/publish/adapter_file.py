@@ -54,6 +54,8 @@ def read_adapter(path: Path, alpha: float | None = None) -> Adapter:
 
     alpha: of a file that does not say it. UserError for anything but plain LoRA: see the module.
     """
+    if alpha is not None and not _is_positive(alpha):
+        raise UserError(f"--alpha {alpha:g}: a number above 0 is expected (the public code's is 64, at rank 32)")
     file = adapter_path(path)
     tensors, config = _read(file)
     factors = _factors(tensors, file)
@@ -66,9 +68,10 @@ def read_adapter(path: Path, alpha: float | None = None) -> Adapter:
     known = told.get("lora_alpha")
     if known is not None and alpha is not None and known != alpha:
         raise UserError(f"--alpha {alpha:g}: {file} itself says {known:g}; leave --alpha out")
-    if known is None and alpha is None:
+    used = alpha if known is None else known
+    if used is None:
         raise UserError(f"{file} says no alpha; give it with --alpha (the public code's is 64, at rank 32)")
-    return Adapter(factors, rank, _number("alpha", alpha if known is None else known, file), config)
+    return Adapter(factors, rank, float(used), config)
 
 
 def trained_on_merged(path: Path) -> bool:
@@ -85,7 +88,9 @@ def adapter_path(path: Path) -> Path:
     for file in (path / PEFT_WEIGHTS, path / "transformer" / PEFT_WEIGHTS, path / PUBLISHED):
         if file.is_file():
             return file
-    raise UserError(f"{path}: neither a checkpoint file nor a folder with {PEFT_WEIGHTS} or {PUBLISHED}")
+    raise UserError(
+        f"{path}: neither a checkpoint file nor a folder with {PEFT_WEIGHTS} or {PUBLISHED}; correct the path"
+    )
 
 
 def _read(file: Path) -> tuple[Mapping[str, Tensor], Config | None]:
@@ -144,9 +149,13 @@ def _told(config: Config | None, file: Path) -> dict[str, float]:
 
 
 def _number(key: str, value: Any, file: Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-        raise UserError(f"{file}: {key} is {value!r}; a number above 0 is expected")
+    if not _is_positive(value):
+        raise UserError(f"{file}: {key} is {value!r}, not a number above 0; copy or download the file again")
     return float(value)
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _factors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -160,10 +169,10 @@ def _factors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
         if name in factors:
             raise UserError(f"{path}: two tensors for {name}; a checkpoint of one adapter is expected")
         if not torch.isfinite(value).all():
-            raise UserError(f"{path}: {key} holds numbers that are not finite")
+            raise UserError(f"{path}: {key} holds numbers that are not finite; take an earlier checkpoint")
         factors[name] = value.detach().float().contiguous()
     if not factors:
-        raise UserError(f"{path}: holds no tensors")
+        raise UserError(f"{path}: holds no tensors; copy or download it again")
     return factors
 
 
@@ -211,7 +220,8 @@ def check_belongs(adapter: Adapter, backbone: Backbone, what: str) -> None:
     missing = [name for name in backbone.lora_targets("all") if _targeted(name, targets) and name not in found]
     if missing:
         raise UserError(
-            f"{what}: no tensors for {len(missing)} layers that its target_modules name, first {missing[0]}"
+            f"{what}: no tensors for {len(missing)} layers that its target_modules name, first {missing[0]}; copy or"
+            " download it again"
         )
 
 

@@ -66,7 +66,7 @@ def write_lora(
     ``metadata`` is added to it. pipeline: the class's name in diffusers.
     """
     with tempfile.TemporaryDirectory() as folder:
-        _pipeline_class(pipeline).save_lora_weights(
+        pipeline_class(pipeline).save_lora_weights(
             folder,
             transformer_lora_layers={key: value.contiguous() for key, value in adapter.tensors.items()},
             transformer_lora_adapter_metadata=adapter_metadata(adapter),
@@ -75,7 +75,7 @@ def write_lora(
     save_tensors(tensors, path, header | dict(metadata or {}))
 
 
-def _pipeline_class(name: str) -> Any:
+def pipeline_class(name: str) -> Any:
     """A pipeline class of diffusers; UserError where it writes no LoRA files."""
     with quiet_imports():
         import diffusers

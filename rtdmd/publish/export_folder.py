@@ -28,7 +28,7 @@ from rtdmd.publish.adapter_file import check_belongs
 from rtdmd.publish.card import model_card
 from rtdmd.publish.card_data import WIDGET, Published
 from rtdmd.publish.compose import Adapter, compose
-from rtdmd.publish.export import BaseModel, base_model, write_lora
+from rtdmd.publish.export import BaseModel, base_model, pipeline_class, write_lora
 from rtdmd.publish.gate import Export, Fixed, fixed_inputs, run_gate, student_latents
 from rtdmd.publish.merge import CONFIG, MERGED, Weights, full_weights, merged_weights, write_merged
 from rtdmd.publish.reference import check_merged
@@ -60,6 +60,11 @@ class Source:
     root: Path = Path(".")
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
+    def stacked(self) -> Mapping[str, Adapter]:
+        """The adapters that the gate loads one on the other: none where no adapter is published, for the base's
+        pipeline may have no file for it."""
+        return self.adapters if "lora" in self.forms else {}
+
 
 @dataclass(frozen=True)
 class Made:
@@ -86,6 +91,8 @@ def check_forms(params_format: str, mode: str) -> tuple[str, ...]:
 def make_weights(source: Source, place: Place) -> Made:
     """Write the weights and the example's picture; sample what the gate will compare with."""
     base = base_model(base_folder(source.model, text=True, root=source.root))
+    if "lora" in source.forms and source.adapters:
+        pipeline_class(base.pipeline)  # refused before the images, which take minutes
     backbone = load_backbone(source.model, text=True, device=source.device, root=source.root)
     state = dict(backbone.transformer.state_dict())  # before any adapter wraps the layers
     for name, one in source.adapters.items():
@@ -181,7 +188,7 @@ def finish(source: Source, made: Made, place: Place, told: Mapping[str, Any]) ->
         model=source.model,
         base=made.base,
         forms=source.forms,
-        stages=source.adapters,
+        stages=source.stacked(),
         threads=source.threads,
         device=str(source.device),
     )

@@ -16,6 +16,7 @@ from rtdmd.common.files import hash_of
 from rtdmd.common.parsing import parse_json
 from rtdmd.config.rewards import SOURCES
 from rtdmd.pipeline.lineage import Step
+from rtdmd.publish.record_schema import ASK
 
 if TYPE_CHECKING:
     from rtdmd.publish.record_schema import Provenance
@@ -25,6 +26,8 @@ PROMPTS = {
     "train": "results/prepare_prompts/train.jsonl",
     "held_out": "results/prepare_prompts/eval.jsonl",
 }
+MAKERS = ("train_acdmd", "train_rtdmd", "publish")
+"""Stages that write weights."""
 USE = ("weight", "policy")  # keys that say how a stage uses a scorer, not what it is
 Resolved = Mapping[str, Any]  # a stage's resolved.json
 Identities = Mapping[str, Mapping[str, Any]]  # stage -> scorer -> `Reward.identity`, as the stage's files hold it
@@ -87,18 +90,24 @@ def header_of(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if not 0 < size <= min(100_000_000, path.stat().st_size - 8):
-            raise UserError(f"{path}: not a safetensors file")
+            raise UserError(f"{path}: not a safetensors file; {_again(path)}")
         text = file.read(size)
-    header = parse_json(text, f"{path}: not a safetensors file", "bring back the one that was published")
+    header = parse_json(text, f"{path}: not a safetensors file", _again(path))
     if not isinstance(header.get("__metadata__", {}), dict):
-        raise UserError(f"{path}: not a safetensors file (its metadata is no mapping)")
+        raise UserError(f"{path}: not a safetensors file (its metadata is no mapping); {_again(path)}")
     return header
+
+
+def _again(path: Path) -> str:
+    """What brings back damaged weights: the stage that made them, or whoever gave them."""
+    stage = next((folder.name for folder in path.absolute().parents if folder.parent.name == "results"), None)
+    return f"`snakemake {stage}` makes it again" if stage in MAKERS else "copy or download it again"
 
 
 def record_of_weights(path: Path) -> dict[str, Any] | None:
     """The record in the header of a safetensors file; None when it holds none."""
     text = header_of(path).get("__metadata__", {}).get(HEADER_KEY)
-    return parse_json(text, f"{path}: {HEADER_KEY}", "the record is damaged") if text else None
+    return parse_json(text, f"{path}: {HEADER_KEY}", _again(path)) if text else None
 
 
 def steps_of_record(record: Provenance, name: str) -> list[Step]:
@@ -134,6 +143,6 @@ def _causes_first(inputs: Mapping[str, Mapping[str, str]], name: str) -> list[st
     while len(order) < len(needs):
         ready = sorted(s for s in needs if s not in order and not (needs[s] & needs.keys()) - {*order, s})
         if not ready:
-            raise UserError(f"{name}: not a record of this package (its stages read each other's results)")
+            raise UserError(f"{name}: not a record of this package (its stages read each other's results); {ASK}")
         order.append(ready[0])
     return order

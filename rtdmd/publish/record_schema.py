@@ -56,6 +56,10 @@ Versions = Annotated[dict[Name, Text], Field(max_length=MAX_STAGES)]
 Words = Annotated[list[Text], Field(max_length=MAX_FILES)]
 
 
+ASK = "copy or download it again from whoever made it"
+"""What to do about a record that is none."""
+
+
 class Foreign(BaseModel):
     """A record of anybody's."""
 
@@ -104,12 +108,12 @@ def checked(kind: type[Record], value: Any, name: str) -> Record:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))[:200]
         says = printable(f"{place}: {first['msg']}" if place else first["msg"])
-        raise UserError(f"{printable(name)}: not a record of this package ({says})") from error
+        raise UserError(f"{printable(name)}: not a record of this package ({says}); {ASK}") from error
 
 
 def read_record_file(kind: type[Record], path: Path, name: str = "") -> Record:
     """A record's file in its form. ``name`` is what errors call it."""
     called = name or str(path)
     if path.stat().st_size > MAX_BYTES:
-        raise UserError(f"{printable(called)}: not a record of this package (more than {MAX_BYTES} bytes)")
+        raise UserError(f"{printable(called)}: not a record of this package (more than {MAX_BYTES} bytes); {ASK}")
     return checked(kind, read_json(path, "trace something else"), called)

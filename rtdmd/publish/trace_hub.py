@@ -75,7 +75,9 @@ def _traced(remote: _Remote, title: str) -> Traced:
 def _record(remote: _Remote, kind: type[Record], file: RepoFile, folder: str, title: str) -> Record:
     """A record of the repository; one that is too large is not downloaded."""
     if file.size > MAX_BYTES:
-        raise UserError(f"{title}, {file.path}: not a record of this package (more than {MAX_BYTES} bytes)")
+        raise UserError(
+            f"{title}, {file.path}: not a record of this package (more than {MAX_BYTES} bytes); name another revision"
+        )
     return read_record_file(kind, remote.download(file.path, folder), f"{title}, {file.path}")
 
 

@@ -40,7 +40,7 @@ def gate_folder(folder: Path, params: Params, root: Path, repo_id: str) -> None:
         model=params.model,
         base=made.base,
         forms=forms,
-        stages=source.adapters,
+        stages=source.stacked(),
         threads=source.threads,
         device=str(source.device),
     )

@@ -37,12 +37,14 @@ def clip_config(folder: Path, key: str, repository: str, activation: str | None 
         raise UserError(f"{key}: {folder} is not a CLIP model folder; {hint}")
     kind = read_config(path, key).get("model_type")
     if kind != "clip":
-        raise UserError(f"{key}: {folder} holds a {kind!r} model, not a 'clip' one")
+        raise UserError(f"{key}: {folder} holds a {kind!r} model, not a 'clip' one; {repository} is one")
     with made_from(path, key, "CLIP configuration"):
         config = CLIPConfig.from_pretrained(folder, local_files_only=True)
     found = {config.text_config.hidden_act, config.vision_config.hidden_act}
     if activation is not None and found != {activation}:
-        raise UserError(f"{key}: {path} has hidden_act {sorted(found)}, but these weights need {activation!r}")
+        raise UserError(
+            f"{key}: {path} has hidden_act {sorted(found)}, but these weights need {activation!r}; take {repository}"
+        )
     return config
 
 

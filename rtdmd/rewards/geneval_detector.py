@@ -83,7 +83,9 @@ def _check_config(folder: Path, key: str) -> None:
         raise UserError(f"{key}: {folder} is not a Mask2Former folder; {hint}")
     config = read_config(path, key)
     if config.get("model_type") != "mask2former":
-        raise UserError(f"{key}: {folder} holds a {config.get('model_type')!r} model, not a 'mask2former' one")
+        raise UserError(
+            f"{key}: {folder} holds a {config.get('model_type')!r} model, not a 'mask2former' one; {REPOSITORY} is one"
+        )
     labels = config.get("id2label")
     labels = labels if isinstance(labels, dict) else {}
     if len(labels) != len(CLASSES) or (labels.get("0"), labels.get("79")) != (CLASSES[0], CLASSES[79]):

@@ -69,7 +69,9 @@ def build(published: Mapping[str, Tensor], config: Mapping[str, Any], reward_tok
     tensors = {_renamed(name): tensor for name, tensor in published.items()}
     body = Qwen2VLConfig(**config)
     if "body.language_model.embed_tokens.weight" not in tensors:
-        raise UserError(f"{key}: the weights have no model.embed_tokens.weight, so they are not HPSv3's")
+        raise UserError(
+            f"{key}: the weights have no model.embed_tokens.weight, so they are not HPSv3's; take MizzenAI/HPSv3"
+        )
     body.text_config.vocab_size = tensors["body.language_model.embed_tokens.weight"].shape[0]
     if reward_token != body.text_config.vocab_size - 1:
         raise UserError(
@@ -93,6 +95,8 @@ def _renamed(name: str) -> str:
 def _head_sizes(tensors: Mapping[str, Tensor], key: str) -> dict[int, tuple[int, int]]:
     """Position -> (inputs, outputs) of the head's three linear layers."""
     if lacking := [position for position in HEAD if f"head.{position}.weight" not in tensors]:
-        raise UserError(f"{key}: the weights have no rm_head.{lacking[0]}.weight, so they are not HPSv3's")
+        raise UserError(
+            f"{key}: the weights have no rm_head.{lacking[0]}.weight, so they are not HPSv3's; take MizzenAI/HPSv3"
+        )
     weights = {position: tensors[f"head.{position}.weight"] for position in HEAD}
     return {position: (weight.shape[1], weight.shape[0]) for position, weight in weights.items()}

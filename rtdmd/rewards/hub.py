@@ -51,7 +51,7 @@ def scorer_files(folder: Path, key: str, patterns: Iterable[str]) -> list[str]:
     if _is_transformers(patterns):
         weights = transformers_weights(folder, key)
         if not weights:
-            raise UserError(f"{key}: {folder} has no {SINGLE} or {OLD}")
+            raise UserError(f"{key}: {folder} has no {SINGLE} or {OLD}; download it again")
         return [*plain_texts(folder), *weights]
     pickled = any(one.endswith((".pt", ".pth")) for one in patterns)
     wanted = {*patterns, "*.safetensors"} if pickled else {*patterns}

@@ -72,7 +72,9 @@ def build(published: Mapping[str, Tensor], med_config: Mapping[str, Any], key: s
     found = {int(match[1]): tensors[name] for name in tensors if (match := linear.fullmatch(name))}
     head = {position: (weight.shape[1], weight.shape[0]) for position, weight in found.items()}
     if not head:
-        raise UserError(f"{key}: the weights have no mlp.layers, so they are not ImageReward's")
+        raise UserError(
+            f"{key}: the weights have no mlp.layers, so they are not ImageReward's; take zai-org/ImageReward"
+        )
     model = ImageRewardModel(vision, _text_config(med_config, vision.hidden_size, key), head)
     load_exactly(model, tensors, key, UNUSED)
     return model.requires_grad_(False).eval()
@@ -94,7 +96,9 @@ def _vision_config(tensors: Mapping[str, Tensor], key: str) -> BlipVisionConfig:
         patch = tensors["vision.embeddings.patch_embedding.weight"].shape[-1]
         inner, width = tensors["vision.encoder.layers.0.mlp.fc1.weight"].shape
     except KeyError as error:
-        raise UserError(f"{key}: the weights lack {error.args[0]}, so they are not ImageReward's") from error
+        raise UserError(
+            f"{key}: the weights lack {error.args[0]}, so they are not ImageReward's; take zai-org/ImageReward"
+        ) from error
     blocks = {name.split(".")[3] for name in tensors if name.startswith("vision.encoder.layers.")}
     return BlipVisionConfig(
         hidden_size=width,

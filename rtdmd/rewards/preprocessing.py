@@ -103,7 +103,9 @@ class ImageTransform:
                 config = read_config(folder / name, key)
                 with made_from(folder / name, key, "image processor"):
                     return _from_config(config.get("image_processor", config), f"{key}: {folder / name}")
-        raise UserError(f"{key}: {folder} has no preprocessor_config.json, which says how the model wants its images")
+        raise UserError(
+            f"{key}: {folder} has no preprocessor_config.json, which says how the model wants its images; download it"
+        )
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [0, 1], or bytes, as the model's pixel values (B, 3, h, w)."""

@@ -89,7 +89,9 @@ class VisionChat:
         """The folder's chat template; None where the tokenizer has it."""
         if "template" not in self.files:
             if self.tokenizer.chat_template is None:
-                raise UserError(f"{self.key}: {self.files['images'].parent} has no chat_template.json or .jinja")
+                raise UserError(
+                    f"{self.key}: {self.files['images'].parent} has no chat_template.json or .jinja; download it"
+                )
             return None
         text = read_config(self.files["template"], self.key).get("chat_template")
         if not isinstance(text, str):
@@ -113,7 +115,7 @@ def require_kind(folder: Path, key: str, kind: str) -> Path:
     config = file_in(folder, key, "config.json")
     found = read_config(config, key).get("model_type")
     if found != kind:
-        raise UserError(f"{key}: {folder} holds a {found!r} model, not a {kind!r} one")
+        raise UserError(f"{key}: {folder} holds a {found!r} model, not a {kind!r} one; name another folder")
     return config
 
 

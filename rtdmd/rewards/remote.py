@@ -84,7 +84,8 @@ class RemoteReward:
                 f" rewards serve {params.name}` again with this version of rtdmd"
             )
         if about.get("name") != params.name:
-            raise UserError(f"{self._key} serves {about.get('name')}")
+            name = params.name
+            raise UserError(f"{self._key} serves {about.get('name')}; start `rtdmd rewards serve {name}` on it instead")
         promised = {"differentiable": params.differentiable, "needs_metadata": params.needs_metadata}
         for fact, expected in promised.items():
             if about.get(fact) is not expected:
@@ -106,6 +107,8 @@ class RemoteReward:
         self._closed = True
         with suppress(OSError):  # it is not connected any more
             self._socket.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # what was still to be sent cannot be any more
+            self._file.close()
         self._socket.close()
 
     def identity(self) -> dict[str, Any]:

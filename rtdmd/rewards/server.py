@@ -79,7 +79,7 @@ def make_room(path: Path, name: str) -> None:
                 f"rewards: {name}: socket: {path} cannot be asked whether it is served ({error.strerror}); name a new"
                 " path"
             ) from error
-    raise UserError(f"{path} is already served by another process")
+    raise UserError(f"{path} is already served by another process; stop that one, or name another path in `socket`")
 
 
 class _Handler(StreamRequestHandler):

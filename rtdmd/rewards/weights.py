@@ -77,7 +77,7 @@ def file_in(folder: Path, key: str, *names: str) -> Path:
             raise UserError(f"{key}: {folder} has {len(found)} files {name}, which of them is meant? Keep one")
         if found:
             return found[0]
-    raise UserError(f"{key}: {folder} has no {' or '.join(names)}")
+    raise UserError(f"{key}: {folder} has no {' or '.join(names)}; download it again, or name the folder that has it")
 
 
 def read_weights(path: Path, key: str = "") -> dict[str, Tensor]:
@@ -108,7 +108,7 @@ def read_weights(path: Path, key: str = "") -> dict[str, Tensor]:
         if isinstance(found, dict) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]
     if not isinstance(found, Mapping) or not found or not all(isinstance(v, Tensor) for v in found.values()):
-        raise UserError(f"{prefix}{path} does not hold named tensors, so it is not a weights file")
+        raise UserError(f"{prefix}{path} does not hold named tensors, so it is not a weights file; {bring_back(path)}")
     return dict(found)
 
 
@@ -117,7 +117,7 @@ def read_model(folder: Path, key: str) -> dict[str, Tensor]:
     UserError as in `read_weights`, and where there are none."""
     names = transformers_weights(folder, key)
     if not names:
-        raise UserError(f"{key}: {folder} has no model.safetensors or pytorch_model.bin")
+        raise UserError(f"{key}: {folder} has no model.safetensors or pytorch_model.bin; download it again")
     return {name: tensor for file in names for name, tensor in read_weights(folder / file, key).items()}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusion3Pipeline
 from PIL import Image
 
 from rtdmd.common.files import read_json, save_tensors, write_json
@@ -66,6 +67,13 @@ def write_full_student(root: Path, params: Params, scale: float = 0.05) -> None:
     }
     for stage in ("train_acdmd", "train_rtdmd"):
         save_tensors(moved, root / "results" / stage / "generator.safetensors", {"stage": stage})
+
+
+def without_lora_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the base's pipeline be of a family for which diffusers writes no LoRA files."""
+    for kind in StableDiffusion3Pipeline.__mro__:
+        if "save_lora_weights" in vars(kind):
+            monkeypatch.delattr(kind, "save_lora_weights")
 
 
 @contextmanager

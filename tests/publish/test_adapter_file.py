@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -110,10 +111,16 @@ def test_what_is_no_plain_lora_is_refused_on_every_road(road: str, key: str, val
 @pytest.mark.parametrize(("alpha", "shown"), [(0, "0"), (-2, "-2"), ("six", "six"), ("nan", "nan")])
 def test_an_alpha_that_is_none_is_refused(road: str, alpha: Any, shown: str, tmp_path: Path) -> None:
     path = written(road, tmp_path, {"r": RANK, "lora_alpha": alpha})
-    with pytest.raises(
-        UserError, match=rf"lora_alpha is '?{shown.strip(chr(39))}(\.0)?'?; a number above 0 is expected"
-    ):
+    with pytest.raises(UserError, match=rf"lora_alpha is '?{shown.strip(chr(39))}(\.0)?'?, not a number above 0; copy"):
         read_adapter(path)
+
+
+@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("alpha", [-1.0, 0.0, math.inf, math.nan])
+def test_a_wrong_alpha_of_the_user_is_the_users_fault(road: str, alpha: float, tmp_path: Path) -> None:
+    path = written(road, tmp_path, {"r": RANK})
+    with pytest.raises(UserError, match=rf"^--alpha {alpha:g}: a number above 0 is expected"):
+        read_adapter(path, alpha)
 
 
 @pytest.mark.parametrize("road", TELLS)

@@ -28,6 +28,7 @@ from tests.publish.exports import (
     gate_in_process,
     publish_workspace,
     without_lines,
+    without_lora_writer,
     write_full_student,
 )
 from tests.workspace import set_params
@@ -59,6 +60,18 @@ def test_adapter_merged_and_stacked_pass_in_a_fresh_process(root: Path) -> None:
     assert (record["snippets"], record["warnings"]) == (3, 0)
     files = {path.relative_to(root / "results/publish").as_posix() for path in (root / "results/publish").rglob("*.*")}
     assert set(record["sha256"]) == files - {"gate.json", "resolved.json"}
+
+
+def test_adapters_of_a_family_without_adapter_files_are_published_merged(
+    root: Path, here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the refusal of such a family advises: no adapter file is written, for the gate's own comparison neither."""
+    without_lora_writer(monkeypatch)
+    set_params(root, {"publish": {"format": "merged"}})
+    without_lines(root, LORA_LINES)
+    publish.run(root)
+    forms = read_json(root / "results/publish/gate.json")["forms"]
+    assert list(forms) == ["merged"] and max(forms["merged"]["from_student"].values()) < 1e-4
 
 
 def test_a_student_of_all_weights_in_bfloat16_is_published_merged(root: Path) -> None:

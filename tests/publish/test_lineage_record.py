@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import hash_of, json_text
+from rtdmd.common.files import hash_of, json_text, save_tensors
 from rtdmd.publish.lineage_record import (
+    HEADER_KEY,
     header_of,
     lineage_record,
     record_of_weights,
@@ -117,5 +119,17 @@ def test_a_damaged_record_is_a_user_error(record: dict) -> None:
 def test_what_is_no_safetensors_file(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(data)
-    with pytest.raises(UserError, match="not a safetensors file"):
+    with pytest.raises(UserError, match=r"x\.safetensors: not a safetensors file.*; copy or download it again$"):
         header_of(path)
+    own = tmp_path / "results" / "publish" / "transformer" / "x.safetensors"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(data)
+    with pytest.raises(UserError, match=r"not a safetensors file.*; `snakemake publish` makes it again$"):
+        header_of(own)
+
+
+def test_a_damaged_record_in_whole_weights(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_tensors({"a": torch.ones(1)}, path, {HEADER_KEY: "{"})
+    with pytest.raises(UserError, match=f"{HEADER_KEY}: not JSON.*; copy or download it again$"):
+        record_of_weights(path)

@@ -36,7 +36,13 @@ from tests.publish.advice import (
     train_again,
     with_entry,
 )
-from tests.publish.exports import LORA_LINES, gate_in_process, without_lines, write_full_student
+from tests.publish.exports import (
+    LORA_LINES,
+    gate_in_process,
+    without_lines,
+    without_lora_writer,
+    write_full_student,
+)
 
 PUBLISH = ("publish",)
 TEXTS = f"{TEACHER}/text_encoder"
@@ -87,6 +93,12 @@ CASES = {
     "other steps": Case(PUBLISH, given("model.num_steps", 8), "was trained with model.num_steps: 4", as_told),
     "merged only": Case(PUBLISH, given("publish.format", "merged"), "take it from the outs of publish", change_outs),
     "adapter only": Case(PUBLISH, given("publish.format", "lora"), "take it from the outs of publish", change_outs),
+    "a family without adapter files": Case(
+        PUBLISH,
+        lambda here: without_lora_writer(here.patch),
+        "writes no LoRA files; set publish.format: merged",
+        lambda here, message: (as_told(here, message), change_outs(here, here.refused("outs of publish"))),
+    ),
     "an adapter too": Case(
         PUBLISH, lambda here: without_lines(here.root, LORA_LINES), "add it to the outs of publish", change_outs
     ),
