@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.common.escape import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,7 @@ def _reproduce(arguments: argparse.Namespace, root: Path, folder: Path) -> None:
     state, machine, versions = git_state(root), hardware_class(), package_versions()
     print(f"commit {state.commit}, on {machine['processor']} ({machine['machine']}), torch {versions['torch']}")
     if state.changed:
-        print(f"not in the commit, so not run: {', '.join(state.changed)}")
+        print(f"not in the commit, so not run: {', '.join(map(printable, state.changed))}")
     rows = reproduce(root, folder, arguments.stages)
     print(table(rows))
     other = [row for row in rows if not row.equal]

@@ -115,7 +115,8 @@ def _run(command: list[str], root: Path | str) -> str | None:
                 cwd=root,
                 env=os.environ | {"LC_ALL": "C"},
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="surrogateescape",  # as Python names such files itself
                 check=False,
                 timeout=QUESTION_SECONDS,
             )

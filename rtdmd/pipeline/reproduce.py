@@ -69,14 +69,15 @@ def clone(source: Path, folder: Path) -> tuple[Path, dict[str, Step]]:
             ["git", "rev-parse", "--show-toplevel", "--show-prefix"],
             cwd=source,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="surrogateescape",  # as Python names such folders itself
             check=False,
             timeout=QUESTION_SECONDS,
         )
     top, _, prefix = inside.stdout.partition("\n")
     command = ["git", "clone", "--quiet", top or str(source), str(folder)]
     with limited("when it ends by itself, run this command again"):
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=CLONE_SECONDS)
+        done = subprocess.run(command, capture_output=True, errors="replace", check=False, timeout=CLONE_SECONDS)
     if done.returncode:
         raise UserError(
             f"{source.resolve()}: git cannot clone it ({' '.join(done.stderr.split())}); run this command in a clone"

@@ -27,7 +27,7 @@ def refuse_unstartable(jobs: Iterable[Any]) -> None:
     for job in jobs:
         with limited("nothing was started: when Slurm answers, run this command again"):
             done = subprocess.run(
-                test_command(job), capture_output=True, text=True, check=False, timeout=QUESTION_SECONDS
+                test_command(job), capture_output=True, errors="replace", check=False, timeout=QUESTION_SECONDS
             )
         if done.returncode:
             said = "; ".join(line.removeprefix("sbatch: error: ") for line in done.stderr.strip().splitlines())
@@ -56,5 +56,5 @@ def test_command(job: Any) -> list[str]:
 def nodes() -> str:
     """The partitions and the nodes behind them, as Slurm has them now."""
     with limited("nothing was started: when Slurm answers, run this command again"):
-        done = subprocess.run(NODES, capture_output=True, text=True, check=False, timeout=QUESTION_SECONDS)
+        done = subprocess.run(NODES, capture_output=True, errors="replace", check=False, timeout=QUESTION_SECONDS)
     return "; ".join(line.strip() for line in done.stdout.splitlines()) or "no answer from `sinfo`"

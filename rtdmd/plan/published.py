@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rtdmd.rewards.published import CLIP_TEXT_L
+
 Config = dict[str, Any]
 
 _SD3: Config = {
@@ -48,17 +50,7 @@ _VAE: Config = {
     "shift_factor": 0.0609,
 }
 _VAE2: Config = {"_class_name": "AutoencoderKLFlux2", "block_out_channels": (128, 256, 512, 512), "latent_channels": 32}
-_CLIP_L: Config = {
-    "architectures": ["CLIPTextModelWithProjection"],
-    "model_type": "clip_text_model",
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "projection_dim": 768,
-    "max_position_embeddings": 77,
-    "vocab_size": 49408,
-}
+_CLIP_L: Config = CLIP_TEXT_L | {"architectures": ["CLIPTextModelWithProjection"]}
 _CLIP_G: Config = _CLIP_L | {
     "hidden_size": 1280,
     "intermediate_size": 5120,

@@ -161,7 +161,7 @@ def _ask(export: Export, fixed: Fixed, student: Mapping[str, Mapping[str, Tensor
             done = subprocess.run(
                 [sys.executable, "-I", _program(), str(work)],
                 capture_output=True,
-                text=True,
+                errors="replace",
                 check=False,
                 env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
                 timeout=GATE_SECONDS,

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx2
 from huggingface_hub import constants, get_token, set_client_factory
@@ -193,7 +193,23 @@ def hub_session(write: bool = True) -> Iterator[None]:
             handler.removeFilter(hidden)
 
 
+class _NobodyThere(RuntimeError):
+    """No connection, in words that the Hub's client does not know and so does not wait for."""
+
+
+class _Client(httpx2.Client):
+    """A client by which whoever cannot be reached is our `Patience`'s alone: the Hub's own waits five times for each
+    connection, and a command without a network would take six times half a minute. What breaks off on its way is left
+    to it: it sends one part of a file again, and we all of it."""
+
+    def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """As ever, but for the name of an error."""
+        try:
+            return super().send(request, **options)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            raise _NobodyThere from error
+
+
 def _client() -> httpx2.Client:
-    client = default_client_factory()
-    client.timeout = TIMEOUT
-    return client
+    usual = default_client_factory()
+    return _Client(event_hooks=usual.event_hooks, follow_redirects=usual.follow_redirects, timeout=TIMEOUT)

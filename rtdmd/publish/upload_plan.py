@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.escape import printable
 from rtdmd.common.files import hash_of, json_text, sha256_bytes, sha256_file, tree_files
 from rtdmd.common.parsing import parse_json
 from rtdmd.pipeline.dvc_yaml import read_pipeline
@@ -96,7 +97,7 @@ def make_publication(root: Path, repo_id: str | None, private: bool, allow_dirty
 
 def _reasons(changed: list[str] | tuple[str, ...], stale: list[str], commit: str | None) -> list[str]:
     outside = [] if commit else ["this folder is no Git checkout"]
-    return [*outside, *(f"{path} is not as in the commit" for path in changed), *stale]
+    return [*outside, *(f"{printable(path)} is not as in the commit" for path in changed), *stale]
 
 
 def _refusal(reasons: list[str], stale: list[str]) -> str:
@@ -185,12 +186,13 @@ def _record(
     lineage = lock_hash(steps)
     tag = f"dvc-{lineage[:16]}"
     if _reasons(state.changed, stale, state.commit):  # a name of its own: the clean one is for what can be made again
-        contents = {path: _sha256(root / path) for path in state.changed if (root / path).is_file()}
+        files = [path for path in state.changed if (root / path).is_file()]
+        contents = {printable(path): _sha256(root / path) for path in files}
         tag += f"-dirty-{hash_of([contents, stale, dict(folder)])[:8]}"
     return {
         "tag": tag,
         "git_commit": state.commit,
-        "changed_files": list(state.changed),
+        "changed_files": [printable(path) for path in state.changed],
         "stale": stale,
         "dvc_lock": {"sha256": lineage, "stages": lock_tree(steps)},
         "uploaded_from": {"hardware": hardware_class(), "versions": package_versions()},

@@ -6,7 +6,7 @@ from typing import Any
 
 Config = dict[str, Any]
 
-_TEXT_L: Config = {
+CLIP_TEXT_L: Config = {
     "model_type": "clip_text_model",
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -16,6 +16,7 @@ _TEXT_L: Config = {
     "max_position_embeddings": 77,
     "vocab_size": 49408,
 }
+"""CLIP ViT-L/14's text tower, which is also the first text encoder of SD3 and FLUX.1."""
 _VIT_L: Config = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -27,14 +28,14 @@ _VIT_L: Config = {
 CLIP_VIT_L: Config = {
     "model_type": "clip",
     "projection_dim": 768,
-    "text_config": _TEXT_L,
+    "text_config": CLIP_TEXT_L,
     "vision_config": _VIT_L,
 }
 """openai/clip-vit-large-patch14."""
 CLIP_VIT_H: Config = {
     "model_type": "clip",
     "projection_dim": 1024,
-    "text_config": _TEXT_L
+    "text_config": CLIP_TEXT_L
     | {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
     "vision_config": _VIT_L
     | {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16},

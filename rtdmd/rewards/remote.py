@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,6 +70,7 @@ class RemoteReward:
                 f"serve {params.name}` in the environment that has it"
             ) from error
         self._file = self._socket.makefile("rwb")
+        self._busy = Lock()  # while a thread asks
         self.name = params.name
         try:
             self._introduce(self._ask({"kind": "hello", "protocol": PROTOCOL})[0], params)
@@ -107,7 +109,7 @@ class RemoteReward:
         self._closed = True
         with suppress(OSError):  # it is not connected any more
             self._socket.shutdown(socket.SHUT_RDWR)
-        with suppress(OSError):  # what was still to be sent cannot be any more
+        with self._busy, suppress(OSError):  # a thread that was waiting is done; what it had to send cannot be sent
             self._file.close()
         self._socket.close()
 
@@ -174,9 +176,10 @@ class RemoteReward:
 
     def _answer(self, header: dict[str, Any], arrays: Sequence[Tensor]) -> tuple[dict[str, Any], list[Tensor]]:
         try:
-            write_frame(self._file, header, arrays)
-            self._wait()
-            answer = read_frame(self._file)
+            with self._busy:
+                write_frame(self._file, header, arrays)
+                self._wait()
+                answer = read_frame(self._file)
         except TimeoutError as error:
             raise RtdmdError(
                 f"{self._key}: the scorer's process stopped in the middle of a frame for {STALL_SECONDS:g} s; see its"

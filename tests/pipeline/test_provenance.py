@@ -1,5 +1,6 @@
 """The commit that a page names: the last one behind it, before and after its results are committed."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -43,6 +44,16 @@ def test_a_shallow_clone_says_that_the_commit_may_be_an_earlier_one(tmp_path: Pa
     )
     git(tmp_path / "shallow", "fetch", "--quiet", "--unshallow")
     assert last_commit(tmp_path / "shallow", ["old"]) == git(source, "rev-parse", "HEAD~1").strip()
+
+
+def test_a_file_whose_name_is_no_text_is_told_as_python_names_it(tmp_path: Path) -> None:
+    git(tmp_path, "init", "--quiet")
+    name = os.fsdecode(b"caf\xe9.txt")
+    (tmp_path / name).write_text("1")
+    commit(tmp_path, "a name of another encoding")
+    (tmp_path / name).write_text("2")
+    state = git_state(tmp_path)
+    assert state.changed == (name,) and (tmp_path / state.changed[0]).read_text() == "2"
 
 
 def test_a_repository_of_somebody_else_is_not_taken_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

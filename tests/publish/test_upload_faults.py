@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -228,6 +229,16 @@ def test_pauses_double_to_a_limit_and_follow_the_hub() -> None:
     assert not Found.of(ValueError("LFS batch API returned errors")).passing
     assert Found.of(OSError("Consistency check failed: file should be of size 3")).passing
     assert not Found.of(PermissionError(13, "no")).passing
+
+
+def test_without_a_network_only_we_wait(publication: Publication, hub: HubServer, pauses: list[float]) -> None:
+    """Half a minute, not the client's five waits inside each of our six."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        hub.url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+    with pytest.raises(RtdmdError, match=r"the connection broke \(ConnectError\), 6 times; the same command goes on"):
+        uploader(publication, hub, pauses).run()
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0]
 
 
 def command(root: Path, hub: HubServer, home: Path) -> subprocess.Popen[str]:

@@ -163,6 +163,7 @@ def test_an_exception_in_the_run_waits_for_no_answer(folder: Path, monkeypatch: 
         assert isinstance(part, Future)
         with pytest.raises(RtdmdError, match="closed the connection"):
             part.result()
+    assert remote._file.closed and remote._socket.fileno() == -1
 
 
 def test_mutated_frames_are_errors_and_never_scores_of_another_kind(capfd: pytest.CaptureFixture[str]) -> None:

@@ -141,7 +141,9 @@ def test_a_mistake_in_the_plan_of_the_sweep_or_the_world_stops_only_these(tmp_pa
     subprocess.run([*command, "--", "report"], capture_output=True, check=True)
     done = subprocess.run([*command, "--", "sweep"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert f"{tmp_path}/plan.yaml: budgets: unknown key" in done.stdout + done.stderr
+    said = done.stdout + done.stderr
+    assert f"\n{tmp_path}/plan.yaml: budgets: unknown key" in said
+    assert "Traceback" not in said and "InputFunctionException" not in said
 
 
 def test_snakefile_is_short_and_lints() -> None:

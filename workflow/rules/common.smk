@@ -84,6 +84,19 @@ def when_asked(read):
     return value
 
 
+def in_rules(value):
+    """`value` for the functions of rules: an error that is raised in one of them is shown with a traceback."""
+
+    def told():
+        try:
+            return value()
+        except WorkflowError as error:
+            logger.error(str(error))
+            sys.exit(1)
+
+    return told
+
+
 def refuse_before_outputs_go():
     """On a cluster: Snakemake removes a job's outputs and then submits it, so Slurm is asked whether it would start all
     of them."""
