@@ -22,6 +22,7 @@ include: "workflow/rules/stages.smk"
 include: "workflow/rules/world.smk"
 include: "workflow/rules/upload.smk"
 include: "workflow/rules/sweep.smk"
+include: "workflow/rules/experiments.smk"
 
 
 onstart:

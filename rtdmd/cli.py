@@ -132,10 +132,12 @@ def _add_params(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     params = commands.add_parser("params", help="print a complete params.yaml, or check the one here")
     params.add_argument(
         "preset",
+        nargs="?",
         choices=(*PRESETS, "check"),
         help="what to print; check: test ./params.yaml and the models that it names",
     )
     apart = params.add_mutually_exclusive_group()
+    apart.add_argument("--experiment", metavar="RUN", help="a published run instead (`rtdmd experiments` lists them)")
     apart.add_argument(
         "--recipe", choices=("published", "corrected"), help="with the training sections as a recipe has them"
     )
@@ -149,6 +151,13 @@ def _params(arguments: argparse.Namespace) -> int:
     from rtdmd.config import NOTES, RECIPES, load_params, preset
     from rtdmd.config.render import params_text
 
+    if (arguments.preset is None) == (arguments.experiment is None):
+        raise UserError(f"params: name one of {', '.join(PRESETS)}, check, or --experiment RUN (`rtdmd experiments`)")
+    if arguments.experiment is not None:
+        from rtdmd.experiments.settings import run_text
+
+        sys.stdout.write(run_text(arguments.experiment))
+        return 0
     if arguments.preset == "check":
         from rtdmd.config.prompt_needs import check_prompts
         from rtdmd.pipeline.declared import check_format, check_models
@@ -234,12 +243,13 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _add_methods(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from rtdmd.commands import methods, sweep, variance
+    from rtdmd.commands import experiments, methods, sweep, variance
 
+    experiments.add_arguments(commands.add_parser("experiments", help="the published tables, and figures beside ours"))
     methods.add_arguments(commands.add_parser("methods", help="the methods that can be compared, or one's card"))
     sweep.add_arguments(commands.add_parser("sweep", help="one run of the comparison, or its table and page"))
     variance.add_arguments(commands.add_parser("variance", help="noise and bias of the reward-gradient estimators"))
-    for name in ("methods", "sweep", "variance"):
+    for name in ("experiments", "methods", "sweep", "variance"):
         commands.choices[name].set_defaults(action=_command)
 
 

@@ -27,7 +27,7 @@ from tools.rooms import with_rooms
 
 PAGES = ("README.md", "CONTRIBUTING.md", "data/prompts/README.md", "docs/*.md")
 PROGRAMS = ("rtdmd", "snakemake", "dvc", "make", "python", "pytest")
-RUN = ("plan", "methods", "params")  # commands of rtdmd that a block with `$` may show
+RUN = ("plan", "methods", "params", "experiments")  # commands of rtdmd that a block with `$` may show
 UNFINISHED = ("arguments are required", "expected one argument", "expected at least one argument")
 FENCE, SPAN = re.compile(r"^```(\w*)\s*$"), re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 FIRST = re.compile(r"(\w+)(?=[\s;|&]|$)")
@@ -149,12 +149,14 @@ def _make_targets() -> set[str]:
 
 @cache
 def _rules() -> set[str]:
+    from rtdmd.experiments import TABLES
     from rtdmd.pipeline.dvc_yaml import read_pipeline
     from tools.world import PARTS
 
     files = [Path("Snakefile"), *Path("workflow/rules").glob("*.smk")]
     named = re.findall(r"^rule (\w+):", "".join(path.read_text(encoding="utf-8") for path in files), re.MULTILINE)
-    return {*named, *read_pipeline(Path(".")), *(f"pretrain_{part}" for part in PARTS)}
+    made = [*(f"pretrain_{part}" for part in PARTS), *(f"experiment_{table}" for table in TABLES)]
+    return {*named, *made, *read_pipeline(Path("."))}
 
 
 def with_outputs(text: str) -> str:

@@ -11,7 +11,7 @@ from rtdmd.common.hub_names import HUB_NAME_RULE, is_hub_name, is_owner_and_name
 from rtdmd.common.section import Flag, Real, Section, Whole, param
 from rtdmd.config.rewards import RewardEntry, distinct
 
-ModelName = Literal["teacher", "teacher_few_step", "train_acdmd", "train_rtdmd"]
+ModelName = Literal["teacher", "teacher_few_step", "student_base", "train_acdmd", "train_rtdmd"]
 
 
 class SuiteParams(Section):
@@ -86,7 +86,9 @@ class EvaluateParams(Section):
         min_length=1,
     )
     batch_size: Whole = param("images per forward; changes no result", unit="images", source="ours", ge=1)
-    models: tuple[ModelName, ...] = param("what is evaluated", source="ours", min_length=1)
+    models: tuple[ModelName, ...] = param(
+        "what is evaluated; student_base: model.student as it was released", source="ours", min_length=1
+    )
     etas: tuple[Real, ...] = param(
         "CPS noise levels at which the student of stage two is scored besides model.eta; the card prints them",
         source="ours: what diffusers' own scheduler can do, 0 and 1",

@@ -42,6 +42,7 @@ class Params(Section):
     @model_validator(mode="after")
     def _check(self) -> Params:
         self._check_sets()
+        self._check_models()
         self._check_noise()
         self._check_sharding()
         self._check_mode()
@@ -66,6 +67,14 @@ class Params(Section):
                     f"{key}: {name!r}, which is evaluated (evaluate.suites); allowed: a set that is not, of"
                     " prepare_prompts.sets"
                 )
+
+    def _check_models(self) -> None:
+        """The student's base is a model of its own where it is not the teacher's."""
+        if "student_base" in self.evaluate.models and self.model.student is None:
+            raise ValueError(
+                "evaluate.models: student_base with model.student: null, where the student's base is the teacher's;"
+                " allowed: teacher_few_step, or a base of its own in model.student"
+            )
 
     def _check_noise(self) -> None:
         """Terms that are made of the sampler's stochastic steps need some, and noise in them."""

@@ -11,6 +11,7 @@ STUDENT = "train_rtdmd"  # the published one
 LABELS = {
     "teacher": "Teacher",
     "teacher_few_step": "Teacher, few steps",
+    "student_base": "Student's base, as released",
     "train_acdmd": "Stage one (AC-DMD)",
     "train_rtdmd": "Stage two (RTDMD)",
     "reference": "Real images",
@@ -19,6 +20,7 @@ LABELS = {
 PAIRS = (
     ("train_rtdmd", "train_acdmd"),
     ("train_rtdmd", "teacher"),
+    ("train_rtdmd", "student_base"),
     ("train_acdmd", "teacher"),
     ("train_acdmd", "teacher_few_step"),
 )  # differences that carry a claim: first - second

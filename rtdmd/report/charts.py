@@ -13,6 +13,7 @@ from rtdmd.evaluate.intervals import Estimate
 COLORS = {
     "teacher": "#24292f",
     "teacher_few_step": "#9a6700",
+    "student_base": "#8250df",
     "train_acdmd": "#0969da",
     "train_rtdmd": "#1a7f37",
 }

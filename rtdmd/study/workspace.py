@@ -6,6 +6,7 @@ for a stage-two method. params.yaml and dvc.yaml are written out, so that `cd` t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rtdmd.config.render import params_text
 from rtdmd.study.plan import BASE, MODELS, SweepPlan, run_folder, run_params, stage_of
 
 SHARED = ("prepare_prompts", "cache_teacher")
+TRAINED = ("train_acdmd", "train_rtdmd")  # the second is trained on the first
 
 
 def lay(root: Path, base: Params, plan: SweepPlan, run: str, seed: int) -> tuple[Path, Params]:
@@ -32,7 +34,8 @@ def lay(root: Path, base: Params, plan: SweepPlan, run: str, seed: int) -> tuple
         for name in shared:
             link(folder / "results" / name, run_folder(root, plan, BASE, seed) / "results" / name)
     write_new(folder / "params.yaml", params_text(params, f"rtdmd sweep run {run} {seed}"))
-    write_new(folder / "dvc.yaml", pipeline_text((root / "dvc.yaml").read_text(encoding="utf-8"), stage_of(run)))
+    pipeline = (root / "dvc.yaml").read_text(encoding="utf-8")
+    write_new(folder / "dvc.yaml", pipeline_text(pipeline, MODELS[stage_of(run)]))
     return folder, params
 
 
@@ -51,13 +54,13 @@ def write_new(path: Path, text: str) -> None:
         write_atomic(path, text)
 
 
-def pipeline_text(text: str, stage: str) -> str:
-    """dvc.yaml with an evaluation of this run's models alone: the others' grids and students are left out."""
+def pipeline_text(text: str, models: Sequence[str]) -> str:
+    """dvc.yaml with an evaluation of these models alone: their grids, and the students that they need."""
     tree: dict[str, Any] = parse_yaml(text, "dvc.yaml")
     evaluate = tree["stages"]["evaluate"]
-    grids = {f"results/evaluate/grid_{model}.png" for model in MODELS[stage]}
-    evaluate["outs"] = [out for out in evaluate["outs"] if "/grid_" not in str(out) or out in grids]
-    needed = {"teacher": (), "train_acdmd": ("train_acdmd",), "train_rtdmd": ("train_acdmd", "train_rtdmd")}[stage]
+    grids = [f"results/evaluate/grid_{model}.png" for model in models]
+    evaluate["outs"] = [*(out for out in evaluate["outs"] if "/grid_" not in str(out)), *grids]
+    needed = TRAINED[: max((TRAINED.index(model) + 1 for model in models if model in TRAINED), default=0)]
     evaluate["deps"] = [
         dep for dep in evaluate["deps"] if not dep.startswith("results/train_") or dep.split("/")[1] in needed
     ]

@@ -1,0 +1,83 @@
+"""What a published table is: columns, rows, and the run of ours behind each row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from rtdmd.common.errors import UserError
+
+NOT_GIVEN = "-"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of a table. ``times``: the published unit in units of our score (PickScore's logit is 26 of ours)."""
+
+    title: str
+    suite: str  # of evaluate.suites
+    score: str  # a scorer of that suite
+    tag: str | None = None  # null: over all tags
+    times: float = 1.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of ours: a preset, a method's settings over it (`rtdmd methods`), and what else differs.
+
+    ``departs``: what the published run has and ours cannot be told, or what is our reading of it.
+    """
+
+    name: str
+    preset: str
+    about: str
+    method: str | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    departs: tuple[str, ...] = ()
+
+    @property
+    def changed(self) -> bool:
+        """Whether it differs from its preset."""
+        return bool(self.method or self.changes)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the published table. ``figures``: as printed there, in the order of the table's columns, `-` where none
+    is given. ``model``: which of the run's models it is. Without a run, ``missing`` says why."""
+
+    title: str
+    passes: int  # of the network for an image
+    figures: str
+    run: Run | None = None
+    model: str = "train_rtdmd"
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One published table; its name is its file's."""
+
+    title: str
+    source: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            figures = row.figures.split()
+            if len(figures) != len(self.columns):
+                raise UserError(f"{self.title}, {row.title}: {len(figures)} figures for {len(self.columns)} columns")
+            if (row.run is None) != bool(row.missing):
+                raise UserError(f"{self.title}, {row.title}: a row has a run, or says in `missing` why it has none")
+
+    def published(self, row: Row) -> tuple[Decimal | None, ...]:
+        """A row's figures with the digits that they are printed with; None where none is given."""
+        return tuple(None if text == NOT_GIVEN else Decimal(text) for text in row.figures.split())
+
+    def runs(self) -> dict[str, Run]:
+        """The runs behind the rows, each once, by name."""
+        return {row.run.name: row.run for row in self.rows if row.run is not None}

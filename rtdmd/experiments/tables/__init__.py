@@ -1,0 +1,1 @@
+"""The published tables, one file each: `TABLE = Table(...)`."""

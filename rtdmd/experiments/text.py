@@ -1,0 +1,102 @@
+"""The experiments as text: the list, one table, and the check of what agrees."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from rtdmd.common.errors import RtdmdError
+from rtdmd.experiments import TABLES
+from rtdmd.experiments._table import Row, Run, Table
+from rtdmd.experiments.figures import Cell, cells_of, rows_of
+from rtdmd.experiments.jobs import Jobs
+
+WIDTH = 110
+
+
+def list_text() -> Iterator[str]:
+    """Every table with its rows: the published figures, and which model of which run stands for them."""
+    for name, table in TABLES.items():
+        yield from (*table_text(name, table), "")
+
+
+def table_text(name: str, table: Table) -> Iterator[str]:
+    """One table as published, its runs, and what cannot be stated."""
+    yield f"{name}: {table.title} ({table.source})"
+    head = ["", "passes", *(column.title for column in table.columns), "run, model"]
+    rows = [[row.title, str(row.passes), *row.figures.split(), stands_for(row)] for row in table.rows]
+    yield from _aligned([head, *rows])
+    for row in table.rows:
+        if row.missing:
+            yield from _wrapped(f"missing, {row.title}: {row.missing}")
+    for run in table.runs().values():
+        yield from _wrapped(run_text(run))
+        for text in run.departs:
+            yield from _wrapped(f"departs, {run.name}: {text}")
+    for note in table.notes:
+        yield from _wrapped(f"note: {note}")
+
+
+def stands_for(row: Row) -> str:
+    """The run and model behind a row."""
+    return "-" if row.run is None else f"{row.run.name}, {row.model}"
+
+
+def run_text(run: Run) -> str:
+    """What a run is, in a line."""
+    method = f", method {run.method}" if run.method else ""
+    return f"run {run.name}: {run.about} (preset {run.preset}{method})"
+
+
+def check_text(names: Sequence[str], jobs: Jobs) -> Iterator[str]:
+    """published | ours ± interval | difference of every cell of these tables. RtdmdError at the end where a cell that
+    could agree does not, or is not measured yet."""
+    failed = []
+    for name in names:
+        table = TABLES[name]
+        cells = cells_of(table, jobs)
+        yield f"{name}: {table.title}"
+        lines = [["", "", "published", "ours", "difference", ""]]
+        for row, own in rows_of(table, cells):
+            lines += [[row.title, cell.column.title, *parts(cell), cell.verdict] for cell in own]
+        yield from _aligned(lines)
+        said = summary(cells)
+        yield f"{name}: {said}"
+        if any(cell.verdict.startswith(("off", "not measured", "no interval")) for cell in cells):
+            failed.append(f"{name}: {said}; `snakemake experiment_{name}` measures what is not")
+    if failed:
+        raise RtdmdError("; ".join(failed))
+
+
+def summary(cells: Sequence[Cell]) -> str:
+    """How many cells agree, are off, and cannot be told."""
+    kinds = ["agrees", "off by", "not measured", "no interval", "no run", "not published"]
+    counts = {kind: sum(cell.verdict.startswith(kind) for cell in cells) for kind in kinds}
+    return f"of {len(cells)} cells " + ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+
+
+def parts(cell: Cell) -> tuple[str, str, str]:
+    """published, ours ± interval, and the difference, with the published digits."""
+    digits = 4 if cell.published is None else max(0, -int(cell.published.as_tuple().exponent))
+    published = "-" if cell.published is None else str(cell.published)
+    if cell.ours is None:
+        return published, "-", "-"
+    width = "" if cell.ci95 is None else f" ± {cell.ci95:.{digits}f}"
+    difference = "-" if cell.difference is None else f"{cell.difference:+.{digits}f}"
+    return published, f"{cell.ours:.{digits}f}{width}", difference
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Columns as wide as their widest field, the first to the left and numbers to the right."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    last = len(widths) - 1
+    for line in lines:
+        fields = [
+            text.ljust(width) if place in (0, last) else text.rjust(width)
+            for place, (text, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        yield ("  " + "  ".join(fields)).rstrip()
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")

@@ -1,0 +1,158 @@
+"""Smoke versions of the tables through the workflow's own code: tiny models, what is shared, published beside ours."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.common.files import load_tensors, read_json
+from rtdmd.experiments import RUNS, TABLES
+from rtdmd.experiments.cost import cost_text
+from rtdmd.experiments.figures import METRICS, cells_of
+from rtdmd.experiments.jobs import Job, Jobs
+from rtdmd.experiments.page import write_table
+from rtdmd.experiments.text import check_text
+from rtdmd.rewards.geneval_detector import Detector
+
+LEFT_OUT = {
+    "table_3": ("γ = 0.001", "γ = 0.005", "γ = 0.1"),
+    "table_4": ("SubGRPO, M = 1", "SubGRPO, M = 1, last step", "SubGRPO, M = 2"),
+    "eta": ("η = 0.2", "η = 0.4", "η = 0.6", "η = 0.8"),
+}
+"""Rows that go the way of another of their table."""
+
+
+def jobs_of(jobs: Jobs, name: str) -> list[Job]:
+    """All jobs of a table as Snakemake would run them: what a job reads before it, each once."""
+    found: dict[Job, None] = {}
+
+    def add(job: Job) -> None:
+        for before in jobs.reads(*job):
+            add(before)
+        found[job] = None
+
+    for job in jobs.of_table(name):
+        add(job)
+    return list(found)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer(tiny_jobs: Jobs) -> Iterator[None]:
+    """The tables with the rows that are run here; the runs' parameters are those of the whole tables."""
+    assert tiny_jobs.params.keys() == RUNS.keys()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, titles in LEFT_OUT.items():
+            rows = tuple(row for row in TABLES[name].rows if row.title not in titles)
+            patch.setitem(TABLES, name, replace(TABLES[name], rows=rows))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_jobs: Jobs) -> Jobs:
+    """All tables, run; a job that two tables have is run once. The detector sees small pictures: 800 pixels would be
+    most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Detector.__init__, "__defaults__", (96, 160))
+        for name in TABLES:
+            for job in jobs_of(tiny_jobs, name):
+                if not tiny_jobs.done(*job).is_file():
+                    tiny_jobs.run(*job)
+    return tiny_jobs
+
+
+def test_runs_share_prompts_text_and_stage_one(tiny_jobs: Jobs) -> None:
+    shared = ("prepare_prompts", "cache_teacher", "train_acdmd")
+    for run in ("geneval-sd35m", "sd35m-grpo"):
+        assert [tiny_jobs.owners[run, stage] for stage in shared] == ["sd35m"] * 3
+        assert tiny_jobs.owners[run, "train_rtdmd"] == tiny_jobs.owners[run, "evaluate"] == run
+    assert tiny_jobs.owners["sd35m-consistency-0", "cache_teacher"] == "sd35m"
+    assert tiny_jobs.owners["sd35m-consistency-0", "train_acdmd"] == "sd35m-consistency-0"
+    assert tiny_jobs.owners["sd35m-eta-1", "prepare_prompts"] == "sd35m"
+    assert tiny_jobs.owners["sd35m-eta-1", "train_acdmd"] == "sd35m-eta-1"
+    assert jobs_of(tiny_jobs, "table_4") == [
+        *(("sd35m", stage) for stage in (*shared, "train_rtdmd", "evaluate")),
+        ("sd35m-grpo", "train_rtdmd"),
+        ("sd35m-grpo", "evaluate"),
+    ]
+    assert jobs_of(tiny_jobs, "table_2") == [  # the tiny models of both sizes are the same
+        *(("flux2-klein-4b", stage) for stage in (*shared, "train_rtdmd", "evaluate")),
+        ("flux2-klein-9b-released", "evaluate"),
+    ]
+
+
+def test_a_table_that_has_not_run_is_not_measured(tiny_jobs: Jobs) -> None:
+    (cell, *_) = cells_of(TABLES["table_1"], tiny_jobs)
+    assert cell.verdict == "not measured" or tiny_jobs.is_evaluated("sd3m")
+
+
+def test_every_cell_with_a_run_is_measured(finished: Jobs) -> None:
+    for name, table in TABLES.items():
+        for cell in cells_of(table, finished):
+            if cell.row.run is None:
+                assert (cell.ours, cell.verdict) == (None, "not published" if cell.published is None else "no run")
+                continue
+            owner = finished.owners[cell.row.run.name, "evaluate"]
+            own = read_json(finished.place(owner) / METRICS)["suites"][cell.column.suite][cell.row.model]
+            score = cell.column.score
+            value = own[score] if cell.column.tag is None else own["per_tag"][score][cell.column.tag]
+            assert cell.ours == pytest.approx(value["mean"] * cell.column.times), (name, cell.row.title)
+
+
+def test_shared_results_are_the_owners(finished: Jobs) -> None:
+    own = finished.place("sd35m") / "results/train_acdmd"
+    assert (finished.place("sd35m-grpo") / "results/train_acdmd").resolve() == own.resolve()
+    assert not (finished.place("flux2-klein-9b-released") / "results/train_acdmd").exists()
+    students = [
+        load_tensors(finished.place(run) / "results/train_rtdmd/generator.safetensors")[0]
+        for run in ("sd35m", "sd35m-grpo")
+    ]
+    assert any(bool((students[0][name] != value).any()) for name, value in students[1].items())
+
+
+def test_page_csv_and_check_say_the_same(finished: Jobs, capsys: pytest.CaptureFixture[str]) -> None:
+    page = write_table("table_2", finished)
+    text = page.read_text(encoding="utf-8")
+    with (page.parent / "table.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 72 and rows[0]["published"] == "0.8538" and rows[0]["run"] == "flux2-klein-4b"
+    cell = cells_of(TABLES["table_2"], finished)[0]
+    assert float(rows[0]["ours"]) == pytest.approx(cell.ours, rel=1e-5)
+    assert "FLUX.2 9B as released" in text and "there is no backbone for Z-Image" in text
+    lines = check_text(["table_2"], finished)
+    told = []
+    with pytest.raises(RtdmdError, match=r"^table_2: of 72 cells .* 27 no run; `snakemake experiment_table_2`"):
+        told.extend(lines)
+
+
+def test_a_finished_job_is_not_run_again(finished: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rtdmd.stages.train_acdmd.run", lambda root: pytest.fail(f"ran again in {root}"))
+    before = finished.done("sd35m", "train_acdmd").read_bytes()
+    assert finished.run("sd35m", "train_acdmd").read_bytes() == before
+
+
+def test_results_that_lie_where_a_link_belongs_are_not_touched(finished: Jobs, tmp_path: Path) -> None:
+    moved = Jobs(tmp_path, finished.local)
+    moved.__dict__ |= {"params": finished.params, "owners": finished.owners}
+    own = moved.place("sd35m-grpo") / "results/train_acdmd"
+    own.mkdir(parents=True)
+    (own / "kept").write_text("mine")
+    with pytest.raises(UserError, match=r"train_acdmd: these results are now those of .*sd35m/results/train_acdmd"):
+        moved.lay("sd35m-grpo")
+    assert (own / "kept").read_text() == "mine"
+
+
+def test_the_cost_of_a_table_counts_a_shared_stage_once(tiny_jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    hours = {"cache_teacher": 0.5, "train_acdmd": 20.0, "train_rtdmd": 300.0, "evaluate": 1.0}
+    monkeypatch.setattr("rtdmd.experiments.cost.gpu_hours", lambda run, jobs: hours)
+    assert list(cost_text(["table_4"], tiny_jobs)) == [
+        "| run | cache_teacher | train_acdmd | train_rtdmd | evaluate | GPU hours (H200) |",
+        "|---|---|---|---|---|---|",
+        "| sd35m | 0.5 | 20.0 | 300.0 | 1.0 | 321.5 |",
+        "| sd35m-grpo | of sd35m | of sd35m | 300.0 | 1.0 | 301.0 |",
+        "| all | | | | | 622.5 |",
+    ]

@@ -1,0 +1,167 @@
+"""The tables as data: published figures, and runs whose parameters say what their names say."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from rtdmd import cli
+from rtdmd.common.errors import UserError
+from rtdmd.config import Params, parse_params, preset
+from rtdmd.experiments import RUNS, TABLES, find_run, find_table
+from rtdmd.experiments._table import Column, Row, Table
+from rtdmd.experiments.settings import Local, all_params
+from rtdmd.study.paper import GAMMA, STAGE_TWO
+
+NOTHING = Local(params={}, presets={}, scorers={}, sources={}, suites={})
+
+
+@pytest.fixture(scope="module")
+def params() -> dict[str, Params]:
+    """Of every run, as published."""
+    return all_params(NOTHING)
+
+
+def figures(table: str) -> dict[str, tuple[Decimal | None, ...]]:
+    found = TABLES[table]
+    return {row.title: found.published(row) for row in found.rows}
+
+
+def test_every_published_table_is_there() -> None:
+    assert set(TABLES) == {"table_1", "table_2", "table_3", "table_4", "geneval", "eta"}
+    sizes = {name: (len(table.rows), len(table.columns)) for name, table in TABLES.items()}
+    assert sizes == {
+        "table_1": (4, 5),
+        "table_2": (8, 9),
+        "table_3": (5, 3),
+        "table_4": (6, 3),
+        "geneval": (5, 7),
+        "eta": (6, 3),
+    }
+
+
+def test_the_ablations_have_the_figures_that_the_comparisons_page_shows() -> None:
+    """rtdmd/study/paper.py has them by the names of the methods."""
+    gamma = {"γ = 0": "admd", "γ = 0.01": "acdmd"}
+    for title, own in figures("table_3").items():
+        name = gamma.get(title, f"acdmd-{title.removeprefix('γ = ')}")
+        assert tuple(map(float, filter(None, own))) == GAMMA[name], title
+    for (title, own), (name, theirs) in zip(figures("table_4").items(), STAGE_TWO.items(), strict=True):
+        assert tuple(map(float, filter(None, own))) == theirs, (title, name)
+
+
+def test_figures_keep_the_digits_that_they_are_printed_with() -> None:
+    first = TABLES["table_1"].published(TABLES["table_1"].rows[0])
+    assert [str(figure) for figure in first] == ["0.2936", "5.5711", "22.3236", "0.2810", "1.0759"]
+    assert TABLES["eta"].published(TABLES["eta"].rows[0]) == (None, None, None)
+
+
+def test_every_column_is_measured_by_every_run_of_its_table(params: dict[str, Params]) -> None:
+    for name, table in TABLES.items():
+        for row in table.rows:
+            if row.run is None:
+                continue
+            evaluate = params[row.run.name].evaluate
+            assert row.model in evaluate.models, (name, row.title)
+            suites = {suite.name: suite for suite in evaluate.suites}
+            for column in table.columns:
+                scorers = {reward.name for reward in suites[column.suite].scorers(evaluate.rewards)}
+                assert column.score in scorers, (name, column.title)
+            assert {suite.resolution for suite in evaluate.suites} == {1024}
+
+
+def test_a_run_differs_from_its_preset_in_what_its_name_says_alone(params: dict[str, Params]) -> None:
+    """Beside evaluation and its prompts."""
+    for name, run in RUNS.items():
+        own, base = params[name], preset(run.preset)
+        differs = {
+            section
+            for section in ("run", "model", "adapter", "cache_teacher", "train_acdmd", "train_rtdmd")
+            if getattr(own, section) != getattr(base, section)
+        }
+        kind = name.removeprefix("sd35m-").split("-")[0]
+        allowed = {"consistency": {"train_acdmd", "train_rtdmd"}, "eta": {"model"}, "flux2": {"model"}}
+        assert differs <= (allowed.get(kind, {"train_rtdmd"}) if run.changed else set()), name
+
+
+def test_the_changed_settings(params: dict[str, Params]) -> None:
+    for weight in (0.0, 0.001, 0.005, 0.1):
+        own = params[f"sd35m-consistency-{weight:g}"]
+        assert own.train_acdmd.consistency.weight == own.train_rtdmd.consistency.weight == weight
+    assert {eta: params[f"sd35m-eta-{eta:g}"].model.eta for eta in (0.2, 0.4, 0.6, 0.8, 1.0)} == {
+        eta: eta for eta in (0.2, 0.4, 0.6, 0.8, 1.0)
+    }
+    alone = params["geneval-sd35m"].train_rtdmd
+    assert [reward.name for reward in alone.rewards] == ["geneval"] and alone.weights.backprop == 0.0
+    steps = {name: params[f"sd35m-{name}"].train_rtdmd for name in ("grpo", "subgrpo-1", "subgrpo-1-last", "subgrpo-2")}
+    assert {name: own.trained_steps for name, own in steps.items()} == {
+        "grpo": 3,
+        "subgrpo-1": 1,
+        "subgrpo-1-last": 1,
+        "subgrpo-2": 2,
+    }
+    assert {name: own.weights.matching for name, own in steps.items()} == {
+        "grpo": 0.0,
+        "subgrpo-1": 0.0,
+        "subgrpo-1-last": 1e-3,
+        "subgrpo-2": 0.0,
+    }
+    assert params["sd35m"].train_rtdmd.trained_steps == 2
+    assert params["sd3m-gdmd"].train_rtdmd.recipe == "gdmd"
+
+
+def test_teachers_and_released_models_of_table_2_train_nothing(params: dict[str, Params]) -> None:
+    assert params["flux2-klein-9b-released"].evaluate.models == ("teacher", "student_base")
+    assert params["flux2-klein-4b"].evaluate.models == ("teacher", "student_base", "train_rtdmd")
+    assert {suite.name for suite in params["flux2-klein-4b"].evaluate.suites} == {
+        "drawbench",
+        "hpsv3",
+        "geneval",
+        "geneval2",
+        "ocr",
+    }
+
+
+def test_a_student_on_the_teachers_base_has_no_released_model() -> None:
+    with pytest.raises(UserError, match=r"evaluate\.models: student_base with model\.student: null"):
+        preset("sd35m", {"evaluate": {"models": ["student_base"], "etas": []}})
+
+
+def test_unknown_names_are_told_with_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"^table 'table_9' is unknown; allowed: eta, geneval, table_1"):
+        find_table("table_9")
+    with pytest.raises(UserError, match=r"^experiment 'sd35m-grp' is unknown; .*; did you mean sd35m-grpo\?$"):
+        find_run("sd35m-grp")
+
+
+def test_a_table_that_does_not_fit_names_its_row() -> None:
+    column = Column("CLIPScore", "drawbench", "clipscore")
+    with pytest.raises(UserError, match=r"^T, teacher: 2 figures for 1 columns$"):
+        Table("T", "s", (column,), (Row("teacher", 4, "0.1 0.2", missing="no"),))
+    with pytest.raises(UserError, match=r"^T, teacher: a row has a run, or says in `missing` why it has none$"):
+        Table("T", "s", (column,), (Row("teacher", 4, "0.1"),))
+
+
+def test_params_prints_a_runs_whole_file(params: dict[str, Params], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["params", "--experiment", "geneval-sd35m"]) == 0
+    text = capsys.readouterr().out
+    assert parse_params(text) == params["geneval-sd35m"]
+    assert text.startswith("# Generated by `rtdmd params --experiment geneval-sd35m`")
+    assert cli.main(["params", "--experiment", "geneval"]) == 2
+    assert "experiment 'geneval' is unknown; allowed: " in capsys.readouterr().err
+    assert cli.main(["params"]) == 2
+    assert "params: name one of world, smoke, " in capsys.readouterr().err
+
+
+def test_the_list_has_every_figure_run_and_what_cannot_be_stated(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["experiments"]) == 0
+    text = capsys.readouterr().out
+    for table in TABLES.values():
+        assert all(figure in text for row in table.rows for figure in row.figures.split())
+    assert all(f"run {name}: " in text for name in RUNS)
+    assert text.count("missing, Z-Image") == 3 and "missing, R_dm: known from its abstract alone" in text
+    assert cli.main(["experiments", "table_4", "--queue"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "rtdmd experiments --write sd35m && dvc exp run --queue --name sd35m evaluate"
+    assert len(lines) == 7 and lines[-2:] == ["git checkout params.yaml dvc.yaml", "dvc exp run --run-all"]

@@ -1,0 +1,89 @@
+# The published experiments: `snakemake experiment_table_2` runs every run of a table (`rtdmd experiments` lists them) and writes
+# results/experiments/table_2. A job is one stage of one run, in the run's folder, with what `rtdmd plan` says that it needs; what
+# several runs would compute alike is a job of the first of them. Nothing above depends on these rules, and the files of
+# workflow/experiments.yaml are read when a table is asked for. Code is no input, as in the sweep.
+from rtdmd.experiments import RUNS, TABLES
+from rtdmd.experiments.jobs import STAGES, Jobs
+
+EXPERIMENTS = when_asked(lambda: Jobs.of())
+EXPERIMENT_STAGE = ".rtdmd/experiments/{experiment}/.rtdmd/done/{step}.json"
+
+
+def experiment_stages(jobs):
+    """The files that say that these jobs are done."""
+    return [str(EXPERIMENTS().done(run, stage)) for run, stage in jobs]
+
+
+def experiment_need(name, light):
+    """A resource of a job, as Snakemake calls it."""
+
+    def resource(wildcards):
+        if wildcards.step in LIGHT:
+            return LIGHT[wildcards.step].get(name, light)
+        return EXPERIMENTS().needs(wildcards.experiment)[wildcards.step][name]
+
+    return resource
+
+
+def experiment_threads(wildcards):
+    """Of a job: those of one process, times the processes of a training."""
+    params = EXPERIMENTS().params[wildcards.experiment]
+    processes = getattr(getattr(params, wildcards.step, None), "processes", 1)
+    return 1 if wildcards.step in LIGHT else params.run.threads * processes
+
+
+wildcard_constraints:
+    experiment="|".join(map(re.escape, RUNS)),
+    step="|".join(STAGES),
+
+
+rule experiment_stage:
+    input:
+        lambda wildcards: experiment_stages(EXPERIMENTS().reads(wildcards.experiment, wildcards.step)),
+    output:
+        EXPERIMENT_STAGE,
+    log:
+        "logs/experiments/{experiment}-{step}.log",
+    benchmark:
+        "benchmarks/experiments/{experiment}-{step}.tsv"
+    conda:
+        "../envs/python.yaml"
+    threads: experiment_threads
+    resources:
+        mem_mb=experiment_need("mem_mb", 1000),
+        runtime=experiment_need("runtime", 5),
+        gpu=experiment_need("gpu", 0),
+    params:
+        settings=lambda wildcards: EXPERIMENTS().keys[wildcards.experiment, wildcards.step],
+    message:
+        "experiments: {wildcards.step} of {wildcards.experiment}"
+    shell:
+        "(python -m rtdmd experiments --run {wildcards.experiment:q} {wildcards.step}) 2>&1 | tee {log:q} >&2"
+
+
+for name in TABLES:
+
+    rule:
+        name:
+            f"experiment_{name}"
+        input:
+            lambda wildcards, name=name: experiment_stages(EXPERIMENTS().of_table(name)),
+        output:
+            report(f"results/experiments/{name}/index.html", category="experiments", caption="../report/stage.rst"),
+            report(f"results/experiments/{name}/table.csv", category="experiments", caption="../report/stage.rst"),
+        log:
+            f"logs/experiments/{name}.log",
+        benchmark:
+            f"benchmarks/experiments/{name}.tsv"
+        conda:
+            "../envs/python.yaml"
+        threads: 1
+        resources:
+            mem_mb=2000,
+            runtime=10,
+        params:
+            table=name,
+        message:
+            f"experiments: {TABLES[name].title}, published and ours"
+        shell:
+            "(python -m rtdmd experiments --gather {params.table}) 2>&1 | tee {log:q} >&2"
