@@ -77,7 +77,8 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
 def _model(
     model: ModelParams, files: list[Path], adapters: dict[str, Adapter], base: str | None, root: Path
 ) -> ModelParams:
-    """Section model of the import: as the files record it, else the params' with the base that they stand on."""
+    """Section model of the import, on the student's base: as the files record it, else the params' with the base that
+    they stand on."""
     records = [found for found in (recorded(path) for path in files) if found is not None]
     if records:
         for other in records[1:]:
@@ -86,10 +87,11 @@ def _model(
                     f"{other.where} and {records[0].where} record different models; import one after the other"
                 )
         return records[0].on(base, root)
+    own = model.of_student()
     if base is not None:
-        return with_base(model, base, root)
-    check_base(model, files, adapters)
-    return model
+        return with_base(own, base, root)
+    check_base(own, files, adapters)
+    return own
 
 
 def _source(

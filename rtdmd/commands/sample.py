@@ -77,8 +77,10 @@ def published_folder(source: str, root: Path) -> Path | None:
 
 
 def published_model(folder: Path, model: ModelParams, base: str | None, root: Path) -> ModelParams:
-    """Section model of a published folder: as it records it; the params' where it has no record, which is said."""
+    """Section model of a published folder, on the student's base: as it records it; the params' where it has no record,
+    which is said."""
     found = recorded(folder)
+    model = model.of_student()
     if found is not None:
         model = found.on(base, root)
     elif base is not None:

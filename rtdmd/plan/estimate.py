@@ -132,8 +132,11 @@ def _parameters(stand: Stand) -> dict[str, tuple[int, str]]:
     text = size_of(stand.text.values())[0]
     scorers = stand.scorers.values()
     rewards = {scorer.name: size_of(scorer.modules)[0] + scorer.recorded.parameters for scorer in scorers}
-    found = {
-        "teacher (base of every role)": (stand.base_size()[0], f"{stand.params.model.dtype}, frozen"),
+    base = (stand.base_size()[0], f"{stand.params.model.dtype}, frozen")
+    bases = {"teacher (base of every role)": base}
+    if stand.two_bases:
+        bases = {"teacher (base of the fake score)": base, "student (base of the generator)": base}
+    found = bases | {
         "generator, stage one (acdmd)": (adapter["acdmd"], f"{kind}, trained in train_acdmd"),
         "generator, stage two (rtdmd)": (adapter["rtdmd"], f"{kind} on top of stage one's, trained in train_rtdmd"),
         "average of the generator": (adapter["acdmd"], "of the one that is trained"),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MOMENTS = 2  # AdamW's, of each trained number
 GATHERED = 3  # blocks of a sharded base, read off torch's FSDP2
+STUDENTS = "student's transformer"  # where it is another than the teacher's
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,7 @@ def evaluate_memory(costs: Costs) -> Memory:
     """Evaluation: one model at a time, without gradients."""
     stand, p = costs.stand, costs.stand.params.evaluate
     parts = _weights(stand, ("acdmd", "rtdmd")) | _text(stand)
+    parts.pop(STUDENTS, None)  # one model at a time, and each has one base
     parts |= {"decoder": size_of([stand.vae])[1], "rewards": _rewards(stand, p.rewards)}
     parts["prompts"] = p.batch_size * stand.row_bytes()
     pictures, scores = costs.pictures, costs.scores(p.rewards, gradient=False)
@@ -185,20 +187,27 @@ def cache_memory(stand: Stand, encode: Cost) -> Memory:
 
 
 def _weights(stand: Stand, adapters: tuple[str, ...]) -> dict[str, float]:
-    """The base and the adapters (copies of it, in full mode, which a pass in half precision reads as such)."""
+    """The bases and the adapters (copies of one, in full mode, which a pass in half precision reads as such)."""
     base = stand.base_size()[1]
     halves = base if stand.roles.full and stand.backbone.dtype != torch.float32 else 0
-    return {"transformer": base, "adapters": sum(map(stand.adapter_bytes, adapters)), "in half precision": halves}
+    bases: dict[str, float] = {"transformer": base}
+    if stand.two_bases:
+        bases[STUDENTS] = base
+    return bases | {"adapters": sum(map(stand.adapter_bytes, adapters)), "in half precision": halves}
 
 
 def _shards(stand: Stand, sharding: str, processes: int) -> dict[str, float]:
-    """What is left of the base with `sharding: base`: what is outside its blocks, this process's share of them, and
-    the blocks whole for a moment (the gathered one, the buffer that it came through, that of the one before)."""
+    """What is left of each base with `sharding: base`: what is outside its blocks, this process's share of them, and
+    the blocks whole for a moment (the gathered one, the buffer that it came through, that of the one before, and the
+    last one of the other base)."""
     if sharding == "none" or processes == 1:
         return {}
     sizes = stand.block_sizes()
     outside = stand.base_size()[1] - sum(sizes)
-    return {"transformer": outside + sum(sizes) / processes, "gathered blocks": GATHERED * max(sizes)}
+    left = outside + sum(sizes) / processes
+    gathered = (GATHERED + stand.two_bases) * max(sizes)
+    bases = {"transformer": left} | ({STUDENTS: left} if stand.two_bases else {})
+    return bases | {"gathered blocks": gathered}
 
 
 def _optimizer(stand: Stand, generator: str, fakes: int = 1) -> dict[str, float]:

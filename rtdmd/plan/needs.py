@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rtdmd.common.files import hash_of, read_json, sha256_tree, write_json
+from rtdmd.common.hub_names import means_hub
 from rtdmd.config import Params
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ PROGRAM_MB = {"cpu": 1500, "cuda": 6000}  # interpreter and libraries; with CUDA
 LEAST_MINUTES = 15  # imports, hashing inputs, checkpoints
 CPU_FLOPS = 10e9  # a second and thread, below what `rtdmd bench` measures
 PARTS = ("model", "adapter", "cache_teacher", "train_acdmd", "train_rtdmd", "evaluate")
-WEIGHTS = ("transformer", "adapters", "decoder", "rewards", "text encoders")
+WEIGHTS = ("transformer", "student's transformer", "adapters", "decoder", "rewards", "text encoders")
 CODE = ("plan", "backbones", "train", "rewards")
 
 
@@ -78,7 +79,8 @@ def plan_key(params: Params, root: Path) -> str:
     """The hash of all that the plan is made from."""
     tree = params.model_dump(mode="json")
     code = {name: sha256_tree(Path(__file__).parents[1] / name) for name in CODE}
-    shapes = {} if params.model.is_hub_id else _configs(root / params.model.teacher)
+    bases = {params.model.teacher, params.model.of_student().teacher}
+    shapes = {base: _configs(root / base) for base in bases if not means_hub(base)}
     values = {name: tree[name] for name in PARTS} | {"sets": tree["prepare_prompts"]["sets"], "run": tree["run"]}
     return hash_of({"params": values, "code": code, "shapes": shapes})[:16]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rtdmd.backbones import Conditioning, PipelineBackbone
 from rtdmd.common.torch_setup import DTYPES
-from rtdmd.plan.models import conditioning, meta_backbone, part_configs, text_encoders, text_shapes
+from rtdmd.plan.models import conditioning, diffusers_part, meta_backbone, part_configs, text_encoders, text_shapes
 from rtdmd.plan.scorers import Scorer, load_scorer
 from rtdmd.plan.tally import META, size_of, tensors_of
 from rtdmd.train.adapters import ADAPTERS, AdapterBank, transformer_blocks
@@ -45,6 +45,8 @@ class Stand:
         resolution."""
         configs = part_configs(params.model, root)
         backbone = meta_backbone(params.model, configs)
+        if params.model.student is not None:  # of the teacher's shapes, or a run refuses it
+            backbone.student = diffusers_part(configs["transformer"], backbone.dtype)
         backbone.device = torch.device("cpu")  # autocast knows no meta device
         with META:
             roles = AdapterBank(backbone, params.adapter, ADAPTERS["train_rtdmd"], params.run.seed)
@@ -56,8 +58,13 @@ class Stand:
 
     @property
     def transformer(self) -> nn.Module:
-        """The base of every role."""
+        """The teacher's, the base of every role where the student has none of its own."""
         return self.backbone.transformer
+
+    @property
+    def two_bases(self) -> bool:
+        """Whether generator and reference stand on another transformer, of the same shapes."""
+        return self.backbone.student is not self.backbone.transformer
 
     @property
     def vae(self) -> nn.Module:
@@ -79,16 +86,15 @@ class Stand:
         return 4 * sum(p.numel() for p in self.adapter(name))
 
     def base_size(self) -> tuple[int, int]:
-        """(parameters, bytes) of the transformer without its adapters."""
+        """(parameters, bytes) of a transformer without its adapters."""
         count, size = size_of([self.transformer])
-        if not self.roles.full:
-            adapters = [p for name in ADAPTER_NAMES for p in self.adapter(name)]
-            count -= sum(p.numel() for p in adapters)
-            size -= sum(p.numel() * p.element_size() for p in adapters)
+        adapters = [p for key, p in self.transformer.named_parameters() if ".lora_" in key]
+        count -= sum(p.numel() for p in adapters)
+        size -= sum(p.numel() * p.element_size() for p in adapters)
         return count, size
 
     def block_sizes(self) -> list[int]:
-        """Bytes of each of the transformer's blocks without its adapters."""
+        """Bytes of each of a transformer's blocks without its adapters."""
         sizes = []
         for block in transformer_blocks(self.transformer):
             own = [tensor for key, tensor in block.named_parameters() if self.roles.full or ".lora_" not in key]
@@ -99,7 +105,8 @@ class Stand:
     def known(self) -> list[Tensor]:
         """Tensors that are there before a pass: all weights."""
         copies = list(self.roles._copies.values())
-        return tensors_of([self.transformer, self.vae, *copies, *(m for s in self.scorers.values() for m in s.modules)])
+        bases = self.roles.transformers
+        return tensors_of([*bases, self.vae, *copies, *(m for s in self.scorers.values() for m in s.modules)])
 
     # Inputs of a pass.
     def latents(self, rows: int) -> Tensor:

@@ -52,8 +52,11 @@ def plan_text(plan: Plan, params: Params, gpu: str) -> str:
         f"Time: FLOPs / ({number(peak)}FLOP/s x {UTILISATION:g} x GPUs); the {gpu}'s dense {dtype} peak is its"
         f" vendor's, a utilisation of {UTILISATION:g} is assumed."
     )
+    student = params.model.student
+    beside = "" if student is None else f", the student on {student.model},"
     parts = [
-        f"{params.model.teacher} at {params.model.resolution} pixels, {dtype}, adapter.mode: {params.adapter.mode},"
+        f"{params.model.teacher}{beside} at {params.model.resolution} pixels, {dtype},"
+        f" adapter.mode: {params.adapter.mode},"
         f" adapter.gradient_checkpointing: {str(params.adapter.gradient_checkpointing).lower()}",
         "Parameters\n" + _parameters(plan),
         f"Peak memory of a process\n{_memory(stages)}",

@@ -53,9 +53,12 @@ def _what(found: Published) -> str:
         "lora": f"a LoRA adapter (rank {found.rank}, `pytorch_lora_weights.safetensors`)",
         "merged": "the whole transformer (`transformer/`)",
     }
+    teacher = "the multi-step model"
+    if found.teacher is not None:
+        teacher = f"{code_span(found.teacher)}, with whose text encoders and VAE it was trained and judged,"
     return (
         f"{code_span(model.teacher)} made to draw in {model.num_steps} steps without guidance, as"
-        f" {' and as '.join(forms[form] for form in found.forms)}. It was distilled from the multi-step model by"
+        f" {' and as '.join(forms[form] for form in found.forms)}. It was distilled from {teacher} by"
         " ambient-consistent distribution matching (AC-DMD) and then reinforced by reward-tilted distribution matching"
         " (RTDMD, [arXiv 2605.26108](https://arxiv.org/abs/2605.26108)); the weights hold both stages."
     )
@@ -137,7 +140,8 @@ def _recipe(found: Published) -> list[str]:
     rows = [
         ["Setting", "Value"],
         ["Trained weights", trained if adapter["mode"] == "lora" else "all"],
-        ["Teacher guidance", f"{found.model.guidance:g}"],
+        *([["Teacher", code_span(found.teacher)]] if found.teacher is not None else []),
+        ["Teacher guidance", f"{settings['model']['guidance']:g}"],
         ["Sampler", f"{found.model.num_steps} steps, CPS with η = {found.model.eta:g}"],
         ["Stage one", f"{one['iterations']} iterations of {one['batch_size']} images"],
         ["Stage one, generator updates", f"every {one['generator_every']} iterations"],

@@ -24,6 +24,8 @@ BASE_LICENCES: dict[str, tuple[str, str | None]] = {  # as their owners state th
     "black-forest-labs/FLUX.1-dev": ("other", "flux-1-dev-non-commercial-license"),
     "black-forest-labs/FLUX.2-klein-base-4B": ("apache-2.0", None),
     "black-forest-labs/FLUX.2-klein-base-9B": ("other", "flux-non-commercial-license"),
+    "black-forest-labs/FLUX.2-klein-4B": ("apache-2.0", None),
+    "black-forest-labs/FLUX.2-klein-9B": ("other", "flux-non-commercial-license"),
 }
 SAMPLES = "samples.png"
 WIDGET = "widget.png"
@@ -39,7 +41,7 @@ FEATURES = {"frechet": "Fréchet distance (lower is nearer)", "diversity": "Dive
 class Published:
     """What the card tells about the export."""
 
-    model: ModelParams
+    model: ModelParams  # on the student's base
     base: BaseModel
     sigmas: Sequence[float]  # trained levels, K + 1, ending in 0
     stochastic: bool  # the folder's scheduler draws all noise anew (CPS with eta = 1), else takes Euler steps
@@ -59,13 +61,19 @@ class Published:
         return [reward["name"] for reward in self.settings.get("train_rtdmd", {}).get("rewards", [])]
 
     @property
+    def teacher(self) -> str | None:
+        """The teacher's base, where the student stands on another one."""
+        model = self.settings.get("model", {})
+        return model["teacher"] if model.get("student") else None
+
+    @property
     def title(self) -> str:
         """The card's heading."""
         return f"{base_name(self.model)}, {self.model.num_steps} steps, RTDMD"
 
 
 def card_data(found: Published) -> ModelCardData:
-    """The card's metadata. base_model is left out for a local teacher: the Hub knows repositories only."""
+    """The card's metadata. base_model is left out for a local base: the Hub knows repositories only."""
     model = found.model
     licence, licence_name = licence_of(model)
     hub, adapter = model.is_hub_id, "lora" in found.forms
@@ -96,7 +104,7 @@ def licence_of(model: ModelParams) -> tuple[str, str | None]:
 
 
 def base_name(model: ModelParams) -> str:
-    """The teacher's name without its owner or path."""
+    """The base's name without its owner or path."""
     if model.teacher.startswith(WORLD):
         return "Embedded world"
     return model.teacher.split("/")[-1] if model.is_hub_id else Path(model.teacher).name

@@ -32,9 +32,9 @@ class BaseModel:
         return self.folder / "transformer" / "config.json"
 
 
-def base_model(folder: Path) -> BaseModel:
-    """Read a diffusers pipeline folder's index."""
-    index = model_index(folder)
+def base_model(folder: Path, key: str = "model.teacher") -> BaseModel:
+    """Read a diffusers pipeline folder's index; ``key``: the setting that names it, for messages."""
+    index = model_index(folder, key)
     text = tuple(part for part in index if part.startswith(TEXT_PARTS))
     absent = tuple(part for part in text if index[part] == [None, None])
     pipeline = index.get("_class_name")

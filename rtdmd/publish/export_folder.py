@@ -47,7 +47,7 @@ Place = Callable[[str], Path]
 class Source:
     """The student to export."""
 
-    model: ModelParams
+    model: ModelParams  # on the student's base (`ModelParams.of_student`)
     forms: Sequence[str]
     adapters: Mapping[str, Adapter]  # by stage, in their order; empty where all weights were trained
     full: Path | None  # the weights of such a student
@@ -90,7 +90,7 @@ def check_forms(params_format: str, mode: str) -> tuple[str, ...]:
 
 def make_weights(source: Source, place: Place) -> Made:
     """Write the weights and the example's picture; sample what the gate will compare with."""
-    base = base_model(base_folder(source.model, text=True, root=source.root))
+    base = base_model(base_folder(source.model, text=True, root=source.root), source.model.key)
     if "lora" in source.forms and source.adapters:
         pipeline_class(base.pipeline)  # refused before the images, which take minutes
     backbone = load_backbone(source.model, text=True, device=source.device, root=source.root)

@@ -1,7 +1,7 @@
 """What base a checkpoint of others stands on: its own word, the shape of its layers, or the user's.
 
 A wrong base of the same shape loads without a word and draws something else. The public code trains its FLUX.2
-checkpoints on the step-distilled klein, our presets on the base model; both have the same layers.
+checkpoints on the step-distilled klein, and takes the base model for their teacher; both have the same layers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.pins import ask
 from rtdmd.config import ModelParams
 from rtdmd.publish.compose import A, Adapter
 
@@ -37,6 +38,7 @@ def layout_of(adapter: Adapter) -> Layout:
 
 def check_base(model: ModelParams, files: Sequence[Path], adapters: Mapping[str, Adapter]) -> None:
     """UserError unless ``model.teacher`` is the base of every adapter, by the word of its file or by its layers.
+    ``model``: the section on the student's base (`ModelParams.of_student`).
 
     It is asked for where no --base says it.
     """
@@ -47,8 +49,8 @@ def check_base(model: ModelParams, files: Sequence[Path], adapters: Mapping[str,
             continue
         if len(bases) == 1:
             raise UserError(
-                f"{file}: stands on {bases[0]}, model.teacher is {model.teacher}; give a copy of its base with"
-                " --base FOLDER, or set model.teacher and model.revision to it"
+                f"{file}: stands on {bases[0]}, {model.key} is {model.teacher}; give a copy of its base with --base"
+                f" FOLDER, or set {model.key}: {bases[0]} and {model.pin} to the commit that you trust: {ask(bases[0])}"
             )
         which = f"stands on {' or '.join(bases)}" if bases else "does not say on what base it stands"
         raise UserError(

@@ -37,13 +37,16 @@ def lineage_record(lineage: Mapping[str, Resolved], identities: Identities | Non
     """What the settings files (``resolved.json``) of the stages behind the weights say together.
 
     Keys: settings (all of them) and settings_sha256, inputs (stage -> path -> SHA-256), versions (stage -> package ->
-    version), seeds, teacher, prompts and scorers, each with its hash or revision, the scorers also with what they said
-    that they were when they ran (``identities``: SHA-256 of every file of weights, template, version).
+    version), seeds, teacher (and student, where that has a base of its own), prompts and scorers, each with its hash or
+    revision, the scorers also with what they said that they were when they ran (``identities``: SHA-256 of every file
+    of weights, template, version).
     """
     settings = {key: value for record in lineage.values() for key, value in record["params"].items()}
     inputs = {name: dict(record["inputs"]) for name, record in lineage.items()}
     everything = {path: digest for paths in inputs.values() for path, digest in paths.items()}
     model = settings["model"]
+    student = model.get("student")
+    own_base = {"student": _source(student["model"], student["revision"], everything)} if student else {}
     return {
         "settings": settings,
         "settings_sha256": hash_of(settings),
@@ -51,6 +54,7 @@ def lineage_record(lineage: Mapping[str, Resolved], identities: Identities | Non
         "versions": {name: dict(record["versions"]) for name, record in lineage.items()},
         "seeds": {"run": settings["run"]["seed"]},
         "teacher": _source(model["teacher"], model["revision"], everything),
+        **own_base,
         "prompts": {name: {"path": path, "sha256": everything.get(path)} for name, path in PROMPTS.items()},
         "scorers": _scorers(settings, everything, identities or {}),
     }

@@ -28,9 +28,10 @@ class Recorded:
     base_sha256: str | None
 
     def on(self, base: str | None, root: Path) -> ModelParams:
-        """The model on its base, or on a copy of it in the folder ``base``. UserError where that is not here, or is
-        another one."""
-        model = self.model if base is None else with_base(self.model, base, root)
+        """The model on the student's base, or on a copy of that in the folder ``base``. UserError where it is not here,
+        or is another one."""
+        own = self.model.of_student()
+        model = own if base is None else with_base(own, base, root)
         if model.is_hub_id:
             return model
         teacher = printable(model.teacher)
@@ -59,15 +60,16 @@ def recorded(path: Path) -> Recorded | None:
             where, record = file, record_of_weights(file)
     if record is None:
         return None
-    settings, teacher = record.get("settings"), record.get("teacher")
+    settings = record.get("settings")
     section = settings.get("model") if isinstance(settings, dict) else None
     if not isinstance(section, dict):
         raise UserError(
             f"{where}: no record of this package: it tells no settings.model; make or download the folder again"
         )
-    digest = teacher.get("sha256") if isinstance(teacher, dict) else None
+    section = {"student": None} | section  # records of before there was one
     model = validate_as(ModelParams, section, f"{where}: settings.model", "make the folder again")
-    return Recorded(str(where), model, digest)
+    base = record.get("teacher" if model.student is None else "student")
+    return Recorded(str(where), model, base.get("sha256") if isinstance(base, dict) else None)
 
 
 def check_whole(folder: Path) -> None:
@@ -85,14 +87,15 @@ def check_whole(folder: Path) -> None:
 
 
 def with_base(model: ModelParams, base: str, root: Path) -> ModelParams:
-    """The section with another base: ``base`` is model.teacher itself, or a folder. UserError where it is neither.
+    """A section on the student's base with another base: ``base`` is model.teacher itself, or a folder. UserError where
+    it is neither.
 
     A folder of two parts is written ./a/b in the section, or it would name a repository.
     """
     if base == model.teacher:
         return model
     if not (root / base / "model_index.json").is_file():
-        raise UserError(f"--base {base}: neither model.teacher ({model.teacher}) nor a folder of a diffusers pipeline")
+        raise UserError(f"--base {base}: neither {model.key} ({model.teacher}) nor a folder of a diffusers pipeline")
     check_files(root / base, teacher_files(root / base, "--base"), "--base")
     name = Path(base).as_posix()
     written = name if Path(base).is_absolute() or name.startswith(".") else f"./{name}"

@@ -24,8 +24,8 @@ WEIGHTS = {name: f"results/{name}/generator.safetensors" for name in STUDENTS}
 def student_source(
     params: Params, root: Path, paths: Mapping[str, Path], forms: tuple[str, ...], metadata: Mapping[str, str]
 ) -> Source:
-    """The stage-two student, as evaluate judges it. paths: stage -> its generator.safetensors. UserError where one is
-    missing, or was imported."""
+    """The stage-two student, as evaluate judges it, on the base that it stands on. paths: stage -> its
+    generator.safetensors. UserError where one is missing, or was imported."""
     lora = params.adapter.mode == "lora"
     for path in paths.values():
         if not path.is_file():
@@ -41,7 +41,7 @@ def student_source(
 
     device: torch.device = configure(params.run)
     return Source(
-        model=params.model,
+        model=params.model.of_student(),
         forms=forms,
         adapters={name: read_adapter(path) for name, path in paths.items()} if lora else {},
         full=None if lora else paths["train_rtdmd"],
