@@ -155,6 +155,7 @@ REAL: dict[str, dict[str, Any]] = {
         "model": {
             "family": "flux2",
             "teacher": "black-forest-labs/FLUX.2-klein-base-4B",
+            "student": {"model": "black-forest-labs/FLUX.2-klein-4B", "revision": UNPINNED},
             "guidance": 4.0,
             "teacher_steps": 50,
             "max_sequence_length": 512,
@@ -168,6 +169,7 @@ REAL: dict[str, dict[str, Any]] = {
         "model": {
             "family": "flux2",
             "teacher": "black-forest-labs/FLUX.2-klein-base-9B",
+            "student": {"model": "black-forest-labs/FLUX.2-klein-9B", "revision": UNPINNED},
             "guidance": 4.0,
             "teacher_steps": 50,
             "max_sequence_length": 512,
@@ -188,10 +190,6 @@ _FILL_IN = (
 _DEPARTS = (
     "Departs from the public code: that reinforces on GenEval's training prompts, with geneval as a fourth reward; here"
     " both stages read one set, PickScore's, and geneval cannot score a prompt without GenEval's record."
-)
-_ONE_BASE = (
-    "Departs further: its generator starts from the step-distilled {}. Here every role stands on the base model: one"
-    " copy of the weights ({} GiB in bfloat16) instead of two, and a student that learns the few steps in stage one."
 )
 _SIZES = (
     "Published sizes are totals over GPUs: stage one 9 prompts x 8, 15000 updates; stage two {}, about 1000 epochs. Set"
@@ -237,7 +235,6 @@ NOTES: dict[str, list[str]] = {
         + " / HPSv3 11.7025 / GenEval 0.7631 / GenEval2 0.2207 / OCR 0.6133",
         _ON_THE_FLY_NOTE.format("Qwen3", "188"),
         _DEPARTS,
-        _ONE_BASE.format("FLUX.2-klein-4B", "7.2"),
         _FILL_IN,
     ],
     "flux2-klein-9b": [
@@ -245,7 +242,6 @@ NOTES: dict[str, list[str]] = {
         _UNKNOWN.format("Harahan/FLUX2-9B-RTDMD"),
         _ON_THE_FLY_NOTE.format("Qwen3", "300"),
         _DEPARTS,
-        _ONE_BASE.format("FLUX.2-klein-9B", "16.9"),
         _FILL_IN,
     ],
 }
