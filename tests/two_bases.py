@@ -1,4 +1,4 @@
-"""A run's folder in which the student stands on a base of its own: two tiny random teachers of the same shapes."""
+"""A run's folder in which the student stands on a base of its own: two tiny random transformers of one shape."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rtdmd.config import Params
-from tests.tiny import make_tiny_teacher
+from tests.tiny import tiny_pipeline
 from tests.workspace import make_workspace
 
 STUDENT = "models/student"
@@ -20,12 +20,17 @@ SMALLEST: dict[str, Any] = {
 }
 
 
+def make_student_base(folder: Path, teacher: Path) -> Path:
+    """A tiny base with the teacher's parts but for the transformer, as step-distilled models are released."""
+    shutil.copytree(teacher, folder)
+    pipeline = tiny_pipeline(seed=7)
+    pipeline.transformer.save_pretrained(folder / "transformer", safe_serialization=True)
+    return folder
+
+
 def make_two_bases(root: Path, teacher: Path, clip: Path, changes: dict[str, Any] | None = None) -> Params:
     """A workspace (`tests.workspace`) with the teacher's base and, in models/student, the student's."""
     from rtdmd.config.presets import merged
 
-    make_tiny_teacher(root / STUDENT, seed=7)
-    for part in ("vae", "text_encoder", "text_encoder_2"):  # as released, but for the transformer
-        shutil.rmtree(root / STUDENT / part)
-        shutil.copytree(teacher / part, root / STUDENT / part)
+    make_student_base(root / STUDENT, teacher)
     return make_workspace(root, teacher, clip, merged(SMALLEST, changes or {}))

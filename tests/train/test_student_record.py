@@ -67,3 +67,39 @@ def test_the_record_in_the_file_goes_before_the_one_beside_it(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"model\.teacher: \./base"):
         read_student(path, params, SOURCE)
     assert read_student(path, preset("smoke", {"model": {"teacher": "./base"}}), SOURCE).keys() == {"x"}
+
+
+def test_a_student_of_another_base_is_refused_whichever_of_the_two_differs(tmp_path: Path) -> None:
+    """Trained with a base of its own: that base, and the teacher whose text encoders and VAE it was trained with."""
+    own = {"model": "./klein", "revision": None}
+    trained = preset("smoke", {"model": {"student": own}})
+    path = written(tmp_path, trained)
+    assert read_student(path, trained, SOURCE).keys() == {"x"}
+    with pytest.raises(UserError) as refused:
+        read_student(path, preset("smoke"), SOURCE)
+    assert "model.student: {model: ./klein, revision: null}, params.yaml says null; set model.student: {mod" in str(
+        refused.value
+    )
+    with pytest.raises(UserError, match=r"model\.student: \{model: \./klein, .*\}, params\.yaml says \{model: \./oth"):
+        read_student(path, preset("smoke", {"model": {"student": own | {"model": "./other"}}}), SOURCE)
+    with pytest.raises(UserError, match=r"model\.teacher: data/world/teacher, params\.yaml says \./a"):
+        read_student(path, preset("smoke", {"model": {"teacher": "./a", "student": own}}), SOURCE)
+
+
+def test_a_student_of_before_there_were_two_bases_stood_on_one(tmp_path: Path) -> None:
+    path = written(tmp_path, preset("smoke"))
+    record = json.loads((tmp_path / "resolved.json").read_text())
+    del record["params"]["model"]["student"]
+    write_json(tmp_path / "resolved.json", record)
+    assert read_student(path, preset("smoke"), SOURCE).keys() == {"x"}
+    with pytest.raises(UserError, match=r"model\.student: null, params\.yaml says \{model: \./klein, revision: null\}"):
+        read_student(path, preset("smoke", {"model": {"student": {"model": "./klein", "revision": None}}}), SOURCE)
+
+
+def test_an_imported_student_knows_its_own_base_alone(tmp_path: Path) -> None:
+    """The public code's checkpoints say nothing of a teacher: they fit where their base is the student's."""
+    path = written(tmp_path, preset("smoke"), {"teacher": "./klein"}, imported=True)
+    own = {"model": "./klein", "revision": None}
+    assert read_student(path, preset("smoke", {"model": {"student": own}}), SOURCE).keys() == {"x"}
+    with pytest.raises(UserError, match=r"model\.student\.model: \./klein, params\.yaml says \./other; set"):
+        read_student(path, preset("smoke", {"model": {"student": own | {"model": "./other"}}}), SOURCE)

@@ -103,15 +103,19 @@ def as_rank(rank: int, port: int, family: Family, folder: Path) -> None:
     """One of two processes, in which a sharded base is compared with a whole one."""
     os.environ |= Place(rank, 2, rank, 2, "127.0.0.1", port).environment()
     with join("train_rtdmd", 2, preset("smoke", {"run": {"threads": 1}}).run) as ranks:
-        for again, merged in ((False, ()), (True, ()), (True, ("acdmd",))):
-            compare(ranks, family, folder, again, merged)
+        for again, merged, two in ((False, (), False), (True, (), True), (True, ("acdmd",), False)):
+            compare(ranks, family.load(folder, vae=False), again, merged, two)
             ranks.before_waiting.clear()
 
 
-def compare(ranks: Ranks, family: Family, folder: Path, again: bool, merged: tuple[str, ...]) -> None:
+def compare(ranks: Ranks, backbone: Any, again: bool, merged: tuple[str, ...], two: bool) -> None:
     """The second process makes twice the passes of the first, which gathers along meanwhile. ``again``: with gradient
-    checkpointing; ``merged``: adapters whose copies of layers are sharded too."""
-    backbone = family.load(folder, vae=False)
+    checkpointing; ``merged``: adapters whose copies of layers are sharded too; ``two``: the student stands on a base of
+    its own."""
+    if two:
+        backbone.student = copy.deepcopy(backbone.transformer)
+        for name, weight in backbone.student.named_parameters():
+            weight.data += 0.01 * normal(weight.shape, name)
     # A copy, like a gathered block, begins at a multiple of 64 bytes; weights from a file do not.
     whole, sharded = (
         AdapterBank(each, adapter(again=again), ADAPTERS["train_rtdmd"], 0)
@@ -121,7 +125,8 @@ def compare(ranks: Ranks, family: Family, folder: Path, again: bool, merged: tup
         disturb(roles, *NAMES)
         for name in merged:
             roles.merge(name)
-    blocks = transformer_blocks(backbone.transformer)
+    bases = [backbone.transformer, backbone.student][: 1 + two]
+    blocks = [block for base in bases for block in transformer_blocks(base)]
     base = [p for block in blocks for key, p in block.named_parameters() if ".lora_" not in key]
     sizes, most = sum(p.numel() for p in base), sum(-(-len(p) // 2) * p[0].numel() for p in base)
     sharded.shard(ranks)
@@ -133,8 +138,8 @@ def compare(ranks: Ranks, family: Family, folder: Path, again: bool, merged: tup
 
 
 def held(roles: AdapterBank) -> int:
-    """Numbers of the base's blocks in this process."""
-    parameters = roles.backbone.transformer.parameters()
+    """Numbers of the bases' blocks in this process."""
+    parameters = (p for base in roles.transformers for p in base.parameters())
     return sum(p.to_local().numel() for p in parameters if isinstance(p, DTensor))
 
 
