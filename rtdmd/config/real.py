@@ -160,7 +160,7 @@ REAL: dict[str, dict[str, Any]] = {
             "teacher_steps": 50,
             "max_sequence_length": 512,
         },
-        "train_acdmd": {"micro_batch": 2, **_SLOW},
+        "train_acdmd": {"micro_batch": 1, **_SLOW},
         "train_rtdmd": {"micro_batch": 2, "fake_optimizer": {"lr": 1e-6}},
         "report": {"title": "RTDMD on FLUX.2 [klein] 4B"},
     },
@@ -194,7 +194,7 @@ _DEPARTS = (
 _SIZES = (
     "Published sizes are totals over GPUs: stage one 9 prompts x 8, 15000 updates; stage two {}, about 1000 epochs. Set"
     " processes in train_acdmd and train_rtdmd to the number of GPUs. micro_batch is what fits one card of 80 GB by"
-    " `rtdmd plan` (FLUX.2 9B's stage one: 141 GB), less than the published batch per GPU: neither changes more than"
+    " `rtdmd plan` (FLUX.2 9B's with sharding: base), less than the published batch per GPU: neither changes more than"
     " rounding."
     " The seed is the public code's; 200 images are one for each of DrawBench's prompts."
 )

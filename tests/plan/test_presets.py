@@ -61,7 +61,8 @@ def test_every_preset_has_a_plan(name: str) -> None:
     params, plan = preset(name), plan_of(name)
     check_stages(plan, params)
     if name in SIZES:
-        assert (plan.parameters[TEACHER][0], plan.parameters["text encoders"][0]) == SIZES[name]
+        teacher = TEACHER if params.model.student is None else "teacher (base of the fake score)"
+        assert (plan.parameters[teacher][0], plan.parameters["text encoders"][0]) == SIZES[name]
         assert {key: plan.parameters[f"reward {key}"][0] for key in REWARDS} == REWARDS
         assert plan.stages["train_rtdmd"].memory.parts["rewards"] >= 4 * sum(
             REWARDS[key] for key in ("hpsv2", "pickscore")
@@ -89,6 +90,27 @@ def test_more_processes_and_recomputed_blocks_take_less_memory() -> None:
     less, more = (plan.stages["train_rtdmd"].memory.phases["policy"]["activations"] for plan in (again, plain))
     assert less < more
     assert again.stages["train_acdmd"].flops > plain.stages["train_acdmd"].flops
+
+
+@pytest.mark.parametrize("name", ["flux2-klein-4b", "flux2-klein-9b"])
+def test_a_students_base_costs_a_second_transformer_while_training(name: str) -> None:
+    """Text cache and evaluation hold one transformer, training two of the same size; passes cost what they cost."""
+    two, one = plan_of(name), make_plan(preset(name, {"model": {"student": None}}))
+    size = 2 * SIZES[name][0]
+    for stage, more in (("cache_teacher", 0), ("train_acdmd", size), ("train_rtdmd", size), ("evaluate", 0)):
+        assert two.stages[stage].memory.peak - one.stages[stage].memory.peak == pytest.approx(more, rel=1e-3)
+        assert two.stages[stage].flops == one.stages[stage].flops
+    assert two.stages["train_acdmd"].memory.parts["student's transformer"] == pytest.approx(size, rel=1e-3)
+    assert two.parameters["student (base of the generator)"][0] == SIZES[name][0]
+    assert "the student on black-forest-labs/FLUX.2-klein-" in plan_text(two, preset(name), "H200")
+
+
+def test_both_bases_are_sharded() -> None:
+    changes = {"processes": 8, "sharding": "base"}
+    plan = make_plan(preset("flux2-klein-4b", {"train_acdmd": changes, "train_rtdmd": changes}))
+    for stage in ("train_acdmd", "train_rtdmd"):
+        parts = plan.stages[stage].memory.parts
+        assert parts["transformer"] == parts["student's transformer"] < 0.2 * 2 * SIZES["flux2-klein-4b"][0]
 
 
 def test_full_mode_keeps_float32_copies() -> None:
