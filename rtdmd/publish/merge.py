@@ -65,7 +65,7 @@ def full_weights(
     if odd:
         raise UserError(
             f"{path} is not the base's transformer with other weights ({len(odd)} tensors differ, first {odd[0]});"
-            " model.student (model.teacher where that is null) must be what it was trained on, adapter.mode how"
+            " model.teacher must be what it was trained on (model.student, where that is set), adapter.mode how"
         )
     bad = [key for key, value in tensors.items() if not torch.isfinite(value).all()]
     if bad:
