@@ -98,7 +98,7 @@ WORLD: dict[str, Any] = {
         "baseline": "group_mean",
         "advantage_std": "batch",
         "advantage_clip": 5.0,
-        "drop_zero_advantage": "policy",
+        "drop_zero_advantage": True,
         "density": "gaussian",
         "clip_range": 0.2,
         "credit": "trajectory",

@@ -95,9 +95,10 @@ class TrainRtdmdParams(TrainingParams):
         source="public code: batch; paper: group; none ours",
     )
     advantage_clip: Real = param("advantages are clipped to ± this", source="public code: 5", gt=0)
-    drop_zero_advantage: Literal["none", "policy", "all"] = param(
-        "images of advantage 0 are left out of nothing, of the policy term, or of the last step's terms too",
-        source="public code: all; policy ours (docs/proved.md)",
+    drop_zero_advantage: Flag = param(
+        "leave images of advantage 0 out of the policy term's mean and passes",
+        source="public code: false (its filter looks for exact zeros after a subtraction that leaves rounding); true"
+        " ours (docs/proved.md)",
     )
     density: Literal["gaussian", "published"] = param(
         "log-density of a transition: -|x-μ|²/2ρ² summed, or -(x-μ)² averaged",
@@ -305,11 +306,6 @@ class TrainRtdmdParams(TrainingParams):
                     raise ValueError(
                         f"{key}: {str(value).lower()} with weights.matching: 0, on which it acts; allowed: {off}"
                     )
-        if self.drop_zero_advantage == "all" and self.matching_path == "reward":
-            raise ValueError(
-                "drop_zero_advantage: all with matching_path: reward, which is a reward of every image; allowed:"
-                " policy, none"
-            )
         if self.matching_gain > 0 and self.matching_path != "last_step":
             raise ValueError(
                 f"matching_gain: {self.matching_gain} with matching_path: {self.matching_path}; allowed: last_step"

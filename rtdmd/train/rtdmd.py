@@ -144,8 +144,6 @@ class RtdmdTrainer:
             order = permutation(count, draws.seed, draws.stream, draws.step, "last-rows")
             last_images = order[: p.last_step_batch_size]
         last_rows, last_draws = draws.among(last_images)
-        # The last step waits for the advantages where they choose or weigh its images.
-        waits = p.matching_gain > 0 or p.drop_zero_advantage == "all"
 
         with ranks.sync_errors():
             # 1. SubGRPO draws the stochastic steps to train. Roll out: elsewhere a group shares its noise.
@@ -159,7 +157,7 @@ class RtdmdTrainer:
             last = None
             with self.rewards.scoring(self.images(rollout, pixels)) as scoring:
                 # 3. Last step: distribution matching, and back-propagation of the differentiable rewards.
-                if not waits:
+                if p.matching_gain == 0:
                     last = self.last_step(rollout.take(last_rows), last_draws, len(last_images))
                 own_scores = scoring.scores(rollout.states[-1].device)
 
@@ -168,11 +166,8 @@ class RtdmdTrainer:
         advantages = self.advantages(scores, groups)
         credited = step_advantages(self, rollout, scores, trained) if p.credit != "trajectory" else None
         with ranks.sync_errors():
-            if last is None:
-                if p.drop_zero_advantage == "all" and advantages.any():
-                    last_images = [image for image in last_images if advantages[image] != 0]
-                    last_rows, last_draws = draws.among(last_images)
-                weigh = gain_weights(self, rollout, scores, mine, last_rows) if p.matching_gain > 0 else None
+            if last is None:  # GDMD: the rewards weigh the matching
+                weigh = gain_weights(self, rollout, scores, mine, last_rows)
                 last = self.last_step(rollout.take(last_rows), last_draws, len(last_images), weigh)
             if credited is None:
                 held = last.matching_reward
@@ -415,7 +410,7 @@ class RtdmdTrainer:
         everyone = advantages if everyone is None else everyone
         kept = advantages.cpu() != 0
         all_kept = everyone.cpu() != 0
-        if p.drop_zero_advantage == "none":
+        if not p.drop_zero_advantage:
             kept = torch.ones_like(kept)
             all_kept = torch.ones_like(all_kept)
         total = len(everyone)

@@ -31,7 +31,7 @@ SMALL: dict[str, Any] = {
         "candidate_steps": [0],
         "trained_steps": 1,
         "matching_path": "last_step",
-        "drop_zero_advantage": "none",
+        "drop_zero_advantage": False,
         "prompts_per_epoch": 3,
         "group_size": 8,
         "micro_batch": 8,

@@ -235,7 +235,7 @@ def test_zero_advantage_leaves_the_policy_term_only(table: Table) -> None:
         return flat(gradients), values
 
     dropped, values = policy()
-    kept, others = policy(drop_zero_advantage="none")
+    kept, others = policy(drop_zero_advantage=False)
     assert values["kept"] == pytest.approx(8 / 12) and others["kept"] == 1.0
     assert relative(dropped, kept * 12 / 8) < 1e-5
 

@@ -188,7 +188,7 @@ def test_on_stage_one_merged_with_a_new_fake_adapter(root: Path, monkeypatch: py
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "no matching": {"weights": {"matching": 0.0}, "fake_updates_per_epoch": 0},
-    "no backprop": {"weights": {"backprop": 0.0}, "share_noise": False, "drop_zero_advantage": "none"},
+    "no backprop": {"weights": {"backprop": 0.0}, "share_noise": False, "drop_zero_advantage": False},
     "no policy": {"weights": {"policy": 0.0}, "gradient_scaling": "none"},
     "matching only": {"weights": {"policy": 0.0, "backprop": 0.0}},
     "reference": {"weights": {"reference_kl": 0.1}},

@@ -54,7 +54,7 @@ COMMON: dict[str, Any] = {
     "advantage_std": "none",
     "advantage_clip": 1e6,
     "density": "gaussian",
-    "drop_zero_advantage": "none",
+    "drop_zero_advantage": False,
     "credit": "trajectory",
     "backprop_margin": 1e3,
     "gradient_scaling": "none",

@@ -42,7 +42,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     | {"epochs": 3, "save_every": 1, "prompts_per_epoch": 3, "group_size": 4, "micro_batch": 12}
     | {"candidate_steps": [0, 1, 2], "trained_steps": 2, "share_initial": False}
     | {"last_step_batch_size": 5, "fake_batch_size": 7, "fake_updates_per_epoch": 2}
-    | {"weights": {"reference_kl": 0.1}, "drop_zero_advantage": "none"},
+    | {"weights": {"reference_kl": 0.1}, "drop_zero_advantage": False},
 }
 SPLITS = {"train_acdmd": (1, 3), "train_rtdmd": (1, 5)}  # micro-batches to compare with one pass
 SAMPLES = {"train_acdmd": 8, "train_rtdmd": 12}
