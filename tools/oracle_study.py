@@ -40,8 +40,12 @@ class Variant:
 SUBSET = {"trained_steps": 2, "share_noise": True}
 PUBLISHED = SUBSET | {
     "matching_path": "last_step",
-    "fake_start": "chain",
+    "update_order": "fake_first",
+    "loss_average": "all_steps",
+    "fake_start": "data",
     "fake_updates_per_epoch": 1,
+    "renoise_time": "clamped",
+    "drop_zero_advantage": False,
     "advantage_std": "batch",
     "baseline": "group_mean",
     "subset_factor": False,
@@ -51,6 +55,15 @@ PUBLISHED = SUBSET | {
     "weighting": "clamp",
 }
 """The public code's choices; weights, rates and sizes are the oracle's, since its own are made for real images."""
+
+PUBLISHED_ONE = {
+    "generator_rollout": "own",
+    "ema_per": "iteration",
+    "renoise_time": "clamped",
+    "weighting": "clamp",
+    "consistency": {"weight": 0.01, "delta": "integer"},
+}
+"""The same of stage one."""
 
 RANDOM = {
     "matching_path": "random_step",
@@ -73,11 +86,17 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("AC-DMD, published weighting (clamp)", "one", {"weighting": "clamp"}),
     Variant("AC-DMD, consistency 0.01, published kernel", "one", {"consistency": {"weight": 0.01}}),
     Variant("AC-DMD, consistency 0.01, η* kernel", "one", {"consistency": {"weight": 0.01, "kernel": "eta_star"}}),
+    Variant("AC-DMD, a roll-out of the generator's own", "one", {"generator_rollout": "own"}, (0, 1, 2)),
+    Variant("AC-DMD, clamped renoising times", "one", {"renoise_time": "clamped"}),
+    Variant("AC-DMD, published choices together", "one", PUBLISHED_ONE),
     Variant("matching through the whole chain", "two"),
     Variant("matching as a reward", "two", {"matching_path": "reward"}),
     Variant("matching on the last step", "two", {"matching_path": "last_step"}),
     Variant("matching at a random step, weight K", "two", RANDOM, (0,)),
     Variant("published choices together", "two", PUBLISHED),
+    Variant("published choices, fake score from the chain", "two", PUBLISHED | {"fake_start": "chain"}),
+    Variant("published choices, generator first", "two", PUBLISHED | {"update_order": "generator_first"}),
+    Variant("published choices, mean over the trained steps", "two", PUBLISHED | {"loss_average": "trained_steps"}),
     Variant("last step, reference KL 0.1", "two", {"matching_path": "last_step", "weights": _anchored(0.1)}, (0,)),
     Variant("last step, reference KL 1", "two", {"matching_path": "last_step", "weights": _anchored(1.0)}, (0,)),
     Variant("as a reward, fake score from the chain", "two", {"matching_path": "reward", "fake_start": "chain"}, (0,)),
