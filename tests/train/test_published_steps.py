@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdmd.backbones.protocol import Conditioning
+from rtdmd.common.rng import permutation
 from rtdmd.config import RECIPES, Params, preset
 from rtdmd.config.presets import merged
 from rtdmd.rewards.panel import Panel
@@ -35,9 +36,9 @@ PROMPTS, GROUPS, SIZE = 5, 3, 4
 COUNT = GROUPS * SIZE
 GROUP_OF = torch.arange(COUNT) // SIZE
 LAST = 3  # the deterministic step of four
-TOLERANCE = 512 * torch.finfo(torch.float32).eps
-"""A gradient is a sum of some ten thousand products through about twenty layers: 512 roundings, 6e-5, bound what another
-order of the same operations changes. A wrong factor or a wrong number is 1e-2 and more."""
+TOLERANCE = 128 * torch.finfo(torch.float32).eps
+"""128 roundings, 1.5e-5: what another order of the same operations changes in a sum of some ten thousand products (the
+square root of their number) behind about twenty layers. Another value of a setting changes 1e-4 and more."""
 
 State = dict[str, dict[str, Tensor]]
 
@@ -103,7 +104,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Update]:
 
     def step(self: Learner, gradients: Sequence[Tensor], term: str = "") -> float:
         roles = watching[0].adapters
-        before = {name: roles.state(name) for name in roles.names()}
+        before = {name: roles.state(name) for name in {name for stack in roles.stacks.values() for name in stack}}
         updates.append(Update(self.role, [gradient.clone() for gradient in gradients], before))
         return real(self, gradients, term)
 
@@ -251,7 +252,7 @@ def test_another_value_is_another_turn_of_stage_one(
     tiny_teacher: Path, watched: list[Update], key: str, value: Any, row: int
 ) -> None:
     found = stage_one_rows(run_one(tiny_teacher, watched, **{key: value}))
-    assert list(found.values())[row] > 20 * TOLERANCE
+    assert list(found.values())[row] > 8 * TOLERANCE
 
 
 def test_a_shared_roll_out_updates_the_generator_from_the_fake_score_before_its_update(
@@ -274,24 +275,21 @@ def test_a_shared_roll_out_updates_the_generator_from_the_fake_score_before_its_
 
 
 class Red:
-    """A differentiable reward."""
+    """A differentiable reward: of a corner, where images differ more than they round."""
 
     name = "clipscore"
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Any) -> Tensor:
-        return 3 * images[:, 0].mean((1, 2))
+        return 3 * images[:, 0, :4, :4].mean((1, 2))
 
 
 class Steps:
-    """A reward without gradient, which leaves whole groups equal."""
+    """A reward without gradient, of few values."""
 
     name = "world_verifier"
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Any) -> Tensor:
-        return torch.floor(40 * images[:, 1].mean((1, 2))) / 10
-
-
-REWARDS = [{"name": "clipscore", "weight": 1.0, "policy": None}, {"name": "world_verifier", "weight": 0.5}]
+        return torch.floor(16 * images[:, 1, 8:12, 8:12].mean((1, 2))) / 4
 
 
 def params_two(**changes: Any) -> Params:
@@ -307,12 +305,13 @@ def trainer_two(teacher: Path, **changes: Any) -> RtdmdTrainer:
     backbone = tiny_backbone(teacher, vae=True)
     roles = roles_on(backbone, "train_rtdmd")
     disturb(roles, "acdmd", "rtdmd", "fake")
-    panel = Panel({"clipscore": Red(), "world_verifier": Steps()}, torch.device("cpu"))
+    rewards: dict[str, Any] = {"clipscore": Red(), "world_verifier": Steps()}
+    panel = Panel(rewards, torch.device("cpu"))
     return RtdmdTrainer(params_two(**changes), backbone, panel, conditioning(1, "null"), adapters=roles)
 
 
 def draws_two() -> Draws:
-    return Draws(0, "train_rtdmd", 3, tuple(range(COUNT)), SHAPE, torch.device("cpu"))
+    return Draws(0, "train_rtdmd", 4, tuple(range(COUNT)), SHAPE, torch.device("cpu"))
 
 
 def run_two(teacher: Path, updates: list[Update], **changes: Any) -> Bench:
@@ -325,9 +324,7 @@ def run_two(teacher: Path, updates: list[Update], **changes: Any) -> Bench:
 
 def trained_steps(bench: Bench) -> set[int]:
     """The two of the three stochastic steps whose noise the trainer did not share; its own draw."""
-    from rtdmd.common.rng import permutation
-
-    return set(permutation(3, 0, "train_rtdmd", 3, "subset")[:2])
+    return set(permutation(3, 0, "train_rtdmd", 4, "subset")[:2])
 
 
 def chain(bench: Bench, trained: set[int]) -> list[Tensor]:
@@ -357,8 +354,7 @@ def generator_loss(bench: Bench, trained: set[int]) -> Tensor:
     """1/3 [policy of two steps + 1e-3 matching + 1e-4 hinge], each a mean over all images."""
     with torch.no_grad():
         states = chain(bench, trained)
-        decoded = bench.trainer.backbone.decode(states[-1])
-        a = advantages(decoded)
+        a = advantages(bench.trainer.backbone.decode(states[-1]))
     levels = torch.tensor([1.0, 0.9, 0.75, 0.5, 0.0])
     loss = torch.zeros(())
     for k in sorted(trained):
@@ -387,9 +383,7 @@ def stage_two_rows(bench: Bench, order: Sequence[str] = ("fake score", "generato
 
     fake, generator = by_role["fake score"], by_role["generator"]
     return {
-        "stage two: fake turn on all final images": difference(
-            fake.gradients, bench.gradient(fake, "fake", fake_turn)
-        ),
+        "stage two: fake turn on all final images": difference(fake.gradients, bench.gradient(fake, "fake", fake_turn)),
         "stage two: generator, whole accumulated gradient, after the fake score": difference(
             generator.gradients, bench.gradient(generator, "rtdmd", lambda: generator_loss(bench, trained))
         ),
@@ -413,7 +407,6 @@ def test_stage_twos_epoch_is_the_public_codes(
         ("consistency", {"delta": "uniform"}, 0),
         ("loss_average", "trained_steps", 1),
         ("density", "gaussian", 1),
-        ("baseline", "leave_one_out", 1),
         ("advantage_std", "group", 1),
         ("share_noise", False, 1),
     ],
@@ -423,7 +416,7 @@ def test_another_value_is_another_epoch(
 ) -> None:
     more = {"clip_range": 1.0} if key == "density" else {}
     found = stage_two_rows(run_two(tiny_teacher, watched, **{key: value, **more}))
-    assert list(found.values())[row] > 20 * TOLERANCE
+    assert list(found.values())[row] > 8 * TOLERANCE
 
 
 def test_the_order_of_updates_decides_which_fake_score_matching_sees(
@@ -451,7 +444,7 @@ def test_the_order_of_updates_decides_which_fake_score_matching_sees(
         rows[f"stage two: matching, {order}"] = found
         assert found < TOLERANCE
         gradients.append(generator.gradients)
-    assert difference(*gradients) > 20 * TOLERANCE
+    assert difference(*gradients) > 8 * TOLERANCE
 
 
 # Optimizers and averages.
@@ -479,7 +472,7 @@ def test_stage_twos_optimizers_are_the_public_codes(
     for update in range(3):
         torch.manual_seed(update)
         gradients = [torch.randn_like(parameter) for parameter in start]
-        norm = torch.sqrt(sum((gradient.double() ** 2).sum() for gradient in gradients))
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).double().norm()
         history.append([gradient / norm for gradient in gradients])
         learner.step(gradients)
     worst = 0.0
