@@ -82,10 +82,11 @@ def _tensors(recorded: Path, here: Path) -> str:
     if {k: v.shape for k, v in was.items()} != {k: v.shape for k, v in now.items()}:
         return "other tensors"
     gaps = {key: was[key].double() - now[key].double() for key in was}
-    largest = max(gap.abs().max().item() for gap in gaps.values())
+    largest = max((gap.abs().max().item() for gap in gaps.values() if gap.numel()), default=0.0)
     norm = math.sqrt(sum(gap.square().sum().item() for gap in gaps.values()))
     size = math.sqrt(sum(value.double().square().sum().item() for value in was.values()))
-    return f"max difference {largest:.1e}, relative norm {norm / size:.1e}"
+    relative = f"relative norm {norm / size:.1e}" if size else f"norm {norm:.1e}, and the record's is 0"
+    return f"max difference {largest:.1e}, {relative}"
 
 
 def _pictures(recorded: Path, here: Path) -> str:

@@ -61,7 +61,8 @@ class AdapterBank:
     ) -> None:
         self.backbone, self.stacks, self.full = backbone, dict(stacks), adapter.mode == "full"
         self.transformers = list(dict.fromkeys(map(self.base, stacks)))
-        self._under = {name: self.base(role) for role, stack in stacks.items() for name in stack}
+        self._bases = {role: self.base(role) for role in stacks}
+        self._under = {name: self._bases[role] for role, stack in stacks.items() for name in stack}
         self._copies: dict[str, nn.Module] = {}
         self._layers: dict[nn.Module, AdaptedLayers] = {base: AdaptedLayers([]) for base in self.transformers}
         self._active: dict[nn.Module, Stack] = {}
@@ -193,7 +194,7 @@ class AdapterBank:
     ) -> Tensor:
         """v (B, C, H, W) float32 of a role; ``guidance`` with ``null`` is the teacher's."""
         stack = self.stacks[role]
-        module = self.base(role)
+        module = self._bases[role]
         if not self.full:
             self._activate(module, stack)
         elif stack:

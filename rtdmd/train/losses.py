@@ -134,15 +134,6 @@ def renoised(x_s: Tensor, s: Tensor, draws: Draws, law: Literal["uniform", "clam
     return Renoised(x_s, s, renoise(x_s, z, s, t), t, z)
 
 
-def earlier_time(t: Tensor, u: Tensor, law: Literal["uniform", "integer"]) -> Tensor:
-    """r (B,) of a consistency pair, below t (B,), by a backward step from u (B,) uniform in [0, 1)."""
-    if law == "integer":
-        steps = torch.floor(u * round(LARGEST_DELTA / SMALLEST_DELTA)) + 1
-        return (t - SMALLEST_DELTA * steps).clamp(min=0.0)
-    delta = SMALLEST_DELTA + (LARGEST_DELTA - SMALLEST_DELTA) * u
-    return (t - delta).clamp(min=SMALLEST_TIME)
-
-
 @dataclass(frozen=True)
 class FakeScoreLoss:
     """What the fake score learns from, in both stages; ``p``: the stage's section, ``eta``: the sampler's."""
@@ -169,7 +160,12 @@ class FakeScoreLoss:
         p = self.p.consistency
         if p.weight == 0:
             return loss, values
-        r = earlier_time(point.t, draws.uniform("delta"), p.delta)
+        u = draws.uniform("delta")
+        if p.delta == "integer":
+            steps = torch.floor(u * round(LARGEST_DELTA / SMALLEST_DELTA)) + 1
+            r = (point.t - SMALLEST_DELTA * steps).clamp(min=0.0)
+        else:
+            r = (point.t - (SMALLEST_DELTA + (LARGEST_DELTA - SMALLEST_DELTA) * u)).clamp(min=SMALLEST_TIME)
         level = eta_star(r, point.t) if p.kernel == "eta_star" else self.eta
         with torch.no_grad():
             x_r = cps_step(point.x_t, v_fake, point.t, r, level, draws.normal("consistency"))

@@ -150,7 +150,10 @@ class RtdmdTrainer:
             order = permutation(len(p.candidate_steps), draws.seed, draws.stream, draws.step, "subset")
             trained = [p.candidate_steps[i] for i in draw_step_subset(order, p.trained_steps)]
             rollout = self.roll_out(cond, records, groups[mine], trained, draws)
-        fake_values = self.fake_updates(rollout, draws) if p.update_order == "fake_first" else {}
+        fake_values: dict[str, float] = {}
+        if p.update_order == "fake_first":
+            for update in range(p.fake_updates_per_epoch):
+                fake_values |= self.fake_update(rollout, draws, update)
 
         with ranks.sync_errors():
             # 2. Rewards of the final images; a slow scorer goes on beside 3.
@@ -196,7 +199,8 @@ class RtdmdTrainer:
 
         # 6. Fake-score updates from the cached roll-out, where they were not made before the generator's.
         if p.update_order == "generator_first":
-            fake_values = self.fake_updates(rollout, draws)
+            for update in range(p.fake_updates_per_epoch):
+                fake_values |= self.fake_update(rollout, draws, update)
         values |= fake_values
 
         values |= {f"reward_{name}": score.mean().item() for name, score in scores.items()}
@@ -419,9 +423,8 @@ class RtdmdTrainer:
         needed = torch.ones_like(kept) if with_anchor or held is not None else kept
         # A mean over the trained steps, or their sum, which `step` divides by M + 1 as the public code does; the
         # paper's (K-1)/M makes their sum unbiased for all stochastic steps.
-        whole = subset_factor(len(p.candidate_steps) + 1, len(trained))
         share = 1.0 if p.loss_average == "all_steps" else 1 / len(trained)
-        factor = whole if p.subset_factor else share
+        factor = subset_factor(len(p.candidate_steps) + 1, len(trained)) if p.subset_factor else share
         values = {"kept": all_kept.float().mean().item(), "clip_fraction": 0.0, "ratio_error": 0.0}
         passes = 0
         for k in trained if p.weights.policy > 0 or with_anchor or held is not None else ():
@@ -438,6 +441,7 @@ class RtdmdTrainer:
                 policy.add(term, retain_graph=with_anchor or held is not None)
                 if held is not None:
                     pull, *_ = clipped_policy_loss(new, old, held.rewards[rows], p.clip_range)
+                    whole = subset_factor(len(p.candidate_steps) + 1, len(trained))
                     held.term.add(whole * pull.sum() / total, retain_graph=with_anchor)
                 if with_anchor:
                     with torch.no_grad():
@@ -463,13 +467,6 @@ class RtdmdTrainer:
         return gaussian_log_prob(x, mean, std) if self.p.density == "gaussian" else published_log_prob(x, mean)
 
     # Step 6: the fake score.
-
-    def fake_updates(self, rollout: Rollout, draws: Draws) -> dict[str, float]:
-        """All updates of an epoch; values of the last."""
-        values: dict[str, float] = {}
-        for update in range(self.p.fake_updates_per_epoch):
-            values |= self.fake_update(rollout, draws, update)
-        return values
 
     def fake_update(self, rollout: Rollout, draws: Draws, update: int) -> dict[str, float]:
         """Update number ``update`` of an epoch: ambient flow matching on ``fake_batch_size`` images of all processes,

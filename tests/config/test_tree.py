@@ -46,6 +46,14 @@ UNWEIGHTED = [{"name": "world_verifier", "weight": 0.0, "soft_weight": 0.7}]
             " stage one's student; allowed: 1 to 121",
         ),
         (
+            {"train_rtdmd": {"subset_factor": True, "loss_average": "all_steps"}},
+            "train_rtdmd.subset_factor: true with loss_average: all_steps, another weight of the policy term; allowed:",
+        ),
+        (
+            {"train_acdmd": {"recipe": "published"}},
+            "train_acdmd.generator_every: 4 with recipe: published; allowed: 10, or recipe: custom",
+        ),
+        (
             {"train_rtdmd": {"weights": {"policy": 0.0, "reference_kl": 0.1}, "candidate_steps": [99]}},
             "train_rtdmd.candidate_steps: [99]; allowed: 0 to model.num_steps - 2 = 2",
         ),

@@ -100,6 +100,16 @@ def test_drawn_times_are_the_published_law_without_its_atoms():
     assert float((published == 0.98).double().mean()) == pytest.approx(0.87, abs=0.01)
 
 
+def test_the_published_times_are_clamped_and_have_atoms():
+    u = torch.linspace(0, 1, 10001).double()[:-1]
+    at_zero = ambient.clamped_renoise_time(u, torch.zeros_like(u), 0.01, 0.02, 0.98)
+    torch.testing.assert_close(at_zero, (0.01 + 0.99 * u).clamp(0.02, 0.98), rtol=0, atol=1e-12)
+    first_flux2 = ambient.clamped_renoise_time(u, torch.full_like(u, 0.967), 0.01, 0.02, 0.98)
+    assert float((first_flux2 == 0.98).double().mean()) == pytest.approx(20 / 23, abs=1e-3)
+    with pytest.raises(ValueError, match=r"must lie in \[0, 0\.98\), got 0\.9800"):
+        ambient.clamped_renoise_time(torch.zeros(1), torch.tensor([0.98]), 0.01, 0.02, 0.98)
+
+
 @pytest.mark.parametrize("s", [-0.1, 0.9995, 1.0, float("nan")])
 def test_impossible_starts_are_refused(s):
     with pytest.raises(ValueError, match="start levels"):

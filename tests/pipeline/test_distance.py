@@ -22,6 +22,17 @@ def test_tensors(tmp_path: Path) -> None:
     assert distance(tmp_path / "1.safetensors", tmp_path / "3.safetensors").words == "other tensors"
 
 
+def test_tensors_of_norm_0_have_no_relative_norm(tmp_path: Path) -> None:
+    """A fresh LoRA's B, or a file without a value."""
+    save_tensors({"a": torch.zeros(2), "b": torch.zeros(0)}, tmp_path / "1.safetensors")
+    save_tensors({"a": torch.tensor([3.0, 4.0]), "b": torch.zeros(0)}, tmp_path / "2.safetensors")
+    save_tensors({"b": torch.zeros(0)}, tmp_path / "3.safetensors")
+    words = distance(tmp_path / "1.safetensors", tmp_path / "2.safetensors").words
+    assert words == "max difference 4.0e+00, norm 5.0e+00, and the record's is 0"
+    words = distance(tmp_path / "3.safetensors", tmp_path / "3.safetensors").words
+    assert words == "max difference 0.0e+00, norm 0.0e+00, and the record's is 0"
+
+
 def test_pictures(tmp_path: Path) -> None:
     pixels = np.zeros((2, 2, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "1.png")

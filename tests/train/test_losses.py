@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rtdmd.common.errors import UserError
 from rtdmd.common.rng import key_seed
-from rtdmd.train.losses import Draws
+from rtdmd.train.losses import Draws, require_renoise_time
 
 
 def of_process(first: int, count: int) -> Draws:
@@ -38,3 +39,14 @@ def test_uniform_numbers_have_their_law() -> None:
     assert values.min() >= 0 and values.max() < 1
     assert values.mean().item() == pytest.approx(0.5, abs=0.019)  # 4 standard errors
     assert values[17].item() == pytest.approx(key_seed(3, "stage", 7, 17, "u") / 2**63, abs=1e-7)
+
+
+def test_clamped_times_are_refused_where_a_level_leaves_no_room_for_them() -> None:
+    levels = torch.tensor([1.0, 0.985, 0.9, 0.75, 0.0])
+    require_renoise_time("train_acdmd", "uniform", levels)
+    require_renoise_time("train_acdmd", "clamped", levels[[0, 2, 3, 4]])
+    told = (
+        r"^train_acdmd\.renoise_time: clamped, to 0\.98, but the sampler's levels reach 0\.985, .*; allowed: uniform$"
+    )
+    with pytest.raises(UserError, match=told):
+        require_renoise_time("train_acdmd", "clamped", levels)

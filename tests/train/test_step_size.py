@@ -15,13 +15,15 @@ from rtdmd.stages import train_rtdmd
 from rtdmd.train.rtdmd import RtdmdTrainer
 from tests.workspace import REPOSITORY, set_params
 
-FUNCTIONS, FILES = 80, 18
+FUNCTIONS, FILES = 72, 16
 PACKAGE = f"{REPOSITORY / 'rtdmd'}/"
+SCORERS = ("rewards/clip.py", "rewards/preprocessing.py", "rewards/protocol.py", "rewards/scorers/", "world/")
+"""Behind `Panel.scoring`, and chosen by params.yaml: no part of the algorithm."""
 
 
 def test_an_epoch_runs_few_functions_of_few_files(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Named functions, on the smoke settings; comprehensions and lambdas belong to those that they are in."""
-    run: dict[str, set[str]] = defaultdict(set)
+    run: dict[str, set[str]] = defaultdict(set)  # by file
     real = RtdmdTrainer.step
 
     def watch(frame: FrameType, event: str, argument: Any) -> None:
@@ -40,6 +42,7 @@ def test_an_epoch_runs_few_functions_of_few_files(root: Path, monkeypatch: pytes
     set_params(root, {"train_rtdmd": {"epochs": 1}})
     shutil.rmtree(root / "results/train_rtdmd", ignore_errors=True)
     train_rtdmd.run(root)
+    run = {file: names for file, names in run.items() if not file.startswith(SCORERS)}
     assert {"train/rtdmd.py", "train/losses.py", "train/adapters.py"} <= run.keys()
     functions = sorted(f"{file}: {name}" for file, names in run.items() for name in names)
     assert len(functions) <= FUNCTIONS, functions
