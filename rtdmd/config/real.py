@@ -20,6 +20,34 @@ _HPSV2 = {"name": "hpsv2", "model": "xswu/HPSv2", "revision": UNPINNED, **_VIT_H
 _PICKSCORE = {"name": "pickscore", "model": "yuvalkirstain/PickScore_v1", "revision": UNPINNED, **_VIT_H}
 _IMAGEREWARD = {"name": "imagereward", "model": "zai-org/ImageReward", "revision": UNPINNED, **_BERT}
 _AESTHETIC = {"name": "aesthetic", "model": "./models/aesthetic", **_VIT_L}
+_HPSV3 = {"name": "hpsv3", "model": "MizzenAI/HPSv3", "revision": UNPINNED, "base": "Qwen/Qwen2-VL-7B-Instruct"}
+_HPSV3 |= {"base_revision": UNPINNED, "offload": True}
+_GENEVAL = {
+    "name": "geneval",
+    "model": "facebook/mask2former-swin-small-coco-instance",
+    "revision": UNPINNED,
+    "colour_model": "openai/clip-vit-large-patch14",
+    "colour_revision": UNPINNED,
+    "soft_weight": 0.0,
+}
+_GENEVAL2 = {"name": "geneval2", "model": "Qwen/Qwen3-VL-8B-Instruct", "revision": UNPINNED, "offload": True}
+_OCR = {"name": "ocr"}
+_OF_DRAWBENCH = [_CLIPSCORE, _AESTHETIC, _PICKSCORE, _HPSV2, _IMAGEREWARD]
+_OF_OWN_SETS = {"hpsv3": 1, "geneval": 4, "geneval2": 1, "ocr": 1}
+"""Scorers with a prompt set of their own name, and images of each of its prompts."""
+_SUITES: list[dict[str, Any]] = [
+    {
+        "name": "drawbench",
+        "prompts": "drawbench",
+        "rewards": [reward["name"] for reward in _OF_DRAWBENCH],
+        "images_per_prompt": 5,
+        "resolution": 1024,
+    }
+]
+_SUITES += [
+    {"name": name, "prompts": name, "rewards": [name], "images_per_prompt": images, "resolution": 1024}
+    for name, images in _OF_OWN_SETS.items()
+]
 _CONSISTENCY = {
     "weight": 0.01,
     "estimator": "two_sample",
@@ -35,6 +63,10 @@ COMMON: dict[str, Any] = {
         "sets": {
             "pickscore": [{"name": "pickscore", "path": "data/prompts/pickscore_train.txt"}],
             "drawbench": [{"name": "drawbench", "path": "data/prompts/drawbench.txt"}],
+            "hpsv3": [{"name": "hpsv3", "path": "data/prompts/hpsv3.txt"}],
+            "geneval": [{"name": "geneval", "path": "data/prompts/geneval.jsonl"}],
+            "geneval2": [{"name": "geneval2", "path": "data/prompts/geneval2.jsonl"}],
+            "ocr": [{"name": "ocr", "path": "data/prompts/ocr.txt"}],
         },
         "on_bad": "drop",
         "max_characters": 2000,
@@ -86,10 +118,10 @@ COMMON: dict[str, Any] = {
         "log_every": 1,
     },
     "evaluate": {
-        "suites": [{"name": "drawbench", "prompts": "drawbench", "images_per_tag": 200}],
+        "suites": _SUITES,
         "batch_size": 16,
         "models": ["teacher", "teacher_few_step", "train_acdmd", "train_rtdmd"],
-        "rewards": [_CLIPSCORE, _AESTHETIC, _PICKSCORE, _HPSV2, _IMAGEREWARD],
+        "rewards": [*_OF_DRAWBENCH, _HPSV3, _GENEVAL, _GENEVAL2, _OCR],
         "features_model": None,
     },
     "report": {"grid_prompts": 12},
@@ -184,7 +216,8 @@ REAL: dict[str, dict[str, Any]] = {
 _FILL_IN = (
     "To fill in before a run: every revision of forty zeros (the first stage that needs one prints the command that"
     " finds it), and the files that are named: data/prompts/pickscore_train.txt is dataset/pickscore/train.txt of the"
-    " public code, data/prompts/drawbench.txt has DrawBench's prompts, one a line; models/aesthetic holds"
+    " public code, and drawbench.txt, hpsv3.txt, geneval.jsonl, geneval2.jsonl and ocr.txt are the files test.txt,"
+    " test_metadata.jsonl or test.jsonl of its folders of these names; models/aesthetic holds"
     " sac+logos+ava1-l14-linearMSE.pth of christophschuhmann/improved-aesthetic-predictor."
 )
 _DEPARTS = (
@@ -196,7 +229,8 @@ _SIZES = (
     " processes in train_acdmd and train_rtdmd to the number of GPUs. micro_batch is what fits one card of 80 GB by"
     " `rtdmd plan` (FLUX.2 9B's with sharding: base), less than the published batch per GPU: neither changes more than"
     " rounding."
-    " The seed is the public code's; 200 images are one for each of DrawBench's prompts."
+    " The seed is the public code's. The evaluation is that of the published tables: nine scorers on five sets, at 1024"
+    " pixels."
 )
 _ON_THE_FLY_NOTE = "Text is encoded while training ({} resident): a cache of 25 632 prompts would take {} GiB."
 _UNKNOWN = "To expect: no figures are published, only a checkpoint ({})."
