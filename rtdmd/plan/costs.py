@@ -132,10 +132,9 @@ def _backward(out: Tensor, leaves: Sequence[Tensor], meter: Meter, retain: bool)
     return meter.peak - start
 
 
-def flops_of(rows: Rows, costs: Costs, stage: str) -> float:
-    """FLOPs of the passes of `rtdmd.plan.passes`."""
-    section = getattr(costs.stand.params, stage)
-    rewards = getattr(section, "rewards", ())
+def flops_of(rows: Rows, costs: Costs, stage: str, scorers: Sequence[RewardParams] | None = None) -> float:
+    """FLOPs of the passes of `rtdmd.plan.passes`; scorers: those that score, None: the stage's rewards."""
+    rewards = getattr(getattr(costs.stand.params, stage), "rewards", ()) if scorers is None else scorers
     generator = costs.fake if stage == "train_acdmd" else costs.generator
     by_name = {
         "generator": lambda: generator,

@@ -20,10 +20,22 @@ from rtdmd.plan.tally import META, size_of, tensors_of
 from rtdmd.prompts.records import read_prompts
 from rtdmd.prompts.registry import SOURCES
 
-UNKNOWN_SUITE = 200  # evaluation prompts before prepare_prompts has run: DrawBench's
+EVALUATION_PROMPTS = {"drawbench": 200, "geneval": 553, "geneval2": 800, "hpsv3": 1024, "ocr": 1018}
+"""Prompts of the published evaluation sets by source, before prepare_prompts has run; of another source DrawBench's."""
 PROMPTS_FROM = ("run", "prepare_prompts", "train_acdmd.prompts", "train_rtdmd.prompts", "evaluate.suites")
 """Parameters of stage prepare_prompts, as dvc.yaml has them."""
+PREPARED = Path("results/prepare_prompts")
 UNKNOWN_PROMPTS = 26_000  # before prepare_prompts has run; PickScore's and DrawBench's together are 25 632
+
+
+@dataclass(frozen=True)
+class SuitePlan:
+    """A suite's part of the evaluation: images of each model, their side in pixels, and FLOPs of all."""
+
+    name: str
+    images: int
+    resolution: int
+    total: float
 
 
 @dataclass(frozen=True)
@@ -42,9 +54,11 @@ class StagePlan:
         """FLOPs of the whole stage."""
         return self.flops * self.updates
 
+    suites: tuple[SuitePlan, ...] = ()
+
     def hours(self, gpu: str, dtype: str, utilisation: float = UTILISATION) -> float:
         """Time of the whole stage, a GPU a process."""
-        return self.total / (getattr(GPUS[gpu], dtype) * utilisation * self.processes) / 3600
+        return hours_of(self.total, gpu, dtype, utilisation) / self.processes
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,6 @@ def make_plan(params: Params, root: Path = Path("."), processes: int | None = No
     stand = Stand.of(params, root)
     costs = Costs(stand)
     one, two = params.train_acdmd, params.train_rtdmd
-    images = sum(images_of(suite, params) for suite in params.evaluate.suites)
     encode = encoding(stand)
     training = (
         ("train_acdmd", "iterations", one.iterations, acdmd_rows, acdmd_memory, processes or one.processes),
@@ -75,22 +88,45 @@ def make_plan(params: Params, root: Path = Path("."), processes: int | None = No
             StagePlan(name, unit, updates, flops_of(rows(params), costs, name), memory(costs, count), count)
             for name, unit, updates, rows, memory, count in training
         ),
-        StagePlan(
-            "evaluate",
-            "images of each model",
-            images,
-            flops_of(evaluate_rows(params, 1), costs, "evaluate"),
-            evaluate_memory(costs),
-        ),
+        _evaluation(params, costs, root),
     ]
     return Plan(_parameters(stand), {stage.name: stage for stage in stages})
 
 
-def images_of(suite: SuiteParams, params: Params) -> int:
-    """Images of each model that a suite asks for, as far as the sources of its prompts say how many there are."""
+def hours_of(flops: float, gpu: str, dtype: str, utilisation: float = UTILISATION) -> float:
+    """Time of so many FLOPs on one GPU."""
+    return flops / (getattr(GPUS[gpu], dtype) * utilisation) / 3600
+
+
+def _evaluation(params: Params, costs: Costs, root: Path) -> StagePlan:
+    """The stage by suites, each at its own resolution and with its own scorers; memory is that of the largest."""
+    own = params.model.resolution
+    sized = {own: costs}
+    for resolution in {suite.resolution or own for suite in params.evaluate.suites} - {own}:
+        model = params.model.model_copy(update={"resolution": resolution})
+        sized[resolution] = Costs(Stand.of(params.model_copy(update={"model": model}), root))
+    suites = []
+    for suite in params.evaluate.suites:
+        resolution = suite.resolution or own
+        scorers = suite.scorers(params.evaluate.rewards)
+        images = images_of(suite, params, root)
+        each = flops_of(evaluate_rows(params, 1), sized[resolution], "evaluate", scorers)
+        suites.append(SuitePlan(suite.name, images, resolution, images * each))
+    images = sum(suite.images for suite in suites)
+    flops = sum(suite.total for suite in suites) / images
+    memory = evaluate_memory(sized[max(suite.resolution for suite in suites)])
+    return StagePlan("evaluate", "images of each model", images, flops, memory, suites=tuple(suites))
+
+
+def images_of(suite: SuiteParams, params: Params, root: Path) -> int:
+    """Images of each model that a suite asks for: counted where prepare_prompts has run on these settings, else as far
+    as the sources of its prompts say how many there are."""
     if suite.images_per_tag is not None:
         return suite.images_per_tag * tags_of(suite, params)
-    return (suite.images_per_prompt or 0) * (suite.max_prompts or UNKNOWN_SUITE)
+    prompts = sum(EVALUATION_PROMPTS.get(one.name, 200) for one in params.prepare_prompts.sets[suite.prompts])
+    if prepared(params, root):
+        prompts = sum(prompt.set == suite.prompts for prompt in read_prompts(root / PREPARED / "eval.jsonl"))
+    return (suite.images_per_prompt or 0) * min(prompts, suite.max_prompts or prompts)
 
 
 def tags_of(suite: SuiteParams, params: Params) -> int:
@@ -101,15 +137,20 @@ def tags_of(suite: SuiteParams, params: Params) -> int:
 def prompts_of(params: Params, root: Path) -> int:
     """Prompts to encode, one that is in several sets once: counted where prepare_prompts has run on these settings, not
     on others."""
-    folder = root / "results" / "prepare_prompts"
-    paths = [folder / f"{split}.jsonl" for split in ("train", "eval")]
-    if not all(path.is_file() for path in (*paths, folder / "resolved.json")):
+    if not prepared(params, root):
         return UNKNOWN_PROMPTS
+    paths = [root / PREPARED / f"{split}.jsonl" for split in ("train", "eval")]
+    return len({prompt.prompt for path in paths for prompt in read_prompts(path)})
+
+
+def prepared(params: Params, root: Path) -> bool:
+    """Whether prepare_prompts has run on these settings."""
+    folder = root / PREPARED
+    if not all((folder / name).is_file() for name in ("train.jsonl", "eval.jsonl", "resolved.json")):
+        return False
     recorded = read_json(folder / "resolved.json").get("params")
     made_from = params_values(params.model_dump(mode="json"), PROMPTS_FROM)
-    if not isinstance(recorded, dict) or any(recorded.get(key) != value for key, value in made_from.items()):
-        return UNKNOWN_PROMPTS
-    return len({prompt.prompt for path in paths for prompt in read_prompts(path)})
+    return isinstance(recorded, dict) and all(recorded.get(key) == value for key, value in made_from.items())
 
 
 def encoding(stand: Stand) -> Cost:

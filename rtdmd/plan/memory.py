@@ -170,7 +170,10 @@ def evaluate_memory(costs: Costs) -> Memory:
     stand, p = costs.stand, costs.stand.params.evaluate
     parts = _weights(stand, ("acdmd", "rtdmd")) | _text(stand)
     parts.pop(STUDENTS, None)  # one model at a time, and each has one base
-    parts |= {"decoder": size_of([stand.vae])[1], "rewards": _rewards(stand, p.rewards)}
+    staying = [reward for reward in p.rewards if not reward.offload]
+    moved = [[one for one in suite.scorers(p.rewards) if one.offload] for suite in p.suites]  # on its turn
+    parts["decoder"] = size_of([stand.vae])[1]
+    parts["rewards"] = _rewards(stand, staying) + max(_rewards(stand, own) for own in moved)
     parts["prompts"] = p.batch_size * stand.row_bytes()
     pictures, scores = costs.pictures, costs.scores(p.rewards, gradient=False)
     phases = {

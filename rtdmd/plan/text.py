@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rtdmd.config import Params
-from rtdmd.plan.estimate import Plan, StagePlan
+from rtdmd.plan.estimate import Plan, StagePlan, hours_of
 from rtdmd.plan.gpus import GPUS, UTILISATION
 
 GIB = 2**30
@@ -106,4 +106,8 @@ def _computation(stages: list[StagePlan], gpu: str, dtype: str) -> str:
     for stage in stages:
         updates, time = f"{stage.updates} {stage.unit}", duration(stage.hours(gpu, dtype))
         rows.append([stage.name, updates, number(stage.flops), number(stage.total), str(stage.processes), time])
+        for suite in stage.suites if len(stage.suites) > 1 else ():
+            time = duration(hours_of(suite.total, gpu, dtype))
+            images = f"{suite.images} images at {suite.resolution} pixels"
+            rows.append([f"  {suite.name}", images, number(suite.total / suite.images), number(suite.total), "", time])
     return table(rows)
