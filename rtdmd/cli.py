@@ -159,9 +159,11 @@ def _params(arguments: argparse.Namespace) -> int:
         sys.stdout.write(run_text(arguments.experiment))
         return 0
     if arguments.preset == "check":
+        from rtdmd.backbones.sizes import require_suites
         from rtdmd.config.prompt_needs import check_prompts
         from rtdmd.pipeline.declared import check_format, check_models
         from rtdmd.pipeline.model_inputs import check_local
+        from rtdmd.plan.published import TEACHERS
 
         params = load_params()
         check_prompts(params)
@@ -170,6 +172,8 @@ def _params(arguments: argparse.Namespace) -> int:
             check_models(params, pipeline["evaluate"])
             check_format(params, pipeline["publish"])
         check_local(Path("."), params, to_come=True)
+        if params.model.teacher in TEACHERS:
+            require_suites(params, TEACHERS[params.model.teacher], params.model.teacher)
         return 0
     origin, changes = f"rtdmd params {arguments.preset}", None
     if arguments.recipe is not None:

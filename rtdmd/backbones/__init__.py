@@ -9,11 +9,9 @@ import torch
 from torch import nn
 
 from rtdmd.backbones.family import family_module
-from rtdmd.backbones.loading import check_base, vae_factor
+from rtdmd.backbones.loading import check_base
 from rtdmd.backbones.protocol import Backbone, Conditioning, PipelineBackbone
 from rtdmd.backbones.snapshot import base_folder
-from rtdmd.common.errors import UserError
-from rtdmd.common.model_files import read_config
 from rtdmd.common.torch_setup import DTYPES
 from rtdmd.config import families
 
@@ -28,10 +26,8 @@ __all__ = [
     "PipelineBackbone",
     "family_module",
     "load_backbone",
-    "require_drawable",
     "require_student",
     "require_whole",
-    "sized_backbone",
 ]
 
 FAMILIES = tuple(families.FAMILIES)
@@ -106,24 +102,3 @@ def require_student(model: ModelParams, root: Path = Path(".")) -> None:
         from rtdmd.backbones.student import check_student
 
         check_student(family_module(model.family), model, root)
-
-
-def require_drawable(model: ModelParams, folder: Path, resolution: int, key: str) -> None:
-    """UserError that names ``key`` unless the teacher in ``folder`` can draw squares of ``resolution`` pixels, as its
-    configuration says."""
-    transformer = read_config(folder / "transformer" / "config.json", model.key)
-    factor = vae_factor(folder, model.key)
-    multiple = factor * family_module(model.family).latent_multiple(transformer)
-    if resolution % multiple:
-        raise UserError(f"{key}: {resolution} is not a multiple of {multiple}, which {folder} needs")
-    patches = transformer.get("pos_embed_max_size")  # SD3's table of positions; the other families compute theirs
-    if isinstance(patches, int) and resolution > patches * multiple:
-        raise UserError(f"{key}: {resolution} is more than {patches * multiple}, the largest that {folder} can draw")
-
-
-def sized_backbone(model: ModelParams, resolution: int, key: str, root: Path = Path(".")) -> PipelineBackbone:
-    """The teacher without its weights at another ``resolution``: the shape of its latents and its levels there.
-    UserError that names ``key`` where it cannot draw such images."""
-    require_drawable(model, base_folder(model, text=False, vae=False, root=root), resolution, key)
-    sized = model.model_copy(update={"resolution": resolution})
-    return load_backbone(sized, vae=False, transformer=False, root=root)

@@ -134,12 +134,3 @@ def check_base(pipeline_class: Any, folder: Path, family: str, key: str) -> None
     for part, kind in classes.items():
         if issubclass(kind, nn.Module) and kind.__module__.startswith("diffusers."):
             check_model(kind, folder / part, key)
-
-
-def vae_factor(folder: Path, key: str) -> int:
-    """Pixels of the image a side for each of the VAE's latents. UserError where its configuration does not say."""
-    channels = read_config(folder / "vae" / "config.json", key).get("block_out_channels")
-    if not isinstance(channels, list) or not channels:
-        raise UserError(f"{key}: {folder / 'vae' / 'config.json'} has no block_out_channels; {bring_back(folder)}")
-    factor: int = 2 ** (len(channels) - 1)
-    return factor

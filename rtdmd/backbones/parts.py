@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rtdmd.backbones.loading import load_part, part_classes, pipeline_parts, skeleton, vae_factor
+from rtdmd.backbones.loading import load_part, part_classes, pipeline_parts, skeleton
 from rtdmd.backbones.protocol import LoraKind
 from rtdmd.backbones.snapshot import base_folder
 from rtdmd.common.errors import UserError
+from rtdmd.common.model_files import bring_back, read_config
 from rtdmd.common.parsing import first_line
 from rtdmd.common.pretrained import FOREIGN
 from rtdmd.common.torch_setup import DTYPES, quiet_imports, quiet_loading
@@ -84,7 +85,11 @@ def load_pipeline(
 def latent_side(model: ModelParams, folder: Path, patch: int) -> int:
     """Side of the VAE's latents at ``model.resolution`` pixels, in latent pixels; the transformer sees ``patch`` of
     them as one token. UserError where that does not divide."""
-    factor = vae_factor(folder, model.key)
+    config = folder / "vae" / "config.json"
+    channels = read_config(config, model.key).get("block_out_channels")
+    if not isinstance(channels, list) or not channels:
+        raise UserError(f"{model.key}: {config} has no block_out_channels; {bring_back(folder)}")
+    factor: int = 2 ** (len(channels) - 1)
     side = model.resolution
     if side % (factor * patch):
         raise UserError(f"model.resolution: {side} is not a multiple of {factor * patch}, which {folder} needs")

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 
 from rtdmd.backbones import require_student
 from rtdmd.backbones.hub import fetch_base
+from rtdmd.backbones.sizes import folder_configs, require_suites, suite_sizes
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import json_text, lock_file, write_atomic
 from rtdmd.common.hub import etag
 from rtdmd.common.model_files import WORLD_FOLDER, check_files, files_hash, no_folder, teacher_files
 from rtdmd.common.pins import require_pin
 from rtdmd.config import ModelParams, Params, load_params
+from rtdmd.pipeline.declared import FILES
 from rtdmd.rewards.hub import TRANSFORMERS_FILES, fetch_scorer, scorer_files
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ NAMED = "named.json"
 BASES = ("teacher", "student")  # groups of one model: section model's bases
 SCORED = ("train_rtdmd", "evaluate")  # sections that have rewards, and groups of their own
 GROUPS = (*BASES, *SCORED)
+IMPORTED = "imported"  # place of the folder that evaluate.imported names
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class ModelInput:
         """Names of the files of ``folder`` that are read. UserError where one of them is missing."""
         if self.group in BASES:
             return teacher_files(folder, self.key)
+        if self.place == IMPORTED:
+            return _weights_of(folder, self.key)
         field = self.place.partition(".")[2]
         patterns = TRANSFORMERS_FILES if self.reward is None else self.reward.sources[field].files
         return scorer_files(folder, self.key, patterns)
@@ -76,6 +81,17 @@ def model_inputs(params: Params, group: str | None = None) -> Iterator[ModelInpu
     features = params.evaluate.features_model
     if group in (None, "evaluate") and features is not None:
         yield ModelInput("evaluate", "features_model", "evaluate.features_model", features, "", None)
+    imported = params.evaluate.imported
+    if group in (None, "evaluate") and imported is not None:
+        yield ModelInput("evaluate", IMPORTED, "evaluate.imported", imported, "", None)
+
+
+def _weights_of(folder: Path, key: str) -> list[str]:
+    """Names of the files that are read of a published folder. UserError where it has no weights."""
+    weights = [name for names in FILES.values() for name in names if (folder / name).is_file()]
+    if not weights:
+        raise UserError(f"{key}: {folder} has neither of {', '.join(name for name, *_ in FILES.values())}")
+    return weights + [name for name in ("provenance.json", "gate.json") if (folder / name).is_file()]
 
 
 def _bases(params: Params) -> list[ModelParams]:
@@ -110,14 +126,17 @@ def require_pins(params: Params) -> None:
 
 def check_local(root: Path, params: Params, to_come: bool = False) -> None:
     """UserError where a file of any local model that params.yaml names is missing or damaged, as far as its header
-    tells, or where the student's base does not fit the teacher's: what another stage would find hours from now.
-    to_come: as in `set_links`."""
+    tells, where the student's base does not fit the teacher's, or where the teacher cannot draw at a suite's
+    resolution: what another stage would find hours from now. to_come: as in `set_links`."""
     for model in model_inputs(params):
         if model.revision is None and not (to_come and _is_to_come(root, model)):
             folder = _local(root, model)
             check_files(folder, model.files(folder), model.key)
     if not any(base.is_hub_id for base in _bases(params)):  # nothing is downloaded to tell
         require_student(params.model, root)
+        if list(suite_sizes(params)):
+            folder = root / params.model.teacher
+            require_suites(params, folder_configs(folder, params.model.key), params.model.teacher)
 
 
 def _is_to_come(root: Path, model: ModelInput) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from rtdmd.backbones.sizes import require_suites
 from rtdmd.common.files import read_json
 from rtdmd.config import Params, SuiteParams
 from rtdmd.pipeline.dvc_yaml import params_values
@@ -101,6 +102,7 @@ def hours_of(flops: float, gpu: str, dtype: str, utilisation: float = UTILISATIO
 def _evaluation(params: Params, costs: Costs, root: Path) -> StagePlan:
     """The stage by suites, each at its own resolution and with its own scorers; memory is that of the largest."""
     own = params.model.resolution
+    require_suites(params, costs.stand.configs, params.model.teacher)
     sized = {own: costs}
     for resolution in {suite.resolution or own for suite in params.evaluate.suites} - {own}:
         model = params.model.model_copy(update={"resolution": resolution})

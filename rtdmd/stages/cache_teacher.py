@@ -15,6 +15,8 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from rtdmd.backbones import Conditioning, require_whole
+from rtdmd.backbones.sizes import folder_configs, require_suites
+from rtdmd.backbones.snapshot import base_folder
 from rtdmd.common.errors import UserError
 from rtdmd.common.progress import progress
 from rtdmd.common.torch_setup import configure
@@ -35,6 +37,9 @@ def run(root: Path = Path(".")) -> None:
         files = {split: stage.input(f"{PROMPT_FOLDER}/{split}.jsonl") for split in ("train", "eval")}
         prompts = [NULL_PROMPT, *dict.fromkeys(p.prompt for path in files.values() for p in read_prompts(path))]
         require_whole(params.model, root)  # all of it is here and fits, for the stages after this one too
+        if params.model.is_hub_id:  # a local folder was looked at when the stage started
+            folder = base_folder(params.model, text=True, root=root)
+            require_suites(params, folder_configs(folder, params.model.key), params.model.teacher)
         encode = text_encoder(params.model, device, root)
         stored = prompts if params.cache_teacher.mode == "cache" else prompts[:1]
         writer = embed(stage.run_dir, embeddings_files(stage), stored, encode, params.cache_teacher)

@@ -33,6 +33,8 @@ REWARDS = {
     "pickscore": 986_109_441,
     "imagereward": 446_206_689,
 }
+SUITES = {"drawbench": 200 * 5, "hpsv3": 1024, "geneval": 553 * 4, "geneval2": 800, "ocr": 1018}
+"""Images of each model in the published evaluation."""
 TEACHER = "teacher (base of every role)"
 
 
@@ -64,6 +66,10 @@ def test_every_preset_has_a_plan(name: str) -> None:
         teacher = TEACHER if params.model.student is None else "teacher (base of the fake score)"
         assert (plan.parameters[teacher][0], plan.parameters["text encoders"][0]) == SIZES[name]
         assert {key: plan.parameters[f"reward {key}"][0] for key in REWARDS} == REWARDS
+        suites = plan.stages["evaluate"].suites
+        assert {suite.name: suite.images for suite in suites} == SUITES
+        assert {suite.resolution for suite in suites} == {1024}
+        assert plan.stages["evaluate"].total == pytest.approx(sum(suite.total for suite in suites))
         assert plan.stages["train_rtdmd"].memory.parts["rewards"] >= 4 * sum(
             REWARDS[key] for key in ("hpsv2", "pickscore")
         )
