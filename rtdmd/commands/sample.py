@@ -2,9 +2,10 @@
 
     rtdmd sample "a photo of a red circle" --from results/train_rtdmd --images 8 --seed 0 --out grid.png
 
-``--from`` is teacher (all its steps, guided), teacher_few_step (K steps, guided), a training stage (train_acdmd,
-train_rtdmd, or their folders in results/), or a folder that publish or import wrote. Such a folder is sampled as it
-records: on its base, at its resolution, in its steps, at its η. Everything else comes from params.yaml.
+``--from`` is teacher (all its steps, guided), teacher_few_step (K steps, guided), student_base (model.student as it
+is), a training stage (train_acdmd, train_rtdmd, or their folders in results/), or a folder that publish or import
+wrote. Such a folder is sampled as it records: on its base, at its resolution, in its steps, at its η. Everything else
+comes from params.yaml.
 ``--resolution`` draws at another size than the model was trained at, with the levels that its scheduler has there.
 Image i starts from the noise of (seed, i) for every model and prompt, so that grids can be compared.
 """
@@ -19,9 +20,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rtdmd.backbones import Conditioning, load_backbone, sized_backbone
+from rtdmd.backbones import Conditioning, load_backbone
 from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.backbones.sampling import ImageNoise, sample
+from rtdmd.backbones.sizes import sized_backbone
 from rtdmd.common.errors import UserError
 from rtdmd.common.escape import printable
 from rtdmd.common.images import grid, save_png
@@ -29,12 +31,11 @@ from rtdmd.common.torch_setup import configure
 from rtdmd.conditioning.text_cache import NULL_PROMPT, TextCache
 from rtdmd.config import ModelParams, Params, load_params
 from rtdmd.evaluate.samples import Sampler, load_sampler
-from rtdmd.publish.adapter_file import read_adapter
-from rtdmd.publish.merge import MERGED, full_weights
-from rtdmd.publish.recorded import check_whole, recorded, with_base
-from rtdmd.publish.reference import stacked_student
+from rtdmd.publish.merge import MERGED
+from rtdmd.publish.recorded import recorded, with_base
+from rtdmd.publish.sampler import published_sampler
 
-MODELS = ("teacher", "teacher_few_step", "train_acdmd", "train_rtdmd")
+MODELS = ("teacher", "teacher_few_step", "student_base", "train_acdmd", "train_rtdmd")
 LEAST_SIDE = 144  # smaller images are enlarged to about this many pixels in the grid
 
 
@@ -101,28 +102,7 @@ def find_sampler(source: str, params: Params, text: TextCache, device: torch.dev
         raise UserError(
             f"--from {source}: neither one of {', '.join(MODELS)} nor a folder with {PUBLISHED} or {MERGED}"
         )
-    return published_sampler(folder, params, device, root)
-
-
-def published_sampler(folder: Path, params: Params, device: torch.device, root: Path) -> Sampler:
-    """A published folder on ``params.model``: its adapter or, where it has none, its merged weights in model.dtype; few
-    steps, no guidance. UserError where the weights are another model's, or not what passed the folder's gate."""
-    check_whole(folder)
-    backbone = load_backbone(params.model, device=device, root=root)
-    if (folder / PUBLISHED).is_file():
-        adapter = read_adapter(folder / PUBLISHED)
-        print(f"{folder / PUBLISHED}: rank {adapter.rank}, alpha {adapter.alpha:g}", file=sys.stderr)
-        velocity = stacked_student(backbone, {"published": adapter})
-    else:
-        state = backbone.transformer.state_dict()
-        weights = full_weights(folder / MERGED, state, backbone.dtype, "make or download the folder again")
-        backbone.transformer.load_state_dict(weights, strict=True)
-
-        def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-            return backbone.velocity(backbone.transformer, x, sigma, cond)
-
-    levels = backbone.sigmas(params.model.num_steps)
-    return Sampler(backbone, velocity, levels, params.model.eta, guided=False, shape=backbone.latent_shape())
+    return published_sampler(folder, params.model, device, root)
 
 
 @torch.no_grad()

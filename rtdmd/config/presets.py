@@ -148,6 +148,7 @@ WORLD: dict[str, Any] = {
         "suites": [_HELDOUT | {"images_per_tag": 300, "reference_images": 2000}],
         "batch_size": 150,
         "models": ["teacher", "teacher_few_step", "train_acdmd", "train_rtdmd"],
+        "imported": None,
         "etas": [0.0, 1.0],
         "rewards": [_CLIP, _VERIFIER],
         "features_model": "data/world/clip",

@@ -20,7 +20,12 @@ _HPSV2 = {"name": "hpsv2", "model": "xswu/HPSv2", "revision": UNPINNED, **_VIT_H
 _PICKSCORE = {"name": "pickscore", "model": "yuvalkirstain/PickScore_v1", "revision": UNPINNED, **_VIT_H}
 _IMAGEREWARD = {"name": "imagereward", "model": "zai-org/ImageReward", "revision": UNPINNED, **_BERT}
 _AESTHETIC = {"name": "aesthetic", "model": "./models/aesthetic", **_VIT_L}
-_HPSV3 = {"name": "hpsv3", "model": "MizzenAI/HPSv3", "revision": UNPINNED, "base": "Qwen/Qwen2-VL-7B-Instruct"}
+_HPSV3: dict[str, Any] = {
+    "name": "hpsv3",
+    "model": "MizzenAI/HPSv3",
+    "revision": UNPINNED,
+    "base": "Qwen/Qwen2-VL-7B-Instruct",
+}
 _HPSV3 |= {"base_revision": UNPINNED, "offload": True}
 _GENEVAL = {
     "name": "geneval",
@@ -30,7 +35,12 @@ _GENEVAL = {
     "colour_revision": UNPINNED,
     "soft_weight": 0.0,
 }
-_GENEVAL2 = {"name": "geneval2", "model": "Qwen/Qwen3-VL-8B-Instruct", "revision": UNPINNED, "offload": True}
+_GENEVAL2: dict[str, Any] = {
+    "name": "geneval2",
+    "model": "Qwen/Qwen3-VL-8B-Instruct",
+    "revision": UNPINNED,
+    "offload": True,
+}
 _OCR = {"name": "ocr"}
 _OF_DRAWBENCH = [_CLIPSCORE, _AESTHETIC, _PICKSCORE, _HPSV2, _IMAGEREWARD]
 _OF_OWN_SETS = {"hpsv3": 1, "geneval": 4, "geneval2": 1, "ocr": 1}

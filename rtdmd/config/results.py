@@ -11,7 +11,7 @@ from rtdmd.common.hub_names import HUB_NAME_RULE, is_hub_name, is_owner_and_name
 from rtdmd.common.section import Flag, Real, Section, Whole, param
 from rtdmd.config.rewards import RewardEntry, distinct
 
-ModelName = Literal["teacher", "teacher_few_step", "student_base", "train_acdmd", "train_rtdmd"]
+ModelName = Literal["teacher", "teacher_few_step", "student_base", "imported", "train_acdmd", "train_rtdmd"]
 
 
 class SuiteParams(Section):
@@ -87,7 +87,13 @@ class EvaluateParams(Section):
     )
     batch_size: Whole = param("images per forward; changes no result", unit="images", source="ours", ge=1)
     models: tuple[ModelName, ...] = param(
-        "what is evaluated; student_base: model.student as it was released", source="ours", min_length=1
+        "what is evaluated; student_base: what model.student names, as released; imported: the folder of that key",
+        source="paper, table 2: teachers, released few-step models, students",
+        min_length=1,
+    )
+    imported: str | None = param(
+        "folder of weights that `rtdmd import` or `rtdmd publish` wrote, judged as the model `imported`; null: none",
+        source="ours",
     )
     etas: tuple[Real, ...] = param(
         "CPS noise levels at which the student of stage two is scored besides model.eta; the card prints them",
@@ -110,6 +116,10 @@ class EvaluateParams(Section):
             raise ValueError(f"etas: {list(self.etas)}; allowed: numbers from 0 to 1, each once")
         if self.etas and "train_rtdmd" not in self.models:
             raise ValueError(f"etas: {list(self.etas)} without train_rtdmd in models; allowed: []")
+        if ("imported" in self.models) != (self.imported is not None):
+            allowed = "null" if self.imported is not None else "a folder that `rtdmd import` wrote"
+            has = "with" if "imported" in self.models else "without"
+            raise ValueError(f"imported: {self.imported!r} {has} imported in models; allowed: {allowed}")
         self._check_suites()
         return self
 

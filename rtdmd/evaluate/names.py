@@ -12,6 +12,7 @@ LABELS = {
     "teacher": "Teacher",
     "teacher_few_step": "Teacher, few steps",
     "student_base": "Student's base, as released",
+    "imported": "Imported checkpoint",
     "train_acdmd": "Stage one (AC-DMD)",
     "train_rtdmd": "Stage two (RTDMD)",
     "reference": "Real images",
@@ -23,6 +24,10 @@ PAIRS = (
     ("train_rtdmd", "student_base"),
     ("train_acdmd", "teacher"),
     ("train_acdmd", "teacher_few_step"),
+    ("train_acdmd", "student_base"),
+    ("train_rtdmd", "imported"),
+    ("imported", "teacher"),
+    ("imported", "student_base"),
 )  # differences that carry a claim: first - second
 
 SCORES = {

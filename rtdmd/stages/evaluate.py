@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rtdmd.backbones import sized_backbone
+from rtdmd.backbones.sizes import sized_backbone, suite_sizes
 from rtdmd.common.files import write_atomic, write_json
 from rtdmd.common.images import save_png
 from rtdmd.common.torch_setup import configure
@@ -30,6 +30,7 @@ from rtdmd.evaluate.tables import per_tag_csv, scores_csv
 from rtdmd.pipeline.declared import check_models
 from rtdmd.pipeline.stage import Stage, open_stage
 from rtdmd.prompts.records import read_prompts
+from rtdmd.publish.sampler import imported_model, published_sampler
 
 
 def run(root: Path = Path(".")) -> None:
@@ -40,15 +41,10 @@ def run(root: Path = Path(".")) -> None:
         device = configure(stage.params.run)
         prompts = read_prompts(stage.input("results/prepare_prompts/eval.jsonl"))
         cache = open_text_cache(stage, "eval").to(device)
+        imported = imported_model(stage.params, root) if "imported" in params.models else None
         judge = load_judge(params, device, root)
         found = [Findings(suite, judge.of(suite.scorers)) for suite in plan_suites(stage.params, prompts)]
-        sizes = {
-            suite.resolution: sized_backbone(
-                model, suite.resolution, f"evaluate.suites: {suite.name}: resolution", root
-            )
-            for suite in (one.suite for one in found)
-            if suite.resolution != model.resolution
-        }
+        sizes = {size: sized_backbone(model, size, key, root) for key, size in suite_sizes(stage.params)}
 
         def evaluated(sampler: Sampler, one: Findings, name: str) -> Evaluated:
             name = f"{name} on {one.suite.name}"
@@ -56,7 +52,10 @@ def run(root: Path = Path(".")) -> None:
             return Evaluated(judge_images(one.judge, images, one.suite.kept), sampler.steps, sampler.evaluations)
 
         for name in params.models:
-            loaded = load_sampler(name, stage.params, cache, device, root)
+            if imported is not None and name == "imported":
+                loaded = published_sampler(root / str(params.imported), imported, device, root)
+            else:
+                loaded = load_sampler(name, stage.params, cache, device, root)
             for one in found:
                 resolution = one.suite.resolution
                 sampler = loaded.resized(sizes[resolution]) if resolution in sizes else loaded

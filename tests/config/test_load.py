@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -22,6 +23,11 @@ def message(changes: dict) -> str:
     text = str(caught.value)
     assert "\n" not in text
     return text
+
+
+def suites(*entries: dict[str, Any]) -> dict[str, Any]:
+    """Changes with these suites of the held-out captions."""
+    return {"evaluate": {"suites": [{"name": "a", "prompts": "heldout"} | entry for entry in entries]}}
 
 
 @pytest.mark.parametrize(
@@ -134,6 +140,43 @@ def test_misspelt_section_comes_before_the_missing_one() -> None:
         (
             {"evaluate": {"rewards": [{"name": "clipscore", "model": "a"}, {"name": "clipscore", "model": "b"}]}},
             "'clipscore' occurs 2 times; allowed: each reward once",
+        ),
+        ({"evaluate": {"suites": []}}, "evaluate.suites: [] is not allowed; allowed: "),
+        (suites({}), "evaluate.suites[0].images_per_tag, images_per_prompt: neither given; allowed: one of the two"),
+        (
+            suites({"images_per_tag": 1, "images_per_prompt": 1}),
+            "evaluate.suites[0].images_per_tag, images_per_prompt: both given; allowed: one of the two",
+        ),
+        (
+            suites({"images_per_tag": 1, "rewards": ["hpsv2"]}),
+            "evaluate.suites: a: rewards: 'hpsv2' is none of evaluate.rewards; allowed: clipscore, world_verifier",
+        ),
+        (
+            suites({"images_per_tag": 1, "rewards": ["clipscore", "clipscore"]}),
+            "evaluate.suites[0].rewards: ['clipscore', 'clipscore']; allowed: each name once",
+        ),
+        (
+            suites({"images_per_tag": 1, "rewards": ["clipscore"]}),
+            "evaluate.rewards: world_verifier scores no suite; allowed: rewards that a suite names",
+        ),
+        (
+            suites({"images_per_tag": 1}, {"images_per_tag": 2}),
+            "evaluate.suites: 'a' occurs 2 times; allowed: each name once",
+        ),
+        (suites({"name": "A b", "images_per_tag": 1}), "evaluate.suites[0].name: 'A b' is not allowed; allowed: "),
+        (suites({"max_prompts": 0, "images_per_tag": 1}), "evaluate.suites[0].max_prompts: 0 is not allowed; allowed:"),
+        (suites({"prompt": "x", "images_per_tag": 1}), "evaluate.suites[0].prompt: unknown key"),
+        (
+            {"evaluate": {"models": ["student_base", "train_rtdmd"]}},
+            "evaluate.models: student_base with model.student: null; allowed: without student_base, or with a base of",
+        ),
+        (
+            {"evaluate": {"models": ["imported", "train_rtdmd"]}},
+            "evaluate.imported: None with imported in models; allowed: a folder that `rtdmd import` wrote",
+        ),
+        (
+            {"evaluate": {"imported": "./a"}},
+            "evaluate.imported: './a' without imported in models; allowed: null",
         ),
         ({"evaluate": {"etas": [0.0, 1.5]}}, "evaluate.etas: [0.0, 1.5]; allowed: numbers from 0 to 1, each once"),
         ({"evaluate": {"models": ["teacher"]}}, "evaluate.etas: [0.0, 1.0] without train_rtdmd in models; allowed: []"),

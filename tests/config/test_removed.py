@@ -9,7 +9,7 @@ import pytest
 
 from rtdmd.common.errors import UserError
 from rtdmd.config import PRESETS, preset
-from rtdmd.config.removed import REMOVED, RENAMED
+from rtdmd.config.removed import MOVED, REMOVED, RENAMED
 from rtdmd.methods._card import flat
 
 
@@ -53,3 +53,10 @@ def test_the_constants_have_the_values_that_are_told(key: str) -> None:
     module = import_module(Path(file).with_suffix("").as_posix().replace("/", "."))
     names = constants.replace(" and ", ", ").split(", ")
     assert [getattr(module, name) for name in names] == [float(x) for x in value.replace(" and ", ", ").split(", ")]
+
+
+@pytest.mark.parametrize("key", MOVED)
+def test_a_key_of_the_evaluation_is_one_of_its_suites_now(key: str) -> None:
+    with pytest.raises(UserError) as caught:
+        preset("world", {"evaluate": {key.split(".")[1]: 2}})
+    assert str(caught.value) == f"preset world: {key}: {MOVED[key]}"

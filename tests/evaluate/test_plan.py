@@ -2,7 +2,8 @@
 
 from collections import Counter
 
-from rtdmd.evaluate.plan import grid_prompts, plan_images
+from rtdmd.config import SuiteParams
+from rtdmd.evaluate.plan import grid_prompts, plan_images, plan_suite
 from rtdmd.prompts.records import Prompt
 
 PROMPTS = [Prompt(i, f"p{i}", tag, None) for i, tag in enumerate(["a", "b", "b", "b", "c", "c"])]
@@ -38,3 +39,16 @@ def test_prompts_without_tag_form_one_group():
     prompts = [Prompt(4, "x"), Prompt(5, "y")]
     items = plan_images(prompts, 3)
     assert [(i.key, i.tag) for i in items] == [((4, 0), "all"), ((5, 0), "all"), ((4, 1), "all")]
+
+
+def test_a_suite_takes_so_many_images_of_each_prompt_and_so_many_prompts_of_all_tags():
+    suite = SuiteParams(name="s", prompts="s", images_per_prompt=2, max_prompts=4)
+    assert [item.key for item in plan_suite(suite, PROMPTS)] == [
+        *((0, 0), (0, 1)),
+        *((1, 0), (1, 1), (2, 0), (2, 1)),
+        *((4, 0), (4, 1)),
+    ]
+    whole = plan_suite(suite.model_copy(update={"max_prompts": None}), PROMPTS)
+    assert [item.key for item in whole] == [(number, index) for number in range(6) for index in range(2)]
+    by_tag = SuiteParams(name="s", prompts="s", images_per_tag=7)
+    assert plan_suite(by_tag, PROMPTS) == plan_images(PROMPTS, 7)

@@ -47,6 +47,32 @@ def test_per_tag_has_a_line_for_each_model_and_tag():
     assert float(lines[1].split(",")[4]) == pytest.approx(mean, rel=1e-5)
 
 
+def test_suites_stand_side_by_side_each_with_its_own_scores(tmp_path):
+    """A score that a suite has not is an empty field, and read back as none; models are compared suite by suite."""
+    first = _models()
+    second = {
+        name: scores_of(ITEMS[:3], {"ocr": np.arange(3.0) + shift}) for name, shift in (("better", 1), ("worse", 0))
+    }
+    path = tmp_path / "scores.csv"
+    path.write_text(scores_csv({"one": first, "two": second}))
+    lines = path.read_text().splitlines()
+    assert lines[0] == "suite,model,prompt_id,index,tag,strict,clip,ocr"
+    assert len(lines) == 1 + 2 * 12 + 2 * 3 and lines[1].endswith(",") and lines[-1] == "two,worse,0,1,a,,,2"
+    assert tuple(read_scores(path, "worse", "two").columns) == ("ocr",)
+    assert tuple(read_scores(path, "worse", "one").columns) == ("strict", "clip")
+    with pytest.raises(UserError, match=r"no suite 'three' of worse; it holds one, two"):
+        read_scores(path, "worse", "three")
+    tags = per_tag_csv({"one": first, "two": second}).splitlines()
+    assert tags[-1] == "two,worse,a,3,,,,,1," + tags[-1].rsplit(",", 1)[1]
+    tables = compare(f"{path}:better", f"{path}:worse").split("\n\n")
+    assert [table.splitlines()[0].rsplit(", ")[1] for table in tables] == ["one", "two"]
+    assert tables[1].splitlines()[2].split()[:4] == ["ocr", "all", "3", "+1.0000"]
+    other = tmp_path / "other.csv"
+    other.write_text(scores_csv({"three": second}))
+    with pytest.raises(UserError, match=r"no suite in common: .* has one, two, .* has three"):
+        compare(f"{path}:better", f"{other}:worse")
+
+
 def test_paired_difference_is_the_paired_t_test_whatever_the_order_of_lines():
     models = _models()
     order = np.random.default_rng(1).permutation(12)

@@ -13,7 +13,7 @@ from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.cli import build_parser
 from rtdmd.commands import import_checkpoint
-from rtdmd.commands.sample import published_model, published_sampler
+from rtdmd.commands.sample import published_model
 from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.common.files import load_tensors, read_json, save_tensors, sha256_tree
 from rtdmd.config import Params
@@ -23,6 +23,7 @@ from rtdmd.publish.compose import compose
 from rtdmd.publish.lineage_record import record_of_weights, steps_of_record
 from rtdmd.publish.merge import MERGED
 from rtdmd.publish.record_schema import Provenance, checked
+from rtdmd.publish.sampler import published_sampler
 from rtdmd.train.adapters import load_student
 from tests.publish.exports import gate_in_process
 from tests.workspace import make_workspace
@@ -99,7 +100,7 @@ def test_it_samples_and_evaluates_as_the_two_stages(
     x, sigma = torch.randn(1, 4, 9, 9, generator=torch.Generator().manual_seed(0)), torch.tensor([0.75])
     base = backbone.velocity(backbone.transformer, x, sigma, cond)
     with torch.no_grad():
-        one = published_sampler(imported, params, torch.device("cpu"), root).velocity(x, sigma, cond)
+        one = published_sampler(imported, params.model, torch.device("cpu"), root).velocity(x, sigma, cond)
         with pytest.raises(UserError, match=r"trained with model\.teacher: \./base, params\.yaml says data/"):
             load_student(params, load_backbone(params.model, vae=False, root=root), "train_rtdmd", tmp_path)
         own = params.model_copy(update={"model": params.model.model_copy(update={"teacher": "./base"})})

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +20,11 @@ from rtdmd.config import load_params, preset
 from rtdmd.evaluate.plan import plan_images
 from rtdmd.evaluate.reference import world_images
 from rtdmd.evaluate.samples import load_sampler, model_images
-from rtdmd.evaluate.tables import read_scores
+from rtdmd.evaluate.tables import read_scores, read_suites
 from rtdmd.prompts.records import read_prompts
+from rtdmd.publish.card import _results
+from rtdmd.rewards import panel
+from rtdmd.rewards.registration import RewardParams
 from rtdmd.stages import cache_teacher, evaluate, prepare_prompts, publish, report
 from tests.workspace import make_workspace, set_params
 
@@ -158,6 +162,102 @@ def test_without_reference_and_features_only_the_scores_remain(copy: Path) -> No
     page = (copy / "results/report/index.html").read_text(encoding="utf-8")
     assert "CLIP score by tag" in page
     assert "What was drawn" not in page
+
+
+SUITES = [
+    {"name": "heldout", "prompts": "heldout", "images_per_tag": 4, "reference_images": 24},
+    {
+        "name": "small",
+        "prompts": "heldout",
+        "rewards": ["clipscore"],
+        "images_per_prompt": 2,
+        "max_prompts": 6,
+        "resolution": 24,
+    },
+]
+
+
+def test_two_suites_on_one_set_of_scorers(root: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite that stood alone keeps its values; the other has its own size, scorers and prompts; page and card show
+    both; each scorer is loaded once."""
+    names = []
+    load = panel.load_reward
+
+    def counted(spec: RewardParams, *where: Any) -> Any:
+        names.append(spec.name)
+        return load(spec, *where)
+
+    monkeypatch.setattr(panel, "load_reward", counted)
+    set_params(copy, {"evaluate": {"suites": SUITES}})
+    evaluate.run(copy)
+    assert names == ["clipscore", "world_verifier"]
+    metrics = read_json(copy / "results/evaluate/metrics.json")
+    assert metrics["order"] == ["heldout", "small"]
+    assert metrics["suites"]["heldout"] == heldout(root)
+    small = metrics["suites"]["small"]
+    assert (small["prompts"], small["resolution"], small["trained_resolution"]) == (6, 24, 36)
+    assert (
+        set(small["train_rtdmd"]["per_tag"]) == {"clipscore"} and len(small["train_rtdmd"]["per_tag"]["clipscore"]) == 6
+    )
+    assert small["train_rtdmd"]["images"] == 12 and "reference" not in small and "frechet" not in small["teacher"]
+    assert set(small["paired"]) == set(heldout(root)["paired"]) and list(small["etas"]) == ["0", "1"]
+    rows = read_suites(copy / "results/evaluate/scores.csv", "teacher")
+    assert {name: (len(own.prompts), tuple(own.columns)) for name, own in rows.items()} == {
+        "heldout": (24, SCORES),
+        "small": (12, ("clipscore",)),
+    }
+    report.run(copy)
+    page = (copy / "results/report/index.html").read_text(encoding="utf-8")
+    for text in ("<h2>All suites</h2>", "<h2>Results: heldout</h2>", "<h2>Results: small</h2>", "CLIP score (small)"):
+        assert text in page
+    assert "Images of 24 pixels; trained at 36." in page and page.count("trained at 36") == 1
+    card = "\n".join(_results(SimpleNamespace(metrics=metrics, rewards=["clipscore"], model=load_params().model)))
+    assert "### small\n\n12 images of each model for 6 held-out prompts, 24 x 24 pixels (trained at 36)." in card
+    assert "### heldout\n\n24 images of each model for 16 held-out prompts, 36 x 36 pixels." in card
+
+
+def test_a_suite_that_cannot_be_drawn_or_has_no_prompt_writes_nothing(copy: Path) -> None:
+    before = {path: path.read_bytes() for path in (copy / "results/evaluate").iterdir()}
+    for resolution, says in ((30, "30 is not a multiple of 12"), (48, "48 is more than 36, the largest")):
+        set_params(copy, {"evaluate": {"suites": [SUITES[0], SUITES[1] | {"resolution": resolution}]}})
+        with pytest.raises(UserError, match=rf"^evaluate\.suites: small: resolution: {says}"):
+            evaluate.run(copy)
+    sets = {"other": [{"name": "world", "split": "heldout"}]}
+    changes = {"suites": [SUITES[0], SUITES[1] | {"prompts": "other"}]}
+    set_params(copy, {"prepare_prompts": {"sets": sets}, "evaluate": changes})
+    with pytest.raises(
+        UserError, match=r"^evaluate\.suites: small: results/prepare_prompts/eval\.jsonl has no prompt of"
+    ):
+        evaluate.run(copy)
+    assert {path: path.read_bytes() for path in (copy / "results/evaluate").iterdir()} == before
+
+
+def test_a_published_folder_is_a_model_of_the_tables(copy: Path) -> None:
+    """The folder that publish wrote of the student, judged as an imported one: the student's own images, up to the
+    rounding of one stacked adapter instead of two. Another base is refused."""
+    (copy / "results/publish").rename(copy / "imported")
+    text = (copy / "dvc.yaml").read_text(encoding="utf-8")
+    grids = {name: f"      - results/evaluate/grid_{name}.png\n" for name in ("teacher_few_step", "train_acdmd")}
+    text = text.replace(grids["teacher_few_step"], grids["teacher_few_step"].replace("teacher_few_step", "imported"))
+    (copy / "dvc.yaml").write_text(text.replace(grids["train_acdmd"], ""), encoding="utf-8")
+    models = ["teacher", "imported", "train_rtdmd"]
+    plain = [{"name": "heldout", "prompts": "heldout", "images_per_tag": 2}]
+    changes = {"models": models, "imported": "./imported", "etas": [], "suites": plain}
+    set_params(copy, {"evaluate": changes})
+    evaluate.run(copy)
+    found = heldout(copy)
+    assert found["imported"]["network_evaluations"] == 4
+    assert found["imported"]["clipscore"]["mean"] == pytest.approx(found["train_rtdmd"]["clipscore"]["mean"], abs=1e-3)
+    assert abs(found["paired"]["imported-teacher"]["clipscore"]["mean"]) > 1e-3
+    inputs = read_json(copy / "results/evaluate/resolved.json")["inputs"]
+    assert len(inputs["./imported"]) == 64
+    record = read_json(copy / "imported/provenance.json")
+    record["teacher"]["sha256"] = "0" * 64
+    write_json(copy / "imported/provenance.json", record)
+    with pytest.raises(
+        UserError, match=r"^evaluate\.imported: .*imported stands on data/world/teacher, revision None; a"
+    ):
+        evaluate.run(copy)
 
 
 def test_pictures_show_the_asked_prompts(root: Path) -> None:
