@@ -46,11 +46,6 @@ class Params(Section):
         self._check_noise()
         self._check_sharding()
         self._check_mode()
-        if "student_base" in self.evaluate.models and self.model.student is None:
-            raise ValueError(
-                "evaluate.models: student_base with model.student: null; allowed: without student_base, or with a base"
-                " of the student's own"
-            )
         return self
 
     def _check_sets(self) -> None:

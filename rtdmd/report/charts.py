@@ -14,6 +14,7 @@ COLORS = {
     "teacher": "#24292f",
     "teacher_few_step": "#9a6700",
     "student_base": "#8250df",
+    "imported": "#bf3989",
     "train_acdmd": "#0969da",
     "train_rtdmd": "#1a7f37",
 }

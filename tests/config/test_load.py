@@ -168,7 +168,7 @@ def test_misspelt_section_comes_before_the_missing_one() -> None:
         (suites({"prompt": "x", "images_per_tag": 1}), "evaluate.suites[0].prompt: unknown key"),
         (
             {"evaluate": {"models": ["student_base", "train_rtdmd"]}},
-            "evaluate.models: student_base with model.student: null; allowed: without student_base, or with a base of",
+            "evaluate.models: student_base with model.student: null, where the student's base is the teacher's;",
         ),
         (
             {"evaluate": {"models": ["imported", "train_rtdmd"]}},
