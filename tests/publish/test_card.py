@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -44,6 +45,14 @@ METRICS["etas"] = {
     }
     for level, found in LEVELS.items()
 }
+
+
+def _suite(found: dict[str, Any], name: str = "heldout", resolution: int = 36) -> dict[str, Any]:
+    """metrics.json of one suite, for the card."""
+    own = {"prompts": 12, "resolution": resolution, "trained_resolution": 36} | found
+    return {"order": [name], "suites": {name: own}, "scorers": {}}
+
+
 BASE = BaseModel(
     Path("teacher"), "StableDiffusion3Pipeline", "SD3Transformer2DModel", ("text_encoder_3",), ("text_encoder_3",)
 )
@@ -56,7 +65,7 @@ def _found(changes=None, **other) -> Published:
         "forms": ("lora", "merged"),
         "rank": 64,
         "settings": params.model_dump(mode="json"),
-        "metrics": METRICS,
+        "metrics": _suite(METRICS),
         "settings_sha256": "d" * 64,
     } | other
     return Published(
@@ -94,7 +103,7 @@ def test_metadata_of_the_embedded_world() -> None:
 def test_figures_with_intervals_training_rewards_apart() -> None:
     """strict is what the training reward world_verifier is made of; pickscore and Fréchet distance were not trained."""
     trained, held_out = _metadata(model_card(_found()))["model-index"][0]["results"]
-    assert trained["dataset"]["name"] == "Held-out prompts, training rewards"
+    assert trained["dataset"]["name"] == "Held-out prompts (heldout), training rewards"
     (strict,) = trained["metrics"]
     assert strict == {
         "type": "strict",
@@ -147,7 +156,7 @@ def test_at_eta_one_diffusers_own_scheduler_is_the_trained_one() -> None:
 
 
 def test_a_level_that_was_not_scored_says_so() -> None:
-    card = model_card(_found(metrics={name: value for name, value in METRICS.items() if name != "etas"}))
+    card = model_card(_found(metrics=_suite({name: value for name, value in METRICS.items() if name != "etas"})))
     assert "| the folder's own, as above | 1 | not scored |  |" in card
 
 
@@ -182,7 +191,7 @@ def test_foreign_strings_are_text_in_the_cards_markdown_and_python() -> None:
     metrics = copy.deepcopy(METRICS)
     for name in ("teacher", "train_acdmd", "train_rtdmd"):
         metrics[name]["per_tag"]["strict"][tag] = {"mean": 0.5, "ci95": 0.1, "ci95_prompts": None}
-    found = _found({"model": {"teacher": path}}, metrics=metrics)
+    found = _found({"model": {"teacher": path}}, metrics=_suite(metrics))
     found = dataclasses.replace(found, prompt=prompt, folder='out"+exit()+"')
     card = model_card(found)
     blocks = blocks_of(card)
@@ -217,3 +226,22 @@ def test_a_base_whose_classes_are_no_names_is_refused(index: dict[str, object], 
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"model_index.json: .* is no name of a class or part"):
         base_model(tmp_path)
+
+
+def test_suites_stand_one_below_the_other_with_their_sizes() -> None:
+    """Each suite has a heading, what it was drawn at where that is not the trained size, and its own data set on the
+    Hub."""
+    two = _suite(METRICS)
+    two["order"].append("large")
+    two["suites"]["large"] = _suite(METRICS, "large", 72)["suites"]["large"]
+    text = model_card(_found(metrics=two))
+    assert text.index("### heldout") < text.index("### large")
+    assert "for 12 held-out prompts, 36 x 36 pixels." in text
+    assert "for 12 held-out prompts, 72 x 72 pixels (trained at 36)." in text
+    results = _metadata(text)["model-index"][0]["results"]
+    assert [one["dataset"]["type"] for one in results] == [
+        "held-out-prompts-heldout",
+        "held-out-prompts-heldout",
+        "held-out-prompts-large",
+        "held-out-prompts-large",
+    ]
