@@ -92,6 +92,11 @@ class Verdict:
         """Mean of the parts."""
         return sum(self.parts) / len(self.parts)
 
+    @property
+    def exact(self) -> bool:
+        """The public code's ``strict_accuracy``: every part whole, so no object of a class too many either."""
+        return all(part == 1 for part in self.parts)
+
 
 ColoursOf = Callable[[str, Sequence[Found]], Sequence[str]]
 """(class, objects) -> the colour of each; asked only where a record asks for a colour."""

@@ -48,8 +48,11 @@ def colours(tiny_clip: Path) -> ColourNames:
 
 @pytest.fixture(scope="module")
 def reward(detector: Detector, colours: ColourNames) -> GenEval:
-    keys = {"model": "m", "colour_model": "c", "soft_weight": 0.25}
-    return GenEval(detector, colours, GenEvalParams(name="geneval", **keys), {})
+    return scorer(detector, colours, soft_weight=0.25)
+
+
+def scorer(detector: Detector, colours: ColourNames, **keys: Any) -> GenEval:
+    return GenEval(detector, colours, GenEvalParams(name="geneval", model="m", colour_model="c", **keys), {})
 
 
 def pictures(height: int = 48, width: int = 60) -> torch.Tensor:
@@ -249,6 +252,17 @@ def test_scores_follow_detections_and_rules(reward: GenEval, detector: Detector,
     expected = [0.25 * verdict.soft + 0.75 * verdict.correct for verdict in verdicts]
     scores = reward.score(images, ["p"] * 3, records)
     assert scores.dtype == torch.float32 and scores.tolist() == pytest.approx(expected, abs=1e-7)
+    public = scorer(detector, colours, soft_weight=0.0, verdict="exact")
+    assert public.score(images, ["p"] * 3, records).tolist() == [verdict.soft == 1 for verdict in verdicts]
+    trained = scorer(detector, colours, soft_weight=1.0, soft_parts="published")
+    (lowest, _), counts = trained.range, [one.parts[0] for one in trained.verdicts(images, ["p"] * 3, records)]
+    assert lowest == -14 and min(trained.score(images, ["p"] * 3, records)) >= lowest
+    assert counts == [2 - sum(t.name == f.name for t in one.found) for one, f in zip(seen, first, strict=True)]
+    assert trained.identity() == public.identity() | {
+        "soft_weight": 1.0,
+        "soft_parts": "published",
+        "verdict": "benchmark",
+    }
 
 
 def test_a_batch_is_its_images_one_by_one(reward: GenEval, detector: Detector) -> None:

@@ -199,6 +199,7 @@ def test_published_parts(
     published = verdict(record, found, colours, "published")
     assert published.parts == parts
     assert published.correct == verdict(record, found, colours).correct  # the benchmark's verdict is another matter
+    assert published.exact == verdict(record, found, colours).exact == (min(parts) == 1)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """geneval: whether the objects, numbers, colours and positions that a prompt names are in the image, in [0, 1].
 
 A detector (geneval_detector) finds objects, a CLIP model names colours where the prompt asks (geneval_colours), and
-GenEval's rules decide (geneval_rules). The score is ``soft_weight`` * soft + (1 - soft_weight) * correct: 0 gives the
-benchmark's 0/1, 1 with ``soft_parts: published`` the reward that the public code trains on. Prompts need GenEval's
-metadata. Not differentiable.
+GenEval's rules decide (geneval_rules). The score is ``soft_weight`` * soft + (1 - soft_weight) * verdict: 0 gives the
+benchmark's 0/1 (with ``verdict: exact`` the public code's), 1 with ``soft_parts: published`` the reward that the public
+code trains on. Prompts need GenEval's metadata. Not differentiable.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from rtdmd.rewards.geneval_detector import Detector
     from rtdmd.rewards.protocol import Case
 
+HardVerdict = Literal["benchmark", "exact"]
 VERSION = 3  # raise it when the verdict on any image changes; 3: what is cut out for its colour is resized as bytes
 
 
@@ -55,6 +56,11 @@ class GenEvalParams(RewardParams):
         "how the soft score counts: one part from 0 to 1 for all that is asked, or as the public code, from -14 to 1",
         source="public code: published; fixed ours",
         default="fixed",
+    )
+    verdict: HardVerdict = param(
+        "the 0/1 of the rest: the benchmark's rule (at least so many objects), or exactly what is asked",
+        source="public code: exact (its strict_accuracy); benchmark GenEval",
+        default="benchmark",
     )
 
     needs_metadata = True
@@ -85,7 +91,7 @@ class GenEval:
     def __init__(self, detector: Detector, colours: ColourNames, params: GenEvalParams, files: Mapping[str, str]):
         """files: sha256 by name, for `identity`."""
         self.detector, self.colours = detector, colours
-        self.soft_weight, self.soft_parts = params.soft_weight, params.soft_parts
+        self.soft_weight, self.soft_parts, self.verdict = params.soft_weight, params.soft_parts, params.verdict
         lowest = float(2 - MAX_OBJECTS) if params.soft_parts == "published" else 0.0  # of so many where one is wanted
         self.range = (params.soft_weight * lowest, 1.0)
         self._files = dict(files)
@@ -102,6 +108,7 @@ class GenEval:
             "rules": rules,
             "soft_weight": self.soft_weight,
             "soft_parts": self.soft_parts,
+            "verdict": self.verdict,
             "template": list(TEMPLATES),
             "version": VERSION,
         }
@@ -116,7 +123,9 @@ class GenEval:
         import torch
 
         verdicts = self.verdicts(images, prompts, metadata)
-        scores = [self.soft_weight * verdict.soft + (1 - self.soft_weight) * verdict.correct for verdict in verdicts]
+        hard = [one.exact if self.verdict == "exact" else one.correct for one in verdicts]
+        share = self.soft_weight
+        scores = [share * one.soft + (1 - share) * right for one, right in zip(verdicts, hard, strict=True)]
         return checked(self.name, torch.tensor(scores, dtype=torch.float32, device=images.device))
 
     def verdicts(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> list[Verdict]:
