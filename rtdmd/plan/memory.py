@@ -80,7 +80,12 @@ def rtdmd_memory(costs: Costs, processes: int) -> Memory:
     """Stage two. Every pass goes in micro-batches; the last step's images are a copy of theirs in the roll-out."""
     stand, p = costs.stand, costs.stand.params.train_rtdmd
     images = split(p.prompts_per_epoch * p.group_size, processes)
-    parts = _weights(stand, ("acdmd", "rtdmd", "fake")) | _shards(stand, p.sharding, processes)
+    new_fake = p.fake_adapter == "new" and not stand.roles.full  # on top of stage one's
+    parts = _weights(stand, ("acdmd", "rtdmd", "fake", *["fake"] * new_fake)) | _shards(stand, p.sharding, processes)
+    if p.stage_one_adapters == "merged" and not stand.roles.full:
+        # A base of the student's own is merged in place; where it is the teacher's too, copies of its layers are.
+        copies = (not stand.two_bases) + new_fake
+        parts["merged layers"] = copies * stand.adapted_bytes() / (processes if p.sharding == "base" else 1)
     parts |= _text(stand) | _optimizer(stand, "rtdmd")
     parts["decoder"] = size_of([stand.vae])[1]
     parts["rewards"] = _rewards(stand, [spec for spec in p.rewards if not spec.offload])

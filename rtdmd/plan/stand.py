@@ -93,6 +93,11 @@ class Stand:
         size -= sum(p.numel() * p.element_size() for p in adapters)
         return count, size
 
+    def adapted_bytes(self) -> int:
+        """Bytes of the layers of a transformer that carry an adapter, in its own dtype."""
+        weights = [layer.get_base_layer().weight for layer in self.roles.layers("fake")]
+        return sum(weight.numel() * weight.element_size() for weight in weights)
+
     def block_sizes(self) -> list[int]:
         """Bytes of each of a transformer's blocks without its adapters."""
         sizes = []
