@@ -128,7 +128,9 @@ def test_the_prompt_files_that_a_preset_names_are_the_users(root: Path) -> None:
     tree = preset("sd35m").model_dump(mode="json", exclude_none=True)
     sections = {name: {"prompts": tree[name]["prompts"]} for name in ("train_acdmd", "train_rtdmd")}
     sections["prepare_prompts"] = tree["prepare_prompts"]
-    sections["evaluate"] = {key: tree["evaluate"][key] for key in ("suites", "rewards")}
+    suite = tree["evaluate"]["suites"][0]
+    scorers = [reward for reward in tree["evaluate"]["rewards"] if reward["name"] in suite["rewards"]]
+    sections["evaluate"] = {"suites": [suite], "rewards": scorers}
     (root / "params.yaml").write_text(params_text(preset("smoke", sections), "test"))
     says = (
         r"^data/prompts/drawbench\.txt: no such file; put it there, or name another in prepare_prompts of params\.yaml"

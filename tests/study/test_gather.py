@@ -100,7 +100,7 @@ def test_the_plan_of_the_repository_is_valid_and_a_bad_one_is_one_line(tmp_path:
 
 def test_a_run_evaluates_its_own_student_alone() -> None:
     text = Path("dvc.yaml").read_text()
-    assert "grid_teacher.png" in pipeline_text(text, "teacher")
-    one, two = pipeline_text(text, "train_acdmd"), pipeline_text(text, "train_rtdmd")
+    assert "grid_teacher.png" in pipeline_text(text, ["teacher"])
+    one, two = pipeline_text(text, ["train_acdmd"]), pipeline_text(text, ["train_rtdmd"])
     assert "grid_train_acdmd.png" in one and "grid_train_rtdmd.png" not in one and "grid_teacher" not in one
     assert "grid_train_rtdmd.png" in two and "grid_train_acdmd.png" not in two
