@@ -117,3 +117,27 @@ def test_what_a_later_stage_needs_is_known_from_the_headers(folder: Path) -> Non
         with pytest.raises(UserError, match=f"{folder / file} is missing; it lies outside this repository"):
             check_base(StableDiffusion3Pipeline, folder, "sd3", "model.teacher")
         (folder / file).write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "entries", "says"),
+    [
+        ("adapter_config.json", {"peft_type": "LORA"}, r"would load an adapter of another model; merge it, or remove"),
+        (
+            "config.json",
+            {"transformers_weights": "x.safetensors"},
+            r"transformers_weights is not allowed; name the file",
+        ),
+    ],
+)
+def test_what_would_have_another_file_read_is_told_with_advice_that_works(
+    tiny_teacher: Path, tmp_path: Path, name: str, entries: dict[str, str], says: str
+) -> None:
+    """A base outside this repository: to copy it again would bring the same file."""
+    shutil.copytree(tiny_teacher, tmp_path / "base")
+    path = tmp_path / "base/text_encoder" / name
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | entries))
+    model = preset("smoke", {"model": {"teacher": str(tmp_path / "base")}}).model
+    with pytest.raises(UserError, match=rf"^model\.teacher: .*{says}") as refused:
+        load_backbone(model, text=True)
+    assert "copy" not in str(refused.value)
