@@ -56,6 +56,20 @@ def test_a_grid_of_enlarged_images(root: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == f"{out}\n"
 
 
+def test_the_resolution_is_free_of_the_training(root: Path) -> None:
+    """A student of 36 pixels at 24, enlarged six times; a size that the teacher cannot draw leaves no file."""
+    shape = pixels(drawn(root, "train_rtdmd", "--images", "1", "--resolution", "24")).shape
+    assert shape == (6 * 24 + 2 * PADDING, 6 * 24 + 2 * PADDING, 3)
+    own = drawn(root, "train_rtdmd", "--images", "1").read_bytes()
+    out = drawn(root, "train_rtdmd", "--images", "1", "--resolution", "36")
+    assert out.read_bytes() == own
+    out.unlink()
+    for resolution, says in (("30", "30 is not a multiple of 12"), ("48", "48 is more than 36"), ("0", "0 is not a")):
+        with pytest.raises(UserError, match=rf"^--resolution: {says}"):
+            drawn(root, "train_rtdmd", "--images", "1", "--resolution", resolution)
+    assert not out.exists()
+
+
 def test_models_differ_and_seeds_repeat(root: Path) -> None:
     sheets = {}
     for source in ("teacher", "teacher_few_step", "train_acdmd", "results/train_rtdmd"):
