@@ -83,7 +83,7 @@ METHODS = (
     ),
     Method(
         "rtdmd-published", "train_rtdmd", "RTDMD, the public code's estimator", _SOURCE, _EQUATION, _ESTIMATOR,
-        "step size, average and optimizer are the preset's: the public code's 3e-6 is for models of 2 B parameters",
+        "rates, average, optimizers and the start of adapters are the preset's: 3e-6 is for models of 2 B parameters",
         ("`rtdmd params world --recipe published` has its rates too",),
     ),
     Method(
