@@ -93,7 +93,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("matching as a reward", "two", {"matching_path": "reward"}),
     Variant("matching on the last step", "two", {"matching_path": "last_step"}),
     Variant("matching at a random step, weight K", "two", RANDOM, (0,)),
-    Variant("published choices together", "two", PUBLISHED),
+    Variant("published choices together", "two", PUBLISHED, (0, 1, 2, 3)),
     Variant("published choices, fake score from the chain", "two", PUBLISHED | {"fake_start": "chain"}),
     Variant("published choices, generator first", "two", PUBLISHED | {"update_order": "generator_first"}),
     Variant("published choices, mean over the trained steps", "two", PUBLISHED | {"loss_average": "trained_steps"}),
