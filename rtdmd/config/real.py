@@ -72,6 +72,7 @@ COMMON: dict[str, Any] = {
     "prepare_prompts": {
         "sets": {
             "pickscore": [{"name": "pickscore", "path": "data/prompts/pickscore_train.txt"}],
+            "geneval_train": [{"name": "geneval", "path": "data/prompts/geneval_train.jsonl"}],
             "drawbench": [{"name": "drawbench", "path": "data/prompts/drawbench.txt"}],
             "hpsv3": [{"name": "hpsv3", "path": "data/prompts/hpsv3.txt"}],
             "geneval": [{"name": "geneval", "path": "data/prompts/geneval.jsonl"}],
@@ -86,7 +87,7 @@ COMMON: dict[str, Any] = {
         "batch_size": 16,
         "storage_dtype": "bfloat16",
         "unpadded": True,
-        "budget_gib": 40.0,
+        "budget_gib": 128.0,
     },
     "train_acdmd": acdmd.PUBLISHED
     | {
@@ -112,7 +113,7 @@ COMMON: dict[str, Any] = {
         "epochs": 1000,
         "processes": 1,
         "compile": False,
-        "prompts": "pickscore",
+        "prompts": "geneval_train",
         "prompts_per_epoch": 64,
         "prompt_order": "as_listed",
         "group_size": 24,
@@ -120,7 +121,7 @@ COMMON: dict[str, Any] = {
         "last_step_batch_size": 1536,
         "sharding": "none",
         "consistency": _CONSISTENCY,
-        "rewards": [_CLIPSCORE, _HPSV2, _PICKSCORE],
+        "rewards": [_CLIPSCORE, _HPSV2, _PICKSCORE, _GENEVAL | {"soft_weight": 1.0, "soft_parts": "published"}],
         "validation": {"every": 0, "prompts": 32, "images": 8, "min_diversity": 0.8, "patience": 0},
         "save_every": 50,
         "keep": 2,
@@ -226,13 +227,14 @@ REAL: dict[str, dict[str, Any]] = {
 _FILL_IN = (
     "To fill in before a run: every revision of forty zeros (the first stage that needs one prints the command that"
     " finds it), and the files that are named: data/prompts/pickscore_train.txt is dataset/pickscore/train.txt of the"
-    " public code, and drawbench.txt, hpsv3.txt, geneval.jsonl, geneval2.jsonl and ocr.txt are the files test.txt,"
+    " public code, geneval_train.jsonl its dataset/geneval/train_metadata.jsonl, and drawbench.txt, hpsv3.txt,"
+    " geneval.jsonl, geneval2.jsonl and ocr.txt are the files test.txt,"
     " test_metadata.jsonl or test.jsonl of its folders of these names; models/aesthetic holds"
     " sac+logos+ava1-l14-linearMSE.pth of christophschuhmann/improved-aesthetic-predictor."
 )
 _DEPARTS = (
-    "Departs from the public code: that reinforces on GenEval's training prompts, with geneval as a fourth reward; here"
-    " both stages read one set, PickScore's, and geneval cannot score a prompt without GenEval's record."
+    "Departs from the public code: a training prompt that is also an evaluation prompt is left out (on_bad: drop), that"
+    " is one of PickScore's 25 432, which DrawBench has, and what GenEval's two files share."
 )
 _SIZES = (
     "Published sizes are totals over GPUs: stage one 9 prompts x 8, 15000 updates; stage two {}, about 1000 epochs. Set"
@@ -242,7 +244,10 @@ _SIZES = (
     " The seed is the public code's. The evaluation is that of the published tables: nine scorers on five sets, at 1024"
     " pixels."
 )
-_ON_THE_FLY_NOTE = "Text is encoded while training ({} resident): a cache of 25 632 prompts would take {} GiB."
+_ON_THE_FLY_NOTE = (
+    "Text is encoded while training ({} resident): a cache of PickScore's and DrawBench's 25 632 prompts alone would"
+    " take {} GiB."
+)
 _UNKNOWN = "To expect: no figures are published, only a checkpoint ({})."
 _SCORES = "CLIPScore {} / Aesthetic {} / PickScore {} / HPSv2 {} / ImageReward {}"
 

@@ -78,7 +78,22 @@ def test_figures_of_the_public_code(
     assert flat(two.model_dump(mode="json")).items() >= flat(PUBLISHED).items()
     consistent = {"flux1-dev": 0.0, "flux2-klein-9b": 0.0}.get(name, 0.01)
     assert (one.consistency.weight, two.consistency.weight) == (0.01, consistent)
-    assert {reward.name for reward in two.rewards} == {"clipscore", "hpsv2", "pickscore"}
+    assert [(reward.name, reward.weight) for reward in two.rewards] == [
+        ("clipscore", 1.0),
+        ("hpsv2", 1.0),
+        ("pickscore", 1.0),
+        ("geneval", 1.0),
+    ]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_each_stage_has_the_published_set_and_each_scorer_its_own(name: str) -> None:
+    params = preset(name)
+    assert params.training_sets == ("pickscore", "geneval_train")
+    assert params.evaluation_sets == ("drawbench", "hpsv3", "geneval", "geneval2", "ocr")
+    sets = {key: [source.name for source in sources] for key, sources in params.prepare_prompts.sets.items()}
+    assert sets == {key: [key.removesuffix("_train")] for key in (*params.training_sets, *params.evaluation_sets)}
+    assert (params.train_acdmd.prompt_order, params.train_rtdmd.prompt_order) == ("as_listed", "as_listed")
 
 
 def test_an_unfilled_pin_is_refused_with_the_command_that_finds_it() -> None:

@@ -124,13 +124,26 @@ def test_a_fault_leaves_the_last_result_alone(root: Path) -> None:
     assert {path.name: path.read_bytes() for path in results(root, ".").iterdir()} == before
 
 
-def test_the_prompt_files_that_a_preset_names_are_the_users(root: Path) -> None:
+TWO_DOGS = {"tag": "counting", "include": [{"class": "dog", "count": 2}], "prompt": "a photo of two dogs"}
+A_CAT = {"tag": "single_object", "include": [{"class": "cat", "count": 1}], "prompt": "a photo of a cat"}
+A_PIG = {"prompt": "a green pig", "vqa_list": [["Is the pig green?", "Yes"]], "skills": ["attribute"]}
+PUBLIC = {  # a line or a few of each file, in its layout
+    "pickscore_train.txt": ["a dog on the moon", "a cube made of brick"],
+    "geneval_train.jsonl": [json.dumps(TWO_DOGS)] * 3 + [json.dumps(A_CAT)],
+    "drawbench.txt": ["A cube made of brick"] * 5,
+    "hpsv3.txt": ["a castle"],
+    "geneval.jsonl": [json.dumps(A_CAT)] * 4,
+    "geneval2.jsonl": [json.dumps(A_PIG)],
+    "ocr.txt": ['a sign that says "Stop"'],
+}
+
+
+def test_the_prompt_files_that_a_preset_names_are_the_users_in_their_public_layouts(root: Path) -> None:
+    """Without them one line; with them the published sets, each once, and training apart from all evaluation."""
     tree = preset("sd35m").model_dump(mode="json", exclude_none=True)
     sections = {name: {"prompts": tree[name]["prompts"]} for name in ("train_acdmd", "train_rtdmd")}
     sections["prepare_prompts"] = tree["prepare_prompts"]
-    suite = tree["evaluate"]["suites"][0]
-    scorers = [reward for reward in tree["evaluate"]["rewards"] if reward["name"] in suite["rewards"]]
-    sections["evaluate"] = {"suites": [suite], "rewards": scorers}
+    sections["evaluate"] = {key: tree["evaluate"][key] for key in ("suites", "rewards")}
     (root / "params.yaml").write_text(params_text(preset("smoke", sections), "test"))
     says = (
         r"^data/prompts/drawbench\.txt: no such file; put it there, or name another in prepare_prompts of params\.yaml"
@@ -138,10 +151,26 @@ def test_the_prompt_files_that_a_preset_names_are_the_users(root: Path) -> None:
     with pytest.raises(UserError, match=says):
         prepare_prompts.run(root)
     assert not results(root, "train.jsonl").exists()
-    for name in ("drawbench.txt", "pickscore_train.txt"):
-        (root / "data/prompts" / name).write_text(f"a prompt of {name}\n")
+    for name, lines in PUBLIC.items():
+        (root / "data/prompts" / name).write_text("\n".join(lines))
     prepare_prompts.run(root)
-    assert [p.prompt for p in read_prompts(results(root, "eval.jsonl"))] == ["a prompt of drawbench.txt"]
+    found = [read_prompts(results(root, f"{split}.jsonl")) for split in ("train", "eval")]
+    assert [(p.set, p.prompt, p.times) for p in found[0]] == [
+        ("pickscore", "a dog on the moon", 1),
+        ("geneval_train", "a photo of two dogs", 3),
+    ]
+    assert [(p.set, p.prompt, p.times) for p in found[1]] == [
+        ("drawbench", "A cube made of brick", 5),
+        ("hpsv3", "a castle", 1),
+        ("geneval", "a photo of a cat", 4),
+        ("geneval2", "a green pig", 1),
+        ("ocr", 'a sign that says "Stop"', 1),
+    ]
+    sets = read_json(results(root, "sources.json"))["sets"]
+    assert {name: [d["reason"] for d in about["dropped"]] for name, about in sets.items() if about["dropped"]} == {
+        "pickscore": ["overlap"],
+        "geneval_train": ["overlap"],
+    }
 
 
 def test_dropped_prompts_are_counted_and_listed(root: Path) -> None:
