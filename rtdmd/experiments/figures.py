@@ -13,6 +13,7 @@ from rtdmd.experiments._table import Column, Row, Table
 from rtdmd.experiments.jobs import Jobs
 
 METRICS = "results/evaluate/metrics.json"
+WIDEST = 0.25  # of the published figure: an interval that is wider agrees with nearly anything
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,11 @@ class Cell:
             return "not published"
         if self.ours is None:
             return "no run" if self.row.run is None else "not measured"
-        if self.factor is None:
+        if self.factor is None or self.ci95 is None:
             return "no interval"
-        return "agrees" if self.factor <= 1 else f"off by {self.factor:.1f}"
+        if self.factor > 1:
+            return f"off by {self.factor:.1f}"
+        return "agrees" if self.ci95 <= WIDEST * abs(float(self.published)) else "too wide"
 
 
 def cells_of(table: Table, jobs: Jobs) -> list[Cell]:

@@ -12,6 +12,16 @@ from rtdmd.experiments.figures import Cell, cells_of, rows_of
 from rtdmd.experiments.jobs import Jobs
 
 WIDTH = 110
+KINDS = {
+    "agrees": "agree",
+    "off by": "off",
+    "too wide": "too wide",
+    "not measured": "not measured",
+    "no interval": "without interval",
+    "no run": "without run",
+    "not published": "not published",
+}
+"""What a verdict begins with, and what many of it are called."""
 
 
 def list_text() -> Iterator[str]:
@@ -62,7 +72,7 @@ def check_text(names: Sequence[str], jobs: Jobs) -> Iterator[str]:
         yield from _aligned(lines)
         said = summary(cells)
         yield f"{name}: {said}"
-        if any(cell.verdict.startswith(("off", "not measured", "no interval")) for cell in cells):
+        if any(cell.verdict.startswith(("off", "not measured", "no interval", "too wide")) for cell in cells):
             failed.append(f"{name}: {said}; `snakemake experiment_{name}` measures what is not")
     if failed:
         raise RtdmdError("; ".join(failed))
@@ -70,9 +80,8 @@ def check_text(names: Sequence[str], jobs: Jobs) -> Iterator[str]:
 
 def summary(cells: Sequence[Cell]) -> str:
     """How many cells agree, are off, and cannot be told."""
-    kinds = ["agrees", "off by", "not measured", "no interval", "no run", "not published"]
-    counts = {kind: sum(cell.verdict.startswith(kind) for cell in cells) for kind in kinds}
-    return f"of {len(cells)} cells " + ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    counts = {said: sum(cell.verdict.startswith(kind) for cell in cells) for kind, said in KINDS.items()}
+    return f"of {len(cells)} cells " + ", ".join(f"{count} {said}" for said, count in counts.items() if count)
 
 
 def parts(cell: Cell) -> tuple[str, str, str]:

@@ -29,6 +29,9 @@ def cell(published: str | None, ours: float | None, ci95: float | None, row: Row
         ("22.86", 22.77, 0.04, "off by 2.0"),
         ("0.94", 0.944, 0.0, "agrees"),  # nothing but the published rounding
         ("0.940", 0.944, 0.0, "off by 8.0"),
+        ("0.80", 0.75, 0.20, "agrees"),  # a quarter of the figure, the widest that says anything
+        ("0.80", 0.75, 0.21, "too wide"),
+        ("0.80", 0.10, 0.21, "off by 3.3"),
         ("22.86", None, None, "not measured"),
         ("22.86", 22.86, None, "no interval"),
         (None, 22.86, 0.04, "not published"),
@@ -48,7 +51,7 @@ def test_cells_are_shown_with_the_published_digits() -> None:
     assert parts(cell(None, 0.5, 0.1)) == ("-", "0.5000 ± 0.1000", "-")
     assert parts(cell("22.86", None, None)) == ("22.86", "-", "-")
     told = summary([cell("22.86", 22.9, 0.04), cell("22.86", 25.0, 0.04), cell("22.86", None, None)])
-    assert told == "of 3 cells 1 agrees, 1 off by, 1 not measured"
+    assert told == "of 3 cells 1 agree, 1 off, 1 not measured"
 
 
 def test_our_figures_are_found_by_suite_model_score_and_tag_in_the_published_unit() -> None:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from rtdmd import cli
 from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.common.files import load_tensors, read_json
+from rtdmd.config import load_params
 from rtdmd.experiments import RUNS, TABLES
 from rtdmd.experiments.cost import cost_text
 from rtdmd.experiments.figures import METRICS, cells_of
 from rtdmd.experiments.jobs import Job, Jobs
 from rtdmd.experiments.page import write_table
+from rtdmd.experiments.settings import LOCAL
 from rtdmd.experiments.text import check_text
+from rtdmd.pipeline.declared import check_models
+from rtdmd.pipeline.dvc_yaml import read_pipeline
 from rtdmd.rewards.geneval_detector import Detector
 
 LEFT_OUT = {
@@ -125,7 +131,7 @@ def test_page_csv_and_check_say_the_same(finished: Jobs, capsys: pytest.CaptureF
     assert "FLUX.2 9B as released" in text and "there is no backbone for Z-Image" in text
     lines = check_text(["table_2"], finished)
     told = []
-    with pytest.raises(RtdmdError, match=r"^table_2: of 72 cells .* 27 no run; `snakemake experiment_table_2`"):
+    with pytest.raises(RtdmdError, match=r"^table_2: of 72 cells .* 27 without run; `snakemake experiment_table_2`"):
         told.extend(lines)
 
 
@@ -156,3 +162,22 @@ def test_the_cost_of_a_table_counts_a_shared_stage_once(tiny_jobs: Jobs, monkeyp
         "| sd35m-grpo | of sd35m | of sd35m | 300.0 | 1.0 | 301.0 |",
         "| all | | | | | 622.5 |",
     ]
+
+
+def test_params_and_pipeline_of_a_run_are_written_for_dvcs_queue(
+    tiny_jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dvc.yaml names the grids of the run's models, and no student that it does not train."""
+    shutil.copy(tiny_jobs.root / "dvc.yaml", tmp_path)
+    (tmp_path / LOCAL).parent.mkdir()
+    shutil.copy(tiny_jobs.root / LOCAL, tmp_path / LOCAL)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["experiments", "--write", "flux2-klein-9b-released"]) == 0
+    (tmp_path / "data").symlink_to(tiny_jobs.root / "data")
+    written = load_params()
+    assert written == tiny_jobs.params["flux2-klein-9b-released"]
+    entry = read_pipeline(tmp_path)["evaluate"]
+    check_models(written, entry)
+    assert not [dep for dep in entry.deps if dep.startswith("results/train_")]
+    assert cli.main(["experiments", "table_2", "--write", "sd35m"]) == 2
+    assert cli.main(["experiments", "--run", "flux2-klein-9b-released", "train_rtdmd"]) == 2
