@@ -204,7 +204,7 @@ REAL: dict[str, dict[str, Any]] = {
             "max_sequence_length": 512,
         },
         "train_acdmd": {"micro_batch": 1, **_SLOW},
-        "train_rtdmd": {"micro_batch": 2, "fake_optimizer": {"lr": 1e-6}},
+        "train_rtdmd": {"micro_batch": 1, "fake_optimizer": {"lr": 1e-6}},
         "report": {"title": "RTDMD on FLUX.2 [klein] 4B"},
     },
     "flux2-klein-9b": _ON_THE_FLY
