@@ -45,14 +45,29 @@ class Costs:
     stand: Stand
 
     @cached_property
-    def generator(self) -> Cost:
-        """Stage two's generator: both adapters on the base, the gradient in its own."""
+    def two(self) -> Cost:
+        """Two adapters on the base, the gradient in the upper one."""
         return self._velocity("generator", self.stand.adapter("rtdmd"))
 
     @cached_property
-    def fake(self) -> Cost:
-        """One adapter on the base: the fake score, and stage one's generator."""
+    def one(self) -> Cost:
+        """One adapter on the base, or on layers that another is merged into: both learning roles of stage one."""
         return self._velocity("fake", self.stand.adapter("fake"))
+
+    @property
+    def generator(self) -> Cost:
+        """Stage two's generator."""
+        return self.one if self.stand.merged else self.two
+
+    @property
+    def fake(self) -> Cost:
+        """Stage two's fake score."""
+        return self.two if self.stand.new_fake and not self.stand.merged else self.one
+
+    @cached_property
+    def reference(self) -> Cost:
+        """Stage one's student below stage two's, without gradient."""
+        return self._velocity("base" if self.stand.merged else "reference", [])
 
     @cached_property
     def teacher(self) -> Cost:
@@ -135,11 +150,11 @@ def _backward(out: Tensor, leaves: Sequence[Tensor], meter: Meter, retain: bool)
 def flops_of(rows: Rows, costs: Costs, stage: str, scorers: Sequence[RewardParams] | None = None) -> float:
     """FLOPs of the passes of `rtdmd.plan.passes`; scorers: those that score, None: the stage's rewards."""
     rewards = getattr(getattr(costs.stand.params, stage), "rewards", ()) if scorers is None else scorers
-    generator = costs.fake if stage == "train_acdmd" else costs.generator
+    first = stage == "train_acdmd"
     by_name = {
-        "generator": lambda: generator,
-        "reference": lambda: costs.fake,
-        "fake": lambda: costs.fake,
+        "generator": lambda: costs.one if first else costs.generator,
+        "reference": lambda: costs.reference,
+        "fake": lambda: costs.one if first else costs.fake,
         "teacher": lambda: costs.teacher,
         "decode": lambda: costs.decode,
         "score": lambda: costs.scores(rewards, gradient=False),

@@ -183,8 +183,13 @@ def _parameters(stand: Stand) -> dict[str, tuple[int, str]]:
         "generator, stage one (acdmd)": (adapter["acdmd"], f"{kind}, trained in train_acdmd"),
         "generator, stage two (rtdmd)": (adapter["rtdmd"], f"{kind} on top of stage one's, trained in train_rtdmd"),
         "average of the generator": (adapter["acdmd"], "of the one that is trained"),
-        "fake score (fake)": (adapter["fake"], f"{kind}, trained in both stages"),
+        "fake score (fake)": (
+            adapter["fake"],
+            f"{kind}, trained in {'train_acdmd' if stand.new_fake else 'both stages'}",
+        ),
         "decoder (VAE)": (size_of([stand.vae])[0], "frozen"),
         "text encoders": (text, stand.params.cache_teacher.mode.replace("_", " ")),
     }
+    if stand.new_fake:
+        found["fake score, stage two (fake_rtdmd)"] = (adapter["fake"], f"{kind} on top of it, trained in train_rtdmd")
     return found | {f"reward {name}": (number, "frozen") for name, number in rewards.items()}

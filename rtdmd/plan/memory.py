@@ -56,7 +56,7 @@ def split(rows: int, processes: int) -> int:
 def acdmd_memory(costs: Costs, processes: int) -> Memory:
     """Stage one. A generator turn holds its last step's graph while the fake score learns and the teacher looks on."""
     stand, p = costs.stand, costs.stand.params.train_acdmd
-    share, one = split(p.batch_size, processes), costs.fake
+    share, one = split(p.batch_size, processes), costs.one
     rows = min(share, p.micro_batch)
     fakes = stand.params.model.num_steps if p.fake_per_step else 1
     parts = _weights(stand, ("acdmd", *("fake" for _ in range(fakes)))) | _shards(stand, p.sharding, processes)

@@ -27,7 +27,7 @@ PROGRAM_MB = {"cpu": 1500, "cuda": 6000}  # interpreter and libraries; with CUDA
 LEAST_MINUTES = 15  # imports, hashing inputs, checkpoints
 CPU_FLOPS = 10e9  # a second and thread, below what `rtdmd bench` measures
 PARTS = ("model", "adapter", "cache_teacher", "train_acdmd", "train_rtdmd", "evaluate")
-WEIGHTS = ("transformer", "student's transformer", "adapters", "decoder", "rewards", "text encoders")
+WEIGHTS = ("transformer", "student's transformer", "adapters", "merged layers", "decoder", "rewards", "text encoders")
 CODE = ("plan", "backbones", "train", "rewards")
 
 

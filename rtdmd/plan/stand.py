@@ -49,7 +49,7 @@ class Stand:
             backbone.student = diffusers_part(configs["transformer"], backbone.dtype)
         backbone.device = torch.device("cpu")  # autocast knows no meta device
         with META:
-            roles = AdapterBank(backbone, params.adapter, ADAPTERS["train_rtdmd"], params.run.seed)
+            roles = AdapterBank(backbone, params.adapter, ADAPTERS["train_rtdmd"] | {"base": ()}, params.run.seed)
         for copy in roles._copies.values():  # in full mode passes run in half precision, by autocast where there is one
             copy.to(backbone.dtype)
         specs = {model_of(spec): spec for spec in (*params.train_rtdmd.rewards, *params.evaluate.rewards)}
@@ -80,6 +80,16 @@ class Stand:
     def adapter(self, name: str) -> list[nn.Parameter]:
         """Parameters of one adapter (of one copy of the transformer with `adapter.mode: full`)."""
         return self.roles._adapter_parameters(name)
+
+    @property
+    def merged(self) -> bool:
+        """Whether stage one's adapters are merged below stage two's (`train_rtdmd.stage_one_adapters`)."""
+        return self.params.train_rtdmd.stage_one_adapters == "merged" and not self.roles.full
+
+    @property
+    def new_fake(self) -> bool:
+        """Whether stage two's fake score has an adapter of its own on stage one's (`train_rtdmd.fake_adapter`)."""
+        return self.params.train_rtdmd.fake_adapter == "new" and not self.roles.full
 
     def adapter_bytes(self, name: str) -> int:
         """Bytes of one adapter: what learns is float32."""

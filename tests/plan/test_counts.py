@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from rtdmd.backbones import load_backbone
 from rtdmd.common.files import load_tensors
 from rtdmd.common.rng import integers
 from rtdmd.config import Params, preset
@@ -18,6 +19,8 @@ from rtdmd.plan.memory import acdmd_memory, rtdmd_memory
 from rtdmd.plan.passes import acdmd_rows, rtdmd_rows
 from rtdmd.plan.stand import Stand
 from rtdmd.plan.tally import tally
+from rtdmd.train.adapters import merge_stage_one
+from rtdmd.train.rtdmd import open_adapters
 from tools import bench
 from tools.plan_measure import epochs_to_peak
 
@@ -54,6 +57,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "train_rtdmd": {"matching_gain": 0.5, "credit": "to_go", "weights": {"nft": 0.1}}
     },
     "matching as a reward": {"train_rtdmd": {"matching_path": "reward", "density": "gaussian"}},
+    "stage one merged, a new fake score": {
+        "train_rtdmd": {"stage_one_adapters": "merged", "fake_adapter": "new", "weights": {"reference_kl": 0.1}}
+    },
+    "a new fake score on stage one's": {"train_rtdmd": {"fake_adapter": "new"}},
 }
 
 
@@ -75,6 +82,7 @@ EPOCHS: dict[str, dict[str, Any]] = {
     "matching at a random step": {"train_rtdmd": {"matching_path": "random_step"}},
     "one base a role": {"adapter": {"mode": "full"}, "publish": {"format": "merged"}},
     "blocks computed again": {"adapter": {"gradient_checkpointing": True}},
+    "stage one merged, a new fake score": {"train_rtdmd": {"stage_one_adapters": "merged", "fake_adapter": "new"}},
     "back-propagation alone": {"train_rtdmd": {"weights": {"policy": 0.0, "backprop": 1.0, "matching": 0.0}}},
     "matching through all steps": {
         "train_rtdmd": {"weights": {"backprop": 0.0}, "matching_path": "whole_chain", "fake_updates_per_epoch": 0}
@@ -150,6 +158,29 @@ def test_bytes_of_an_epoch(tiny_teacher: Path, tiny_clip: Path, name: str) -> No
     memory = rtdmd_memory(Costs(Stand.of(params, Path("/"))), 1)
     step = epochs_to_peak(params) - 1
     assert peak_of(update, step) == pytest.approx(sum(memory.phases[memory.phase].values()), rel=0.05)
+
+
+def test_bytes_of_merged_layers(tiny_teacher: Path, tiny_clip: Path) -> None:
+    """One copy of each adapted layer for the generator, one for a new fake score; the copies that a run holds."""
+    new = {"train_rtdmd": {"stage_one_adapters": "merged", "fake_adapter": "new"}}
+    params = small(tiny_teacher, tiny_clip, new)
+    backbone = load_backbone(params.model, root=Path("/"))
+    roles = open_adapters(params, backbone)
+    merge_stage_one(roles, params)
+    held = sum(
+        tensor.nbytes
+        for name in ("acdmd", "fake")
+        for key, tensor in backbone.transformer.named_parameters()
+        if f".merged_{name}." in key
+    )
+    for changes, copies in (({}, 0), ({"stage_one_adapters": "merged"}, 1), (new["train_rtdmd"], 2)):
+        parts = rtdmd_memory(
+            Costs(Stand.of(small(tiny_teacher, tiny_clip, {"train_rtdmd": changes}), Path("/"))), 1
+        ).parts
+        assert held > 0 and parts.get("merged layers", 0) == copies * held / 2
+    plain, fresh = (Stand.of(small(tiny_teacher, tiny_clip, own), Path("/")) for own in ({}, new))
+    fewer, more = (rtdmd_memory(Costs(stand), 1).parts["adapters"] for stand in (plain, fresh))
+    assert more - fewer == plain.adapter_bytes("fake")
 
 
 def test_bytes_of_a_sharded_base(tiny_teacher: Path, tiny_clip: Path) -> None:
