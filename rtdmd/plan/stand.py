@@ -105,8 +105,7 @@ class Stand:
 
     def adapted_bytes(self) -> int:
         """Bytes of the layers of a transformer that carry an adapter, in its own dtype."""
-        weights = [layer.get_base_layer().weight for layer in self.roles.layers("fake")]
-        return sum(weight.numel() * weight.element_size() for weight in weights)
+        return size_of(layer.get_base_layer() for layer in self.roles.layers("fake"))[1]
 
     def block_sizes(self) -> list[int]:
         """Bytes of each of a transformer's blocks without its adapters."""
