@@ -1,7 +1,7 @@
 """Presets of the five real backbones: the public code's settings (Harahan/RTDMD, its configs/ folder) in our keys.
 
 Each is laid over the world preset and replaces every setting of teacher, prompts, training and evaluation. `NOTES` are
-printed above the file: where the sizes come from, what departs from the public code, and the result to expect.
+printed above the file: where the sizes come from, what is left out, and the result to expect.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _CONSISTENCY = {
 COMMON: dict[str, Any] = {
     "run": {"seed": 42, "threads": 8, "device": "cuda"},
     "model": {"revision": UNPINNED, "resolution": 512, "dtype": "bfloat16", "num_steps": 4, "eta": 0.9},
-    "adapter": {"mode": "lora", "rank": 32, "alpha": 64, "targets": "attention", "gradient_checkpointing": False},
+    "adapter": {"mode": "lora", "rank": 32, "alpha": 64, "targets": "attention", "gradient_checkpointing": True},
     "prepare_prompts": {
         "sets": {
             "pickscore": [{"name": "pickscore", "path": "data/prompts/pickscore_train.txt"}],
@@ -123,7 +123,7 @@ COMMON: dict[str, Any] = {
         "consistency": _CONSISTENCY,
         "rewards": [_CLIPSCORE, _HPSV2, _PICKSCORE, _GENEVAL | {"soft_weight": 1.0, "soft_parts": "published"}],
         "validation": {"every": 0, "prompts": 32, "images": 8, "min_diversity": 0.8, "patience": 0},
-        "save_every": 50,
+        "save_every": 100,
         "keep": 2,
         "panel_every": 50,
         "log_every": 1,
@@ -151,7 +151,6 @@ REAL: dict[str, dict[str, Any]] = {
             "teacher_steps": 50,
             "max_sequence_length": 128,
         },
-        "train_acdmd": {"micro_batch": 3},
         "train_rtdmd": {
             "prompts_per_epoch": 32,
             "group_size": 16,
@@ -170,12 +169,11 @@ REAL: dict[str, dict[str, Any]] = {
             "teacher_steps": 40,
             "max_sequence_length": 128,
         },
-        "train_acdmd": {"micro_batch": 6},
         "train_rtdmd": {
             "prompts_per_epoch": 48,
             "fake_batch_size": 1152,
             "last_step_batch_size": 1152,
-            "micro_batch": 6,
+            "micro_batch": 9,
             "fake_optimizer": {"lr": 3e-5},
         },
         "report": {"title": "RTDMD on SD3.5-M"},
@@ -189,8 +187,13 @@ REAL: dict[str, dict[str, Any]] = {
             "teacher_steps": 50,
             "max_sequence_length": 512,
         },
-        "train_acdmd": {"micro_batch": 1},
-        "train_rtdmd": {"micro_batch": 1, "fake_optimizer": {"lr": 1e-6}, "consistency": {"weight": 0.0}},
+        "train_rtdmd": {
+            "micro_batch": 3,
+            "fake_optimizer": {"lr": 1e-6},
+            "consistency": {"weight": 0.0},
+            "save_every": 50,
+        },
+        "evaluate": {"batch_size": 8},
         "report": {"title": "RTDMD on FLUX.1 [dev]"},
     },
     "flux2-klein-4b": _ON_THE_FLY
@@ -203,8 +206,8 @@ REAL: dict[str, dict[str, Any]] = {
             "teacher_steps": 50,
             "max_sequence_length": 512,
         },
-        "train_acdmd": {"micro_batch": 1, **_SLOW},
-        "train_rtdmd": {"micro_batch": 1, "fake_optimizer": {"lr": 1e-6}},
+        "train_acdmd": _SLOW,
+        "train_rtdmd": {"micro_batch": 6, "fake_optimizer": {"lr": 1e-6}},
         "report": {"title": "RTDMD on FLUX.2 [klein] 4B"},
     },
     "flux2-klein-9b": _ON_THE_FLY
@@ -217,8 +220,14 @@ REAL: dict[str, dict[str, Any]] = {
             "teacher_steps": 50,
             "max_sequence_length": 512,
         },
-        "train_acdmd": {"micro_batch": 1, **_SLOW},
-        "train_rtdmd": {"micro_batch": 1, "fake_optimizer": {"lr": 1e-6}, "consistency": {"weight": 0.0}},
+        "train_acdmd": _SLOW,
+        "train_rtdmd": {
+            "micro_batch": 3,
+            "fake_optimizer": {"lr": 1e-6},
+            "consistency": {"weight": 0.0},
+            "save_every": 50,
+        },
+        "evaluate": {"batch_size": 4},
         "report": {"title": "RTDMD on FLUX.2 [klein] 9B"},
     },
 }
@@ -232,15 +241,15 @@ _FILL_IN = (
     " test_metadata.jsonl or test.jsonl of its folders of these names; models/aesthetic holds"
     " sac+logos+ava1-l14-linearMSE.pth of christophschuhmann/improved-aesthetic-predictor."
 )
-_DEPARTS = (
-    "Departs from the public code: a training prompt that is also an evaluation prompt is left out (on_bad: drop), that"
-    " is one of PickScore's 25 432, which DrawBench has, and what GenEval's two files share."
+_LEFT_OUT = (
+    "Left out, where the public code trains on it: a training prompt that is also an evaluation prompt (on_bad: drop),"
+    " that is one of PickScore's 25 432, which DrawBench has, and what GenEval's two files share."
 )
 _SIZES = (
     "Published sizes are totals over GPUs: stage one 9 prompts x 8, 15000 updates; stage two {}, about 1000 epochs. Set"
-    " processes in train_acdmd and train_rtdmd to the number of GPUs. micro_batch is what fits one card of 80 GB by"
-    " `rtdmd plan` (FLUX.2 9B's with sharding: base), less than the published batch per GPU: neither changes more than"
-    " rounding."
+    " processes in train_acdmd and train_rtdmd to the number of GPUs that you have, which changes only last digits."
+    " micro_batch is the published batch of one GPU, which on the published number of GPUs fits cards of 80 GB by"
+    " `rtdmd plan` (FLUX.2 9B's with sharding: base); on fewer you may need less, which changes only rounding."
     " The seed is the public code's. The evaluation is that of the published tables: nine scorers on five sets, at 1024"
     " pixels."
 )
@@ -258,21 +267,21 @@ NOTES: dict[str, list[str]] = {
         + _SCORES.format("0.3161", "5.9642", "22.8593", "0.3211", "1.3024")
         + "; the teacher in 100 passes: "
         + _SCORES.format("0.2936", "5.5711", "22.3236", "0.2810", "1.0759"),
-        _DEPARTS,
+        _LEFT_OUT,
         _FILL_IN,
     ],
     "sd35m": [
         _SIZES.format("48 prompts x 24 images (9 x 16 batches x 8 GPUs)"),
         "To expect on DrawBench in 4 steps (paper, ablations): CLIPScore 0.2843 / PickScore 23.57 / HPSv2 0.3456; after"
         " stage one alone 0.2822 / 22.51 / 0.2942. With GenEval as the only reward: overall 0.94 (teacher 0.63).",
-        _DEPARTS,
+        _LEFT_OUT,
         _FILL_IN,
     ],
     "flux1-dev": [
         _SIZES.format("64 prompts x 24 images (3 x 16 batches x 32 GPUs)"),
         _UNKNOWN.format("Harahan/FLUX1-12B-RTDMD"),
         _ON_THE_FLY_NOTE.format("T5", "100"),
-        _DEPARTS,
+        _LEFT_OUT,
         _FILL_IN,
     ],
     "flux2-klein-4b": [
@@ -283,14 +292,14 @@ NOTES: dict[str, list[str]] = {
         + _SCORES.format("0.2834", "5.3333", "22.3938", "0.2771", "0.8538")
         + " / HPSv3 11.7025 / GenEval 0.7631 / GenEval2 0.2207 / OCR 0.6133",
         _ON_THE_FLY_NOTE.format("Qwen3", "188"),
-        _DEPARTS,
+        _LEFT_OUT,
         _FILL_IN,
     ],
     "flux2-klein-9b": [
         _SIZES.format("64 prompts x 24 images (3 x 16 batches x 32 GPUs)"),
         _UNKNOWN.format("Harahan/FLUX2-9B-RTDMD"),
         _ON_THE_FLY_NOTE.format("Qwen3", "300"),
-        _DEPARTS,
+        _LEFT_OUT,
         _FILL_IN,
     ],
 }
