@@ -133,7 +133,7 @@ CASES = {
     "it tells another base, set": Case(
         ("import", "checkpoint", *NEW),
         both(on_the_hub, peft_folder("owner/model")),
-        "or set model.teacher and model.revision to it",
+        "or set model.teacher: owner/model and model.revision to the commit that you trust",
         HUB,
     ),
     "two models": Case(
