@@ -15,41 +15,64 @@ from rtdmd.methods.rtdmd import ADAMW, PUBLISHED
 _VIT_L = {"base": "openai/clip-vit-large-patch14", "base_revision": UNPINNED}
 _VIT_H = {"base": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "base_revision": UNPINNED}
 _BERT = {"base": "google-bert/bert-base-uncased", "base_revision": UNPINNED}
-_CLIPSCORE = {"name": "clipscore", "model": "openai/clip-vit-large-patch14", "revision": UNPINNED}
-_HPSV2 = {"name": "hpsv2", "model": "xswu/HPSv2", "revision": UNPINNED, **_VIT_H}
-_PICKSCORE = {"name": "pickscore", "model": "yuvalkirstain/PickScore_v1", "revision": UNPINNED, **_VIT_H}
-_IMAGEREWARD = {"name": "imagereward", "model": "zai-org/ImageReward", "revision": UNPINNED, **_BERT}
-_AESTHETIC = {"name": "aesthetic", "model": "./models/aesthetic", **_VIT_L}
-_HPSV3: dict[str, Any] = {
-    "name": "hpsv3",
-    "model": "MizzenAI/HPSv3",
-    "revision": UNPINNED,
-    "base": "Qwen/Qwen2-VL-7B-Instruct",
+SCORERS: dict[str, dict[str, Any]] = {
+    "clipscore": {
+        "model": "openai/clip-vit-large-patch14",
+        "revision": UNPINNED,
+        "pixels": "bytes",
+        "resize": "bilinear",
+    },
+    "aesthetic": {"model": "./models/aesthetic", **_VIT_L, "pixels": "bytes"},
+    "pickscore": {"model": "yuvalkirstain/PickScore_v1", "revision": UNPINNED, **_VIT_H, "pixels": "bytes"},
+    "hpsv2": {"model": "xswu/HPSv2", "revision": UNPINNED, **_VIT_H, "pixels": "bytes"},
+    "imagereward": {"model": "zai-org/ImageReward", "revision": UNPINNED, **_BERT, "pixels": "bytes"},
+    "hpsv3": {
+        "model": "MizzenAI/HPSv3",
+        "revision": UNPINNED,
+        "base": "Qwen/Qwen2-VL-7B-Instruct",
+        "base_revision": UNPINNED,
+        "offload": True,
+    },
+    "geneval": {
+        "model": "facebook/mask2former-swin-small-coco-instance",
+        "revision": UNPINNED,
+        "colour_model": "openai/clip-vit-large-patch14",
+        "colour_revision": UNPINNED,
+        "soft_weight": 1.0,
+        "soft_parts": "published",
+    },
+    "geneval2": {
+        "model": "Qwen/Qwen3-VL-8B-Instruct",
+        "revision": UNPINNED,
+        "answers": "first_token",
+        "precision": "float16",
+        "offload": True,
+    },
+    "ocr": {},
 }
-_HPSV3 |= {"base_revision": UNPINNED, "offload": True}
-_GENEVAL = {
-    "name": "geneval",
-    "model": "facebook/mask2former-swin-small-coco-instance",
-    "revision": UNPINNED,
-    "colour_model": "openai/clip-vit-large-patch14",
-    "colour_revision": UNPINNED,
-    "soft_weight": 0.0,
-}
-_GENEVAL2: dict[str, Any] = {
-    "name": "geneval2",
-    "model": "Qwen/Qwen3-VL-8B-Instruct",
-    "revision": UNPINNED,
-    "offload": True,
-}
-_OCR = {"name": "ocr"}
-_OF_DRAWBENCH = [_CLIPSCORE, _AESTHETIC, _PICKSCORE, _HPSV2, _IMAGEREWARD]
+"""Each scorer's keys as the public code uses it (docs/rewards.md). geneval is its soft score, in training and among the
+nine; the table by tags takes its strict verdict (rtdmd/experiments)."""
+
+
+def scorer(name: str, **keys: Any) -> dict[str, Any]:
+    """A scorer's entry in params.yaml, with other keys."""
+    return {"name": name, **SCORERS[name], **keys}
+
+
+_TRAINING = [
+    scorer("clipscore"),
+    scorer("hpsv2"),
+    scorer("pickscore", backprop_resize="bilinear"),
+    scorer("geneval"),
+]
+_OF_DRAWBENCH = ["clipscore", "aesthetic", "pickscore", "hpsv2", "imagereward"]
 _OF_OWN_SETS = {"hpsv3": 1, "geneval": 4, "geneval2": 1, "ocr": 1}
 """Scorers with a prompt set of their own name, and images of each of its prompts."""
 _SUITES: list[dict[str, Any]] = [
     {
         "name": "drawbench",
         "prompts": "drawbench",
-        "rewards": [reward["name"] for reward in _OF_DRAWBENCH],
+        "rewards": _OF_DRAWBENCH,
         "images_per_prompt": 5,
         "resolution": 1024,
     }
@@ -121,7 +144,7 @@ COMMON: dict[str, Any] = {
         "last_step_batch_size": 1536,
         "sharding": "none",
         "consistency": _CONSISTENCY,
-        "rewards": [_CLIPSCORE, _HPSV2, _PICKSCORE, _GENEVAL | {"soft_weight": 1.0, "soft_parts": "published"}],
+        "rewards": _TRAINING,
         "validation": {"every": 0, "prompts": 32, "images": 8, "min_diversity": 0.8, "patience": 0},
         "save_every": 100,
         "keep": 2,
@@ -132,7 +155,7 @@ COMMON: dict[str, Any] = {
         "suites": _SUITES,
         "batch_size": 16,
         "models": ["teacher", "teacher_few_step", "train_acdmd", "train_rtdmd"],
-        "rewards": [*_OF_DRAWBENCH, _HPSV3, _GENEVAL, _GENEVAL2, _OCR],
+        "rewards": [scorer(name) for name in SCORERS],
         "features_model": None,
     },
     "report": {"grid_prompts": 12},

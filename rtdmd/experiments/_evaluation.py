@@ -7,28 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from rtdmd.common.pins import UNPINNED
-
-_VIT_L = {"base": "openai/clip-vit-large-patch14", "base_revision": UNPINNED}
-_VIT_H = {"base": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "base_revision": UNPINNED}
-_BERT = {"base": "google-bert/bert-base-uncased", "base_revision": UNPINNED}
-_QWEN2 = {"base": "Qwen/Qwen2-VL-7B-Instruct", "base_revision": UNPINNED}
-_DETECTOR = {"model": "facebook/mask2former-swin-small-coco-instance", "revision": UNPINNED}
-_COLOURS = {"colour_model": "openai/clip-vit-large-patch14", "colour_revision": UNPINNED}
-
-SCORERS: dict[str, dict[str, Any]] = {
-    "clipscore": {"model": "openai/clip-vit-large-patch14", "revision": UNPINNED},
-    "aesthetic": {"model": "./models/aesthetic", **_VIT_L},
-    "pickscore": {"model": "yuvalkirstain/PickScore_v1", "revision": UNPINNED, **_VIT_H},
-    "hpsv2": {"model": "xswu/HPSv2", "revision": UNPINNED, **_VIT_H},
-    "imagereward": {"model": "zai-org/ImageReward", "revision": UNPINNED, **_BERT},
-    "hpsv3": {"model": "MizzenAI/HPSv3", "revision": UNPINNED, **_QWEN2},
-    "geneval": {**_DETECTOR, **_COLOURS, "soft_weight": 0.0},
-    "geneval2": {"model": "Qwen/Qwen3-VL-8B-Instruct", "revision": UNPINNED},
-    "ocr": {},
-}
-"""The keys of each scorer's entry; geneval's verdict is the benchmark's, 0 or 1."""
-
 SETS: dict[str, list[dict[str, Any]]] = {
     "drawbench": [{"name": "drawbench", "path": "data/prompts/drawbench.txt"}],
     "hpsv3": [{"name": "hpsv3", "path": "data/prompts/hpsv3.txt"}],
@@ -45,11 +23,6 @@ IMAGES = {"drawbench": 5, "geneval": 4, "hpsv3": 1, "geneval2": 1, "ocr": 1}
 """Images of each prompt, by set."""
 
 RESOLUTION = 1024
-
-
-def scorer(name: str, **keys: Any) -> dict[str, Any]:
-    """A scorer's entry, with other keys."""
-    return {"name": name, **SCORERS[name], **keys}
 
 
 def suite(name: str, scorers: list[str]) -> dict[str, Any]:

@@ -65,6 +65,7 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    scorers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # keys of a scorer in this table, by name
 
     def __post_init__(self) -> None:
         for row in self.rows:

@@ -6,6 +6,7 @@ parameters of a stage, and of all that it reads) belongs to the first of them, a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
@@ -26,6 +27,7 @@ FOLDER = ".rtdmd/experiments"
 DONE = ".rtdmd/done"
 SHARED = ("prepare_prompts", "cache_teacher", "train_acdmd", "train_rtdmd")
 STAGES = (*SHARED, "evaluate")
+LIGHT = {"mem_mb": 1000, "runtime": 5, "gpu": 0}  # of the one stage that computes nothing
 Job = tuple[str, str]  # run and stage
 
 
@@ -80,10 +82,26 @@ class Jobs:
         """The jobs at whose end all figures of a table are there."""
         return [(self.owners[run, "evaluate"], "evaluate") for run in find_table(table).runs()]
 
+    def files(self, jobs: Sequence[Job]) -> list[str]:
+        """The files that say that these jobs are done."""
+        return [str(self.done(run, stage)) for run, stage in jobs]
+
     @cache  # noqa: B019  # as long as the workflow reads its rules
     def needs(self, run: str) -> dict[str, dict[str, int]]:
         """Memory, time and GPUs of a run's stages that compute, from its plan."""
         return needs(self.params[run], self.root)
+
+    def resources(self, run: str, stage: str) -> dict[str, int]:
+        """Memory [MB], time [min] and GPUs of one job."""
+        return LIGHT if stage == "prepare_prompts" else {"gpu": 0} | self.needs(run)[stage]
+
+    def threads(self, run: str, stage: str) -> int:
+        """Threads of one job: those of a process, times the processes of a training."""
+        params = self.params[run]
+        if stage == "prepare_prompts":
+            return 1
+        processes = {"train_acdmd": params.train_acdmd.processes, "train_rtdmd": params.train_rtdmd.processes}
+        return params.run.threads * processes.get(stage, 1)
 
     def lay(self, run: str) -> Path:
         """Make or refresh the folder of a run; nothing that a stage wrote is touched."""

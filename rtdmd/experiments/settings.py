@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from rtdmd.common.section import Section, param
 from rtdmd.config import NOTES, PRESETS, Params
 from rtdmd.config.load import load_settings, validate
 from rtdmd.config.presets import merged
+from rtdmd.config.real import scorer
 from rtdmd.config.render import params_text
 from rtdmd.experiments import RUNS, TABLES, find_run, models_of
-from rtdmd.experiments._evaluation import SETS, scorer, suite
+from rtdmd.experiments._evaluation import SETS, suite
 from rtdmd.experiments._table import Run
 from rtdmd.methods import find_method
 
@@ -54,8 +56,10 @@ def evaluation(run: Run) -> dict[str, Any]:
     """What is judged: of each run its own models, by all figures that the tables ask of its preset, so that the runs of
     a preset share prompts and text."""
     asked: dict[str, list[str]] = {}
+    keys: dict[str, Mapping[str, Any]] = {}
     for table in TABLES.values():
         if any(other.preset == run.preset for other in table.runs().values()):
+            keys |= table.scorers
             for column in table.columns:
                 own = asked.setdefault(column.suite, [])
                 own += [] if column.score in own else [column.score]
@@ -64,7 +68,7 @@ def evaluation(run: Run) -> dict[str, Any]:
         "prepare_prompts": {"sets": {name: SETS[name] for name in asked}},
         "evaluate": {
             "suites": [suite(name, scorers) for name, scorers in asked.items()],
-            "rewards": [scorer(name) for name in names],
+            "rewards": [scorer(name, **keys.get(name, {})) for name in names],
             "models": list(models_of(run)),
             "etas": [],
         },

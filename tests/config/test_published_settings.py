@@ -102,6 +102,16 @@ STAGE_TWO: list[Row] = [
         lambda p: {reward.name: reward.weight for reward in p.train_rtdmd.rewards},
         same({"clipscore": 1.0, "hpsv2": 1.0, "pickscore": 1.0, "geneval": 1.0}),
     ),
+    (
+        "clipscore is resized",
+        lambda p: [reward.resize for reward in p.train_rtdmd.rewards if reward.name == "clipscore"],
+        same(["bilinear"]),
+    ),
+    (
+        "images reach the towers as bytes in the policy term",
+        lambda p: {reward.pixels for reward in p.train_rtdmd.rewards if reward.name != "geneval"},
+        same({"bytes"}),
+    ),
     ("advantages: baseline", lambda p: p.train_rtdmd.baseline, same("group_mean")),
     ("advantages: deviation", lambda p: p.train_rtdmd.advantage_std, same("batch")),
     ("advantages: clip", lambda p: p.train_rtdmd.advantage_clip, same(5.0)),

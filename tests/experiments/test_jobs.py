@@ -181,3 +181,17 @@ def test_params_and_pipeline_of_a_run_are_written_for_dvcs_queue(
     assert not [dep for dep in entry.deps if dep.startswith("results/train_")]
     assert cli.main(["experiments", "table_2", "--write", "sd35m"]) == 2
     assert cli.main(["experiments", "--run", "flux2-klein-9b-released", "train_rtdmd"]) == 2
+
+
+def test_a_job_asks_for_what_its_stage_takes(tiny_jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = {"train_acdmd": {"mem_mb": 7000, "runtime": 60, "gpu": 2}, "evaluate": {"mem_mb": 4000, "runtime": 9}}
+    monkeypatch.setattr(Jobs, "needs", lambda self, run: needed)
+    jobs = tiny_jobs
+    params = jobs.params["sd35m"]
+    assert jobs.resources("sd35m", "prepare_prompts") == {"mem_mb": 1000, "runtime": 5, "gpu": 0}
+    assert jobs.resources("sd35m", "train_acdmd") == needed["train_acdmd"]
+    assert jobs.resources("sd35m", "evaluate") == {"mem_mb": 4000, "runtime": 9, "gpu": 0}
+    assert jobs.threads("sd35m", "prepare_prompts") == 1
+    assert jobs.threads("sd35m", "evaluate") == params.run.threads
+    assert jobs.threads("sd35m", "train_acdmd") == params.run.threads * params.train_acdmd.processes
+    assert jobs.files([("sd35m", "evaluate")]) == [str(jobs.done("sd35m", "evaluate"))]

@@ -5,31 +5,8 @@
 from rtdmd.experiments import RUNS, TABLES
 from rtdmd.experiments.jobs import STAGES, Jobs
 
-EXPERIMENTS = when_asked(lambda: Jobs.of())
+EXPERIMENTS = in_rules(when_asked(lambda: Jobs.of()))
 EXPERIMENT_STAGE = ".rtdmd/experiments/{experiment}/.rtdmd/done/{step}.json"
-
-
-def experiment_stages(jobs):
-    """The files that say that these jobs are done."""
-    return [str(EXPERIMENTS().done(run, stage)) for run, stage in jobs]
-
-
-def experiment_need(name, light):
-    """A resource of a job, as Snakemake calls it."""
-
-    def resource(wildcards):
-        if wildcards.step in LIGHT:
-            return LIGHT[wildcards.step].get(name, light)
-        return EXPERIMENTS().needs(wildcards.experiment)[wildcards.step][name]
-
-    return resource
-
-
-def experiment_threads(wildcards):
-    """Of a job: those of one process, times the processes of a training."""
-    params = EXPERIMENTS().params[wildcards.experiment]
-    processes = getattr(getattr(params, wildcards.step, None), "processes", 1)
-    return 1 if wildcards.step in LIGHT else params.run.threads * processes
 
 
 wildcard_constraints:
@@ -39,7 +16,7 @@ wildcard_constraints:
 
 rule experiment_stage:
     input:
-        lambda wildcards: experiment_stages(EXPERIMENTS().reads(wildcards.experiment, wildcards.step)),
+        lambda wildcards: EXPERIMENTS().files(EXPERIMENTS().reads(wildcards.experiment, wildcards.step)),
     output:
         EXPERIMENT_STAGE,
     log:
@@ -48,11 +25,11 @@ rule experiment_stage:
         "benchmarks/experiments/{experiment}-{step}.tsv"
     conda:
         "../envs/python.yaml"
-    threads: experiment_threads
+    threads: lambda wildcards: EXPERIMENTS().threads(wildcards.experiment, wildcards.step)
     resources:
-        mem_mb=experiment_need("mem_mb", 1000),
-        runtime=experiment_need("runtime", 5),
-        gpu=experiment_need("gpu", 0),
+        mem_mb=lambda wildcards: EXPERIMENTS().resources(wildcards.experiment, wildcards.step)["mem_mb"],
+        runtime=lambda wildcards: EXPERIMENTS().resources(wildcards.experiment, wildcards.step)["runtime"],
+        gpu=lambda wildcards: EXPERIMENTS().resources(wildcards.experiment, wildcards.step)["gpu"],
     params:
         settings=lambda wildcards: EXPERIMENTS().keys[wildcards.experiment, wildcards.step],
     message:
@@ -67,7 +44,7 @@ for name in TABLES:
         name:
             f"experiment_{name}"
         input:
-            lambda wildcards, name=name: experiment_stages(EXPERIMENTS().of_table(name)),
+            lambda wildcards, name=name: EXPERIMENTS().files(EXPERIMENTS().of_table(name)),
         output:
             report(f"results/experiments/{name}/index.html", category="experiments", caption="../report/stage.rst"),
             report(f"results/experiments/{name}/table.csv", category="experiments", caption="../report/stage.rst"),

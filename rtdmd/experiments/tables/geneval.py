@@ -1,6 +1,7 @@
 """SD3.5-M on GenEval, by tag."""
 
-from rtdmd.experiments._evaluation import TRAINED, scorer
+from rtdmd.config.real import scorer
+from rtdmd.experiments._evaluation import TRAINED
 from rtdmd.experiments._table import Column, Row, Run, Table
 
 TAGS = {
@@ -15,7 +16,7 @@ _ABOUT = "SD3.5-M with geneval as the only reward, without back-propagation"
 _STAGE_TWO = {
     "recipe": "custom",
     "prompts": "geneval_train",
-    "rewards": [scorer("geneval", soft_weight=1.0)],
+    "rewards": [scorer("geneval")],
     "weights": {"backprop": 0.0},
 }
 _CHANGES = {"prepare_prompts": {"sets": TRAINED}, "train_rtdmd": _STAGE_TWO}
@@ -38,4 +39,5 @@ TABLE = Table(
         *(Column(title, "geneval", "geneval", tag) for tag, title in TAGS.items()),
     ),
     ROWS,
+    scorers={"geneval": {"soft_weight": 0.0, "verdict": "exact"}},
 )
