@@ -21,21 +21,21 @@ def cell_size(height: int) -> int:
     return height * max(1, -(-108 // height)) if height <= 192 else 192
 
 
-def tile(image: np.ndarray) -> Image.Image:
-    """One (H, W, 3) uint8 image at its cell size: nearest neighbour upwards, area-like (Lanczos) downwards."""
-    side = cell_size(image.shape[0])
+def tile(image: np.ndarray, side: int) -> Image.Image:
+    """One (H, W, 3) uint8 image as a square of ``side`` pixels: nearest neighbour upwards, area-like (Lanczos)
+    downwards."""
     method = Image.Resampling.NEAREST if side >= image.shape[0] else Image.Resampling.LANCZOS
     return Image.fromarray(image).resize((side, side), method)
 
 
 def grid(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
     """Rows of (H, W, 3) uint8 images, one row a prompt."""
-    side = cell_size(rows[0][0].shape[0])
+    side = max(cell_size(image.shape[0]) for row in rows for image in row)  # suites may differ in size
     columns = max(len(row) for row in rows)
     page = Image.new("RGB", (columns * (side + GAP) + GAP, len(rows) * (side + GAP) + GAP), PAPER)
     for r, row in enumerate(rows):
         for c, image in enumerate(row):
-            page.paste(tile(image), (GAP + c * (side + GAP), GAP + r * (side + GAP)))
+            page.paste(tile(image, side), (GAP + c * (side + GAP), GAP + r * (side + GAP)))
     return page
 
 

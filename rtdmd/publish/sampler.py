@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -44,13 +45,15 @@ def published_sampler(folder: Path, model: ModelParams, device: torch.device, ro
 
 
 def imported_model(params: Params, root: Path) -> ModelParams:
-    """Section model of the folder `evaluate.imported`, as it records it. UserError where it has no record, or stands on
-    a base that is neither of params.yaml's: its prompts' conditioning would be another model's."""
+    """Section model of the folder `evaluate.imported` as it records it, on its base alone and at the resolution of
+    params.yaml, as the other models are. UserError where it has no record, or stands on a base that is neither of
+    params.yaml's: its prompts' conditioning would be another model's."""
     key, folder = "evaluate.imported", root / str(params.evaluate.imported)
     found = recorded(folder)
     if found is None:
         raise UserError(f"{key}: {folder} has no record of its base; `rtdmd import` makes a folder that has")
     own = params.model
+    found = replace(found, model=found.model.of_student())  # where a student had a base of its own, that is its base
     base = next((one for one in (own, own.of_student()) if _stands_on(found, one, root)), None)
     if base is None:
         named = " or ".join(dict.fromkeys((own.teacher, own.of_student().teacher)))
@@ -62,7 +65,9 @@ def imported_model(params: Params, root: Path) -> ModelParams:
                 f"{key}: {folder} was made with model.{name}: {getattr(found.model, name)}, params.yaml says"
                 f" {getattr(own, name)}; set the same to judge it"
             )
-    return found.model.model_copy(update={"teacher": base.teacher, "revision": base.revision})
+    return found.model.model_copy(
+        update={"teacher": base.teacher, "revision": base.revision, "resolution": own.resolution}
+    )
 
 
 def _stands_on(found: Recorded, base: ModelParams, root: Path) -> bool:

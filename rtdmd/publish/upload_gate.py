@@ -37,7 +37,7 @@ def gate_folder(folder: Path, params: Params, root: Path, repo_id: str) -> None:
     export = Export(
         folder=folder,
         called=repo_id,
-        model=params.model,
+        model=source.model,
         base=made.base,
         forms=forms,
         stages=source.stacked(),

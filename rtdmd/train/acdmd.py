@@ -85,7 +85,8 @@ class AcdmdTrainer:
             backbone, params.adapter, stacks, params.run.seed, p.compile, p.adapter_init
         )
         self.sigmas = backbone.sigmas(params.model.num_steps).to(backbone.device)  # (K+1,)
-        require_renoise_time(NAME, p.renoise_time, self.sigmas)
+        clean = p.start == "data" or p.stop == "last"  # x_s is then an image, s = 0
+        require_renoise_time(NAME, p.renoise_time, self.sigmas[-1:] if clean else self.sigmas[1:])
         self.fake_loss = FakeScoreLoss(self.adapters, p, params.model.eta)
         weights = self.adapters.trainable("acdmd")
         self.average = Average(weights, p.ema_decay)

@@ -114,13 +114,13 @@ class Renoised:
     z: Tensor
 
 
-def require_renoise_time(section: str, law: Literal["uniform", "clamped"], sigmas: Tensor) -> None:
-    """UserError where a sampler's levels (K+1,) leave no room between s and the clamp of the published times."""
-    highest = sigmas[1:].max().item()
+def require_renoise_time(section: str, law: Literal["uniform", "clamped"], levels: Tensor) -> None:
+    """UserError where one of the ``levels`` that s can have leaves no room below the clamp of the published times."""
+    highest = levels.max().item()
     if law == "clamped" and highest >= RENOISE_HIGH:
         raise UserError(
             f"{section}.renoise_time: clamped, to {RENOISE_HIGH:g}, but the sampler's levels reach {highest:.3f}, where"
-            " no time above them is left; allowed: uniform"
+            " no time above them is left; allowed: uniform (with recipe: custom)"
         )
 
 

@@ -107,7 +107,8 @@ class RtdmdTrainer:
             merge_stage_one(adapters, params)
         self.adapters = adapters
         self.sigmas = backbone.sigmas(params.model.num_steps).to(backbone.device)  # (K+1,)
-        require_renoise_time(NAME, p.renoise_time, self.sigmas)
+        clean = p.fake_start == "data" and p.matching_path == "last_step"  # both terms then start from images, s = 0
+        require_renoise_time(NAME, p.renoise_time, self.sigmas[-1:] if clean else self.sigmas[1:])
         self.fake_loss = FakeScoreLoss(self.adapters, p, self.eta)
         weights = self.adapters.trainable("rtdmd")
         self.average = Average(weights, p.ema_decay)

@@ -26,3 +26,11 @@ def test_grid_and_contact_sheet_have_the_planned_size():
     assert sheet.height == height + 40
     found = np.asarray(sheet)[40 + GAP : 40 + GAP + 108, LABEL_WIDTH + GAP : LABEL_WIDTH + GAP + 108]
     assert np.array_equal(found[1::3, 1::3], images[0])
+
+
+def test_images_of_two_sizes_stand_in_equal_cells():
+    small, large = _images(1)[0], _images(1, 72)[0]
+    page = np.asarray(grid([[small], [large]]))
+    assert page.shape == (2 * (144 + GAP) + GAP, 144 + 2 * GAP, 3)
+    assert np.array_equal(page[GAP : GAP + 144 : 4, GAP : GAP + 144 : 4], small)
+    assert np.array_equal(page[2 * GAP + 144 : -GAP : 2, GAP : GAP + 144 : 2], large)

@@ -17,6 +17,7 @@ from rtdmd.common.files import load_tensors, read_json, sha256_tree
 from rtdmd.conditioning.text_cache import NULL_PROMPT, TextCache
 from rtdmd.config import Params
 from rtdmd.evaluate.samples import load_sampler
+from rtdmd.publish.sampler import imported_model
 from rtdmd.publish.trace import trace_path
 from rtdmd.stages import cache_teacher, evaluate, prepare_prompts, publish, train_acdmd, train_rtdmd
 from tests.publish.exports import gate_in_process
@@ -81,6 +82,15 @@ def test_the_published_folder_and_the_run_draw_the_same(
     for source, out in (("train_rtdmd", "one.png"), ("results/publish", "other.png")):
         assert cli.main(["sample", PROMPT, "--from", source, "--images", "1", "--out", out]) == 0
     assert (root / "one.png").read_bytes() == (root / "other.png").read_bytes()
+
+
+def test_the_published_folder_is_judged_on_the_base_on_which_it_stands(run: tuple[Path, Params]) -> None:
+    root, params = run
+    evaluate_section = params.evaluate.model_copy(update={"imported": "results/publish"})
+    other_size = params.model.model_copy(update={"resolution": 2 * params.model.resolution})
+    model = imported_model(params.model_copy(update={"evaluate": evaluate_section, "model": other_size}), root)
+    assert (model.teacher, model.student) == (f"./{STUDENT}", None)
+    assert model.resolution == other_size.resolution  # as every other model of the evaluation
 
 
 def test_each_model_of_evaluate_is_drawn_by_its_own_transformer(run: tuple[Path, Params]) -> None:
