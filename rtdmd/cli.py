@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -33,13 +34,37 @@ _ABOUT = """Few-step text-to-image generators: distilled (AC-DMD), then reinforc
 `snakemake --cores all` or `dvc repro` run the stages in their order."""
 
 PRESETS = ("world", "smoke", "sd3m", "sd35m", "flux1-dev", "flux2-klein-4b", "flux2-klein-9b")
+READER_ENDED = 141  # 128 + SIGPIPE, as a shell says of other programs
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 MODELS = ("teacher", "teacher_few_step", "train_acdmd", "train_rtdmd")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0 done, 1 something went wrong in a run, 2 something the user can mend,
-    75 stopped by SIGTERM or SIGUSR1 (start it again), 130 stopped by Ctrl-C."""
+    75 stopped by SIGTERM or SIGUSR1 (start it again), 130 stopped by Ctrl-C, 141 stopped because the reader of its
+    output ended (`rtdmd experiments | head`)."""
+    code = READER_ENDED
+    try:
+        code = _main(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_ended():
+            raise
+    return code
+
+
+def _reader_ended() -> bool:
+    """Whether nobody reads standard output; then what is left of it goes nowhere when the interpreter flushes it."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors and hang-ups are always told
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    """Run one command and say in a line what went wrong."""
     arguments = build_parser().parse_args(argv)
     action: Callable[[argparse.Namespace], int] = arguments.action
     try:

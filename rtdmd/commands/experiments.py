@@ -82,17 +82,16 @@ def queue_lines(names: list[str]) -> Iterator[str]:
 
 
 def _write(root: Path, name: str) -> str:
-    """params.yaml and dvc.yaml of a run."""
-    from rtdmd.common.files import write_atomic
+    """params.yaml and dvc.yaml of a run, from the commit. UserError where they have changes that are not committed."""
     from rtdmd.config.render import params_text
     from rtdmd.experiments import find_run
     from rtdmd.experiments.jobs import pipeline_of
     from rtdmd.experiments.settings import load_local, run_params
+    from rtdmd.experiments.written import overwrite
 
     params = run_params(find_run(name), load_local(root))
-    pipeline = pipeline_of(root, params)
-    write_atomic(root / "params.yaml", params_text(params, f"rtdmd experiments --write {name}"))
-    write_atomic(root / "dvc.yaml", pipeline)
+    text = params_text(params, f"rtdmd experiments --write {name}")
+    overwrite(root, {"params.yaml": text, "dvc.yaml": pipeline_of(root, params)})
     return f"params.yaml and dvc.yaml are those of {name}; `git checkout params.yaml dvc.yaml` brings yours back"
 
 

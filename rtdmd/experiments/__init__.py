@@ -7,9 +7,11 @@ rest.
 from __future__ import annotations
 
 import difflib
+from typing import get_args
 
 from rtdmd.common.discovery import discover
 from rtdmd.common.errors import UserError
+from rtdmd.config.results import ModelName
 from rtdmd.experiments._table import Run, Table
 
 TABLES: dict[str, Table] = discover("rtdmd.experiments.tables", "TABLE", Table)
@@ -48,5 +50,4 @@ def find_run(name: str) -> Run:
 def models_of(run: Run) -> tuple[str, ...]:
     """The models of a run that any table's row asks for, in the order of evaluation."""
     asked = {row.model for table in TABLES.values() for row in table.rows if row.run == run}
-    order = ("teacher", "student_base", "train_acdmd", "train_rtdmd")
-    return tuple(name for name in order if name in asked)
+    return tuple(name for name in get_args(ModelName) if name in asked)

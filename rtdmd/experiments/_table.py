@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from rtdmd.common.errors import UserError
+from rtdmd.config.results import ModelName
 
 NOT_GIVEN = "-"
 
@@ -52,7 +53,7 @@ class Row:
     passes: int  # of the network for an image
     figures: str
     run: Run | None = None
-    model: str = "train_rtdmd"
+    model: ModelName = "train_rtdmd"
     missing: str = ""
 
 

@@ -53,10 +53,12 @@ class Cell:
     @property
     def verdict(self) -> str:
         """agrees, off by a factor, or why that cannot be told."""
+        if self.ours is None and self.row.run is not None:
+            return "not measured"
         if self.published is None:
             return "not published"
         if self.ours is None:
-            return "no run" if self.row.run is None else "not measured"
+            return "no run"
         if self.factor is None or self.ci95 is None:
             return "no interval"
         if self.factor > 1:

@@ -18,6 +18,7 @@ from rtdmd.config import Params
 from rtdmd.config.render import params_text
 from rtdmd.experiments import find_table
 from rtdmd.experiments.settings import Local, all_params, load_local
+from rtdmd.experiments.written import committed
 from rtdmd.pipeline.dvc_yaml import params_values, read_pipeline
 from rtdmd.pipeline.model_inputs import model_inputs
 from rtdmd.plan.needs import needs
@@ -158,5 +159,6 @@ def local_folders(params: Params) -> list[str]:
 
 
 def pipeline_of(root: Path, params: Params) -> str:
-    """The text of dvc.yaml for a run: with the grids of its models alone."""
-    return pipeline_text((root / "dvc.yaml").read_text(encoding="utf-8"), params.evaluate.models)
+    """The text of dvc.yaml for a run: the committed one, whatever lies in ``root`` now, with the grids of the run's
+    models alone. UserError where Git cannot tell it."""
+    return pipeline_text(committed(root, "dvc.yaml"), params.evaluate.models)

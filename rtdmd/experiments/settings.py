@@ -29,7 +29,7 @@ class Local(Section):
     params: dict[str, Any] = param("sections laid over every run", source="ours")
     presets: Named = param("sections laid over the runs of a preset, by its name", source="ours")
     scorers: Named = param("keys of a scorer wherever it stands, by its name", source="ours")
-    sources: Named = param("keys of a source of prompts wherever it stands, by its name", source="ours")
+    sources: Named = param("keys of the sources of a set of prompts, by the set's name", source="ours")
     suites: Named = param("keys of a suite of evaluation, by its name", source="ours")
 
 
@@ -39,6 +39,12 @@ def load_local(root: Path = Path(".")) -> Local:
     for name in local.presets:
         if name not in PRESETS:
             raise UserError(f"{LOCAL}: presets: {name!r} is unknown; allowed: {', '.join(PRESETS)}")
+    sets = list(
+        dict.fromkeys([*SETS, *(name for tree in PRESETS.values() for name in tree["prepare_prompts"]["sets"])])
+    )
+    for name in local.sources:
+        if name not in sets:
+            raise UserError(f"{LOCAL}: sources: no set of prompts is named {name!r}; allowed: {', '.join(sets)}")
     return local
 
 
@@ -76,10 +82,14 @@ def evaluation(run: Run) -> dict[str, Any]:
 
 
 def _with_keys(tree: dict[str, Any], local: Local) -> dict[str, Any]:
-    """``tree`` with the cluster's keys in each scorer, source of prompts and suite."""
+    """``tree`` with the cluster's keys in each scorer, set of prompts and suite."""
     sets = tree["prepare_prompts"]["sets"]
+    keyed = {
+        name: [source | local.sources.get(name, {}) for source in sources]  # two sets may have sources of one name
+        for name, sources in sets.items()
+    }
     own = {
-        "prepare_prompts": {"sets": {name: _entries(sources, local.sources) for name, sources in sets.items()}},
+        "prepare_prompts": {"sets": keyed},
         "train_rtdmd": {"rewards": _entries(tree["train_rtdmd"]["rewards"], local.scorers)},
         "evaluate": {
             "rewards": _entries(tree["evaluate"]["rewards"], local.scorers),

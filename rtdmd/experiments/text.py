@@ -59,13 +59,16 @@ def run_text(run: Run) -> str:
 
 
 def check_text(names: Sequence[str], jobs: Jobs) -> Iterator[str]:
-    """published | ours ± interval | difference of every cell of these tables. RtdmdError at the end where a cell that
-    could agree does not, or is not measured yet."""
+    """published | ours ± interval | difference of every cell of these tables. Rows with a run that has not been
+    evaluated come first. RtdmdError at the end where there is one, or where a cell that could agree does not."""
     failed = []
     for name in names:
         table = TABLES[name]
         cells = cells_of(table, jobs)
         yield f"{name}: {table.title}"
+        rows = [row for row, own in rows_of(table, cells) if any(cell.verdict == "not measured" for cell in own)]
+        for row in rows:
+            yield f"  not measured, {row.title}: {stands_for(row)}"
         lines = [["", "", "published", "ours", "difference", ""]]
         for row, own in rows_of(table, cells):
             lines += [[row.title, cell.column.title, *parts(cell), cell.verdict] for cell in own]

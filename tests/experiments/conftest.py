@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +97,22 @@ def tiny_settings(scorers: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def commit(root: Path, *names: str) -> None:
+    """A commit of these files, in a repository at ``root``."""
+    if not (root / ".git").is_dir():
+        subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    subprocess.run(["git", "add", *names], cwd=root, check=True)
+    who = ["-c", "user.name=a test", "-c", "user.email=test@example.org"]
+    subprocess.run(["git", *who, "commit", "--quiet", "--message", "as it is", "--", *names], cwd=root, check=True)
+
+
 @pytest.fixture(scope="session")
 def tiny_jobs(tiny_teacher: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
     """The runs of every table in a folder where nothing has run."""
     root = tmp_path_factory.mktemp("experiments")
     (root / "rtdmd").symlink_to(REPOSITORY / "rtdmd")
     shutil.copy(REPOSITORY / "dvc.yaml", root / "dvc.yaml")
+    commit(root, "dvc.yaml")
     write_prompts(root / "data" / "prompts")
     shutil.copytree(tiny_teacher, root / "data" / "teacher")
     make_tiny_teacher(root / "data" / "student", seed=1)

@@ -35,6 +35,7 @@ def cell(published: str | None, ours: float | None, ci95: float | None, row: Row
         ("22.86", None, None, "not measured"),
         ("22.86", 22.86, None, "no interval"),
         (None, 22.86, 0.04, "not published"),
+        (None, None, None, "not measured"),
     ],
 )
 def test_verdicts(published: str | None, ours: float | None, ci95: float | None, verdict: str) -> None:

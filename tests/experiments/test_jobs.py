@@ -24,6 +24,8 @@ from rtdmd.experiments.text import check_text
 from rtdmd.pipeline.declared import check_models
 from rtdmd.pipeline.dvc_yaml import read_pipeline
 from rtdmd.rewards.geneval_detector import Detector
+from tests.experiments.conftest import commit
+from tests.workspace import REPOSITORY
 
 LEFT_OUT = {
     "table_3": ("γ = 0.001", "γ = 0.005", "γ = 0.1"),
@@ -164,14 +166,21 @@ def test_the_cost_of_a_table_counts_a_shared_stage_once(tiny_jobs: Jobs, monkeyp
     ]
 
 
+def checkout(root: Path, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repository at ``root``, which is the working folder from now on."""
+    shutil.copy(REPOSITORY / "dvc.yaml", root)
+    (root / "params.yaml").write_text("mine: 1\n")
+    commit(root, "dvc.yaml", "params.yaml")
+    (root / LOCAL).parent.mkdir()
+    shutil.copy(jobs.root / LOCAL, root / LOCAL)
+    monkeypatch.chdir(root)
+
+
 def test_params_and_pipeline_of_a_run_are_written_for_dvcs_queue(
     tiny_jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """dvc.yaml names the grids of the run's models, and no student that it does not train."""
-    shutil.copy(tiny_jobs.root / "dvc.yaml", tmp_path)
-    (tmp_path / LOCAL).parent.mkdir()
-    shutil.copy(tiny_jobs.root / LOCAL, tmp_path / LOCAL)
-    monkeypatch.chdir(tmp_path)
+    checkout(tmp_path, tiny_jobs, monkeypatch)
     assert cli.main(["experiments", "--write", "flux2-klein-9b-released"]) == 0
     (tmp_path / "data").symlink_to(tiny_jobs.root / "data")
     written = load_params()
@@ -181,6 +190,67 @@ def test_params_and_pipeline_of_a_run_are_written_for_dvcs_queue(
     assert not [dep for dep in entry.deps if dep.startswith("results/train_")]
     assert cli.main(["experiments", "table_2", "--write", "sd35m"]) == 2
     assert cli.main(["experiments", "--run", "flux2-klein-9b-released", "train_rtdmd"]) == 2
+
+
+def test_a_run_is_written_from_the_commit_whatever_was_written_before(
+    tiny_jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout(tmp_path, tiny_jobs, monkeypatch)
+    assert cli.main(["experiments", "--write", "flux2-klein-9b-released"]) == 0
+    assert cli.main(["experiments", "--write", "sd35m"]) == 0
+    entry = read_pipeline(tmp_path)["evaluate"]
+    assert entry.deps == read_pipeline(REPOSITORY)["evaluate"].deps
+    assert load_params(tmp_path / "params.yaml") == tiny_jobs.params["sd35m"]
+    laid = Jobs(tmp_path, tiny_jobs.local)
+    laid.__dict__ |= {"params": tiny_jobs.params, "owners": tiny_jobs.owners}
+    assert cli.main(["experiments", "--write", "flux2-klein-9b-released"]) == 0
+    assert read_pipeline(laid.lay("sd35m"))["evaluate"].deps == entry.deps
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml"])
+def test_changes_that_are_not_committed_are_not_overwritten(
+    name: str, tiny_jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither over the committed file nor over what --write made; once committed or stashed the same command works."""
+    checkout(tmp_path, tiny_jobs, monkeypatch)
+    write = ["experiments", "--write", "flux2-klein-9b-released"]
+    told = (
+        f"rtdmd: {name}: differs from the committed file, and would be overwritten; keep yours with"
+        f" `git commit {name}` or `git stash push {name}`, then run this command again\n"
+    )
+    for _ in range(2):
+        texts = {path: (tmp_path / path).read_text() for path in ("params.yaml", "dvc.yaml")}
+        texts[name] += "# mine\n"
+        (tmp_path / name).write_text(texts[name])
+        assert cli.main(write) == 2
+        assert capsys.readouterr().err == told
+        assert texts == {path: (tmp_path / path).read_text() for path in texts}
+        commit(tmp_path, name)
+        assert cli.main(write) == 0
+
+
+def test_a_run_is_not_written_without_a_commit(
+    tiny_jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkout(tmp_path, tiny_jobs, monkeypatch)
+    (tmp_path / ".git").rename(tmp_path / "elsewhere")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert cli.main(["experiments", "--write", "sd35m"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("rtdmd: dvc.yaml: the committed file cannot be read (fatal: not a git repository")
+    assert (tmp_path / "params.yaml").read_text() == "mine: 1\n"
+
+
+def test_runs_without_published_figures_are_waited_for_too(tiny_jobs: Jobs, tmp_path: Path) -> None:
+    nowhere = Jobs(tmp_path, tiny_jobs.local)
+    nowhere.__dict__ |= {"params": tiny_jobs.params, "owners": tiny_jobs.owners, "keys": tiny_jobs.keys}
+    told: list[str] = []
+    with pytest.raises(RtdmdError, match=r"^eta: of 6 cells 6 not measured; `snakemake experiment_eta` measures"):
+        told.extend(check_text(["eta"], nowhere))
+    assert told[1:3] == [
+        "  not measured, η = 0.9: sd35m, train_rtdmd",
+        "  not measured, η = 1: sd35m-eta-1, train_rtdmd",
+    ]
 
 
 def test_a_job_asks_for_what_its_stage_takes(tiny_jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:

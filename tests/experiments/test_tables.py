@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from decimal import Decimal
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from rtdmd import cli
 from rtdmd.common.errors import UserError
 from rtdmd.config import Params, parse_params, preset
-from rtdmd.experiments import RUNS, TABLES, find_run, find_table
-from rtdmd.experiments._table import Column, Row, Table
-from rtdmd.experiments.settings import Local, all_params
+from rtdmd.config.results import ModelName
+from rtdmd.experiments import RUNS, TABLES, find_run, find_table, models_of
+from rtdmd.experiments._table import Column, Row, Run, Table
+from rtdmd.experiments.settings import LOCAL, Local, all_params, load_local, run_params
 from rtdmd.study.paper import GAMMA, STAGE_TWO
 
 NOTHING = Local(params={}, presets={}, scorers={}, sources={}, suites={})
@@ -165,3 +170,66 @@ def test_the_list_has_every_figure_run_and_what_cannot_be_stated(capsys: pytest.
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "rtdmd experiments --write sd35m && dvc exp run --queue --name sd35m evaluate"
     assert len(lines) == 7 and lines[-2:] == ["git checkout params.yaml dvc.yaml", "dvc exp run --run-all"]
+
+
+def test_keys_of_sources_are_given_by_the_set(tmp_path: Path) -> None:
+    """Both sets of geneval have a source of its name."""
+    path = tmp_path / LOCAL
+    path.parent.mkdir()
+    path.write_text(
+        "{params: {}, presets: {}, scorers: {}, suites: {}, sources: {geneval_train: {path: data/prompts/t.jsonl}}}"
+    )
+    sets = run_params(RUNS["geneval-sd35m"], load_local(tmp_path)).prepare_prompts.sets
+    found = {
+        name: [(source.name, source.model_dump()["path"]) for source in sets[name]]
+        for name in ("geneval_train", "geneval")
+    }
+    assert found == {
+        "geneval_train": [("geneval", "data/prompts/t.jsonl")],
+        "geneval": [("geneval", "data/prompts/geneval.jsonl")],
+    }
+    path.write_text("{params: {}, presets: {}, scorers: {}, suites: {}, sources: {geneval_tran: {}}}")
+    with pytest.raises(
+        UserError, match=r"experiments\.yaml: sources: no set of prompts is named 'geneval_tran'; allowed"
+    ):
+        load_local(tmp_path)
+
+
+def test_a_row_may_be_any_model_of_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    names: tuple[ModelName, ...] = get_args(ModelName)
+    run = Run("any", "sd35m", "a run")
+    column = Column("CLIPScore", "drawbench", "clipscore")
+    rows = tuple(Row(name, 4, "0.1", run, model=name) for name in reversed(names))
+    monkeypatch.setitem(TABLES, "any", Table("T", "s", (column,), rows))
+    assert models_of(run) == names
+    assert {"teacher_few_step", "imported"} < set(names)
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["experiments", "table_4", "--queue"], 0),  # short: all was said before the reader was missed
+        (["params", "sd35m"], 141),
+        (["experiments", "table_9"], 2),
+    ],
+)
+def test_a_command_whose_reader_ended_ends_quietly(
+    command: list[str], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert cli.main(command) == code
+        monkeypatch.undo()
+    assert "Broken" not in capsys.readouterr().err
+
+
+def test_another_pipe_that_breaks_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(_: object) -> None:
+        raise BrokenPipeError("a worker ended")
+
+    monkeypatch.setattr("rtdmd.commands.experiments.run", fail)
+    with (tmp_path / "out").open("w") as out, pytest.raises(BrokenPipeError, match="a worker ended"):
+        monkeypatch.setattr(sys, "stdout", out)
+        cli.main(["experiments"])
