@@ -19,8 +19,8 @@ class Prices:
     """Passes over one image in forward passes of the stage-two generator."""
 
     teacher: float = 0.63  # no adapter
-    one: float = 0.87  # one adapter: the fake score, stage one's generator
-    two: float = 1.0  # two adapters: stage two's generator
+    one: float = 0.87  # one adapter, alone or on layers with another merged in
+    two: float = 1.0  # one adapter on another
     backward: float = 1.4  # through the transformer to an adapter
     decode: float = 1.26
     score: float = 0.13  # one reward; CLIP 0.12, the verifier 0.14
@@ -47,11 +47,13 @@ def stage_two_epoch(params: Params, prices: Prices = WORLD, kept: float = 1.0) -
 
 def priced(rows: Rows, params: Params, stage: str, prices: Prices) -> float:
     """The cost of the passes that `rtdmd.plan.passes` counts in a stage."""
-    rewards = params.train_rtdmd.rewards if stage == "train_rtdmd" else ()
+    p, second = params.train_rtdmd, stage == "train_rtdmd"
+    rewards = p.rewards if second else ()
+    on_another = prices.one if p.stage_one_adapters == "merged" else prices.two  # an adapter on top of stage one's
     by_pass = {
-        "generator forward": prices.one if stage == "train_acdmd" else prices.two,
-        "reference forward": prices.one,
-        "fake forward": prices.one,
+        "generator forward": on_another if second else prices.one,
+        "reference forward": prices.teacher if p.stage_one_adapters == "merged" else prices.one,
+        "fake forward": on_another if second and p.fake_adapter == "new" else prices.one,
         "teacher forward": guided(params) * prices.teacher,
         "generator backward": prices.backward,
         "fake backward": prices.backward,

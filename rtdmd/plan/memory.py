@@ -54,7 +54,8 @@ def split(rows: int, processes: int) -> int:
 
 
 def acdmd_memory(costs: Costs, processes: int) -> Memory:
-    """Stage one. A generator turn holds its last step's graph while the fake score learns and the teacher looks on."""
+    """Stage one. A generator turn holds its last step's graph while the teacher looks on and, on a shared roll-out,
+    while the fake score learns; on a roll-out of its own it comes when the fake score's update is over."""
     stand, p = costs.stand, costs.stand.params.train_acdmd
     share, one = split(p.batch_size, processes), costs.one
     rows = min(share, p.micro_batch)
@@ -65,13 +66,15 @@ def acdmd_memory(costs: Costs, processes: int) -> Memory:
     parts["prompts"] = (share + rows * (rows < share)) * stand.row_bytes()
     own, fake, sums = stand.adapter_bytes("acdmd"), stand.adapter_bytes("fake"), int(rows < share)
     graph = rows * one.kept
-    further = pairs(p.consistency)
+    shared = p.generator_rollout == "shared"
+    learned = sums * (own + fake) if shared else sums * max(own, fake)  # sums of the micro-batches before
+    beside = fake * shared  # the fake score's gradient, which waits for the generator's
     phases = {
-        "roll-out": _phase(rows * costs.teacher.peak, sums * (own + fake)),
-        "fake score": _phase(graph + rows * _fake(one, further), sums * (own + fake)),
-        "teacher": _phase(graph + rows * costs.teacher.peak, sums * own + fake),
-        "generator": _phase(graph + rows * one.back_peak, sums * own + fake),
-        "update": _phase(0, fake + own + 2 * sums * max(own, fake)),
+        "roll-out": _phase(rows * costs.teacher.peak, learned),
+        "fake score": _phase(graph * shared + rows * _fake(one, pairs(p.consistency)), sums * (own * shared + fake)),
+        "teacher": _phase(graph + rows * costs.teacher.peak, sums * own + beside),
+        "generator": _phase(graph + rows * one.back_peak, sums * own + beside),
+        "update": _phase(0, max(own, fake) * (1 + 2 * sums) + min(own, fake) * shared),
     }
     return Memory(parts, phases)
 
@@ -80,11 +83,11 @@ def rtdmd_memory(costs: Costs, processes: int) -> Memory:
     """Stage two. Every pass goes in micro-batches; the last step's images are a copy of theirs in the roll-out."""
     stand, p = costs.stand, costs.stand.params.train_rtdmd
     images = split(p.prompts_per_epoch * p.group_size, processes)
-    new_fake = p.fake_adapter == "new" and not stand.roles.full  # on top of stage one's
-    parts = _weights(stand, ("acdmd", "rtdmd", "fake", *["fake"] * new_fake)) | _shards(stand, p.sharding, processes)
-    if p.stage_one_adapters == "merged" and not stand.roles.full:
-        # A base of the student's own is merged in place; where it is the teacher's too, copies of its layers are.
-        copies = (not stand.two_bases) + new_fake
+    # A base of the student's own is merged in place; where it is the teacher's too, copies of its layers are.
+    copies = ((not stand.two_bases) + stand.new_fake) * stand.merged
+    parts = _weights(stand, ("acdmd", "rtdmd", "fake", *["fake"] * stand.new_fake))
+    parts |= _shards(stand, p.sharding, processes, copies)
+    if stand.merged:
         parts["merged layers"] = copies * stand.adapted_bytes() / (processes if p.sharding == "base" else 1)
     parts |= _text(stand) | _optimizer(stand, "rtdmd")
     parts["decoder"] = size_of([stand.vae])[1]
@@ -94,9 +97,9 @@ def rtdmd_memory(costs: Costs, processes: int) -> Memory:
 
 def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, float]]:
     """What comes and goes in an epoch on so many images of this process. Each term's gradient stays until the end of
-    the epoch, so that they add up from phase to phase; their weighted sum is gone after the update. In a backward pass
-    the new gradient grows as the graph is freed, and so adds nothing to the peak, but where the graph is needed once
-    more."""
+    the epoch, so that they add up from phase to phase (with `fake_first` the fake score comes before all of them);
+    their weighted sum is gone after the update. In a backward pass the new gradient grows as the graph is freed, and so
+    adds nothing to the peak, but where the graph is needed once more."""
     stand, p = costs.stand, costs.stand.params.train_rtdmd
     one, fake, w = stand.adapter_bytes("rtdmd"), stand.adapter_bytes("fake"), p.weights
     chosen = images if p.matching_path == "reward" else min(split(p.last_step_batch_size, processes), images)
@@ -110,6 +113,7 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
     passed = (w.policy > 0) + anchored
     terms = before + passed + (w.nft > 0)
     offloaded = _rewards(stand, [spec for spec in p.rewards if spec.offload])
+    fake_first = p.update_order == "fake_first"
     picture = 4 * 3 * stand.params.model.resolution**2  # the last that were scored
     point = 4 * stand.latent_bytes()  # a renoised image: its noise and itself, directions, velocities
 
@@ -130,9 +134,12 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
         phases["NFT"] = _phase(micro * (own.kept + own.back_peak), (before + passed + sums) * one, both)
     if p.fake_updates_per_epoch:
         graphs = ours * (_fake(costs.fake, pairs(p.consistency)) + image + point)
-        phases["fake score"] = _phase(graphs, terms * one + sums_fake * fake, both)
+        waiting = 0 if fake_first else terms * one
+        rolled = images * image if fake_first else both  # the last step's images are not taken yet
+        phases["fake score"] = _phase(graphs, waiting + sums_fake * fake, rolled)
+        phases["fake update"] = _phase(0, waiting + (1 + 2 * sums_fake) * fake, rolled)
     combined = (3 if terms > 1 else 1) * one  # the sum so far, the next term scaled, and the two added up
-    phases["update"] = _phase(0, terms * one + max(combined, (1 + 2 * sums_fake) * fake), both)
+    phases["update"] = _phase(0, terms * one + combined, both)
     return phases
 
 
@@ -204,16 +211,18 @@ def _weights(stand: Stand, adapters: tuple[str, ...]) -> dict[str, float]:
     return bases | {"adapters": sum(map(stand.adapter_bytes, adapters)), "in half precision": halves}
 
 
-def _shards(stand: Stand, sharding: str, processes: int) -> dict[str, float]:
+def _shards(stand: Stand, sharding: str, processes: int, copies: int = 0) -> dict[str, float]:
     """What is left of each base with `sharding: base`: what is outside its blocks, this process's share of them, and
     the blocks whole for a moment (the gathered one, the buffer that it came through, that of the one before, and the
-    last one of the other base)."""
+    last one of the other base). A block of the teacher's is gathered with the ``copies`` of its adapted layers that are
+    merged."""
     if sharding == "none" or processes == 1:
         return {}
     sizes = stand.block_sizes()
     outside = stand.base_size()[1] - sum(sizes)
     left = outside + sum(sizes) / processes
-    gathered = (GATHERED + stand.two_bases) * max(sizes)
+    full = max(size + copies * own for size, own in zip(sizes, stand.adapted_in_blocks(), strict=True))
+    gathered = GATHERED * full + stand.two_bases * max(sizes)
     bases = {"transformer": left} | ({STUDENTS: left} if stand.two_bases else {})
     return bases | {"gathered blocks": gathered}
 

@@ -39,12 +39,16 @@ def scored(rows: float) -> Rows:
 
 
 def acdmd_rows(params: Params) -> Rows:
-    """One iteration of stage one, generator turns spread over all."""
+    """One iteration of stage one, generator turns spread over all. A turn on a roll-out of its own also runs that, and
+    the fake score once more."""
     p, steps = params.train_acdmd, params.model.num_steps
     executed = steps if p.stop == "last" else (steps + 1) / 2
-    turn = {"generator backward": p.batch_size, "teacher forward": p.batch_size}
+    roll_out = {"generator forward": p.batch_size * executed}
+    turn: Rows = {"generator backward": p.batch_size, "teacher forward": p.batch_size}
+    if p.generator_rollout == "own":
+        turn |= roll_out | {"fake forward": p.batch_size}
     return summed(
-        {"generator forward": p.batch_size * executed},
+        roll_out,
         scaled(turn, 1 / p.generator_every),
         fake_rows(p.batch_size, p.consistency),
     )

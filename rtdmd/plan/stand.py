@@ -115,6 +115,12 @@ class Stand:
             sizes.append(sum(tensor.numel() * tensor.element_size() for tensor in own))
         return sizes
 
+    def adapted_in_blocks(self) -> list[int]:
+        """Of the bytes of each block, those of the layers that carry an adapter; 0 in full mode."""
+        carriers = self.roles.layers("fake")
+        blocks = [set(block.modules()) for block in transformer_blocks(self.transformer)]
+        return [size_of(one.get_base_layer() for one in carriers if one in block)[1] for block in blocks]
+
     @cached_property
     def known(self) -> list[Tensor]:
         """Tensors that are there before a pass: all weights."""

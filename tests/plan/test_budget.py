@@ -102,6 +102,37 @@ def test_groups_that_share_their_start_are_run_once() -> None:
     assert (free["roll_out"], free["policy"]) == (4 * 512, 512)
 
 
+def test_a_generators_own_roll_out_is_charged_for() -> None:
+    """On its turn: half the steps and a half on average, and the fake score once more on each prompt."""
+    shared, own = (preset("world", {"train_acdmd": {"generator_rollout": kind}}) for kind in ("shared", "own"))
+    one = Prices(**FREE | {"one": 1.0})
+    p, more = own.train_acdmd, budget.stage_one_iteration(own, one) - budget.stage_one_iteration(shared, one)
+    assert own.model.num_steps == 4
+    assert more == pytest.approx(p.batch_size * (2.5 + 1) / p.generator_every, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("stage_one", "fake", "two", "plain"),
+    [
+        ("stacked", "continued", ("generator",), ()),
+        ("stacked", "new", ("generator", "fake"), ()),
+        ("merged", "continued", (), ("reference",)),
+        ("merged", "new", (), ("reference",)),
+    ],
+)
+def test_a_pass_has_the_price_of_its_adapters(
+    stage_one: str, fake: str, two: tuple[str, ...], plain: tuple[str, ...]
+) -> None:
+    """Of the roles that learn or are learned from: those on two adapters, those on none, and the rest on one."""
+    params = preset("world", {"train_rtdmd": {"stage_one_adapters": stage_one, "fake_adapter": fake}})
+    for role in ("generator", "reference", "fake"):
+        prices = budget.WORLD
+        expected = prices.two if role in two else prices.teacher if role in plain else prices.one
+        assert budget.priced({f"{role} forward": 3.0}, params, "train_rtdmd") == 3 * expected
+        if role != "reference":  # stage one has one adapter a role, whatever stage two does
+            assert budget.priced({f"{role} forward": 3.0}, params, "train_acdmd") == 3 * prices.one
+
+
 def test_only_kept_images_are_charged_for_the_policy_pass() -> None:
     params = preset("world")
     whole, half = (budget.stage_two_epoch(params, kept=kept)["policy"] for kept in (1.0, 0.5))

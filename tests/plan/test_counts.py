@@ -19,7 +19,7 @@ from rtdmd.plan.memory import acdmd_memory, rtdmd_memory
 from rtdmd.plan.passes import acdmd_rows, rtdmd_rows
 from rtdmd.plan.stand import Stand
 from rtdmd.plan.tally import tally
-from rtdmd.train.adapters import merge_stage_one
+from rtdmd.train.adapters import merge_stage_one, transformer_blocks
 from rtdmd.train.rtdmd import open_adapters
 from tools import bench
 from tools.plan_measure import epochs_to_peak
@@ -62,6 +62,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "a new fake score on stage one's": {"train_rtdmd": {"fake_adapter": "new"}},
 }
+OWN: dict[str, Any] = {"train_acdmd": {"generator_rollout": "own"}}
+FIRST = {name: VARIANTS[name] for name in list(VARIANTS)[:4]} | {
+    "a roll-out of the generator's own": OWN,
+    "its own, one sample, to the last step": merged(
+        OWN, {"train_acdmd": {"stop": "last", "consistency": {"weight": 0.01, "estimator": "one_sample"}}}
+    ),
+}
 
 
 BIG: dict[str, Any] = {  # so that what passes outweighs the tiny models
@@ -73,10 +80,16 @@ LARGE_ADAPTERS: dict[str, Any] = {
     "train_acdmd": {"micro_batch": 8},
     "train_rtdmd": {"micro_batch": 8},
 }
+FAKE_FIRST: dict[str, Any] = {  # whose update holds the most: few images in the last step, and no decoder's graph
+    "adapter": {"rank": 256},
+    "train_rtdmd": {"update_order": "fake_first", "last_step_batch_size": 16, "weights": {"backprop": 0.0}},
+}
 ITERATIONS: dict[str, dict[str, Any]] = {
     "whole": {"train_acdmd": {"consistency": {"weight": 0.0}}},
     "in micro-batches, with consistency": {"train_acdmd": {"micro_batch": 32}},
     "gradients outweigh activations": LARGE_ADAPTERS,
+    "a roll-out of the generator's own": merged(OWN, {"train_acdmd": {"consistency": {"weight": 0.0}}}),
+    "its own, gradients outweigh activations": merged(OWN, LARGE_ADAPTERS),
 }
 EPOCHS: dict[str, dict[str, Any]] = {
     "matching at a random step": {"train_rtdmd": {"matching_path": "random_step"}},
@@ -87,6 +100,7 @@ EPOCHS: dict[str, dict[str, Any]] = {
     "matching through all steps": {
         "train_rtdmd": {"weights": {"backprop": 0.0}, "matching_path": "whole_chain", "fake_updates_per_epoch": 0}
     },
+    "the fake score before the terms": FAKE_FIRST,
     "gradients outweigh activations": LARGE_ADAPTERS,
 }
 
@@ -110,15 +124,16 @@ def test_flops_of_an_epoch(tiny_teacher: Path, tiny_clip: Path, name: str) -> No
     assert meter.flops == pytest.approx(flops_of(rtdmd_rows(params), costs, "train_rtdmd"), rel=1e-9)
 
 
-@pytest.mark.parametrize("name", list(VARIANTS)[:4])
+@pytest.mark.parametrize("name", FIRST)
 def test_flops_of_an_iteration(tiny_teacher: Path, tiny_clip: Path, name: str) -> None:
-    """Over two iterations, of which one stops after the first step and one after the second."""
-    params = small(tiny_teacher, tiny_clip, VARIANTS[name])
-    stops = {integers(0, 2, 0, "train_acdmd", step, "stop"): step for step in range(20)}
+    """Over two iterations, of which one stops after the first step, in both roll-outs, and one after the second."""
+    params = small(tiny_teacher, tiny_clip, FIRST[name])
+    streams = ("train_acdmd", "train_acdmd-generator")
+    stops = {tuple(integers(0, 2, 0, own, step, "stop") for own in streams): step for step in range(20)}
     update, _ = bench._first(params, Path("/"), CPU)
     with tally() as meter:
         for stop in (0, 1):
-            update(stops[stop])
+            update(stops[stop, stop])
     costs = Costs(Stand.of(params, Path("/")))
     assert meter.flops / 2 == pytest.approx(flops_of(acdmd_rows(params), costs, "train_acdmd"), rel=1e-9)
 
@@ -181,6 +196,16 @@ def test_bytes_of_merged_layers(tiny_teacher: Path, tiny_clip: Path) -> None:
     plain, fresh = (Stand.of(small(tiny_teacher, tiny_clip, own), Path("/")) for own in ({}, new))
     fewer, more = (rtdmd_memory(Costs(stand), 1).parts["adapters"] for stand in (plain, fresh))
     assert more - fewer == plain.adapter_bytes("fake")
+
+    # Sharded, a block is gathered with its copies: three blocks at once.
+    blocks = [
+        sum(tensor.nbytes for key, tensor in block.named_parameters() if ".lora_" not in key)
+        for block in transformer_blocks(backbone.transformer)
+    ]
+    sharded = {"train_rtdmd": new["train_rtdmd"] | {"processes": 2, "sharding": "base"}}
+    parts = rtdmd_memory(Costs(Stand.of(small(tiny_teacher, tiny_clip, sharded), Path("/"))), 2).parts
+    assert parts["gathered blocks"] == 3 * max(blocks)
+    assert parts["merged layers"] == held / 2
 
 
 def test_bytes_of_a_sharded_base(tiny_teacher: Path, tiny_clip: Path) -> None:
