@@ -123,14 +123,14 @@ def test_a_generators_own_roll_out_is_charged_for() -> None:
 def test_a_pass_has_the_price_of_its_adapters(
     stage_one: str, fake: str, two: tuple[str, ...], plain: tuple[str, ...]
 ) -> None:
-    """Of the roles that learn or are learned from: those on two adapters, those on none, and the rest on one."""
+    """Roles of stage two on two adapters (`two`), on none (`plain`), and the rest on one."""
     params = preset("world", {"train_rtdmd": {"stage_one_adapters": stage_one, "fake_adapter": fake}})
     for role in ("generator", "reference", "fake"):
         prices = budget.WORLD
         expected = prices.two if role in two else prices.teacher if role in plain else prices.one
-        assert budget.priced({f"{role} forward": 3.0}, params, "train_rtdmd") == 3 * expected
+        assert budget.priced({f"{role} forward": 3.0}, params, "train_rtdmd", prices) == 3 * expected
         if role != "reference":  # stage one has one adapter a role, whatever stage two does
-            assert budget.priced({f"{role} forward": 3.0}, params, "train_acdmd") == 3 * prices.one
+            assert budget.priced({f"{role} forward": 3.0}, params, "train_acdmd", prices) == 3 * prices.one
 
 
 def test_only_kept_images_are_charged_for_the_policy_pass() -> None:
