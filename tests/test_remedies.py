@@ -12,10 +12,11 @@ import pytest
 from dvc.cli.parser import get_main_parser
 
 from rtdmd.cli import build_parser
+from rtdmd.experiments import TABLES
 from rtdmd.pipeline.dvc_yaml import missing_file, read_pipeline
 
 PIPELINE = read_pipeline(Path("."))
-RULES = {*PIPELINE, "sweep", "upload", "sweep_variance"}
+RULES = {*PIPELINE, "sweep", "upload", "sweep_variance", *(f"experiment_{name}" for name in TABLES)}
 PROGRAMS = ("rtdmd", "snakemake", "git", "make", "dvc")
 VALUE = "VALUE"  # what stands for a part that is filled in at run time
 # What a value may be, for commands whose first argument is one.
@@ -25,6 +26,7 @@ FILLED = {
     "rtdmd rewards serve": "rtdmd rewards serve clipscore",
     "rtdmd train_VALUE": "rtdmd train_acdmd",
     "snakemake VALUE": "snakemake evaluate",
+    "snakemake experiment_VALUE": "snakemake experiment_table_1",
 }
 
 

@@ -23,7 +23,13 @@ REWARDS = [  # the tiny student's images are all wrong: only CLIP tells them apa
     {"name": "world_verifier", "weight": 1.0, "soft_weight": 0.0},
 ]
 EVERY_IMAGE: dict[str, Any] = {
-    "train_rtdmd": {"epochs": 1, "drop_zero_advantage": False, "consistency": {"weight": 0.0}, "rewards": REWARDS}
+    "train_rtdmd": {
+        "recipe": "custom",
+        "epochs": 1,
+        "drop_zero_advantage": False,
+        "consistency": {"weight": 0.0},
+        "rewards": REWARDS,
+    }
 }
 EXACT = ("subgrpo-2-last", "matching-only", "gdmd", "dmd-nft", "draft-1", "stepwise", "rtdmd-corrected")
 """Methods without a draw between passes of unequal cost (a random step shared with back-propagation's or not)."""

@@ -31,7 +31,7 @@ def write_machine(folder: Path, loss: float, strict: float) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "curves.csv").write_text(f"step,loss\n1,{loss}\n")
     scores = {"student": {"strict": {"mean": strict, "ci95": 0.03}}}
-    (folder / "metrics.json").write_text(json.dumps(scores))
+    (folder / "metrics.json").write_text(json.dumps({"suites": {"heldout": {"prompts": 6} | scores}}))
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_other_bytes_are_measured_and_judged(machine: Path, capfd: pytest.Captur
     assert rows["results/log.txt"] == "yes"
     assert rows["results/curves.csv"] == "no: max difference 1.0e-07 (row 0 loss)"
     assert rows["results/metrics.json"].startswith(
-        "no: within: student strict: 0.9 recorded, 0.92 here, allowed ± 0.042"
+        "no: within: heldout student strict: 0.9 recorded, 0.92 here, allowed ± 0.042"
     )
     assert said.err.endswith("a fault on the same\n")
     assert main(["reproduce", "--other-machine"]) == 0
@@ -68,7 +68,7 @@ def test_other_bytes_are_measured_and_judged(machine: Path, capfd: pytest.Captur
     capfd.readouterr()
     assert main(["reproduce", "--other-machine"]) == 1
     said = capfd.readouterr()
-    assert "no: OUTSIDE: student strict: 0.9 recorded, 0.95 here" in said.out
+    assert "no: OUTSIDE: heldout student strict: 0.9 recorded, 0.95 here" in said.out
     assert "results/metrics.json: not reproduced" in said.err.splitlines()[-1]
 
 
