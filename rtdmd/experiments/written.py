@@ -11,7 +11,7 @@ from rtdmd.common.files import read_json, sha256_bytes, write_atomic, write_json
 from rtdmd.common.processes import QUESTION_SECONDS, limited
 
 WRITTEN = ".rtdmd/written.json"
-"""SHA-256 of what `rtdmd experiments --write` wrote last, by file."""
+"""SHA-256 of what `--write` wrote last, by file."""
 
 
 def committed(root: Path, name: str) -> str:

@@ -105,8 +105,7 @@ def _evaluation(params: Params, costs: Costs, root: Path) -> StagePlan:
     require_suites(params, costs.stand.configs, params.model.teacher)
     sized = {own: costs}
     for resolution in {suite.resolution or own for suite in params.evaluate.suites} - {own}:
-        model = params.model.model_copy(update={"resolution": resolution})
-        sized[resolution] = Costs(Stand.of(params.model_copy(update={"model": model}), root))
+        sized[resolution] = Costs(costs.stand.at(resolution))
     suites = []
     for suite in params.evaluate.suites:
         resolution = suite.resolution or own

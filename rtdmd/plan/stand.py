@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdmd.backbones import Conditioning, PipelineBackbone
+from rtdmd.backbones.family import family_module
 from rtdmd.common.torch_setup import DTYPES
 from rtdmd.plan.models import conditioning, diffusers_part, meta_backbone, part_configs, text_encoders, text_shapes
 from rtdmd.plan.scorers import Scorer, load_scorer
@@ -50,11 +52,23 @@ class Stand:
         backbone.device = torch.device("cpu")  # autocast knows no meta device
         with META:
             roles = AdapterBank(backbone, params.adapter, ADAPTERS["train_rtdmd"] | {"base": ()}, params.run.seed)
-        for copy in roles._copies.values():  # in full mode passes run in half precision, by autocast where there is one
-            copy.to(backbone.dtype)
+        for whole in roles._copies.values():  # in full mode passes run in half precision, by autocast if there is one
+            whole.to(backbone.dtype)
         specs = {model_of(spec): spec for spec in (*params.train_rtdmd.rewards, *params.evaluate.rewards)}
         scorers = {model: load_scorer(spec, root) for model, spec in specs.items()}
         return Stand(params, configs, backbone, roles, scorers)
+
+    def at(self, resolution: int) -> Stand:
+        """The same models, asked for squares of another side."""
+        model = self.params.model.model_copy(update={"resolution": resolution})
+        factor = 2 ** (len(self.configs["vae"]["block_out_channels"]) - 1)
+        family = family_module(model.family).BACKBONE
+        backbone: PipelineBackbone = family(self.backbone.pipeline, resolution // factor, model.max_sequence_length)
+        backbone.student = self.backbone.student
+        backbone.device = self.backbone.device
+        roles = copy.copy(self.roles)
+        roles.backbone = backbone
+        return replace(self, params=self.params.model_copy(update={"model": model}), backbone=backbone, roles=roles)
 
     @property
     def transformer(self) -> nn.Module:

@@ -218,3 +218,16 @@ def test_bytes_of_a_sharded_base(tiny_teacher: Path, tiny_clip: Path) -> None:
         whole, shared = (memory(own, 2).parts for own in costs)
         assert whole["transformer"] - shared["transformer"] == sum(blocks) / 2
         assert "gathered blocks" not in whole and shared["gathered blocks"] > 0
+
+
+def test_the_models_at_another_size_cost_what_models_made_for_it_do(tiny_teacher: Path, tiny_clip: Path) -> None:
+    params = small(tiny_teacher, tiny_clip, {})
+    size = 24  # of 36: as many patches as the tiny teacher's table of positions has, or fewer
+    smaller = params.model_copy(update={"model": params.model.model_copy(update={"resolution": size})})
+    once = Costs(Stand.of(params, Path("/")).at(size))
+    made = Costs(Stand.of(smaller, Path("/")))
+    assert once.stand.latent_bytes() == made.stand.latent_bytes()
+    assert 9 * once.stand.latent_bytes() == 4 * Stand.of(params, Path("/")).latent_bytes()
+    assert (once.teacher, once.generator, once.pictures) == (made.teacher, made.generator, made.pictures)
+    rewards = params.evaluate.rewards
+    assert once.scores(rewards, gradient=False).flops == made.scores(rewards, gradient=False).flops
