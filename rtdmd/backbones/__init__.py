@@ -10,7 +10,7 @@ from torch import nn
 
 from rtdmd.backbones.family import family_module
 from rtdmd.backbones.loading import check_base
-from rtdmd.backbones.protocol import Backbone, Conditioning, PipelineBackbone
+from rtdmd.backbones.protocol import Asked, Backbone, Conditioning, PipelineBackbone
 from rtdmd.backbones.snapshot import base_folder
 from rtdmd.common.torch_setup import DTYPES
 from rtdmd.config import families
@@ -32,8 +32,8 @@ __all__ = [
 
 FAMILIES = tuple(families.FAMILIES)
 """Names for `model.family`: those of the files here that assign FAMILY."""
-Bases = Literal["both", "teacher", "student"]
-"""Whose transformer is loaded, where `model.student` names a base of its own."""
+Bases = Literal["both", "teacher", "student", "none"]
+"""Whose transformer is loaded: where `model.student` is null there is one, and only ``none`` leaves it out."""
 
 
 def load_backbone(
@@ -41,7 +41,6 @@ def load_backbone(
     *,
     text: bool = False,
     vae: bool = True,
-    transformer: bool = True,
     bases: Bases = "both",
     device: torch.device | str = "cpu",
     root: Path = Path("."),
@@ -49,17 +48,18 @@ def load_backbone(
     """Load the teacher named by ``params.model``, frozen, in ``model.dtype``, in evaluation mode.
 
     text: load the text encoders too (only `rtdmd cache_teacher` and `rtdmd sample` need them).
-    vae: load the decoder too. transformer: without one the backbone can do no more than `encode`.
-    bases: where `model.student` is set, whose transformer is loaded. With ``teacher`` the backbone's ``student`` has no
-    weights; with ``student`` its ``transformer`` is the student's too, in the teacher's pipeline.
+    vae: load the decoder too.
+    bases: whose transformer is loaded. With ``teacher`` the ``student`` of a base of its own has no weights; with
+    ``student`` the ``transformer`` is the student's too, in the teacher's pipeline; with ``none`` the backbone can do
+    no more than `encode`.
     root: where a relative folder starts.
     Raises UserError where a base cannot be had, is of another family, or the student's does not fit the teacher's.
     """
     own = family_module(model.family)
     place = torch.device(device)
-    separate = transformer and model.student is not None
-    skip = not transformer or (separate and bases == "student")
-    backbone = own.load(model, text=text, vae=vae, transformer=not skip, device=place, root=root)
+    separate = model.student is not None and bases != "none"
+    skip = bases == "none" or (separate and bases == "student")
+    backbone = own.load(model, Asked(text, vae, not skip), place, root)
     if skip:
         backbone.device = place  # not its skeleton's
     if not separate:
@@ -89,7 +89,7 @@ def require_whole(model: ModelParams, root: Path = Path(".")) -> None:
     a Hub's, and all of them that can be known without reading weights; UserError that names the setting, and the file
     or the tensor that is not as it should be."""
     own = family_module(model.family)
-    for base in (model,) if model.student is None else (model, model.of_student()):
+    for base in model.bases():
         folder = base_folder(base, text=True, vae=True, root=root)
         check_base(own.PIPELINE, folder, model.family, base.key)
     require_student(model, root)

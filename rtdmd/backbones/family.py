@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 
-from rtdmd.backbones.protocol import Layout, PipelineBackbone
+from rtdmd.backbones.protocol import Asked, Layout, PipelineBackbone
 from rtdmd.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,9 +23,7 @@ class FamilyModule(Protocol):
     BACKBONE: Any  # our class, called with (pipeline, side of the latents, max_sequence_length)
     LAYOUT: Layout
 
-    def load(
-        self, model: ModelParams, *, text: bool, vae: bool, transformer: bool, device: torch.device, root: Path
-    ) -> PipelineBackbone:
+    def load(self, model: ModelParams, asked: Asked, device: torch.device, root: Path) -> PipelineBackbone:
         """`load_backbone` for this family."""
         ...
 

@@ -29,7 +29,7 @@ from rtdmd.backbones.parts import (
     scheduler_settings,
     unit_timestep,
 )
-from rtdmd.backbones.protocol import POOLED_INPUTS, Conditioning, Layout, LoraKind
+from rtdmd.backbones.protocol import POOLED_INPUTS, Asked, Conditioning, Layout, LoraKind
 from rtdmd.common.errors import UserError
 from rtdmd.common.torch_setup import quiet_imports
 
@@ -54,12 +54,12 @@ MLP = (".ff.net.0.proj", ".ff.net.2", ".ff_context.net.0.proj", ".ff_context.net
 ENDINGS: Endings = {"attention": ATTENTION, "attention_mlp": ATTENTION + MLP, "all": ("",)}
 
 
-def load(model: ModelParams, *, device: torch.device, root: Path = Path("."), **parts: bool) -> Flux1:
+def load(model: ModelParams, asked: Asked, device: torch.device, root: Path) -> Flux1:
     """Load a FLUX.1 folder or pinned Hub id; arguments as in `rtdmd.backbones.load_backbone`.
 
     UserError where a guidance is asked of a transformer that has no input for it (FLUX.1 [schnell]).
     """
-    pipeline, folder = load_pipeline(model, PIPELINE, TEXT_PARTS, device=device, root=root, **parts)
+    pipeline, folder = load_pipeline(model, PIPELINE, TEXT_PARTS, asked, device, root)
     if model.guidance != 1 and not pipeline.transformer.config.guidance_embeds:
         raise UserError(f"model.guidance: {model.guidance:g}, but {folder} has no input for it; allowed for it: 1")
     side = latent_side(model, folder, PATCH)

@@ -29,7 +29,7 @@ from rtdmd.backbones.parts import (
     scheduler_settings,
     unit_timestep,
 )
-from rtdmd.backbones.protocol import Conditioning, Layout, LoraKind
+from rtdmd.backbones.protocol import Asked, Conditioning, Layout, LoraKind
 from rtdmd.common.errors import UserError
 from rtdmd.common.torch_setup import quiet_imports
 
@@ -56,12 +56,12 @@ MLP = (".ff.linear_in", ".ff.linear_out", ".ff_context.linear_in", ".ff_context.
 ENDINGS: Endings = {"attention": ATTENTION + SINGLE, "attention_mlp": ATTENTION + SINGLE + MLP, "all": ("",)}
 
 
-def load(model: ModelParams, *, device: torch.device, root: Path = Path("."), **parts: bool) -> Flux2:
+def load(model: ModelParams, asked: Asked, device: torch.device, root: Path) -> Flux2:
     """Load a FLUX.2 [klein] folder or pinned Hub id; arguments as in `rtdmd.backbones.load_backbone`.
 
     UserError where guidance is asked of a step-distilled model: its pipeline would ignore it.
     """
-    pipeline, folder = load_pipeline(model, PIPELINE, TEXT_PARTS, device=device, root=root, **parts)
+    pipeline, folder = load_pipeline(model, PIPELINE, TEXT_PARTS, asked, device, root)
     if model.guidance != 1 and pipeline.config.is_distilled:
         raise UserError(
             f"model.guidance: {model.guidance:g}, but {folder} is step-distilled and takes none;"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdmd.backbones.loading import load_part, part_classes, pipeline_parts, skeleton
-from rtdmd.backbones.protocol import LoraKind
+from rtdmd.backbones.protocol import Asked, LoraKind
 from rtdmd.backbones.snapshot import base_folder
 from rtdmd.common.errors import UserError
 from rtdmd.common.model_files import bring_back, read_config
@@ -44,25 +44,24 @@ def load_pipeline(
     model: ModelParams,
     pipeline_class: Any,
     text_parts: Iterable[str],
-    *,
-    text: bool,
-    vae: bool,
-    transformer: bool = True,
+    asked: Asked,
     device: torch.device,
     root: Path,
 ) -> tuple[Pipeline, Path]:
     """(pipeline, its folder): ``model.teacher`` in ``model.dtype``, frozen, in evaluation mode, on ``device``.
 
-    Parts that are not asked for, and those that the folder's index has no class for, stay out; of the transformer its
-    configuration stays, on the meta device. UserError where the folder holds another class of pipeline than the
+    Parts that are not ``asked`` for, and those that the folder's index has no class for, stay out; of the transformer
+    its configuration stays, on the meta device. UserError where the folder holds another class of pipeline than the
     family's, or a file of it cannot be read.
     """
-    folder = base_folder(model, text=text, vae=vae, root=root)
+    folder = base_folder(model, text=asked.text, vae=asked.vae, root=root)
     classes = part_classes(pipeline_class, folder, model.family, model.key)
-    left_out = {*(() if text else text_parts), *(() if vae else ("vae",))}
+    left_out = set[str]() if asked.text else set(text_parts)
+    if not asked.vae:
+        left_out.add("vae")
     given: dict[str, Any] = dict.fromkeys(pipeline_parts(pipeline_class))
     for part, kind in classes.items():
-        if part == "transformer" and not transformer:
+        if part == "transformer" and not asked.transformer:
             given[part] = skeleton(kind, folder / part, model.key)
         elif part not in left_out:
             given[part] = load_part(kind, folder, part, DTYPES[model.dtype], model.key)
@@ -74,7 +73,7 @@ def load_pipeline(
     modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     for module in modules:
         module.requires_grad_(False).eval()
-    if transformer:
+    if asked.transformer:
         return pipeline.to(device), folder
     for module in modules:
         if module is not pipeline.transformer:

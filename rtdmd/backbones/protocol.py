@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +130,14 @@ class PipelineBackbone(Backbone, Protocol):
         (at the trained resolution, for K steps). None where it spaces K steps otherwise, so that a published folder
         needs another configuration (`rtdmd.publish.scheduler`)."""
         ...
+
+
+class Asked(NamedTuple):
+    """Which parts of a pipeline are loaded: its text encoders, its VAE, its transformer."""
+
+    text: bool
+    vae: bool
+    transformer: bool
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from rtdmd.backbones.parts import (
     load_pipeline,
     need_text,
 )
-from rtdmd.backbones.protocol import POOLED_INPUTS, Conditioning, Layout, LoraKind
+from rtdmd.backbones.protocol import POOLED_INPUTS, Asked, Conditioning, Layout, LoraKind
 from rtdmd.common.torch_setup import quiet_imports
 
 with quiet_imports():
@@ -47,9 +47,9 @@ MLP = (".ff.net.0.proj", ".ff.net.2", ".ff_context.net.0.proj", ".ff_context.net
 ENDINGS: Endings = {"attention": ATTENTION, "attention_mlp": ATTENTION + MLP, "all": ("",)}
 
 
-def load(model: ModelParams, *, device: torch.device, root: Path = Path("."), **parts: bool) -> SD3Backbone:
+def load(model: ModelParams, asked: Asked, device: torch.device, root: Path) -> SD3Backbone:
     """Load an SD3 pipeline folder or pinned Hub id; arguments as in `rtdmd.backbones.load_backbone`."""
-    pipeline, folder = load_pipeline(model, PIPELINE, TEXT_PARTS, device=device, root=root, **parts)
+    pipeline, folder = load_pipeline(model, PIPELINE, TEXT_PARTS, asked, device, root)
     side = latent_side(model, folder, pipeline.transformer.config.patch_size)
     return SD3Backbone(pipeline, side, model.max_sequence_length)
 

@@ -58,4 +58,4 @@ def sized_backbone(model: ModelParams, resolution: int, key: str, root: Path = P
     folder = base_folder(model, text=False, vae=False, root=root)
     require_drawable(model, folder_configs(folder, model.key), resolution, key, str(folder))
     sized = model.model_copy(update={"resolution": resolution})
-    return load_backbone(sized, vae=False, transformer=False, root=root)
+    return load_backbone(sized, vae=False, bases="none", root=root)

@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
 
 def encoded(prompt: str, params: Params, device: torch.device, root: Path) -> TextCache:
     """A text cache of the null prompt and ``prompt``, by the teacher's own text encoders (released afterwards)."""
-    backbone = load_backbone(params.model, text=True, vae=False, transformer=False, device=device, root=root)
+    backbone = load_backbone(params.model, text=True, vae=False, bases="none", device=device, root=root)
     prompts = list(dict.fromkeys([NULL_PROMPT, prompt]))
     return TextCache(backbone.encode(prompts), {text: row for row, text in enumerate(prompts)})
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 import math
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +19,12 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message; the name of its class where it has none (``EOFError()``)."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def did_you_mean(value: Any, allowed: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest that is allowed, nothing where none is near."""
+    near = difflib.get_close_matches(str(value), list(allowed), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def read_bytes(path: Path, remedy: str) -> bytes:

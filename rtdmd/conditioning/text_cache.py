@@ -156,7 +156,7 @@ def _on_the_fly(params: CacheTeacherParams) -> bool:
 
 def text_encoder(model: ModelParams, device: torch.device | str, root: Path) -> Encode:
     """The teacher's text encoders, and nothing else of it, as a function from prompts to conditioning."""
-    return load_backbone(model, text=True, vae=False, transformer=False, device=device, root=root).encode
+    return load_backbone(model, text=True, vae=False, bases="none", device=device, root=root).encode
 
 
 def _check(index: Path, found: Mapping[str, Any], expect: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.parsing import read_text
+from rtdmd.common.parsing import did_you_mean, read_text
 from rtdmd.common.section import fields_in_order
 from rtdmd.common.yaml_text import parse_yaml
 from rtdmd.config.removed import removed
@@ -85,7 +85,7 @@ def _sentence(error: ErrorDetails, model: type[BaseModel], remedy: str) -> str:
         )  # a check between keys: its message names key, value and what is allowed
     if error["type"] == "literal_error":
         allowed = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "")
-        hint = _did_you_mean(error["input"], allowed.split(", "))
+        hint = did_you_mean(error["input"], allowed.split(", "))
         return f"{key}: {_short(error['input'])} is not allowed; allowed: {allowed}{hint}"
     rule = message.removeprefix("allowed: ").removeprefix("Input should be ")
     return f"{key}: {_short(error['input'])} is not allowed; allowed: {rule[0].lower()}{rule[1:]}"
@@ -104,7 +104,7 @@ def _unknown_kind(error: ErrorDetails, key: str, allowed: list[str]) -> str:
     if error["type"] == "union_tag_not_found":
         return f"{key}.name is missing; allowed: {', '.join(allowed)}"
     name = error["ctx"]["tag"]
-    return f"{key}.name: {_short(name)} is not allowed; allowed: {', '.join(allowed)}{_did_you_mean(name, allowed)}"
+    return f"{key}.name: {_short(name)} is not allowed; allowed: {', '.join(allowed)}{did_you_mean(name, allowed)}"
 
 
 def _unknown_key(model: type[BaseModel], section: type[BaseModel], location: tuple[int | str, ...], value: Any) -> str:
@@ -181,11 +181,6 @@ def _all_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         section = _section_type(model, name)
         if section is not None:
             yield from _all_keys(section, f"{prefix}{name}.")
-
-
-def _did_you_mean(value: Any, allowed: list[str]) -> str:
-    near = difflib.get_close_matches(str(value), allowed, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:

@@ -107,6 +107,10 @@ class ModelParams(Section):
         model._is_student = True
         return model
 
+    def bases(self) -> list[ModelParams]:
+        """A section for each base: this one, and where it names a student's base, `of_student`."""
+        return [self] if self.student is None else [self, self.of_student()]
+
     @field_validator("student", mode="before")
     @classmethod
     def _is_section(cls, given: Any) -> Any:

@@ -13,7 +13,6 @@ from rtdmd.methods import acdmd, rtdmd
 
 _CLIP = {"name": "clipscore", "model": "data/world/clip", "weight": 1.0}
 _VERIFIER = {"name": "world_verifier", "weight": 1.0, "soft_weight": 0.7}
-_ADAMW = {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0}
 _HELDOUT = {"name": "heldout", "prompts": "heldout"}
 
 WORLD: dict[str, Any] = {
@@ -58,8 +57,8 @@ WORLD: dict[str, Any] = {
         "micro_batch": 48,
         "sharding": "none",
         "generator_every": 4,
-        "generator_optimizer": _ADAMW | {"lr": 1e-3},
-        "fake_optimizer": _ADAMW | {"lr": 2e-3},
+        "generator_optimizer": rtdmd.ADAMW | {"lr": 1e-3},
+        "fake_optimizer": rtdmd.ADAMW | {"lr": 2e-3},
         "warmup": 0,
         "adapter_init": "kaiming_uniform",
         "ema_decay": 0.98,
@@ -127,8 +126,8 @@ WORLD: dict[str, Any] = {
             "kernel": "published",
             "delta": "uniform",
         },
-        "generator_optimizer": _ADAMW | {"lr": 6e-4, "weight_decay": 1e-4},
-        "fake_optimizer": _ADAMW | {"lr": 1e-3, "weight_decay": 1e-4},
+        "generator_optimizer": rtdmd.ADAMW | {"lr": 6e-4, "weight_decay": 1e-4},
+        "fake_optimizer": rtdmd.ADAMW | {"lr": 1e-3, "weight_decay": 1e-4},
         "lr_fall": 1.0,
         "stage_one_adapters": "stacked",
         "fake_adapter": "continued",

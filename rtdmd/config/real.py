@@ -66,21 +66,15 @@ _TRAINING = [
     scorer("geneval"),
 ]
 _OF_DRAWBENCH = ["clipscore", "aesthetic", "pickscore", "hpsv2", "imagereward"]
-_OF_OWN_SETS = {"hpsv3": 1, "geneval": 4, "geneval2": 1, "ocr": 1}
-"""Scorers with a prompt set of their own name, and images of each of its prompts."""
-_SUITES: list[dict[str, Any]] = [
-    {
-        "name": "drawbench",
-        "prompts": "drawbench",
-        "rewards": _OF_DRAWBENCH,
-        "images_per_prompt": 5,
-        "resolution": 1024,
-    }
-]
-_SUITES += [
-    {"name": name, "prompts": name, "rewards": [name], "images_per_prompt": images, "resolution": 1024}
-    for name, images in _OF_OWN_SETS.items()
-]
+_IMAGES = {"drawbench": 5, "hpsv3": 1, "geneval": 4, "geneval2": 1, "ocr": 1}
+"""Images of each prompt, by evaluation set; DrawBench has 200 prompts (the public file has every prompt five times)."""
+
+
+def suite(name: str, scorers: list[str]) -> dict[str, Any]:
+    """An entry of evaluate.suites as published: a whole set of prompts, by these scorers, at 1024 pixels."""
+    return {"name": name, "prompts": name, "rewards": scorers, "images_per_prompt": _IMAGES[name], "resolution": 1024}
+
+
 _CONSISTENCY = {
     "weight": 0.01,
     "estimator": "two_sample",
@@ -152,7 +146,7 @@ COMMON: dict[str, Any] = {
         "log_every": 1,
     },
     "evaluate": {
-        "suites": _SUITES,
+        "suites": [suite(name, _OF_DRAWBENCH if name == "drawbench" else [name]) for name in _IMAGES],
         "batch_size": 16,
         "models": ["teacher", "teacher_few_step", "train_acdmd", "train_rtdmd"],
         "rewards": [scorer(name) for name in SCORERS],
@@ -283,29 +277,23 @@ _ON_THE_FLY_NOTE = (
 _UNKNOWN = "To expect: no figures are published, only a checkpoint ({})."
 _SCORES = "CLIPScore {} / Aesthetic {} / PickScore {} / HPSv2 {} / ImageReward {}"
 
-NOTES: dict[str, list[str]] = {
+_NOTES: dict[str, list[str]] = {
     "sd3m": [
         _SIZES.format("32 prompts x 16 images (2 x 16 batches x 16 GPUs)"),
         "To expect on DrawBench in 4 steps (paper, table 1): "
         + _SCORES.format("0.3161", "5.9642", "22.8593", "0.3211", "1.3024")
         + "; the teacher in 100 passes: "
         + _SCORES.format("0.2936", "5.5711", "22.3236", "0.2810", "1.0759"),
-        _LEFT_OUT,
-        _FILL_IN,
     ],
     "sd35m": [
         _SIZES.format("48 prompts x 24 images (9 x 16 batches x 8 GPUs)"),
         "To expect on DrawBench in 4 steps (paper, ablations): CLIPScore 0.2843 / PickScore 23.57 / HPSv2 0.3456; after"
         " stage one alone 0.2822 / 22.51 / 0.2942. With GenEval as the only reward: overall 0.94 (teacher 0.63).",
-        _LEFT_OUT,
-        _FILL_IN,
     ],
     "flux1-dev": [
         _SIZES.format("64 prompts x 24 images (3 x 16 batches x 32 GPUs)"),
         _UNKNOWN.format("Harahan/FLUX1-12B-RTDMD"),
         _ON_THE_FLY_NOTE.format("T5", "100"),
-        _LEFT_OUT,
-        _FILL_IN,
     ],
     "flux2-klein-4b": [
         _SIZES.format("64 prompts x 24 images (6 x 16 batches x 16 GPUs)"),
@@ -315,15 +303,12 @@ NOTES: dict[str, list[str]] = {
         + _SCORES.format("0.2834", "5.3333", "22.3938", "0.2771", "0.8538")
         + " / HPSv3 11.7025 / GenEval 0.7631 / GenEval2 0.2207 / OCR 0.6133",
         _ON_THE_FLY_NOTE.format("Qwen3", "188"),
-        _LEFT_OUT,
-        _FILL_IN,
     ],
     "flux2-klein-9b": [
         _SIZES.format("64 prompts x 24 images (3 x 16 batches x 32 GPUs)"),
         _UNKNOWN.format("Harahan/FLUX2-9B-RTDMD"),
         _ON_THE_FLY_NOTE.format("Qwen3", "300"),
-        _LEFT_OUT,
-        _FILL_IN,
     ],
 }
+NOTES = {name: [*notes, _LEFT_OUT, _FILL_IN] for name, notes in _NOTES.items()}
 """Name -> paragraphs above the printed file."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-
 from pydantic import model_validator
 
+from rtdmd.common.parsing import did_you_mean
 from rtdmd.common.section import Section
 from rtdmd.config.data import CacheTeacherParams, PreparePromptsParams
 from rtdmd.config.model import AdapterParams, ModelParams
@@ -58,9 +57,10 @@ class Params(Section):
         evaluated = {f"evaluate.suites: {suite.name}: prompts": suite.prompts for suite in self.evaluate.suites}
         for key, name in (*trained.items(), *evaluated.items()):
             if name not in sets:
-                near = difflib.get_close_matches(name, list(sets), n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise ValueError(f"{key}: {name!r}; allowed: one of prepare_prompts.sets: {', '.join(sets)}{hint}")
+                known = ", ".join(sets)
+                raise ValueError(
+                    f"{key}: {name!r}; allowed: one of prepare_prompts.sets: {known}{did_you_mean(name, sets)}"
+                )
         for key, name in trained.items():
             if name in self.evaluation_sets:
                 raise ValueError(

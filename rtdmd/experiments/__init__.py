@@ -6,11 +6,11 @@ rest.
 
 from __future__ import annotations
 
-import difflib
 from typing import get_args
 
 from rtdmd.common.discovery import discover
 from rtdmd.common.errors import UserError
+from rtdmd.common.parsing import did_you_mean
 from rtdmd.config.results import ModelName
 from rtdmd.experiments._table import Run, Table
 
@@ -41,9 +41,7 @@ def find_table(name: str) -> Table:
 def find_run(name: str) -> Run:
     """A run by name; UserError with the names otherwise, the nearest first."""
     if name not in RUNS:
-        near = difflib.get_close_matches(name, RUNS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"experiment {name!r} is unknown; allowed: {', '.join(RUNS)}{hint}")
+        raise UserError(f"experiment {name!r} is unknown; allowed: {', '.join(RUNS)}{did_you_mean(name, RUNS)}")
     return RUNS[name]
 
 

@@ -12,10 +12,9 @@ from rtdmd.common.section import Section, param
 from rtdmd.config import NOTES, PRESETS, Params
 from rtdmd.config.load import load_settings, validate
 from rtdmd.config.presets import merged
-from rtdmd.config.real import scorer
+from rtdmd.config.real import scorer, suite
 from rtdmd.config.render import params_text
 from rtdmd.experiments import RUNS, TABLES, find_run, models_of
-from rtdmd.experiments._evaluation import SETS, suite
 from rtdmd.experiments._table import Run
 from rtdmd.methods import find_method
 
@@ -39,9 +38,7 @@ def load_local(root: Path = Path(".")) -> Local:
     for name in local.presets:
         if name not in PRESETS:
             raise UserError(f"{LOCAL}: presets: {name!r} is unknown; allowed: {', '.join(PRESETS)}")
-    sets = list(
-        dict.fromkeys([*SETS, *(name for tree in PRESETS.values() for name in tree["prepare_prompts"]["sets"])])
-    )
+    sets = list(dict.fromkeys(name for tree in PRESETS.values() for name in tree["prepare_prompts"]["sets"]))
     for name in local.sources:
         if name not in sets:
             raise UserError(f"{LOCAL}: sources: no set of prompts is named {name!r}; allowed: {', '.join(sets)}")
@@ -71,7 +68,6 @@ def evaluation(run: Run) -> dict[str, Any]:
                 own += [] if column.score in own else [column.score]
     names = list(dict.fromkeys(name for scorers in asked.values() for name in scorers))
     return {
-        "prepare_prompts": {"sets": {name: SETS[name] for name in asked}},
         "evaluate": {
             "suites": [suite(name, scorers) for name, scorers in asked.items()],
             "rewards": [scorer(name, **keys.get(name, {})) for name in names],

@@ -124,6 +124,9 @@ class Bias:
     chi_square: float
 
 
+GROUPS, MEMBERS = 6000, 6  # of the chains of `policy_gradient_bias`
+
+
 @cache
 def policy_gradient_bias(
     setting: Setting,
@@ -133,8 +136,6 @@ def policy_gradient_bias(
     factor: Callable[[int, int], float] = policy.subset_factor,
     baseline: policy.Baseline = "leave_one_out",
     log_prob: Density = cps.gaussian_log_prob,
-    groups: int = 6000,
-    members: int = 6,
 ) -> Bias:
     """T6 (all steps, own noises) and T7 (M steps, shared noises): hybrid against the pathwise gradient of the full
     chain.
@@ -143,15 +144,15 @@ def policy_gradient_bias(
     measurement.
     """
     law = ring().to(setting.device)
-    chains = draw_chains(setting, groups, members, 2, "T6")
-    trained = draw_trained(setting, groups, members, trained_steps, "T7")
+    chains = draw_chains(setting, GROUPS, MEMBERS, 2, "T6")
+    trained = draw_trained(setting, GROUPS, MEMBERS, trained_steps, "T7")
     prompt = chains.groups % law.prompts
     mixed = shared_chains(chains, trained, False) if shared else chains
 
     def gradient(loss_of: Callable[[Velocity], Tensor]) -> Tensor:
-        theta = torch.zeros(groups, PARAMETERS, dtype=setting.real, device=setting.device, requires_grad=True)
+        theta = torch.zeros(GROUPS, PARAMETERS, dtype=setting.real, device=setting.device, requires_grad=True)
         loss = loss_of(perturbed(setting, law, theta[chains.groups], prompt))
-        return -torch.autograd.grad(loss.sum() / members, theta)[0].double()
+        return -torch.autograd.grad(loss.sum() / MEMBERS, theta)[0].double()
 
     def hybrid(velocity: Velocity) -> Tensor:
         final, densities = roll_out(velocity, mixed, pathwise=False, log_prob=log_prob)
@@ -162,7 +163,7 @@ def policy_gradient_bias(
     difference = estimate - exact
     mean = difference.mean(0)
     whitened = torch.linalg.solve(torch.cov(difference.T), mean)
-    return Bias(float(mean.norm() / exact.mean(0).norm()), float(groups * (mean @ whitened) / PARAMETERS))
+    return Bias(float(mean.norm() / exact.mean(0).norm()), float(GROUPS * (mean @ whitened) / PARAMETERS))
 
 
 def linear_chain(setting: Setting, dims: int, variance: float = 3.0) -> tuple[Velocity, list[float]]:

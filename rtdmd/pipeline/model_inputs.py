@@ -23,7 +23,7 @@ from rtdmd.common.files import json_text, lock_file, write_atomic
 from rtdmd.common.hub import etag
 from rtdmd.common.model_files import WORLD_FOLDER, check_files, files_hash, no_folder, teacher_files
 from rtdmd.common.pins import require_pin
-from rtdmd.config import ModelParams, Params, load_params
+from rtdmd.config import Params, load_params
 from rtdmd.pipeline.declared import FILES
 from rtdmd.rewards.hub import TRANSFORMERS_FILES, fetch_scorer, scorer_files
 
@@ -69,7 +69,7 @@ class ModelInput:
 def model_inputs(params: Params, group: str | None = None) -> Iterator[ModelInput]:
     """The models of params.yaml, of one ``group`` or all; a scorer behind a socket reads its own. Group ``student`` is
     empty where the student stands on the teacher's base."""
-    for base, model in zip(BASES, _bases(params), strict=False):
+    for base, model in zip(BASES, params.model.bases(), strict=False):
         if group in (None, base):
             yield ModelInput(base, base, model.key, model.teacher, model.pin, model.revision)
     for section in SCORED:
@@ -92,12 +92,6 @@ def _weights_of(folder: Path, key: str) -> list[str]:
     if not weights:
         raise UserError(f"{key}: {folder} has neither of {', '.join(name for name, *_ in FILES.values())}")
     return weights + [name for name in ("provenance.json", "gate.json") if (folder / name).is_file()]
-
-
-def _bases(params: Params) -> list[ModelParams]:
-    """The section, and where it names a student's base, that base's."""
-    model = params.model
-    return [model] if model.student is None else [model, model.of_student()]
 
 
 def _of_reward(section: str, reward: RewardParams) -> Iterator[ModelInput]:
@@ -132,7 +126,7 @@ def check_local(root: Path, params: Params, to_come: bool = False) -> None:
         if model.revision is None and not (to_come and _is_to_come(root, model)):
             folder = _local(root, model)
             check_files(folder, model.files(folder), model.key)
-    if not any(base.is_hub_id for base in _bases(params)):  # nothing is downloaded to tell
+    if not any(base.is_hub_id for base in params.model.bases()):  # nothing is downloaded to tell
         require_student(params.model, root)
         if list(suite_sizes(params)):
             folder = root / params.model.teacher

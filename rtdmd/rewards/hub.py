@@ -43,16 +43,21 @@ def _scorer_snapshot(params: RewardParams, source: str, patterns: Iterable[str])
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
 
 
+def model_weights(folder: Path, key: str) -> list[str]:
+    """Names of the files of a transformers model's weights. UserError where it has none, or a shard is missing."""
+    names = transformers_weights(folder, key)
+    if not names:
+        raise UserError(f"{key}: {folder} has no {SINGLE} or {OLD}; download it again")
+    return names
+
+
 def scorer_files(folder: Path, key: str, patterns: Iterable[str]) -> list[str]:
     """Names of the files that a scorer reads of a folder: a transformers model's, or those of ``patterns`` (weights as
     safetensors count as well). UserError where the folder, a model's weights or a shard of its index is missing."""
     if not folder.is_dir():
         raise UserError(f"{key}: there is no folder {folder}; correct the path, or name a Hub id and its revision")
     if _is_transformers(patterns):
-        weights = transformers_weights(folder, key)
-        if not weights:
-            raise UserError(f"{key}: {folder} has no {SINGLE} or {OLD}; download it again")
-        return [*plain_texts(folder), *weights]
+        return [*plain_texts(folder), *model_weights(folder, key)]
     pickled = any(one.endswith((".pt", ".pth")) for one in patterns)
     wanted = {*patterns, "*.safetensors"} if pickled else {*patterns}
     names = sorted(path.name for path in folder.iterdir() if path.is_file())

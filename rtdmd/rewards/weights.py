@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import check_archive, load_tensors
 from rtdmd.common.hub import etag
-from rtdmd.common.model_files import bring_back, plain_texts, sha256_large, tensor_headers, transformers_weights
+from rtdmd.common.model_files import bring_back, plain_texts, sha256_large, tensor_headers
 from rtdmd.common.parsing import first_line
 from rtdmd.common.pretrained import FOREIGN, few, pretrained_exactly
 from rtdmd.common.torch_setup import quiet_loading
-from rtdmd.rewards.hub import TRANSFORMERS_FILES, fetch_scorer, scorer_files
+from rtdmd.rewards.hub import TRANSFORMERS_FILES, fetch_scorer, model_weights, scorer_files
 
 if TYPE_CHECKING:
     from rtdmd.rewards.registration import RewardParams
@@ -115,9 +115,7 @@ def read_weights(path: Path, key: str = "") -> dict[str, Tensor]:
 def read_model(folder: Path, key: str) -> dict[str, Tensor]:
     """Tensors by name of a transformers model's folder: of its one file, or of the shards that its index names.
     UserError as in `read_weights`, and where there are none."""
-    names = transformers_weights(folder, key)
-    if not names:
-        raise UserError(f"{key}: {folder} has no model.safetensors or pytorch_model.bin; download it again")
+    names = model_weights(folder, key)
     return {name: tensor for file in names for name, tensor in read_weights(folder / file, key).items()}
 
 
@@ -160,7 +158,7 @@ def checked_keys(
     return given
 
 
-def file_hashes(*paths: Path, root: Path = Path(".")) -> dict[str, str]:
+def file_hashes(paths: Iterable[Path], root: Path = Path(".")) -> dict[str, str]:
     """sha256 by file name, for `Reward.identity`. A large file is read for it once: the Hub's cache calls weights by
     their sha256, that of other files is kept below ``root`` (`sha256_large`)."""
     return {path.name: _hub_sha256(path) or sha256_large(path, root) for path in sorted(paths)}
@@ -175,11 +173,13 @@ def _hub_sha256(path: Path) -> str | None:
 def model_hashes(folder: Path, key: str, prefix: str = "") -> dict[str, str]:
     """sha256, by name behind ``prefix``, of the files that a transformers model is read from: its weights, whatever
     their layout, configurations, tokenizer and templates. Copies that nobody reads (variants) are no part of it."""
-    names = scorer_files(folder, key, TRANSFORMERS_FILES)
-    return {f"{prefix}{name}": digest for name, digest in file_hashes(*(folder / name for name in names)).items()}
+    return _hashes(folder, scorer_files(folder, key, TRANSFORMERS_FILES), prefix)
 
 
 def text_hashes(folder: Path, prefix: str = "") -> dict[str, str]:
     """As `model_hashes`, of a folder that is read without weights."""
-    names = plain_texts(folder)
-    return {f"{prefix}{name}": digest for name, digest in file_hashes(*(folder / name for name in names)).items()}
+    return _hashes(folder, plain_texts(folder), prefix)
+
+
+def _hashes(folder: Path, names: Iterable[str], prefix: str) -> dict[str, str]:
+    return {f"{prefix}{name}": digest for name, digest in file_hashes(folder / name for name in names).items()}

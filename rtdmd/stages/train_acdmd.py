@@ -5,13 +5,54 @@ Reads the teacher, the text cache and the training prompts; writes the averaged 
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-from rtdmd.train import acdmd
-from rtdmd.train.distributed.ranks import open_together
+from rtdmd.backbones import load_backbone
+from rtdmd.pipeline.stage import Stage
+from rtdmd.train.acdmd import NAME, AcdmdTrainer
+from rtdmd.train.distributed.ranks import Ranks, open_together
+from rtdmd.train.engine.image_log import Pictures
+from rtdmd.train.engine.journal import write_curves
+from rtdmd.train.engine.loop import Loop
+from rtdmd.train.engine.preflight import preflight
+from rtdmd.train.losses import Draws
+from rtdmd.train.prompts import TrainingPrompts
 
 
 def run(root: Path = Path(".")) -> None:
     """Run the stage in ``root``."""
-    with open_together(acdmd.NAME, root) as (stage, ranks):
-        acdmd.train(stage, ranks)
+    with open_together(NAME, root) as (stage, ranks):
+        train(stage, ranks)
+
+
+def train(stage: Stage, ranks: Ranks) -> None:
+    """Train generator and fake score, resuming from the run folder where it holds a checkpoint."""
+    params, p = stage.params, stage.params.train_acdmd
+    with ranks.sync_errors():
+        backbone = load_backbone(params.model, text=False, vae=p.panel_every > 0, device=ranks.device, root=stage.root)
+        prompts = TrainingPrompts.open(stage, ranks.device, p)
+        trainer = AcdmdTrainer(params, backbone, prompts.cache.null(), ranks)
+    if trainer.adapters.full and ranks.main:
+        print(f"{NAME}: {trainer.adapters.cost()}", file=sys.stderr)
+    if p.sharding == "base":
+        trainer.adapters.shard(ranks)
+    learners = {"generator": trainer.generator, **trainer.fakes}
+    pictures = Pictures(p.panel_every, stage.run_dir, params, trainer.adapters, backbone, prompts, trainer.sigmas)
+    loop = Loop(stage.run_dir, p.iterations, p.save_every, p.log_every, learners, NAME, "iteration", ranks, p.keep)
+    preflight(stage, ranks, [trainer.generator, trainer.fakes["fake"]], p.keep)
+    mine = ranks.local_shard(p.batch_size)
+
+    for step in loop:
+        cond = prompts.conditioning(prompts.batch(step, p.batch_size, NAME)[mine.start : mine.stop])
+        draws = Draws(stage.seed, NAME, step, tuple(mine), backbone.latent_shape(), ranks.device)
+        try:
+            loop.log(step, trainer.step(cond, draws), images=p.batch_size)
+            if ranks.main:
+                pictures.after(step + 1)
+        except FloatingPointError as error:
+            raise loop.fault(step, error) from error
+
+    if ranks.main:
+        trainer.write_outputs(stage)
+        write_curves(loop.rows, stage.output("curves.csv"))

@@ -6,13 +6,88 @@ adapter, which sits on top of stage one's, the curves, and what the scorers were
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-from rtdmd.train import rtdmd
-from rtdmd.train.distributed.ranks import open_together
+from rtdmd.backbones import load_backbone
+from rtdmd.backbones.protocol import Conditioning
+from rtdmd.pipeline.stage import Stage
+from rtdmd.rewards.panel import open_panel
+from rtdmd.train.adapters import merge_stage_one
+from rtdmd.train.distributed.ranks import Ranks, open_together
+from rtdmd.train.engine.diagnostics import require_signal
+from rtdmd.train.engine.image_log import Pictures
+from rtdmd.train.engine.journal import write_curves
+from rtdmd.train.engine.loop import Loop, Saved
+from rtdmd.train.engine.preflight import preflight
+from rtdmd.train.engine.validation import Validation
+from rtdmd.train.losses import Draws
+from rtdmd.train.prompts import TrainingPrompts
+from rtdmd.train.rtdmd import NAME, RtdmdTrainer, open_adapters
+from rtdmd.train.student_record import read_student
 
 
 def run(root: Path = Path(".")) -> None:
     """Run the stage in ``root``."""
-    with open_together(rtdmd.NAME, root) as (stage, ranks):
-        rtdmd.train(stage, ranks)
+    with open_together(NAME, root) as (stage, ranks):
+        train(stage, ranks)
+
+
+def open_trainer(stage: Stage, ranks: Ranks, null: Conditioning) -> RtdmdTrainer:
+    """The trainer of a run: stage one's generator frozen below a new adapter (``stage_one_adapters``), stage one's fake
+    score, which goes on or is below a new one too (``fake_adapter``), and the rewards."""
+    params = stage.params
+    backbone = load_backbone(params.model, text=False, vae=True, device=ranks.device, root=stage.root)
+    adapters = open_adapters(params, backbone)
+    for adapter, name in (("acdmd", "generator"), ("fake", "fake")):
+        path = f"results/train_acdmd/{name}.safetensors"
+        tensors = read_student(stage.input(path), params, path)
+        adapters.load(adapter, tensors, path)
+        if adapter == "acdmd" and adapters.full:
+            adapters.load("rtdmd", tensors, path)
+    merge_stage_one(adapters, params)
+    rewards = open_panel(params.train_rtdmd.rewards, ranks.device, stage.root)
+    return RtdmdTrainer(params, backbone, rewards, null, ranks, adapters)
+
+
+def train(stage: Stage, ranks: Ranks) -> None:
+    """Reinforce the stage-one generator, resuming from the run folder where it holds a checkpoint."""
+    p = stage.params.train_rtdmd
+    aside = p.validation.prompts if p.validation.every else 0
+    with ranks.sync_errors():
+        prompts = TrainingPrompts.open(stage, ranks.device, p, aside)
+        trainer = open_trainer(stage, ranks, prompts.cache.null())
+    adapters, backbone = trainer.adapters, trainer.backbone
+    if adapters.full and ranks.main:
+        print(f"{NAME}: {adapters.cost()}", file=sys.stderr)
+    if p.sharding == "base":
+        adapters.shard(ranks)
+    held_out = prompts.conditioning(prompts.aside) if aside else None
+    validation = Validation(p.validation, trainer, prompts.aside, held_out)
+    saved: dict[str, Saved] = {"generator": trainer.generator, "fake": trainer.fake}
+    saved |= {"validation": validation} if aside else {}
+    pictures = Pictures(p.panel_every, stage.run_dir, stage.params, adapters, backbone, prompts, trainer.sigmas)
+    loop = Loop(
+        stage.run_dir, p.epochs, p.save_every, p.log_every, saved, NAME, "epoch", ranks, p.keep, validation.over
+    )
+    preflight(stage, ranks, [trainer.generator, trainer.fake], p.keep)
+    mine = ranks.local_shard(p.prompts_per_epoch)
+    images = tuple(range(mine.start * p.group_size, mine.stop * p.group_size))
+
+    for step in loop:
+        chosen = prompts.batch(step, p.prompts_per_epoch, NAME)[mine.start : mine.stop]
+        records = [record for record in chosen for _ in range(p.group_size)]
+        draws = Draws(stage.seed, NAME, step, images, backbone.latent_shape(), ranks.device)
+        try:
+            values = validation.before(step) | trainer.step(prompts.conditioning(records), records, draws)
+            loop.log(step, values | validation.after(step + 1), images=p.prompts_per_epoch * p.group_size)
+            with ranks.sync_errors():
+                if ranks.main:
+                    require_signal(loop.journal, p)
+                    pictures.after(step + 1)
+        except FloatingPointError as error:
+            raise loop.fault(step, error) from error
+
+    if ranks.main:
+        trainer.write_outputs(stage, validation.put_best())
+        write_curves(loop.rows, stage.output("curves.csv"))

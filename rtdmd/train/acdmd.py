@@ -10,7 +10,6 @@ Shapes: B prompts of all processes, K steps of the sampler; x_s, x_t (B, C, H, W
 
 from __future__ import annotations
 
-import sys
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -18,7 +17,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import Backbone, Conditioning
 from rtdmd.common.files import save_tensors
 from rtdmd.common.rng import integers
@@ -28,10 +26,6 @@ from rtdmd.pipeline.stage import Stage
 from rtdmd.train.adapters import ADAPTERS, AdapterBank
 from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine.diagnostics import at_level, latent_values
-from rtdmd.train.engine.image_log import Pictures
-from rtdmd.train.engine.journal import write_curves
-from rtdmd.train.engine.loop import Loop
-from rtdmd.train.engine.preflight import preflight
 from rtdmd.train.learner import Average, Learner
 from rtdmd.train.losses import (
     Draws,
@@ -42,8 +36,8 @@ from rtdmd.train.losses import (
     renoised,
     require_renoise_time,
 )
-from rtdmd.train.prompts import TrainingPrompts
 from rtdmd.train.rounding import report_lost_update
+from rtdmd.train.student_record import student_header
 
 NAME = "train_acdmd"
 
@@ -85,8 +79,10 @@ class AcdmdTrainer:
             backbone, params.adapter, stacks, params.run.seed, p.compile, p.adapter_init
         )
         self.sigmas = backbone.sigmas(params.model.num_steps).to(backbone.device)  # (K+1,)
-        clean = p.start == "data" or p.stop == "last"  # x_s is then an image, s = 0
-        require_renoise_time(NAME, p.renoise_time, self.sigmas[-1:] if clean else self.sigmas[1:])
+        levels = self.sigmas[1:]  # that s can have; where x_s is always an image, 0 alone
+        if p.start == "data" or p.stop == "last":
+            levels = self.sigmas[-1:]
+        require_renoise_time(NAME, p.renoise_time, levels)
         self.fake_loss = FakeScoreLoss(self.adapters, p, params.model.eta)
         weights = self.adapters.trainable("acdmd")
         self.average = Average(weights, p.ema_decay)
@@ -209,42 +205,8 @@ class AcdmdTrainer:
 
     def write_outputs(self, stage: Stage) -> None:
         """The averaged generator and the fake score, with what is needed to read them."""
-        adapter = self.params.adapter
-        about = {"stage": NAME, "mode": adapter.mode, "rank": str(adapter.rank), "alpha": str(adapter.alpha)}
+        about = student_header(NAME, self.params)
         save_tensors(self.adapters.state("fake"), stage.output("fake.safetensors"), about | {"role": "fake"})
         self.average.swap()
         report_lost_update(self.params, NAME, self.adapters)
-        state = self.adapters.state("acdmd")
-        save_tensors(state, stage.output("generator.safetensors"), about | {"role": "generator"})
-
-
-def train(stage: Stage, ranks: Ranks) -> None:
-    """Train generator and fake score, resuming from the run folder where it holds a checkpoint."""
-    params, p = stage.params, stage.params.train_acdmd
-    with ranks.sync_errors():
-        backbone = load_backbone(params.model, text=False, vae=p.panel_every > 0, device=ranks.device, root=stage.root)
-        prompts = TrainingPrompts.open(stage, ranks.device, p)
-        trainer = AcdmdTrainer(params, backbone, prompts.cache.null(), ranks)
-    if trainer.adapters.full and ranks.main:
-        print(f"{NAME}: {trainer.adapters.cost()}", file=sys.stderr)
-    if p.sharding == "base":
-        trainer.adapters.shard(ranks)
-    learners = {"generator": trainer.generator, **trainer.fakes}
-    pictures = Pictures(p.panel_every, stage.run_dir, params, trainer.adapters, backbone, prompts, trainer.sigmas)
-    loop = Loop(stage.run_dir, p.iterations, p.save_every, p.log_every, learners, NAME, "iteration", ranks, p.keep)
-    preflight(stage, ranks, [trainer.generator, trainer.fakes["fake"]], p.keep)
-    mine = ranks.local_shard(p.batch_size)
-
-    for step in loop:
-        cond = prompts.conditioning(prompts.batch(step, p.batch_size, NAME)[mine.start : mine.stop])
-        draws = Draws(stage.seed, NAME, step, tuple(mine), backbone.latent_shape(), ranks.device)
-        try:
-            loop.log(step, trainer.step(cond, draws), images=p.batch_size)
-            if ranks.main:
-                pictures.after(step + 1)
-        except FloatingPointError as error:
-            raise loop.fault(step, error) from error
-
-    if ranks.main:
-        trainer.write_outputs(stage)
-        write_curves(loop.rows, stage.output("curves.csv"))
+        save_tensors(self.adapters.state("acdmd"), stage.output("generator.safetensors"), about)

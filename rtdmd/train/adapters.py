@@ -65,9 +65,11 @@ class AdapterBank:
         self._under = {name: self._bases[role] for role, stack in stacks.items() for name in stack}
         self._copies: dict[str, nn.Module] = {}
         self._layers: dict[nn.Module, AdaptedLayers] = {base: AdaptedLayers([]) for base in self.transformers}
-        self._active: dict[nn.Module, Stack] = {}
         for name in sorted(self._under):
             self._add(name, adapter, seed, init)
+        if not self.full:
+            for base in self.transformers:
+                self._layers[base] = AdaptedLayers([x for x in base.modules() if isinstance(x, BaseTunerLayer)])
         modules: list[Any] = [*self.transformers, *self._copies.values()]
         for module in modules:
             if adapter.gradient_checkpointing:
@@ -95,7 +97,6 @@ class AdapterBank:
             torch.manual_seed(key_seed(seed, "adapter", name))
             base.add_adapter(config, adapter_name=name)
             drawn = self._standard_normal(name) if init == "standard_normal" else {}
-        self._layers[base] = AdaptedLayers([x for x in base.modules() if isinstance(x, BaseTunerLayer)])
         for key, parameter in self._named_parameters(name).items():
             parameter.data = drawn[key].to(parameter.device) if key in drawn else parameter.data.float()
             parameter.requires_grad_(False)
@@ -145,19 +146,15 @@ class AdapterBank:
         layers, stack = self._layers[self.base(role)], self.stacks[role]
         return layers.below(stack), layers.split(stack)[1]
 
-    def _activate(self, base: nn.Module, stack: Stack) -> None:
-        """Switch a base to a stack of adapters."""
-        self._active[base] = stack
-        self._layers[base].activate(stack)
-
     def _computed_again(self, module: nn.Module, block: nn.Module, *inputs: Any) -> Any:
         """The output of a block of ``module``; its activations are computed again in the backward pass, through the
         adapters that were active in the forward pass (by then another role's may be)."""
-        stack = self._active.get(module)  # none in full mode, which has no adapters
+        layers = self._layers.get(module)  # a copy of full mode has none
+        stack = layers.active if layers is not None else ()
 
         def forward(*inputs: Any) -> Any:
-            if stack is not None:
-                self._activate(module, stack)
+            if layers is not None:
+                layers.activate(stack)
             return block(*inputs)
 
         return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
@@ -196,7 +193,7 @@ class AdapterBank:
         stack = self.stacks[role]
         module = self._bases[role]
         if not self.full:
-            self._activate(module, stack)
+            self._layers[module].activate(stack)
         elif stack:
             module = self._copies[stack[-1]]
         half = self.backbone.dtype if self.full and stack and self.backbone.dtype != torch.float32 else None

@@ -25,6 +25,7 @@ class AdaptedLayers:
 
     def __init__(self, layers: Sequence[BaseTunerLayer]) -> None:
         self.layers: list[Any] = list(layers)
+        self.active: Stack = ()
         self._below: dict[str, list[nn.Linear]] = {PLAIN: [layer.get_base_layer() for layer in self.layers]}
 
     def split(self, stack: Stack) -> tuple[str, Stack]:
@@ -39,12 +40,13 @@ class AdaptedLayers:
     def activate(self, stack: Stack) -> None:
         """Switch to a stack. PEFT's own switch also flips ``requires_grad``, and a parameter whose flag is off at
         backward time silently receives no gradient; here only the forward pass changes."""
+        self.active = stack
         merged, above = self.split(stack)
         for layer in self.layers:
             layer._disable_adapters = not above
             if above:
                 layer._active_adapter = list(above)
-        if len(self._below) > 1 or merged:
+        if len(self._below) > 1:
             for layer, module in zip(self.layers, self._below[merged], strict=True):
                 layer.base_layer = module
 

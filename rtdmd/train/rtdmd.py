@@ -10,7 +10,6 @@ groups, the images of a prompt next to each other; what is said to be of all pro
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -20,7 +19,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import Backbone, Conditioning
 from rtdmd.common.files import save_tensors, write_json
 from rtdmd.common.rng import integers, permutation
@@ -30,7 +28,7 @@ from rtdmd.flow.matching import dmd_loss, matching_rewards
 from rtdmd.flow.path import require_finite, x0_from_velocity
 from rtdmd.flow.policy import clipped_policy_loss, draw_step_subset, gaussian_kl, group_advantages, subset_factor
 from rtdmd.pipeline.stage import Stage
-from rtdmd.rewards.panel import Batch, Panel, open_panel
+from rtdmd.rewards.panel import Batch, Panel
 from rtdmd.rewards.protocol import identities
 from rtdmd.train.adapters import AdapterBank, merge_stage_one, stage_two_stacks
 from rtdmd.train.baseline_losses import (
@@ -44,14 +42,8 @@ from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine.diagnostics import (
     Pixels,
     latent_values,
-    require_signal,
     signal_values,
 )
-from rtdmd.train.engine.image_log import Pictures
-from rtdmd.train.engine.journal import write_curves
-from rtdmd.train.engine.loop import Loop, Saved
-from rtdmd.train.engine.preflight import preflight
-from rtdmd.train.engine.validation import Validation
 from rtdmd.train.learner import Average, Learner, warmed_decay
 from rtdmd.train.losses import (
     Draws,
@@ -70,9 +62,8 @@ from rtdmd.train.losses import (
     require_renoise_time,
     shared_passes,
 )
-from rtdmd.train.prompts import TrainingPrompts
 from rtdmd.train.rounding import report_lost_update
-from rtdmd.train.student_record import read_student, student_header
+from rtdmd.train.student_record import student_header
 
 NAME = "train_rtdmd"
 ADVANTAGE_EPS = 1e-4  # added to the standard deviation of rewards (public code)
@@ -107,8 +98,10 @@ class RtdmdTrainer:
             merge_stage_one(adapters, params)
         self.adapters = adapters
         self.sigmas = backbone.sigmas(params.model.num_steps).to(backbone.device)  # (K+1,)
-        clean = p.fake_start == "data" and p.matching_path == "last_step"  # both terms then start from images, s = 0
-        require_renoise_time(NAME, p.renoise_time, self.sigmas[-1:] if clean else self.sigmas[1:])
+        levels = self.sigmas[1:]  # that s can have; where both terms start from images, 0 alone
+        if p.fake_start == "data" and p.matching_path == "last_step":
+            levels = self.sigmas[-1:]
+        require_renoise_time(NAME, p.renoise_time, levels)
         self.fake_loss = FakeScoreLoss(self.adapters, p, self.eta)
         weights = self.adapters.trainable("rtdmd")
         self.average = Average(weights, p.ema_decay)
@@ -151,10 +144,7 @@ class RtdmdTrainer:
             order = permutation(len(p.candidate_steps), draws.seed, draws.stream, draws.step, "subset")
             trained = [p.candidate_steps[i] for i in draw_step_subset(order, p.trained_steps)]
             rollout = self.roll_out(cond, records, groups[mine], trained, draws)
-        fake_values: dict[str, float] = {}
-        if p.update_order == "fake_first":
-            for update in range(p.fake_updates_per_epoch):
-                fake_values |= self.fake_update(rollout, draws, update)
+        fake_values = self.fake_updates(rollout, draws) if p.update_order == "fake_first" else {}
 
         with ranks.sync_errors():
             # 2. Rewards of the final images; a slow scorer goes on beside 3.
@@ -199,10 +189,7 @@ class RtdmdTrainer:
         self.update_average()
 
         # 6. Fake-score updates from the cached roll-out, where they were not made before the generator's.
-        if p.update_order == "generator_first":
-            for update in range(p.fake_updates_per_epoch):
-                fake_values |= self.fake_update(rollout, draws, update)
-        values |= fake_values
+        values |= self.fake_updates(rollout, draws) if p.update_order == "generator_first" else fake_values
 
         values |= {f"reward_{name}": score.mean().item() for name, score in scores.items()}
         values["advantage_std"] = advantages.std().item()
@@ -469,6 +456,13 @@ class RtdmdTrainer:
 
     # Step 6: the fake score.
 
+    def fake_updates(self, rollout: Rollout, draws: Draws) -> dict[str, float]:
+        """All updates of an epoch; the values are those of the last one."""
+        values: dict[str, float] = {}
+        for update in range(self.p.fake_updates_per_epoch):
+            values |= self.fake_update(rollout, draws, update)
+        return values
+
     def fake_update(self, rollout: Rollout, draws: Draws, update: int) -> dict[str, float]:
         """Update number ``update`` of an epoch: ambient flow matching on ``fake_batch_size`` images of all processes,
         taken as they end or, as ``fake_start`` says, at a random level of their chains."""
@@ -515,63 +509,3 @@ def open_adapters(params: Params, backbone: Backbone) -> AdapterBank:
     p = params.train_rtdmd
     stacks = stage_two_stacks(params)
     return AdapterBank(backbone, params.adapter, stacks, params.run.seed, p.compile, p.adapter_init)
-
-
-def open_trainer(stage: Stage, ranks: Ranks, null: Conditioning) -> RtdmdTrainer:
-    """The trainer of a run: stage one's generator frozen below a new adapter (``stage_one_adapters``), stage one's fake
-    score, which goes on or is below a new one too (``fake_adapter``), and the rewards."""
-    params = stage.params
-    backbone = load_backbone(params.model, text=False, vae=True, device=ranks.device, root=stage.root)
-    adapters = open_adapters(params, backbone)
-    for adapter, name in (("acdmd", "generator"), ("fake", "fake")):
-        path = f"results/train_acdmd/{name}.safetensors"
-        tensors = read_student(stage.input(path), params, path)
-        adapters.load(adapter, tensors, path)
-        if adapter == "acdmd" and adapters.full:
-            adapters.load("rtdmd", tensors, path)
-    merge_stage_one(adapters, params)
-    rewards = open_panel(params.train_rtdmd.rewards, ranks.device, stage.root)
-    return RtdmdTrainer(params, backbone, rewards, null, ranks, adapters)
-
-
-def train(stage: Stage, ranks: Ranks) -> None:
-    """Reinforce the stage-one generator, resuming from the run folder where it holds a checkpoint."""
-    p = stage.params.train_rtdmd
-    aside = p.validation.prompts if p.validation.every else 0
-    with ranks.sync_errors():
-        prompts = TrainingPrompts.open(stage, ranks.device, p, aside)
-        trainer = open_trainer(stage, ranks, prompts.cache.null())
-    adapters, backbone = trainer.adapters, trainer.backbone
-    if adapters.full and ranks.main:
-        print(f"{NAME}: {adapters.cost()}", file=sys.stderr)
-    if p.sharding == "base":
-        adapters.shard(ranks)
-    held_out = prompts.conditioning(prompts.aside) if aside else None
-    validation = Validation(p.validation, trainer, prompts.aside, held_out)
-    saved: dict[str, Saved] = {"generator": trainer.generator, "fake": trainer.fake}
-    saved |= {"validation": validation} if aside else {}
-    pictures = Pictures(p.panel_every, stage.run_dir, stage.params, adapters, backbone, prompts, trainer.sigmas)
-    loop = Loop(
-        stage.run_dir, p.epochs, p.save_every, p.log_every, saved, NAME, "epoch", ranks, p.keep, validation.over
-    )
-    preflight(stage, ranks, [trainer.generator, trainer.fake], p.keep)
-    mine = ranks.local_shard(p.prompts_per_epoch)
-    images = tuple(range(mine.start * p.group_size, mine.stop * p.group_size))
-
-    for step in loop:
-        chosen = prompts.batch(step, p.prompts_per_epoch, NAME)[mine.start : mine.stop]
-        records = [record for record in chosen for _ in range(p.group_size)]
-        draws = Draws(stage.seed, NAME, step, images, backbone.latent_shape(), ranks.device)
-        try:
-            values = validation.before(step) | trainer.step(prompts.conditioning(records), records, draws)
-            loop.log(step, values | validation.after(step + 1), images=p.prompts_per_epoch * p.group_size)
-            with ranks.sync_errors():
-                if ranks.main:
-                    require_signal(loop.journal, p)
-                    pictures.after(step + 1)
-        except FloatingPointError as error:
-            raise loop.fault(step, error) from error
-
-    if ranks.main:
-        trainer.write_outputs(stage, validation.put_best())
-        write_curves(loop.rows, stage.output("curves.csv"))

@@ -68,7 +68,7 @@ def test_names_of_a_folder_are_never_imported(
     monkeypatch.syspath_prepend(str(folder))
     edit_json(folder / "model_index.json", **{part: entry})
     with pytest.raises(UserError, match=says):
-        load_backbone(model_of(folder), text=text_only, vae=not text_only, transformer=not text_only)
+        load_backbone(model_of(folder), text=text_only, vae=not text_only, bases="none" if text_only else "both")
     assert "payload" not in sys.modules
 
 

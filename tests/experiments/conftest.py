@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-from rtdmd.experiments._evaluation import TRAINED
 from rtdmd.experiments.jobs import Jobs
 from rtdmd.experiments.settings import LOCAL
 from rtdmd.rewards.registry import REWARDS
@@ -83,7 +82,6 @@ def tiny_settings(scorers: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "adapter": {"rank": 2, "alpha": 4},
             "cache_teacher": {"mode": "cache", "storage_dtype": "float32", "unpadded": False, "budget_gib": 1.0},
             "train_acdmd": one,
-            "prepare_prompts": {"sets": TRAINED},
             "train_rtdmd": two
             | {"recipe": "custom", "prompts": "geneval_train", "ema_every": 1, "micro_batch": 2, "panel_every": 0},
             "evaluate": {"batch_size": 16},

@@ -65,7 +65,7 @@ def test_a_file_of_the_hubs_cache_is_called_by_its_own_name(tmp_path: Path) -> N
         (blobs / blob).write_text(name)
         (names / name).symlink_to(blobs / blob)
     config = sha256_file(names / "config.json")
-    assert file_hashes(*names.iterdir()) == {"model.safetensors": "ab" * 32, "config.json": config}
+    assert file_hashes(names.iterdir()) == {"model.safetensors": "ab" * 32, "config.json": config}
 
 
 def test_a_large_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,10 +75,10 @@ def test_a_large_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(model_files, "_LARGE", 1)
     monkeypatch.setattr(model_files, "sha256_file", lambda one: read.append(one) or sha256_file(one))
     digests = {model_files.sha256_large(path, tmp_path)}
-    digests |= {file_hashes(path, root=tmp_path)[path.name] for _ in range(3)}
+    digests |= {file_hashes([path], root=tmp_path)[path.name] for _ in range(3)}
     assert digests == {sha256_file(path)} and read == [path]
     path.write_bytes(b"other weights")
-    assert file_hashes(path, root=tmp_path) == {path.name: sha256_file(path)} and len(read) == 2
+    assert file_hashes([path], root=tmp_path) == {path.name: sha256_file(path)} and len(read) == 2
 
 
 @pytest.mark.parametrize(

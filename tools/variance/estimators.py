@@ -120,7 +120,7 @@ def open_bench(params: Params, root: Path, prompts: int = 16) -> Bench:
     backbone = load_backbone(params.model, text=False, vae=True, device=device, root=root)
     roles = AdapterBank(backbone, params.adapter, ADAPTERS[STAGE], params.run.seed)
     roles.load("acdmd", read_student(root / paths["acdmd"], params, paths["acdmd"]), paths["acdmd"])
-    text = load_backbone(params.model, text=True, vae=False, transformer=False, device=device, root=root)
+    text = load_backbone(params.model, text=True, vae=False, bases="none", device=device, root=root)
     parts = [[record["prompt"] for record in records[rows]] for rows in micro_batches(len(records), 64)]
     cond = Conditioning.cat([text.encode(part) for part in parts])
     panel = open_panel(params.train_rtdmd.rewards, device, root)

@@ -1,7 +1,6 @@
 """SD3.5-M on GenEval, by tag."""
 
 from rtdmd.config.real import scorer
-from rtdmd.experiments._evaluation import TRAINED
 from rtdmd.experiments._table import Column, Row, Run, Table
 
 TAGS = {
@@ -15,13 +14,11 @@ TAGS = {
 _ABOUT = "SD3.5-M with geneval as the only reward, without back-propagation"
 _STAGE_TWO = {
     "recipe": "custom",
-    "prompts": "geneval_train",
     "rewards": [scorer("geneval")],
     "weights": {"backprop": 0.0},
 }
-_CHANGES = {"prepare_prompts": {"sets": TRAINED}, "train_rtdmd": _STAGE_TWO}
 
-ALONE = Run("geneval-sd35m", "sd35m", _ABOUT, changes=_CHANGES)
+ALONE = Run("geneval-sd35m", "sd35m", _ABOUT, changes={"train_rtdmd": _STAGE_TWO})
 
 ROWS = (
     Row("SD3.5-M teacher, guided", 80, "0.63 - - - - - -", ALONE, "teacher"),

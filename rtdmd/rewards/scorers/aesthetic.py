@@ -59,7 +59,7 @@ def load(params: AestheticParams, device: torch.device) -> Aesthetic:
     width, expected = head[0].in_features, clip.config.projection_dim
     if width != expected:
         raise UserError(f"{key}: predicts from {width} numbers, but {base} embeds images in {expected}")
-    files = file_hashes(weights) | model_hashes(base, f"{KEY}: base", "base/")
+    files = file_hashes([weights]) | model_hashes(base, f"{KEY}: base", "base/")
     transform = ImageTransform.from_folder(base, f"{KEY}: base")
     return Aesthetic(clip, head.to(device), transform, files, device, params.pixels)
 

@@ -89,7 +89,7 @@ def load(params: HpsV2Params, device: torch.device) -> ClipReward:
     model = assemble(CLIPModel, config, tensors, f"{KEY}: model: {weights}").to(device)
     asked = ImageTransform.from_folder(base, f"{KEY}: base")
     transform = Letterbox(config.vision_config.image_size, asked.mean, asked.std)
-    files = file_hashes(weights) | text_hashes(base, "base/")
+    files = file_hashes([weights]) | text_hashes(base, "base/")
     tokenizer = load_tokenizer(base, f"{KEY}: base")
 
     def tokenize(prompt: str, **options: Any) -> Any:

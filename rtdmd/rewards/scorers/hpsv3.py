@@ -81,7 +81,7 @@ class HPSv3:
         with made_from(config, f"{key}: base", "Qwen2-VL"):
             self.model = build(tensors, about, self.reward_token, f"{key}: model: {weights}").to(device)
         self.device = device
-        self._files = file_hashes(weights, config, *self.chat.files.values())
+        self._files = file_hashes([weights, config, *self.chat.files.values()])
 
     def identity(self) -> dict[str, Any]:
         """See the protocol; ``files`` are the sha256 of weights, configuration, tokenizer and preprocessing."""

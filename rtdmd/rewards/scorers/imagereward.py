@@ -98,7 +98,7 @@ class ImageReward:
         self.side: int = self.model.vision.config.image_size
         self.transform = ImageTransform(self.side, (self.side,) * 2, IMAGE_MEAN, IMAGE_STD, "bicubic", half="even")
         self.device, self.pixels = device, pixels
-        self._files = file_hashes(weights, config, vocabulary)
+        self._files = file_hashes([weights, config, vocabulary])
 
     def identity(self) -> dict[str, Any]:
         """See the protocol; ``files`` are the sha256 of weights, text configuration and vocabulary."""

@@ -87,7 +87,7 @@ class Ocr:
 
         return {
             "name": self.name,
-            "files": file_hashes(*self._files.values()),
+            "files": file_hashes(self._files.values()),
             "packages": {package: version(package) for package in PACKAGES},
             "settings": SETTINGS,
             "version": VERSION,
