@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from rtdmd.stages import train_acdmd
 from rtdmd.train import acdmd, losses
 from rtdmd.train import adapters as roles_module
 from rtdmd.train.acdmd import AcdmdTrainer
-from tests.train.workshop import make_trainable, results, rows_of
+from tests.train.workshop import checkpoints, killed_at, make_trainable, results, rows_of
 from tests.workspace import REPOSITORY, set_params
 
 STAGE = "train_acdmd"
@@ -52,18 +51,6 @@ def whole(root: Path) -> dict[str, bytes]:
     return train(root, EIGHT)
 
 
-def dies_at(step: int, kind: type[BaseException] = KeyboardInterrupt) -> Callable[..., dict[str, float]]:
-    """The iteration, which ends the process at one step."""
-    real = AcdmdTrainer.step
-
-    def iteration(self: Any, cond: Any, draws: Any) -> dict[str, float]:
-        if draws.step == step:
-            raise kind
-        return real(self, cond, draws)
-
-    return iteration
-
-
 def test_two_runs_give_the_same_bytes(root: Path, whole: dict[str, bytes]) -> None:
     assert sorted(whole) == FILES
     torch.manual_seed(77)  # whatever came before
@@ -71,12 +58,9 @@ def test_two_runs_give_the_same_bytes(root: Path, whole: dict[str, bytes]) -> No
 
 
 @pytest.mark.parametrize("step", [1, 4, 6])
-def test_killed_and_resumed_is_the_uninterrupted_run(
-    root: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
+def test_killed_and_resumed_is_the_uninterrupted_run(root: Path, whole: dict[str, bytes], step: int) -> None:
     """Killed before the first checkpoint, between two of them in the middle of a row, and right after one."""
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(AcdmdTrainer, "step", dies_at(step))
+    with killed_at(AcdmdTrainer, step):
         train(root, EIGHT)
     assert results(root, STAGE) == {}
     assert train(root, EIGHT, fresh=False) == whole
@@ -86,8 +70,7 @@ def test_killed_twice_and_after_the_last_iteration(
     root: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for step in (5, 7):
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(AcdmdTrainer, "step", dies_at(step))
+        with killed_at(AcdmdTrainer, step):
             train(root, EIGHT, fresh=step == 5)
 
     def dying(*_: Any) -> None:
@@ -165,17 +148,8 @@ def test_what_is_written_is_the_average_and_not_the_last_generator(root: Path, w
     assert 0 < max(moved) < 4.04 * rate  # AdamW: about the rate, four times
 
 
-def checkpoints(root: Path, group: str) -> list[torch.Tensor]:
-    """One vector for each checkpoint of the run, the oldest first."""
-    folders = sorted(root.glob(".rtdmd/runs/*/step-*"))
-    found = [load_tensors(folder / f"generator_{group}.safetensors")[0] for folder in folders]
-    return [torch.cat([value.flatten().double() for _, value in sorted(tensors.items())]) for tensors in found]
-
-
 @pytest.mark.parametrize("per", ["iteration", "generator_update"])
-def test_the_average_is_that_of_every_iteration_or_of_every_update(
-    root: Path, monkeypatch: pytest.MonkeyPatch, per: str
-) -> None:
+def test_the_average_is_that_of_every_iteration_or_of_every_update(root: Path, per: str) -> None:
     """Against the sum of the generators that the checkpoints hold; and killed between two updates of the generator."""
     changes = {
         STAGE: EIGHT[STAGE] | {"save_every": 1, "keep": 9, "generator_every": 3, "ema_decay": 0.5, "ema_per": per}
@@ -189,8 +163,7 @@ def test_the_average_is_that_of_every_iteration_or_of_every_update(
             expected = 0.5 * expected + 0.5 * weight
         assert (averages[iteration - 1] - expected).abs().max() < 1e-7
     assert (averages[7] - weights[7]).abs().max() > 1e-5
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(AcdmdTrainer, "step", dies_at(4))
+    with killed_at(AcdmdTrainer, 4):
         train(root, changes)
     assert train(root, changes, fresh=False) == whole
 
@@ -236,11 +209,10 @@ def test_every_setting_runs(root: Path, monkeypatch: pytest.MonkeyPatch, name: s
     assert all(low >= s + 0.01 - 1e-6 and high <= 1 for s, low, high in seen)
 
 
-def test_full_mode_trains_resumes_and_leaves_the_teacher(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_mode_trains_resumes_and_leaves_the_teacher(root: Path) -> None:
     changes = {**FULL, "train_acdmd": {"iterations": 4, "save_every": 1}}
     whole = train(root, changes)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(AcdmdTrainer, "step", dies_at(2))
+    with killed_at(AcdmdTrainer, 2):
         train(root, changes)
     assert train(root, changes, fresh=False) == whole
     base, _ = load_tensors(root / "data/world/teacher/transformer/diffusion_pytorch_model.safetensors")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from rtdmd.stages import train_acdmd, train_rtdmd
 from rtdmd.train import adapters as roles_module
 from rtdmd.train.losses import Rollout
 from rtdmd.train.rtdmd import RtdmdTrainer
-from tests.train.workshop import results, rows_of
+from tests.train.workshop import checkpoints, killed_at, results, rows_of
 from tests.workspace import set_params
 
 STAGE = "train_rtdmd"
@@ -61,18 +60,6 @@ def whole(root: Path) -> dict[str, bytes]:
     return train(root, SIX)
 
 
-def dies_at(step: int) -> Callable[..., dict[str, float]]:
-    """The epoch, which ends the process at one step."""
-    real = RtdmdTrainer.step
-
-    def epoch(self: Any, cond: Any, records: Any, draws: Any) -> dict[str, float]:
-        if draws.step == step:
-            raise KeyboardInterrupt
-        return real(self, cond, records, draws)
-
-    return epoch
-
-
 def test_two_runs_give_the_same_bytes(root: Path, whole: dict[str, bytes]) -> None:
     assert sorted(whole) == FILES
     torch.manual_seed(77)  # whatever came before
@@ -80,11 +67,8 @@ def test_two_runs_give_the_same_bytes(root: Path, whole: dict[str, bytes]) -> No
 
 
 @pytest.mark.parametrize("step", [1, 3])
-def test_killed_and_resumed_is_the_uninterrupted_run(
-    root: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RtdmdTrainer, "step", dies_at(step))
+def test_killed_and_resumed_is_the_uninterrupted_run(root: Path, whole: dict[str, bytes], step: int) -> None:
+    with killed_at(RtdmdTrainer, step):
         train(root, SIX)
     assert results(root, STAGE) == {}
     assert train(root, SIX, fresh=False) == whole
@@ -141,17 +125,12 @@ def test_stage_two_starts_at_stage_one_and_moves_a_little(root: Path) -> None:
     assert (root / "results/train_acdmd/generator.safetensors").read_bytes() == before
 
 
-def test_the_average_warms_up_as_the_public_codes_does(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_average_warms_up_as_the_public_codes_does(root: Path) -> None:
     """Every third, it is updated after the second and the fifth, with min((1 + n) / (10 + n), decay) to the power of
     its repeats; and killed in between."""
     changes = SIX | {"save_every": 1, "keep": 7, "ema_every": 3, "ema_warmup": True, "ema_repeats": 2}
     whole = train(root, changes | {"ema_decay": 0.3})
-    vectors = {}
-    for group in ("parameters", "average"):
-        folders = sorted(root.glob(".rtdmd/runs/*/step-*"))
-        found = [load_tensors(folder / f"generator_{group}.safetensors")[0] for folder in folders]
-        vectors[group] = [torch.cat([t[key].flatten().double() for key in sorted(t)]) for t in found]
-    weights, averages = vectors["parameters"], vectors["average"]
+    weights, averages = checkpoints(root, "parameters"), checkpoints(root, "average")
     assert len(weights) == 6
     second = 0.25**2 * averages[0] + (1 - 0.25**2) * weights[1]  # (1 + 2) / (10 + 2)
     fifth = 0.3**2 * second + (1 - 0.3**2) * weights[4]  # 6 / 15 is above the decay
@@ -159,13 +138,12 @@ def test_the_average_warms_up_as_the_public_codes_does(root: Path, monkeypatch: 
     for average, own in zip(averages, expected, strict=True):
         assert (average - own).abs().max() < 1e-7
     assert (averages[0] - weights[0]).abs().max() > 1e-5  # the start, which no update of the average has reached
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RtdmdTrainer, "step", dies_at(3))
+    with killed_at(RtdmdTrainer, 3):
         train(root, changes | {"ema_decay": 0.3})
     assert train(root, changes | {"ema_decay": 0.3}, fresh=False) == whole
 
 
-def test_on_stage_one_merged_with_a_new_fake_adapter(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_stage_one_merged_with_a_new_fake_adapter(root: Path) -> None:
     """Killed and resumed too; the header tells it, and in float32 merging changes rounding alone."""
     changes = SIX | {"epochs": 3, "save_every": 1, "fake_adapter": "new"}
     whole = train(root, changes | {"stage_one_adapters": "merged"})
@@ -174,8 +152,7 @@ def test_on_stage_one_merged_with_a_new_fake_adapter(root: Path, monkeypatch: py
     (last,) = root.glob(".rtdmd/runs/*/step-00000003")
     fake = load_tensors(last / "fake_parameters.safetensors")[0]
     assert any(value.abs().max() < 0.01 for value in fake.values())  # B of a new adapter, three updates from zero
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RtdmdTrainer, "step", dies_at(2))
+    with killed_at(RtdmdTrainer, 2):
         train(root, changes | {"stage_one_adapters": "merged"})
     assert train(root, changes | {"stage_one_adapters": "merged"}, fresh=False) == whole
     train(root, changes)
@@ -229,17 +206,14 @@ def test_the_published_recipe_runs(root: Path) -> None:
     assert 0 < max(moved) < 7 * 3.01e-6, moved  # averaged once, after the seventh update, at a rate of 3e-6
 
 
-def test_full_mode_starts_from_stage_ones_weights_and_resumes(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_mode_starts_from_stage_ones_weights_and_resumes(root: Path, tmp_path: Path) -> None:
     copied = tmp_path / "full"
     shutil.copytree(root, copied, symlinks=True)
     full = {"adapter": {"mode": "full"}, "publish": {"format": "merged"}}
     set_params(copied, full)
     train_acdmd.run(copied)
     whole = train(copied, {"epochs": 2, "save_every": 1}, **full)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RtdmdTrainer, "step", dies_at(1))
+    with killed_at(RtdmdTrainer, 1):
         train(copied, {"epochs": 2, "save_every": 1}, **full)
     assert train(copied, {"epochs": 2, "save_every": 1}, fresh=False, **full) == whole
     one, two = (load_tensors(copied / f"results/{s}/generator.safetensors")[0] for s in ("train_acdmd", STAGE))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import Backbone, Conditioning
+from rtdmd.common.files import load_tensors
 from rtdmd.common.rng import normal
 from rtdmd.config import AdapterParams, OptimizerParams, Params, preset
 from rtdmd.plan.budget import Prices
@@ -87,6 +90,28 @@ def rows_of(csv: bytes) -> list[dict[str, Any]]:
     header, *lines = csv.decode().splitlines()
     cells = [zip(header.split(","), line.split(","), strict=True) for line in lines]
     return [{name: float(value) for name, value in row if value} for row in cells]
+
+
+def checkpoints(root: Path, group: str) -> list[Tensor]:
+    """The generator's weights or average in each checkpoint of the run, one vector each, the oldest first."""
+    folders = sorted(root.glob(".rtdmd/runs/*/step-*"))
+    found = [load_tensors(folder / f"generator_{group}.safetensors")[0] for folder in folders]
+    return [torch.cat([value.flatten().double() for _, value in sorted(tensors.items())]) for tensors in found]
+
+
+@contextmanager
+def killed_at(trainer: type[Any], step: int) -> Iterator[None]:
+    """What runs in here is ended by this step of the trainer."""
+    real = trainer.step
+
+    def one(self: Any, *given: Any) -> dict[str, float]:
+        if given[-1].step == step:  # the draws
+            raise KeyboardInterrupt
+        return real(self, *given)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer, "step", one)
+        yield
 
 
 def count_passes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:

@@ -21,7 +21,7 @@ from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine.validation import Validation, group_diversity
 from rtdmd.train.learner import Average
 from rtdmd.train.rtdmd import RtdmdTrainer
-from tests.train.workshop import results, rows_of
+from tests.train.workshop import killed_at, results, rows_of
 from tests.workspace import set_params
 
 STAGE = "train_rtdmd"
@@ -109,7 +109,7 @@ def test_panels_change_no_training_number(root: Path) -> None:
         assert panel.width == 8 * (36 + PADDING) + PADDING and panel.height > 3 * 36
 
 
-def test_the_best_student_is_written_and_resume_is_exact(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_student_is_written_and_resume_is_exact(root: Path) -> None:
     whole = train(root, {"validation": SETTINGS})
     rows = rows_of(whole["curves.csv"])
     checked = [row for row in rows if "validation_reward" in row]
@@ -121,15 +121,7 @@ def test_the_best_student_is_written_and_resume_is_exact(root: Path, monkeypatch
     best = max(candidates, key=candidates.__getitem__)
     _, about = load_tensors(root / "results" / STAGE / "generator.safetensors")
     assert about["epoch"] == str(best) == f"{checked[-1]['validation_best']:.0f}"
-    real = RtdmdTrainer.step
-
-    def dying(self: Any, cond: Any, records: Any, draws: Any) -> dict[str, float]:
-        if draws.step == 5:
-            raise KeyboardInterrupt
-        return real(self, cond, records, draws)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RtdmdTrainer, "step", dying)
+    with killed_at(RtdmdTrainer, 5):
         train(root, {"validation": SETTINGS})
     assert train(root, {"validation": SETTINGS}, fresh=False) == whole
 
