@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dvc  # noqa: F401  # its log goes to what is standard output when it is first imported: not that of one test
 import pytest
+
+if TYPE_CHECKING:
+    from tests.publish.advice import Here
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +34,11 @@ def advice_folder(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, 
     from tests.publish.advice import make_good
 
     return make_good(tmp_path_factory.mktemp("advice"), tiny_teacher, tiny_clip)
+
+
+@pytest.fixture
+def here(advice_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
+    """A copy of it for one test to be refused in."""
+    from tests.publish.advice import copied
+
+    return copied(advice_folder, tmp_path / "root", monkeypatch)

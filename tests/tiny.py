@@ -9,6 +9,7 @@ import json
 from itertools import pairwise
 from pathlib import Path
 from string import ascii_lowercase
+from typing import Any
 
 import torch
 
@@ -136,6 +137,11 @@ def make_tiny_teacher(path: Path | str, seed: int = 0, t5: bool = False) -> Path
     """Write a tiny random SD3 pipeline folder to ``path``; loads as ``model.teacher``."""
     tiny_pipeline(seed, t5).save_pretrained(path, safe_serialization=True)
     return Path(path)
+
+
+def edit_json(path: Path, **entries: Any) -> None:
+    """Set entries of a configuration of a folder."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
 
 def make_tiny_clip(path: Path | str, seed: int = 0, image_size: int = IMAGE_SIZE) -> Path:

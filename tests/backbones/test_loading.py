@@ -18,6 +18,7 @@ from rtdmd.backbones import load_backbone
 from rtdmd.backbones.loading import check_base
 from rtdmd.common.errors import UserError
 from rtdmd.config import ModelParams, preset
+from tests.tiny import edit_json
 
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
@@ -32,10 +33,6 @@ def folder(tiny_teacher: Path, tmp_path: Path) -> Path:
 
 def model_of(folder: Path) -> ModelParams:
     return preset("world", {"model": {"teacher": str(folder)}}).model
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def edit_tensors(path: Path, change: Callable[[Tensors], Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +17,7 @@ from rtdmd.common.errors import UserError
 from rtdmd.config import ModelParams, Params, preset
 from rtdmd.pipeline.model_inputs import check_local
 from rtdmd.train.adapters import ADAPTERS, AdapterBank, transformer_blocks
+from tests.tiny import edit_json
 from tests.train.workshop import adapter, conditioning, disturb, normal
 from tests.two_bases import make_student_base
 
@@ -146,15 +147,17 @@ def test_blocks_computed_again_run_on_their_own_base(tiny_teacher: Path, student
 
 
 def change(name: str, **entries: Any) -> Callable[[Path], None]:
-    def apply(folder: Path) -> None:
-        path = folder / name
-        path.write_text(json.dumps(json.loads(path.read_text()) | entries))
-
-    return apply
+    return lambda folder: edit_json(folder / name, **entries)
 
 
 def remove(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
+
+
+def other_setting(part: str, key: str, value: object, teachers: object) -> tuple[Callable[[Path], None], str]:
+    """A setting of a part, and what is said where the teacher's is another."""
+    says = f"its {part} has {key}: {value} in its config.json, the teacher's {teachers};"
+    return change(f"{part}/config.json", **{key: value}), re.escape(says)
 
 
 MISFITS: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -162,18 +165,12 @@ MISFITS: dict[str, tuple[Callable[[Path], None], str]] = {
         change("transformer/config.json", num_layers=3),
         r"its transformer has another shape than the teacher's \(\d+ tensors differ, first transformer_blocks\.",
     ),
-    "another setting of the same shapes": (
-        change("transformer/config.json", sample_size=8),
-        r"its transformer has sample_size: 8 in its config\.json, the teacher's 9;",
-    ),
+    "another setting of the same shapes": other_setting("transformer", "sample_size", 8, 9),
     "other levels": (
         change("scheduler/scheduler_config.json", shift=1.0),
         r"its scheduler sets the 4 steps to 1, 0\.75, 0\.5, 0\.25, 0, the teacher's to 1, 0\.9, 0\.75, 0\.5, 0;",
     ),
-    "other latents": (
-        change("vae/config.json", scaling_factor=2.0),
-        r"its vae has scaling_factor: 2\.0 in its config\.json, the teacher's 1\.3;",
-    ),
+    "other latents": other_setting("vae", "scaling_factor", 2.0, 1.3),
     "another pipeline": (
         change("model_index.json", _class_name="FluxPipeline"),
         r"model\.family: sd3 needs a StableDiffusion3Pipeline, but .* is a FluxPipeline",

@@ -6,8 +6,6 @@ Followed elsewhere: `--base FOLDER` of a published folder (test_sample.py), a sh
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.common.files import save_tensors
 from tests.publish.advice import (
+    HUB,
     STUDENT,
     TEACHER,
     Case,
@@ -22,12 +21,11 @@ from tests.publish.advice import (
     again,
     as_told,
     both,
-    both_settings,
-    copied,
     cut,
     flipped,
     follow_and_try_again,
     given,
+    given_entry,
     literally,
     nothing,
     on_the_hub,
@@ -42,7 +40,6 @@ from tests.publish.advice import (
 SAMPLE = ("sample", "a photo of a red circle", "--from")
 STUDENTS = (*SAMPLE, "train_rtdmd")
 BASE = (*SAMPLE, "teacher")
-COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 
 def not_finite(here: Here) -> None:
@@ -59,7 +56,6 @@ def differs(key: str, value: object) -> Case:
     return Case(STUDENTS, given(key, value), f"was trained with {key}: ", as_told)
 
 
-HUB = both_settings(("model.teacher", "owner/model"), ("model.revision", COMMIT))
 CASES = {
     "no image": Case(
         (*SAMPLE, "teacher", "--images", "0"), nothing, "--images 0: at least 1", with_words("--images", "1")
@@ -135,22 +131,17 @@ CASES = {
     "a lost weight of the world": Case(BASE, without_a_weight, "missing: proj_out", literally),
     "a foreign class": Case(
         BASE,
-        lambda here: with_entry(f"{TEACHER}/model_index.json", vae=["diffusers", "Pipe"])(here, ""),
+        given_entry(f"{TEACHER}/model_index.json", vae=["diffusers", "Pipe"]),
         "StableDiffusion3Pipeline allows AutoencoderKL",
         with_entry(f"{TEACHER}/model_index.json", vae=["diffusers", "AutoencoderKL"]),
     ),
     "a foreign library": Case(
         BASE,
-        lambda here: with_entry(f"{TEACHER}/model_index.json", vae=["os", "system"])(here, ""),
+        given_entry(f"{TEACHER}/model_index.json", vae=["os", "system"]),
         "allowed: a class of diffusers or of transformers",
         with_entry(f"{TEACHER}/model_index.json", vae=["diffusers", "AutoencoderKL"]),
     ),
 }
-
-
-@pytest.fixture
-def here(advice_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
-    return copied(advice_folder, tmp_path / "root", monkeypatch)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from rtdmd.experiments.settings import LOCAL
 from rtdmd.rewards.registry import REWARDS
 from tests.rewards.tiny_scorers import entry
 from tests.tiny import make_tiny_teacher
+from tests.workflow.checkout import WHO, git
 from tests.workspace import REPOSITORY
 
 SCORERS = ("clipscore", "aesthetic", "pickscore", "hpsv2", "imagereward", "hpsv3", "geneval", "geneval2", "ocr")
@@ -98,10 +98,9 @@ def tiny_settings(scorers: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def commit(root: Path, *names: str) -> None:
     """A commit of these files, in a repository at ``root``."""
     if not (root / ".git").is_dir():
-        subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
-    subprocess.run(["git", "add", *names], cwd=root, check=True)
-    who = ["-c", "user.name=a test", "-c", "user.email=test@example.org"]
-    subprocess.run(["git", *who, "commit", "--quiet", "--message", "as it is", "--", *names], cwd=root, check=True)
+        git(root, "init", "--quiet")
+    git(root, "add", *names)
+    git(root, *WHO, "commit", "--quiet", "--message", "as it is", "--", *names)
 
 
 @pytest.fixture(scope="session")

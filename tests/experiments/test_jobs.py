@@ -49,6 +49,13 @@ def jobs_of(jobs: Jobs, name: str) -> list[Job]:
     return list(found)
 
 
+def moved_to(root: Path, jobs: Jobs) -> Jobs:
+    """The same runs in another folder; what is known of them is not worked out again."""
+    moved = Jobs(root, jobs.local)
+    moved.__dict__ |= {"params": jobs.params, "owners": jobs.owners, "keys": jobs.keys}
+    return moved
+
+
 @pytest.fixture(scope="module", autouse=True)
 def fewer(tiny_jobs: Jobs) -> Iterator[None]:
     """The tables with the rows that are run here; the runs' parameters are those of the whole tables."""
@@ -144,8 +151,7 @@ def test_a_finished_job_is_not_run_again(finished: Jobs, monkeypatch: pytest.Mon
 
 
 def test_results_that_lie_where_a_link_belongs_are_not_touched(finished: Jobs, tmp_path: Path) -> None:
-    moved = Jobs(tmp_path, finished.local)
-    moved.__dict__ |= {"params": finished.params, "owners": finished.owners}
+    moved = moved_to(tmp_path, finished)
     own = moved.place("sd35m-grpo") / "results/train_acdmd"
     own.mkdir(parents=True)
     (own / "kept").write_text("mine")
@@ -201,8 +207,7 @@ def test_a_run_is_written_from_the_commit_whatever_was_written_before(
     entry = read_pipeline(tmp_path)["evaluate"]
     assert entry.deps == read_pipeline(REPOSITORY)["evaluate"].deps
     assert load_params(tmp_path / "params.yaml") == tiny_jobs.params["sd35m"]
-    laid = Jobs(tmp_path, tiny_jobs.local)
-    laid.__dict__ |= {"params": tiny_jobs.params, "owners": tiny_jobs.owners}
+    laid = moved_to(tmp_path, tiny_jobs)
     assert cli.main(["experiments", "--write", "flux2-klein-9b-released"]) == 0
     assert read_pipeline(laid.lay("sd35m"))["evaluate"].deps == entry.deps
 
@@ -242,8 +247,7 @@ def test_a_run_is_not_written_without_a_commit(
 
 
 def test_runs_without_published_figures_are_waited_for_too(tiny_jobs: Jobs, tmp_path: Path) -> None:
-    nowhere = Jobs(tmp_path, tiny_jobs.local)
-    nowhere.__dict__ |= {"params": tiny_jobs.params, "owners": tiny_jobs.owners, "keys": tiny_jobs.keys}
+    nowhere = moved_to(tmp_path, tiny_jobs)
     told: list[str] = []
     with pytest.raises(RtdmdError, match=r"^eta: of 6 cells 6 not measured; `snakemake experiment_eta` measures"):
         told.extend(check_text(["eta"], nowhere))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from rtdmd.common.errors import UserError
 from rtdmd.config import ModelParams, preset
 from rtdmd.config.render import params_text
 from rtdmd.plan.models import part_configs
+from tests.tiny import edit_json
 
 
 @pytest.fixture
@@ -40,8 +40,7 @@ def test_a_text_encoder_that_is_missing_is_not_counted_as_nothing(folder: Path) 
     ],
 )
 def test_classes_are_the_familys(folder: Path, part: str, key: str, value: object, says: str) -> None:
-    path = folder / part / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    edit_json(folder / part / "config.json", **{key: value})
     with pytest.raises(UserError, match=says):
         part_configs(model_of(folder))
 

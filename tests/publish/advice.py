@@ -234,6 +234,11 @@ def given(key: str, value: object) -> Change:
     return lambda here: setting(key, value)(here, "")
 
 
+def given_entry(name: str, **entries: object) -> Change:
+    """A JSON file with other entries."""
+    return lambda here: with_entry(name, **entries)(here, "")
+
+
 def nothing(_: Here) -> None:
     """What is typed is refused as it is."""
 
@@ -283,6 +288,9 @@ def both_settings(first: tuple[str, object], second: tuple[str, object]) -> Foll
         setting(*second)(here, message)
 
     return change
+
+
+HUB = both_settings(("model.teacher", "owner/model"), ("model.revision", "0123456789abcdef" * 2 + "01234567"))
 
 
 @dataclass(frozen=True)

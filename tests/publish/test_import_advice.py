@@ -14,6 +14,7 @@ import torch
 
 from rtdmd.common.files import save_tensors
 from tests.publish.advice import (
+    HUB,
     TEACHER,
     Case,
     Change,
@@ -21,22 +22,19 @@ from tests.publish.advice import (
     PastError,
     again,
     both,
-    both_settings,
-    copied,
     cut,
     flipped,
     follow_and_try_again,
+    given_entry,
     nothing,
     on_the_hub,
     typed,
-    with_entry,
     with_words,
 )
 
 NEW = ("--out", "new")
 TOLD = ("--alpha", "4", "--base", "base", *NEW)
 IMPORT = ("import", "base.pt", *TOLD)
-COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 
 def peft_folder(base: str) -> Change:
@@ -70,7 +68,6 @@ def without(name: str, part: str) -> Change:
     return change
 
 
-HUB = both_settings(("model.teacher", "owner/model"), ("model.revision", COMMIT))
 CASES = {
     "three files": Case(
         ("import", "base.pt", "base.pt", "base.pt", *TOLD),
@@ -153,16 +150,11 @@ CASES = {
     ),
     "a class that is no name": Case(
         IMPORT,
-        lambda here: with_entry("base/model_index.json", _class_name="A()")(here, ""),
+        given_entry("base/model_index.json", _class_name="A()"),
         "is no name of a class or part; take the owner's own file",
         again("base/model_index.json"),
     ),
 }
-
-
-@pytest.fixture
-def here(advice_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
-    return copied(advice_folder, tmp_path / "root", monkeypatch)
 
 
 @pytest.mark.parametrize("name", CASES)

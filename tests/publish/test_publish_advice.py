@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,15 +25,14 @@ from tests.publish.advice import (
     PastError,
     again,
     as_told,
-    copied,
     cut,
     follow_and_try_again,
     given,
+    given_entry,
     literally,
     removed,
     setting,
     train_again,
-    with_entry,
 )
 from tests.publish.exports import (
     LORA_LINES,
@@ -113,16 +111,11 @@ CASES = {
     ),
     "weights of another name": Case(
         PUBLISH,
-        lambda here: with_entry(f"{TEXTS}/config.json", transformers_weights="x.safetensors")(here, ""),
+        given_entry(f"{TEXTS}/config.json", transformers_weights="x.safetensors"),
         "name the file model.safetensors and remove the entry",
         without_its_entry,
     ),
 }
-
-
-@pytest.fixture
-def here(advice_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
-    return copied(advice_folder, tmp_path / "root", monkeypatch)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from rtdmd.rewards.protocol import Reward
@@ -20,6 +21,11 @@ STD = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(3, 1, 1)
 def pictures(height: int = 36, width: int | None = None) -> Tensor:
     shape = (3, 3, height, width or height)
     return torch.rand(shape, generator=torch.Generator().manual_seed(1))
+
+
+def as_pil(images: Tensor) -> list[Image.Image]:
+    """Images (B, 3, H, W) in [0, 1], rounded to bytes."""
+    return [Image.fromarray(one) for one in (images * 255).round().byte().permute(0, 2, 3, 1).numpy()]
 
 
 def set_activation(folder: Path, name: str) -> None:

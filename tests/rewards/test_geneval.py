@@ -27,6 +27,7 @@ from rtdmd.rewards.geneval_rules import CLASSES, COLOURS, THRESHOLD, Found, pars
 from rtdmd.rewards.registry import load_reward
 from rtdmd.rewards.scorers.geneval import GenEval, GenEvalParams
 from tests.rewards.geneval_tiny import make_detector
+from tests.rewards.reward_checks import as_pil
 
 CPU = torch.device("cpu")
 
@@ -191,7 +192,7 @@ def test_prototypes_equal_a_plain_evaluation(colours: ColourNames, tiny_clip: Pa
 
 def masked_crop(image: torch.Tensor, mask: torch.Tensor, box: tuple[float, ...]) -> Image.Image:
     """The public way: PIL's composite over #999, then its crop."""
-    photo = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
+    (photo,) = as_pil(image[None])
     blank = Image.new("RGB", photo.size, "#999")
     return Image.composite(photo, blank, Image.fromarray(mask.numpy())).crop(tuple(int(side) for side in box))
 

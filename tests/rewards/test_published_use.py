@@ -17,7 +17,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from rtdmd.config import reward_params
 from rtdmd.rewards.protocol import Reward
 from rtdmd.rewards.registry import REWARDS, load_reward
-from tests.rewards.reward_checks import MEAN, NONE, PROMPTS, STD, pictures
+from tests.rewards.reward_checks import MEAN, NONE, PROMPTS, STD, as_pil, pictures
 from tests.rewards.tiny_scorers import entry, write_pickscore
 
 DIFFERENTIABLE = [name for name, reward in REWARDS.items() if "pixels" in reward.settings.model_fields]
@@ -91,8 +91,8 @@ def test_pickscore(tiny_clip: Path, tmp_path: Path) -> None:
     reward = load_reward(reward_params(name="pickscore", model=str(folder), **keys))
     images = pictures(*SIDES).requires_grad_()
     alone, scores, gradient = scored(reward, images.detach())
-    pil = [Image.fromarray(one) for one in (images.detach() * 255).round().byte().permute(0, 2, 3, 1).numpy()]
-    processed = CLIPImageProcessorPil.from_pretrained(folder)(pil, return_tensors="pt")["pixel_values"]
+    read = CLIPImageProcessorPil.from_pretrained(folder)(as_pil(images.detach()), return_tensors="pt")
+    processed = read["pixel_values"]
     scale = torch.tensor(4.6052).exp() / 26
     assert (alone - scale * cosines(folder, processed)).abs().max() < 4e-6
     theirs = scale * cosines(folder, torchvisions(images))
@@ -112,11 +112,8 @@ def test_aesthetic_and_imagereward_resize_bytes(tiny_clip: Path, tmp_path: Path)
         reward.transform = lambda images, f=transform, s=seen: s.append(f(images)) or s[-1]  # type: ignore[attr-defined]
         with torch.no_grad():
             reward.score(pictures(64, 96), PROMPTS, NONE)
-        pixels = np.asarray(
-            Image.fromarray((pictures(64, 96)[0] * 255).round().byte().permute(1, 2, 0).numpy()).resize(
-                (side * 96 // 64, side), Image.Resampling.BICUBIC
-            )
-        )
+        (picture, *_) = as_pil(pictures(64, 96))
+        pixels = np.asarray(picture.resize((side * 96 // 64, side), Image.Resampling.BICUBIC))
         left = (pixels.shape[1] - side) // 2  # an even rest
         expected = torch.from_numpy(pixels[:, left : left + side].copy()).permute(2, 0, 1) / 255
         assert seen[0].shape[-2:] == (side, side)
