@@ -39,7 +39,11 @@ class Judge:
 
     panel: Panel
     clip: ClipReward | None  # whose image embedding is the feature space
-    world: bool  # read the images with the world's verifier
+
+    @property
+    def world(self) -> bool:
+        """Whether the images are read with the world's verifier."""
+        return "world_verifier" in self.panel.rewards
 
     def of(self, names: Collection[str]) -> Judge:
         """The judge with the scorers of ``names`` alone; they are the same, loaded once."""
@@ -49,7 +53,7 @@ class Judge:
             offloaded=self.panel.offloaded & set(names),
             beside=self.panel.beside & set(names),
         )
-        return replace(self, panel=panel, world="world_verifier" in panel.rewards)
+        return replace(self, panel=panel)
 
     def identities(self) -> dict[str, dict[str, Any]]:
         """What every scorer was, and the model whose embedding is the feature space as "features"."""
@@ -80,7 +84,7 @@ def load_judge(params: EvaluateParams, device: torch.device, root: Path) -> Judg
     if params.features_model is not None:
         spec = ClipScoreParams(name="clipscore", model=str((root / params.features_model).absolute()))
         clip = load_clip(spec, device)
-    return Judge(panel, clip, "world_verifier" in panel.rewards)
+    return Judge(panel, clip)
 
 
 @torch.no_grad()

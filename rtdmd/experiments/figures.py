@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json
 from rtdmd.experiments._table import Column, Row, Table
-from rtdmd.experiments.jobs import Jobs
+
+if TYPE_CHECKING:
+    from rtdmd.experiments.jobs import Jobs
 
 METRICS = "results/evaluate/metrics.json"
 WIDEST = 0.25  # of the published figure: an interval that is wider agrees with nearly anything

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rtdmd.common.files import write_atomic
 from rtdmd.evaluate.tables import csv_text
 from rtdmd.experiments import find_table
 from rtdmd.experiments._table import Table
 from rtdmd.experiments.figures import Cell, cells_of, rows_of
-from rtdmd.experiments.jobs import Jobs
 from rtdmd.experiments.text import parts, run_text, stands_for, summary
 from rtdmd.report.html import page, section, table
+
+if TYPE_CHECKING:
+    from rtdmd.experiments.jobs import Jobs
 
 OUT = "results/experiments"
 _HOW = (

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rtdmd.common.errors import RtdmdError
 from rtdmd.experiments import TABLES
 from rtdmd.experiments._table import Row, Run, Table
 from rtdmd.experiments.figures import Cell, cells_of, rows_of
-from rtdmd.experiments.jobs import Jobs
+
+if TYPE_CHECKING:
+    from rtdmd.experiments.jobs import Jobs
 
 WIDTH = 110
 KINDS = {

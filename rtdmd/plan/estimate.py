@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -106,11 +108,14 @@ def _evaluation(params: Params, costs: Costs, root: Path) -> StagePlan:
     sized = {own: costs}
     for resolution in {suite.resolution or own for suite in params.evaluate.suites} - {own}:
         sized[resolution] = Costs(costs.stand.at(resolution))
+    counts = None
+    if prepared(params, root):
+        counts = Counter(prompt.set for prompt in read_prompts(root / PREPARED / "eval.jsonl"))
     suites = []
     for suite in params.evaluate.suites:
         resolution = suite.resolution or own
         scorers = suite.scorers(params.evaluate.rewards)
-        images = images_of(suite, params, root)
+        images = images_of(suite, params, counts)
         each = flops_of(evaluate_rows(params, 1), sized[resolution], "evaluate", scorers)
         suites.append(SuitePlan(suite.name, images, resolution, images * each))
     images = sum(suite.images for suite in suites)
@@ -119,14 +124,15 @@ def _evaluation(params: Params, costs: Costs, root: Path) -> StagePlan:
     return StagePlan("evaluate", "images of each model", images, flops, memory, suites=tuple(suites))
 
 
-def images_of(suite: SuiteParams, params: Params, root: Path) -> int:
-    """Images of each model that a suite asks for: counted where prepare_prompts has run on these settings, else as far
-    as the sources of its prompts say how many there are."""
+def images_of(suite: SuiteParams, params: Params, counts: Mapping[str, int] | None) -> int:
+    """Images of each model that a suite asks for: of its set's prompts as ``counts`` has them by set, None: as far as
+    the sources of its prompts say how many there are."""
     if suite.images_per_tag is not None:
         return suite.images_per_tag * tags_of(suite, params)
-    prompts = sum(EVALUATION_PROMPTS.get(one.name, 200) for one in params.prepare_prompts.sets[suite.prompts])
-    if prepared(params, root):
-        prompts = sum(prompt.set == suite.prompts for prompt in read_prompts(root / PREPARED / "eval.jsonl"))
+    if counts is not None:
+        prompts = counts.get(suite.prompts, 0)
+    else:
+        prompts = sum(EVALUATION_PROMPTS.get(one.name, 200) for one in params.prepare_prompts.sets[suite.prompts])
     return (suite.images_per_prompt or 0) * min(prompts, suite.max_prompts or prompts)
 
 

@@ -112,7 +112,14 @@ def meta_backbone(model: ModelParams, configs: Mapping[str, dict[str, Any]]) -> 
         raise UserError(
             f"model.resolution: {model.resolution} is not a multiple of {factor * patch}, which {model.teacher} needs"
         )
-    backbone: PipelineBackbone = own.BACKBONE(pipeline, model.resolution // factor, model.max_sequence_length)
+    return backbone_on(pipeline, model, configs)
+
+
+def backbone_on(pipeline: Any, model: ModelParams, configs: Mapping[str, dict[str, Any]]) -> PipelineBackbone:
+    """Our backbone over such a pipeline, at ``model.resolution``, which has to fit it."""
+    factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
+    family = family_module(model.family).BACKBONE
+    backbone: PipelineBackbone = family(pipeline, model.resolution // factor, model.max_sequence_length)
     return backbone
 
 

@@ -12,9 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from rtdmd.backbones import Conditioning, PipelineBackbone
-from rtdmd.backbones.family import family_module
 from rtdmd.common.torch_setup import DTYPES
-from rtdmd.plan.models import conditioning, diffusers_part, meta_backbone, part_configs, text_encoders, text_shapes
+from rtdmd.plan.models import (
+    backbone_on,
+    conditioning,
+    diffusers_part,
+    meta_backbone,
+    part_configs,
+    text_encoders,
+    text_shapes,
+)
 from rtdmd.plan.scorers import Scorer, load_scorer
 from rtdmd.plan.tally import META, size_of, tensors_of
 from rtdmd.train.adapters import ADAPTERS, AdapterBank, transformer_blocks
@@ -61,9 +68,7 @@ class Stand:
     def at(self, resolution: int) -> Stand:
         """The same models, asked for squares of another side."""
         model = self.params.model.model_copy(update={"resolution": resolution})
-        factor = 2 ** (len(self.configs["vae"]["block_out_channels"]) - 1)
-        family = family_module(model.family).BACKBONE
-        backbone: PipelineBackbone = family(self.backbone.pipeline, resolution // factor, model.max_sequence_length)
+        backbone = backbone_on(self.backbone.pipeline, model, self.configs)
         backbone.student = self.backbone.student
         backbone.device = self.backbone.device
         roles = copy.copy(self.roles)

@@ -71,30 +71,19 @@ def outputs(stage):
 
 
 def when_asked(read):
-    """What `read()` gives, read when a job needs it: a mistake in the settings of `world` or `sweep` is told to whoever
-    asks for these, and stops nothing else."""
+    """What `read()` gives, read when a job needs it: a mistake in the settings of `world`, `sweep` or `experiments` is
+    told to whoever asks for these, and stops nothing else. (An error that a rule's function raises is shown with a
+    traceback, so this one ends Snakemake itself.)"""
 
     @cache
     def value():
         try:
             return read()
         except UserError as error:
-            raise WorkflowError(str(error)) from error
-
-    return value
-
-
-def in_rules(value):
-    """`value` for the functions of rules: an error that is raised in one of them is shown with a traceback."""
-
-    def told():
-        try:
-            return value()
-        except WorkflowError as error:
             logger.error(str(error))
             sys.exit(1)
 
-    return told
+    return value
 
 
 def refuse_before_outputs_go():

@@ -5,7 +5,7 @@
 from rtdmd.experiments import RUNS, TABLES
 from rtdmd.experiments.jobs import STAGES, Jobs
 
-EXPERIMENTS = in_rules(when_asked(lambda: Jobs.of()))
+EXPERIMENTS = when_asked(Jobs.of)
 EXPERIMENT_STAGE = ".rtdmd/experiments/{experiment}/.rtdmd/done/{step}.json"
 
 

@@ -9,12 +9,11 @@ from rtdmd.study.plan import BASE, TEACHER, load_plan, settings_of
 
 SWEEP_FILE = config.get("sweep", "workflow/sweep.yaml")
 SWEEP = when_asked(lambda: load_plan(Path(SWEEP_FILE)))
-SWEEP_SETTINGS = in_rules(when_asked(lambda: settings_of(PARAMS, SWEEP())))  # of a run, by its wildcards
+SWEEP_SETTINGS = when_asked(lambda: settings_of(PARAMS, SWEEP()))  # of a run, by its wildcards
 try:
-    SWEEP_FOLDER = SWEEP().folder
-except WorkflowError:
+    SWEEP_FOLDER = load_plan(Path(SWEEP_FILE)).folder
+except UserError:
     SWEEP_FOLDER = ".rtdmd/sweep"  # of no run: whoever asks for one is told what is wrong with the file
-SWEEP = in_rules(SWEEP)
 SWEEP_BASE = f"{SWEEP_FOLDER}/{BASE}-{{seed}}/run.json"
 SWEEP_RUN = f"{SWEEP_FOLDER}/{{run}}-{{seed}}/run.json"
 

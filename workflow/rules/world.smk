@@ -4,7 +4,7 @@
 from tools.world import PARTS as WORLD_PARTS
 from tools.world.settings import load_world_params
 
-RECIPE = in_rules(when_asked(lambda: load_world_params().model_dump(mode="json")))
+RECIPE = when_asked(lambda: load_world_params().model_dump(mode="json"))
 
 
 rule world:
