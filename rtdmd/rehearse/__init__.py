@@ -1,0 +1,1 @@
+"""The rehearsal: the whole run of a params.yaml, with stand-ins for what it would download."""
