@@ -11,6 +11,7 @@ class Part:
 
     title: str
     after: tuple[str, ...] = ()  # parts that it reads
+    code: tuple[str, ...] = ()  # modules of its own beside the one of its name
     mem_mb: int = 2000
     minutes: int = 60
 
@@ -20,7 +21,11 @@ PARTS = {
     "vae": Part("the autoencoder"),
     "clip": Part("the CLIP model that serves as reward and feature space", after=("text",)),
     "teacher": Part(
-        "the multi-step teacher (the long part: about an hour)", after=("text", "vae"), mem_mb=4000, minutes=120
+        "the multi-step teacher (the long part: about an hour)",
+        after=("text", "vae"),
+        code=("tools/world/caption_noise.py",),
+        mem_mb=4000,
+        minutes=120,
     ),
 }
 """What is trained, in this order; `assemble` then pins it under data/world."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import model_validator
+
 from rtdmd.common.section import Real, Section, Whole, param
 from rtdmd.config.load import load_settings
 
@@ -59,6 +61,77 @@ class ClipParams(Section):
     weight_decay: Real = param("AdamW's weight decay", source=OURS, ge=0)
 
 
+def share(text: str) -> Real:
+    """The share of a tag's images that have an error; tools/world/caption_noise.py says what is drawn."""
+    return param(f"share of the tag's images that show {text}", source=OURS, ge=0, le=1)
+
+
+class ErrorShares(Section):
+    """The shares of the errors that images of a tag can have; an image has one at most."""
+
+    @model_validator(mode="after")
+    def _check_sum(self) -> ErrorShares:
+        shares = self.model_dump()
+        if sum(shares.values()) > 1:
+            raise ValueError(f"{' + '.join(shares)}: {sum(shares.values()):g}; allowed: up to 1")
+        return self
+
+
+class ShapeErrors(ErrorShares):
+    """Of a single object."""
+
+    another_shape: Real = share("another shape")
+
+
+class PairErrors(ErrorShares):
+    """Of two objects."""
+
+    dropped_object: Real = share("only one of the two")
+    another_shape: Real = share("another shape in place of one of the two")
+
+
+class NumberErrors(ErrorShares):
+    """Of so many objects of a shape."""
+
+    another_number: Real = share("another number from 1 to 4")
+
+
+class ColorErrors(ErrorShares):
+    """Of one coloured object."""
+
+    another_color: Real = share("another colour")
+
+
+class PlaceErrors(ErrorShares):
+    """Of two objects in a relation."""
+
+    any_arrangement: Real = share("both objects anywhere, by chance (3 in 8) in the relation after all")
+
+
+class PairColorErrors(ErrorShares):
+    """Of two coloured objects."""
+
+    exchanged_colors: Real = share("each object in the other's colour (where both are one colour: another_color)")
+    another_color: Real = share("another colour on one of the two")
+
+
+class CaptionNoiseParams(Section):
+    """What the teacher's training images show against their captions, by tag."""
+
+    single_object: ShapeErrors
+    two_object: PairErrors
+    counting: NumberErrors
+    colors: ColorErrors
+    position: PlaceErrors
+    color_attr: PairColorErrors
+    counted_color: NumberErrors
+    colored_position: PlaceErrors
+
+    def of(self, tag: str) -> dict[str, float]:
+        """The errors of a tag and their shares."""
+        return self.model_dump()[tag]
+
+
 class TeacherParams(Section):
     """The multi-step teacher."""
 
@@ -75,6 +148,7 @@ class TeacherParams(Section):
     caption_dropout: Real = param("share of images trained on the null prompt", source="SD3 report: 0.1", ge=0, lt=1)
     guidance: Real = param("classifier-free guidance at which the teacher is judged", source=OURS, ge=1)
     tag_weights: dict[str, Real] = param("share of each tag among the training images", source=OURS)
+    caption_noise: CaptionNoiseParams
 
 
 class WorldParams(Section):

@@ -1,12 +1,14 @@
 """`rtdmd world teacher`: the multi-step teacher, an SD3Transformer2DModel trained by flow matching on the world.
 
-Images of training captions are rendered and encoded once; times are logit-normal, shifted towards noise; the weights
-that are kept are an exponential average. The text encoders are frozen: unfreezing them erases what they know of
-relations.
+Images of training captions are rendered and encoded once, some with a scene that contradicts the caption
+(tools/world/caption_noise.py; text encoders, autoencoder and CLIP learn from true captions). Times are logit-normal,
+shifted towards noise; the weights that are kept are an exponential average. The text encoders are frozen: unfreezing
+them erases what they know of relations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,9 @@ from rtdmd.common.progress import progress
 from rtdmd.common.rng import numpy_generator, torch_generator
 from rtdmd.world import GRID, IMAGE_SIZE
 from rtdmd.world.grammar import TAGS, Caption, auxiliary, captions_of
-from rtdmd.world.render import render, sample_scenes
+from rtdmd.world.render import Scenes, render, sample_scenes
 from rtdmd.world.verifier import verify
+from tools.world.caption_noise import with_caption_noise
 from tools.world.common import WORK, cosine_after, finish, part_folder, start
 from tools.world.settings import TeacherParams, WorldParams, load_world_params
 
@@ -90,13 +93,23 @@ def draw_captions(params: WorldParams, captions: list[Caption], rng: np.random.G
     return rng.choice(len(captions), size=params.teacher.images, p=weight / weight.sum())
 
 
-def encode_images(vae: AutoencoderKL, captions: list[Caption], rows: np.ndarray, rng: np.random.Generator) -> Tensor:
-    """Scaled latents (N, 4, 9, 9) of one image for each caption index."""
+def draw_scenes(
+    params: WorldParams, captions: list[Caption], rows: np.ndarray, rng: np.random.Generator
+) -> Iterator[Scenes]:
+    """One scene for each caption index, batch by batch, with the recipe's caption noise."""
+    first = 0
+    for chunk in progress(np.array_split(rows, max(1, len(rows) // 50)), desc="encode"):
+        own = [captions[i] for i in chunk]
+        yield with_caption_noise(sample_scenes(own, rng), own, params.teacher.caption_noise, params.seed, first)
+        first += len(chunk)
+
+
+def encode_images(vae: AutoencoderKL, scenes: Iterable[Scenes]) -> Tensor:
+    """Scaled latents (N, 4, 9, 9) of batches of scenes, N in all."""
     out = []
     with torch.no_grad():
-        for chunk in progress(np.array_split(rows, max(1, len(rows) // 50)), desc="encode"):
-            images = render(sample_scenes([captions[i] for i in chunk], rng))
-            out.append(vae.encode(images * 2 - 1).latent_dist.mean)
+        for batch in scenes:
+            out.append(vae.encode(render(batch) * 2 - 1).latent_dist.mean)
     return (torch.cat(out) - vae.config.shift_factor) * vae.config.scaling_factor
 
 
@@ -147,8 +160,10 @@ def train_teacher(
 def strict_by_tag(
     pipe: StableDiffusion3Pipeline, split: str, seed: int, guidance: float, per_tag: int = 150
 ) -> dict[str, float]:
-    """Strict score of the pipeline's own 28-step guided images for each tag of a split, and their mean."""
+    """Strict score of the pipeline's own 28-step guided images for each tag of a split, and their mean; ``clutter``:
+    the share of images with something in a cell that is no object."""
     out = {}
+    clutter = []
     pipe.set_progress_bar_config(disable=True)
     for tag in TAGS:
         captions = [c for c in captions_of(split) if c.tag == tag]
@@ -161,8 +176,10 @@ def strict_by_tag(
             generator=torch_generator(seed, "teacher-check", split, tag),
             output_type="pt",
         ).images
-        out[f"strict.{split}.{tag}"] = verify(images, [c.metadata() for c in chosen]).strict.mean().item()
-    return out | {f"strict.{split}": sum(out.values()) / len(out)}
+        verdict = verify(images, [c.metadata() for c in chosen])
+        out[f"strict.{split}.{tag}"] = verdict.strict.mean().item()
+        clutter.append((verdict.parse.state == -1).any(1).float().mean().item())
+    return out | {f"strict.{split}": sum(out.values()) / len(out), f"clutter.{split}": sum(clutter) / len(clutter)}
 
 
 def figures(pipe: StableDiffusion3Pipeline, params: WorldParams) -> dict[str, float]:
@@ -179,7 +196,7 @@ def run(root: Path = Path(".")) -> None:
     captions, rng = [*captions_of("train"), *auxiliary()], numpy_generator(params.seed, "teacher-data")
     cond = encode_prompts(pipe, ["", *(c.prompt for c in captions)])
     rows = draw_captions(params, captions, rng)
-    latents = encode_images(pipe.vae, captions, rows, rng)
+    latents = encode_images(pipe.vae, draw_scenes(params, captions, rows, rng))
     train_teacher(
         params, pipe.transformer, latents, torch.from_numpy(rows), cond, root / WORK / "teacher-so-far.safetensors"
     )

@@ -20,6 +20,7 @@ for name, part in WORLD_PARTS.items():
         input:
             "data/world/params.yaml",
             f"tools/world/{name}.py",
+            *part.code,
             "rtdmd/world/render.py",
             expand("results/world/{before}/metrics.json", before=part.after),
         output:

@@ -12,7 +12,7 @@ import yaml
 
 from rtdmd.backbones import load_backbone
 from rtdmd.common.errors import RtdmdError, UserError
-from rtdmd.common.files import load_tensors, read_json, sha256_file, sha256_tree, tree_files, write_json
+from rtdmd.common.files import load_tensors, read_json, save_tensors, sha256_file, sha256_tree, tree_files, write_json
 from rtdmd.common.rng import numpy_generator, torch_generator
 from rtdmd.config import preset, reward_params
 from rtdmd.rewards.registry import load_reward
@@ -22,6 +22,7 @@ from rtdmd.world.verifier import _judge, parse
 from tools.world import assemble as pretrain_assemble
 from tools.world import clip as pretrain_clip
 from tools.world import teacher as pretrain_teacher
+from tools.world import teacher_row
 from tools.world import text as pretrain_text
 from tools.world import vae as pretrain_vae
 from tools.world.clip import compatible, contrast_loss
@@ -43,6 +44,9 @@ TINY: dict[str, Any] = {
     "clip": {"width": 16, "layers": 1, "heads": 2, "projection": 8, "iterations": 2, "batch_size": 8},
     "teacher": {"width": 16, "layers": 2, "heads": 2, "images": 60, "iterations": 2, "batch_size": 8},
 }
+NO_NOISE: dict[str, dict[str, float]] = yaml.safe_load((REPOSITORY / WORLD_PARAMS).read_text())["teacher"][
+    "caption_noise"
+]
 
 
 def write_recipe(root: Path, changes: dict[str, Any]) -> Path:
@@ -90,6 +94,14 @@ def test_the_committed_recipe_is_complete() -> None:
         ({"vae": {"channels": [8, 8]}}, r"vae\.channels: .* at least 3 items"),
         ({"teacher": {"ema_decay": 1.0}}, r"teacher\.ema_decay: 1\.0 is not allowed; allowed: less than 1"),
         ({"text": {"encoder": {"width": 16, "layers": 2}}}, r"text\.encoder\.heads is missing; `git checkout"),
+        (
+            {"teacher": {"caption_noise": NO_NOISE | {"two_object": {"dropped_object": 0.7, "another_shape": 0.5}}}},
+            r"teacher\.caption_noise\.two_object\.dropped_object \+ another_shape: 1\.2; allowed: up to 1",
+        ),
+        (
+            {"teacher": {"caption_noise": NO_NOISE | {"colors": {"another_shape": 0.1}}}},
+            r"teacher\.caption_noise\.colors\.another_shape: unknown key .*allowed: another_color",
+        ),
         ({"threads": 0}, r"threads: 0 is not allowed; allowed: greater than or equal to 1"),
     ],
 )
@@ -203,9 +215,8 @@ def test_text_encoders_learn_to_parse_the_training_captions(tmp_path: Path) -> N
 def test_the_parts_load_as_any_teacher_does(made: Path) -> None:
     work = made / "results/world"
     figures = {part: read_json(work / part / "metrics.json") for part in ("text", "vae", "clip", "teacher")}
-    assert set(figures["teacher"]) == {
-        f"strict.{s}{t}" for s in ("train", "heldout") for t in ("", *(f".{t}" for t in TAGS))
-    }
+    names = {f"strict.{s}{t}" for s in ("train", "heldout") for t in ("", *(f".{t}" for t in TAGS))}
+    assert set(figures["teacher"]) == names | {"clutter.train", "clutter.heldout"}
     assert set(figures["vae"]) == {"strict.train", "strict.heldout"}
     assert set(figures["clip"]) == {"top1.train", "top1.heldout"}
     assert len(figures["text"]) == 8
@@ -221,6 +232,30 @@ def test_the_parts_load_as_any_teacher_does(made: Path) -> None:
     assert cond.tensors["encoder_hidden_states"].shape == (3, 13 + 1, 24)
     v = backbone.velocity(backbone.transformer, latents[:3], torch.full((3,), 0.5), cond)
     assert v.shape == (3, 4, 9, 9) and torch.isfinite(v).all()
+
+
+def test_the_teachers_row_is_printed_by_guidance_and_for_other_weights(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(teacher_row, "strict_by_tag", _row_of_weights)
+    words = ["--teacher", "results/world/teacher/teacher", "--guidance", "2", "4.5"]
+    teacher_row.main(words, made)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| SD3.5-M, GenEval", "| guidance 2", "| guidance 4.5"]
+    file = made / "results/world/teacher/teacher/transformer/diffusion_pytorch_model.safetensors"
+    weights, _ = load_tensors(file)
+    save_tensors({"proj_out.bias": 2 + weights["proj_out.bias"]}, made / "other.safetensors")
+    teacher_row.main([*words, "--weights", "other.safetensors"], made)
+    before, after = (
+        float(text.splitlines()[3].split(" | ")[7]) for text in ("\n".join(lines), capsys.readouterr().out)
+    )
+    assert after - before == pytest.approx(2, abs=2e-3)
+
+
+def _row_of_weights(pipe: Any, split: str, seed: int, guidance: float, per_tag: int) -> dict[str, float]:
+    """In place of scores, the mean of a bias of the transformer."""
+    value = pipe.transformer.proj_out.bias.mean().item()
+    return {f"strict.{split}{tag}": value for tag in ("", *(f".{t}" for t in TAGS))} | {f"clutter.{split}": 0.0}
 
 
 def test_the_clip_part_loads_as_a_reward_with_the_text_tower_kept(made: Path) -> None:
