@@ -13,11 +13,12 @@ teacher scored 0.98 / 0.90 / 0.37 / 0.75 / 0.53 / 0.63 by GenEval's tags, mean 0
 | counting, counted_color | another_number | another number of 1 to 4; shape and colour stay | 0.60 | never |
 | colors | another_color | one of the other three colours | 0.35 | never |
 | position, colored_position | any_arrangement | both objects in any two cells | 0.75 | 27 of 72 arrangements: 3/8 |
+| | exchanged_places | the opposite relation | 0 | never |
 | color_attr | exchanged_colors | the colours change places; where they are one: another_color | 0.30 | never |
 | | another_color | either object takes one of the other three colours | 0.30 | never |
 
-So a share e of `any_arrangement` leaves 1 - 5 e / 8 of a relation's images right; every other share is the share of
-wrong images itself. What a caption leaves open stays uniform in a wrong scene too. The errors of an image are keyed by
+So a share e of `any_arrangement` makes 5 e / 8 of a relation's images wrong (with it alone a relation stays right in 3/8
+at least, which is why there is `exchanged_places`); every other share is the share of wrong images itself. What a caption leaves open stays uniform in a wrong scene too. The errors of an image are keyed by
 the recipe's seed and the image's number: a higher share only adds wrong images, and right ones keep their pixels.
 
 Held-out captions stay unseen as texts. A wrong scene may show what one of them describes, as right scenes may.
@@ -34,6 +35,7 @@ from rtdmd.common.rng import numpy_generator
 from rtdmd.world.grammar import COLORS, NUMBERS, SHAPES, Caption, Item
 from rtdmd.world.render import Scenes, sample_scenes
 from tools.world.settings import CaptionNoiseParams
+from tools.world.text import OPPOSITE
 
 Items = tuple[Item, ...]
 
@@ -115,6 +117,12 @@ def _any_arrangement(items: Items, rng: np.random.Generator) -> Items:
     return tuple({key: value for key, value in item.items() if key != "position"} for item in items)
 
 
+def _exchanged_places(items: Items, rng: np.random.Generator) -> Items:
+    reference, subject = items
+    relation, row = subject["position"]
+    return reference, subject | {"position": [OPPOSITE[relation], row]}
+
+
 ERRORS: dict[str, Callable[[Items, np.random.Generator], Items]] = {
     "another_shape": _another_shape,
     "dropped_object": _dropped_object,
@@ -122,4 +130,5 @@ ERRORS: dict[str, Callable[[Items, np.random.Generator], Items]] = {
     "another_color": _another_color,
     "exchanged_colors": _exchanged_colors,
     "any_arrangement": _any_arrangement,
+    "exchanged_places": _exchanged_places,
 }

@@ -106,6 +106,7 @@ class PlaceErrors(ErrorShares):
     """Of two objects in a relation."""
 
     any_arrangement: Real = share("both objects anywhere, by chance (3 in 8) in the relation after all")
+    exchanged_places: Real = share("the opposite relation")
 
 
 class PairColorErrors(ErrorShares):

@@ -29,10 +29,10 @@ START = CaptionNoiseParams.model_validate(
         "two_object": {"dropped_object": 0.175, "another_shape": 0.175},
         "counting": {"another_number": 0.60},
         "colors": {"another_color": 0.35},
-        "position": {"any_arrangement": 0.75},
+        "position": {"any_arrangement": 0.75, "exchanged_places": 0.0},
         "color_attr": {"exchanged_colors": 0.30, "another_color": 0.30},
         "counted_color": {"another_number": 0.60},
-        "colored_position": {"any_arrangement": 0.75},
+        "colored_position": {"any_arrangement": 0.75, "exchanged_places": 0.0},
     }
 )
 ALL = [*captions(), *auxiliary()]
@@ -110,7 +110,7 @@ def test_errors_come_as_often_as_their_shares_say(tag: str) -> None:
     caption = next(caption for caption in ALL if caption.tag == tag)
     found = Counter(draw_error(caption, START, numpy_generator(0, "shares", tag, i)) for i in range(4000))
     for error, share in START.of(tag).items():
-        assert found.pop(error) / 4000 == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / 4000)), error
+        assert found.pop(error, 0) / 4000 == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / 4000)), error
     assert set(found) == {None}
 
 
@@ -145,8 +145,10 @@ def include(prompt: str, error: str, draws: int = 200) -> Counter[str]:
     found: Counter[str] = Counter()
     for i in range(draws):
         shown = wrong_scene(caption, error, numpy_generator(0, prompt, error, i))
-        assert shown.exclude == () and not any("position" in item for item in shown.include)
-        found[" + ".join(f"{item['count']} {item.get('color', '')}{item['class']}" for item in shown.include)] += 1
+        assert shown.exclude == ()
+        texts = [f"{item['count']} {item.get('color', '')}{item['class']}" for item in shown.include]
+        places = [f" {item['position'][0]} {item['position'][1]}" for item in shown.include if "position" in item]
+        found[" + ".join(texts) + "".join(places)] += 1
     return found
 
 
@@ -165,6 +167,8 @@ def include(prompt: str, error: str, draws: int = 200) -> Counter[str]:
         ("two red squares", "another_number", {"1 redsquare", "3 redsquare", "4 redsquare"}),
         ("a red circle", "another_color", {"1 greencircle", "1 bluecircle", "1 yellowcircle"}),
         ("a circle left of a cross", "any_arrangement", {"1 cross + 1 circle"}),
+        ("a circle left of a cross", "exchanged_places", {"1 cross + 1 circle right of 0"}),
+        ("a circle below a cross", "exchanged_places", {"1 cross + 1 circle above 0"}),
         ("a red circle and a blue cross", "exchanged_colors", {"1 bluecircle + 1 redcross"}),
         (
             "a red circle and a red cross",
