@@ -17,8 +17,8 @@ teacher scored 0.98 / 0.90 / 0.37 / 0.75 / 0.53 / 0.63 by GenEval's tags, mean 0
 | color_attr | exchanged_colors | the colours change places; where they are one: another_color | 0.30 | never |
 | | another_color | either object takes one of the other three colours | 0.30 | never |
 
-So a share e of `any_arrangement` makes 5 e / 8 of a relation's images wrong, and leaves 3/8 of them right at least, which
-is why there is `exchanged_places`; every other share is the share of wrong images itself. What a caption leaves open
+So a share e of `any_arrangement` makes 5 e / 8 of a relation's images wrong and leaves 3/8 of them right at least, for
+which there is `exchanged_places`; every other share is the share of wrong images itself. What a caption leaves open
 stays uniform in a wrong scene too. The errors of an image are keyed by the recipe's seed and the image's number: a
 higher share only adds wrong images, and right ones keep their pixels.
 

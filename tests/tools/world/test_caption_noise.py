@@ -17,24 +17,13 @@ from rtdmd.world import GRID
 from rtdmd.world.grammar import RELATIONS, TAGS, Caption, auxiliary, captions, captions_of
 from rtdmd.world.render import CELLS, Scenes, holds, render, sample_scenes
 from rtdmd.world.verifier import verify
+from tests.evaluate.world_laws import START
 from tools.world.caption_noise import ERRORS, draw_error, with_caption_noise, wrong_scene
 from tools.world.settings import CaptionNoiseParams, WorldParams, load_world_params
 from tools.world.teacher import draw_captions, draw_scenes, encode_images
 from tools.world.teacher_row import SD35_MEDIUM, shortcomings, table
 
 REPOSITORY = Path(__file__).parents[3]
-START = CaptionNoiseParams.model_validate(
-    {
-        "single_object": {"another_shape": 0.06},
-        "two_object": {"dropped_object": 0.175, "another_shape": 0.175},
-        "counting": {"another_number": 0.60},
-        "colors": {"another_color": 0.35},
-        "position": {"any_arrangement": 0.75, "exchanged_places": 0.0},
-        "color_attr": {"exchanged_colors": 0.30, "another_color": 0.30},
-        "counted_color": {"another_number": 0.60},
-        "colored_position": {"any_arrangement": 0.75, "exchanged_places": 0.0},
-    }
-)
 ALL = [*captions(), *auxiliary()]
 
 

@@ -1,0 +1,226 @@
+"""How far each model is from the teacher, and how much further than it had to be for its reward.
+
+For every model, from the verifier's records of its images and of independent images of the teacher for the same
+captions (nats; weights w_c: tags alike, a tag's captions by their images, as the strict score has them):
+
+- ``kl``: a lower bound of Σ_c w_c KL(q_c ‖ p_c). Right or wrong is counted by caption (`optimum.bernoulli_kl`). Within
+  the right images and within the wrong ones it is the least divergence of any law with the model's marginals
+  (`marginals.least_divergence`); there the teacher's images of a caption weigh as much as the model's, so that a change
+  of which captions come out right is not counted again.
+- ``optimum``: what the reward-tilted teacher costs at the model's reward, and its ``beta``.
+- ``excess``: kl - optimum, at least 0 but for the noise: a lower bound of KL(q ‖ p̃).
+
+**Bias.** Right or wrong: the estimators of `optimum` have next to none. The marginals' plug-in figure is too large, by
+about F (1/N + 1/M) / 2 for F free statistics of N and M images; `marginals` says by how much, and it is taken off.
+Corrected figures may fall below 0.
+
+**Intervals**, as in `intervals`: ``ci95`` resamples the images of each caption, the model's and the teacher's (other
+noise, same captions), ``ci95_prompts`` also the captions of each tag (a tag of one caption: its images only). They are
+1.96 bootstrap standard deviations (Efron and Tibshirani 1993). Close to 0 a divergence is a square of noise, and a
+resampled sample is the noise twice: what that adds to the variance is known and taken off, up to two thirds, which it
+is at 0 exactly. Where a model keeps to what few of the teacher's images show, intervals are too narrow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rtdmd.common.errors import UserError
+from rtdmd.common.rng import Key, numpy_generator
+from rtdmd.evaluate.intervals import estimate
+from rtdmd.evaluate.marginals import Bound, Stratum, least_divergence, statistics
+from rtdmd.evaluate.optimum import Optimum, bernoulli_kl, optimum
+from rtdmd.evaluate.parses import Parses
+
+REPLICATES = 200
+LEAST_IMAGES = 20  # of a tag on one side, model's and teacher's: with fewer its marginals count as the teacher's
+LEAST_OF_CAPTION = 3  # of a caption on one side, for the same reason
+Z95 = 1.959964
+DIGITS = 6
+SIDES = {"within_right": True, "within_wrong": False}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images of C captions: the sample itself, then R replicates of a bootstrap.
+
+    caption: (N,) each image's caption, 0 to C - 1; counts: (1 + R, N) how often an image was drawn; right: (1 + R, C)
+    right ones; images: (C,) of each caption, the same in every replicate.
+    """
+
+    parses: Parses
+    caption: np.ndarray
+    counts: np.ndarray
+    right: np.ndarray
+    images: np.ndarray
+
+
+def caption_weights(parses: Parses) -> dict[int, float]:
+    """The weight of each caption (prompt id) in the strict score: tags alike, a tag's captions by their images."""
+    tags = np.unique(parses.tags)
+    out = {}
+    for caption in np.unique(parses.prompts):
+        own = parses.prompts == caption
+        out[int(caption)] = float(own.sum() / (parses.tags == parses.tags[own][0]).sum() / len(tags))
+    return out
+
+
+def teacher_optimum(teacher: Parses, weights: Mapping[int, float]) -> Optimum:
+    """The tilted laws of the teacher behind ``teacher``, for captions of these weights. UserError where it has no image
+    of a caption."""
+    missing = sorted(set(weights) - set(teacher.prompts.tolist()))
+    if missing:
+        raise UserError(
+            f"the teacher has no image of prompt {missing[0]}, which a model was judged on: use the same prompts for it"
+        )
+    captions = np.array(sorted(weights))
+    images = np.array([(teacher.prompts == caption).sum() for caption in captions])
+    right = np.array([teacher.right[teacher.prompts == caption].sum() for caption in captions])
+    return optimum(right, images, np.array([weights[int(caption)] for caption in captions]))
+
+
+def divergence(model: Parses, teacher: Parses, seed: int = 0, replicates: int = REPLICATES) -> dict[str, Any]:
+    """The figures of one model (see the module), rounded; ``teacher``: images of other noise than the model's.
+
+    UserError where the teacher lacks a caption, ValueError with fewer than two replicates.
+    """
+    if replicates < 2:
+        raise ValueError(f"a bootstrap needs two replicates at least, not {replicates}")
+    weights = caption_weights(model)
+    teacher_optimum(teacher, weights)  # for its error
+    images = _figures(model, teacher, weights, _Draw((seed, "images"), replicates, False))
+    captions = _figures(model, teacher, weights, _Draw((seed, "captions"), replicates, True))
+    strict = estimate(model.right.astype(np.float64), model.prompts.tolist(), model.tags.tolist())
+    out: dict[str, Any] = {"reward": strict.as_dict(), "beta": round(images["beta"].value, DIGITS)}
+    for name in ("kl", "optimum", "excess", "right_or_wrong", *SIDES):
+        found = images[name]
+        out[name] = {
+            "mean": round(found.value - found.bias, DIGITS),
+            "ci95": round(_half_width(found), DIGITS),
+            "ci95_prompts": round(_half_width(captions[name]), DIGITS),
+        }
+    return out
+
+
+def _half_width(found: Bound) -> float:
+    """Of the 95 % interval."""
+    variance = float(found.replicates.var(ddof=1))
+    return Z95 * float(np.sqrt(max(variance - found.surplus, variance / 3)))
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """What to resample: the key of its random numbers, how often, and whether captions too."""
+
+    key: tuple[Key, ...]
+    replicates: int
+    captions: bool
+
+
+def _figures(model: Parses, teacher: Parses, weights: Mapping[int, float], draw: _Draw) -> dict[str, Bound]:
+    """Every figure of the sample with its bias, and in R replicates."""
+    ids = np.array(sorted(weights))
+    tags = np.array([model.tags[model.prompts == caption][0] for caption in ids])
+    own = _sample(model, ids, (*draw.key, "model"), draw.replicates)
+    law = _sample(teacher.rows(np.isin(teacher.prompts, ids)), ids, (*draw.key, "teacher"), draw.replicates)
+    weight = _caption_draws(np.array([weights[int(caption)] for caption in ids]), tags, draw)
+    best = optimum(law.right, law.images, weight)
+    reward = (weight * own.right / own.images).sum(1)
+    beta = best.beta_at(reward)
+    surplus = float((weight[0] ** 2 * _noise(own, law) ** 2).sum())
+    out = {
+        "beta": _plain(beta),
+        "right_or_wrong": _plain((weight * bernoulli_kl(own.right, own.images, law.right, law.images)).sum(1), surplus),
+        "optimum": _plain(beta * reward - (weight * best.log_partition(beta)).sum(1)),
+    }
+    for name, right in SIDES.items():
+        out[name] = least_divergence(_strata(own, law, weight, tags, right), draw.replicates)
+    out["kl"] = _sum([out["right_or_wrong"], out["within_right"], out["within_wrong"]])
+    minus = Bound(-out["optimum"].value, 0.0, -out["optimum"].replicates, 0.0)
+    out["excess"] = _sum([out["kl"], minus])
+    return out
+
+
+def _plain(values: np.ndarray, surplus: float = 0.0) -> Bound:
+    """A figure without bias, from (1 + R,)."""
+    return Bound(float(values[0]), 0.0, values[1:], surplus)
+
+
+def _sum(parts: Sequence[Bound]) -> Bound:
+    """Figures of the same replicates added up."""
+    replicates = np.sum([part.replicates for part in parts], axis=0)
+    totals = [sum(getattr(part, name) for part in parts) for name in ("value", "bias", "surplus")]
+    return Bound(totals[0], totals[1], replicates, totals[2])
+
+
+def _noise(own: Sample, law: Sample) -> np.ndarray:
+    """(C,) the variance of a caption's share of right images less the tilted teacher's, in units of one image's own
+    q (1 - q): 1 / n + q (1 - q) / (m p (1 - p)), with half an image of each kind added so that no share is 0."""
+    spread = []
+    for sample in (own, law):
+        share = (sample.right[0] + 0.5) / (sample.images + 1)
+        spread.append(share * (1 - share))
+    return 1 / own.images + spread[0] / (spread[1] * law.images)
+
+
+def _sample(parses: Parses, ids: np.ndarray, key: tuple[Key, ...], replicates: int) -> Sample:
+    """Images with their bootstrap: those of each caption are drawn with replacement."""
+    caption = np.searchsorted(ids, parses.prompts)
+    counts = np.ones((1 + replicates, len(parses)))
+    for c in range(len(ids)):
+        own = np.flatnonzero(caption == c)
+        rng = numpy_generator(*key, int(ids[c]))
+        counts[1:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=replicates)
+    member = caption[:, None] == np.arange(len(ids))
+    right = counts @ (member & parses.right[:, None]).astype(np.float64)
+    return Sample(parses, caption, counts, right, member.sum(0))
+
+
+def _caption_draws(weight: np.ndarray, tags: np.ndarray, draw: _Draw) -> np.ndarray:
+    """(1 + R, C) the captions' weights, in replicates times how often each was drawn where captions are."""
+    out = np.repeat(weight[None], 1 + draw.replicates, axis=0)
+    if not draw.captions:
+        return out
+    for tag in np.unique(tags):
+        own = np.flatnonzero(tags == tag)
+        rng = numpy_generator(*draw.key, "tag", str(tag))
+        drawn = rng.multinomial(len(own), weight[own] / weight[own].sum(), size=draw.replicates)
+        out[1:, own] = drawn * weight[own].sum() / len(own)
+    return out
+
+
+def _strata(own: Sample, law: Sample, weight: np.ndarray, tags: np.ndarray, right: bool) -> list[Stratum]:
+    """The tags' images on one side, the teacher's weighted by caption as the model's."""
+    model_here = own.parses.right == right
+    law_here = law.parses.right == right
+    counts = [_by_caption(sample, here) for sample, here in ((own, model_here), (law, law_here))]
+    enough = (counts[0][0] >= 1) & (counts[1][0] >= LEAST_OF_CAPTION)
+    used = enough & (counts[0] > 0) & (counts[1] > 0)  # (R, C); a replicate may lack what the sample has
+    share = np.where(used, weight * counts[0] / own.images, 0.0)
+    per_model = np.where(used, weight / own.images, 0.0)
+    per_law = np.where(used, share / np.maximum(counts[1], 1), 0.0)
+    out = []
+    for tag in np.unique(tags):
+        usable = enough & (tags == tag)
+        rows = np.flatnonzero(model_here & usable[own.caption])
+        law_rows = np.flatnonzero(law_here & usable[law.caption])
+        if min(len(rows), len(law_rows)) >= LEAST_IMAGES:
+            out.append(
+                Stratum(
+                    statistics(own.parses.rows(rows)),
+                    statistics(law.parses.rows(law_rows)),
+                    own.counts[:, rows] * per_model[:, own.caption[rows]],
+                    law.counts[:, law_rows] * per_law[:, law.caption[law_rows]],
+                )
+            )
+    return out
+
+
+def _by_caption(sample: Sample, here: np.ndarray) -> np.ndarray:
+    """(R, C) images of each caption among those that are ``here``."""
+    member = sample.caption[:, None] == np.arange(len(sample.images))
+    return sample.counts @ (member & here[:, None]).astype(np.float64)

@@ -1,0 +1,61 @@
+"""The frontier plot's data: reward against divergence from the teacher, of the optimum, of models, and over a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rtdmd.evaluate.divergence import DIGITS, caption_weights, divergence, teacher_optimum
+from rtdmd.evaluate.optimum import Optimum
+from rtdmd.evaluate.parses import Parses
+
+POINTS = 60  # of the curve, on either side of the teacher
+HIGHEST = 0.995  # mean reward at which the curve ends
+PATH_REPLICATES = 50  # a path's points show no interval: these only take the bias off
+
+
+def frontier(
+    models: Mapping[str, Parses],
+    teacher: Parses,
+    seed: int,
+    paths: Mapping[str, Mapping[int, Parses]] | None = None,
+) -> dict[str, Any]:
+    """The figures of every model and the plot around them.
+
+    models: name -> records, all of the same planned images; teacher: records of independent images of the teacher for
+    the same captions; paths: name -> epoch -> records of the student of that epoch.
+
+    Returns ``models`` (name -> `divergence`), ``optimum`` (beta, reward and kl along the curve, beta = 0 the teacher),
+    and ``paths`` (name -> a list of epoch, reward, kl, optimum and excess). Errors as for `divergence`.
+    """
+    figures = {name: divergence(parses, teacher, seed) for name, parses in models.items()}
+    walked = {}
+    for name, epochs in (paths or {}).items():
+        walked[name] = [
+            {"epoch": epoch} | _means(divergence(parses, teacher, seed, PATH_REPLICATES))
+            for epoch, parses in sorted(epochs.items())
+        ]
+    best = teacher_optimum(teacher, caption_weights(next(iter(models.values()))))
+    rewards = [found["reward"]["mean"] for found in figures.values()]
+    rewards += [point["reward"] for points in walked.values() for point in points]
+    return {"models": figures, "optimum": optimum_curve(best, min(rewards)), "paths": walked}
+
+
+def _means(found: Mapping[str, Any]) -> dict[str, float]:
+    """A point without its intervals."""
+    return {name: found[name]["mean"] for name in ("reward", "kl", "optimum", "excess")}
+
+
+def optimum_curve(best: Optimum, lowest: float) -> list[dict[str, float]]:
+    """Points of the curve from the reward ``lowest``, or the teacher's where that is less, up to HIGHEST, evenly in
+    reward on either side of the teacher."""
+    own = float(best.reward(0.0))
+    below = np.linspace(min(lowest, own), own, POINTS)[:-1] if lowest < own else np.empty(0)
+    above = np.linspace(own, max(HIGHEST, own), POINTS)[1:]
+    out = []
+    for beta in (*(float(best.beta_at(reward)) for reward in below), 0.0, *(float(best.beta_at(r)) for r in above)):
+        point = {"beta": beta, "reward": float(best.reward(beta)), "kl": float(best.kl(beta))}
+        out.append({name: round(value, DIGITS) for name, value in point.items()})
+    return out

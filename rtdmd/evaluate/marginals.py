@@ -1,0 +1,181 @@
+"""How far a sample of images is from another one by its marginals: the least divergence of any law that has them.
+
+Let g be statistics of an image (which background, how many objects, how many of a shape, a colour, a cell, a size...).
+Among all laws whose mean of g is the model's, the one closest to the teacher p is an exponential tilt of p, and so
+
+    KL(q ‖ p) >= sup_θ  θ · E_q g - log E_p exp(θ · g)
+
+for every model q (Donsker and Varadhan 1975; Csiszár 1975). Adding up the divergences of single marginals would be no
+bound where the teacher's marginals depend on each other; this is one, whatever the teacher, and it is exact where the
+model is such a tilt of the teacher: a collapse of one marginal, of several, or of all objects of an image alike.
+
+Within the right images, and within the wrong ones, the tags are strata: θ is shared, the normaliser is a tag's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rtdmd.evaluate.parses import Parses
+from rtdmd.evaluate.world_figures import SMALL
+from rtdmd.world.grammar import COLORS, SHAPES, captions
+from rtdmd.world.render import BACKGROUNDS, CELLS
+
+MOST_OBJECTS = 5  # and more
+RIDGE = 1e-3  # of θ in standard deviations: without it a category that the model has left sends θ to infinity
+STEPS = 60  # Newton's, at most
+NAMED_COLORS = frozenset(c.tag for c in captions() if any("color" in item for item in c.include))
+
+
+def statistics(parses: Parses) -> np.ndarray:
+    """(N, F) float64: background, number of objects, clutter; objects of each shape, colour, cell and size.
+
+    Colours that the caption names are counted apart from those that are the model's own choice. The last category of
+    each is left out: it is what the others leave.
+    """
+    objects = parses.state == 1
+    count = objects.sum(1)
+    named = np.isin(parses.tags, list(NAMED_COLORS))
+    columns = [parses.background == level for level in range(len(BACKGROUNDS) - 1)]
+    columns += [np.minimum(count, MOST_OBJECTS) == number for number in range(MOST_OBJECTS)]
+    columns += [(parses.state == -1).any(1)]
+    columns += [(objects & (parses.shape == shape)).sum(1) for shape in range(len(SHAPES) - 1)]
+    for color in range(len(COLORS) - 1):
+        painted = (objects & (parses.color == color)).sum(1)
+        columns += [painted * named, painted * ~named]
+    columns += [objects[:, cell] for cell in range(CELLS - 1)]
+    columns += [(objects & (parses.size == SMALL)).sum(1)]
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """Images of one tag, the model's (N, F) and the teacher's (M, F), and their weights in the sample and in R
+    replicates of it, (1 + R, N) and (1 + R, M). Both weigh the same in a replicate, which may be nothing."""
+
+    model: np.ndarray
+    teacher: np.ndarray
+    model_weights: np.ndarray
+    teacher_weights: np.ndarray
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The bound of a sample (nats, plug-in), its bias in expectation, the bound in R replicates (R,), and by how much
+    their variance is too large."""
+
+    value: float
+    bias: float
+    replicates: np.ndarray
+    surplus: float
+
+
+def least_divergence(strata: Sequence[Stratum], replicates: int) -> Bound:
+    """Σ over strata of mass times the supremum, with its bias and replicates.
+
+    The supremum is found with a small ridge on θ and reported without it: any θ gives a lower bound. Statistics that do
+    not vary among the teacher's images say nothing here, and M images show no divergence above log M.
+
+    Replicates keep the sample's θ: to first order a supremum moves as its value at a fixed θ does. Their gradients g
+    there tell what a new θ would have gained, g · H⁻¹ g / 2 with the sample's curvature H. The mean of both over the
+    replicates, less the sample's value, is the bias: the trace that Takeuchi (1976) takes off a maximised likelihood,
+    here for two samples, and what the logarithm of a mean adds to it.
+
+    With S the gradients' covariance, the value at a fixed θ varies by θ · S θ, and θ itself by H⁻¹ S H⁻¹: that adds
+    tr(H⁻¹ S)² to it in expectation, where the supremum's own variance has half of that. So the other half is surplus.
+    """
+    centred, size = _standardised(strata)
+    if size == 0:
+        return Bound(0.0, 0.0, np.zeros(replicates), 0.0)
+    theta = _maximum(centred, size)
+    values = []
+    gradients = []
+    for rows in (slice(0, 1), slice(1, None)):
+        values.append(_values(centred, theta, rows))
+        gradients.append(_gradients(centred, theta, rows))
+    change = gradients[1] - gradients[0]
+    curvature = _curvature(centred, theta)
+    gain = 0.5 * (change * np.linalg.solve(curvature, change.T).T).sum(1)
+    ratio = np.linalg.solve(curvature, np.atleast_2d(np.cov(change.T)))  # H⁻¹ S
+    bias = float((values[1] + gain).mean() - values[0][0])
+    return Bound(float(values[0][0]), bias, values[1], 0.5 * float(np.trace(ratio @ ratio)))
+
+
+def _standardised(strata: Sequence[Stratum]) -> tuple[list[Stratum], int]:
+    """The strata with statistics centred within each and scaled over all by the sample's teacher, constant ones left
+    out; and how many are left."""
+    middles = [stratum.teacher_weights[0] @ stratum.teacher / stratum.teacher_weights[0].sum() for stratum in strata]
+    squares = [s.teacher_weights[0] @ (s.teacher - middle) ** 2 for s, middle in zip(strata, middles, strict=True)]
+    mass = sum(float(stratum.teacher_weights[0].sum()) for stratum in strata)
+    if not strata or mass == 0:
+        return [], 0
+    scale = np.sqrt(sum(squares) / mass)
+    kept = scale > 1e-9
+    centred = [
+        Stratum(
+            (stratum.model - middle)[:, kept] / scale[kept],
+            (stratum.teacher - middle)[:, kept] / scale[kept],
+            stratum.model_weights,
+            stratum.teacher_weights,
+        )
+        for stratum, middle in zip(strata, middles, strict=True)
+    ]
+    return centred, int(kept.sum())
+
+
+def _tilted(stratum: Stratum, theta: np.ndarray, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+    """The teacher's weights times exp(θ · g), (R, M), scaled to the mass that they had; and mass · log E_p exp(θ · g),
+    (R,). Nothing where a replicate has no mass."""
+    weights = stratum.teacher_weights[rows]
+    logits = stratum.teacher @ theta
+    raised = weights * np.exp(logits - logits.max())
+    mass = weights.sum(1)
+    sums = raised.sum(1)
+    full = mass > 0
+    ratio = np.divide(sums, mass, out=np.ones_like(sums), where=full)
+    return raised / ratio[:, None], mass * (logits.max() + np.log(ratio))
+
+
+def _values(strata: Sequence[Stratum], theta: np.ndarray, rows: slice) -> np.ndarray:
+    """θ · E_q g - Σ mass log E_p exp(θ · g), (R,)."""
+    return sum(s.model_weights[rows] @ (s.model @ theta) - _tilted(s, theta, rows)[1] for s in strata)
+
+
+def _gradients(strata: Sequence[Stratum], theta: np.ndarray, rows: slice) -> np.ndarray:
+    """Its derivative by θ, (R, F)."""
+    return sum(s.model_weights[rows] @ s.model - _tilted(s, theta, rows)[0] @ s.teacher for s in strata)
+
+
+def _curvature(strata: Sequence[Stratum], theta: np.ndarray) -> np.ndarray:
+    """The sample's negative second derivative with the ridge, (F, F)."""
+    total = np.zeros((len(theta), len(theta)))
+    ridge = 0.0
+    for stratum in strata:
+        tilted = _tilted(stratum, theta, slice(0, 1))[0][0]
+        mean = tilted @ stratum.teacher
+        total += (stratum.teacher * tilted[:, None]).T @ stratum.teacher - np.outer(mean, mean) / tilted.sum()
+        ridge += RIDGE * tilted.sum()
+    return total + ridge * np.eye(len(theta))
+
+
+def _maximum(strata: Sequence[Stratum], size: int) -> np.ndarray:
+    """θ (F,) of the sample's largest bound less the ridge, by Newton steps that are halved until they rise."""
+    ridge = RIDGE * sum(float(stratum.model_weights[0].sum()) for stratum in strata)
+
+    def height(at: np.ndarray) -> float:
+        return float(_values(strata, at, slice(0, 1))[0] - 0.5 * ridge * at @ at)
+
+    theta = np.zeros(size)
+    for _ in range(STEPS):
+        gradient = _gradients(strata, theta, slice(0, 1))[0] - ridge * theta
+        step = np.linalg.solve(_curvature(strata, theta), gradient)
+        if gradient @ step < 1e-12:
+            return theta
+        length = 1.0
+        while length > 1e-9 and height(theta + length * step) < height(theta) + 1e-4 * length * gradient @ step:
+            length /= 2
+        theta = theta + length * step
+    raise ArithmeticError(f"the bound's supremum was not found in {STEPS} Newton steps")

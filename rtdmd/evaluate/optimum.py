@@ -1,0 +1,137 @@
+"""The known optimum of a 0/1 reward: the teacher's own images, the right ones reweighted.
+
+For caption c the teacher's images are right with probability p_c. Among all laws of mean reward ρ the one closest to
+the teacher is p̃ ∝ p exp(β r) with one β for all captions: it draws right images with probability
+ρ_c(β) = p_c e^β / (1 - p_c + p_c e^β), and leaves the right ones and the wrong ones among themselves as they are. It
+costs
+
+    KL(β) = Σ_c w_c KL(Bernoulli ρ_c(β) ‖ Bernoulli p_c) = β ρ(β) - Σ_c w_c A_c(β),    A_c(β) = log(1 - p_c + p_c e^β),
+
+and by Pythagoras' identity for such projections (Csiszár 1975) a model q of reward ρ(β) has
+KL(q ‖ p) = KL(β) + KL(q ‖ p̃): what it costs above the optimum is its own distance from p̃.
+
+p_c is known from few images (a caption may have a dozen), and A_c is curved, so counts are not simply put in its place.
+Its power series in 1 - p_c (in p_c for β < 0) is, with a = 1 - e^-|β| and l right ones of m images,
+
+    A_c(β) = β - Σ_k a^k (1 - p_c)^k / k,    (1 - p_c)^k estimated by (m-l)(m-l-1)... / m(m-1)...  (k factors),
+
+where every estimated power is unbiased and the series ends at k = m: what is left out falls like (1 - p_c)^m. At β -> ∞
+it is the harmonic-number estimate of -log p_c that Zhang and Grabchak (Neural Computation 26, 2014) use for the
+divergence of two samples, which `bernoulli_kl` is for two categories.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import digamma
+
+from rtdmd.evaluate.frechet import gaussian_frechet
+
+BETA_LIMIT = 40.0  # where a reward of 0 or 1 is reached to all digits
+
+
+def bernoulli_kl(
+    right: np.ndarray, images: np.ndarray, teacher_right: np.ndarray, teacher_images: np.ndarray
+) -> np.ndarray:
+    """KL(Bernoulli q ‖ Bernoulli p) from ``right`` of ``images`` draws of q and as many of p; arrays of one shape.
+
+    The estimator of Zhang and Grabchak (2014): its bias falls exponentially with the images, as (1 - p)^m does, it is
+    finite for any counts, and it may be negative. The two samples must be independent, with an image each at least.
+    """
+    total = np.zeros(np.broadcast_shapes(np.shape(right), np.shape(teacher_right)))
+    sides = ((right, teacher_right), (images - right, teacher_images - teacher_right))
+    for count, teacher_count in sides:
+        cross = digamma(teacher_images + 1) - digamma(teacher_count + 1)  # of -log p: a difference of harmonic numbers
+        own = digamma(images) - digamma(np.maximum(count, 1))  # of -log q, without the image itself
+        total = total + count / images * (cross - own)
+    return total
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The reward-tilted laws of a teacher, estimated from its images: ``weights`` (C,) of the captions, which sum to 1,
+    and unbiased estimates (..., C, K) of the powers 1 to K of p_c (``hit``) and of 1 - p_c (``miss``)."""
+
+    weights: np.ndarray
+    hit: np.ndarray
+    miss: np.ndarray
+
+    def log_partition(self, beta: np.ndarray | float) -> np.ndarray:
+        """A_c(β), (..., C), for β (...)."""
+        beta = np.asarray(beta, dtype=np.float64)
+        k = np.arange(1, self.hit.shape[-1] + 1)
+        powers = (1 - np.exp(-np.abs(beta)))[..., None] ** k / k
+        up = beta[..., None] - np.einsum("...ck,...k->...c", self.miss, powers)
+        down = -np.einsum("...ck,...k->...c", self.hit, powers)
+        return np.where(beta[..., None] >= 0, up, down)
+
+    def rewards(self, beta: np.ndarray | float) -> np.ndarray:
+        """ρ_c(β) = dA_c/dβ, (..., C)."""
+        beta = np.asarray(beta, dtype=np.float64)
+        k = np.arange(self.hit.shape[-1])
+        falls = np.exp(-np.abs(beta))[..., None]
+        powers = (1 - falls) ** k * falls
+        up = 1 - np.einsum("...ck,...k->...c", self.miss, powers)
+        down = np.einsum("...ck,...k->...c", self.hit, powers)
+        return np.where(beta[..., None] >= 0, up, down)
+
+    def reward(self, beta: np.ndarray | float) -> np.ndarray:
+        """The mean reward ρ(β), (...)."""
+        return (self.weights * self.rewards(beta)).sum(-1)
+
+    def kl(self, beta: np.ndarray | float) -> np.ndarray:
+        """What the tilted law costs, KL(p̃ ‖ p) in nats, (...)."""
+        return beta * self.reward(beta) - (self.weights * self.log_partition(beta)).sum(-1)
+
+    def beta_at(self, reward: np.ndarray | float) -> np.ndarray:
+        """The β of a mean reward, (...), by bisection; ±BETA_LIMIT where no smaller one reaches it (reward 0 or 1)."""
+        low = np.full(np.shape(reward), -BETA_LIMIT)
+        high = np.full(np.shape(reward), BETA_LIMIT)
+        for _ in range(45):
+            middle = (low + high) / 2
+            above = self.reward(middle) >= reward
+            high = np.where(above, middle, high)
+            low = np.where(above, low, middle)
+        return (low + high) / 2
+
+
+def optimum(right: np.ndarray, images: np.ndarray, weights: np.ndarray) -> Optimum:
+    """The tilted laws of a teacher with ``right`` (..., C) of ``images`` (C,) right, the captions weighing ``weights``
+    (..., C). ValueError where a caption has no image or the weights do not sum to 1.
+    """
+    if (images < 1).any() or not np.allclose(weights.sum(-1), 1):
+        raise ValueError("every caption needs an image of the teacher, and the weights must sum to 1")
+    j = np.arange(images.max())
+    rest = np.maximum(images[:, None] - j, 1)  # m - j
+
+    def powers(count: np.ndarray) -> np.ndarray:
+        return np.cumprod(np.maximum(count[..., None] - j, 0) / rest, axis=-1)
+
+    return Optimum(weights, powers(right), powers(images - right))
+
+
+def tilted_weights(right: np.ndarray, captions: np.ndarray, beta: float) -> np.ndarray:
+    """Weights (N,) of a teacher's images (``right`` bool, of ``captions``) that make them a sample of p̃: exp(β r),
+    normalised within each caption to the weight that its images have together, N in all."""
+    raw = np.exp(beta * (right.astype(np.float64) - (beta > 0)))  # at most 1
+    out = np.empty(len(raw))
+    for caption in np.unique(captions):
+        own = captions == caption
+        out[own] = raw[own] * own.sum() / raw[own].sum()
+    return out
+
+
+def tilted_frechet(features: np.ndarray, teacher: np.ndarray, weights: np.ndarray) -> float:
+    """Fréchet distance of features (N, D) to the teacher's (M, D) weighted by ``weights`` (M,) of `tilted_weights`.
+
+    Its covariance is the unbiased one for such weights, of (Σ v)² / Σ v² images in effect: like every Fréchet distance
+    it is biased upwards, by about tr(C) (1 / N + Σ v² / (Σ v)²). ValueError with fewer than two vectors on a side.
+    """
+    if len(features) < 2 or len(teacher) < 2:
+        counts = f"{len(features)} and {len(teacher)}"
+        raise ValueError(f"a Frechet distance needs at least two feature vectors on each side, not {counts}")
+    mean = np.average(teacher, axis=0, weights=weights)
+    cov = np.atleast_2d(np.cov(teacher.T, aweights=weights))
+    return gaussian_frechet(features.mean(0), np.atleast_2d(np.cov(features.T)), mean, cov)

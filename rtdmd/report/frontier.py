@@ -1,0 +1,110 @@
+"""The frontier plot as inline SVG: reward upwards, divergence from the teacher to the right, the optimum as a curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rtdmd.report.charts import AXIS, COLORS, GRID, OTHER, Frame, _line, _polyline, _svg, _text, number, ticks
+
+WIDTH = 1112
+PLOT = 330  # pixels of the plot's inner height
+COLUMNS = 5  # of the legend
+OUT_OF_REACH = "#f3f4f6"
+PALETTE = (
+    "#8250df",
+    "#bc4c00",
+    "#1b7c83",
+    "#bf3989",
+    "#4d2d00",
+    "#0550ae",
+)  # of models that the report does not colour
+
+
+def frontier_plot(data: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    """The plot of `rtdmd.evaluate.frontier.frontier`'s data.
+
+    A point is a model. The dotted line to its left ends on the optimum of the same reward, so that its length is the
+    excess, whose 95 % interval is the bar to both sides; the upright bar is the reward's (other noise, same captions).
+    Small dots on a thin line are the students of a run in the order of its epochs. ``labels``: names in the legend.
+    """
+    colors = model_colors([*data["models"], *data["paths"]])
+    head = 22 * -(-len(data["models"]) // COLUMNS) + 24
+    height = head + PLOT + 48
+    frame = Frame(58, head, WIDTH - 78, PLOT, *_ranges(data))
+    kl = [point["kl"] for point in data["optimum"]]
+    reward = [point["reward"] for point in data["optimum"]]
+    parts = [_out_of_reach(frame, kl, reward)]
+    for tick in ticks(*frame.y, 5):
+        parts.append(_line(frame.left, frame.py(tick), frame.left + frame.width, frame.py(tick), GRID))
+        parts.append(_text(frame.left - 6, frame.py(tick) + 4, number(tick), "end", AXIS, 10))
+    for tick in ticks(*frame.x, 6):
+        parts.append(_line(frame.px(tick), frame.top, frame.px(tick), frame.top + frame.height, GRID))
+        parts.append(_text(frame.px(tick), frame.top + frame.height + 16, number(tick), "middle", AXIS, 10))
+    middle = frame.left + frame.width / 2
+    parts.append(_text(middle, height - 8, "divergence from the teacher, at least (nats an image)", "middle", size=12))
+    parts.append(_text(4, head - 10, "strict score", size=12))
+    parts.append(_polyline(frame, kl, reward, COLORS["teacher"], 2.0, 1.0))
+    for name, points in data["paths"].items():
+        x = [point["kl"] for point in points]
+        y = [point["reward"] for point in points]
+        parts.append(_polyline(frame, x, y, colors[name], 1.2, 0.6))
+        parts += [_circle(frame, a, b, 2.2, colors[name]) for a, b in zip(x, y, strict=True)]
+    for name, found in data["models"].items():
+        parts.append(_point(frame, found, colors[name]))
+    for k, name in enumerate(data["models"]):
+        column = frame.left + 205 * (k % COLUMNS)
+        row = 12 + 22 * (k // COLUMNS)
+        parts.append(f'<circle cx="{column + 6:.1f}" cy="{row}" r="5" fill="{colors[name]}"/>')
+        parts.append(_text(column + 17, row + 4, labels[name], size=12))
+    return _svg(WIDTH, height, parts, "reward against divergence from the teacher: the optimum and the models")
+
+
+def model_colors(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each name: the report's own, else one of the palette, in turn."""
+    others = [name for name in dict.fromkeys(names) if name not in COLORS]
+    own = {name: COLORS[name] for name in names if name in COLORS}
+    return own | {name: PALETTE[i] if i < len(PALETTE) else OTHER for i, name in enumerate(others)}
+
+
+def _ranges(data: Mapping[str, Any]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The data's ranges, with 0 and the whole of every interval inside; divergences below 0, which noise makes, too."""
+    points = [point for path in data["paths"].values() for point in path]
+    x = [point["kl"] for point in (*data["optimum"], *points)]
+    y = [point["reward"] for point in (*data["optimum"], *points)]
+    for found in data["models"].values():
+        for values, name, width in ((x, "kl", "excess"), (y, "reward", "reward")):
+            half = found[width]["ci95"] or 0.0
+            values += [found[name]["mean"] - half, found[name]["mean"] + half]
+    pad = 0.03 * (max(x) - min(0.0, *x))
+    return (min(0.0, *x) - pad, max(x) + pad), (min(y) - 0.02, min(1.0, max(y) + 0.02))
+
+
+def _out_of_reach(frame: Frame, kl: Sequence[float], reward: Sequence[float]) -> str:
+    """The side of the curve on which no law lies: less divergence than its reward costs."""
+    left = frame.left
+    corners = [(left, frame.py(reward[0])), *((frame.px(a), frame.py(b)) for a, b in zip(kl, reward, strict=True))]
+    corners += [(frame.px(kl[-1]), frame.top), (left, frame.top)]
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
+    area = f'<polygon points="{points}" fill="{OUT_OF_REACH}"/>'
+    return area + _text(left + 8, frame.top + 16, "out of reach", color=AXIS)
+
+
+def _circle(frame: Frame, x: float, y: float, radius: float, color: str) -> str:
+    return f'<circle cx="{frame.px(x):.1f}" cy="{frame.py(y):.1f}" r="{radius:g}" fill="{color}"/>'
+
+
+def _point(frame: Frame, found: Mapping[str, Any], color: str) -> str:
+    """A model: its dot, both intervals, and the way from the optimum."""
+    x = found["kl"]["mean"]
+    y = found["reward"]["mean"]
+    start = f'x1="{frame.px(found["optimum"]["mean"]):.1f}" y1="{frame.py(y):.1f}"'
+    end = f'x2="{frame.px(x):.1f}" y2="{frame.py(y):.1f}"'
+    parts = [f'<line {start} {end} stroke="{color}" stroke-width="1.2" stroke-dasharray="2 3"/>']
+    for name, (column, row) in (("excess", (1, 0)), ("reward", (0, 1))):
+        half = found[name]["ci95"]
+        if half is not None:
+            low = frame.px(x - column * half), frame.py(y - row * half)
+            high = frame.px(x + column * half), frame.py(y + row * half)
+            parts.append(_line(low[0], low[1], high[0], high[1], color, 1.6))
+    return "".join(parts) + _circle(frame, x, y, 4.5, color)

@@ -1,0 +1,154 @@
+"""Divergence and excess on laws that are known: the teacher, its optimum, one close to it, and collapsed ones."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rtdmd.common.errors import UserError
+from rtdmd.evaluate.divergence import caption_weights, divergence, teacher_optimum
+from rtdmd.evaluate.intervals import estimate
+from rtdmd.evaluate.parses import Parses
+from tests.evaluate.world_laws import bank, draw
+
+FIGURES = ("kl", "optimum", "excess", "right_or_wrong", "within_right", "within_wrong")
+REPETITIONS = 16
+
+
+def rights(law: Parses) -> dict[int, float]:
+    """The share of right images of each caption."""
+    return {int(c): float(law.right[law.prompts == c].mean()) for c in np.unique(law.prompts)}
+
+
+def tilt_cost(law: Parses, beta: float) -> tuple[float, float]:
+    """Reward and divergence of the law tilted by exp(beta r), captions as `draw` weighs them."""
+    p, weights = rights(law), caption_weights(draw(law, np.ones(len(law)), 300, np.random.default_rng(0)))
+    rho = {c: share * np.exp(beta) / (1 - share + share * np.exp(beta)) for c, share in p.items()}
+    cost = {c: _term(rho[c], p[c]) + _term(1 - rho[c], 1 - p[c]) for c in p}
+    return sum(weights[c] * rho[c] for c in p), sum(weights[c] * cost[c] for c in p)
+
+
+def _term(q: float, p: float) -> float:
+    return 0.0 if q == 0 else q * float(np.log(q / p))
+
+
+def repeated(weights: np.ndarray, per_tag: int = 150) -> list[dict[str, Any]]:
+    """The figures of samples of the bank with these weights, each against a sample of the bank itself."""
+    law, rng = bank(), np.random.default_rng(0)
+    teacher = np.ones(len(law))
+    return [
+        divergence(draw(law, weights, per_tag, rng), draw(law, teacher, per_tag, rng), seed, replicates=60)
+        for seed in range(REPETITIONS)
+    ]
+
+
+def check(found: list[dict[str, Any]], name: str, truth: float, least_cover: int) -> None:
+    """No bias beyond the repetitions' noise, the truth inside nearly every interval, and intervals of the right size."""
+    means = np.array([one[name]["mean"] for one in found])
+    widths = np.array([one[name]["ci95"] for one in found])
+    spread = means.std(ddof=1)
+    assert abs(means.mean() - truth) < 3 * spread / np.sqrt(len(found)), (name, means.mean())
+    assert (np.abs(means - truth) <= widths).sum() >= least_cover, name
+    assert 0.65 < widths.mean() / (1.96 * spread) < 2.2, (name, widths.mean(), 1.96 * spread)
+
+
+def test_the_teacher_against_itself_is_0_within_its_interval() -> None:
+    found = repeated(np.ones(len(bank())))
+    for name in ("kl", "excess", "right_or_wrong"):
+        check(found, name, 0.0, REPETITIONS - 2)
+    assert np.mean([one["excess"]["ci95"] for one in found]) < 0.03
+    assert all(abs(one["beta"]) < 0.5 for one in found)
+
+
+def test_the_tilted_teacher_costs_the_optimum_and_has_no_excess() -> None:
+    law = bank()
+    reward, cost = tilt_cost(law, 1.3)
+    found = repeated(np.exp(1.3 * law.right))
+    check(found, "kl", cost, REPETITIONS - 3)
+    check(found, "optimum", cost, REPETITIONS - 3)
+    check(found, "excess", 0.0, REPETITIONS - 2)
+    assert np.mean([one["reward"]["mean"] for one in found]) == pytest.approx(reward, abs=0.01)
+    assert np.mean([one["beta"] for one in found]) == pytest.approx(1.3, abs=0.1)
+
+
+def test_a_law_of_less_reward_than_the_teacher_has_its_optimum_too() -> None:
+    law = bank()
+    reward, cost = tilt_cost(law, -0.6)
+    rng = np.random.default_rng(3)
+    found = divergence(draw(law, np.exp(-0.6 * law.right), 300, rng), draw(law, np.ones(len(law)), 300, rng))
+    assert found["reward"]["mean"] == pytest.approx(reward, abs=0.03)
+    assert found["optimum"]["mean"] == pytest.approx(cost, abs=0.02) and found["beta"] < -0.4
+    assert abs(found["excess"]["mean"]) < found["excess"]["ci95"]
+
+
+def test_a_collapsed_background_costs_the_logarithm_of_its_share() -> None:
+    """Weights of the bank's images of one background: within right and wrong ones log 3 but for the bank's own shares."""
+    law = bank()
+    weights = np.exp(1.3 * law.right) * (law.background == 0)
+    rng = np.random.default_rng(4)
+    found = divergence(draw(law, weights, 300, rng), draw(law, np.ones(len(law)), 300, rng))
+    assert found["excess"]["mean"] == pytest.approx(np.log(3), abs=found["excess"]["ci95"])
+    assert found["excess"]["ci95"] < 0.12
+    shares = [found[name]["mean"] for name in ("within_right", "within_wrong")]
+    reward = found["reward"]["mean"]
+    assert shares == pytest.approx([reward * np.log(3), (1 - reward) * np.log(3)], abs=0.09)
+    assert found["right_or_wrong"]["mean"] == pytest.approx(found["optimum"]["mean"], abs=0.03)
+
+
+def test_a_caption_that_collapses_alone_is_seen_by_its_share() -> None:
+    """Right where the tilt says so on average, but all from half of the captions: the mean of KL(Bernoulli q_c ‖ p̃_c)."""
+    law = bank()
+    even = law.prompts % 2 == 0
+    weights = np.exp(np.where(even, 2.5, -0.5) * law.right)
+    p = rights(law)
+    q = {c: p[c] * np.exp(b) / (1 - p[c] + p[c] * np.exp(b)) for c, b in ((c, 2.5 if c % 2 == 0 else -0.5) for c in p)}
+    share = caption_weights(draw(law, np.ones(len(law)), 300, np.random.default_rng(0)))
+    cost = sum(share[c] * (_term(q[c], p[c]) + _term(1 - q[c], 1 - p[c])) for c in p)
+    found = repeated(weights)
+    check(found, "right_or_wrong", cost, REPETITIONS - 3)
+    assert np.mean([one["excess"]["mean"] for one in found]) > 0.1
+
+
+def test_captions_weigh_as_in_the_strict_score() -> None:
+    law = bank()
+    sample = draw(law, np.ones(len(law)), 40, np.random.default_rng(0))
+    weights = caption_weights(sample)
+    assert sum(weights.values()) == pytest.approx(1)
+    mean = sum(weights[int(c)] * sample.right[sample.prompts == c].mean() for c in np.unique(sample.prompts))
+    strict = estimate(sample.right.astype(float), sample.prompts.tolist(), sample.tags.tolist())
+    assert mean == pytest.approx(strict.mean, abs=1e-12)
+    assert float(teacher_optimum(sample, weights).reward(0.0)) == pytest.approx(strict.mean, abs=1e-9)
+
+
+def test_the_figures_are_plain_numbers_that_a_seed_fixes() -> None:
+    law, rng = bank(), np.random.default_rng(5)
+    model, teacher = (draw(law, np.ones(len(law)), 60, rng) for _ in range(2))
+    found = divergence(model, teacher, 0, replicates=20)
+    assert json.loads(json.dumps(found)) == found == divergence(model, teacher, 0, replicates=20)
+    assert list(found) == ["reward", "beta", *FIGURES]
+    assert found["kl"]["mean"] == pytest.approx(
+        sum(found[name]["mean"] for name in ("right_or_wrong", "within_right", "within_wrong")), abs=2e-6
+    )
+    assert found["excess"]["mean"] == pytest.approx(found["kl"]["mean"] - found["optimum"]["mean"], abs=2e-6)
+    assert divergence(model, teacher, 1, replicates=20)["kl"]["ci95"] != found["kl"]["ci95"]
+    order = rng.permutation(len(teacher))
+    assert divergence(model, teacher.rows(order), 0, replicates=20)["optimum"]["mean"] == found["optimum"]["mean"]
+
+
+def test_other_captions_widen_the_interval() -> None:
+    law, rng = bank(), np.random.default_rng(6)
+    even = law.prompts % 2 == 0
+    weights = np.exp(np.where(even, 2.5, -0.5) * law.right)
+    found = divergence(draw(law, weights, 150, rng), draw(law, np.ones(len(law)), 150, rng))
+    assert found["excess"]["ci95_prompts"] > 1.5 * found["excess"]["ci95"]
+
+
+def test_a_caption_without_teacher_images_is_named() -> None:
+    law = bank()
+    with pytest.raises(UserError, match="the teacher has no image of prompt 7, which a model was judged on"):
+        divergence(law, law.rows(law.prompts != 7))
+    with pytest.raises(ValueError, match="two replicates at least, not 1"):
+        divergence(law, law, replicates=1)
