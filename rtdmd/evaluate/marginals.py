@@ -74,7 +74,7 @@ class Bound:
 
 
 def least_divergence(strata: Sequence[Stratum], replicates: int) -> Bound:
-    """Σ over strata of mass times the supremum, with its bias and replicates.
+    """Σ over strata of mass times the supremum, with its bias and replicates (three at least).
 
     The supremum is found with a small ridge on θ and reported without it: any θ gives a lower bound. Statistics that do
     not vary among the teacher's images say nothing here, and M images show no divergence above log M.
@@ -85,7 +85,8 @@ def least_divergence(strata: Sequence[Stratum], replicates: int) -> Bound:
     here for two samples, and what the logarithm of a mean adds to it.
 
     With S the gradients' covariance, the value at a fixed θ varies by θ · S θ, and θ itself by H⁻¹ S H⁻¹: that adds
-    tr(H⁻¹ S)² to it in expectation, where the supremum's own variance has half of that. So the other half is surplus.
+    tr (H⁻¹ S)² to it in expectation, where the supremum's own variance has half of that. So the other half is surplus
+    (the trace of a square without the bias that it has from so many replicates: Srivastava 2005).
     """
     centred, size = _standardised(strata)
     if size == 0:
@@ -100,8 +101,10 @@ def least_divergence(strata: Sequence[Stratum], replicates: int) -> Bound:
     curvature = _curvature(centred, theta)
     gain = 0.5 * (change * np.linalg.solve(curvature, change.T).T).sum(1)
     ratio = np.linalg.solve(curvature, np.atleast_2d(np.cov(change.T)))  # H⁻¹ S
+    free = replicates - 1
+    square = float(np.trace(ratio @ ratio) - np.trace(ratio) ** 2 / free) * free**2 / ((free - 1) * (free + 2))
     bias = float((values[1] + gain).mean() - values[0][0])
-    return Bound(float(values[0][0]), bias, values[1], 0.5 * float(np.trace(ratio @ ratio)))
+    return Bound(float(values[0][0]), bias, values[1], max(0.0, 0.5 * square))
 
 
 def _standardised(strata: Sequence[Stratum]) -> tuple[list[Stratum], int]:

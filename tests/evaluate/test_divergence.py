@@ -15,7 +15,7 @@ from rtdmd.evaluate.parses import Parses
 from tests.evaluate.world_laws import bank, draw
 
 FIGURES = ("kl", "optimum", "excess", "right_or_wrong", "within_right", "within_wrong")
-REPETITIONS = 16
+REPETITIONS = 12
 
 
 def rights(law: Parses) -> dict[int, float]:
@@ -35,7 +35,7 @@ def _term(q: float, p: float) -> float:
     return 0.0 if q == 0 else q * float(np.log(q / p))
 
 
-def repeated(weights: np.ndarray, per_tag: int = 150) -> list[dict[str, Any]]:
+def repeated(weights: np.ndarray, per_tag: int = 300) -> list[dict[str, Any]]:
     """The figures of samples of the bank with these weights, each against a sample of the bank itself."""
     law, rng = bank(), np.random.default_rng(0)
     teacher = np.ones(len(law))
@@ -46,7 +46,7 @@ def repeated(weights: np.ndarray, per_tag: int = 150) -> list[dict[str, Any]]:
 
 
 def check(found: list[dict[str, Any]], name: str, truth: float, least_cover: int) -> None:
-    """No bias beyond the repetitions' noise, the truth inside nearly every interval, and intervals of the right size."""
+    """No bias beyond the repetitions' noise, the truth in nearly every interval, and intervals of the right size."""
     means = np.array([one[name]["mean"] for one in found])
     widths = np.array([one[name]["ci95"] for one in found])
     spread = means.std(ddof=1)
@@ -67,8 +67,8 @@ def test_the_tilted_teacher_costs_the_optimum_and_has_no_excess() -> None:
     law = bank()
     reward, cost = tilt_cost(law, 1.3)
     found = repeated(np.exp(1.3 * law.right))
-    check(found, "kl", cost, REPETITIONS - 3)
-    check(found, "optimum", cost, REPETITIONS - 3)
+    check(found, "kl", cost, REPETITIONS - 2)
+    check(found, "optimum", cost, REPETITIONS - 2)
     check(found, "excess", 0.0, REPETITIONS - 2)
     assert np.mean([one["reward"]["mean"] for one in found]) == pytest.approx(reward, abs=0.01)
     assert np.mean([one["beta"] for one in found]) == pytest.approx(1.3, abs=0.1)
@@ -85,7 +85,7 @@ def test_a_law_of_less_reward_than_the_teacher_has_its_optimum_too() -> None:
 
 
 def test_a_collapsed_background_costs_the_logarithm_of_its_share() -> None:
-    """Weights of the bank's images of one background: within right and wrong ones log 3 but for the bank's own shares."""
+    """The images of one background of three: log 3 within right and wrong ones, but for the bank's own shares."""
     law = bank()
     weights = np.exp(1.3 * law.right) * (law.background == 0)
     rng = np.random.default_rng(4)
@@ -99,7 +99,7 @@ def test_a_collapsed_background_costs_the_logarithm_of_its_share() -> None:
 
 
 def test_a_caption_that_collapses_alone_is_seen_by_its_share() -> None:
-    """Right where the tilt says so on average, but all from half of the captions: the mean of KL(Bernoulli q_c ‖ p̃_c)."""
+    """Every other caption gets better and the rest worse: the mean of KL(Bernoulli q_c ‖ Bernoulli p_c)."""
     law = bank()
     even = law.prompts % 2 == 0
     weights = np.exp(np.where(even, 2.5, -0.5) * law.right)
@@ -108,7 +108,7 @@ def test_a_caption_that_collapses_alone_is_seen_by_its_share() -> None:
     share = caption_weights(draw(law, np.ones(len(law)), 300, np.random.default_rng(0)))
     cost = sum(share[c] * (_term(q[c], p[c]) + _term(1 - q[c], 1 - p[c])) for c in p)
     found = repeated(weights)
-    check(found, "right_or_wrong", cost, REPETITIONS - 3)
+    check(found, "right_or_wrong", cost, REPETITIONS - 2)
     assert np.mean([one["excess"]["mean"] for one in found]) > 0.1
 
 
@@ -150,5 +150,5 @@ def test_a_caption_without_teacher_images_is_named() -> None:
     law = bank()
     with pytest.raises(UserError, match="the teacher has no image of prompt 7, which a model was judged on"):
         divergence(law, law.rows(law.prompts != 7))
-    with pytest.raises(ValueError, match="two replicates at least, not 1"):
-        divergence(law, law, replicates=1)
+    with pytest.raises(ValueError, match="three replicates at least, not 2"):
+        divergence(law, law, replicates=2)

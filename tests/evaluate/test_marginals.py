@@ -32,9 +32,9 @@ def records(tag: str, *pictures: tuple[int, dict[int, tuple[int, int, int]]]) ->
 
 
 def bound(model: np.ndarray, teacher: np.ndarray, mass: float = 1.0) -> Bound:
-    """Of one stratum of equal weights, with two replicates like the sample."""
-    weights = [np.full((3, len(g)), mass / len(g)) for g in (model, teacher)]
-    return least_divergence([Stratum(model, teacher, weights[0], weights[1])], 2)
+    """Of one stratum of equal weights, with three replicates like the sample."""
+    weights = [np.full((4, len(g)), mass / len(g)) for g in (model, teacher)]
+    return least_divergence([Stratum(model, teacher, weights[0], weights[1])], 3)
 
 
 def test_the_statistics_of_two_pictures() -> None:
@@ -53,7 +53,7 @@ def test_a_collapsed_background_costs_the_logarithm_of_three() -> None:
     model = statistics(records("counting", *[(1, {0: (0, 0, 9)})] * 50))
     found = bound(model, teacher, mass=0.25)
     assert found.value == pytest.approx(0.25 * np.log(3), abs=1e-3)
-    assert found.replicates.tolist() == pytest.approx([found.value] * 2)
+    assert found.replicates.tolist() == pytest.approx([found.value] * 3)
 
 
 def test_every_object_of_an_image_counts() -> None:
@@ -86,8 +86,8 @@ def test_a_tilt_of_the_teacher_gets_its_own_divergence() -> None:
     g = statistics(records("counting", *pictures))
     q = np.exp(0.8 * g[:, 0] - 0.5 * g[:, -1])
     q /= q.sum()
-    weights = [np.tile(w, (3, 1)) for w in (q, np.full(200, 1 / 200))]
-    found = least_divergence([Stratum(g, g, weights[0], weights[1])], 2)
+    weights = [np.tile(w, (4, 1)) for w in (q, np.full(200, 1 / 200))]
+    found = least_divergence([Stratum(g, g, weights[0], weights[1])], 3)
     assert found.value == pytest.approx(float((q * np.log(200 * q)).sum()), abs=1e-6)
 
 
@@ -97,9 +97,9 @@ def test_tags_keep_their_own_normaliser() -> None:
     strata = []
     for pictures, mass in (([dark, bright], 0.2), ([dark, bright, bright], 0.8)):
         g = statistics(records("counting", *pictures * 20))
-        weights = np.full((3, len(g)), mass / len(g))
+        weights = np.full((4, len(g)), mass / len(g))
         strata.append(Stratum(g, g, weights, weights))
-    assert least_divergence(strata, 2).value == pytest.approx(0, abs=1e-12)
+    assert least_divergence(strata, 3).value == pytest.approx(0, abs=1e-12)
 
 
 def test_what_the_teacher_never_varies_says_nothing() -> None:

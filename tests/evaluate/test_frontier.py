@@ -1,0 +1,75 @@
+"""The frontier plot's data: the teacher at the curve's lower end, models where their laws are, and paths in order."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rtdmd.evaluate.divergence import caption_weights, divergence, teacher_optimum
+from rtdmd.evaluate.frontier import HIGHEST, PATH_REPLICATES, POINTS, frontier, optimum_curve, teacher_items
+from rtdmd.evaluate.parses import Parses
+from rtdmd.evaluate.plan import plan_images
+from rtdmd.prompts.records import Prompt
+from tests.evaluate.world_laws import bank, draw
+
+
+@pytest.fixture(scope="module")
+def samples() -> dict[str, Parses]:
+    """Sixty images a tag of the teacher, of a second sample of it, and of its tilts."""
+    law, rng = bank(), np.random.default_rng(0)
+    betas = {"pool": 0.0, "teacher": 0.0, "worse": -0.7, "better": 1.5, "early": 0.4}
+    return {name: draw(law, np.exp(beta * law.right), 60, rng) for name, beta in betas.items()}
+
+
+@pytest.fixture(scope="module")
+def found(samples: dict[str, Parses]) -> dict[str, Any]:
+    models = {name: samples[name] for name in ("teacher", "worse", "better")}
+    path = {"better": {20: samples["better"], 5: samples["early"]}}
+    return frontier(models, samples["pool"], 0, path)
+
+
+def test_the_teachers_law_is_drawn_with_noise_of_its_own() -> None:
+    prompts = [Prompt(i, f"p{i}", tag, None) for i, tag in enumerate(["colors", "colors", "position"])]
+    plan = plan_images(prompts, 3)
+    own = teacher_items(plan, 2)
+    assert [item.prompt.id for item in own] == [item.prompt.id for item in plan] * 2
+    assert len({item.key for item in (*plan, *own)}) == 3 * len(plan) == 18
+    assert {item.index for item in own} == {3, 4, 5, 6, 7, 8}
+
+
+def test_the_figures_are_those_of_each_model(found: dict[str, Any], samples: dict[str, Parses]) -> None:
+    assert json.loads(json.dumps(found)) == found
+    assert list(found["models"]) == ["teacher", "worse", "better"]
+    assert found["models"]["better"] == divergence(samples["better"], samples["pool"], 0)
+
+
+def test_the_curve_runs_from_the_lowest_reward_through_the_teacher_to_the_highest(found: dict[str, Any]) -> None:
+    curve = found["optimum"]
+    rewards, costs, betas = (np.array([point[name] for point in curve]) for name in ("reward", "kl", "beta"))
+    assert len(curve) == 2 * POINTS - 1
+    assert (np.diff(rewards) > 0).all() and (np.diff(betas) > 0).all()
+    assert rewards[0] == pytest.approx(found["models"]["worse"]["reward"]["mean"], abs=1e-5)
+    assert rewards[-1] == pytest.approx(HIGHEST, abs=1e-5)
+    at = int(np.flatnonzero(betas == 0.0)[0])
+    assert at == POINTS - 1 and costs[at] == 0 and costs.min() == 0
+    assert (np.diff(costs[at:]) > 0).all() and (np.diff(costs[: at + 1]) < 0).all()
+    steps = np.diff(rewards[at:])
+    assert steps == pytest.approx(np.full(POINTS - 1, steps.mean()), rel=1e-3)
+
+
+def test_without_a_worse_model_the_curve_starts_at_the_teacher(samples: dict[str, Parses]) -> None:
+    best = teacher_optimum(samples["pool"], caption_weights(samples["better"]))
+    curve = optimum_curve(best, 0.9)
+    assert len(curve) == POINTS
+    assert curve[0] == {"beta": 0.0, "reward": round(float(best.reward(0.0)), 6), "kl": 0.0}
+
+
+def test_a_path_goes_by_epoch_and_has_the_models_figures(found: dict[str, Any], samples: dict[str, Parses]) -> None:
+    points = found["paths"]["better"]
+    assert [point["epoch"] for point in points] == [5, 20]
+    alone = divergence(samples["early"], samples["pool"], 0, PATH_REPLICATES)
+    assert points[0] == {"epoch": 5} | {name: alone[name]["mean"] for name in ("reward", "kl", "optimum", "excess")}
+    assert points[1]["reward"] == found["models"]["better"]["reward"]["mean"]
