@@ -11,14 +11,8 @@ WIDTH = 1112
 PLOT = 330  # pixels of the plot's inner height
 COLUMNS = 5  # of the legend
 OUT_OF_REACH = "#f3f4f6"
-PALETTE = (
-    "#8250df",
-    "#bc4c00",
-    "#1b7c83",
-    "#bf3989",
-    "#4d2d00",
-    "#0550ae",
-)  # of models that the report does not colour
+PALETTE = ("#bc4c00", "#1b7c83", "#4d2d00", "#0550ae", "#a40e26", "#57606a")
+"""Of models that the report does not colour."""
 
 
 def frontier_plot(data: Mapping[str, Any], labels: Mapping[str, str]) -> str:
