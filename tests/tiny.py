@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from pathlib import Path
-from string import ascii_lowercase
 from typing import Any
 
 import torch
 
 from rtdmd.common.torch_setup import quiet_imports
+from rtdmd.rehearse.tokenizers import clip_tokenizer, t5_tokenizer
 
 with quiet_imports():
     from diffusers import (
@@ -30,39 +29,9 @@ with quiet_imports():
         CLIPTokenizer,
         T5Config,
         T5EncoderModel,
-        T5TokenizerFast,
     )
 
 IMAGE_SIZE, MAX_TOKENS = 36, 12
-WORDS = [
-    *("a", "photo", "of", "and", "two", "three", "four", "left", "right", "above", "below"),
-    *("circle", "square", "triangle", "cross", "circles", "squares", "triangles", "crosses"),
-    *("red", "green", "blue", "yellow"),
-]
-PRINTABLE = [chr(code) for code in range(33, 127)]
-
-
-def bpe_merges(words: list[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges, most frequent pair first, that make one token of each word."""
-    pieces = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
-    merges: list[tuple[str, str]] = []
-    while pairs := [pair for word in pieces for pair in pairwise(word)]:
-        best = max(sorted(set(pairs)), key=pairs.count)
-        merges.append(best)
-        for word in pieces:
-            for i in range(len(word) - 1, 0, -1):
-                if tuple(word[i - 1 : i + 1]) == best:
-                    word[i - 1 : i + 1] = ["".join(best)]
-    return merges
-
-
-def tiny_tokenizer() -> CLIPTokenizer:
-    """A CLIPTokenizer that has one token for each of WORDS and spells anything else in ASCII letters."""
-    merges = bpe_merges(WORDS)
-    tokens = [*PRINTABLE, *(f"{char}</w>" for char in PRINTABLE), *("".join(pair) for pair in merges)]
-    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: i for i, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
 
 
 def _text_config(tokenizer: CLIPTokenizer, width: int) -> CLIPTextConfig:
@@ -80,10 +49,9 @@ def _text_config(tokenizer: CLIPTokenizer, width: int) -> CLIPTextConfig:
     )
 
 
-def tiny_t5(width: int) -> tuple[T5EncoderModel, T5TokenizerFast]:
+def tiny_t5(width: int) -> tuple[T5EncoderModel, Any]:
     """A T5 encoder with random weights, and its tokenizer, which spells words in letters."""
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("▁", -2.0), *((c, -3.0) for c in ascii_lowercase)]
-    tokenizer = T5TokenizerFast(vocab=pieces, extra_ids=0)
+    tokenizer = t5_tokenizer()
     config = T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     return T5EncoderModel(config), tokenizer
 
@@ -92,7 +60,7 @@ def tiny_pipeline(seed: int = 0, t5: bool = False) -> StableDiffusion3Pipeline:
     """An SD3 pipeline with random weights and shift 3; like the embedded world's, it has no T5 unless asked for."""
     torch.manual_seed(seed)
     text_encoder_3, tokenizer_3 = tiny_t5(width=24) if t5 else (None, None)
-    tokenizer = tiny_tokenizer()
+    tokenizer = clip_tokenizer(MAX_TOKENS)
     transformer = SD3Transformer2DModel(
         sample_size=9,
         patch_size=3,
@@ -147,7 +115,7 @@ def edit_json(path: Path, **entries: Any) -> None:
 def make_tiny_clip(path: Path | str, seed: int = 0, image_size: int = IMAGE_SIZE) -> Path:
     """Write a tiny random CLIPModel folder (weights, tokenizer, preprocessor config) to ``path``."""
     torch.manual_seed(seed)
-    tokenizer = tiny_tokenizer()
+    tokenizer = clip_tokenizer(MAX_TOKENS)
     vision = {
         "hidden_size": 16,
         "intermediate_size": 32,

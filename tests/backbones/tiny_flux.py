@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from rtdmd.common.torch_setup import quiet_imports
-from tests.tiny import _text_config, tiny_t5, tiny_tokenizer
+from rtdmd.rehearse.tokenizers import clip_tokenizer, qwen_tokenizer
+from tests.tiny import MAX_TOKENS, _text_config, tiny_t5
 
 with quiet_imports():
     from diffusers import (
@@ -24,16 +25,9 @@ with quiet_imports():
         FluxPipeline,
         FluxTransformer2DModel,
     )
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import CLIPTextModel, Qwen2TokenizerFast, Qwen3Config, Qwen3ForCausalLM
+    from transformers import CLIPTextModel, Qwen3Config, Qwen3ForCausalLM
 
 SIDE = 32
-CHAT = (
-    "{%- for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
-    "{%- endfor %}{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
-    "{%- if enable_thinking is defined and not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
-    "{%- endif %}"
-)
 VAE: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 3,
     "up_block_types": ("UpDecoderBlock2D",) * 3,
@@ -50,20 +44,10 @@ def flux_scheduler() -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
 
 
-def tiny_qwen_tokenizer() -> Qwen2TokenizerFast:
-    """A Qwen2 tokenizer that spells everything in bytes and pads with <|endoftext|>, as FLUX.2's does."""
-    vocab = {char: i for i, char in enumerate(sorted(ByteLevel.alphabet()))}
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    vocab |= {token: len(vocab) + i for i, token in enumerate(special)}
-    return Qwen2TokenizerFast(
-        vocab=vocab, merges=[], eos_token="<|im_end|>", additional_special_tokens=special[:2], chat_template=CHAT
-    )
-
-
 def tiny_flux1(seed: int = 0, guidance_embeds: bool = True) -> FluxPipeline:
     """A FLUX.1 pipeline with random weights: one double-stream block, two single-stream blocks."""
     torch.manual_seed(seed)
-    tokenizer = tiny_tokenizer()
+    tokenizer = clip_tokenizer(MAX_TOKENS)
     text_encoder_2, tokenizer_2 = tiny_t5(width=24)
     transformer = FluxTransformer2DModel(
         in_channels=16,
@@ -91,7 +75,7 @@ def tiny_flux1(seed: int = 0, guidance_embeds: bool = True) -> FluxPipeline:
 def tiny_flux2(seed: int = 0, is_distilled: bool = False) -> Flux2KleinPipeline:
     """A FLUX.2 [klein] pipeline with random weights, 28 thin Qwen3 layers and a batch norm with statistics."""
     torch.manual_seed(seed)
-    tokenizer = tiny_qwen_tokenizer()
+    tokenizer = qwen_tokenizer()
     text = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=8,

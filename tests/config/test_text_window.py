@@ -12,7 +12,8 @@ from rtdmd.common.errors import UserError
 from rtdmd.config import Params, load_params, preset
 from rtdmd.config.render import params_text
 from rtdmd.config.text_window import check_prompt, windows
-from tests.tiny import MAX_TOKENS, WORDS
+from rtdmd.rehearse.tokenizers import WORDS
+from tests.tiny import MAX_TOKENS
 
 REPOSITORY = Path(__file__).parents[2]
 
