@@ -120,6 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_verify(commands)
     _add_rewards(commands)
     _add_plan(commands)
+    _add_rehearse(commands)
     _add_methods(commands)
     _add_hub(commands)
     _add_reproduce(commands)
@@ -269,6 +270,13 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     bench.add_arguments(commands.add_parser("bench", help="a training update's time over that of its models' passes"))
     for name in ("plan", "bench"):
         commands.choices[name].set_defaults(action=_command)
+
+
+def _add_rehearse(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from rtdmd.commands import rehearse
+
+    rehearse.add_arguments(commands.add_parser("rehearse", help="the whole run with stand-ins for what it downloads"))
+    commands.choices["rehearse"].set_defaults(action=_command)
 
 
 def _add_methods(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
