@@ -126,3 +126,19 @@ TEACHERS: dict[str, dict[str, Config]] = {
         "text_encoder": _QWEN3 | {"hidden_size": 4096, "intermediate_size": 12288, "tie_word_embeddings": False},
     },
 }
+
+_SHIFTED: Config = {
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+}
+SCHEDULERS: dict[str, Config] = {
+    "sd3": {"num_train_timesteps": 1000, "shift": 3.0},
+    "flux1": _SHIFTED,
+    "flux2": _SHIFTED | {"time_shift_type": "exponential"},
+}
+"""What decides the levels in the published scheduler_config.json (a FlowMatchEulerDiscreteScheduler's), by family."""

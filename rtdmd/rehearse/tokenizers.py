@@ -113,7 +113,7 @@ def write_t5(folder: Path, words: Sequence[str]) -> int:
     marks = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     _write_texts(folder, {"special_tokens_map.json": marks})
     _edit_text(folder / "tokenizer_config.json", model_max_length=512)
-    model = sentencepiece_model_pb2.ModelProto()
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     for piece, score in _t5_pieces(words):
         model.pieces.add(piece=piece, score=score)
     (folder / "spiece.model").write_bytes(model.SerializeToString(deterministic=True))

@@ -18,7 +18,7 @@ from rtdmd.backbones.flux2 import Flux2
 from rtdmd.backbones.sd3 import SD3Backbone
 from rtdmd.common.torch_setup import quiet_imports
 from rtdmd.config import preset
-from rtdmd.plan.published import TEACHERS
+from rtdmd.plan.published import SCHEDULERS, TEACHERS
 
 with quiet_imports():
     from diffusers import (
@@ -36,18 +36,6 @@ PRESETS = ("sd3m", "sd35m", "flux1-dev", "flux2-klein-4b", "flux2-klein-9b")
 CONFIGS: dict[str, dict[str, Any]] = {  # without the class, which KINDS names
     name: {key: value for key, value in TEACHERS[preset(name).model.teacher]["transformer"].items() if key[0] != "_"}
     for name in PRESETS
-}
-SCHEDULERS: dict[str, dict[str, Any]] = {
-    "sd3": {"num_train_timesteps": 1000, "shift": 3.0},
-    "flux": {
-        "num_train_timesteps": 1000,
-        "shift": 3.0,
-        "use_dynamic_shifting": True,
-        "base_image_seq_len": 256,
-        "max_image_seq_len": 4096,
-        "base_shift": 0.5,
-        "max_shift": 1.15,
-    },
 }
 TEXT: dict[str, dict[str, tuple[int, ...]]] = {  # conditioning of one prompt at the preset's max_sequence_length
     "sd3m": {"encoder_hidden_states": (77 + 128, 4096), "pooled_projections": (2048,)},
@@ -67,7 +55,6 @@ class Kind:
     parts: tuple[str, ...]
     backbone: Any
     patch: int
-    scheduler: str
 
 
 STABLE = Kind(
@@ -76,16 +63,14 @@ STABLE = Kind(
     ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3"),
     SD3Backbone,
     2,
-    "sd3",
 )
-KLEIN = Kind(Flux2Transformer2DModel, Flux2KleinPipeline, ("vae", "text_encoder", "tokenizer"), Flux2, 2, "flux")
+KLEIN = Kind(Flux2Transformer2DModel, Flux2KleinPipeline, ("vae", "text_encoder", "tokenizer"), Flux2, 2)
 DEV = Kind(
     FluxTransformer2DModel,
     FluxPipeline,
     ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
     Flux1,
     2,
-    "flux",
 )
 KINDS = {"sd3m": STABLE, "sd35m": STABLE, "flux1-dev": DEV, "flux2-klein-4b": KLEIN, "flux2-klein-9b": KLEIN}
 
@@ -100,7 +85,7 @@ def transformer(name: str) -> nn.Module:
 def backbone(name: str, resolution: int) -> Any:
     """Our backbone on that transformer, with the published scheduler and no other part."""
     kind = KINDS[name]
-    scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULERS[kind.scheduler])
+    scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULERS[kind.backbone.family])
     pipeline = kind.pipeline(transformer=transformer(name), scheduler=scheduler, **dict.fromkeys(kind.parts))
     return kind.backbone(pipeline, resolution // VAE_FACTOR, 512)
 
