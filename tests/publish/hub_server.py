@@ -1,5 +1,5 @@
-"""A small Hub on loopback, for the unmodified client of huggingface_hub: repositories with branches, tags and commits,
-LFS storage behind signed addresses, and faults on order.
+"""The rehearsal's Hub on loopback (rtdmd/rehearse/hub.py) with what an upload needs (branches, tags, commits), and with
+faults on order.
 
     with HubServer(token="hf_...") as hub:
         hub.inject(Fault("commit", "cut after"), Fault("lfs put", "503", times=2))
@@ -20,49 +20,31 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
+from rtdmd.rehearse.hub import API, REPO, SIGNATURE, Answer, Handler, Hub, Refusal, Routes, json_answer, refused
+from rtdmd.rehearse.hub import route as reading
 from tests.publish.hub_store import Blob, Fault, Repo, flip, git_oid
 
 REGULAR_LIMIT = 20_000  # bytes; larger files and all safetensors go by LFS
-SIGNATURE = "X-Amz-Signature=5e1f3a77c0ffee"
 XET_TOKEN = "of-the-chunk-store"
 
 
-class HubServer:
+class HubServer(Hub):
     """The server, its storage and its log. ``tokens``: token -> may it write. Large files lie at another origin
     (``store``), as the Hub's do, where the token has no business."""
 
+    repos: dict[str, Repo]
+
     def __init__(self, token: str) -> None:
-        self.tokens = {token: True}
-        self.repos: dict[str, Repo] = {}
-        self.objects: dict[str, bytes] = {}  # LFS: SHA-256 -> bytes
+        super().__init__(token, UploadHandler)
         self.xorbs: dict[str, list[bytes]] = {}  # Xet: path -> its chunks
         self.faults: list[Fault] = []
         self.requests: Counter[str] = Counter()  # by route
         self.received: Counter[str] = Counter()  # LFS objects stored, by SHA-256
-        self.lock = threading.RLock()
-        self.hanging, self.released = threading.Event(), threading.Event()
-        handler = type("BoundHandler", (Handler,), {"hub": self})
-        self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), handler) for _ in range(2)]
-        self.url, self.store = (f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers)
-        self._threads = [
-            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-            for server in self._servers
-        ]
-
-    def __enter__(self) -> HubServer:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for server, thread in zip(self._servers, self._threads, strict=True):
-            server.shutdown()
-            server.server_close()
-            thread.join()
+        self.hanging = threading.Event()
+        self.released = threading.Event()
 
     def inject(self, *faults: Fault) -> None:
         self.faults += faults
@@ -80,9 +62,6 @@ class HubServer:
         found = self.repos[repo]
         _, _, files = found.commits[found.resolve(revision) or ""]
         return {path: self.bytes_of(blob) for path, blob in files.items()}
-
-    def bytes_of(self, blob: Blob) -> bytes:
-        return blob.data if blob.data is not None else self.objects[blob.lfs or ""]
 
     def assemble(self, oid: str) -> bytes | None:
         """The bytes of an object whose chunks came by Xet: the run of chunks that has its SHA-256."""
@@ -109,88 +88,30 @@ class HubServer:
         return None
 
 
-class Refusal(Exception):
-    """An answer that is an error."""
-
-    def __init__(self, status: int, message: str, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code = status, code
+route = Routes(reading)
 
 
-Answer = tuple[int, dict[str, str], bytes]
-ROUTES: list[tuple[str, str, re.Pattern[str], str]] = []
-
-
-def route(name: str, methods: str, pattern: str) -> Callable[[Callable[..., Answer]], Callable[..., Answer]]:
-    """Register a method of Handler for a path."""
-
-    def register(function: Callable[..., Answer]) -> Callable[..., Answer]:
-        for method in methods.split():
-            ROUTES.append((name, method, re.compile(pattern), function.__name__))
-        return function
-
-    return register
-
-
-def json_answer(value: Any, status: int = 200) -> Answer:
-    return status, {"Content-Type": "application/json"}, json.dumps(value).encode()
-
-
-REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
-
-
-class Handler(BaseHTTPRequestHandler):
-    """One request: find the route, let a fault happen or answer."""
+class UploadHandler(Handler):
+    """One request: let a fault happen or answer."""
 
     hub: HubServer
-    protocol_version = "HTTP/1.1"
+    routes = route
 
-    def do_GET(self) -> None:
-        self._serve()
+    def do_POST(self) -> None:
+        self.do_GET()
 
-    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
+    do_PUT = do_DELETE = do_POST
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
+    def reply(self, name: str, function: Callable[..., Answer], match: re.Match[str]) -> None:
+        fault = self.hub.fault_at(name)
+        if fault is not None:
+            self._faulty(fault, function, match)
+        else:
+            super().reply(name, function, match)
 
-    def _serve(self) -> None:
-        path = urlsplit(self.path).path
-        for name, method, pattern, function in ROUTES:
-            match = pattern.fullmatch(path) if method == self.command else None
-            if match is not None:
-                fault = self.hub.fault_at(name)
-                return self._faulty(fault, getattr(self, function), match) if fault else self._answer(function, match)
-        return self._send(self._refusal(Refusal(404, f"no route for {self.command} {path}")))
-
-    def _answer(self, function: str, match: re.Match[str]) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self._send(self._carry_out(getattr(self, function), match, body))
-
-    def _carry_out(self, function: Callable[..., Answer], match: re.Match[str], body: bytes) -> Answer:
-        try:
-            with self.hub.lock:
-                return function(body, **match.groupdict())
-        except Refusal as refusal:
-            return self._refusal(refusal)
-
-    def _refusal(self, refusal: Refusal) -> Answer:
-        status, headers, body = json_answer({"error": str(refusal)}, refusal.status)
-        return (
-            status,
-            headers | {"X-Error-Message": str(refusal)} | ({"X-Error-Code": refusal.code} if refusal.code else {}),
-            body,
-        )
-
-    def _send(self, answer: Answer, half: bool = False) -> None:
-        status, headers, body = answer
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body[: len(body) // 2] if half else body)
-        if half:
-            self._cut()
+    def _send_half(self, answer: Answer) -> None:
+        self.send((answer[0], {"Content-Length": str(len(answer[2]))} | answer[1], answer[2][: len(answer[2]) // 2]))
+        self._cut()
 
     def _cut(self) -> None:
         self.close_connection = True
@@ -208,7 +129,7 @@ class Handler(BaseHTTPRequestHandler):
             return self._cut()
         body = self.rfile.read(size)
         if fault.kind == "cut after":
-            self._carry_out(function, match, body)
+            self.carry_out(function, match, body)
             return self._cut()
         if fault.kind == "moved":
             repo = self.hub.repos[match["repo"]]
@@ -219,49 +140,37 @@ class Handler(BaseHTTPRequestHandler):
         if fault.kind in ("cut half", "wrong bytes", "moved"):
             if fault.kind == "wrong bytes" and body:
                 body = flip(body)
-            answer = self._carry_out(function, match, body)
+            answer = self.carry_out(function, match, body)
             if fault.kind == "wrong bytes" and answer[2]:
                 answer = (answer[0], answer[1], flip(answer[2]))
-            return self._send(answer, half=fault.kind == "cut half")
+            return self._send_half(answer) if fault.kind == "cut half" else self.send(answer)
         if fault.kind == "rots":
-            answer = self._carry_out(function, match, body)
+            answer = self.carry_out(function, match, body)
             self.hub.objects[match["oid"]] = flip(body)
-            return self._send(answer)
+            return self.send(answer)
         if fault.kind == "html":
-            return self._send((502, {"Content-Type": "text/html"}, b"<html>bad gateway</html>"))
+            return self.send((502, {"Content-Type": "text/html"}, b"<html>bad gateway</html>"))
         if fault.kind == "echo":
-            return self._send(self._refusal(Refusal(500, f"cannot do this for {self.headers.get('Authorization')}")))
-        answer = self._refusal(Refusal(int(fault.kind), "ordered by the test"))
+            return self.send(refused(Refusal(500, f"cannot do this for {self.headers.get('Authorization')}")))
+        answer = refused(Refusal(int(fault.kind), "ordered by the test"))
         extra = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
-        return self._send((answer[0], answer[1] | extra, answer[2]))
+        return self.send((answer[0], answer[1] | extra, answer[2]))
 
     # who asks, and for what
 
-    def _allowed(self, write: bool = False) -> None:
+    def repository(self, repo: str, write: bool = False) -> Repo:
+        """Every request needs the token here, one that changes something a token that may write."""
+        self._allowed(write)
+        found = super().repository(repo)
+        assert isinstance(found, Repo)
+        return found
+
+    def _allowed(self, write: bool) -> None:
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token not in self.hub.tokens:
             raise Refusal(401, "Invalid credentials in Authorization header")
         if write and not self.hub.tokens[token]:
             raise Refusal(403, "the token is read-only")
-
-    def _signed(self) -> None:
-        if SIGNATURE not in self.path:
-            raise Refusal(403, "SignatureDoesNotMatch")
-        if "Authorization" in self.headers:
-            raise Refusal(403, "the token has no business at the object store")
-
-    def _repo(self, repo: str, write: bool = False) -> Repo:
-        self._allowed(write)
-        if repo not in self.hub.repos:
-            raise Refusal(404, "Repository not found", "RepoNotFound")
-        return self.hub.repos[repo]
-
-    def _files_at(self, repo: str, revision: str) -> tuple[str, dict[str, Blob]]:
-        found = self._repo(repo)
-        oid = found.resolve(revision)
-        if oid is None:
-            raise Refusal(404, "Invalid rev id", "RevisionNotFound")
-        return oid, found.commits[oid][2]
 
     # routes
 
@@ -283,15 +192,9 @@ class Handler(BaseHTTPRequestHandler):
         errors = [] if content.startswith("---\n") else [{"message": "no metadata"}]
         return json_answer({"errors": errors, "warnings": []}, 400 if errors else 200)
 
-    @route("info", "GET", f"/api/models/{REPO}(/revision/(?P<revision>[^/]+))?")
-    def info(self, _: bytes, repo: str, revision: str | None) -> Answer:
-        oid, files = self._files_at(repo, revision or "main")
-        siblings = [{"rfilename": path} for path in sorted(files)]
-        return json_answer({"id": repo, "sha": oid, "private": self.hub.repos[repo].private, "siblings": siblings})
-
-    @route("refs", "GET", f"/api/models/{REPO}/refs")
+    @route("refs", "GET", f"{API}/refs")
     def refs(self, _: bytes, repo: str) -> Answer:
-        found = self._repo(repo)
+        found = self.repository(repo)
 
         def listed(kind: str, names: dict[str, str]) -> list[dict[str, str]]:
             return [{"name": n, "ref": f"refs/{kind}/{n}", "targetCommit": oid} for n, oid in names.items()]
@@ -300,42 +203,33 @@ class Handler(BaseHTTPRequestHandler):
             {"branches": listed("heads", found.branches), "converts": [], "tags": listed("tags", found.tags)}
         )
 
-    @route("branch", "POST", f"/api/models/{REPO}/branch/(?P<name>[^/]+)")
+    @route("branch", "POST", f"{API}/branch/(?P<name>[^/]+)")
     def branch(self, body: bytes, repo: str, name: str) -> Answer:
-        found = self._repo(repo, write=True)
+        found = self.repository(repo, write=True)
         if unquote(name) in found.branches:
             raise Refusal(409, "Reference already exists")
-        oid, _ = self._files_at(repo, json.loads(body).get("startingPoint", "main"))
+        oid, _ = self.files_at(repo, json.loads(body).get("startingPoint", "main"))
         found.branches[unquote(name)] = oid
         return json_answer({})
 
-    @route("end branch", "DELETE", f"/api/models/{REPO}/branch/(?P<name>[^/]+)")
+    @route("end branch", "DELETE", f"{API}/branch/(?P<name>[^/]+)")
     def end_branch(self, _: bytes, repo: str, name: str) -> Answer:
-        if self._repo(repo, write=True).branches.pop(unquote(name), None) is None:
+        if self.repository(repo, write=True).branches.pop(unquote(name), None) is None:
             raise Refusal(404, "Reference not found", "RevisionNotFound")
         return json_answer({})
 
-    @route("tag", "POST", f"/api/models/{REPO}/tag/(?P<revision>[^/]+)")
+    @route("tag", "POST", f"{API}/tag/(?P<revision>[^/]+)")
     def tag(self, body: bytes, repo: str, revision: str) -> Answer:
-        found, name = self._repo(repo, write=True), json.loads(body)["tag"]
+        found, name = self.repository(repo, write=True), json.loads(body)["tag"]
         if name in found.tags:
             raise Refusal(409, "Tag reference exists already")
-        found.tags[name] = self._files_at(repo, revision)[0]
+        found.tags[name] = self.files_at(repo, revision)[0]
         return json_answer({})
 
-    @route("tree", "GET", f"/api/models/{REPO}/tree/(?P<revision>[^/]+)")
-    def tree(self, _: bytes, repo: str, revision: str) -> Answer:
-        return json_answer([self._entry(path, blob) for path, blob in self._files_at(repo, revision)[1].items()])
-
-    def _entry(self, path: str, blob: Blob) -> dict[str, Any]:
-        size = len(self.hub.bytes_of(blob))
-        lfs = {} if blob.lfs is None else {"lfs": {"oid": blob.lfs, "size": size, "pointerSize": 130}}
-        return {"type": "file", "path": path, "size": size, "oid": git_oid(blob), **lfs}
-
-    @route("preupload", "POST", f"/api/models/{REPO}/preupload/(?P<revision>[^/]+)")
+    @route("preupload", "POST", f"{API}/preupload/(?P<revision>[^/]+)")
     def preupload(self, body: bytes, repo: str, revision: str) -> Answer:
-        self._repo(repo, write=True)
-        _, there = self._files_at(repo, revision)
+        self.repository(repo, write=True)
+        _, there = self.files_at(repo, revision)
         files = []
         for file in json.loads(body)["files"]:
             path, blob = file["path"], there.get(file["path"])
@@ -346,7 +240,7 @@ class Handler(BaseHTTPRequestHandler):
 
     @route("lfs batch", "POST", f"/{REPO}.git/info/lfs/objects/batch")
     def lfs_batch(self, body: bytes, repo: str) -> Answer:
-        self._repo(repo, write=True)
+        self.repository(repo, write=True)
         objects = []
         for wanted in json.loads(body)["objects"]:
             oid, found = wanted["oid"], {"oid": wanted["oid"], "size": wanted["size"]}
@@ -358,7 +252,7 @@ class Handler(BaseHTTPRequestHandler):
 
     @route("lfs put", "PUT", "/lfs/(?P<oid>[0-9a-f]{64})")
     def lfs_put(self, body: bytes, oid: str) -> Answer:
-        self._signed()
+        self.signed()
         if hashlib.sha256(body).hexdigest() != oid:
             raise Refusal(400, "BadDigest")
         self.hub.objects[oid] = body
@@ -367,7 +261,7 @@ class Handler(BaseHTTPRequestHandler):
 
     @route("lfs verify", "POST", f"/api/lfs/verify/{REPO}")
     def lfs_verify(self, body: bytes, repo: str) -> Answer:
-        self._repo(repo, write=True)
+        self.repository(repo, write=True)
         asked = json.loads(body)
         data = self.hub.objects.get(asked["oid"])
         if data is None or len(data) != asked["size"]:
@@ -375,15 +269,15 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(400, "the object is not what was announced")
         return json_answer({})
 
-    @route("paths", "POST", f"/api/models/{REPO}/paths-info/(?P<revision>[^/]+)")
+    @route("paths", "POST", f"{API}/paths-info/(?P<revision>[^/]+)")
     def paths(self, body: bytes, repo: str, revision: str) -> Answer:
-        _, files = self._files_at(repo, revision)
+        _, files = self.files_at(repo, revision)
         wanted = parse_qs(body.decode())["paths"]
-        return json_answer([self._entry(path, files[path]) for path in wanted if path in files])
+        return json_answer([self.entry(path, files[path]) for path in wanted if path in files])
 
-    @route("xet token", "GET", f"/api/models/{REPO}/xet-write-token/(?P<revision>[^/]+)")
+    @route("xet token", "GET", f"{API}/xet-write-token/(?P<revision>[^/]+)")
     def xet_token(self, _: bytes, repo: str, revision: str) -> Answer:
-        self._repo(repo, write=True)
+        self.repository(repo, write=True)
         expires = int(time.time()) + 3600
         return json_answer({"casUrl": self.hub.store, "exp": expires, "accessToken": XET_TOKEN})
 
@@ -421,9 +315,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {XET_TOKEN}":
             raise Refusal(401, "not the token of the chunk store")
 
-    @route("commit", "POST", f"/api/models/{REPO}/commit/(?P<revision>[^/]+)")
+    @route("commit", "POST", f"{API}/commit/(?P<revision>[^/]+)")
     def commit(self, body: bytes, repo: str, revision: str) -> Answer:
-        found, branch = self._repo(repo, write=True), unquote(revision)
+        found, branch = self.repository(repo, write=True), unquote(revision)
         lines = [json.loads(line) for line in body.splitlines()]
         header = next(line["value"] for line in lines if line["key"] == "header")
         parent = found.branches.get(branch)
@@ -450,26 +344,3 @@ class Handler(BaseHTTPRequestHandler):
             files[value["path"]] = Blob(lfs=value["oid"])
         elif key == "deletedFile" and files.pop(value["path"], None) is None:
             raise Refusal(404, "A file with this name doesn't exist", "EntryNotFound")
-
-    @route("resolve", "HEAD GET", f"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
-    def resolve(self, _: bytes, repo: str, revision: str, path: str) -> Answer:
-        oid, files = self._files_at(repo, revision)
-        blob = files.get(unquote(path))
-        if blob is None:
-            raise Refusal(404, "Entry not found", "EntryNotFound")
-        data, headers = self.hub.bytes_of(blob), {"X-Repo-Commit": oid}
-        if blob.lfs is None:
-            return 200, headers | {"ETag": f'"{git_oid(blob)}"'}, data
-        linked = {"X-Linked-Etag": f'"{blob.lfs}"', "X-Linked-Size": str(len(data))}
-        return 302, headers | linked | {"Location": f"{self.hub.store}/cdn/{blob.lfs}?{SIGNATURE}"}, b""
-
-    @route("download", "GET", "/cdn/(?P<oid>[0-9a-f]{64})")
-    def download(self, _: bytes, oid: str) -> Answer:
-        self._signed()
-        data = self.hub.objects[oid]
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        if asked is None:
-            return 200, {"ETag": f'"{oid}"'}, data
-        start = int(asked[1])
-        span = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        return 206, {"ETag": f'"{oid}"', "Content-Range": span}, data[start:]

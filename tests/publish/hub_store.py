@@ -1,11 +1,13 @@
-"""What the loopback Hub stores (repositories, commits, files), and the faults that it may be told to have."""
+"""The repositories of the tests' Hub, which take commits, and the faults that it may be told to have."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
-from urllib.parse import unquote
+from dataclasses import dataclass
+
+from rtdmd.rehearse.hub_store import Blob, git_oid
+from rtdmd.rehearse.hub_store import Repo as Readable
 
 
 @dataclass
@@ -32,35 +34,14 @@ class Fault:
     happened: int = 0
 
 
-@dataclass(frozen=True)
-class Blob:
-    """A file in a commit: its bytes, or the LFS object it points to."""
-
-    data: bytes | None = None
-    lfs: str | None = None  # SHA-256
-
-
-@dataclass
-class Repo:
-    """A repository: commits by hash (message, parent, files), branches and tags."""
-
-    private: bool
-    commits: dict[str, tuple[str, str | None, dict[str, Blob]]] = field(default_factory=dict)
-    branches: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
+class Repo(Readable):
+    """A repository that takes commits."""
 
     def commit(self, message: str, parent: str | None, files: dict[str, Blob]) -> str:
         text = json.dumps([message, parent, sorted((path, git_oid(blob)) for path, blob in files.items())])
         oid = hashlib.sha1(f"{len(self.commits)} {text}".encode()).hexdigest()
         self.commits[oid] = (message, parent, files)
         return oid
-
-    def resolve(self, revision: str) -> str | None:
-        """The commit of a branch, tag or commit hash."""
-        revision = unquote(revision)
-        return (
-            self.branches.get(revision) or self.tags.get(revision) or (revision if revision in self.commits else None)
-        )
 
     def history(self, revision: str) -> list[str]:
         """Messages of a branch's commits, last first."""
@@ -69,12 +50,6 @@ class Repo:
             message, oid, _ = self.commits[oid]
             found.append(message)
         return found
-
-
-def git_oid(blob: Blob) -> str:
-    """Git's hash of a file's bytes (of the pointer, for LFS)."""
-    data = blob.data if blob.data is not None else f"version lfs\noid sha256:{blob.lfs}\n".encode()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def flip(data: bytes) -> bytes:
