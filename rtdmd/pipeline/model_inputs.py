@@ -15,9 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from rtdmd.backbones import require_student
-from rtdmd.backbones.hub import fetch_base
-from rtdmd.backbones.sizes import folder_configs, require_suites, suite_sizes
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import json_text, lock_file, write_atomic
 from rtdmd.common.hub import etag
@@ -122,6 +119,9 @@ def check_local(root: Path, params: Params, to_come: bool = False) -> None:
     """UserError where a file of any local model that params.yaml names is missing or damaged, as far as its header
     tells, where the student's base does not fit the teacher's, or where the teacher cannot draw at a suite's
     resolution: what another stage would find hours from now. to_come: as in `set_links`."""
+    from rtdmd.backbones import require_student
+    from rtdmd.backbones.sizes import folder_configs, require_suites, suite_sizes
+
     for model in model_inputs(params):
         if model.revision is None and not (to_come and _is_to_come(root, model)):
             folder = _local(root, model)
@@ -220,6 +220,8 @@ def hash_models(root: Path, params: Params, group: str) -> dict[str, str]:
 
 def _fetched(model: ModelInput, params: Params) -> Path:
     if model.reward is None:
+        from rtdmd.backbones.hub import fetch_base
+
         base = params.model if model.group == "teacher" else params.model.of_student()
         return fetch_base(base, text=True, vae=True)
     return fetch_scorer(model.reward, model.place.partition(".")[2])

@@ -7,8 +7,6 @@ import html
 import json
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import yaml
@@ -81,10 +79,3 @@ def test_the_report_holds_every_picture_page_and_table(finished: Path, tmp_path:
     shown = {path for path in shown if Path(path).suffix in (".html", ".png", ".csv")}
     assert len(shown) > 8
     assert [path for path in sorted(shown) if json.dumps(path) not in text] == []
-
-
-def test_snakefiles_are_formatted() -> None:
-    files = ["Snakefile", *map(str, sorted(Path("workflow/rules").glob("*.smk")))]
-    command = [sys.executable, "-m", "snakefmt", "--check", *files]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
