@@ -18,13 +18,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from rtdmd.common.files import write_json
+from rtdmd.config import load_params
 from rtdmd.pipeline.dvc_yaml import StageEntry, covers, read_pipeline
+from rtdmd.plan.needs import FOLDER, plan_key
 
 SECTIONS: dict[str, Any] = {
     "run.seed": 7,
@@ -286,14 +291,39 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copytree(source, target) if source.is_dir() else shutil.copy2(source, target)
 
 
+def parse_once() -> None:
+    """DVC parses params.yaml, dvc.yaml and dvc.lock thirty times in a row of the matrix, a tenth of a second each: here
+    once for each text."""
+    from dvc.utils import strictyaml
+    from dvc.utils.serialize import _yaml
+
+    parse = cache(_yaml.parse_yaml)
+
+    def parsed(text: str, path: str, typ: str = "safe") -> Any:
+        return deepcopy(parse(text, path, typ))
+
+    _yaml.parse_yaml = strictyaml.parse_yaml = parsed
+
+
+def keep_plan(stages: list[str]) -> None:
+    """A kept plan for the params of this folder: a dry run lists what jobs need, and a real plan takes seconds
+    (tests/plan makes those)."""
+    need = {"mem_mb": 1000, "runtime": 5, "gpu": 0}
+    path = Path(FOLDER) / f"{plan_key(load_params(), Path())}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, dict.fromkeys(stages, need))
+
+
 def rows(root: Path) -> Iterator[dict[str, Any]]:
     """What has to run after each change, by dvc.yaml and by either engine."""
     os.chdir(root)
     pipeline = read_pipeline(Path("."))
+    parse_once()
     for change in CHANGES:
         with undone(Path("."), Path(".rtdmd/kept")):
             expected = sorted(change.expected(pipeline))
             change.make(Path("."))
+            keep_plan(list(pipeline))
             row = {"change": change.title, "dvc": dvc_would_run(), "snakemake": snakemake_would_run(list(pipeline))}
         yield row | {"expected": expected}
 
