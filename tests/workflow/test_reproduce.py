@@ -1,4 +1,4 @@
-"""`rtdmd reproduce`: the same bytes from a fresh clone, and what it says when they are others."""
+"""`rtdmd reproduce`: what it says when the bytes are others. That those of a whole run are the same is `make smoke`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
 
 from rtdmd.cli import main
-from tests.workflow.checkout import WHO, clone, commit, git, run
+from tests.workflow.checkout import WHO, commit, git, run
 
 PIPELINE = """
 stages:
@@ -112,16 +111,3 @@ def test_a_shallow_clone_is_refused_and_a_folder_of_a_bigger_repository_is_found
     monkeypatch.chdir(bigger / "inside")
     assert main(["reproduce"]) == 0
     assert "3 of 3 outputs have the recorded bytes" in capfd.readouterr().out
-
-
-def test_the_smoke_run_has_the_same_bytes_and_both_engines_agree(finished: Path, tmp_path: Path) -> None:
-    """Snakemake made the recorded results; DVC makes them again in a fresh clone, where Snakemake never ran."""
-    source, folder = clone(finished, tmp_path / "source"), tmp_path / "again"
-    said = run(source, "rtdmd", "reproduce", "--into", str(folder))
-    locks = [yaml.safe_load((root / "dvc.lock").read_text())["stages"] for root in (finished, folder)]
-    outputs = [path["path"] for stage in locks[0].values() for path in stage["outs"]]
-    assert locks[0] == locks[1]
-    assert f"{len(outputs)} of {len(outputs)} outputs have the recorded bytes" in said
-    assert said.count("| yes") == len(outputs)
-    assert "Nothing to be done" in run(folder, "snakemake", "--dry-run", "--cores", "1")
-    assert "up to date" in run(folder, "dvc", "status")
