@@ -27,11 +27,13 @@ export PATH := $(BIN):$(PATH)
 help:
 	@sed -n 's/^#  //p' Makefile
 
-# pip compiles what it installs, a minute once: without that, where Python may not keep its byte code (PYTHONDONTWRITEBYTECODE, a
-# folder that is not ours), every start of Snakemake compiles for two seconds, of DVC for half a second.
+# What pip installs is compiled, on all cores (pip itself takes one, a minute): without that, where Python may not keep its byte code
+# (PYTHONDONTWRITEBYTECODE, a folder that is not ours), every start of Snakemake compiles for two seconds, of DVC for half a second.
+# Some packages carry files for other versions of Python, which do not compile.
 $(STAMP): requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-compile --requirement requirements.lock
+	"$(BIN)/python" -m compileall -qq --workers 0 .venv/lib || true
 	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -49,10 +51,11 @@ slurm:
 	PATH=$$PATH:/usr/sbin which slurmctld slurmd munged sbatch > /dev/null || \
 	  { apt-get update && apt-get install --yes --no-install-recommends slurmctld slurmd slurm-client munge; }
 
-# The tests' tensors are tiny: a second thread only waits. A file's tests stay together: what they share is made once.
+# The tests' tensors are tiny: a second thread only waits. A file's tests stay together: what they share is made once. The files keep
+# their order, in which those that take long come first (tests/conftest.py).
 test: export OMP_NUM_THREADS ?= 1
 test: $(STAMP)
-	pytest --numprocesses auto --maxprocesses 8 --dist loadscope
+	pytest --numprocesses auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
 lint: $(STAMP) types
 	ruff check .
