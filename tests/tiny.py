@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from rtdmd.common.torch_setup import quiet_imports
+from rtdmd.rehearse.reward_models.clip import text_config, write_towers
 from rtdmd.rehearse.tokenizers import clip_tokenizer, t5_tokenizer
 
 with quiet_imports():
@@ -22,31 +23,12 @@ with quiet_imports():
         StableDiffusion3Pipeline,
     )
     from transformers import (
-        CLIPConfig,
-        CLIPModel,
-        CLIPTextConfig,
         CLIPTextModelWithProjection,
-        CLIPTokenizer,
         T5Config,
         T5EncoderModel,
     )
 
 IMAGE_SIZE, MAX_TOKENS = 36, 12
-
-
-def _text_config(tokenizer: CLIPTokenizer, width: int) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=MAX_TOKENS,
-        projection_dim=width,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
 
 
 def tiny_t5(width: int) -> tuple[T5EncoderModel, Any]:
@@ -92,9 +74,9 @@ def tiny_pipeline(seed: int = 0, t5: bool = False) -> StableDiffusion3Pipeline:
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=vae,
-        text_encoder=CLIPTextModelWithProjection(_text_config(tokenizer, 8)),
+        text_encoder=CLIPTextModelWithProjection(text_config(tokenizer, 8, MAX_TOKENS)),
         tokenizer=tokenizer,
-        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, 12)),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer, 12, MAX_TOKENS)),
         tokenizer_2=tokenizer,
         text_encoder_3=text_encoder_3,
         tokenizer_3=tokenizer_3,
@@ -114,31 +96,4 @@ def edit_json(path: Path, **entries: Any) -> None:
 
 def make_tiny_clip(path: Path | str, seed: int = 0, image_size: int = IMAGE_SIZE) -> Path:
     """Write a tiny random CLIPModel folder (weights, tokenizer, preprocessor config) to ``path``."""
-    torch.manual_seed(seed)
-    tokenizer = clip_tokenizer(MAX_TOKENS)
-    vision = {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": image_size,
-        "patch_size": 12,
-    }
-    config = CLIPConfig(text_config=_text_config(tokenizer, 16).to_dict(), vision_config=vision, projection_dim=8)
-    CLIPModel(config).save_pretrained(path, safe_serialization=True)
-    tokenizer.save_pretrained(path)
-    preprocessor = {
-        "crop_size": {"height": image_size, "width": image_size},
-        "do_center_crop": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_processor_type": "CLIPImageProcessor",
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-        "resample": 3,
-        "rescale_factor": 1 / 255,
-        "size": {"shortest_edge": image_size},
-    }
-    (Path(path) / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n", encoding="utf-8")
-    return Path(path)
+    return write_towers(Path(path), seed, image_size, MAX_TOKENS)

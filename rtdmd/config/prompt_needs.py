@@ -6,7 +6,7 @@ would. A file may hold any metadata and tags, unless it is a .txt, which has a p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from rtdmd.common.errors import UserError
@@ -18,19 +18,27 @@ from rtdmd.rewards.registration import RewardParams
 Sets = Mapping[str, Sequence[SourceParams]]
 
 
+def scored_sets(params: Params, only: str | None = None) -> Iterator[tuple[str, str, Sequence[RewardParams]]]:
+    """Of every list of rewards that scores a set of prompts, of all stages or of the stage ``only``: the setting that
+    has it, the set, the rewards."""
+    if only in (None, "train_rtdmd"):
+        yield "train_rtdmd.rewards", params.train_rtdmd.prompts, params.train_rtdmd.rewards
+    if only in (None, "evaluate"):
+        for suite in params.evaluate.suites:
+            scorers = suite.scorers(params.evaluate.rewards)
+            yield f"evaluate.suites: {suite.name}: rewards", suite.prompts, scorers
+
+
 def check_prompts(params: Params, only: str | None = None) -> None:
     """UserError for a reward or an order that the prompts cannot serve, of all stages or of the stage ``only``."""
-    one, two, judged = params.train_acdmd, params.train_rtdmd, params.evaluate
+    one, two = params.train_acdmd, params.train_rtdmd
     sets = params.prepare_prompts.sets
     if only in (None, "train_acdmd"):
         _check_order("train_acdmd.prompt_order", one.prompt_order, one.prompts, sets)
     if only in (None, "train_rtdmd"):
         _check_order("train_rtdmd.prompt_order", two.prompt_order, two.prompts, sets)
-        _check_rewards("train_rtdmd.rewards", two.rewards, two.prompts, sets)
-    if only in (None, "evaluate"):
-        for suite in judged.suites:
-            key = f"evaluate.suites: {suite.name}: rewards"
-            _check_rewards(key, suite.scorers(judged.rewards), suite.prompts, sets)
+    for key, name, rewards in scored_sets(params, only):
+        _check_rewards(key, rewards, name, sets)
 
 
 def _check_rewards(key: str, rewards: Sequence[RewardParams], name: str, sets: Sets) -> None:

@@ -74,8 +74,15 @@ class Reading:
 Facts = dict[str, Any]
 
 
+Row = dict[str, Any]
+
+
 def _one(_: Any) -> int:
     return 1
+
+
+def _bare(source: Source) -> list[Row]:
+    return [{"prompt": source.prompt}]
 
 
 @dataclass(frozen=True)
@@ -87,12 +94,15 @@ class Registration:
         nothing can be read; faulty prompts go to ``reading.faults``. The same entry and seed give the same prompts.
     provides: rewards whose metadata every prompt of it carries.
     tags: how many tags the prompts of an entry have, for `rtdmd plan`.
+    published: for `rtdmd rehearse`, of a source that is a file: the rows of the published file about a prompt that is
+        made up, with its GenEval record as metadata (`rtdmd.prompts.generate`).
     """
 
     settings: type[SourceParams]
     read: Callable[[Any, Reading], tuple[list[Source], Facts]]
     provides: tuple[str, ...] = ()
     tags: Callable[[Any], int] = _one
+    published: Callable[[Source], list[Row]] = _bare
 
     @property
     def sets_tags(self) -> bool:

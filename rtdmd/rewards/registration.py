@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -33,10 +33,15 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Source:
-    """Of a key that names a folder or a Hub repository: the key of its commit, and what is fetched of a repository."""
+    """Of a key that names a folder or a Hub repository: the key of its commit, and what is fetched of a repository.
+
+    stand_in: for `rtdmd rehearse` and the tests. Fills a folder with a tiny random model under the names of files and
+        tensors that the published one has. None: rtdmd/rehearse/scorers.py has it.
+    """
 
     pin: str
     files: tuple[str, ...] = WEIGHTS_AND_TEXTS
+    stand_in: Callable[[Path], object] | None = None
 
 
 def commit_of(key: str) -> Any:
@@ -161,12 +166,11 @@ class Registration:
     cost: for `rtdmd plan`. A function gets the entry and the run's root, and makes modules that the plan keeps without
         weights.
     case: the drawn pictures on which the scorer is tried before a run; None: scenes of the embedded world.
-    tiny: for the tests. Writes a tiny random model in the published layout below a folder and returns the entry's other
-        keys ({} where there are none). None: tests/rewards/tiny_scorers.py has it.
+    example: for the tests, the keys of an entry that have no default and name no source.
     """
 
     settings: type[RewardParams]
     load: Callable[[Any, torch.device], Reward]
     cost: Recorded | Callable[[Any, Path], Networks]
     case: Callable[[], Case] | None = None
-    tiny: Callable[[Path], dict[str, Any]] | None = None
+    example: Mapping[str, Any] = field(default_factory=dict)

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from rtdmd.common.torch_setup import quiet_imports
+from rtdmd.rehearse.reward_models.clip import text_config
 from rtdmd.rehearse.tokenizers import clip_tokenizer, qwen_tokenizer
-from tests.tiny import MAX_TOKENS, _text_config, tiny_t5
+from tests.tiny import MAX_TOKENS, tiny_t5
 
 with quiet_imports():
     from diffusers import (
@@ -64,7 +65,7 @@ def tiny_flux1(seed: int = 0, guidance_embeds: bool = True) -> FluxPipeline:
     return FluxPipeline(
         scheduler=flux_scheduler(),
         vae=vae,
-        text_encoder=CLIPTextModel(_text_config(tokenizer, 8)),
+        text_encoder=CLIPTextModel(text_config(tokenizer, 8, MAX_TOKENS)),
         tokenizer=tokenizer,
         text_encoder_2=text_encoder_2,
         tokenizer_2=tokenizer_2,

@@ -104,7 +104,7 @@ def commit(root: Path, *names: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_jobs(tiny_teacher: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
+def tiny_jobs(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
     """The runs of every table in a folder where nothing has run."""
     root = tmp_path_factory.mktemp("experiments")
     (root / "rtdmd").symlink_to(REPOSITORY / "rtdmd")
@@ -115,7 +115,7 @@ def tiny_jobs(tiny_teacher: Path, tiny_clip: Path, tmp_path_factory: pytest.Temp
     make_tiny_teacher(root / "data" / "student", seed=1)
     scorers = {}
     for name in SCORERS:
-        made = entry(name, root / "data" / name, tiny_clip).model_dump(mode="json")
+        made = entry(name, root / "data" / name).model_dump(mode="json")
         files = {key for field, source in REWARDS[name].settings.sources.items() for key in (field, source.pin)}
         scorers[name] = {key: value for key, value in made.items() if key in files}
     (root / LOCAL).parent.mkdir()

@@ -19,7 +19,6 @@ from rtdmd.rewards.protocol import Reward
 from rtdmd.rewards.registry import NAMES, load_reward
 from tests.rewards.reward_checks import derivatives
 from tests.rewards.tiny_scorers import entry
-from tests.tiny import make_tiny_clip
 
 STEPS = (2e-3, 1e-3)
 
@@ -44,9 +43,8 @@ def main() -> None:
     torch.set_num_threads(1)
     print("| scorer | images/s | pictures | gradient |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        clip = make_tiny_clip(Path(folder) / "clip")
         for name in NAMES:
-            reward = load_reward(entry(name, Path(folder) / name, clip))
+            reward = load_reward(entry(name, Path(folder) / name))
             height, width = case_of(name).pictures.shape[-2:]
             errors = ", ".join(f"{error:.0e}" for error in gradient_errors(reward)) if reward.differentiable else ""
             print(f"| {name} | {images_a_second(reward):.0f} | {width}x{height} | {errors} |", flush=True)

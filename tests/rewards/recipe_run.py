@@ -15,6 +15,7 @@ from rtdmd.cli import main
 from rtdmd.common.files import read_json
 from rtdmd.rewards.registry import REWARDS
 from rtdmd.stages import cache_teacher, evaluate, prepare_prompts, report
+from tests.rewards.tiny_scorers import entry
 from tests.tiny import make_tiny_clip, make_tiny_teacher
 from tests.workspace import make_workspace
 
@@ -30,11 +31,9 @@ def run(name: str) -> None:
         root.mkdir()
         teacher = make_tiny_teacher(Path(folder) / "teacher")
         clip = make_tiny_clip(Path(folder) / "clip")
-        tiny = REWARDS[name].tiny
-        assert tiny is not None
-        entry = {"name": name} | tiny(Path(folder) / "scorer")
+        made = entry(name, Path(folder) / "scorer").model_dump(mode="json", exclude_none=True)
         world = {"name": "world_verifier", "soft_weight": 0.5}
-        rewards = {"train_rtdmd": {"rewards": [entry, world]}, "evaluate": {"rewards": [entry, world]}}
+        rewards = {"train_rtdmd": {"rewards": [made, world]}, "evaluate": {"rewards": [made, world]}}
         make_workspace(root, teacher, clip, rewards)
         for stage in (prepare_prompts, cache_teacher, evaluate, report):
             stage.run(root)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,17 +22,16 @@ def pictures(height: int = 36, width: int | None = None) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(1))
 
 
+def waves(height: int, width: int, shift: int = 0) -> Tensor:
+    """A picture (3, H, W) of 8-bit values in [0, 1] with detail at several scales."""
+    y, x = torch.meshgrid(torch.arange(height) / height, torch.arange(width) / width, indexing="ij")
+    planes = [torch.sin((5 + c + shift) * x + (9 - 2 * c) * y * (1 + x) + c + shift) for c in range(3)]
+    return ((torch.stack(planes) * 0.5 + 0.5) * 255).round() / 255
+
+
 def as_pil(images: Tensor) -> list[Image.Image]:
     """Images (B, 3, H, W) in [0, 1], rounded to bytes."""
     return [Image.fromarray(one) for one in (images * 255).round().byte().permute(0, 2, 3, 1).numpy()]
-
-
-def set_activation(folder: Path, name: str) -> None:
-    """Write another hidden_act into a CLIP folder's config."""
-    config = json.loads((folder / "config.json").read_text())
-    for part in ("text_config", "vision_config"):
-        config[part]["hidden_act"] = name
-    (folder / "config.json").write_text(json.dumps(config))
 
 
 def derivatives(reward: Reward, size: int, step: float) -> tuple[float, float]:

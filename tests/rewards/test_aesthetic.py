@@ -10,10 +10,10 @@ from transformers import CLIPModel
 
 from rtdmd.common.errors import UserError
 from rtdmd.config import reward_params
+from rtdmd.rehearse.reward_models.aesthetic import LAION, Predictor, write_predictor
 from rtdmd.rewards.protocol import Reward
 from rtdmd.rewards.registry import load_reward
 from tests.rewards.reward_checks import MEAN, NONE, PROMPTS, STD, check_scorer, pictures
-from tests.rewards.tiny_scorers import LAION, Predictor, write_predictor
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def original(folder: Path) -> Predictor:
-    return write_predictor(folder)
+    return write_predictor(folder, 8)
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from tests.rewards.tiny_scorers import entry
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def reward(request: pytest.FixtureRequest, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Reward:
-    return load_reward(entry(request.param, tmp_path_factory.mktemp(request.param), tiny_clip))
+def reward(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reward:
+    return load_reward(entry(request.param, tmp_path_factory.mktemp(request.param)))
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +109,9 @@ def tensors_in(value: Any, seen: set[int]) -> list[Tensor]:
     return tensors_in(vars(value), seen) if own and not isinstance(value, type) else []
 
 
-def test_all_that_it_holds_moves_with_it(tiny_clip: Path, tmp_path: Path, reward: Reward) -> None:
+def test_all_that_it_holds_moves_with_it(tmp_path: Path, reward: Reward) -> None:
     """What stayed behind would keep the device's memory, or fail where it meets what moved."""
-    moved = load_reward(entry(reward.name, tmp_path, tiny_clip))
+    moved = load_reward(entry(reward.name, tmp_path))
     images, prompts, metadata = case_of(reward.name).crossed()
     before = moved.score(images, prompts, metadata)
     moved.to(torch.device("cpu"))

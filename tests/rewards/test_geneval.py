@@ -21,12 +21,12 @@ from transformers.models.mask2former.image_processing_pil_mask2former import Mas
 from rtdmd.common.errors import NonFiniteError, UserError
 from rtdmd.common.files import sha256_file
 from rtdmd.config import reward_params
+from rtdmd.rehearse.reward_models.geneval import write_detector
 from rtdmd.rewards.geneval_colours import ColourNames, cut_out
 from rtdmd.rewards.geneval_detector import MEAN, STD, Detector, instances, load_model, prepare
 from rtdmd.rewards.geneval_rules import CLASSES, COLOURS, THRESHOLD, Found, parse
 from rtdmd.rewards.registry import load_reward
 from rtdmd.rewards.scorers.geneval import GenEval, GenEvalParams
-from tests.rewards.geneval_tiny import make_detector
 from tests.rewards.reward_checks import as_pil
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_detector(tmp_path_factory.mktemp("geneval") / "detector")
+    return write_detector(tmp_path_factory.mktemp("geneval") / "detector")
 
 
 @pytest.fixture(scope="module")

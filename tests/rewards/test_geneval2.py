@@ -14,12 +14,13 @@ from torch import Tensor
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import sha256_file
 from rtdmd.config import RewardParams, reward_params
+from rtdmd.rehearse.reward_models.geneval2 import published_weights, write_qwen3vl, write_weights
+from rtdmd.rehearse.reward_models.qwenvl import token_id
 from rtdmd.rewards.geneval2_questions import questions_of
 from rtdmd.rewards.golden import check_rewards
 from rtdmd.rewards.registry import load_reward
 from rtdmd.rewards.scorers.geneval2 import GenEval2
-from tests.rewards.geneval2_tiny import published_weights, write_qwen3vl, write_weights
-from tests.rewards.qwenvl_tiny import token_id, waves
+from tests.rewards.reward_checks import waves
 
 COUNT, RED = ["How many circles are in the image?", "four"], ["Are the circles red?", "Yes"]
 RECORDS = [{"vqa_list": [COUNT, RED]}, {"vqa_list": [RED]}, {"vqa_list": [COUNT, COUNT, RED]}]
@@ -45,7 +46,7 @@ def loaded(folder: Path) -> GenEval2:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("geneval2") / "qwen"
-    write_qwen3vl(folder)
+    write_qwen3vl(folder, "float32")
     return folder
 
 
@@ -183,6 +184,7 @@ def test_every_key_is_consumed(tmp_path: Path) -> None:
 def test_other_folders_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "qwen"
     write_qwen3vl(folder)
+    (folder / "tokenizer.json").unlink()
     words = json.loads((folder / "vocab.json").read_text())
     (folder / "vocab.json").write_text(json.dumps({{"Yes": "Yfs"}.get(word, word): i for word, i in words.items()}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
@@ -211,10 +213,7 @@ def test_weights_keep_their_precision_and_are_identified(
     assert not any(p.requires_grad for p in reward.model.parameters()) and not reward.model.training
     assert {p.dtype for p in reward.model.parameters()} == {torch.float32}
     half = tmp_path / "half"
-    tensors = published_weights(write_qwen3vl(half))
-    write_weights(half, {name: tensor.bfloat16() for name, tensor in tensors.items()})
-    config = (half / "config.json").read_text()
-    (half / "config.json").write_text(config.replace('"dtype": "float32"', '"dtype": "bfloat16"'))
+    write_qwen3vl(half)
     rough = loaded(half)
     assert {p.dtype for p in rough.model.parameters()} == {torch.bfloat16}
     ratio = rough.score(pictures(), PROMPTS, RECORDS) / reward.score(pictures(), PROMPTS, RECORDS)

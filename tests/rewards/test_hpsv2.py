@@ -10,17 +10,19 @@ from transformers import CLIPTokenizer
 
 from rtdmd.common.errors import UserError
 from rtdmd.config import reward_params
+from rtdmd.rehearse.reward_models.clip import write_vit_h
+from rtdmd.rehearse.reward_models.open_clip import HPS, OpenClip, write_hps
 from rtdmd.rewards.protocol import Reward
 from rtdmd.rewards.registry import load_reward
 from rtdmd.rewards.scorers.hpsv2 import cleaned, from_open_clip
-from tests.rewards.open_clip_layout import OpenClip
 from tests.rewards.reward_checks import MEAN, NONE, PROMPTS, STD, check_scorer, pictures
-from tests.rewards.tiny_scorers import HPS, write_hps, write_hps_base
 
 
 @pytest.fixture(scope="module")
-def base(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_hps_base(tmp_path_factory.mktemp("hps") / "base", tiny_clip)
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hps") / "base"
+    write_vit_h(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +31,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def original(model: Path, base: Path) -> OpenClip:
-    return write_hps(model, base)
+def original(model: Path) -> OpenClip:
+    return write_hps(model, torch.float32)
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,12 @@ from torch import Tensor
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import sha256_bytes, sha256_file
 from rtdmd.config import RewardParams, reward_params
+from rtdmd.rehearse.reward_models.hpsv3 import published_weights, write_hpsv3
+from rtdmd.rehearse.reward_models.qwenvl import write_qwen2vl
 from rtdmd.rewards.hpsv3_instruction import INSTRUCTION
 from rtdmd.rewards.protocol import Reward
 from rtdmd.rewards.registry import load_reward
-from tests.rewards.hpsv3_tiny import published_weights, write_hpsv3
-from tests.rewards.qwenvl_tiny import waves
+from tests.rewards.reward_checks import waves
 
 SMALL = 16 * 28 * 28  # pixels: 16 image tokens instead of 256, to be quick
 PROMPTS = ["a photo of red circles", "red", 'red {x} "circles"' * 3]
@@ -32,9 +33,16 @@ def params(folder: Path) -> RewardParams:
     return reward_params(name="hpsv3", model=str(folder / "model"), base=str(folder / "base"))
 
 
+def written(folder: Path, dtype: str = "float32") -> Path:
+    """Folders `model` and `base`."""
+    write_hpsv3(folder / "model", torch.float32)
+    write_qwen2vl(folder / "base", dtype)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_hpsv3(tmp_path_factory.mktemp("hpsv3") / "float32")
+    return written(tmp_path_factory.mktemp("hpsv3"))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +77,7 @@ def test_equals_the_published_package_in_its_own_precision(tmp_path: Path) -> No
     """bfloat16 as published: ours is within 0.0093 of it, by the rounding of another order of sums (the package's own
     score moves by 0.002 when it batches); with exact rotary frequencies it would be 0.013 to 0.025 away.
     """
-    reward = load_reward(params(write_hpsv3(tmp_path / "x", "bfloat16")))
+    reward = load_reward(params(written(tmp_path / "x", "bfloat16")))
     for ((height, width), prompt, shift), (_, _, mean) in PUBLISHED.items():
         score = reward.score(waves(height, width, shift)[None], [prompt], [None])
         assert score.dtype == torch.float32 and score.item() == pytest.approx(mean, abs=0.012)
@@ -135,7 +143,7 @@ def rewrite(folder: Path, change: dict[str, Tensor | None]) -> Path:
 
 
 def test_every_key_is_consumed(tmp_path: Path) -> None:
-    folder = write_hpsv3(tmp_path / "x")
+    folder = written(tmp_path / "x")
     with pytest.raises(UserError, match=r"missing: body\.visual\.blocks\.1\.norm2\.bias"):
         load_reward(params(rewrite(folder, {"visual.blocks.1.norm2.bias": None})))
     with pytest.raises(UserError, match=r"unexpected: base_model\.lora"):
@@ -150,7 +158,7 @@ def test_every_key_is_consumed(tmp_path: Path) -> None:
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    folder = write_hpsv3(tmp_path / "x")
+    folder = written(tmp_path / "x")
     shorter = published_weights()["model.embed_tokens.weight"][:-1].contiguous()
     with pytest.raises(UserError, match=r"1308 words, .* the place 1308; HPSv3 sits on Qwen/Qwen2-VL-7B-Instruct"):
         load_reward(params(rewrite(folder, {"model.embed_tokens.weight": shorter})))
@@ -181,7 +189,12 @@ def test_weights_are_frozen_and_identified(folder: Path, capfd: pytest.CaptureFi
     identity = reward.identity()
     assert capfd.readouterr() == ("", "")
     assert identity["files"]["HPSv3.safetensors"] == sha256_file(folder / "model" / "HPSv3.safetensors")
-    assert identity["files"].keys() >= {"config.json", "preprocessor_config.json", "vocab.json", "chat_template.json"}
+    assert identity["files"].keys() >= {
+        "config.json",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "chat_template.json",
+    }
     assert identity["name"] == "hpsv3" and identity["version"] == 1 and "f6ee57479d4e" in identity["template"]
     assert json.loads(json.dumps(identity)) == identity
     assert not any(p.requires_grad for p in reward.model.parameters())  # type: ignore[attr-defined]

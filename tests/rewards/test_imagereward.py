@@ -14,18 +14,19 @@ from torch import Tensor
 from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.common.files import sha256_file
 from rtdmd.config import RewardParams, reward_params
-from rtdmd.rewards.protocol import Reward
-from rtdmd.rewards.registry import load_reward
-from rtdmd.rewards.scorers.imagereward import ImageReward
-from tests.rewards.imagereward_tiny import (
+from rtdmd.rehearse.reward_models.imagereward import (
     LAYERS,
     PATCH,
     SIDE,
     TEXT,
     published_weights,
-    waves,
+    write_bert,
     write_imagereward,
 )
+from rtdmd.rewards.protocol import Reward
+from rtdmd.rewards.registry import load_reward
+from rtdmd.rewards.scorers.imagereward import ImageReward
+from tests.rewards.reward_checks import waves
 
 PROMPTS = ["a photo of red circles", "red", "photo, " * 50]
 NONE = [None] * 3
@@ -40,9 +41,16 @@ def params(folder: Path) -> RewardParams:
     return reward_params(name="imagereward", model=str(folder / "model"), base=str(folder / "base"))
 
 
+def written(folder: Path) -> Path:
+    """Folders `model` and `base`."""
+    write_imagereward(folder / "model")
+    write_bert(folder / "base")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_imagereward(tmp_path_factory.mktemp("imagereward"))
+    return written(tmp_path_factory.mktemp("imagereward"))
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +190,7 @@ def rewrite(folder: Path, change: dict[str, Tensor | None]) -> Path:
 
 
 def test_every_key_is_consumed(tmp_path: Path) -> None:
-    folder = write_imagereward(tmp_path / "x")
+    folder = written(tmp_path / "x")
     gone = "blip.text_encoder.encoder.layer.1.crossattention.self.key.bias"
     with pytest.raises(UserError, match=r"missing: text\.encoder\.layer\.1\.crossattention\.self\.key\.bias"):
         load_reward(params(rewrite(folder, {gone: None})))
@@ -213,7 +221,8 @@ def test_each_tensor_of_the_score_changes_it(folder: Path, reward: Reward) -> No
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    folder = write_imagereward(tmp_path / "x")
+    folder = written(tmp_path / "x")
+    (folder / "base" / "tokenizer.json").unlink()
     (folder / "base" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nred\n")
     with pytest.raises(UserError, match=r"base: .* makes 8 tokens where the model has 69; .*bert-base-uncased"):
         load_reward(params(folder))
@@ -242,7 +251,7 @@ def test_weights_are_frozen_and_identified(reward: Reward, folder: Path, capfd: 
     assert identity["files"] == {
         "ImageReward.pt": sha256_file(folder / "model" / "ImageReward.pt"),
         "med_config.json": sha256_file(folder / "model" / "med_config.json"),
-        "vocab.txt": sha256_file(folder / "base" / "vocab.txt"),
+        "tokenizer.json": sha256_file(folder / "base" / "tokenizer.json"),
     }
     assert (identity["name"], identity["template"], identity["version"]) == ("imagereward", "{prompt}", 1)
     assert json.loads(json.dumps(identity)) == identity

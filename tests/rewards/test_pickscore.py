@@ -12,15 +12,15 @@ from transformers import CLIPModel, CLIPTokenizer
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import load_tensors, save_tensors
 from rtdmd.config import reward_params
+from rtdmd.rehearse.reward_models.clip import write_pickscore
 from rtdmd.rewards.protocol import Reward
 from rtdmd.rewards.registry import load_reward
 from tests.rewards.reward_checks import MEAN, NONE, PROMPTS, STD, check_scorer, pictures
-from tests.rewards.tiny_scorers import write_pickscore
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pickscore(tmp_path_factory.mktemp("models") / "pick", tiny_clip)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pickscore(tmp_path_factory.mktemp("models") / "pick")
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,11 @@ from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from rtdmd.config import reward_params
+from rtdmd.rehearse.reward_models.clip import write_pickscore
 from rtdmd.rewards.protocol import Reward
 from rtdmd.rewards.registry import REWARDS, load_reward
 from tests.rewards.reward_checks import MEAN, NONE, PROMPTS, STD, as_pil, pictures
-from tests.rewards.tiny_scorers import entry, write_pickscore
+from tests.rewards.tiny_scorers import entry
 
 DIFFERENTIABLE = [name for name, reward in REWARDS.items() if "pixels" in reward.settings.model_fields]
 SIDES = (50, 61)
@@ -56,9 +57,9 @@ def scored(reward: Reward, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
-def test_bytes_are_read_where_no_gradient_is_asked_for(name: str, tiny_clip: Path, tmp_path: Path) -> None:
+def test_bytes_are_read_where_no_gradient_is_asked_for(name: str, tmp_path: Path) -> None:
     """What is rounded to bytes alone counts there; back-propagation reads the decoded floats, as ever."""
-    params = entry(name, tmp_path, tiny_clip)
+    params = entry(name, tmp_path)
     floats, read = load_reward(params), load_reward(params.model_copy(update={"pixels": "bytes"}))
     images = pictures(*SIDES)
     alone, scores, gradient = scored(read, images)
@@ -84,9 +85,9 @@ def test_clipscore(tiny_clip: Path) -> None:
     assert (reward.identity()["resize"], ours.identity()["resize"]) == ("bilinear", "processor")
 
 
-def test_pickscore(tiny_clip: Path, tmp_path: Path) -> None:
+def test_pickscore(tmp_path: Path) -> None:
     """The policy's pictures by PIL and the processor, bit for bit; the back-propagated ones by torchvision's resize."""
-    folder = write_pickscore(tmp_path / "pick", tiny_clip)
+    folder = write_pickscore(tmp_path / "pick")
     keys = {"backprop_resize": "bilinear", "pixels": "bytes"}
     reward = load_reward(reward_params(name="pickscore", model=str(folder), **keys))
     images = pictures(*SIDES).requires_grad_()
@@ -102,10 +103,10 @@ def test_pickscore(tiny_clip: Path, tmp_path: Path) -> None:
     assert reward.identity()["backprop_resize"] == "bilinear"
 
 
-def test_aesthetic_and_imagereward_resize_bytes(tiny_clip: Path, tmp_path: Path) -> None:
+def test_aesthetic_and_imagereward_resize_bytes(tmp_path: Path) -> None:
     """Both publish a pipeline on PIL's pictures: bytes in, bytes after the resize."""
     for name, side in (("aesthetic", SIDE), ("imagereward", 32)):
-        params = entry(name, tmp_path / name, tiny_clip).model_copy(update={"pixels": "bytes"})
+        params = entry(name, tmp_path / name).model_copy(update={"pixels": "bytes"})
         reward = load_reward(params)
         seen: list[Tensor] = []
         transform = reward.transform  # type: ignore[attr-defined]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from rtdmd.common.section import param
 from rtdmd.prompts.files import file_reader
 from rtdmd.prompts.records import Source
-from rtdmd.prompts.registration import Facts, FileParams, Reading, Registration
+from rtdmd.prompts.registration import Facts, FileParams, Reading, Registration, Row
 
 QUESTION = ("proposition_id", "dependency", "category_broad", "category_detailed", "tuple", "question_natural_language")
 
@@ -36,4 +37,23 @@ def _read(params: DpgParams, reading: Reading) -> tuple[list[Source], Facts]:
     return one_a_prompt(rows), facts
 
 
-SOURCE = Registration(DpgParams, _read)
+def _published(source: Source) -> list[Row]:
+    """Two rows, of which the second one's question waits for the first one's answer."""
+    about = {"item_id": f"made{zlib.crc32(source.prompt.encode())}", "text": source.prompt, "keywords": ""}
+    name = (source.metadata or {})["include"][0]["class"]
+    kinds = (("entity", "whole", f"Is there a {name}?"), ("attribute", "color", f"Is the {name} in colour?"))
+    return [
+        about
+        | {
+            "proposition_id": str(number),
+            "dependency": str(number - 1),
+            "category_broad": broad,
+            "category_detailed": detailed,
+            "tuple": f"{broad} - {detailed} ({name})",
+            "question_natural_language": question,
+        }
+        for number, (broad, detailed, question) in enumerate(kinds, start=1)
+    ]
+
+
+SOURCE = Registration(DpgParams, _read, published=_published)

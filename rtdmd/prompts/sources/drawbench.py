@@ -6,7 +6,8 @@ from typing import Literal
 
 from rtdmd.common.section import param
 from rtdmd.prompts.files import file_reader
-from rtdmd.prompts.registration import FileParams, Registration
+from rtdmd.prompts.records import Source
+from rtdmd.prompts.registration import FileParams, Registration, Row
 
 
 class DrawbenchParams(FileParams):
@@ -15,4 +16,8 @@ class DrawbenchParams(FileParams):
     name: Literal["drawbench"] = param("DrawBench's prompts", source="arXiv 2205.11487")
 
 
-SOURCE = Registration(DrawbenchParams, file_reader())
+def _published(source: Source) -> list[Row]:
+    return [{"Prompts": source.prompt, "Category": "Colors"}]
+
+
+SOURCE = Registration(DrawbenchParams, file_reader(), published=_published)

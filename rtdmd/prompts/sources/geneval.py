@@ -9,7 +9,7 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.section import param
 from rtdmd.prompts.files import file_reader
 from rtdmd.prompts.records import BadPrompt, Source
-from rtdmd.prompts.registration import FileParams, Registration
+from rtdmd.prompts.registration import FileParams, Registration, Row
 from rtdmd.rewards.geneval_rules import parse
 
 
@@ -30,4 +30,10 @@ def geneval_record(source: Source) -> Source:
     return replace(source, tag=tag, metadata=record)
 
 
-SOURCE = Registration(GenevalParams, file_reader(geneval_record), provides=("geneval",), tags=lambda _: 6)
+def _published(source: Source) -> list[Row]:
+    return [{**(source.metadata or {}), "prompt": source.prompt}]
+
+
+SOURCE = Registration(
+    GenevalParams, file_reader(geneval_record), provides=("geneval",), tags=lambda _: 6, published=_published
+)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.section import param
 from rtdmd.prompts.files import file_reader
 from rtdmd.prompts.records import BadPrompt, Source
-from rtdmd.prompts.registration import FileParams, Registration
-from rtdmd.rewards.geneval2_questions import questions_of
+from rtdmd.prompts.registration import FileParams, Registration, Row
+from rtdmd.rewards.geneval2_questions import NUMBERS, questions_of
 
 
 class Geneval2Params(FileParams):
@@ -32,4 +33,22 @@ def geneval2_record(source: Source) -> Source:
     return source
 
 
-SOURCE = Registration(Geneval2Params, file_reader(geneval2_record), provides=("geneval2",))
+def _published(source: Source) -> list[Row]:
+    asked = [question for item in (source.metadata or {})["include"] for question in _questions(item)]
+    skills = [skill for skill, _, _ in asked]
+    row = {"prompt": source.prompt, "atom_count": len(asked), "vqa_list": [[what, right] for _, what, right in asked]}
+    return [row | {"skills": skills}]
+
+
+def _questions(item: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Skill, question and right answer about one object of a GenEval record."""
+    name, number = item["class"], item["count"]
+    asked = [("object", f"Is there a {name} in the image?", "Yes")]
+    if number > 1:
+        asked.append(("count", f"How many times is a {name} in the image?", NUMBERS[number]))
+    if "color" in item:
+        asked.append(("attribute", f"Is the {name} {item['color']}?", "Yes"))
+    return asked
+
+
+SOURCE = Registration(Geneval2Params, file_reader(geneval2_record), provides=("geneval2",), published=_published)

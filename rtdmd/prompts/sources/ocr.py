@@ -9,7 +9,7 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.section import param
 from rtdmd.prompts.files import file_reader
 from rtdmd.prompts.records import BadPrompt, Source
-from rtdmd.prompts.registration import FileParams, Registration
+from rtdmd.prompts.registration import FileParams, Registration, Row
 from rtdmd.rewards.ocr_text import TARGET, target_text
 
 
@@ -28,4 +28,9 @@ def shown_text(source: Source) -> Source:
     return replace(source, metadata={**(source.metadata or {}), TARGET: target})
 
 
-SOURCE = Registration(OcrParams, file_reader(shown_text), provides=("ocr",))
+def _published(source: Source) -> list[Row]:
+    name = (source.metadata or {})["include"][0]["class"]
+    return [{"prompt": f'{source.prompt}, and a sign that says "{name}"'}]
+
+
+SOURCE = Registration(OcrParams, file_reader(shown_text), provides=("ocr",), published=_published)

@@ -6,7 +6,8 @@ from typing import Literal
 
 from rtdmd.common.section import param
 from rtdmd.prompts.files import file_reader
-from rtdmd.prompts.registration import FileParams, Registration
+from rtdmd.prompts.records import Source
+from rtdmd.prompts.registration import FileParams, Registration, Row
 
 
 class PartipromptsParams(FileParams):
@@ -15,4 +16,8 @@ class PartipromptsParams(FileParams):
     name: Literal["partiprompts"] = param("PartiPrompts", source="arXiv 2206.10789")
 
 
-SOURCE = Registration(PartipromptsParams, file_reader())
+def _published(source: Source) -> list[Row]:
+    return [{"Prompt": source.prompt, "Category": "Artifacts", "Challenge": "Simple Detail", "Note": ""}]
+
+
+SOURCE = Registration(PartipromptsParams, file_reader(), published=_published)

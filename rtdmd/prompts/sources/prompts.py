@@ -6,7 +6,8 @@ from typing import Literal
 
 from rtdmd.common.section import param
 from rtdmd.prompts.files import file_reader
-from rtdmd.prompts.registration import FileParams, Registration
+from rtdmd.prompts.records import Source
+from rtdmd.prompts.registration import FileParams, Registration, Row
 
 
 class PromptsParams(FileParams):
@@ -15,4 +16,8 @@ class PromptsParams(FileParams):
     name: Literal["prompts"] = param("any file", source="ours")
 
 
-SOURCE = Registration(PromptsParams, file_reader())
+def _published(source: Source) -> list[Row]:
+    return [{"prompt": source.prompt, "tag": source.tag}]
+
+
+SOURCE = Registration(PromptsParams, file_reader(), published=_published)

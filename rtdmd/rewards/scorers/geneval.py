@@ -151,4 +151,5 @@ def case() -> Case:
 
 
 # Mask2Former Swin-S and CLIP ViT-L/14
-REWARD = Registration(GenEvalParams, load, Recorded(68_714_000 + 427_616_513, width=4, tokens=1000), case)
+COST = Recorded(68_714_000 + 427_616_513, width=4, tokens=1000)
+REWARD = Registration(GenEvalParams, load, COST, case, example={"soft_weight": 0.5})

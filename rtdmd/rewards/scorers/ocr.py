@@ -136,6 +136,4 @@ def case() -> Case:
 
 
 # PP-OCR's detector and recogniser.
-REWARD = Registration(
-    OcrParams, load, Recorded(parameters=15_000_000, width=4, tokens=1000), case, tiny=lambda folder: {}
-)
+REWARD = Registration(OcrParams, load, Recorded(parameters=15_000_000, width=4, tokens=1000), case)

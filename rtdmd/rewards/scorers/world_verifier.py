@@ -69,4 +69,4 @@ class WorldVerifier:
         return checked(self.name, scores.float()).to(images.device)
 
 
-REWARD = Registration(WorldVerifierParams, load, FREE, tiny=lambda folder: {"soft_weight": 0.5})
+REWARD = Registration(WorldVerifierParams, load, FREE, example={"soft_weight": 0.5})

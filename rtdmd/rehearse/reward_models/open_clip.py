@@ -3,9 +3,17 @@ published HPS v2.1 file. (`state_dict` was compared with open_clip 3.3's for the
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rtdmd.rehearse.reward_models.clip import EMBEDDED, LENGTH, PATCH, SIDE, WIDTH
+from rtdmd.rehearse.reward_models.files import write_beside
+from rtdmd.rehearse.tokenizers import clip_vocabulary
+
+HPS = "HPS_v2.1_compressed.pt"
 
 
 class Block(nn.Module):
@@ -49,16 +57,16 @@ class Visual(nn.Module):
 
 
 class OpenClip(nn.Module):
-    """Sizes of tests.tiny.make_tiny_clip. `image(pixels)`, `text(ids)` are unit embeddings (B, 8)."""
+    """The sizes of `clip.write_towers`. `image(pixels)`, `text(ids)` are unit embeddings (B, EMBEDDED)."""
 
-    def __init__(self, vocabulary: int, seed: int = 0):
+    def __init__(self, vocabulary: int, length: int = LENGTH, seed: int = 0):
         super().__init__()
-        self.visual = Visual(16, 2, 2, 36, 12, 8)
-        self.transformer = Transformer(16, 2, 2)
-        self.token_embedding = nn.Embedding(vocabulary, 16)
-        self.positional_embedding = nn.Parameter(torch.zeros(12, 16))
-        self.ln_final = nn.LayerNorm(16)
-        self.text_projection = nn.Parameter(torch.zeros(16, 8))
+        self.visual = Visual(WIDTH, 2, 2, SIDE, PATCH, EMBEDDED)
+        self.transformer = Transformer(WIDTH, 2, 2)
+        self.token_embedding = nn.Embedding(vocabulary, WIDTH)
+        self.positional_embedding = nn.Parameter(torch.zeros(length, WIDTH))
+        self.ln_final = nn.LayerNorm(WIDTH)
+        self.text_projection = nn.Parameter(torch.zeros(WIDTH, EMBEDDED))
         self.logit_scale = nn.Parameter(torch.tensor(4.6))
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -75,3 +83,12 @@ class OpenClip(nn.Module):
         mask = torch.full((length, length), float("-inf")).triu(1)
         x = self.ln_final(self.transformer(self.token_embedding(ids) + self.positional_embedding[:length], mask))
         return F.normalize(x[torch.arange(len(ids)), ids.argmax(-1)] @ self.text_projection, dim=-1)
+
+
+def write_hps(folder: Path, dtype: torch.dtype = torch.float16) -> OpenClip:
+    """The file of xswu/HPSv2: wrapped, with other things beside the weights; returns the model as it is stored."""
+    model = OpenClip(len(clip_vocabulary()[0])).to(dtype).eval()
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": model.state_dict(), "epoch": 7, "name": "HPS"}, folder / HPS)
+    write_beside(folder, "HPS_v2_compressed.pt")
+    return model

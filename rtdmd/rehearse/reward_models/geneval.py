@@ -6,9 +6,14 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
+from rtdmd.common.files import json_text
+from rtdmd.common.torch_setup import quiet_imports, quiet_loading
+from rtdmd.rehearse.reward_models.files import write_beside
 from rtdmd.rewards.geneval_rules import CLASSES
+
+with quiet_imports():
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
 SWIN = {
     "embed_dim": 8,
@@ -23,12 +28,15 @@ WIDTHS |= {"encoder_feedforward_dim": 32, "dim_feedforward": 32}
 SIZES = {"encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2, "num_queries": 12}
 
 
-def make_detector(folder: Path) -> Path:
+def write_detector(folder: Path) -> Path:
     """A Mask2Former with random weights that is sure of what it sees, with the keys of the Hub's checkpoint."""
-    torch.manual_seed(0)
     labels = dict(enumerate(CLASSES))
     config = Mask2FormerConfig(backbone_config=SwinConfig(**SWIN), **WIDTHS, **SIZES, id2label=labels)
-    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        model = Mask2FormerForUniversalSegmentation(config)
+    with quiet_loading():
+        model.save_pretrained(folder)
     path = folder / "model.safetensors"
     tensors = load_file(path)
     for name in [name for name in tensors if ".encoder.swin.layernorm." in name]:
@@ -39,4 +47,7 @@ def make_detector(folder: Path) -> Path:
     tensors["class_predictor.weight"] *= 100
     tensors["model.transformer_module.decoder.mask_predictor.mask_embedder.2.0.weight"] *= 3000
     save_file(tensors, path, metadata={"format": "pt"})
+    settings = {"image_processor_type": "Mask2FormerImageProcessor", "size": {"height": 384, "width": 384}}
+    (folder / "preprocessor_config.json").write_text(json_text(settings), encoding="utf-8")
+    write_beside(folder, "pytorch_model.bin")
     return folder

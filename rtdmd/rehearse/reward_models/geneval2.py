@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.rewards.qwenvl_tiny import (
+from rtdmd.rehearse.reward_models.files import write_beside
+from rtdmd.rehearse.reward_models.qwenvl import (
     HIDDEN,
     LANGUAGE,
     LAYERS,
@@ -66,7 +68,8 @@ def published_weights(words: int) -> dict[str, Tensor]:
 
 def write_weights(folder: Path, tensors: dict[str, Tensor]) -> None:
     """Two shards and their index."""
-    names, places = sorted(tensors), {}
+    names = sorted(tensors)
+    places: dict[str, str] = {}
     for number, part in enumerate((names[::2], names[1::2]), 1):
         file = f"model-{number:05}-of-00002.safetensors"
         save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
@@ -74,13 +77,13 @@ def write_weights(folder: Path, tensors: dict[str, Tensor]) -> None:
     write_json(folder / INDEX, {"metadata": {}, "weight_map": places})
 
 
-def write_qwen3vl(folder: Path) -> int:
-    """Write the folder; returns the number of words that the model knows."""
-    folder.mkdir(parents=True)
+def write_qwen3vl(folder: Path, dtype: str = "bfloat16") -> int:
+    """Qwen/Qwen3-VL-8B-Instruct's layout; returns the number of words that the model knows."""
+    folder.mkdir(parents=True, exist_ok=True)
     words = write_language(folder)
     text = LANGUAGE | {
         "attention_bias": False,
-        "dtype": "float32",
+        "dtype": dtype,
         "head_dim": HEAD,
         "max_position_embeddings": 262144,
         "model_type": "qwen3_vl_text",
@@ -120,5 +123,7 @@ def write_qwen3vl(folder: Path) -> int:
         "image_processor_type": "Qwen2VLImageProcessorFast",
     }
     write_image_settings(folder, PATCH, images)
-    write_weights(folder, published_weights(words))
+    kind = getattr(torch, dtype)
+    write_weights(folder, {name: tensor.to(kind) for name, tensor in published_weights(words).items()})
+    write_beside(folder)
     return words

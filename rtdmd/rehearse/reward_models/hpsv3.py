@@ -1,13 +1,15 @@
-"""A tiny HPSv3 in the published layout: HPSv3.safetensors by the package's names, and the base that it sits on."""
+"""A tiny HPSv3 in the published layout: HPSv3.safetensors by the package's names."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.rewards.qwenvl_tiny import HIDDEN, LAYERS, SPECIAL, filled, outside_attention, vocabulary, write_qwen2vl_base
+from rtdmd.rehearse.reward_models.files import write_beside
+from rtdmd.rehearse.reward_models.qwenvl import HIDDEN, LAYERS, SPECIAL, filled, outside_attention, vocabulary
 
 WORDS = len(vocabulary()[0]) + len(SPECIAL) + 1  # and <|Reward|>
 EYE, KEYS = 32, 16
@@ -44,10 +46,10 @@ def shapes() -> dict[str, tuple[int, ...]]:
         for name, size in matrices.items():
             found |= {f"{eye}.{name}.weight": size, f"{eye}.{name}.bias": size[:1]}
         found |= {f"{eye}.norm{n}.{kind}": (EYE,) for n in (1, 2) for kind in ("weight", "bias")}
-        for name, size in {"q": HIDDEN, "k": KEYS, "v": KEYS}.items():
+        for name, width in {"q": HIDDEN, "k": KEYS, "v": KEYS}.items():
             found |= {
-                f"{layer}.self_attn.{name}_proj.weight": (size, HIDDEN),
-                f"{layer}.self_attn.{name}_proj.bias": (size,),
+                f"{layer}.self_attn.{name}_proj.weight": (width, HIDDEN),
+                f"{layer}.self_attn.{name}_proj.bias": (width,),
             }
         found |= {
             f"{layer}.self_attn.o_proj.weight": (HIDDEN, HIDDEN),
@@ -61,9 +63,10 @@ def published_weights() -> dict[str, Tensor]:
     return filled(shapes())
 
 
-def write_hpsv3(folder: Path, dtype: str = "float32") -> Path:
-    """Write ``folder/model`` and ``folder/base``; returns ``folder``."""
-    write_qwen2vl_base(folder / "base", dtype)
-    (folder / "model").mkdir()
-    save_file(published_weights(), folder / "model" / "HPSv3.safetensors")
-    return folder
+def write_hpsv3(folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """MizzenAI/HPSv3's file, its body in bfloat16; `qwenvl.write_qwen2vl` has the base that it sits on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = published_weights()
+    body = {name: tensor.to(dtype) for name, tensor in tensors.items() if not name.startswith("rm_head.")}
+    save_file(tensors | body, folder / "HPSv3.safetensors")
+    write_beside(folder)

@@ -1,6 +1,6 @@
 """Tiny Qwen2-VL and Qwen3-VL folders in the published layout, made in code.
 
-Weights are a formula, not a generator's numbers, so that the published packages can score the same files.
+Their language models have a vocabulary of bytes and of the words that the scorers ask with.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 
+from rtdmd.common.torch_setup import quiet_imports
+from rtdmd.rehearse.reward_models.files import write_beside, write_fast
+from rtdmd.rehearse.reward_models.formula import scattered
 from rtdmd.rewards.hpsv3_instruction import INSTRUCTION
+
+with quiet_imports():
+    from transformers import Qwen2Tokenizer
 
 SPECIAL = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
@@ -34,6 +40,7 @@ CHAT = (
     "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+SHARD = "model-00001-of-00001.safetensors"
 HIDDEN, PATCHES, LAYERS = 32, {"hpsv3": 14, "geneval2": 16}, 2
 
 LANGUAGE: dict[str, Any] = {
@@ -89,6 +96,7 @@ def write_tokenizer(folder: Path) -> int:
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHAT}))
+    write_fast(folder, Qwen2Tokenizer)
     return len(tokens) + len(SPECIAL)
 
 
@@ -108,12 +116,6 @@ def token_id(token: str) -> int:
     """Id of a token or special token."""
     tokens = vocabulary()[0]
     return tokens[token] if token in tokens else len(tokens) + SPECIAL.index(token)
-
-
-def scattered(count: int, number: int) -> Tensor:
-    """Numbers in (-1, 1) without visible order: the far decimals of a sine."""
-    far = torch.sin(torch.arange(count, dtype=torch.float64) * 12.9898 + 78.233 * number) * 43758.5453
-    return 2 * (far - far.floor()) - 1
 
 
 def filled(shapes: Mapping[str, Iterable[int]], gain: float = 2.0) -> dict[str, Tensor]:
@@ -156,9 +158,9 @@ def special_ids() -> dict[str, int]:
     }
 
 
-def write_qwen2vl_base(folder: Path, dtype: str = "float32") -> Path:
-    """The base that HPSv3 sits on, without weights: config.json as published with Qwen2-VL, tokenizer, images."""
-    folder.mkdir(parents=True)
+def write_qwen2vl(folder: Path, dtype: str = "bfloat16") -> None:
+    """Qwen/Qwen2-VL-7B-Instruct for those who read its texts alone, as HPSv3 does: its shards are there as names."""
+    folder.mkdir(parents=True, exist_ok=True)
     vision = {
         "depth": LAYERS,
         "embed_dim": 32,
@@ -167,9 +169,9 @@ def write_qwen2vl_base(folder: Path, dtype: str = "float32") -> Path:
         "in_chans": 3,
         "in_channels": 3,
         "hidden_size": HIDDEN,
-        "patch_size": 14,
+        "patch_size": PATCHES["hpsv3"],
         "spatial_merge_size": 2,
-        "spatial_patch_size": 14,
+        "spatial_patch_size": PATCHES["hpsv3"],
         "temporal_patch_size": 2,
     }
     config = {
@@ -199,12 +201,6 @@ def write_qwen2vl_base(folder: Path, dtype: str = "float32") -> Path:
         "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": "Qwen2VLProcessor",
     }
-    write_image_settings(folder, 14, images)
-    return folder
-
-
-def waves(height: int, width: int, shift: int = 0) -> Tensor:
-    """A picture (3, H, W) of 8-bit values in [0, 1] with detail at several scales."""
-    y, x = torch.meshgrid(torch.arange(height) / height, torch.arange(width) / width, indexing="ij")
-    planes = [torch.sin((5 + c + shift) * x + (9 - 2 * c) * y * (1 + x) + c + shift) for c in range(3)]
-    return ((torch.stack(planes) * 0.5 + 0.5) * 255).round() / 255
+    write_image_settings(folder, PATCHES["hpsv3"], images)
+    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": dict.fromkeys("ab", SHARD)})
+    write_beside(folder, SHARD)

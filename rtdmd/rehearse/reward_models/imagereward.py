@@ -1,8 +1,4 @@
-"""A tiny ImageReward folder in the published layout: BLIP's names, med_config.json, BERT's vocabulary.
-
-Weights are a formula, not a generator's numbers, so that the same file can be made anywhere and scored by the published
-package. Needs nothing of ours.
-"""
+"""A tiny ImageReward in the published layout: BLIP's names, med_config.json, BERT's vocabulary."""
 
 from __future__ import annotations
 
@@ -12,6 +8,13 @@ from string import ascii_lowercase
 
 import torch
 from torch import Tensor
+
+from rtdmd.common.torch_setup import quiet_imports
+from rtdmd.rehearse.reward_models.files import write_beside, write_fast
+from rtdmd.rehearse.reward_models.formula import scattered
+
+with quiet_imports():
+    from transformers import BertTokenizer
 
 VISION, TEXT, INNER, LAYERS, PATCH, SIDE = 32, 48, 64, 2, 16, 32
 HEAD = {0: (TEXT, 1024), 2: (1024, 128), 4: (128, 64), 6: (64, 16), 7: (16, 1)}
@@ -86,12 +89,6 @@ def shapes() -> dict[str, tuple[int, ...]]:
     return found
 
 
-def scattered(count: int, number: int) -> Tensor:
-    """Numbers in (-1, 1) without visible order: the far decimals of a sine."""
-    far = torch.sin(torch.arange(count, dtype=torch.float64) * 12.9898 + 78.233 * number) * 43758.5453
-    return 2 * (far - far.floor()) - 1
-
-
 def published_weights() -> dict[str, Tensor]:
     """Every tensor that the published class saves; norms are near one, the rest large enough to matter."""
     tensors = {"blip.text_encoder.embeddings.position_ids": torch.arange(64)[None]}
@@ -103,18 +100,21 @@ def published_weights() -> dict[str, Tensor]:
     return tensors
 
 
-def write_imagereward(folder: Path) -> Path:
-    """Write ``folder/model`` and ``folder/base``; returns ``folder``."""
-    (folder / "model").mkdir(parents=True)
-    (folder / "base").mkdir()
-    torch.save(published_weights(), folder / "model" / "ImageReward.pt")
-    (folder / "model" / "med_config.json").write_text(json.dumps(MED_CONFIG))
-    (folder / "base" / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
-    return folder
+def write_imagereward(folder: Path) -> None:
+    """zai-org/ImageReward's two files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(published_weights(), folder / "ImageReward.pt")
+    (folder / "med_config.json").write_text(json.dumps(MED_CONFIG), encoding="utf-8")
+    write_beside(folder)
 
 
-def waves(height: int, width: int, shift: int = 0) -> Tensor:
-    """A picture (3, H, W) of 8-bit values in [0, 1] with detail at several scales."""
-    y, x = torch.meshgrid(torch.arange(height) / height, torch.arange(width) / width, indexing="ij")
-    planes = [torch.sin((5 + c + shift) * x + (9 - 2 * c) * y * (1 + x) + c + shift) for c in range(3)]
-    return ((torch.stack(planes) * 0.5 + 0.5) * 255).round() / 255
+def write_bert(folder: Path) -> None:
+    """google-bert/bert-base-uncased for those who read its tokenizer: its weights are there as names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    about = {"do_lower_case": True, "model_max_length": 512, "tokenizer_class": "BertTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about), encoding="utf-8")
+    write_fast(folder, BertTokenizer)
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
+    weights = ("model.safetensors", "pytorch_model.bin", "rust_model.ot", "tf_model.h5", "flax_model.msgpack")
+    write_beside(folder, *weights, "coreml/fill-mask/float32_model.mlpackage/Manifest.json")
