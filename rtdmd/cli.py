@@ -325,9 +325,12 @@ def _add_reproduce(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     found = commands.add_parser("import", help="checkpoints of the public code as a folder that diffusers loads")
-    found.add_argument("files", nargs="+", type=Path, metavar="FILE", help="checkpoints in the order of their training")
+    found.add_argument("files", nargs="*", type=Path, metavar="FILE", help="checkpoints in the order of their training")
     found.add_argument("--base", help="diffusers folder of the base model, or model.teacher itself")
-    found.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
+    found.add_argument("--out", type=Path, metavar="DIR", help="new folder")
+    found.add_argument(
+        "--experiment", metavar="RUN", help="instead: the published checkpoint that a run of the tables judges"
+    )
     found.add_argument("--alpha", type=float, help="LoRA alpha of files that do not say it")
     found.set_defaults(action=_import)
 

@@ -3,11 +3,16 @@
     rtdmd import cold_start/generator_ema.pt rtdmd/generator_ema.pt --base ./stable-diffusion-3.5-medium --out imported
     rtdmd sample "a photo of a red circle" --from imported
 
+    rtdmd import --experiment sd35m-checkpoint
+
 Several files are stacked in their order (cold start first, then reinforcement). What a file records (its base, alpha,
 steps) is taken from it; where it does not say its base or its alpha, the command asks for them. The rest comes from
-params.yaml: section model, publish.format and publish.prompt. DIR is what stage publish writes, through the same gate,
-and beside it DIR/students/: the adapters as the training stages leave them. Copied over results/, with rank, alpha and
-targets in section adapter and the same section model, `rtdmd evaluate` takes them for this run's students.
+params.yaml: section model, publish.format and publish.prompt. With --experiment everything comes from a run of the
+published tables and workflow/experiments.yaml (`rtdmd experiments checkpoints`), and an adapter alone is written.
+
+DIR is what stage publish writes, through the same gate, and beside it DIR/students/: the adapters as the training
+stages leave them. Copied over results/, with rank, alpha and targets in section adapter and the same section model,
+`rtdmd evaluate` takes them for this run's students.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +35,13 @@ from rtdmd.common.escape import printable
 from rtdmd.common.files import hash_of, save_tensors, sha256_tree, write_json
 from rtdmd.common.torch_setup import configure
 from rtdmd.config import ModelParams, Params, load_params
+from rtdmd.experiments.checkpoints import wanted
 from rtdmd.pipeline.provenance import package_versions
 from rtdmd.publish.adapter_file import read_adapter, trained_on_merged
 from rtdmd.publish.compose import Adapter
 from rtdmd.publish.export_folder import PROVENANCE, Source, check_forms, finish, make_weights
 from rtdmd.publish.gate import table
-from rtdmd.publish.known_bases import check_base
+from rtdmd.publish.known_bases import check_base, check_known_base
 from rtdmd.publish.lineage_record import weights_metadata
 from rtdmd.publish.recorded import recorded, with_base
 from rtdmd.publish.reference import stacked_student
@@ -43,27 +50,36 @@ from rtdmd.train.student_record import MERGED
 STUDENTS = ("train_acdmd", "train_rtdmd")
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What is imported, and as what. ``files``: by what the record calls them; ``form``: of publish.format."""
+
+    params: Params
+    files: dict[str, Path]
+    adapters: dict[str, Adapter]  # by stage, in their order
+    base: str | None
+    out: Path
+    form: str
+
+
 def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     """Import ``arguments.files`` into ``arguments.out``; UserError, and no folder, for what cannot be imported."""
-    params = load_params(root / "params.yaml")
-    if len(arguments.files) > len(STUDENTS):
-        raise UserError(f"{len(arguments.files)} files; a checkpoint of each stage at most: cold start, reinforcement")
-    files = [root / path for path in arguments.files]
-    adapters = {name: read_adapter(path, arguments.alpha) for name, path in zip(STUDENTS, files, strict=False)}
-    model = _model(params.model, files, adapters, arguments.base, root)
-    hashes = {str(path): sha256_tree(root / path) for path in arguments.files}
+    asked = _asked(arguments, root)
+    params, adapters = asked.params, asked.adapters
+    model = _model(params.model, asked, root)
+    hashes = {name: sha256_tree(path) for name, path in asked.files.items()}
     record = _record(model, hashes, root)
-    for path, adapter in zip(arguments.files, adapters.values(), strict=True):
-        print(f"{path}: rank {adapter.rank}, alpha {adapter.alpha:g}, on {printable(model.teacher)}", file=sys.stderr)
-    source = _source(params, model, adapters, arguments.out, record, root)
-    with _new_folder(root / arguments.out) as folder:
+    for name, adapter in zip(asked.files, adapters.values(), strict=True):
+        print(f"{name}: rank {adapter.rank}, alpha {adapter.alpha:g}, on {printable(model.teacher)}", file=sys.stderr)
+    source = _source(asked, model, record, root)
+    with _new_folder(root / asked.out) as folder:
 
         def place(name: str) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             return folder / name
 
         made = make_weights(source, place)
-        for (name, adapter), path in zip(adapters.items(), files, strict=True):
+        for (name, adapter), path in zip(adapters.items(), asked.files.values(), strict=True):
             about = {"rank": str(adapter.rank), "alpha": f"{adapter.alpha:g}", "stage": name}
             about |= {"model": json.dumps(model.model_dump(mode="json"), sort_keys=True), "imported": "true"}
             about |= MERGED if name == "train_rtdmd" and trained_on_merged(path) else {}
@@ -71,14 +87,42 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
         write_json(place(PROVENANCE), {**record, "sampling": {"sigmas": made.sigmas, "eta": source.model.eta}})
         told = {"settings": {}, "settings_sha256": record["settings_sha256"], "metrics": {}, "sources": hashes}
         print(table(finish(source, made, place, told)["forms"]), file=sys.stderr)
-    print(arguments.out)
+    print(asked.out)
 
 
-def _model(
-    model: ModelParams, files: list[Path], adapters: dict[str, Adapter], base: str | None, root: Path
-) -> ModelParams:
+def _asked(arguments: argparse.Namespace, root: Path) -> Asked:
+    """What the command line says, or the run of the tables that it names. UserError where it says both, or neither."""
+    if arguments.experiment is not None:
+        if arguments.files or arguments.out or arguments.base or arguments.alpha is not None:
+            raise UserError(
+                "import: --experiment RUN stands alone; `checkpoints` in workflow/experiments.yaml says where its files"
+                " are"
+            )
+        found = wanted(arguments.experiment, root)
+        adapters = _adapters(found.files, found.alpha)
+        own = found.params.model.of_student()
+        check_known_base(own, list(found.files.values()), adapters)
+        return Asked(found.params, found.files, adapters, own.teacher, found.out, "lora")
+    if not arguments.files or arguments.out is None:
+        raise UserError("import: name checkpoints and --out DIR, or --experiment RUN")
+    if len(arguments.files) > len(STUDENTS):
+        raise UserError(f"{len(arguments.files)} files; a checkpoint of each stage at most: cold start, reinforcement")
+    params = load_params(root / "params.yaml")
+    files = {str(path): root / path for path in arguments.files}
+    if len(files) < len(arguments.files):
+        raise UserError(f"{arguments.files[0]} is named twice; name each checkpoint once")
+    adapters = _adapters(files, arguments.alpha)
+    return Asked(params, files, adapters, arguments.base, arguments.out, params.publish.format)
+
+
+def _adapters(files: dict[str, Path], alpha: float | None) -> dict[str, Adapter]:
+    return {name: read_adapter(path, alpha) for name, path in zip(STUDENTS, files.values(), strict=False)}
+
+
+def _model(model: ModelParams, asked: Asked, root: Path) -> ModelParams:
     """Section model of the import, on the student's base: as the files record it, else the params' with the base that
     they stand on."""
+    files, base = list(asked.files.values()), asked.base
     records = [found for found in (recorded(path) for path in files) if found is not None]
     if records:
         for other in records[1:]:
@@ -90,20 +134,20 @@ def _model(
     own = model.of_student()
     if base is not None:
         return with_base(own, base, root)
-    check_base(own, files, adapters)
+    check_base(own, files, asked.adapters)
     return own
 
 
-def _source(
-    params: Params, model: ModelParams, adapters: dict[str, Adapter], out: Path, record: dict[str, Any], root: Path
-) -> Source:
+def _source(asked: Asked, model: ModelParams, record: dict[str, Any], root: Path) -> Source:
+    params, out = asked.params, asked.out
+
     def student(backbone: Backbone) -> Velocity:
-        return stacked_student(backbone, adapters)
+        return stacked_student(backbone, asked.adapters)
 
     return Source(
         model=model,
-        forms=check_forms(params.publish.format, "lora"),
-        adapters=adapters,
+        forms=check_forms(asked.form, "lora"),
+        adapters=asked.adapters,
         full=None,
         student=student,
         prompt=params.publish.prompt,

@@ -152,7 +152,7 @@ WORLD: dict[str, Any] = {
         "rewards": [_CLIP, _VERIFIER],
         "features_model": "data/world/clip",
     },
-    "report": {"title": "RTDMD on the embedded world", "grid_prompts": 12},
+    "report": {"title": "RTDMD on the embedded world", "experiment": None, "grid_prompts": 12},
     "publish": {
         "format": "both",
         "prompt": "a photo of a red circle and a blue square",

@@ -8,8 +8,10 @@ from typing import Literal
 from pydantic import field_validator, model_validator
 
 from rtdmd.common.hub_names import HUB_NAME_RULE, is_hub_name, is_owner_and_name
+from rtdmd.common.parsing import did_you_mean
 from rtdmd.common.section import Flag, Real, Section, Whole, param
 from rtdmd.config.rewards import RewardEntry, distinct
+from rtdmd.published import RUNS
 
 ModelName = Literal["teacher", "teacher_few_step", "student_base", "imported", "train_acdmd", "train_rtdmd"]
 
@@ -147,7 +149,17 @@ class ReportParams(Section):
     """The page."""
 
     title: str = param("heading of the page", source="ours", min_length=1)
+    experiment: str | None = param(
+        "the published run whose figures stand beside these (`rtdmd experiments` lists them); null: none", source="ours"
+    )
     grid_prompts: Whole = param("prompts in the picture of the grids", unit="prompts", source="ours", ge=1)
+
+    @field_validator("experiment")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None and name not in RUNS:
+            raise ValueError(f"allowed: null, {', '.join(RUNS)}{did_you_mean(name, RUNS)}")
+        return name
 
 
 class PublishParams(Section):

@@ -6,11 +6,12 @@ parameters of a stage, and of all that it reads) belongs to the first of them, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import hash_of, read_json, write_json
@@ -21,10 +22,13 @@ from rtdmd.experiments.settings import Local, all_params, load_local
 from rtdmd.experiments.written import committed
 from rtdmd.pipeline.dvc_yaml import params_values, read_pipeline
 from rtdmd.plan.needs import needs
+from rtdmd.published.figures import Cell, cells_of
+from rtdmd.published.table import Row, Table
 from rtdmd.study.workspace import link, pipeline_text, write_new
 
 FOLDER = ".rtdmd/experiments"
 DONE = ".rtdmd/done"
+METRICS = "results/evaluate/metrics.json"
 SHARED = ("prepare_prompts", "cache_teacher", "train_acdmd", "train_rtdmd")
 STAGES = (*SHARED, "evaluate")
 LIGHT = {"mem_mb": 1000, "runtime": 5, "gpu": 0}  # of the one stage that computes nothing
@@ -136,6 +140,16 @@ class Jobs:
             import_module(f"rtdmd.stages.{stage}").run(folder)
         write_json(self.done(run, stage), {"run": run, "stage": stage, "key": self.keys[run, stage]})
         return self.done(run, stage)
+
+    def cells(self, table: Table) -> list[Cell]:
+        """Every cell of a table, with our figures where the run has been evaluated with the parameters it has now."""
+        return cells_of(table, self._metrics)
+
+    def _metrics(self, row: Row) -> Mapping[str, Any] | None:
+        if row.run is None or not self.is_evaluated(row.run.name):
+            return None
+        metrics: Mapping[str, Any] = read_json(self.place(self.owners[row.run.name, "evaluate"]) / METRICS)
+        return metrics
 
     def is_evaluated(self, run: str) -> bool:
         """Whether the figures of a run are there, with the parameters that it has now."""

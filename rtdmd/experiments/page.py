@@ -10,48 +10,27 @@ from typing import TYPE_CHECKING
 from rtdmd.common.files import write_atomic
 from rtdmd.evaluate.tables import csv_text
 from rtdmd.experiments import find_table
-from rtdmd.experiments._table import Table
-from rtdmd.experiments.figures import Cell, cells_of, rows_of
-from rtdmd.experiments.text import parts, run_text, stands_for, summary
-from rtdmd.report.html import page, section, table
+from rtdmd.experiments.text import run_text
+from rtdmd.published.figures import Cell, summary
+from rtdmd.published.table import Table
+from rtdmd.report.html import page, section
+from rtdmd.report.published import table_section
 
 if TYPE_CHECKING:
     from rtdmd.experiments.jobs import Jobs
 
 OUT = "results/experiments"
-_HOW = (
-    "In each cell: the published figure, ours with its 95 % interval over noise on the same prompts, the difference."
-    " A cell agrees where the difference is within that interval and the rounding of the published figure; elsewhere it"
-    " says how many times that the difference is. The interval knows nothing of another training run."
-)
 
 
 def write_table(name: str, jobs: Jobs) -> Path:
     """table.csv and index.html in results/experiments/<name>; returns the page's path."""
     found, out = find_table(name), jobs.root / OUT / name
-    cells = cells_of(found, jobs)
+    cells = jobs.cells(found)
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "table.csv", table_csv(cells))
     lead = f"{found.source}. {summary(cells).capitalize()}."
-    write_atomic(out / "index.html", page(found.title, lead, [published_section(found, cells), about(found)]))
+    write_atomic(out / "index.html", page(found.title, lead, [table_section(found, cells), about(found)]))
     return out / "index.html"
-
-
-def published_section(found: Table, cells: list[Cell]) -> str:
-    """The table as HTML."""
-    header = ["Model", "Passes", *(column.title for column in found.columns)]
-    rows = [
-        [escape(row.title) + f"<br><small>{escape(stands_for(row))}</small>", str(row.passes), *map(cell_html, own)]
-        for row, own in rows_of(found, cells)
-    ]
-    return section("Published, ours, difference", _HOW, table(header, rows), "published")
-
-
-def cell_html(cell: Cell) -> str:
-    """One cell, a line each of published, ours, difference and verdict."""
-    published, ours, difference = parts(cell)
-    strong = f"<b>{escape(ours)}</b>" if cell.verdict == "agrees" else escape(ours)
-    return f"{published}<br>{strong}<br>{difference}<br><small>{escape(cell.verdict)}</small>"
 
 
 def about(found: Table) -> str:

@@ -5,21 +5,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.pins import UNPINNED
 from rtdmd.common.section import Section, param
 from rtdmd.config import NOTES, PRESETS, Params
 from rtdmd.config.load import load_settings, validate
 from rtdmd.config.presets import merged
 from rtdmd.config.real import scorer, suite
 from rtdmd.config.render import params_text
-from rtdmd.experiments import RUNS, TABLES, find_run, models_of
-from rtdmd.experiments._table import Run
+from rtdmd.config.results import ModelName
 from rtdmd.methods import find_method
+from rtdmd.published import RUNS, TABLES, find_run
+from rtdmd.published.table import Run
 
 LOCAL = Path("workflow/experiments.yaml")
 Named = dict[str, dict[str, Any]]
+
+
+class CheckpointFiles(Section):
+    """Where a published checkpoint comes from, and where `rtdmd import --experiment` puts it."""
+
+    revision: str = param("commit of its Hub repository that you trust", source="Hugging Face Hub", default=UNPINNED)
+    path: str | None = param("folder with the files of that repository; null: download", source="ours", default=None)
+    folder: str | None = param("the imported one; null: models/<run>", source="ours", default=None)
 
 
 class Local(Section):
@@ -30,6 +40,15 @@ class Local(Section):
     scorers: Named = param("keys of a scorer wherever it stands, by its name", source="ours")
     sources: Named = param("keys of the sources of a set of prompts, by the set's name", source="ours")
     suites: Named = param("keys of a suite of evaluation, by its name", source="ours")
+    checkpoints: dict[str, CheckpointFiles] = param("where a published checkpoint is, by its run", source="ours")
+
+    def checkpoint(self, run: Run) -> CheckpointFiles:
+        """Where the published checkpoint of a run is."""
+        return self.checkpoints.get(run.name, CheckpointFiles())
+
+    def imported(self, run: Run) -> str | None:
+        """The folder of the imported checkpoint that a run judges; None for any other run."""
+        return None if run.checkpoint is None else self.checkpoint(run).folder or f"models/{run.name}"
 
 
 def load_local(root: Path = Path(".")) -> Local:
@@ -42,17 +61,31 @@ def load_local(root: Path = Path(".")) -> Local:
     for name in local.sources:
         if name not in sets:
             raise UserError(f"{LOCAL}: sources: no set of prompts is named {name!r}; allowed: {', '.join(sets)}")
+    allowed = [name for name, run in RUNS.items() if run.checkpoint is not None]
+    for name in local.checkpoints:
+        if name not in allowed:
+            raise UserError(f"{LOCAL}: checkpoints: {name!r} is unknown; allowed: {', '.join(allowed)}")
     return local
+
+
+def models_of(run: Run) -> tuple[str, ...]:
+    """The models of a run that any table's row asks for, in the order of evaluation."""
+    asked = {row.model for table in TABLES.values() for row in table.rows if row.run == run}
+    return tuple(name for name in get_args(ModelName) if name in asked)
 
 
 def run_params(run: Run, local: Local) -> Params:
     """The whole tree of a run. UserError where what is laid over the preset does not fit."""
     tree = merged(PRESETS[run.preset], evaluation(run))
+    if run.rewards is not None:
+        kept = [entry for entry in tree["train_rtdmd"]["rewards"] if entry["name"] in run.rewards]
+        tree = merged(tree, {"train_rtdmd": {"rewards": kept}})
     if run.method is not None:
         tree = merged(tree, find_method(run.method).changes())
     for changes in (dict(run.changes), local.params, local.presets.get(run.preset, {})):
         tree = merged(tree, changes)
-    return validate(_with_keys(tree, local), f"experiment {run.name}, with {LOCAL}")
+    own = {"evaluate": {"imported": local.imported(run)}, "report": {"experiment": run.name}}
+    return validate(_with_keys(merged(tree, own), local), f"experiment {run.name}, with {LOCAL}")
 
 
 def evaluation(run: Run) -> dict[str, Any]:

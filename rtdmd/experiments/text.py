@@ -8,23 +8,13 @@ from typing import TYPE_CHECKING
 
 from rtdmd.common.errors import RtdmdError
 from rtdmd.experiments import TABLES
-from rtdmd.experiments._table import Row, Run, Table
-from rtdmd.experiments.figures import Cell, cells_of, rows_of
+from rtdmd.published.figures import parts, rows_of, stands_for, summary
+from rtdmd.published.table import Run, Table
 
 if TYPE_CHECKING:
     from rtdmd.experiments.jobs import Jobs
 
 WIDTH = 110
-KINDS = {
-    "agrees": "agree",
-    "off by": "off",
-    "too wide": "too wide",
-    "not measured": "not measured",
-    "no interval": "without interval",
-    "no run": "without run",
-    "not published": "not published",
-}
-"""What a verdict begins with, and what many of it are called."""
 
 
 def list_text() -> Iterator[str]:
@@ -50,11 +40,6 @@ def table_text(name: str, table: Table) -> Iterator[str]:
         yield from _wrapped(f"note: {note}")
 
 
-def stands_for(row: Row) -> str:
-    """The run and model behind a row."""
-    return "-" if row.run is None else f"{row.run.name}, {row.model}"
-
-
 def run_text(run: Run) -> str:
     """What a run is, in a line."""
     method = f", method {run.method}" if run.method else ""
@@ -67,7 +52,7 @@ def check_text(names: Sequence[str], jobs: Jobs) -> Iterator[str]:
     failed = []
     for name in names:
         table = TABLES[name]
-        cells = cells_of(table, jobs)
+        cells = jobs.cells(table)
         yield f"{name}: {table.title}"
         rows = [row for row, own in rows_of(table, cells) if any(cell.verdict == "not measured" for cell in own)]
         for row in rows:
@@ -82,23 +67,6 @@ def check_text(names: Sequence[str], jobs: Jobs) -> Iterator[str]:
             failed.append(f"{name}: {said}; `snakemake experiment_{name}` measures what is not")
     if failed:
         raise RtdmdError("; ".join(failed))
-
-
-def summary(cells: Sequence[Cell]) -> str:
-    """How many cells agree, are off, and cannot be told."""
-    counts = {said: sum(cell.verdict.startswith(kind) for cell in cells) for kind, said in KINDS.items()}
-    return f"of {len(cells)} cells " + ", ".join(f"{count} {said}" for said, count in counts.items() if count)
-
-
-def parts(cell: Cell) -> tuple[str, str, str]:
-    """published, ours ± interval, and the difference, with the published digits."""
-    digits = 4 if cell.published is None else max(0, -int(cell.published.as_tuple().exponent))
-    published = "-" if cell.published is None else str(cell.published)
-    if cell.ours is None:
-        return published, "-", "-"
-    width = "" if cell.ci95 is None else f" ± {cell.ci95:.{digits}f}"
-    difference = "-" if cell.difference is None else f"{cell.difference:+.{digits}f}"
-    return published, f"{cell.ours:.{digits}f}{width}", difference
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> Iterator[str]:

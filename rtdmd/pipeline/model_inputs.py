@@ -46,6 +46,7 @@ class ModelInput:
     pin: str  # the setting of its commit
     revision: str | None  # of a Hub id
     reward: RewardParams | None = None
+    maker: str = ""  # the command that makes its folder, where one does
 
     @property
     def label(self) -> str:
@@ -80,7 +81,10 @@ def model_inputs(params: Params, group: str | None = None) -> Iterator[ModelInpu
         yield ModelInput("evaluate", "features_model", "evaluate.features_model", features, "", None)
     imported = params.evaluate.imported
     if group in (None, "evaluate") and imported is not None:
-        yield ModelInput("evaluate", IMPORTED, "evaluate.imported", imported, "", None)
+        maker = f"rtdmd import FILE --out {imported}"
+        if params.report.experiment is not None:
+            maker = f"rtdmd import --experiment {params.report.experiment}"
+        yield ModelInput("evaluate", IMPORTED, "evaluate.imported", imported, "", None, maker=maker)
 
 
 def _weights_of(folder: Path, key: str) -> list[str]:
@@ -135,7 +139,8 @@ def check_local(root: Path, params: Params, to_come: bool = False) -> None:
 
 def _is_to_come(root: Path, model: ModelInput) -> bool:
     """Whether a scorer's folder is not there yet: the presets name places where their user will put it."""
-    return model.group not in BASES and not model.name.startswith(WORLD_FOLDER) and not (root / model.name).exists()
+    scorer = model.group not in BASES and model.place != IMPORTED
+    return scorer and not model.name.startswith(WORLD_FOLDER) and not (root / model.name).exists()
 
 
 def set_links(root: Path, params: Params, to_come: bool = False) -> None:
@@ -160,6 +165,8 @@ def set_links(root: Path, params: Params, to_come: bool = False) -> None:
 
 def _local(root: Path, model: ModelInput) -> Path:
     folder = root / model.name
+    if not folder.is_dir() and model.maker:
+        raise UserError(f"{model.key}: there is no folder {model.name}; `{model.maker}` makes it, in the root folder")
     if not folder.is_dir():
         raise UserError(f"{model.key}: {no_folder(folder)}")
     return folder

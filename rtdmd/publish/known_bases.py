@@ -36,6 +36,18 @@ def layout_of(adapter: Adapter) -> Layout:
     return len(numbers["transformer_blocks"]), len(numbers["single_transformer_blocks"]), width
 
 
+def check_known_base(model: ModelParams, files: Sequence[Path], adapters: Mapping[str, Adapter]) -> None:
+    """UserError where an adapter has the layers of a published checkpoint that stands on another model of the Hub than
+    ``model.teacher``, the base that is known otherwise. A folder is taken at its word."""
+    if model.is_hub_id:
+        for file, adapter in zip(files, adapters.values(), strict=True):
+            bases = PUBLIC_CODE.get(layout_of(adapter), (model.teacher,))
+            if model.teacher not in bases:
+                raise UserError(
+                    f"{file}: stands on {' or '.join(bases)}, {model.key} is {model.teacher}; name the same"
+                )
+
+
 def check_base(model: ModelParams, files: Sequence[Path], adapters: Mapping[str, Adapter]) -> None:
     """UserError unless ``model.teacher`` is the base of every adapter, by the word of its file or by its layers.
     ``model``: the section on the student's base (`ModelParams.of_student`).

@@ -16,6 +16,7 @@ from rtdmd.pipeline.provenance import last_commit
 from rtdmd.pipeline.stage import Stage, open_stage
 from rtdmd.report import sections
 from rtdmd.report.html import page
+from rtdmd.report.published import run_sections
 
 TRAINING = {"train_acdmd": "Stage one (AC-DMD)", "train_rtdmd": "Stage two (RTDMD)"}
 
@@ -29,8 +30,10 @@ def run(root: Path = Path(".")) -> None:
 def build(stage: Stage) -> str:
     """The page."""
     metrics = read_json(stage.input("results/evaluate/metrics.json"))
-    resolved = {name: read_json(stage.input(f"results/{name}/resolved.json")) for name in (*TRAINING, "evaluate")}
-    curves = {title: stage.input(f"results/{name}/curves.csv") for name, title in TRAINING.items()}
+    trained = [name for name in TRAINING if f"results/{name}/curves.csv" in stage.entry.deps]
+    resolved = {name: read_json(stage.input(f"results/{name}/resolved.json")) for name in (*trained, "evaluate")}
+    curves = {TRAINING[name]: stage.input(f"results/{name}/curves.csv") for name in trained}
+    experiment = stage.params.report.experiment
     facts = {
         "Git commit": last_commit(stage.root, _sources(stage, resolved)) or "not a Git checkout",
         "Hash of the settings": hash_of({name: values["params"] for name, values in resolved.items()}),
@@ -39,7 +42,8 @@ def build(stage: Stage) -> str:
     parts = [
         sections.samples(stage.input("results/evaluate/contact_sheet.png")),
         *sections.suite_sections(metrics, resolved["evaluate"]["params"]["model"]["eta"]),
-        sections.curves(curves),
+        *([] if experiment is None else run_sections(experiment, metrics)),
+        *([sections.curves(curves)] if curves else []),
         sections.settings(resolved),
         sections.provenance(resolved, read_json(stage.input("results/prepare_prompts/summary.json")), facts),
     ]

@@ -55,13 +55,14 @@ def write_new(path: Path, text: str) -> None:
 
 
 def pipeline_text(text: str, models: Sequence[str]) -> str:
-    """dvc.yaml with an evaluation of these models alone: their grids, and the students that they need."""
+    """dvc.yaml with an evaluation of these models alone: their grids, and the students that they and the page need."""
     tree: dict[str, Any] = parse_yaml(text, "dvc.yaml")
     evaluate = tree["stages"]["evaluate"]
     grids = [f"results/evaluate/grid_{model}.png" for model in models]
     evaluate["outs"] = [*(out for out in evaluate["outs"] if "/grid_" not in str(out)), *grids]
     needed = TRAINED[: max((TRAINED.index(model) + 1 for model in models if model in TRAINED), default=0)]
-    evaluate["deps"] = [
-        dep for dep in evaluate["deps"] if not dep.startswith("results/train_") or dep.split("/")[1] in needed
-    ]
+    for stage in (evaluate, tree["stages"]["report"]):
+        stage["deps"] = [
+            dep for dep in stage["deps"] if not dep.startswith("results/train_") or dep.split("/")[1] in needed
+        ]
     return yaml.safe_dump(tree, sort_keys=False, width=10**6)

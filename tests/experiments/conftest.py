@@ -91,6 +91,7 @@ def tiny_settings(scorers: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "presets": {"flux2-klein-4b": student, "flux2-klein-9b": student},
         "scorers": scorers,
         "sources": {},
+        "checkpoints": {},
         "suites": {name: {"resolution": None, "images_per_prompt": number} for name, number in IMAGES.items()},
     }
 

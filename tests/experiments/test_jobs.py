@@ -16,8 +16,7 @@ from rtdmd.common.files import load_tensors, read_json
 from rtdmd.config import load_params
 from rtdmd.experiments import RUNS, TABLES
 from rtdmd.experiments.cost import cost_text
-from rtdmd.experiments.figures import METRICS, cells_of
-from rtdmd.experiments.jobs import Job, Jobs
+from rtdmd.experiments.jobs import METRICS, Job, Jobs
 from rtdmd.experiments.page import write_table
 from rtdmd.experiments.settings import LOCAL
 from rtdmd.experiments.text import check_text
@@ -101,13 +100,13 @@ def test_runs_share_prompts_text_and_stage_one(tiny_jobs: Jobs) -> None:
 
 
 def test_a_table_that_has_not_run_is_not_measured(tiny_jobs: Jobs) -> None:
-    (cell, *_) = cells_of(TABLES["table_1"], tiny_jobs)
+    (cell, *_) = tiny_jobs.cells(TABLES["table_1"])
     assert cell.verdict == "not measured" or tiny_jobs.is_evaluated("sd3m")
 
 
 def test_every_cell_with_a_run_is_measured(finished: Jobs) -> None:
     for name, table in TABLES.items():
-        for cell in cells_of(table, finished):
+        for cell in finished.cells(table):
             if cell.row.run is None:
                 assert (cell.ours, cell.verdict) == (None, "not published" if cell.published is None else "no run")
                 continue
@@ -135,7 +134,7 @@ def test_page_csv_and_check_say_the_same(finished: Jobs, capsys: pytest.CaptureF
     with (page.parent / "table.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 72 and rows[0]["published"] == "0.8538" and rows[0]["run"] == "flux2-klein-4b"
-    cell = cells_of(TABLES["table_2"], finished)[0]
+    cell = finished.cells(TABLES["table_2"])[0]
     assert float(rows[0]["ours"]) == pytest.approx(cell.ours, rel=1e-5)
     assert "FLUX.2 9B as released" in text and "there is no backbone for Z-Image" in text
     lines = check_text(["table_2"], finished)

@@ -14,12 +14,12 @@ from rtdmd import cli
 from rtdmd.common.errors import UserError
 from rtdmd.config import Params, parse_params, preset
 from rtdmd.config.results import ModelName
-from rtdmd.experiments import RUNS, TABLES, find_run, find_table, models_of
-from rtdmd.experiments._table import Column, Row, Run, Table
-from rtdmd.experiments.settings import LOCAL, Local, all_params, load_local, run_params
+from rtdmd.experiments import RUNS, TABLES, find_run, find_table
+from rtdmd.experiments.settings import LOCAL, Local, all_params, load_local, models_of, run_params
+from rtdmd.published.table import Column, Row, Run, Table
 from rtdmd.study.paper import GAMMA, STAGE_TWO
 
-NOTHING = Local(params={}, presets={}, scorers={}, sources={}, suites={})
+NOTHING = Local(params={}, presets={}, scorers={}, sources={}, suites={}, checkpoints={})
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +34,17 @@ def figures(table: str) -> dict[str, tuple[Decimal | None, ...]]:
 
 
 def test_every_published_table_is_there() -> None:
-    assert set(TABLES) == {"table_1", "table_2", "table_3", "table_4", "geneval", "eta"}
+    assert set(TABLES) == {"table_1", "table_2", "table_3", "table_4", "geneval", "eta", "flux1_dev", "checkpoints"}
     sizes = {name: (len(table.rows), len(table.columns)) for name, table in TABLES.items()}
     assert sizes == {
         "table_1": (4, 5),
-        "table_2": (8, 9),
+        "table_2": (10, 9),
         "table_3": (5, 3),
-        "table_4": (6, 3),
-        "geneval": (5, 7),
+        "table_4": (7, 3),
+        "geneval": (6, 7),
         "eta": (6, 3),
+        "flux1_dev": (3, 9),
+        "checkpoints": (4, 3),
     }
 
 
@@ -52,7 +54,8 @@ def test_the_ablations_have_the_figures_that_the_comparisons_page_shows() -> Non
     for title, own in figures("table_3").items():
         name = gamma.get(title, f"acdmd-{title.removeprefix('γ = ')}")
         assert tuple(map(float, filter(None, own))) == GAMMA[name], title
-    for (title, own), (name, theirs) in zip(figures("table_4").items(), STAGE_TWO.items(), strict=True):
+    ours = {title: own for title, own in figures("table_4").items() if "checkpoint" not in title}
+    for (title, own), (name, theirs) in zip(ours.items(), STAGE_TWO.items(), strict=True):
         assert tuple(map(float, filter(None, own))) == theirs, (title, name)
 
 
@@ -134,7 +137,9 @@ def test_a_student_on_the_teachers_base_has_no_released_model() -> None:
 
 
 def test_unknown_names_are_told_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"^table 'table_9' is unknown; allowed: eta, geneval, table_1"):
+    with pytest.raises(
+        UserError, match=r"^table 'table_9' is unknown; allowed: checkpoints, eta, flux1_dev, geneval, table_1"
+    ):
         find_table("table_9")
     with pytest.raises(UserError, match=r"^experiment 'sd35m-grp' is unknown; .*; did you mean sd35m-grpo\?$"):
         find_run("sd35m-grp")
@@ -169,7 +174,7 @@ def test_the_list_has_every_figure_run_and_what_cannot_be_stated(capsys: pytest.
     assert cli.main(["experiments", "table_4", "--queue"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "rtdmd experiments --write sd35m && dvc exp run --queue --name sd35m evaluate"
-    assert len(lines) == 7 and lines[-2:] == ["git checkout params.yaml dvc.yaml", "dvc exp run --run-all"]
+    assert len(lines) == 8 and lines[-2:] == ["git checkout params.yaml dvc.yaml", "dvc exp run --run-all"]
 
 
 def test_keys_of_sources_are_given_by_the_set(tmp_path: Path) -> None:
@@ -177,7 +182,8 @@ def test_keys_of_sources_are_given_by_the_set(tmp_path: Path) -> None:
     path = tmp_path / LOCAL
     path.parent.mkdir()
     path.write_text(
-        "{params: {}, presets: {}, scorers: {}, suites: {}, sources: {geneval_train: {path: data/prompts/t.jsonl}}}"
+        "{params: {}, presets: {}, scorers: {}, suites: {}, sources: {geneval_train: {path: data/prompts/t.jsonl}},"
+        " checkpoints: {}}"
     )
     sets = run_params(RUNS["geneval-sd35m"], load_local(tmp_path)).prepare_prompts.sets
     found = {
@@ -188,7 +194,7 @@ def test_keys_of_sources_are_given_by_the_set(tmp_path: Path) -> None:
         "geneval_train": [("geneval", "data/prompts/t.jsonl")],
         "geneval": [("geneval", "data/prompts/geneval.jsonl")],
     }
-    path.write_text("{params: {}, presets: {}, scorers: {}, suites: {}, sources: {geneval_tran: {}}}")
+    path.write_text("{params: {}, presets: {}, scorers: {}, suites: {}, sources: {geneval_tran: {}}, checkpoints: {}}")
     with pytest.raises(
         UserError, match=r"experiments\.yaml: sources: no set of prompts is named 'geneval_tran'; allowed"
     ):

@@ -8,7 +8,6 @@ from decimal import Decimal
 from typing import Any
 
 from rtdmd.common.errors import UserError
-from rtdmd.config.results import ModelName
 
 NOT_GIVEN = "-"
 
@@ -25,10 +24,21 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """A published checkpoint: adapters on the student's base of the run's preset, stacked in the order of ``files``."""
+
+    repository: str  # of the Hub
+    files: tuple[str, ...] = ("cold_start/generator_ema.pt", "rtdmd/generator_ema.pt")
+    alpha: float = 64.0  # of the adapters, which the files do not say
+
+
+@dataclass(frozen=True)
 class Run:
     """One run of ours: a preset, a method's settings over it (`rtdmd methods`), and what else differs.
 
-    ``departs``: what the published run has and ours cannot be told, or what is our reading of it.
+    ``rewards``: those of the preset's training rewards that are kept, None for all. ``checkpoint``: what is judged in
+    place of a student of ours; nothing is trained. ``departs``: what the published run has and ours cannot be told, or
+    what is our reading of it.
     """
 
     name: str
@@ -36,24 +46,26 @@ class Run:
     about: str
     method: str | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
+    rewards: tuple[str, ...] | None = None
+    checkpoint: Checkpoint | None = None
     departs: tuple[str, ...] = ()
 
     @property
     def changed(self) -> bool:
         """Whether it differs from its preset."""
-        return bool(self.method or self.changes)
+        return bool(self.method or self.changes or self.rewards or self.checkpoint)
 
 
 @dataclass(frozen=True)
 class Row:
     """A line of the published table. ``figures``: as printed there, in the order of the table's columns, `-` where none
-    is given. ``model``: which of the run's models it is. Without a run, ``missing`` says why."""
+    is given. ``model``: which of the run's models it is (evaluate.models). Without a run, ``missing`` says why."""
 
     title: str
     passes: int  # of the network for an image
     figures: str
     run: Run | None = None
-    model: ModelName = "train_rtdmd"
+    model: str = "train_rtdmd"
     missing: str = ""
 
 

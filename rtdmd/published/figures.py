@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rtdmd.common.errors import UserError
-from rtdmd.common.files import read_json
-from rtdmd.experiments._table import Column, Row, Table
+from rtdmd.published.table import Column, Row, Table
 
-if TYPE_CHECKING:
-    from rtdmd.experiments.jobs import Jobs
-
-METRICS = "results/evaluate/metrics.json"
 WIDEST = 0.25  # of the published figure: an interval that is wider agrees with nearly anything
+KINDS = {
+    "agrees": "agree",
+    "off by": "off",
+    "too wide": "too wide",
+    "not measured": "not measured",
+    "no interval": "without interval",
+    "no run": "without run",
+    "not published": "not published",
+}
+"""What a verdict begins with, and what many of it are called."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +72,19 @@ class Cell:
         return "agrees" if self.ci95 <= WIDEST * abs(float(self.published)) else "too wide"
 
 
-def cells_of(table: Table, jobs: Jobs) -> list[Cell]:
-    """Every cell of a table, row by row, with our figures where the run has been evaluated."""
+def cells_of(table: Table, metrics_of: Callable[[Row], Mapping[str, Any] | None]) -> list[Cell]:
+    """Every cell of a table, row by row. metrics_of: metrics.json of a row's run, None where it is not evaluated."""
     found: list[Cell] = []
     for row in table.rows:
-        metrics = metrics_of(jobs, row)
+        metrics = metrics_of(row)
         for column, published in zip(table.columns, table.published(row), strict=True):
-            if metrics is None:
-                found.append(Cell(row, column, published))
-            else:
-                value = figure(metrics, row.model, column)
-                found.append(Cell(row, column, published, *scaled(value, column.times)))
+            value = None if metrics is None else figure(metrics, row.model, column)
+            measured = (None, None) if value is None else scaled(value, column.times)
+            found.append(Cell(row, column, published, *measured))
     return found
 
 
-def rows_of(table: Table, cells: list[Cell]) -> Iterator[tuple[Row, list[Cell]]]:
+def rows_of(table: Table, cells: Sequence[Cell]) -> Iterator[tuple[Row, Sequence[Cell]]]:
     """The cells by row."""
     for number, row in enumerate(table.rows):
         yield row, cells[number * len(table.columns) : (number + 1) * len(table.columns)]
@@ -94,24 +96,32 @@ def scaled(value: Mapping[str, float | None], times: float) -> tuple[float | Non
     return None if mean is None else mean * times, None if half is None else half * times
 
 
-def metrics_of(jobs: Jobs, row: Row) -> Mapping[str, Any] | None:
-    """metrics.json of a row's run; None where it is not there yet, or of other parameters than the run's."""
-    if row.run is None:
-        return None
-    run = row.run.name
-    if not jobs.is_evaluated(run):
-        return None
-    metrics: Mapping[str, Any] = read_json(jobs.place(jobs.owners[run, "evaluate"]) / METRICS)
-    return metrics
-
-
-def figure(metrics: Mapping[str, Any], model: str, column: Column) -> Mapping[str, float | None]:
-    """The entry of metrics.json behind a cell. UserError where it has none."""
-    try:
-        own = metrics["suites"][column.suite][model]
-        value: Mapping[str, float | None] = (
-            own[column.score] if column.tag is None else own["per_tag"][column.score][column.tag]
-        )
-    except KeyError as error:
-        raise UserError(f"{METRICS}: no {error} for {column.title} of {model}; run the evaluation again") from error
+def figure(metrics: Mapping[str, Any], model: str, column: Column) -> Mapping[str, float | None] | None:
+    """The entry of metrics.json behind a cell; None where the evaluation has not asked for it."""
+    own = metrics["suites"].get(column.suite, {}).get(model, {})
+    value: Mapping[str, float | None] | None = (
+        own.get(column.score) if column.tag is None else own.get("per_tag", {}).get(column.score, {}).get(column.tag)
+    )
     return value
+
+
+def stands_for(row: Row) -> str:
+    """The run and model behind a row."""
+    return "-" if row.run is None else f"{row.run.name}, {row.model}"
+
+
+def summary(cells: Sequence[Cell]) -> str:
+    """How many cells agree, are off, and cannot be told."""
+    counts = {said: sum(cell.verdict.startswith(kind) for cell in cells) for kind, said in KINDS.items()}
+    return f"of {len(cells)} cells " + ", ".join(f"{count} {said}" for said, count in counts.items() if count)
+
+
+def parts(cell: Cell) -> tuple[str, str, str]:
+    """published, ours ± interval, and the difference, with the published digits."""
+    digits = 4 if cell.published is None else max(0, -int(cell.published.as_tuple().exponent))
+    published = "-" if cell.published is None else str(cell.published)
+    if cell.ours is None:
+        return published, "-", "-"
+    width = "" if cell.ci95 is None else f" ± {cell.ci95:.{digits}f}"
+    difference = "-" if cell.difference is None else f"{cell.difference:+.{digits}f}"
+    return published, f"{cell.ours:.{digits}f}{width}", difference

@@ -1,8 +1,8 @@
 """SD3.5-M, the sampler's noise level η, in training and in evaluation."""
 
-from rtdmd.experiments._table import NOT_GIVEN, Row, Run, Table
-from rtdmd.experiments.tables._columns import ABLATION
-from rtdmd.experiments.tables._runs import REWARDS, SD35M
+from rtdmd.published.table import NOT_GIVEN, Row, Run, Table
+from rtdmd.published.tables._columns import ABLATION
+from rtdmd.published.tables._runs import REWARDS, SD35M
 
 _NONE = " ".join([NOT_GIVEN] * len(ABLATION))
 _WORDS = "published in words: every η of 0.8 and more behaves alike; η = 1 with s = 0 is DMD2"

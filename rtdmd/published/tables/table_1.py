@@ -1,7 +1,7 @@
 """SD3-M on DrawBench."""
 
-from rtdmd.experiments._table import Row, Run, Table
-from rtdmd.experiments.tables._columns import AESTHETIC, CLIPSCORE, HPSV2, IMAGEREWARD, PICKSCORE
+from rtdmd.published.table import Row, Run, Table
+from rtdmd.published.tables._columns import AESTHETIC, CLIPSCORE, HPSV2, IMAGEREWARD, PICKSCORE
 
 _FIRST = (
     "the paper's first version trains on HPSv2 and CLIPScore with prompts of text-to-image-2M; ours are the preset's"

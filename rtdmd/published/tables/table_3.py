@@ -1,8 +1,8 @@
 """SD3.5-M, the weight of the consistency term."""
 
-from rtdmd.experiments._table import Row, Run, Table
-from rtdmd.experiments.tables._columns import ABLATION
-from rtdmd.experiments.tables._runs import REWARDS, SD35M
+from rtdmd.published.table import Row, Run, Table
+from rtdmd.published.tables._columns import ABLATION
+from rtdmd.published.tables._runs import REWARDS, SD35M
 
 _BOTH = "the paper says the weight, not of which stage: ours is that of both"
 

@@ -1,19 +1,11 @@
 """FLUX.2-klein 4B on all nine figures."""
 
-from rtdmd.experiments._table import Row, Run, Table
-from rtdmd.experiments.tables._columns import (
-    AESTHETIC,
-    CLIPSCORE,
-    GENEVAL,
-    GENEVAL2,
-    HPSV2,
-    HPSV3,
-    IMAGEREWARD,
-    OCR,
-    PICKSCORE,
-)
+from rtdmd.published.table import NOT_GIVEN, Row, Run, Table
+from rtdmd.published.tables._columns import NINE
+from rtdmd.published.tables._runs import FLUX2_4B_CHECKPOINT, FLUX2_9B_CHECKPOINT, PUBLISHED, SAME
 
 _PASSES = "the teachers' 50 passes are read as 50 steps, each guided (table 1 counts a guided step twice)"
+_NONE = " ".join([NOT_GIVEN] * len(NINE))
 _NO_BACKBONE = "there is no backbone for Z-Image"
 
 
@@ -37,7 +29,7 @@ RTDMD = "1.3712 0.3219 5.7746 23.9642 0.3516 15.5772 0.9046 0.2755 0.6858"
 TABLE = Table(
     "FLUX.2-klein 4B, all nine",
     "arXiv 2605.26108, table 2; README of Harahan/RTDMD",
-    (IMAGEREWARD, CLIPSCORE, AESTHETIC, PICKSCORE, HPSV2, HPSV3, GENEVAL, GENEVAL2, OCR),
+    NINE,
     (
         Row("FLUX.2 4B teacher", 50, BASE4, FLUX4, "teacher"),
         Row("FLUX.2 9B teacher", 50, BASE9, FLUX9, "teacher"),
@@ -47,5 +39,8 @@ TABLE = Table(
         Row("FLUX.2 9B as released", 4, KLEIN9, FLUX9, "student_base"),
         Row("Z-Image 6B, TDM-R1", 4, TDM_R1, missing=_NO_BACKBONE),
         Row("FLUX.2 4B, RTDMD", 4, RTDMD, FLUX4),
+        Row(f"FLUX.2 4B, RTDMD: {PUBLISHED}", 4, RTDMD, FLUX2_4B_CHECKPOINT, "imported"),
+        Row(f"FLUX.2 9B, RTDMD: {PUBLISHED}", 4, _NONE, FLUX2_9B_CHECKPOINT, "imported"),
     ),
+    (SAME, "no figures of FLUX.2 9B with RTDMD are published"),
 )

@@ -1,6 +1,6 @@
 """The nine published figures: each scorer on its own prompt set."""
 
-from rtdmd.experiments._table import Column
+from rtdmd.published.table import Column
 
 CLIPSCORE = Column("CLIPScore", "drawbench", "clipscore")
 AESTHETIC = Column("Aesthetic", "drawbench", "aesthetic")
@@ -14,3 +14,6 @@ OCR = Column("OCR", "ocr", "ocr")
 
 ABLATION = (CLIPSCORE, PICKSCORE, HPSV2)
 """What the SD3.5-M ablations print."""
+
+NINE = (IMAGEREWARD, CLIPSCORE, AESTHETIC, PICKSCORE, HPSV2, HPSV3, GENEVAL, GENEVAL2, OCR)
+"""All of them, in the order of table 2."""

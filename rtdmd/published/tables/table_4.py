@@ -1,8 +1,8 @@
 """SD3.5-M, methods of stage two."""
 
-from rtdmd.experiments._table import Row, Run, Table
-from rtdmd.experiments.tables._columns import ABLATION
-from rtdmd.experiments.tables._runs import REWARDS, SD35M
+from rtdmd.published.table import Row, Run, Table
+from rtdmd.published.tables._columns import ABLATION
+from rtdmd.published.tables._runs import PUBLISHED, REWARDS, SAME, SD35M, SD35M_CHECKPOINT
 
 
 def by(method: str, about: str) -> Run:
@@ -22,6 +22,7 @@ ROWS = (
     Row("SubGRPO, M = 1, last step", 4, "0.2802 23.42 0.3318", ONE_LAST),
     Row("SubGRPO, M = 2", 4, "0.2839 23.45 0.3459", TWO),
     Row("SubGRPO, M = 2, last step", 4, "0.2843 23.57 0.3456", SD35M),
+    Row(f"SubGRPO, M = 2, last step: {PUBLISHED}", 4, "0.2843 23.57 0.3456", SD35M_CHECKPOINT, "imported"),
 )
 
-TABLE = Table("SD3.5-M, methods of stage two", "arXiv 2605.26108, table 4", ABLATION, ROWS, (REWARDS,))
+TABLE = Table("SD3.5-M, methods of stage two", "arXiv 2605.26108, table 4", ABLATION, ROWS, (REWARDS, SAME))

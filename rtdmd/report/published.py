@@ -1,0 +1,60 @@
+"""Published figures beside ours as HTML: a table of them, and those that one run serves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from html import escape
+from typing import Any
+
+from rtdmd.published import TABLES, find_run
+from rtdmd.published.figures import Cell, cells_of, parts, rows_of, stands_for, summary
+from rtdmd.published.table import Table
+from rtdmd.report.html import section, table
+
+_HOW = (
+    "In each cell: the published figure, ours with its 95 % interval over noise on the same prompts, the difference."
+    " A cell agrees where the difference is within that interval and the rounding of the published figure; elsewhere it"
+    " says how many times that the difference is. The interval knows nothing of another training run."
+)
+
+
+def run_sections(experiment: str, metrics: Mapping[str, Any]) -> list[str]:
+    """A section for each published table with rows of the run ``experiment``: those rows, beside the run's own metrics.
+
+    UserError for an unknown run.
+    """
+    run = find_run(experiment)
+    sections = []
+    for name, whole in TABLES.items():
+        rows = tuple(row for row in whole.rows if row.run == run)
+        if rows:
+            own = replace(whole, rows=rows)
+            cells = cells_of(own, lambda _: metrics)
+            title = f"Published, ours, difference: {whole.title}"
+            note = f"{whole.source}; run {experiment}. {summary(cells).capitalize()}."
+            notes = "".join(f"<p>{escape(text)}</p>" for text in (note, *run.departs, *whole.notes))
+            sections.append(section(title, _HOW, cells_table(own, cells) + notes, f"published-{name}"))
+    return sections
+
+
+def table_section(found: Table, cells: Sequence[Cell]) -> str:
+    """A whole table."""
+    return section("Published, ours, difference", _HOW, cells_table(found, cells), "published")
+
+
+def cells_table(found: Table, cells: Sequence[Cell]) -> str:
+    """The rows and columns of a table."""
+    header = ["Model", "Passes", *(column.title for column in found.columns)]
+    rows = [
+        [escape(row.title) + f"<br><small>{escape(stands_for(row))}</small>", str(row.passes), *map(_html, own)]
+        for row, own in rows_of(found, cells)
+    ]
+    return table(header, rows)
+
+
+def _html(cell: Cell) -> str:
+    """One cell, a line each of published, ours, difference and verdict."""
+    published, ours, difference = parts(cell)
+    strong = f"<b>{escape(ours)}</b>" if cell.verdict == "agrees" else escape(ours)
+    return f"{published}<br>{strong}<br>{difference}<br><small>{escape(cell.verdict)}</small>"
