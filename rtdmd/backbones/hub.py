@@ -14,6 +14,9 @@ from rtdmd.common.model_files import INDEX, TEXTS, model_index, parts_of, shards
 if TYPE_CHECKING:
     from rtdmd.config.model import ModelParams
 
+VARIANT_INDEXES = ["*.index.*.json", "*.*.safetensors.index.json"]
+"""Indexes of other copies of the same weights, an fp16 variant's say."""
+
 
 def fetch_base(model: ModelParams, *, text: bool, vae: bool) -> Path:
     """The folder of ``model.teacher``, a Hub id, downloaded as far as it is not here: its index, the small files of the
@@ -28,7 +31,31 @@ def fetch_base(model: ModelParams, *, text: bool, vae: bool) -> Path:
     weights = [f"{part}/{name}" for part, entry in wanted.items() for name in single_weights(*entry)]
     indexes = [folder / f"{name}.index.json" for name in weights]
     sharded = [f"{i.parent.name}/{name}" for i in indexes if i.is_file() for name in shards(i, model.key, False)]
-    return _snapshot(model, [*weights, *sharded])  # last: where all weights are, all else is
+    folder = _snapshot(model, [*weights, *sharded])  # last: where all weights are, all else is
+    _require_all(model, folder, weights, sharded)
+    return folder
+
+
+def _require_all(model: ModelParams, folder: Path, weights: Iterable[str], sharded: Iterable[str]) -> None:
+    """UserError that names the first file of weights that the repository itself lacks at its commit: no download brings
+    it."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    alone = [name for name in weights if not (folder / f"{name}.index.json").is_file()]
+    for name in (*alone, *sharded):
+        if (folder / name).is_file():
+            continue
+        with fetching(model.key, model.pin, model.teacher, model.revision, then="rtdmd cache_teacher"):
+            try:
+                hf_hub_download(model.teacher, name, revision=model.revision)
+            except LocalEntryNotFoundError:  # the Hub cannot be reached
+                raise
+            except EntryNotFoundError as error:
+                raise UserError(
+                    f"{model.key}: {model.teacher} has no {name} at {model.revision}, and its own files name it; set"
+                    f" {model.pin} to a commit that has it: https://huggingface.co/{model.teacher}/commits"
+                ) from error
 
 
 def _wanted(folder: Path, key: str, text: bool, vae: bool) -> dict[str, tuple[str, str]]:
@@ -58,4 +85,7 @@ def _snapshot(model: ModelParams, patterns: Iterable[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     with fetching(model.key, model.pin, model.teacher, model.revision, then="rtdmd cache_teacher"):
-        return Path(snapshot_download(model.teacher, revision=model.revision, allow_patterns=list(patterns)))
+        folder = snapshot_download(
+            model.teacher, revision=model.revision, allow_patterns=list(patterns), ignore_patterns=VARIANT_INDEXES
+        )
+    return Path(folder)

@@ -25,7 +25,14 @@ from rtdmd.common.model_files import (
     weight_files,
 )
 from rtdmd.common.parsing import first_line
-from rtdmd.common.pretrained import FOREIGN, pretrained_exactly, refuse_keys, refuse_kinds, weight_headers
+from rtdmd.common.pretrained import (
+    FOREIGN,
+    check_pretrained,
+    pretrained_exactly,
+    refuse_keys,
+    refuse_kinds,
+    weight_headers,
+)
 from rtdmd.common.torch_setup import quiet_loading
 
 DIFFUSERS_STEM = "diffusion_pytorch_model"
@@ -77,12 +84,15 @@ def load_part(kind: Any, folder: Path, part: str, dtype: torch.dtype, key: str) 
             found = kind.from_pretrained(place, local_files_only=True)
         except FOREIGN as error:
             raise _damaged(place, error, key) from error
+        path = place / "tokenizer_config.json"
         if kind.__name__.startswith("CLIP") and found.model_max_length > LONGEST:  # the pipelines cut at this length
-            path = place / "tokenizer_config.json"
             raise UserError(f"{key}: {path} is missing, or has no model_max_length; {bring_back(path)}")
+        if kind.__name__.startswith("Qwen") and not found.chat_template:  # the pipelines write prompts with it
+            template = place / "chat_template.jinja"
+            raise UserError(f"{key}: {template} is missing, and {path} has no chat_template; {bring_back(template)}")
         return found
     if kind.__module__.startswith("transformers."):
-        weight_files(place, "transformers", key)  # what would have transformers read something else is refused first
+        _refuse_foreign(kind, place, key)
         return pretrained_exactly(kind, place, key, dtype, ignored=COUNTERS)
     check_model(kind, place, key)
     try:
@@ -96,11 +106,24 @@ def _damaged(place: Path, error: BaseException, key: str) -> UserError:
     return UserError(f"{key}: {place}: a file is damaged or missing ({first_line(error)}); {bring_back(place)}")
 
 
+def _refuse_foreign(kind: Any, place: Path, key: str) -> None:
+    """UserError where a part of transformers is configured as another model, which transformers would make of it all
+    the same, or where its folder would have something else read."""
+    weight_files(place, "transformers", key)
+    config = place / "config.json"
+    model_type = read_config(config, key).get("model_type")
+    if model_type != kind.config_class.model_type:
+        raise UserError(
+            f"{key}: {config} is of a {model_type}, not of a {kind.config_class.model_type}; {bring_back(config)}"
+        )
+
+
 def skeleton(kind: Any, place: Path, key: str) -> nn.Module:
     """A part of diffusers without weights, on the meta device, as its configuration describes it."""
     config = read_config(place / "config.json", key)
     if config.get("_class_name", kind.__name__) != kind.__name__:
-        raise UserError(f"{key}: {place / 'config.json'} is of a {config['_class_name']}, not of a {kind.__name__}")
+        path = place / "config.json"
+        raise UserError(f"{key}: {path} is of a {config['_class_name']}, not of a {kind.__name__}; {bring_back(path)}")
     try:
         with torch.device("meta"):
             module: nn.Module = kind.from_config(config)
@@ -128,9 +151,16 @@ def check_model(kind: Any, place: Path, key: str) -> None:
 
 def check_base(pipeline_class: Any, folder: Path, family: str, key: str) -> None:
     """All that can be known of a base's folder without reading its weights: every file that its index names is there
-    and whole by its header, and the parts of diffusers have exactly their tensors. UserError that names the file."""
+    and whole by its header, every model has exactly its tensors, tokenizers and scheduler can be loaded. UserError that
+    names the file."""
     classes = part_classes(pipeline_class, folder, family, key)
     check_files(folder, teacher_files(folder, key), key)
     for part, kind in classes.items():
-        if issubclass(kind, nn.Module) and kind.__module__.startswith("diffusers."):
-            check_model(kind, folder / part, key)
+        place = folder / part
+        if not issubclass(kind, nn.Module):
+            load_part(kind, folder, part, torch.float32, key)
+        elif kind.__module__.startswith("diffusers."):
+            check_model(kind, place, key)
+        else:
+            _refuse_foreign(kind, place, key)
+            check_pretrained(kind, place, key, ignored=COUNTERS)

@@ -101,8 +101,11 @@ def teacher_files(folder: Path, key: str = "model.teacher", only: Iterable[str] 
             if not (place / name).exists():  # a link whose file was removed, as the message on a damaged one advises
                 raise UserError(f"{key}: {place / name} is missing; {bring_back(place / name)}")
         if "Tokenizer" in kind and not _TOKENIZERS.intersection(texts):
-            path = place / "tokenizer.json"
-            raise UserError(f"{key}: {path} is missing, and so are its older forms; {bring_back(path)}")
+            path = place / ("vocab.json" if "merges.txt" in texts else "tokenizer.json")
+            raise UserError(f"{key}: {path} is missing, and so are its other forms; {bring_back(path)}")
+        if "Tokenizer" in kind and "merges.txt" not in texts and _TOKENIZERS.intersection(texts) == {"vocab.json"}:
+            path = place / "merges.txt"  # the other half of an older form
+            raise UserError(f"{key}: {path} is missing; {bring_back(path)}")
         names += [f"{part}/{name}" for name in texts]
         if _has_weights(kind):
             names += [f"{part}/{name}" for name in weight_files(place, library, key)]

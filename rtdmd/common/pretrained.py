@@ -17,7 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.model_files import bring_back, shards, tensor_headers
+from rtdmd.common.model_files import bring_back, read_config, shards, tensor_headers
 from rtdmd.common.parsing import first_line
 from rtdmd.common.torch_setup import quiet_loading
 
@@ -58,6 +58,17 @@ def pretrained_exactly(
     they may have beside the model's. UserError where any other key is missing or left over or has another shape, or
     where a file is damaged.
     """
+    return _exactly(kind, folder, key, (absent, ignored), dtype=dtype).requires_grad_(False).eval()
+
+
+def check_pretrained(kind: Any, folder: Path, key: str, ignored: tuple[str, ...] = ()) -> None:
+    """What `pretrained_exactly` refuses, without reading a weight: the model is built on the meta device."""
+    _exactly(kind, folder, key, ((), ignored), dtype="auto", device_map={"": "meta"})
+
+
+def _exactly(kind: Any, folder: Path, key: str, left_out: tuple[tuple[str, ...], tuple[str, ...]], **how: Any) -> Any:
+    """left_out: endings of names that may be absent, and that are ignored."""
+    absent, ignored = left_out
     refuse_kinds(folder, key, "model")
     try:
         with quiet_loading(), _no_key_table():
@@ -65,9 +76,9 @@ def pretrained_exactly(
                 folder,
                 local_files_only=True,
                 use_safetensors=True,
-                dtype=dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # told below, with the names
+                **how,
             )
     except FOREIGN as error:
         raise UserError(
@@ -81,7 +92,7 @@ def pretrained_exactly(
         unexpected=[name for name in info["unexpected_keys"] if not name.endswith(ignored)],
         mismatched=mismatched,
     )
-    return model.requires_grad_(False).eval()
+    return model
 
 
 def refuse_keys(
@@ -107,7 +118,10 @@ def few(names: list[str]) -> str:
 
 
 def weight_headers(folder: Path, key: str, stem: str) -> dict[str, tuple[Path, str, tuple[int, ...]]]:
-    """(file, kind of number, shape) by tensor name, from the headers of a part's safetensors files."""
+    """(file, kind of number, shape) by tensor name, from the headers of a part's safetensors files.
+
+    UserError where an index names other tensors than its files hold, or other files of them.
+    """
     index = folder / f"{stem}.safetensors.index.json"
     single = folder / f"{stem}.safetensors"
     sharded = index.is_file() and not (stem == "model" and single.is_file())
@@ -116,6 +130,16 @@ def weight_headers(folder: Path, key: str, stem: str) -> dict[str, tuple[Path, s
     for file in files:
         for name, (number, shape) in tensor_headers(file, key).items():
             found[name] = (file, number, shape)
+    if sharded:
+        table = read_config(index, key)["weight_map"]
+        held = {name: file.name for name, (file, _, _) in found.items()}
+        odd = sorted(name for name in table.keys() | held.keys() if table.get(name) != held.get(name))
+        if odd:
+            here, there = held.get(odd[0], "no file"), table.get(odd[0], "no file")
+            raise UserError(
+                f"{key}: {index} places {odd[0]} in {there}, but it is in {here} ({len(odd)} of its tensors differ);"
+                f" {bring_back(folder)}"
+            )
     return found
 
 

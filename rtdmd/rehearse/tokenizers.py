@@ -10,7 +10,7 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
-from rtdmd.common.files import json_text
+from rtdmd.common.files import json_text, read_json
 from rtdmd.common.torch_setup import quiet_imports
 
 with quiet_imports():
@@ -146,4 +146,4 @@ def _write_texts(folder: Path, texts: dict[str, Any]) -> None:
 
 
 def _edit_text(path: Path, **entries: Any) -> None:
-    path.write_text(json_text(json.loads(path.read_text(encoding="utf-8")) | entries), encoding="utf-8")
+    path.write_text(json_text(read_json(path) | entries), encoding="utf-8")

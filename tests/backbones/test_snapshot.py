@@ -17,6 +17,7 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.files import sha256_file, sha256_tree
 from rtdmd.common.model_files import files_hash, teacher_files
 from rtdmd.config import ModelParams, preset
+from tests.backbones.folder_hub import FolderHub, names_in
 
 COMMIT = "b1148b4028b9ec56ebd36444c193d56aeff7ab56"
 REPO = "stabilityai/stable-diffusion-3.5-medium"
@@ -86,37 +87,20 @@ BESIDE = (
 )
 
 
-class Hub:
-    """`snapshot_download` from a folder, into another, by the library's own filter."""
-
-    def __init__(self, source: Path, cache: Path):
-        self.source, self.cache = source, cache
-        self.commits: set[str] = set()
-
-    def __call__(self, repo: str, revision: str, allow_patterns: list[str]) -> str:
-        self.commits.add(f"{repo}@{revision}")
-        names = [path.relative_to(self.source).as_posix() for path in self.source.rglob("*") if path.is_file()]
-        for name in huggingface_hub.utils.filter_repo_objects(names, allow_patterns=allow_patterns):
-            (self.cache / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(self.source / name, self.cache / name)
-        return str(self.cache)
-
-
 @pytest.mark.parametrize(("text", "vae"), [(True, True), (False, True), (True, False)])
 def test_the_parts_and_files_that_the_indexes_name_are_downloaded_and_nothing_else(
     text: bool, vae: bool, monkeypatch: pytest.MonkeyPatch, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     source = repository(tmp_path / "hub", tiny_teacher)
-    hub = Hub(source, tmp_path / "cache")
+    hub = FolderHub({REPO: source}, tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
-    assert base_folder(hub_model(), text=text, vae=vae) == hub.cache
+    assert base_folder(hub_model(), text=text, vae=vae) == hub.cache / REPO
     assert hub.commits == {f"{REPO}@{COMMIT}"}
-    names = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()} - {*BESIDE}
+    names = names_in(source) - {*BESIDE}
     texts = {name for name in names if name.startswith(("text_encoder", "tokenizer"))}
     wanted = names - (set() if text else texts) - (set() if vae else {f"vae/{SINGLE}"})
-    there = {path.relative_to(hub.cache).as_posix() for path in hub.cache.rglob("*") if path.is_file()}
-    left = {"text_encoder/model.safetensors.index.fp16.json"} if text else set()  # a text of a few bytes
-    assert there - left == wanted
+    there = names_in(hub.cache / REPO)
+    assert there == wanted
     assert not text or f"text_encoder/{SECOND}" in there
 
 
@@ -128,13 +112,13 @@ def test_weights_come_last_so_that_an_ended_download_is_not_taken_for_a_whole_on
 ) -> None:
     """What is here counts as whole by its weights; the texts beside them are there before."""
     source = repository(tmp_path / "hub", tiny_teacher)
-    hub = Hub(source, tmp_path / "cache")
+    hub = FolderHub({REPO: source}, tmp_path / "cache")
     seen: list[set[str]] = []
 
-    def ended(repo: str, revision: str, allow_patterns: list[str]) -> str:
+    def ended(repo: str, revision: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
         if any("safetensors" in pattern and "index" not in pattern for pattern in allow_patterns):
-            seen.append({path.relative_to(hub.cache).as_posix() for path in hub.cache.rglob("*") if path.is_file()})
-        return hub(repo, revision, allow_patterns)
+            seen.append(names_in(hub.cache / REPO))
+        return hub(repo, revision, allow_patterns, ignore_patterns)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", ended)
     base_folder(hub_model(), text=True)
@@ -153,7 +137,7 @@ def test_a_whole_snapshot_asks_nobody(monkeypatch: pytest.MonkeyPatch, tiny_teac
 
 def test_the_files_of_a_folder_are_those_of_its_indexes(tiny_teacher: Path, tmp_path: Path) -> None:
     source = repository(tmp_path / "hub", tiny_teacher)
-    names = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()} - {*BESIDE}
+    names = names_in(source) - {*BESIDE}
     assert set(teacher_files(source)) == names
     whole = teacher_files(tiny_teacher)
     assert files_hash(tiny_teacher, whole, tmp_path) == sha256_tree(tiny_teacher)
