@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rtdmd.common.files import json_text, load_tensors, save_tensors
+from rtdmd.common.files import json_text, load_tensors, read_json, save_tensors
 from rtdmd.common.torch_setup import quiet_imports, quiet_loading
 from rtdmd.rehearse.reward_models.files import write_beside
 from rtdmd.rehearse.tokenizers import WORDS, clip_tokenizer, write_clip
@@ -109,7 +108,7 @@ def write_pickscore(folder: Path, length: int = LENGTH) -> Path:
 def _edit_towers(folder: Path, **entries: Any) -> None:
     """Set entries of both towers' configurations."""
     path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     for part in ("text_config", "vision_config"):
         config[part] |= entries
     path.write_text(json_text(config), encoding="utf-8")
