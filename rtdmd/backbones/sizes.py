@@ -20,11 +20,13 @@ Configs = Mapping[str, Mapping[str, Any]]
 """config.json by part, of transformer and vae at least."""
 
 
-def suite_sizes(params: Params) -> Iterator[tuple[str, int]]:
-    """(setting, resolution) of the suites that draw at another resolution than the trained one."""
-    for suite in params.evaluate.suites:
-        if suite.resolution not in (None, params.model.resolution):
-            yield f"evaluate.suites: {suite.name}: resolution", suite.resolution
+def suite_sizes(params: Params, only: str | None = None) -> Iterator[tuple[str, int]]:
+    """(setting, resolution) of the suites that draw at another resolution than the trained one, of all sections or of
+    ``only`` (a key of `Params.judging`)."""
+    for section, judging in params.judging.items():
+        for suite in judging.suites:
+            if only in (None, section) and suite.resolution not in (None, params.model.resolution):
+                yield f"{section}.suites: {suite.name}: resolution", suite.resolution
 
 
 def require_suites(params: Params, configs: Configs, name: str) -> None:

@@ -42,9 +42,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def entries(params: Params) -> list[RewardParams]:
-    """The scorers of both sections, each set of settings once; the weight in the sum does not count."""
+    """The scorers of all sections, each set of settings once; the weight in the sum does not count."""
     found: list[RewardParams] = []
-    for entry in (*params.train_rtdmd.rewards, *params.evaluate.rewards):
+    named = [*params.train_rtdmd.rewards]
+    for judging in params.judging.values():
+        named += judging.rewards
+    for entry in named:
         alone = entry.model_copy(update={"weight": 1.0})
         if alone not in found:
             found.append(alone)

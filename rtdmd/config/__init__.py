@@ -12,10 +12,12 @@ from rtdmd.config.real import NOTES
 from rtdmd.config.results import EvaluateParams, PublishParams, ReportParams, SuiteParams
 from rtdmd.config.rewards import RewardParams, reward_params
 from rtdmd.config.run import RunParams
+from rtdmd.config.suites import SetParams
 from rtdmd.config.train_acdmd import TrainAcdmdParams
 from rtdmd.config.train_rtdmd import TermWeights, TrainRtdmdParams
 from rtdmd.config.training import ConsistencyParams, OptimizerParams
 from rtdmd.config.tree import Params
+from rtdmd.config.watch import WatchParams
 
 __all__ = [
     "NOTES",
@@ -33,10 +35,12 @@ __all__ = [
     "ReportParams",
     "RewardParams",
     "RunParams",
+    "SetParams",
     "SuiteParams",
     "TermWeights",
     "TrainAcdmdParams",
     "TrainRtdmdParams",
+    "WatchParams",
     "load_params",
     "parse_params",
     "preset",

@@ -23,10 +23,11 @@ def scored_sets(params: Params, only: str | None = None) -> Iterator[tuple[str, 
     has it, the set, the rewards."""
     if only in (None, "train_rtdmd"):
         yield "train_rtdmd.rewards", params.train_rtdmd.prompts, params.train_rtdmd.rewards
-    if only in (None, "evaluate"):
-        for suite in params.evaluate.suites:
-            scorers = suite.scorers(params.evaluate.rewards)
-            yield f"evaluate.suites: {suite.name}: rewards", suite.prompts, scorers
+    for section, judging in params.judging.items():
+        if only not in (None, section.partition(".")[0]):
+            continue
+        for suite in judging.suites:
+            yield f"{section}.suites: {suite.name}: rewards", suite.prompts, suite.scorers(judging.rewards)
 
 
 def check_prompts(params: Params, only: str | None = None) -> None:

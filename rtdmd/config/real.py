@@ -65,7 +65,8 @@ _TRAINING = [
     scorer("pickscore", backprop_resize="bilinear"),
     scorer("geneval"),
 ]
-_OF_DRAWBENCH = ["clipscore", "aesthetic", "pickscore", "hpsv2", "imagereward"]
+_SCORED_BY = {"drawbench": ["clipscore", "aesthetic", "pickscore", "hpsv2", "imagereward"]}
+"""The scorers of an evaluation set; each other set's is the one of its name."""
 _IMAGES = {"drawbench": 5, "hpsv3": 1, "geneval": 4, "geneval2": 1, "ocr": 1}
 """Images of each prompt, by evaluation set; DrawBench has 200 prompts (the public file has every prompt five times)."""
 
@@ -73,6 +74,18 @@ _IMAGES = {"drawbench": 5, "hpsv3": 1, "geneval": 4, "geneval2": 1, "ocr": 1}
 def suite(name: str, scorers: list[str]) -> dict[str, Any]:
     """An entry of evaluate.suites as published: a whole set of prompts, by these scorers, at 1024 pixels."""
     return {"name": name, "prompts": name, "rewards": scorers, "images_per_prompt": _IMAGES[name], "resolution": 1024}
+
+
+def watch(every: int, max_prompts: int = 64, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A training stage's watch as published: the evaluation's sets and scorers but those ``without``, at the resolution
+    of the training."""
+    sets = [name for name in _IMAGES if name not in without]
+    return {
+        "every": every,
+        "max_prompts": max_prompts,
+        "suites": [{"name": name, "prompts": name, "rewards": _SCORED_BY.get(name, [name])} for name in sets],
+        "rewards": [scorer(name) for name in SCORERS if name not in without],
+    }
 
 
 _CONSISTENCY = {
@@ -119,6 +132,7 @@ COMMON: dict[str, Any] = {
         "sharding": "none",
         "generator_optimizer": ADAMW | {"lr": 3e-5},
         "fake_optimizer": ADAMW | {"lr": 3e-5},
+        "watch": watch(1000),
         "save_every": 500,
         "keep": 2,
         "panel_every": 0,
@@ -140,13 +154,14 @@ COMMON: dict[str, Any] = {
         "consistency": _CONSISTENCY,
         "rewards": _TRAINING,
         "validation": {"every": 0, "prompts": 32, "images": 8, "min_diversity": 0.8, "patience": 0},
+        "watch": watch(50),
         "save_every": 100,
         "keep": 2,
         "panel_every": 50,
         "log_every": 1,
     },
     "evaluate": {
-        "suites": [suite(name, _OF_DRAWBENCH if name == "drawbench" else [name]) for name in _IMAGES],
+        "suites": [suite(name, _SCORED_BY.get(name, [name])) for name in _IMAGES],
         "batch_size": 16,
         "models": ["teacher", "teacher_few_step", "train_acdmd", "train_rtdmd"],
         "rewards": [scorer(name) for name in SCORERS],
@@ -156,6 +171,7 @@ COMMON: dict[str, Any] = {
     "publish": {"prompt": "a photo of an astronaut riding a horse on the moon"},
 }
 _SLOW = {"generator_optimizer": {"lr": 1e-6}, "fake_optimizer": {"lr": 1e-6}}
+_FLUX_WATCH = {"watch": watch(1000, without=("geneval", "geneval2"))}  # FLUX's
 _ON_THE_FLY = {"cache_teacher": {"mode": "on_the_fly", "unpadded": False}}
 
 REAL: dict[str, dict[str, Any]] = {
@@ -168,6 +184,7 @@ REAL: dict[str, dict[str, Any]] = {
             "teacher_steps": 50,
             "max_sequence_length": 128,
         },
+        "train_acdmd": {"watch": {"max_prompts": 8}},
         "train_rtdmd": {
             "prompts_per_epoch": 32,
             "group_size": 16,
@@ -204,6 +221,7 @@ REAL: dict[str, dict[str, Any]] = {
             "teacher_steps": 50,
             "max_sequence_length": 512,
         },
+        "train_acdmd": _FLUX_WATCH,
         "train_rtdmd": {
             "micro_batch": 3,
             "fake_optimizer": {"lr": 1e-6},
@@ -223,7 +241,7 @@ REAL: dict[str, dict[str, Any]] = {
             "teacher_steps": 50,
             "max_sequence_length": 512,
         },
-        "train_acdmd": _SLOW,
+        "train_acdmd": _SLOW | _FLUX_WATCH,
         "train_rtdmd": {"micro_batch": 6, "fake_optimizer": {"lr": 1e-6}},
         "report": {"title": "RTDMD on FLUX.2 [klein] 4B"},
     },
@@ -237,7 +255,7 @@ REAL: dict[str, dict[str, Any]] = {
             "teacher_steps": 50,
             "max_sequence_length": 512,
         },
-        "train_acdmd": _SLOW,
+        "train_acdmd": _SLOW | _FLUX_WATCH,
         "train_rtdmd": {
             "micro_batch": 3,
             "fake_optimizer": {"lr": 1e-6},
@@ -268,7 +286,7 @@ _SIZES = (
     " micro_batch is the published batch of one GPU, which on the published number of GPUs fits cards of 80 GB by"
     " `rtdmd plan` (FLUX.2 9B's with sharding: base); on fewer you may need less, which changes only rounding."
     " The seed is the public code's. The evaluation is that of the published tables: nine scorers on five sets, at 1024"
-    " pixels."
+    " pixels, and that of each stage while it trains (watch) the public code's, at the resolution of the training."
 )
 _ON_THE_FLY_NOTE = (
     "Text is encoded while training ({} resident): a cache of PickScore's and DrawBench's 25 632 prompts alone would"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import field_validator, model_validator
@@ -11,24 +10,15 @@ from rtdmd.common.hub_names import HUB_NAME_RULE, is_hub_name, is_owner_and_name
 from rtdmd.common.parsing import did_you_mean
 from rtdmd.common.section import Flag, Real, Section, Whole, param
 from rtdmd.config.rewards import RewardEntry, distinct
+from rtdmd.config.suites import SetParams, check_suites
 from rtdmd.published import RUNS
 
 ModelName = Literal["teacher", "teacher_few_step", "student_base", "imported", "train_acdmd", "train_rtdmd"]
 
 
-class SuiteParams(Section):
+class SuiteParams(SetParams):
     """A prompt set, and what is measured of every model's images for it."""
 
-    name: str = param(
-        "what metrics.json, scores.csv and the tables call it", source="ours", pattern="^[a-z0-9][a-z0-9_-]*$"
-    )
-    prompts: str = param("the set of prepare_prompts.sets that it draws, which nothing is trained on", source="ours")
-    rewards: tuple[str, ...] | None = param(
-        "names of evaluate.rewards that score it; null: all of them",
-        source="public code: a set of its own for each scorer but five",
-        default=None,
-        min_length=1,
-    )
     images_per_tag: Whole | None = param(
         "images of each model per prompt tag, going round its prompts; null: images_per_prompt says",
         unit="images",
@@ -50,13 +40,6 @@ class SuiteParams(Section):
         default=None,
         ge=1,
     )
-    resolution: Whole | None = param(
-        "side of the image; null: model.resolution, at which the students train",
-        unit="pixels",
-        source="public code: 1024",
-        default=None,
-        ge=8,
-    )
     reference_images: Whole | None = param(
         "real images, drawn for the world's held-out captions, behind the Fréchet distance; null: none",
         unit="images",
@@ -70,13 +53,7 @@ class SuiteParams(Section):
         if (self.images_per_tag is None) == (self.images_per_prompt is None):
             given = "neither" if self.images_per_tag is None else "both"
             raise ValueError(f"images_per_tag, images_per_prompt: {given} given; allowed: one of the two")
-        if self.rewards is not None and len(set(self.rewards)) != len(self.rewards):
-            raise ValueError(f"rewards: {list(self.rewards)}; allowed: each name once")
         return self
-
-    def scorers(self, rewards: Sequence[RewardEntry]) -> tuple[RewardEntry, ...]:
-        """Those of ``rewards``, evaluate.rewards, that score the suite, in their order there."""
-        return tuple(reward for reward in rewards if self.rewards is None or reward.name in self.rewards)
 
 
 class EvaluateParams(Section):
@@ -122,27 +99,8 @@ class EvaluateParams(Section):
             allowed = "null" if self.imported is not None else "a folder that `rtdmd import` wrote"
             has = "with" if "imported" in self.models else "without"
             raise ValueError(f"imported: {self.imported!r} {has} imported in models; allowed: {allowed}")
-        self._check_suites()
+        check_suites(self.suites, self.rewards, "evaluate")
         return self
-
-    def _check_suites(self) -> None:
-        """Suites are told apart by name, and every scorer that is loaded scores one of them."""
-        names = [suite.name for suite in self.suites]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"suites: {name!r} occurs {names.count(name)} times; allowed: each name once")
-        known = [reward.name for reward in self.rewards]
-        for suite in self.suites:
-            unknown = [name for name in suite.rewards or () if name not in known]
-            if unknown:
-                raise ValueError(
-                    f"suites: {suite.name}: rewards: {unknown[0]!r} is none of evaluate.rewards; allowed:"
-                    f" {', '.join(known)}"
-                )
-        used = {reward.name for suite in self.suites for reward in suite.scorers(self.rewards)}
-        idle = [name for name in known if name not in used]
-        if idle:
-            raise ValueError(f"rewards: {idle[0]} scores no suite; allowed: rewards that a suite names")
 
 
 class ReportParams(Section):

@@ -1,4 +1,4 @@
-"""An entry of `train_rtdmd.rewards` and `evaluate.rewards`: which scorer, with which weights, counting how much.
+"""An entry of `train_rtdmd.rewards`, `evaluate.rewards` or a watch's rewards: which scorer, with which weights, counting how much.
 
 The keys are those of the scorer's own class, in its file in rtdmd/rewards/scorers.
 """

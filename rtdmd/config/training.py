@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import field_validator
 
 from rtdmd.common.section import Flag, Real, Section, Whole, param
+from rtdmd.config.watch import WatchParams
 
 Initialisation = Literal["kaiming_uniform", "gaussian", "standard_normal"]
 """Of matrix A of a new LoRA: PEFT's default, PEFT's "gaussian", and the public code's re-initialisation on merging."""
@@ -90,6 +91,7 @@ class TrainingParams(Section):
         source="public code: clamp; inverse_variance ours",
     )
     consistency: ConsistencyParams
+    watch: WatchParams
     save_every: Whole = param("steps (updates, epochs) between checkpoints for resuming", source="ours", ge=1)
     keep: Whole = param("checkpoints kept, the newest whole ones", unit="checkpoints", source="ours", ge=1)
     panel_every: Whole = param(

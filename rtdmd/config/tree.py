@@ -12,6 +12,7 @@ from rtdmd.config.results import EvaluateParams, PublishParams, ReportParams
 from rtdmd.config.run import RunParams
 from rtdmd.config.train_acdmd import TrainAcdmdParams
 from rtdmd.config.train_rtdmd import TrainRtdmdParams
+from rtdmd.config.watch import WatchParams
 
 
 class Params(Section):
@@ -35,8 +36,20 @@ class Params(Section):
 
     @property
     def evaluation_sets(self) -> tuple[str, ...]:
-        """Names of the sets of prompts that are evaluated, in the order in which they are named, each once."""
-        return tuple(dict.fromkeys(suite.prompts for suite in self.evaluate.suites))
+        """Names of the sets of prompts that are evaluated or watched, in the order in which they are named, each
+        once."""
+        return tuple(dict.fromkeys(suite.prompts for judging in self.judging.values() for suite in judging.suites))
+
+    @property
+    def judging(self) -> dict[str, EvaluateParams | WatchParams]:
+        """What has suites and their scorers, by dotted key: the evaluation, and the training stages that are
+        watched."""
+        watched = {
+            f"{name}.watch": section.watch
+            for name, section in (("train_acdmd", self.train_acdmd), ("train_rtdmd", self.train_rtdmd))
+            if section.watch.every
+        }
+        return {"evaluate": self.evaluate, **watched}
 
     @model_validator(mode="after")
     def _check(self) -> Params:
@@ -54,19 +67,25 @@ class Params(Section):
             "train_acdmd.prompts": self.train_acdmd.prompts,
             "train_rtdmd.prompts": self.train_rtdmd.prompts,
         }
-        evaluated = {f"evaluate.suites: {suite.name}: prompts": suite.prompts for suite in self.evaluate.suites}
-        for key, name in (*trained.items(), *evaluated.items()):
+        judged = {
+            f"{section}.suites: {suite.name}: prompts": suite.prompts
+            for section, judging in self.judging.items()
+            for suite in judging.suites
+        }
+        for key, name in (*trained.items(), *judged.items()):
             if name not in sets:
                 known = ", ".join(sets)
                 raise ValueError(
                     f"{key}: {name!r}; allowed: one of prepare_prompts.sets: {known}{did_you_mean(name, sets)}"
                 )
         for key, name in trained.items():
-            if name in self.evaluation_sets:
-                raise ValueError(
-                    f"{key}: {name!r}, which is evaluated (evaluate.suites); allowed: a set that is not, of"
-                    " prepare_prompts.sets"
-                )
+            for section, judging in self.judging.items():
+                if name in [suite.prompts for suite in judging.suites]:
+                    use = "evaluated" if section == "evaluate" else "watched"
+                    raise ValueError(
+                        f"{key}: {name!r}, which is {use} ({section}.suites); allowed: a set that is not, of"
+                        " prepare_prompts.sets"
+                    )
 
     def _check_models(self) -> None:
         """The student's base is a model of its own where it is not the teacher's."""

@@ -47,13 +47,7 @@ class Judge:
 
     def of(self, names: Collection[str]) -> Judge:
         """The judge with the scorers of ``names`` alone; they are the same, loaded once."""
-        panel = replace(
-            self.panel,
-            rewards={name: reward for name, reward in self.panel.rewards.items() if name in names},
-            offloaded=self.panel.offloaded & set(names),
-            beside=self.panel.beside & set(names),
-        )
-        return replace(self, panel=panel)
+        return replace(self, panel=self.panel.only(names))
 
     def identities(self) -> dict[str, dict[str, Any]]:
         """What every scorer was, and the model whose embedding is the feature space as "features"."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rtdmd.config import SuiteParams
-from rtdmd.prompts.records import Prompt
+from rtdmd.prompts.records import Prompt, by_tag, first_prompts
 
 UNTAGGED = "all"  # the one stratum of prompts that carry no tag
 
@@ -45,25 +45,6 @@ def plan_suite(suite: SuiteParams, prompts: Sequence[Prompt]) -> list[Item]:
         return plan_images(used, suite.images_per_tag)
     indices = range(suite.images_per_prompt or 0)
     return [Item(prompt, index) for own in by_tag(used) for prompt in own for index in indices]
-
-
-def by_tag(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
-    """The prompts of each tag, in the order of the tags' first appearance."""
-    own: dict[str | None, list[Prompt]] = {}
-    for prompt in prompts:
-        own.setdefault(prompt.tag, []).append(prompt)
-    return list(own.values())
-
-
-def first_prompts(prompts: Sequence[Prompt], count: int | None) -> list[Prompt]:
-    """``count`` prompts (None: all), taken from all tags in turn, in the order in which they stand."""
-    if count is None:
-        return list(prompts)
-    columns = by_tag(prompts)
-    depth = max(len(column) for column in columns)
-    ranked = [column[k].id for k in range(depth) for column in columns if k < len(column)]
-    chosen = set(ranked[:count])
-    return [prompt for prompt in prompts if prompt.id in chosen]
 
 
 def grid_prompts(items: Sequence[Item], count: int) -> list[Prompt]:

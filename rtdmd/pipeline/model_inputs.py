@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 FOLDER = "inputs"
 NAMED = "named.json"
 BASES = ("teacher", "student")  # groups of one model: section model's bases
-SCORED = ("train_rtdmd", "evaluate")  # sections that have rewards, and groups of their own
+SCORED = ("train_acdmd", "train_rtdmd", "evaluate")  # stages that have scorers, and groups of their own
 GROUPS = (*BASES, *SCORED)
 IMPORTED = "imported"  # place of the folder that evaluate.imported names
 
@@ -70,10 +70,12 @@ def model_inputs(params: Params, group: str | None = None) -> Iterator[ModelInpu
     for base, model in zip(BASES, params.model.bases(), strict=False):
         if group in (None, base):
             yield ModelInput(base, base, model.key, model.teacher, model.pin, model.revision)
-    for section in SCORED:
-        if group not in (None, section):
+    sections: dict[str, Sequence[RewardParams]] = {"train_rtdmd": params.train_rtdmd.rewards}
+    sections |= {name: judging.rewards for name, judging in params.judging.items()}
+    for section, rewards in sections.items():
+        if group not in (None, section.partition(".")[0]):
             continue
-        for reward in getattr(params, section).rewards:
+        for reward in rewards:
             if reward.socket is None:
                 yield from _of_reward(section, reward)
     features = params.evaluate.features_model
@@ -101,9 +103,10 @@ def _of_reward(section: str, reward: RewardParams) -> Iterator[ModelInput]:
         if name is None:
             continue
         revision = getattr(reward, source.pin) if reward.is_hub_id(field) else None
+        stage, _, inner = section.partition(".")  # inner: watch, whose scorers may also be the stage's own
         key = f"{section}.rewards: {reward.name}"
-        place = f"{reward.name}.{field}"
-        yield ModelInput(section, place, f"{key}: {field}", name, f"{key}: {source.pin}", revision, reward)
+        place = f"{inner}/{reward.name}.{field}".removeprefix("/")
+        yield ModelInput(stage, place, f"{key}: {field}", name, f"{key}: {source.pin}", revision, reward)
 
 
 def is_group(dep: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from rtdmd.config import Params, SuiteParams
 from rtdmd.pipeline.dvc_yaml import params_values
 from rtdmd.plan.costs import ROWS, Cost, Costs, count, flops_of
 from rtdmd.plan.gpus import GPUS, UTILISATION
-from rtdmd.plan.memory import Memory, acdmd_memory, cache_memory, evaluate_memory, rtdmd_memory
-from rtdmd.plan.passes import acdmd_rows, evaluate_rows, rtdmd_rows
+from rtdmd.plan.memory import Memory, acdmd_memory, cache_memory, evaluate_memory, rtdmd_memory, with_watch
+from rtdmd.plan.passes import acdmd_rows, evaluate_rows, rtdmd_rows, watch_rows
 from rtdmd.plan.stand import ADAPTER_NAMES, Stand
 from rtdmd.plan.tally import META, size_of, tensors_of
 from rtdmd.prompts.records import read_prompts
@@ -25,7 +25,15 @@ from rtdmd.prompts.registry import SOURCES
 
 EVALUATION_PROMPTS = {"drawbench": 200, "geneval": 553, "geneval2": 800, "hpsv3": 1024, "ocr": 1018}
 """Prompts of the published evaluation sets by source, before prepare_prompts has run; of another source DrawBench's."""
-PROMPTS_FROM = ("run", "prepare_prompts", "train_acdmd.prompts", "train_rtdmd.prompts", "evaluate.suites")
+PROMPTS_FROM = (
+    "run",
+    "prepare_prompts",
+    "train_acdmd.prompts",
+    "train_acdmd.watch",
+    "train_rtdmd.prompts",
+    "train_rtdmd.watch",
+    "evaluate.suites",
+)
 """Parameters of stage prepare_prompts, as dvc.yaml has them."""
 PREPARED = Path("results/prepare_prompts")
 UNKNOWN_PROMPTS = 26_000  # before prepare_prompts has run; PickScore's and DrawBench's together are 25 632
@@ -42,6 +50,15 @@ class SuitePlan:
 
 
 @dataclass(frozen=True)
+class WatchPlan:
+    """Looks at the student while it trains: how many, the images of each, and FLOPs of all."""
+
+    looks: int
+    images: int
+    total: float
+
+
+@dataclass(frozen=True)
 class StagePlan:
     """One stage: what an update is called and how many there are, its FLOPs, and the peak of one process."""
 
@@ -51,13 +68,13 @@ class StagePlan:
     flops: float
     memory: Memory
     processes: int = 1
+    suites: tuple[SuitePlan, ...] = ()
+    watch: WatchPlan | None = None
 
     @property
     def total(self) -> float:
         """FLOPs of the whole stage."""
-        return self.flops * self.updates
-
-    suites: tuple[SuitePlan, ...] = ()
+        return self.flops * self.updates + (self.watch.total if self.watch else 0.0)
 
     def hours(self, gpu: str, dtype: str, utilisation: float = UTILISATION) -> float:
         """Time of the whole stage, a GPU a process."""
@@ -79,20 +96,24 @@ def make_plan(params: Params, root: Path = Path("."), processes: int | None = No
     """
     stand = Stand.of(params, root)
     costs = Costs(stand)
-    one, two = params.train_acdmd, params.train_rtdmd
+    one, two, own = params.train_acdmd, params.train_rtdmd, params.model.resolution
     encode = encoding(stand)
     training = (
         ("train_acdmd", "iterations", one.iterations, acdmd_rows, acdmd_memory, processes or one.processes),
         ("train_rtdmd", "epochs", two.epochs, rtdmd_rows, rtdmd_memory, processes or two.processes),
     )
-    stages = [
-        StagePlan("cache_teacher", "prompts", prompts_of(params, root), encode.flops, cache_memory(stand, encode)),
-        *(
-            StagePlan(name, unit, updates, flops_of(rows(params), costs, name), memory(costs, count), count)
-            for name, unit, updates, rows, memory, count in training
-        ),
-        _evaluation(params, costs, root),
-    ]
+    require_suites(params, stand.configs, params.model.teacher)
+    asked = {suite.resolution or own for judging in params.judging.values() for suite in judging.suites}
+    sized = {own: costs} | {side: Costs(stand.at(side)) for side in asked - {own}}
+    counts = None
+    if prepared(params, root):
+        counts = Counter(prompt.set for prompt in read_prompts(root / PREPARED / "eval.jsonl"))
+    prompts = prompts_of(params, root)
+    stages = [StagePlan("cache_teacher", "prompts", prompts, encode.flops, cache_memory(stand, encode))]
+    for name, unit, updates, rows, memory, number in training:
+        stage = StagePlan(name, unit, updates, flops_of(rows(params), costs, name), memory(costs, number), number)
+        stages.append(_with_watch(stage, params, sized, counts))
+    stages.append(_evaluation(params, sized, counts))
     return Plan(_parameters(stand), {stage.name: stage for stage in stages})
 
 
@@ -101,16 +122,28 @@ def hours_of(flops: float, gpu: str, dtype: str, utilisation: float = UTILISATIO
     return flops / (getattr(GPUS[gpu], dtype) * utilisation) / 3600
 
 
-def _evaluation(params: Params, costs: Costs, root: Path) -> StagePlan:
+def _with_watch(
+    stage: StagePlan, params: Params, sized: Mapping[int, Costs], counts: Mapping[str, int] | None
+) -> StagePlan:
+    """A training stage with the looks at its student, where it is watched; ``sized``: the costs by resolution."""
+    section = getattr(params, stage.name)
+    p = section.watch
+    if not p.every:
+        return stage
+    looks = 1 + stage.updates // p.every
+    images, flops = 0, 0.0
+    for suite in p.suites:
+        own = min(p.max_prompts, prompts_in(suite.prompts, params, counts))
+        costs = sized[suite.resolution or params.model.resolution]
+        flops += flops_of(watch_rows(params, own), costs, stage.name, suite.scorers(p.rewards))
+        images += own
+    memory = with_watch(stage.memory, p, section.micro_batch, sized)
+    return replace(stage, memory=memory, watch=WatchPlan(looks, images, looks * flops))
+
+
+def _evaluation(params: Params, sized: Mapping[int, Costs], counts: Mapping[str, int] | None) -> StagePlan:
     """The stage by suites, each at its own resolution and with its own scorers; memory is that of the largest."""
     own = params.model.resolution
-    require_suites(params, costs.stand.configs, params.model.teacher)
-    sized = {own: costs}
-    for resolution in {suite.resolution or own for suite in params.evaluate.suites} - {own}:
-        sized[resolution] = Costs(costs.stand.at(resolution))
-    counts = None
-    if prepared(params, root):
-        counts = Counter(prompt.set for prompt in read_prompts(root / PREPARED / "eval.jsonl"))
     suites = []
     for suite in params.evaluate.suites:
         resolution = suite.resolution or own
@@ -129,11 +162,15 @@ def images_of(suite: SuiteParams, params: Params, counts: Mapping[str, int] | No
     the sources of its prompts say how many there are."""
     if suite.images_per_tag is not None:
         return suite.images_per_tag * tags_of(suite, params)
-    if counts is not None:
-        prompts = counts.get(suite.prompts, 0)
-    else:
-        prompts = sum(EVALUATION_PROMPTS.get(one.name, 200) for one in params.prepare_prompts.sets[suite.prompts])
+    prompts = prompts_in(suite.prompts, params, counts)
     return (suite.images_per_prompt or 0) * min(prompts, suite.max_prompts or prompts)
+
+
+def prompts_in(name: str, params: Params, counts: Mapping[str, int] | None) -> int:
+    """Prompts of an evaluation set, as ``counts`` has them by set or, None, as far as its sources say."""
+    if counts is not None:
+        return counts.get(name, 0)
+    return sum(EVALUATION_PROMPTS.get(one.name, 200) for one in params.prepare_prompts.sets[name])
 
 
 def tags_of(suite: SuiteParams, params: Params) -> int:

@@ -6,7 +6,7 @@ what an allocator keeps beside what is in use; docs/plan.md has both, measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from rtdmd.plan.stand import Stand, model_of
 from rtdmd.plan.tally import size_of
 
 if TYPE_CHECKING:
-    from rtdmd.config import RewardParams
+    from rtdmd.config import RewardParams, WatchParams
 
 MOMENTS = 2  # AdamW's, of each trained number
 GATHERED = 3  # blocks of a sharded base, read off torch's FSDP2
@@ -31,6 +31,7 @@ class Memory:
 
     parts: dict[str, float]
     phases: dict[str, dict[str, float]]
+    host: float = 0.0  # scorers that wait on the CPU for their turn on the device
 
     @property
     def phase(self) -> str:
@@ -92,7 +93,8 @@ def rtdmd_memory(costs: Costs, processes: int) -> Memory:
     parts |= _text(stand) | _optimizer(stand, "rtdmd")
     parts["decoder"] = size_of([stand.vae])[1]
     parts["rewards"] = _rewards(stand, [spec for spec in p.rewards if not spec.offload])
-    return Memory(parts, _epoch(costs, images, processes))
+    waiting = _rewards(stand, [spec for spec in p.rewards if spec.offload])
+    return Memory(parts, _epoch(costs, images, processes), waiting)
 
 
 def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, float]]:
@@ -185,14 +187,33 @@ def evaluate_memory(costs: Costs) -> Memory:
     staying = [reward for reward in p.rewards if not reward.offload]
     moved = [[one for one in suite.scorers(p.rewards) if one.offload] for suite in p.suites]  # on its turn
     parts["decoder"] = size_of([stand.vae])[1]
-    parts["rewards"] = _rewards(stand, staying) + max(_rewards(stand, own) for own in moved)
+    on_turn = max(_rewards(stand, own) for own in moved)
+    parts["rewards"] = _rewards(stand, staying) + on_turn
+    waiting = _rewards(stand, [one for one in p.rewards if one.offload]) - on_turn
     parts["prompts"] = p.batch_size * stand.row_bytes()
     pictures, scores = costs.pictures, costs.scores(p.rewards, gradient=False)
     phases = {
         "sampling": _phase(p.batch_size * costs.teacher.peak, 0),
         "rewards": _phase(p.batch_size * max(pictures.peak, pictures.kept + scores.peak), 0),
     }
-    return Memory(parts, phases)
+    return Memory(parts, phases, waiting)
+
+
+def with_watch(memory: Memory, p: WatchParams, micro_batch: int, sized: Mapping[int, Costs]) -> Memory:
+    """The memory of a training stage with looks at its student: each suite's scorers come to the device on its turn,
+    while nothing of an update is there. ``sized``: the costs at each suite's resolution."""
+    stand = next(iter(sized.values())).stand
+    rows = min(micro_batch, p.max_prompts)
+    phase = 0.0
+    for suite in p.suites:
+        costs = sized[suite.resolution or stand.params.model.resolution]
+        scorers = suite.scorers(p.rewards)
+        pictures, scores = costs.pictures, costs.scores(scorers, gradient=False)
+        judged = rows * max(pictures.peak, pictures.kept + scores.peak)
+        phase = max(phase, rows * costs.teacher.peak, _rewards(stand, scorers) + judged)
+    parts = memory.parts | {"decoder": size_of([stand.vae])[1]}
+    host = memory.host + _rewards(stand, p.rewards)
+    return Memory(parts, memory.phases | {"watch": _phase(phase, 0)}, host)
 
 
 def cache_memory(stand: Stand, encode: Cost) -> Memory:

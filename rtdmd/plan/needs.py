@@ -8,7 +8,7 @@ start that has nothing to do asks for nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,20 +95,24 @@ def needs_of(plan: Plan, params: Params) -> dict[str, Need]:
     cuda = params.run.device == "cuda"
     found = {}
     for name, stage in plan.stages.items():
-        need = _need(stage.memory.peak, stage.memory.parts, _minutes(stage, params), cuda)
+        memory = stage.memory
+        held = memory.host + (weights_of(memory.parts) if cuda else memory.peak)
+        need = _need(held, _minutes(stage, params), cuda)
         found[name] = Need(need.mem_mb * stage.processes, need.runtime, need.gpu * stage.processes)
     parts = plan.stages["train_rtdmd"].memory.parts
     text = plan.stages["cache_teacher"].memory.parts["text encoders"]
-    weights = {"transformer": 2 * parts["transformer"], "adapters": parts["adapters"], "text encoders": text}
-    weights["decoder"] = parts["decoder"]
-    return found | {"publish": _need(sum(weights.values()), weights, 0.0, cuda)}
+    exported = 2 * parts["transformer"] + parts["adapters"] + text + parts["decoder"]
+    return found | {"publish": _need(exported, 0.0, cuda)}
 
 
-def _need(peak: float, parts: dict[str, float], minutes: float, cuda: bool) -> Need:
-    """Of one process. On a GPU the host holds the weights once, on their way there, and what the program itself
-    takes."""
-    weights = sum(parts.get(name, 0.0) for name in WEIGHTS)
-    megabytes = SLACK * (weights if cuda else peak) / 1e6 + PROGRAM_MB["cuda" if cuda else "cpu"]
+def weights_of(parts: Mapping[str, float]) -> float:
+    """Bytes of weights among what stays on the device: on a GPU the host holds them once, on their way there."""
+    return sum(parts.get(name, 0.0) for name in WEIGHTS)
+
+
+def _need(held: float, minutes: float, cuda: bool) -> Need:
+    """Of one process: so many bytes ``held`` in the host's memory, beside what the program itself takes."""
+    megabytes = SLACK * held / 1e6 + PROGRAM_MB["cuda" if cuda else "cpu"]
     return Need(100 * math.ceil(megabytes / 100), LEAST_MINUTES + math.ceil(SLOW * minutes), int(cuda))
 
 

@@ -140,6 +140,11 @@ def _matched(params: Params) -> Rows:
     return {"generator forward": 1 - stops_last * seen_last, "generator backward": 1}
 
 
+def watch_rows(params: Params, images: int) -> Rows:
+    """Looks at the student of a training stage: so many images of it."""
+    return summed(scored(images), {"generator forward": images * params.model.num_steps})
+
+
 def evaluate_rows(params: Params, images: int) -> Rows:
     """The whole of evaluate: ``images`` of each model, and of the student at each other noise level."""
     model = params.model

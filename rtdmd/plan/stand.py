@@ -61,7 +61,9 @@ class Stand:
             roles = AdapterBank(backbone, params.adapter, ADAPTERS["train_rtdmd"] | {"base": ()}, params.run.seed)
         for whole in roles._copies.values():  # in full mode passes run in half precision, by autocast if there is one
             whole.to(backbone.dtype)
-        specs = {model_of(spec): spec for spec in (*params.train_rtdmd.rewards, *params.evaluate.rewards)}
+        specs = {model_of(spec): spec for spec in params.train_rtdmd.rewards}
+        for judging in params.judging.values():
+            specs |= {model_of(spec): spec for spec in judging.rewards}
         scorers = {model: load_scorer(spec, root) for model, spec in specs.items()}
         return Stand(params, configs, backbone, roles, scorers)
 

@@ -87,12 +87,14 @@ def _fits(stage: StagePlan, memory: float, gpu: str) -> str:
     peak = stage.memory.peak
     if peak <= memory:
         return f"{stage.name}: fits {gpu} ({size(memory)})"
-    return f"{stage.name}: does NOT fit {gpu} ({size(memory)}); {ADVICE[stage.name]}"
+    advice = _LOOKS.format(stage.name) if stage.memory.phase == "watch" else ADVICE[stage.name]
+    return f"{stage.name}: does NOT fit {gpu} ({size(memory)}); {advice}"
 
 
 _LEARNS = (
     "lower {0}.micro_batch, set adapter.gradient_checkpointing: true, or raise {0}.processes and set {0}.sharding: base"
 )
+_LOOKS = "lower {0}.micro_batch, give a scorer of {0}.watch a socket of its own, or set {0}.watch.every: 0"
 ADVICE = {
     "cache_teacher": "lower cache_teacher.batch_size",
     "train_acdmd": _LEARNS.format("train_acdmd"),
@@ -106,6 +108,10 @@ def _computation(stages: list[StagePlan], gpu: str, dtype: str) -> str:
     for stage in stages:
         updates, time = f"{stage.updates} {stage.unit}", duration(stage.hours(gpu, dtype))
         rows.append([stage.name, updates, number(stage.flops), number(stage.total), str(stage.processes), time])
+        if stage.watch is not None:
+            looks, total = stage.watch.looks, stage.watch.total
+            time = duration(hours_of(total, gpu, dtype) / stage.processes)
+            rows.append(["  watch", f"{looks} looks", number(total / looks), number(total), "", time])
         for suite in stage.suites if len(stage.suites) > 1 else ():
             time = duration(hours_of(suite.total, gpu, dtype))
             images = f"{suite.images} images at {suite.resolution} pixels"

@@ -115,6 +115,25 @@ def read_set(path: Path, name: str) -> list[Prompt]:
     return found
 
 
+def by_tag(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
+    """The prompts of each tag, in the order of the tags' first appearance."""
+    own: dict[str | None, list[Prompt]] = {}
+    for prompt in prompts:
+        own.setdefault(prompt.tag, []).append(prompt)
+    return list(own.values())
+
+
+def first_prompts(prompts: Sequence[Prompt], count: int | None) -> list[Prompt]:
+    """``count`` prompts (None: all), taken from all tags in turn, in the order in which they stand."""
+    if count is None:
+        return list(prompts)
+    columns = by_tag(prompts)
+    depth = max(len(column) for column in columns)
+    ranked = [column[k].id for k in range(depth) for column in columns if k < len(column)]
+    chosen = set(ranked[:count])
+    return [prompt for prompt in prompts if prompt.id in chosen]
+
+
 def is_blank(text: str) -> bool:
     """True where nothing of a text is to be seen: spaces, and characters without a shape."""
     return all(character.isspace() or _IGNORABLE.match(character) for character in text)

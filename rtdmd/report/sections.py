@@ -225,13 +225,24 @@ def collapse(metrics: Metrics, suite: str = "") -> str:
 
 def curves(files: Mapping[str, Path]) -> str:
     """Training curves of each stage: every numeric column of its curves.csv over the first."""
-    body = []
-    for title, path in files.items():
-        x_name, columns = read_curves(path)
-        x = columns.pop(x_name)
-        shown = [charts.curve(name, *_finite(x, y), x_name) for name, y in columns.items() if len(_finite(x, y)[0]) > 1]
-        body.append(f'<h3>{escape(title)}</h3><div class="curves">{"".join(shown)}</div>')
+    body = [f'<h3>{escape(title)}</h3><div class="curves">{_charts(path)}</div>' for title, path in files.items()]
     return section("Training curves", _HOW["curves"], "".join(body), "curves")
+
+
+def watched(files: Mapping[str, Path]) -> str:
+    """The student's scores while it trained, a chart a scorer and suite, of each stage that was watched; empty where
+    none was."""
+    drawn = {title: shown for title, path in files.items() if (shown := _charts(path))}
+    body = [f'<h3>{escape(title)}</h3><div class="curves">{shown}</div>' for title, shown in drawn.items()]
+    return section("Watched while training", _HOW["watched"], "".join(body), "watched") if body else ""
+
+
+def _charts(path: Path) -> str:
+    """Every numeric column of a file of curves over the first, where it has two points."""
+    x_name, columns = read_curves(path)
+    x = columns.pop(x_name)
+    points = {name: _finite(x, y) for name, y in columns.items()}
+    return "".join(charts.curve(name, *both, x_name) for name, both in points.items() if len(both[0]) > 1)
 
 
 def _finite(x: Sequence[float | None], y: Sequence[float | None]) -> tuple[list[float], list[float]]:
@@ -297,6 +308,8 @@ _HOW = {
     " in colours, places and backgrounds (entropies are relative to uniform, 1 = all equally often).",
     "curves": "Thin lines are the logged values and thick ones their running mean: a loss that keeps falling was not"
     " yet converged, a jump that stays is a fault.",
+    "watched": "The averaged student on a few held-out prompts of each suite, one image each, always of the same noise,"
+    " the first point before the first step: read the trend, not a point, and take the results above for figures.",
     "settings": "The sections of params.yaml that these results were made with; the same file gives the same figures.",
     "provenance": "Which code and which data made this page: equal hashes mean equal inputs, byte for byte.",
 }

@@ -7,7 +7,7 @@ That moves no number: a thread shares nothing with the others, and its scorer se
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +37,15 @@ class Panel:
     device: torch.device
     offloaded: frozenset[str] = frozenset()
     beside: frozenset[str] = frozenset()
+
+    def only(self, names: Collection[str]) -> Panel:
+        """The scorers of ``names`` alone; they are the same, loaded once."""
+        return Panel(
+            {name: reward for name, reward in self.rewards.items() if name in names},
+            self.device,
+            self.offloaded & set(names),
+            self.beside & set(names),
+        )
 
     @contextmanager
     def scoring(self, batches: Iterable[Batch], ahead: int | None = None) -> Iterator[Scoring]:

@@ -44,7 +44,8 @@ def run(root: Path = Path(".")) -> None:
         imported = imported_model(stage.params, root) if "imported" in params.models else None
         judge = load_judge(params, device, root)
         found = [Findings(suite, judge.of(suite.scorers)) for suite in plan_suites(stage.params, prompts)]
-        asking = {size: key for key, size in suite_sizes(stage.params)}  # suites of one size share its backbone
+        # Suites of one size share its backbone.
+        asking = {size: key for key, size in suite_sizes(stage.params, "evaluate")}
         sizes = {size: sized_backbone(model, size, key, root) for size, key in asking.items()}
 
         def evaluated(sampler: Sampler, one: Findings, name: str) -> Evaluated:

@@ -33,6 +33,7 @@ def build(stage: Stage) -> str:
     trained = [name for name in TRAINING if f"results/{name}/curves.csv" in stage.entry.deps]
     resolved = {name: read_json(stage.input(f"results/{name}/resolved.json")) for name in (*trained, "evaluate")}
     curves = {TRAINING[name]: stage.input(f"results/{name}/curves.csv") for name in trained}
+    watched = {TRAINING[name]: stage.input(f"results/{name}/watched.csv") for name in trained}
     experiment = stage.params.report.experiment
     facts = {
         "Git commit": last_commit(stage.root, _sources(stage, resolved)) or "not a Git checkout",
@@ -44,6 +45,7 @@ def build(stage: Stage) -> str:
         *sections.suite_sections(metrics, resolved["evaluate"]["params"]["model"]["eta"]),
         *([] if experiment is None else run_sections(experiment, metrics)),
         *([sections.curves(curves)] if curves else []),
+        sections.watched(watched),
         sections.settings(resolved),
         sections.provenance(resolved, read_json(stage.input("results/prepare_prompts/summary.json")), facts),
     ]

@@ -1,6 +1,7 @@
 """`rtdmd train_acdmd`: stage one, Ambient-Consistent Distribution Matching Distillation (`rtdmd.train.acdmd`).
 
-Reads the teacher, the text cache and the training prompts; writes the averaged generator, the fake score and curves.
+Reads the teacher, the text cache, the training prompts and, where the stage is watched, the evaluation's and the
+scorers; writes the averaged generator, the fake score, curves and what the watch saw.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from rtdmd.train.engine.image_log import Pictures
 from rtdmd.train.engine.journal import write_curves
 from rtdmd.train.engine.loop import Loop
 from rtdmd.train.engine.preflight import preflight
+from rtdmd.train.engine.watch import Watch, write_watched
 from rtdmd.train.losses import Draws
 from rtdmd.train.prompts import TrainingPrompts
 
@@ -30,9 +32,11 @@ def train(stage: Stage, ranks: Ranks) -> None:
     """Train generator and fake score, resuming from the run folder where it holds a checkpoint."""
     params, p = stage.params, stage.params.train_acdmd
     with ranks.sync_errors():
-        backbone = load_backbone(params.model, text=False, vae=p.panel_every > 0, device=ranks.device, root=stage.root)
+        drawn = p.panel_every > 0 or p.watch.every > 0
+        backbone = load_backbone(params.model, text=False, vae=drawn, device=ranks.device, root=stage.root)
         prompts = TrainingPrompts.open(stage, ranks.device, p)
         trainer = AcdmdTrainer(params, backbone, prompts.cache.null(), ranks)
+        watch = Watch.open(stage, trainer, prompts.cache)
     if trainer.adapters.full and ranks.main:
         print(f"{NAME}: {trainer.adapters.cost()}", file=sys.stderr)
     if p.sharding == "base":
@@ -47,7 +51,8 @@ def train(stage: Stage, ranks: Ranks) -> None:
         cond = prompts.conditioning(prompts.batch(step, p.batch_size, NAME)[mine.start : mine.stop])
         draws = Draws(stage.seed, NAME, step, tuple(mine), backbone.latent_shape(), ranks.device)
         try:
-            loop.log(step, trainer.step(cond, draws), images=p.batch_size)
+            values = watch.before(step) | trainer.step(cond, draws)
+            loop.log(step, values | watch.after(step + 1), images=p.batch_size)
             if ranks.main:
                 pictures.after(step + 1)
         except FloatingPointError as error:
@@ -56,3 +61,4 @@ def train(stage: Stage, ranks: Ranks) -> None:
     if ranks.main:
         trainer.write_outputs(stage)
         write_curves(loop.rows, stage.output("curves.csv"))
+        write_watched(loop.journal, stage.output("watched.csv"))

@@ -1,7 +1,7 @@
 """`rtdmd train_rtdmd`: stage two, reward-tilted distribution matching (`rtdmd.train.rtdmd`).
 
 Reads stage one's generator and fake score, the teacher, the text cache and the rewards; writes the averaged stage-two
-adapter, which sits on top of stage one's, the curves, and what the scorers were.
+adapter, which sits on top of stage one's, the curves, what the watch saw, and what the scorers were.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from rtdmd.train.engine.journal import write_curves
 from rtdmd.train.engine.loop import Loop, Saved
 from rtdmd.train.engine.preflight import preflight
 from rtdmd.train.engine.validation import Validation
+from rtdmd.train.engine.watch import Watch, write_watched
 from rtdmd.train.losses import Draws
 from rtdmd.train.prompts import TrainingPrompts
 from rtdmd.train.rtdmd import NAME, RtdmdTrainer, open_adapters
@@ -57,6 +58,7 @@ def train(stage: Stage, ranks: Ranks) -> None:
     with ranks.sync_errors():
         prompts = TrainingPrompts.open(stage, ranks.device, p, aside)
         trainer = open_trainer(stage, ranks, prompts.cache.null())
+        watch = Watch.open(stage, trainer, prompts.cache)
     adapters, backbone = trainer.adapters, trainer.backbone
     if adapters.full and ranks.main:
         print(f"{NAME}: {adapters.cost()}", file=sys.stderr)
@@ -79,8 +81,10 @@ def train(stage: Stage, ranks: Ranks) -> None:
         records = [record for record in chosen for _ in range(p.group_size)]
         draws = Draws(stage.seed, NAME, step, images, backbone.latent_shape(), ranks.device)
         try:
-            values = validation.before(step) | trainer.step(prompts.conditioning(records), records, draws)
-            loop.log(step, values | validation.after(step + 1), images=p.prompts_per_epoch * p.group_size)
+            values = watch.before(step) | validation.before(step)
+            values |= trainer.step(prompts.conditioning(records), records, draws)
+            values |= validation.after(step + 1) | watch.after(step + 1)
+            loop.log(step, values, images=p.prompts_per_epoch * p.group_size)
             with ranks.sync_errors():
                 if ranks.main:
                     require_signal(loop.journal, p)
@@ -91,3 +95,4 @@ def train(stage: Stage, ranks: Ranks) -> None:
     if ranks.main:
         trainer.write_outputs(stage, validation.put_best())
         write_curves(loop.rows, stage.output("curves.csv"))
+        write_watched(loop.journal, stage.output("watched.csv"))

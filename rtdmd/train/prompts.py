@@ -43,7 +43,8 @@ class TrainingPrompts:
             )
         chosen = set(permutation(len(records), stage.seed, "set aside")[:aside])
         parts = [[r for row, r in enumerate(records) if (row in chosen) == away] for away in (False, True)]
-        cache = open_text_cache(stage, "train").to(device)
+        splits = ("train", "eval") if params.watch.every else ("train",)
+        cache = open_text_cache(stage, *splits).to(device)
         return TrainingPrompts(parts[0], cache, stage.seed, params.prompt_order, parts[1])
 
     def batch(self, step: int, size: int, stream: str) -> list[dict[str, Any]]:

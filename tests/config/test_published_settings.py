@@ -145,30 +145,40 @@ STAGE_TWO: list[Row] = [
 ]
 
 
-def suites(params: Params) -> dict[str, list[str]]:
+def suites(params: Params, section: str) -> dict[str, set[str]]:
     """Scorers by the source of the suite's prompts."""
     sets = params.prepare_prompts.sets
-    rewards = params.evaluate.rewards
+    judging = params.judging[section]
     return {
-        sets[suite.prompts][0].name: [reward.name for reward in suite.scorers(rewards)]
-        for suite in params.evaluate.suites
+        sets[suite.prompts][0].name: {reward.name for reward in suite.scorers(judging.rewards)}
+        for suite in judging.suites
     }
 
 
-EVALUATION: list[Row] = [
+NINE = {
+    "drawbench": {"clipscore", "pickscore", "hpsv2", "aesthetic", "imagereward"},
+    "hpsv3": {"hpsv3"},
+    "geneval": {"geneval"},
+    "geneval2": {"geneval2"},
+    "ocr": {"ocr"},
+}
+SEVEN = {name: scorers for name, scorers in NINE.items() if name not in ("geneval", "geneval2")}
+WATCH: list[Row] = [
+    ("stage one: watched every", lambda p: p.train_acdmd.watch.every, same(1000)),
+    ("stage one: prompts of a set", lambda p: p.train_acdmd.watch.max_prompts, (8, 64, 64, 64, 64)),
+    ("stage one: scorers", lambda p: suites(p, "train_acdmd.watch"), (NINE, NINE, SEVEN, SEVEN, SEVEN)),
+    ("stage two: watched every", lambda p: p.train_rtdmd.watch.every, same(50)),
+    ("stage two: prompts of a set", lambda p: p.train_rtdmd.watch.max_prompts, same(64)),
+    ("stage two: scorers", lambda p: suites(p, "train_rtdmd.watch"), same(NINE)),
     (
-        "nine scorers, each on its own prompts",
-        lambda p: {name: set(scorers) for name, scorers in suites(p).items()},
-        same(
-            {
-                "drawbench": {"clipscore", "pickscore", "hpsv2", "aesthetic", "imagereward"},
-                "hpsv3": {"hpsv3"},
-                "geneval": {"geneval"},
-                "geneval2": {"geneval2"},
-                "ocr": {"ocr"},
-            }
-        ),
+        "watched at the resolution of the training",
+        lambda p: {one.resolution for stage in (p.train_acdmd, p.train_rtdmd) for one in stage.watch.suites},
+        same({None}),
     ),
+]
+
+EVALUATION: list[Row] = [
+    ("nine scorers, each on its own prompts", lambda p: suites(p, "evaluate"), same(NINE)),
     ("resolution", lambda p: {suite.resolution or p.model.resolution for suite in p.evaluate.suites}, same({1024})),
     (
         "images a prompt",
@@ -182,6 +192,6 @@ EVALUATION: list[Row] = [
 def test_a_preset_is_the_published_experiment_row_by_row(name: str) -> None:
     params = preset(name)
     column = NAMES.index(name)
-    rows = [*MODEL, *STAGE_ONE, *STAGE_TWO, *EVALUATION]
+    rows = [*MODEL, *STAGE_ONE, *STAGE_TWO, *WATCH, *EVALUATION]
     odd = {what: (read(params), values[column]) for what, read, values in rows if read(params) != values[column]}
     assert not odd

@@ -35,6 +35,14 @@ DEPARTS = {
     "train_rtdmd.last_step_batch_size": SIZE,
     "train_rtdmd.rewards": "a list of scorers; tests/config/test_real_presets.py has it",
     "evaluate.suites": "a list of suites",
+    "train_acdmd.watch.every": "both stages' in one line; tests/config/test_published_settings.py has them",
+    "train_rtdmd.watch.every": "the same",
+    "train_acdmd.watch.max_prompts": "the same",
+    "train_rtdmd.watch.max_prompts": "the same",
+    "train_acdmd.watch.suites": "a list of suites",
+    "train_rtdmd.watch.suites": "a list of suites",
+    "train_acdmd.watch.rewards": "a list of scorers",
+    "train_rtdmd.watch.rewards": "a list of scorers",
 }
 """Claims that no preset's value can be compared with, and why."""
 

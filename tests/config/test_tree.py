@@ -150,6 +150,7 @@ def test_a_sampler_of_one_step_trains_what_needs_no_noise() -> None:
     assert preset("world", {"model": {"eta": 0.0}, "train_rtdmd": {"weights": weights}}).model.eta == 0
 
 
+OFF = {"every": 0}
 SETS = {
     "a": [{"name": "world", "split": "train"}],
     "b": [{"name": "world", "split": "train"}],
@@ -160,7 +161,8 @@ SETS = {
 def with_sets(one: str, two: str, *judged: str) -> Params:
     """The world with three sets, of which the stages name these."""
     suites = [{"name": f"suite-{name}", "prompts": name, "images_per_tag": 1} for name in judged]
-    named = {"train_acdmd": {"prompts": one}, "train_rtdmd": {"prompts": two}, "evaluate": {"suites": suites}}
+    one_and_two = {"train_acdmd": {"prompts": one, "watch": OFF}, "train_rtdmd": {"prompts": two, "watch": OFF}}
+    named = one_and_two | {"evaluate": {"suites": suites}}
     return preset("world", {"prepare_prompts": {"sets": SETS}, **named})
 
 

@@ -279,6 +279,7 @@ def test_the_page_needs_nothing_else(root: Path) -> None:
         "Paired differences",
         "Noise levels of the sampler",
         "Training curves",
+        "Watched while training",
         "Settings",
         "Provenance",
     ):
@@ -286,7 +287,7 @@ def test_the_page_needs_nothing_else(root: Path) -> None:
     strict = heldout(root)["teacher"]["clipscore"]["mean"]
     assert f"{strict:.3f}" in page
     assert "η = 0 minus η = 0.9" in page
-    assert page.count("<svg") == 5  # the tags, and two curves for each stage
+    assert page.count("<svg") == 7  # the tags, two curves and one watched score for each stage
 
 
 def test_the_cards_snippet_runs_as_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from tests.workspace import REPOSITORY, set_params
 STAGE = "train_acdmd"
 FULL = {"adapter": {"mode": "full"}, "publish": {"format": "merged"}}
 EIGHT = {"train_acdmd": {"iterations": 8, "save_every": 3, "log_every": 2}}
-FILES = ["curves.csv", "fake.safetensors", "generator.safetensors", "resolved.json"]
+FILES = ["curves.csv", "fake.safetensors", "generator.safetensors", "resolved.json", "watched.csv"]
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ SIX = {
     "trained_steps": 2,
     "rewards": SEEN,
 }
-FILES = ["curves.csv", "generator.safetensors", "resolved.json", "scorers.json"]
+FILES = ["curves.csv", "generator.safetensors", "resolved.json", "scorers.json", "watched.csv"]
 
 
 def train(root: Path, changes: dict[str, Any], fresh: bool = True, **sections: Any) -> dict[str, bytes]:

@@ -23,6 +23,8 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.files import write_atomic
 
 Step = Mapping[str, float]
+WATCH_SECONDS = "machine/watch_seconds"
+"""Of a line's time, what looks at the student took (`rtdmd.train.engine.watch`); ``machine/seconds`` is without."""
 
 
 @dataclass
@@ -43,9 +45,10 @@ class Journal:
     def add(self, number: int, values: Step, images: int = 0) -> None:
         """Write one step's line, with what the machine took for it: the only values that differ between two runs."""
         now = time.perf_counter()
-        machine = {"machine/seconds": now - self._since, "machine/peak_memory_mib": peak_memory_mib()}
+        trained = now - self._since - values.get(WATCH_SECONDS, 0.0)
+        machine = {"machine/seconds": trained, "machine/peak_memory_mib": peak_memory_mib()}
         if images:
-            machine["machine/images_per_second"] = images / (now - self._since)
+            machine["machine/images_per_second"] = images / trained
         self._since = now
         self.lines.append(json.dumps({self.unit: number, **values, **machine}, allow_nan=False))
         self._append(self.lines[-1] + "\n")
@@ -95,11 +98,13 @@ def peak_memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts in KiB
 
 
-def write_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Rows as CSV with the union of their columns, numbers to 8 significant digits."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+def write_curves(rows: Sequence[Mapping[str, float]], path: Path, first: str | None = None) -> None:
+    """Rows as CSV with the union of their columns, numbers to 8 significant digits; ``first``: the first column, which
+    is there without rows too."""
+    columns = dict.fromkeys([first] if first is not None else [])
+    columns |= dict.fromkeys(name for row in rows for name in row)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
+    writer.writerow(list(columns))
     writer.writerows([[f"{row[name]:.8g}" if name in row else "" for name in columns] for row in rows])
     write_atomic(path, text.getvalue())

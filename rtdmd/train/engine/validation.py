@@ -16,31 +16,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from rtdmd.backbones.sampling import ImageNoise, sample
+from rtdmd.backbones.sampling import ImageNoise
 from rtdmd.common.rng import key_seed
 from rtdmd.train.engine import checkpoint
+from rtdmd.train.engine.student_images import StudentTrainer, averaged, student_images
 from rtdmd.train.losses import micro_batches
 
 if TYPE_CHECKING:
-    from rtdmd.backbones.protocol import Backbone, Conditioning
-    from rtdmd.config import Params
+    from rtdmd.backbones.protocol import Conditioning
     from rtdmd.config.validation import ValidationParams
     from rtdmd.rewards.panel import Batch, Panel
-    from rtdmd.train.adapters import AdapterBank
-    from rtdmd.train.distributed.ranks import Ranks
-    from rtdmd.train.learner import Average
 
 
-class Trainer(Protocol):
+class Trainer(StudentTrainer, Protocol):
     """What a validation needs of stage two's trainer."""
 
-    params: Params
-    backbone: Backbone
-    adapters: AdapterBank
-    average: Average
     rewards: Panel
-    ranks: Ranks
-    sigmas: Tensor
 
 
 @dataclass
@@ -110,13 +101,12 @@ class Validation:
     @torch.no_grad()
     def measure(self) -> tuple[float, float]:
         """Weighted mean reward and diversity of the averaged generator."""
-        average, distances = self.trainer.average, list[Tensor]()
-        average.swap()
-        try:
-            with self.trainer.rewards.scoring(self._images(distances)) as scoring:
-                scores = scoring.scores(self.trainer.sigmas.device)
-        finally:
-            average.swap()
+        distances = list[Tensor]()
+        with (
+            averaged(self.trainer.average),
+            self.trainer.rewards.scoring(self._images(distances)) as scoring,
+        ):
+            scores = scoring.scores(self.trainer.sigmas.device)
         rewards = self.trainer.params.train_rtdmd.rewards
         total = sum(spec.weight * scores[spec.name].double().mean().item() for spec in rewards)
         return total, torch.cat(distances).double().mean().item()
@@ -130,14 +120,7 @@ class Validation:
             keys = [(row, i % each) for i, row in enumerate(rows)]
             noise = ImageNoise(key_seed(trainer.params.run.seed, "validation"), keys, shape, device)
             assert self.cond is not None
-            x = sample(
-                lambda x, sigma, cond: trainer.adapters.velocity("generator", x, sigma, cond),
-                noise,
-                self.cond.index(rows),
-                trainer.sigmas,
-                trainer.params.model.eta,
-            )
-            images = trainer.backbone.decode(x)
+            images = student_images(trainer, noise, self.cond.index(rows), trainer.sigmas)
             distances.append(group_diversity(images, each))
             prompts = [self.records[row]["prompt"] for row in rows]
             metadata = [self.records[row]["metadata"] for row in rows]

@@ -1,0 +1,50 @@
+"""Images of the averaged generator, the student as it would be delivered now: for a validation, and for a watch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from rtdmd.backbones.sampling import ImageNoise, sample
+
+if TYPE_CHECKING:
+    from rtdmd.backbones.protocol import Backbone, Conditioning
+    from rtdmd.config import Params
+    from rtdmd.train.adapters import AdapterBank
+    from rtdmd.train.distributed.ranks import Ranks
+    from rtdmd.train.learner import Average
+
+
+class StudentTrainer(Protocol):
+    """What a look at the student needs of a stage's trainer."""
+
+    params: Params
+    backbone: Backbone
+    adapters: AdapterBank
+    average: Average
+    ranks: Ranks
+    sigmas: Tensor
+
+
+@contextmanager
+def averaged(average: Average) -> Iterator[None]:
+    """The average in the generator's place; the weights that learn are back afterwards, bit by bit."""
+    average.swap()
+    try:
+        yield
+    finally:
+        average.swap()
+
+
+@torch.no_grad()
+def student_images(trainer: StudentTrainer, noise: ImageNoise, cond: Conditioning, sigmas: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] of the generator as it is, over levels ``sigmas`` (K+1,), without guidance."""
+
+    def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        return trainer.adapters.velocity("generator", x, sigma, cond)
+
+    return trainer.backbone.decode(sample(velocity, noise, cond, sigmas, trainer.params.model.eta))

@@ -1,0 +1,160 @@
+"""The student's scores on held-out prompts while it trains (section `watch` of a training stage).
+
+A look samples the averaged generator as `rtdmd evaluate` samples the student: the same noise by prompt, few steps, no
+guidance. Its figures go to the journal, to the trackers and to watched.csv, and nowhere else: every draw is keyed, so a
+run that is watched leaves the same weights and curves as one that is not. They are part of a step's line in the
+journal, so that a killed run ends with the same rows as one that ran through.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from rtdmd.backbones.sampling import ImageNoise
+from rtdmd.backbones.sizes import sized_backbone, suite_sizes
+from rtdmd.prompts.records import by_tag, first_prompts, read_set
+from rtdmd.rewards.panel import CPU, open_panel
+from rtdmd.train.engine.journal import WATCH_SECONDS, write_curves
+from rtdmd.train.engine.student_images import StudentTrainer, averaged, student_images
+from rtdmd.train.losses import micro_batches
+
+if TYPE_CHECKING:
+    from rtdmd.conditioning.text_cache import TextCache
+    from rtdmd.config import RewardParams
+    from rtdmd.pipeline.stage import Stage
+    from rtdmd.prompts.records import Prompt
+    from rtdmd.rewards.panel import Batch, Panel
+    from rtdmd.train.engine.journal import Journal
+
+AHEAD = 2  # batches that may wait for a slow scorer
+START, DONE = "watch_start/", "watch/"  # before the first step; after a step
+
+
+@dataclass(frozen=True)
+class WatchedSuite:
+    """A suite as a look draws it: an image of each prompt, of latents ``shape`` (C, H, W) over levels ``sigmas``
+    (K+1,)."""
+
+    name: str
+    prompts: Sequence[Prompt]
+    panel: Panel
+    shape: tuple[int, int, int]
+    sigmas: Tensor
+
+
+@dataclass
+class Watch:
+    """The looks of a run; without ``suites`` there is none."""
+
+    every: int
+    trainer: StudentTrainer
+    cache: TextCache
+    seed: int
+    micro_batch: int
+    suites: Sequence[WatchedSuite] = ()
+    _seconds: float = field(default=0.0, init=False)  # of looks since the last line of the journal
+
+    @staticmethod
+    def open(stage: Stage, trainer: StudentTrainer, cache: TextCache) -> Watch:
+        """The watch of an open training stage, its scorers loaded and tried. UserError where one of them cannot be had,
+        or a suite has no prompt or a size that the model cannot draw."""
+        section = getattr(stage.params, stage.name)
+        p, watch = section.watch, Watch(section.watch.every, trainer, cache, stage.seed, section.micro_batch)
+        if not p.every:
+            return watch
+        model, device = stage.params.model, trainer.ranks.device
+        sizes = {model.resolution: (trainer.backbone.latent_shape(), trainer.sigmas)}
+        for key, resolution in suite_sizes(stage.params, f"{stage.name}.watch"):
+            sized = sized_backbone(model, resolution, key, stage.root)
+            sizes[resolution] = (sized.latent_shape(), sized.sigmas(model.num_steps).to(device))
+        panel = open_panel([waiting(spec) for spec in p.rewards], device, stage.root)
+        path = stage.input("results/prepare_prompts/eval.jsonl")
+        suites = []
+        for suite in p.suites:
+            prompts = first_prompts(read_set(path, suite.prompts), p.max_prompts)
+            in_turn = [prompt for own in by_tag(prompts) for prompt in own]
+            scorers = panel.only([reward.name for reward in suite.scorers(p.rewards)])
+            shape, sigmas = sizes[suite.resolution or model.resolution]
+            suites.append(WatchedSuite(suite.name, in_turn, scorers, shape, sigmas))
+        watch.suites = suites
+        return watch
+
+    def before(self, step: int) -> dict[str, float]:
+        """Before the first step: the figures of the student that the stage starts from."""
+        return self._look(START) if self.suites and step == 0 else {}
+
+    def after(self, done: int) -> dict[str, float]:
+        """After ``done`` steps: the figures where a look is due, and how long it took."""
+        found = self._look(DONE) if self.suites and done % self.every == 0 else {}
+        if self._seconds:
+            found[WATCH_SECONDS] = self._seconds
+            self._seconds = 0.0
+        return found
+
+    def _look(self, prefix: str) -> dict[str, float]:
+        began = time.perf_counter()
+        found = {f"{prefix}{name}": value for name, value in self.measure().items()}
+        self._seconds += time.perf_counter() - began
+        return found
+
+    def measure(self) -> dict[str, float]:
+        """``<suite>/<scorer>``: the averaged generator's mean score over tags, the same in every process."""
+        ranks, found = self.trainer.ranks, dict[str, float]()
+        for suite in self.suites:
+            own = ranks.local_shard(len(suite.prompts))
+            scores = {name: torch.empty(0) for name in suite.panel.rewards}
+            with ranks.sync_errors(), averaged(self.trainer.average):
+                if len(own):
+                    with suite.panel.scoring(self._images(suite, own), ahead=AHEAD) as scoring:
+                        scores = scoring.scores(CPU)
+            tags = [prompt.tag for prompt in suite.prompts]
+            for name, score in scores.items():
+                found[f"{suite.name}/{name}"] = tag_mean(ranks.all_gather(score), tags)
+        return found
+
+    def _images(self, suite: WatchedSuite, own: range) -> Iterator[Batch]:
+        """The images of this process's share of a suite's prompts, as scorers take them."""
+        for rows in micro_batches(len(own), self.micro_batch):
+            prompts = suite.prompts[own[rows].start : own[rows].stop]
+            keys = [(prompt.id, 0) for prompt in prompts]
+            noise = ImageNoise(self.seed, keys, suite.shape, self.trainer.ranks.device)
+            cond = self.cache.of(prompt.prompt for prompt in prompts)
+            images = student_images(self.trainer, noise, cond, suite.sigmas)
+            yield images, [prompt.prompt for prompt in prompts], [prompt.metadata for prompt in prompts]
+
+
+def waiting(spec: RewardParams) -> RewardParams:
+    """The scorer's entry, its weights off the device between two looks, where it has weights in this process."""
+    return spec.model_copy(update={"offload": bool(spec.sources) and spec.socket is None})
+
+
+def tag_mean(scores: Tensor, tags: Sequence[str | None]) -> float:
+    """Mean over tags of the means of scores (N,) within each tag, as the evaluation has it."""
+    own: dict[str | None, list[float]] = {}
+    for score, tag in zip(scores.double().tolist(), tags, strict=True):
+        own.setdefault(tag, []).append(score)
+    return fmean(fmean(values) for values in own.values())
+
+
+def watched_rows(journal: Journal) -> list[dict[str, Any]]:
+    """A row a look: after how many steps, and its figures as ``<suite>/<scorer>``."""
+    rows = []
+    for step in journal.steps():
+        for prefix, number in ((START, 0), (DONE, step[journal.unit])):
+            own = {name.removeprefix(prefix): value for name, value in step.items() if name.startswith(prefix)}
+            if own:
+                rows.append({journal.unit: number, **own})
+    return rows
+
+
+def write_watched(journal: Journal, path: Path) -> None:
+    """watched.csv; its head alone where the run was not watched."""
+    write_curves(watched_rows(journal), path, first=journal.unit)
