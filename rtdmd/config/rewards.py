@@ -1,4 +1,5 @@
-"""An entry of `train_rtdmd.rewards`, `evaluate.rewards` or a watch's rewards: which scorer, with which weights, counting how much.
+"""An entry of a list of scorers (`train_rtdmd.rewards`, evaluation, watches): which one, with which weights, and how
+much it counts.
 
 The keys are those of the scorer's own class, in its file in rtdmd/rewards/scorers.
 """

@@ -81,7 +81,7 @@ def _stand_in(place: str, revision: str | None, models: list[ModelInput]) -> Sta
         for one in writers:
             one(folder)
 
-    readers = ", ".join(dict.fromkeys(model.place.partition(".")[0] for model in models))
+    readers = ", ".join(dict.fromkeys(PurePosixPath(model.place).name.partition(".")[0] for model in models))
     departs = f"its weights are random and tiny: no score, second or GiB of {readers} is foretold"
     return StandIn(place, revision, "model", False, write, departs)
 

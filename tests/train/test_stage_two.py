@@ -36,6 +36,7 @@ SIX = {
     "candidate_steps": [0, 1, 2],
     "trained_steps": 2,
     "rewards": SEEN,
+    "watch": {"every": 3, "max_prompts": 2},
 }
 FILES = ["curves.csv", "generator.safetensors", "resolved.json", "scorers.json", "watched.csv"]
 

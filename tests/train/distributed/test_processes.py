@@ -26,23 +26,26 @@ import safetensors.torch
 import torch
 
 from rtdmd import cli
+from rtdmd.config.presets import WORLD
 from rtdmd.stages import train_acdmd, train_rtdmd
 from rtdmd.train.distributed.launch import Place, _free_port
 from tests.train.workshop import SHAPE, results, rows_of
 from tests.workspace import REPOSITORY, set_params
 
 STEP = {"lr": 1.0, "weight_decay": 0.0, "max_grad_norm": 1e-10}
+CLIP_ALONE = {"suites": [{"name": "own", "prompts": "heldout"}], "rewards": WORLD["evaluate"]["rewards"][:1]}
 LINEAR = {"generator_optimizer": STEP, "fake_optimizer": STEP, "ema_decay": 0.0, "log_every": 1}
 SETTINGS: dict[str, dict[str, Any]] = {
     "train_acdmd": LINEAR
     | {"iterations": 4, "save_every": 1, "batch_size": 8, "generator_every": 2, "micro_batch": 8}
-    | {"consistency": {"weight": 0.1}},
+    | {"consistency": {"weight": 0.1}, "watch": CLIP_ALONE | {"every": 3, "max_prompts": 1}},
     # three prompts over two processes, and rows of the later terms that fall unevenly
     "train_rtdmd": LINEAR
     | {"epochs": 3, "save_every": 1, "prompts_per_epoch": 3, "group_size": 4, "micro_batch": 12}
     | {"candidate_steps": [0, 1, 2], "trained_steps": 2, "share_initial": False}
     | {"last_step_batch_size": 5, "fake_batch_size": 7, "fake_updates_per_epoch": 2}
-    | {"weights": {"reference_kl": 0.1}, "drop_zero_advantage": False},
+    | {"weights": {"reference_kl": 0.1}, "drop_zero_advantage": False}
+    | {"watch": CLIP_ALONE | {"every": 2, "max_prompts": 5}},
 }
 SPLITS = {"train_acdmd": (1, 3), "train_rtdmd": (1, 5)}  # micro-batches to compare with one pass
 SAMPLES = {"train_acdmd": 8, "train_rtdmd": 12}
@@ -117,13 +120,14 @@ def update(files: dict[str, bytes]) -> torch.Tensor:
 
 
 def require_equal_but_for_rounding(one: dict[str, bytes], other: dict[str, bytes], stage: str) -> None:
-    """Updates relative to their length, and every figure of curves.csv."""
+    """Updates relative to their length, and every figure of curves.csv and watched.csv."""
     rounding = SAMPLES[stage] * C * H * W * 2.0**-24
     mine, theirs = update(one), update(other)
     assert mine.norm() > 1e-3
     assert (mine - theirs).norm() / mine.norm() < rounding
-    for row, same in zip(rows_of(one["curves.csv"]), rows_of(other["curves.csv"]), strict=True):
-        assert row == pytest.approx(same, rel=rounding, abs=rounding), row.keys()
+    for name in ("curves.csv", "watched.csv"):
+        for row, same in zip(rows_of(one[name]), rows_of(other[name]), strict=True):
+            assert row == pytest.approx(same, rel=rounding, abs=rounding), row.keys()
 
 
 @pytest.mark.parametrize("stage", STAGES)
