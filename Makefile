@@ -4,6 +4,7 @@
 #   make test      the tests                      make lint     ruff, snakefmt, snakemake --lint, mypy
 #   make format    write the house format         make smoke    the whole run with tiny settings, in a copy of this folder
 #   make world     pre-train the embedded world   make lock     pin the newest versions that fit together
+#   make rehearse  the whole run of each real preset with stand-ins for its models and prompts: docs/rehearse.md
 #   make reproduce run the commit again from nothing in a fresh clone, and compare every output's hash with dvc.lock
 #   make pull      the published results and the run cache from the DVC remote; then neither engine has anything to do
 #   make dag       docs/dag.svg, the stages and who reads from whom (needs graphviz)
@@ -12,7 +13,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test slurm slurm-test lint format types world smoke reproduce pull dag docs lock generated
+.PHONY: help demo test slurm slurm-test lint format types world smoke rehearse reproduce pull dag docs lock generated
 
 PYTHON ?= python3.11
 BIN := $(CURDIR)/.venv/bin
@@ -80,6 +81,9 @@ world: $(STAMP)
 
 smoke: $(STAMP)
 	workflow/smoke.sh
+
+rehearse: $(STAMP)
+	for name in sd3m sd35m flux1-dev flux2-klein-4b flux2-klein-9b; do rtdmd rehearse --preset $$name; done
 
 reproduce: $(STAMP)
 	rtdmd reproduce

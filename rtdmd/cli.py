@@ -90,8 +90,9 @@ def _main(argv: Sequence[str] | None) -> int:
             raise
         print(f"rtdmd {arguments.command}: {said}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"rtdmd {arguments.command}: stopped; the same command goes on from its last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        then = str(stop) or "the same command goes on from its last checkpoint"
+        print(f"rtdmd {arguments.command}: stopped; {then}", file=sys.stderr)
         return 130
     except Stopped as stop:
         return _stopped(arguments.command, stop)
@@ -197,21 +198,9 @@ def _params(arguments: argparse.Namespace) -> int:
         sys.stdout.write(run_text(arguments.experiment))
         return 0
     if arguments.preset == "check":
-        from rtdmd.backbones.sizes import require_suites
-        from rtdmd.config.prompt_needs import check_prompts
-        from rtdmd.pipeline.declared import check_format, check_models
-        from rtdmd.pipeline.model_inputs import check_local
-        from rtdmd.plan.published import TEACHERS
+        from rtdmd.plan.check import check_run
 
-        params = load_params()
-        check_prompts(params)
-        if Path("dvc.yaml").is_file():  # a params.yaml on its own can be looked at too
-            pipeline = read_pipeline(Path("."))
-            check_models(params, pipeline["evaluate"])
-            check_format(params, pipeline["publish"])
-        check_local(Path("."), params, to_come=True)
-        if params.model.teacher in TEACHERS:
-            require_suites(params, TEACHERS[params.model.teacher], params.model.teacher)
+        check_run(load_params(), declared=Path("dvc.yaml").is_file())  # a file on its own can be looked at too
         return 0
     origin, changes = f"rtdmd params {arguments.preset}", None
     if arguments.recipe is not None:

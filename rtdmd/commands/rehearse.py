@@ -49,7 +49,12 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     if arguments.real_size:
         _real_size(arguments, params)
         return
-    raise UserError("rehearse: only --real-size is there yet")
+    from rtdmd.experiments.jobs import pipeline_of
+    from rtdmd.rehearse.run import Plan, rehearse
+
+    ours = arguments.preset is not None or arguments.experiment is not None
+    plan = Plan(params, pipeline_of(root, params) if ours else None, fill_in=arguments.fill_in or ours)
+    print(rehearse(root, plan, arguments.keep))
 
 
 def chosen_params(arguments: argparse.Namespace, root: Path) -> Params:

@@ -22,10 +22,9 @@ from typing import Any, Self
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from rtdmd.common.files import sha256_bytes
-from rtdmd.rehearse.hub_store import LARGE, Blob, Fetch, Repo, git_oid
+from rtdmd.rehearse.hub_store import DATASETS, LARGE, Blob, Fetch, Repo, git_oid
 
 SIGNATURE = "X-Amz-Signature=5e1f3a77c0ffee"
-DATASETS = "datasets/"
 REPO = rf"(?P<repo>(?:{DATASETS})?[\w.-]+/[\w.-]+)"
 API = rf"/api/(?:models/|(?={DATASETS})){REPO}"
 Answer = tuple[int, dict[str, str], bytes]

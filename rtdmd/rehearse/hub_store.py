@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import unquote
 
+DATASETS = "datasets/"
+"""How the names of repositories of data sets begin, here as in the Hub's addresses."""
 LARGE = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx"})
 """Kinds of files that the Hub keeps in its store (LFS); any other file of a stand-in is small."""
 

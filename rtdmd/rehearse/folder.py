@@ -1,0 +1,134 @@
+"""The rehearsal's own folder: a small repository with the checkout's workflow, the reduced params and the stand-ins."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from shutil import copy2
+
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import write_atomic
+from rtdmd.common.processes import QUESTION_SECONDS, limited
+from rtdmd.config import Params
+from rtdmd.config.render import params_text
+from rtdmd.pipeline.model_inputs import model_inputs
+from rtdmd.prompts.tables import SEPARATORS
+from rtdmd.rehearse.stand_in import StandIn
+
+HUB = "hub"
+WORKFLOW = (
+    *("Snakefile", "workflow", "profiles", "slurm", "dvc.yaml", ".dvc", ".dvcignore", ".gitignore"),
+    *("rtdmd", "tools", "pyproject.toml", "requirements.lock", "data/world", "data/prompts/README.md"),
+)
+"""What a run needs of the checkout; of these paths what Git has or would take."""
+LINES = 64
+"""Of a prompt file of the user's, which has a prompt a line."""
+_WHO = ("-c", "user.name=rehearsal", "-c", "user.email=rehearsal@localhost", "-c", "commit.gpgsign=false")
+
+
+def lay(root: Path, folder: Path, params: Params, pipeline: str | None, stand_ins: Sequence[StandIn]) -> list[str]:
+    """Fill ``folder`` from the checkout at ``root``; returns the files of the user's that are used, cut.
+
+    params: the reduced ones; pipeline: the text of dvc.yaml where it is not the checkout's. UserError where ``root`` is
+    no checkout.
+    """
+    _copy_workflow(root, folder)
+    write_atomic(folder / "params.yaml", params_text(params, "rtdmd rehearse"))
+    if pipeline is not None:
+        write_atomic(folder / "dvc.yaml", pipeline)
+    write_atomic(folder / ".dvc/config.local", "[cache]\n    dir = cache\n")  # whatever the user's own settings say
+    with (folder / ".gitignore").open("a", encoding="utf-8") as file:
+        file.write(f"/{HUB}/\n/home/\n")
+    used = [one.repo for one in stand_ins if one.kind == "file" and _cut(root / one.repo, folder / one.repo)]
+    for one in stand_ins:
+        if one.repo not in used:
+            _write(one, folder)
+    _link_own(root, folder, params)
+    git(folder, "init", "--quiet")
+    commit(folder, "what is rehearsed")
+    return used
+
+
+def place_of(one: StandIn, folder: Path) -> Path:
+    """Where a stand-in lies: what the user provides in its own place, all else below the folder of the Hub."""
+    if one.revision is None:
+        return folder / one.repo
+    return folder / HUB / one.kind / one.revision / one.repo
+
+
+def _write(one: StandIn, folder: Path) -> None:
+    place = place_of(one, folder)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if one.kind != "file":
+        place.mkdir(exist_ok=True)
+    one.write(place)
+
+
+def _copy_workflow(root: Path, folder: Path) -> None:
+    listed = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate", "--", *WORKFLOW)
+    names = [name for name in listed.split("\0") if name]
+    if "Snakefile" not in names or "dvc.yaml" not in names:
+        raise UserError(f"{root.resolve()} has no Snakefile and dvc.yaml; `rtdmd rehearse` runs in a checkout's root")
+    for name in names:
+        source = root / name
+        if source.is_symlink() or source.is_file():  # one that is deleted and not committed yet is listed too
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            copy2(source, folder / name, follow_symlinks=False)
+
+
+def _cut(source: Path, target: Path) -> bool:
+    """The first prompts of the user's own file, where it is there."""
+    if not source.is_file():
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    text = source.read_bytes()
+    if source.suffix == ".json":
+        try:
+            rows = json.loads(text)
+        except ValueError:  # the run says what is wrong with it
+            rows = None
+        kept = json.dumps(rows[:LINES], ensure_ascii=False).encode() if isinstance(rows, list) else text
+    else:
+        header = 1 if source.suffix in SEPARATORS else 0
+        kept = b"".join(text.splitlines(keepends=True)[: LINES + header])
+    write_atomic(target, kept)
+    return True
+
+
+def _link_own(root: Path, folder: Path, params: Params) -> None:
+    """Models of the user's that lie in the checkout and have no stand-in are used where they are."""
+    for model in model_inputs(params):
+        name = PurePosixPath(model.name)
+        own = root / name
+        if model.revision is not None or name.is_absolute() or (folder / name).exists() or not own.exists():
+            continue
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(own.resolve())
+
+
+def commit(folder: Path, message: str) -> None:
+    """Commit all that Git would take in ``folder``."""
+    git(folder, "add", "--all")
+    git(folder, *_WHO, "commit", "--quiet", "--allow-empty", "--message", message)
+
+
+def git(root: Path, *arguments: str) -> str:
+    """What Git says. UserError with its words where it fails."""
+    with limited("when it ends by itself, run this command again"):
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=root,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            check=False,
+            timeout=QUESTION_SECONDS,
+        )
+    if done.returncode:
+        said = " ".join(done.stderr.split())
+        raise UserError(
+            f"{root.resolve()}: `git {arguments[0]}` says {said}; run this command in a clone of the repository"
+        )
+    return done.stdout

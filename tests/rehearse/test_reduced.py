@@ -1,0 +1,80 @@
+"""What a rehearsal makes smaller: the keys that the page lists, and no other."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from rtdmd.config import PRESETS, Params, preset
+from rtdmd.experiments.settings import all_params, load_local
+from rtdmd.rehearse.reduced import REDUCED, REPOSITORY, filled_in, leaves, placeholders, reduced, small_side
+from tests.workspace import REPOSITORY as CHECKOUT
+
+REAL = [name for name in PRESETS if name not in ("world", "smoke")]
+
+
+def changed(before: Params, after: Params) -> set[str]:
+    """Keys whose values differ, an entry of a list by the list's name."""
+    one = dict(leaves(before.model_dump(mode="json")))
+    two = dict(leaves(after.model_dump(mode="json")))
+    assert one.keys() == two.keys()
+    return {re.sub(r"\[\d+\]", "", key) for key in one if one[key] != two[key]}
+
+
+def test_only_what_is_listed_changes_and_all_else_is_equal() -> None:
+    every = {name: preset(name) for name in PRESETS} | all_params(load_local(CHECKOUT))
+    for name, params in every.items():
+        small = reduced(params, "cpu")
+        assert changed(params, small) <= set(REDUCED), name
+        assert reduced(small, "cpu") == small, name
+
+
+def test_every_key_that_is_listed_is_on_the_page_with_what_becomes_of_it() -> None:
+    page = (CHECKOUT / "docs" / "rehearse.md").read_text(encoding="utf-8")
+    for key, to in REDUCED.items():
+        assert f"| `{key}` | {to} |" in page
+
+
+def test_processes_sharding_and_micro_batches_stay_as_far_as_two_go() -> None:
+    split: dict[str, Any] = {"processes": 16, "sharding": "base"}
+    params = preset("flux2-klein-9b", {"train_acdmd": split | {"micro_batch": 1}, "train_rtdmd": split})
+    small = reduced(params, "cpu")
+    for stage in (small.train_acdmd, small.train_rtdmd):
+        assert (stage.processes, stage.sharding, stage.micro_batch) == (2, "base", 1)
+    assert (small.train_acdmd.batch_size, small.train_acdmd.iterations) == (4, 4)
+    assert (small.train_rtdmd.fake_batch_size, small.train_rtdmd.last_step_batch_size) == (4, 4)
+
+
+@pytest.mark.parametrize(("side", "small"), [(36, 36), (64, 64), (256, 32), (512, 32), (768, 48), (1024, 64)])
+def test_sides(side: int, small: int) -> None:
+    assert small_side(side) == small
+
+
+def test_an_upload_can_be_shown_and_is_never_made() -> None:
+    params = preset("sd3m", {"publish": {"repo_id": "me/mine", "dry_run": False}})
+    assert reduced(params, "cpu").publish.model_dump(include={"repo_id", "dry_run"}) == {
+        "repo_id": "me/mine",
+        "dry_run": True,
+    }
+    assert reduced(preset("sd3m"), "cpu").publish.repo_id == REPOSITORY
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_placeholders_become_a_commit_for_each_repository(name: str) -> None:
+    params = preset(name)
+    full = filled_in(params)
+    assert placeholders(params)[0] == "model.revision"
+    assert placeholders(full) == []
+    assert changed(params, full) == {re.sub(r"\[\d+\]", "", key) for key in placeholders(params)}
+    rewards = {reward.name: reward.model_dump() for reward in full.evaluate.rewards}
+    assert rewards["clipscore"]["revision"] == full.train_rtdmd.rewards[0].model_dump()["revision"]
+    assert rewards["clipscore"]["revision"] == rewards["geneval"]["colour_revision"]
+    assert rewards["clipscore"]["revision"] == rewards["aesthetic"]["base_revision"]
+    assert rewards["hpsv2"]["base_revision"] == rewards["pickscore"]["base_revision"]
+    assert rewards["hpsv2"]["revision"] != rewards["hpsv2"]["base_revision"]
+
+
+def test_a_commit_that_is_there_stays() -> None:
+    assert filled_in(preset("sd3m", {"model": {"revision": "a" * 40}})).model.revision == "a" * 40

@@ -1,0 +1,214 @@
+"""The rehearsal around the run: its folder, what of the user's it leaves alone, and faults in the run's own words."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rtdmd.cli import main
+from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.config import Params, preset
+from rtdmd.config.render import params_text
+from rtdmd.rehearse import run as rehearsal
+from rtdmd.rehearse.folder import LINES, lay, place_of
+from rtdmd.rehearse.hub import Hub
+from rtdmd.rehearse.hub_store import Fetch
+from rtdmd.rehearse.reduced import filled_in, reduced
+from rtdmd.rehearse.run import Plan, rehearse, serve, stand_ins, surroundings
+from rtdmd.rehearse.stand_in import StandIn
+from rtdmd.rehearse.table import Row, downloads_text, exercised, measured, table_text
+from tests.workspace import REPOSITORY
+
+PROMPTS = "data/prompts/drawbench.txt"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small checkout with results, a lock and prompts of the user's, in which the commands run."""
+    root = tmp_path / "checkout"
+    files = {
+        "Snakefile": "rule all:\n",
+        "dvc.yaml": (REPOSITORY / "dvc.yaml").read_text(),
+        ".gitignore": "/results/\n",
+        ".dvc/config": "[core]\n    analytics = false\n",
+        "rtdmd/__init__.py": "",
+        "results/evaluate/metrics.json": "{}\n",
+        "dvc.lock": "schema: '2.0'\n",
+        PROMPTS: "".join(f"prompt {i}\n" for i in range(200)),
+        "data/prompts/geneval.jsonl": "".join(json.dumps({"prompt": f"{i}"}) + "\n" for i in range(3)),
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    monkeypatch.chdir(root)
+    return root
+
+
+def small(name: str = "sd35m") -> Params:
+    """A preset as it is rehearsed."""
+    return reduced(filled_in(preset(name)), "cpu")
+
+
+def a_file(text: str, path: str) -> StandIn:
+    """A stand-in for a file of the user's."""
+    return StandIn(path, None, "file", False, lambda place: place.write_text(text) and None, "nothing")
+
+
+def test_the_folder_has_the_workflow_and_the_users_first_prompts_and_no_result(checkout: Path, tmp_path: Path) -> None:
+    before = sorted(path for path in checkout.rglob("*") if ".git/" not in str(path))
+    hub_file = StandIn("owner/name", "7" * 40, "model", True, lambda place: (place / "a.json").write_text("{}"), "all")
+    models = [hub_file, a_file("x\n", PROMPTS), a_file("made up\n", "data/prompts/ocr.txt")]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert lay(checkout, folder, small(), None, models) == [PROMPTS]
+    assert (folder / PROMPTS).read_text().splitlines() == [f"prompt {i}" for i in range(LINES)]
+    assert (folder / "data/prompts/ocr.txt").read_text() == "made up\n"
+    assert (place_of(hub_file, folder) / "a.json").read_text() == "{}"
+    assert not (folder / "results").exists()
+    assert not (folder / "dvc.lock").exists()
+    assert (folder / "dvc.yaml").read_text() == (checkout / "dvc.yaml").read_text()
+    assert (folder / ".dvc/config.local").read_text() == "[cache]\n    dir = cache\n"
+    shown = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True)
+    assert shown.stdout == ""
+    assert sorted(path for path in checkout.rglob("*") if ".git/" not in str(path)) == before
+
+
+def test_a_stand_in_for_everything_and_the_hub_shows_what_is_never_read(tmp_path: Path) -> None:
+    models = stand_ins(small("flux2-klein-4b"))
+    hub_ids = {one.repo for one in models if one.revision is not None}
+    assert {"black-forest-labs/FLUX.2-klein-base-4B", "black-forest-labs/FLUX.2-klein-4B", "xswu/HPSv2"} <= hub_ids
+    assert {"data/prompts/pickscore_train.txt", "models/aesthetic"} <= {one.repo for one in models} - hub_ids
+    with Hub("token") as hub:
+        one = StandIn("owner/name", "7" * 40, "dataset", True, lambda place: None, "all")
+        place_of(one, tmp_path).mkdir(parents=True)
+        (place_of(one, tmp_path) / "a.txt").write_text("a")
+        serve(hub, [one, a_file("x\n", PROMPTS)], tmp_path)
+        assert hub.repos["datasets/owner/name"].gated
+        assert downloads_text(hub) == "downloads: none"
+        hub.repos["other/name"] = hub.repos["datasets/owner/name"]
+        hub.fetched[Fetch("datasets/owner/name", "a.txt")] = 2
+        assert downloads_text(hub).splitlines() == [
+            "downloads: 1 files of 1 repositories (owner/name 1 of 1)",
+            "  a.txt of datasets/owner/name was fetched 2 times",
+            "  other/name was never read",
+        ]
+
+
+def test_nothing_of_the_users_hub_reaches_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_TOKEN", "HF_HUB_CACHE", "HUGGING_FACE_HUB_TOKEN", "TRANSFORMERS_OFFLINE", "SNAKEMAKE_PROFILE"):
+        monkeypatch.setenv(name, "hf_of_the_user")
+    monkeypatch.setenv("NO_PROXY", "intern")
+    found = surroundings(tmp_path, "http://127.0.0.1:1")
+    assert "hf_of_the_user" not in found.values()
+    assert (found["HF_ENDPOINT"], found["HF_HOME"]) == ("http://127.0.0.1:1", str(tmp_path / "home"))
+    assert found["NO_PROXY"] == found["no_proxy"] == "127.0.0.1,intern"
+    assert found["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, "model.revision: still the placeholder; write the commit of stabilityai/stable-diffusion-3.5-medium"),
+        ({"model": {"resolution": 8}}, "model.revision: still the placeholder"),
+        (
+            {"evaluate": {"models": ["teacher"], "etas": []}},
+            "evaluate.models and the grids in dvc.yaml's outputs differ by teacher_few_step, train_acdmd, train_rtdmd",
+        ),
+        ({"publish": {"format": "lora"}}, "publish.format: lora: take it from the outs of publish in dvc.yaml"),
+    ],
+)
+def test_what_the_real_run_would_refuse_is_refused_before_anything_is_made(
+    checkout: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], says: str
+) -> None:
+    (checkout / "params.yaml").write_text(params_text(preset("sd35m", changes), "a test"), encoding="utf-8")
+    fill = [] if "placeholder" in says else ["--fill-in"]
+    assert main(["rehearse", "--keep", "kept", *fill]) == 2
+    assert capsys.readouterr().err.startswith(f"rtdmd: {says}")
+    assert not (checkout / "kept").exists()
+
+
+def test_a_mistake_in_the_params_is_named(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = params_text(preset("sd35m"), "a test").replace("group_size:", "group_sise:")
+    (checkout / "params.yaml").write_text(text, encoding="utf-8")
+    assert main(["rehearse"]) == 2
+    assert "train_rtdmd.group_sise: unknown key" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_there_is_not_used(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--keep .*: exists; name a new folder"):
+        rehearse(tmp_path, Plan(preset("sd35m")), keep=tmp_path)
+
+
+def test_a_fault_is_in_the_words_of_the_stage(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    log = tmp_path / "logs" / "train_rtdmd.log"
+    command = [sys.executable, "-c", "raise SystemExit(3)"]
+    with pytest.raises(RtdmdError, match=r"`raise SystemExit\(3\)` ended with 3; its last lines say why"):
+        rehearsal._started(command, tmp_path, dict(os.environ))
+    log.write_text("a bar\nrtdmd: rewards: hpsv2: model: xswu/HPSv2 is gated\nERROR: failed to reproduce\n")
+    with pytest.raises(UserError, match=r"^rewards: hpsv2: model: xswu/HPSv2 is gated$"):
+        rehearsal._started(command, tmp_path, dict(os.environ))
+    log.write_text("rtdmd train_rtdmd: epoch 1: the loss is not finite\n")
+    with pytest.raises(RtdmdError, match=r"^train_rtdmd: epoch 1: the loss is not finite$") as told:
+        rehearsal._started(command, tmp_path, dict(os.environ))
+    assert not isinstance(told.value, UserError)
+
+
+def test_a_kept_folder_is_named_after_a_fault_and_gone_after_ctrl_c(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    plan = Plan(preset("sd35m"), fill_in=True)
+
+    def fails(*_: object) -> str:
+        raise RtdmdError("no")
+
+    monkeypatch.setattr(rehearsal, "_rehearsed", fails)
+    with pytest.raises(RtdmdError, match=r"^no$"):
+        rehearse(checkout, plan)
+    kept = capsys.readouterr().err.removeprefix("rtdmd rehearse: its folder is kept: ").strip()
+    assert Path(kept).is_dir()
+
+    def stopped(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rehearsal, "_rehearsed", stopped)
+    with pytest.raises(KeyboardInterrupt, match=r"^nothing is kept of a rehearsal$"):
+        rehearse(checkout, plan)
+    assert [path.name for path in tmp_path.glob("rtdmd-rehearse-*")] == [Path(kept).name]
+
+
+def test_all_that_was_started_ends_with_ctrl_c(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with rehearsal._group(["sleep", "600"], tmp_path, dict(os.environ)) as process:
+            started.append(process)
+            raise KeyboardInterrupt
+
+    started: list[subprocess.Popen[bytes]] = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert started[0].returncode == -signal.SIGINT
+
+
+def test_the_table(tmp_path: Path) -> None:
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "report.tsv").write_text("s\tmax_rss\tcpu_time\n9.0\t1.0\t1.0\n12.4\t1530.0\t7.6\n")
+    (tmp_path / "benchmarks" / "publish.tsv").write_text("s\tmax_rss\tcpu_time\n0.2\t-\tNA\n")
+    assert measured(tmp_path, "evaluate") is None
+    did = exercised(small(), tmp_path)
+    assert did["train_rtdmd"] == "4 rewards (clipscore, hpsv2, pickscore, geneval); 2 roll-outs of 2 x 2 images"
+    assert did["evaluate"] == "4 models on 5 suites by 9 scorers, 64 pixels"
+    rows = [Row(stage, "it", *found) for stage in ("report", "publish") if (found := measured(tmp_path, stage))]
+    assert table_text(rows).splitlines() == [
+        "stage    exercised  time  CPU  peak memory",
+        "report   it         12 s  8 s      1.53 GB",
+        "publish  it          0 s    -            -",
+        "all                 13 s  8 s",
+    ]
