@@ -17,6 +17,8 @@ from rtdmd.config.presets import merged
 if TYPE_CHECKING:
     from rtdmd.config import Params
     from rtdmd.config.results import SuiteParams
+    from rtdmd.config.suites import SetParams
+    from rtdmd.config.training import TrainingParams
 
 REPOSITORY = "rehearsal/student"
 RATE = 1e-3
@@ -65,6 +67,9 @@ REDUCED_IN_BOTH = {
     "log_every": "1",
     "generator_optimizer.lr": f"{RATE:g} at least, so that the gate sees the student after so few steps",
     "fake_optimizer.lr": f"{RATE:g} at least",
+    "watch.every": "at most the number of steps",
+    "watch.max_prompts": "at most 2",
+    "watch.suites.resolution": "as model.resolution",
 }
 REDUCED |= {f"{stage}.{key}": to for stage in ("train_acdmd", "train_rtdmd") for key, to in REDUCED_IN_BOTH.items()}
 
@@ -182,7 +187,7 @@ def _stage_two(params: Params) -> dict[str, Any]:
     }
 
 
-def _both(stage: Any, processes: int, steps: int) -> dict[str, Any]:
+def _both(stage: TrainingParams, processes: int, steps: int) -> dict[str, Any]:
     return {
         "processes": processes,
         "save_every": min(stage.save_every, max(1, steps // 2)),
@@ -190,6 +195,11 @@ def _both(stage: Any, processes: int, steps: int) -> dict[str, Any]:
         "log_every": 1,
         "generator_optimizer": {"lr": max(stage.generator_optimizer.lr, RATE)},
         "fake_optimizer": {"lr": max(stage.fake_optimizer.lr, RATE)},
+        "watch": {
+            "every": min(stage.watch.every, steps),
+            "max_prompts": min(stage.watch.max_prompts, 2),
+            "suites": [_small_set(suite) for suite in stage.watch.suites],
+        },
     }
 
 
@@ -198,8 +208,15 @@ def _micro_batch(before: int, of_process: int, now: int) -> int:
     return max(1, now // 2) if before < of_process else max(1, now)
 
 
-def _suite(suite: SuiteParams) -> dict[str, Any]:
+def _small_set(suite: SetParams) -> dict[str, Any]:
     tree: dict[str, Any] = suite.model_dump(mode="json", exclude_unset=True)
+    if suite.resolution is not None:
+        tree["resolution"] = small_side(suite.resolution)
+    return tree
+
+
+def _suite(suite: SuiteParams) -> dict[str, Any]:
+    tree = _small_set(suite)
     tree["max_prompts"] = min(suite.max_prompts or 2, 2)
     if suite.images_per_tag is not None:
         tree["images_per_tag"] = 1
@@ -207,6 +224,4 @@ def _suite(suite: SuiteParams) -> dict[str, Any]:
         tree["images_per_prompt"] = min(suite.images_per_prompt, 2)
     if suite.reference_images is not None:
         tree["reference_images"] = min(suite.reference_images, 24)
-    if suite.resolution is not None:
-        tree["resolution"] = small_side(suite.resolution)
     return tree

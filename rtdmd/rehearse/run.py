@@ -60,6 +60,11 @@ def rehearse(root: Path, plan: Plan, keep: Path | None = None) -> str:
     """
     if keep is not None and keep.exists():
         raise UserError(f"--keep {keep}: exists; name a new folder")
+    if plan.asked.evaluate.imported is not None:
+        raise UserError(
+            f"evaluate.imported: {plan.asked.evaluate.imported}; a checkpoint has the published size and fits no"
+            " stand-in, so what judges one is not rehearsed; allowed: null, without imported in evaluate.models"
+        )
     if not plan.fill_in:
         require_pins(plan.asked)
     check_run(plan.asked, root, declared=plan.pipeline is None)
@@ -159,8 +164,8 @@ def _group(command: list[str], folder: Path, environment: dict[str, str]) -> Ite
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=sys.stderr, start_new_session=True) as process:
         try:
             yield process
-        except (KeyboardInterrupt, Stopped):
-            os.killpg(process.pid, signal.SIGINT)
+        except (KeyboardInterrupt, Stopped) as stop:
+            os.killpg(process.pid, signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM)
             try:
                 process.wait(PATIENCE)
             except subprocess.TimeoutExpired:

@@ -47,6 +47,13 @@ def test_processes_sharding_and_micro_batches_stay_as_far_as_two_go() -> None:
     assert (small.train_rtdmd.fake_batch_size, small.train_rtdmd.last_step_batch_size) == (4, 4)
 
 
+def test_a_watched_training_looks_twice_at_two_prompts() -> None:
+    small = reduced(preset("sd3m"), "cpu")
+    assert (small.train_acdmd.watch.every, small.train_rtdmd.watch.every) == (4, 2)
+    assert (small.train_acdmd.watch.max_prompts, small.train_rtdmd.watch.max_prompts) == (2, 2)
+    assert reduced(preset("world"), "cpu").train_acdmd.watch.every == min(4, preset("world").train_acdmd.watch.every)
+
+
 @pytest.mark.parametrize(("side", "small"), [(36, 36), (64, 64), (256, 32), (512, 32), (768, 48), (1024, 64)])
 def test_sides(side: int, small: int) -> None:
     assert small_side(side) == small

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copy
 
 import pytest
 
 from rtdmd.cli import main
 from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.common.signals import Stopped
 from rtdmd.config import Params, preset
 from rtdmd.config.render import params_text
 from rtdmd.rehearse import run as rehearsal
@@ -23,6 +25,7 @@ from rtdmd.rehearse.reduced import filled_in, reduced
 from rtdmd.rehearse.run import Plan, rehearse, serve, stand_ins, surroundings
 from rtdmd.rehearse.stand_in import StandIn
 from rtdmd.rehearse.table import Row, downloads_text, exercised, measured, table_text
+from tests.workflow.checkout import WHO
 from tests.workspace import REPOSITORY
 
 PROMPTS = "data/prompts/drawbench.txt"
@@ -141,6 +144,15 @@ def test_a_mistake_in_the_params_is_named(checkout: Path, capsys: pytest.Capture
     assert "train_rtdmd.group_sise: unknown key" in capsys.readouterr().err
 
 
+def test_what_judges_a_checkpoint_is_not_rehearsed(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (checkout / "workflow").mkdir()
+    copy(REPOSITORY / "workflow/experiments.yaml", checkout / "workflow/experiments.yaml")
+    subprocess.run(["git", "add", "dvc.yaml"], check=True)
+    subprocess.run(["git", *WHO, "commit", "--quiet", "--message", "all"], check=True)
+    assert main(["rehearse", "--experiment", "sd35m-checkpoint"]) == 2
+    assert capsys.readouterr().err.startswith("rtdmd: evaluate.imported: models/sd35m-checkpoint; a checkpoint has the")
+
+
 def test_a_folder_that_is_there_is_not_used(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--keep .*: exists; name a new folder"):
         rehearse(tmp_path, Plan(preset("sd35m")), keep=tmp_path)
@@ -185,16 +197,24 @@ def test_a_kept_folder_is_named_after_a_fault_and_gone_after_ctrl_c(
     assert [path.name for path in tmp_path.glob("rtdmd-rehearse-*")] == [Path(kept).name]
 
 
-def test_all_that_was_started_ends_with_ctrl_c(tmp_path: Path) -> None:
-    def interrupted() -> None:
+@pytest.mark.parametrize(("stop", "number"), [(KeyboardInterrupt, signal.SIGINT), (Stopped, signal.SIGTERM)])
+def test_all_that_was_started_ends_by_the_signal_that_came(
+    tmp_path: Path, stop: type[BaseException], number: signal.Signals
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def stopped() -> None:
         with rehearsal._group(["sleep", "600"], tmp_path, dict(os.environ)) as process:
             started.append(process)
-            raise KeyboardInterrupt
+            raise stop
 
-    started: list[subprocess.Popen[bytes]] = []
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert started[0].returncode == -signal.SIGINT
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
+    try:
+        with pytest.raises(stop):
+            stopped()
+    finally:
+        signal.signal(signal.SIGINT, former)
+    assert started[0].returncode == -number
 
 
 def test_the_table(tmp_path: Path) -> None:
