@@ -76,7 +76,7 @@ WORLD: dict[str, Any] = {
             "kernel": "published",
             "delta": "uniform",
         },
-        "watch": _WATCH | {"every": 200},
+        "watch": _WATCH | {"every": 400},
         "save_every": 100,
         "keep": 2,
         "panel_every": 0,
