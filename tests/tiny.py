@@ -96,4 +96,4 @@ def edit_json(path: Path, **entries: Any) -> None:
 
 def make_tiny_clip(path: Path | str, seed: int = 0, image_size: int = IMAGE_SIZE) -> Path:
     """Write a tiny random CLIPModel folder (weights, tokenizer, preprocessor config) to ``path``."""
-    return write_towers(Path(path), seed, image_size, MAX_TOKENS)
+    return write_towers(Path(path), seed, image_size, MAX_TOKENS, embedded=8)

@@ -24,7 +24,8 @@ TEXTS = ("*.json", "*.txt", "*.model", "*.jinja")
 """Configurations, tokenizers and templates."""
 SINGLE, OLD = "model.safetensors", "pytorch_model.bin"
 WORLD_FOLDER = "data/world"
-_TOKENIZERS = frozenset({"tokenizer.json", "vocab.json", "spiece.model"})
+TOKENIZER = "tokenizer.json"
+_TOKENIZERS = frozenset({TOKENIZER, "vocab.json", "spiece.model"})
 _STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 _LARGE = 64 * 2**20  # bytes: below it a file is hashed each time
 _HEADER_LIMIT = 100_000_000  # bytes: safetensors' own limit
@@ -45,6 +46,14 @@ def bring_back(path: Path) -> str:
     if path.is_dir():  # none of its files is missing, so nothing would be downloaded
         return f"`rm -r {shlex.quote(str(cached))}`, then the same command downloads it again"
     return "the same command downloads it again when the Hub can be reached"
+
+
+def absent(folder: Path) -> str:
+    """What to do where a model's folder lacks a file, for the end of a message: of the Hub's, all that is read of a
+    repository was downloaded, so the repository itself has none at this commit."""
+    if any(one.name.startswith("models--") for one in folder.parents):
+        return "its repository has none at this commit: name another commit, or another repository"
+    return "copy or download it there, from where the folder came, or name a folder that has it"
 
 
 def no_folder(folder: Path) -> str:
@@ -189,10 +198,19 @@ def check_files(folder: Path, names: Iterable[str], key: str) -> None:
     """
     for name in names:
         path = folder / name
-        if path.suffix == ".json":
+        if path.name == TOKENIZER:
+            check_tokenizer(path, key)
+        elif path.suffix == ".json":
             _check_json(path, key)
         elif path.suffix == ".safetensors":
             tensor_headers(path, key)
+
+
+def check_tokenizer(path: Path, key: str) -> None:
+    """UserError where a tokenizer.json is no tokenizer's: the library that reads it raises a bare Exception there."""
+    model = read_config(path, key).get("model") if path.name == TOKENIZER else {"vocab": {}}
+    if not isinstance(model, dict) or "vocab" not in model:
+        raise UserError(f"{key}: {path} makes no tokenizer (it has no vocab in model); {bring_back(path)}")
 
 
 def _check_json(path: Path, key: str) -> None:
@@ -228,6 +246,8 @@ def tensor_headers(path: Path, key: str) -> dict[str, tuple[str, tuple[int, ...]
         if end != size - 8 - length:
             raise ValueError(f"{size} bytes, and its header tells of {end + 8 + length}")
         return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
+    except FileNotFoundError as error:
+        raise UserError(f"{key}: {path} is missing; {bring_back(path)}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{key}: {path} is damaged ({first_line(error)}); {bring_back(path)}") from error
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.model_files import read_config
+from rtdmd.common.model_files import check_tokenizer, read_config
 from rtdmd.common.torch_setup import quiet_imports
 from rtdmd.rewards.protocol import Metadata, Pixels, as_read, asks_gradient, check_batch, checked
 from rtdmd.rewards.weights import assemble, file_in, made_from, read_model
@@ -51,12 +51,13 @@ def clip_config(folder: Path, key: str, repository: str, activation: str | None 
 def clip_model(folder: Path, key: str, repository: str, device: torch.device) -> Any:
     """The folder's CLIPModel with every key consumed, frozen, in float32. UserError as in `clip_config`."""
     config = clip_config(folder, key, repository)
-    return assemble(CLIPModel, config, read_model(folder, key), key, COUNTERS).to(device)
+    return assemble(CLIPModel, config, read_model(folder, key), f"{key}: {folder}", COUNTERS).to(device)
 
 
 def load_tokenizer(folder: Path, key: str) -> CLIPTokenizer:
     """The folder's CLIPTokenizer; UserError where it has none."""
     path = file_in(folder, key, "tokenizer.json", "vocab.json")
+    check_tokenizer(path, key)
     with made_from(path, key, "tokenizer"):
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 

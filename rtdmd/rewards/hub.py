@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.hub import fetching
-from rtdmd.common.model_files import OLD, SINGLE, TEXTS, plain_texts, shards, transformers_weights
+from rtdmd.common.model_files import OLD, SINGLE, TEXTS, absent, plain_texts, shards, transformers_weights
 
 if TYPE_CHECKING:
     from rtdmd.rewards.registration import RewardParams
 
 TRANSFORMERS_FILES = (*TEXTS, "*.safetensors")
+BELOW = "*/*"
+"""Files in folders of a repository, which the Hub's patterns take as well: no scorer reads any (bert-base-uncased has a
+copy of itself for another system there)."""
 
 
 def fetch_scorer(params: RewardParams, source: str) -> Path:
@@ -40,14 +43,15 @@ def _scorer_snapshot(params: RewardParams, source: str, patterns: Iterable[str])
     key, pin = f"rewards: {params.name}", params.sources[source].pin
     repository, revision = getattr(params, source), getattr(params, pin)
     with fetching(f"{key}: {source}", f"{key}: {pin}", repository, revision):
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
+        found = snapshot_download(repository, revision=revision, allow_patterns=list(patterns), ignore_patterns=[BELOW])
+        return Path(found)
 
 
 def model_weights(folder: Path, key: str) -> list[str]:
     """Names of the files of a transformers model's weights. UserError where it has none, or a shard is missing."""
     names = transformers_weights(folder, key)
     if not names:
-        raise UserError(f"{key}: {folder} has no {SINGLE} or {OLD}; download it again")
+        raise UserError(f"{key}: {folder} has no {SINGLE} or {OLD}; {absent(folder)}")
     return names
 
 

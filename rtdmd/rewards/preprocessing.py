@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.model_files import read_config
+from rtdmd.common.model_files import absent, read_config
 from rtdmd.rewards.weights import made_from
 
 ROUNDING = 1e-5  # of a resized pixel: above float32's (5e-7), far below half a step of 8-bit pixels (2e-3)
@@ -104,7 +104,8 @@ class ImageTransform:
                 with made_from(folder / name, key, "image processor"):
                     return _from_config(config.get("image_processor", config), f"{key}: {folder / name}")
         raise UserError(
-            f"{key}: {folder} has no preprocessor_config.json, which says how the model wants its images; download it"
+            f"{key}: {folder} has no preprocessor_config.json, which says how the model wants its images;"
+            f" {absent(folder)}"
         )
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.images import to_uint8
-from rtdmd.common.model_files import read_config
+from rtdmd.common.model_files import absent, check_tokenizer, read_config
 from rtdmd.common.torch_setup import quiet_imports
 from rtdmd.rewards.weights import file_in, made_from
 
@@ -45,6 +45,7 @@ class VisionChat:
             kept = {name: value for name, value in kept.items() if name not in ("min_pixels", "max_pixels")}
         with made_from(self.files["images"], key, "image processor"):
             self.image_processor = Qwen2VLImageProcessorPil(**kept)
+        check_tokenizer(self.files["tokenizer"], key)
         with made_from(self.files["tokenizer"], key, "tokenizer"):
             self.tokenizer = Qwen2Tokenizer.from_pretrained(folder, local_files_only=True)
         self.template = self._template()
@@ -89,9 +90,8 @@ class VisionChat:
         """The folder's chat template; None where the tokenizer has it."""
         if "template" not in self.files:
             if self.tokenizer.chat_template is None:
-                raise UserError(
-                    f"{self.key}: {self.files['images'].parent} has no chat_template.json or .jinja; download it"
-                )
+                folder = self.files["images"].parent
+                raise UserError(f"{self.key}: {folder} has no chat_template.json or .jinja; {absent(folder)}")
             return None
         text = read_config(self.files["template"], self.key).get("chat_template")
         if not isinstance(text, str):

@@ -8,7 +8,7 @@ inside their functions.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -17,7 +17,8 @@ from pydantic import model_validator
 
 from rtdmd.common.hub_names import means_hub, require_hub_name
 from rtdmd.common.section import Flag, Real, Section, param
-from rtdmd.rewards.protocol import Pixels
+from rtdmd.rewards.ocr_text import target_text
+from rtdmd.rewards.protocol import Metadata, Pixels, require_metadata
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +90,15 @@ class RewardParams(Section):
     def networks(self) -> tuple[str | None, ...]:
         """What tells two entries' networks apart."""
         return (self.name, self.socket, *(getattr(self, source) for source in self.sources))
+
+    def require_scorable(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
+        """UserError that names the first prompt that lacks what the scorer needs beside it: what its score would say,
+        hours later."""
+        if self.needs_metadata:
+            require_metadata(self.name, prompts, metadata)
+        if self.needs_text:
+            for prompt, record in zip(prompts, metadata, strict=True):
+                target_text(prompt, record)
 
     @model_validator(mode="after")
     def _check(self) -> RewardParams:

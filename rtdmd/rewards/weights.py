@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import check_archive, load_tensors
 from rtdmd.common.hub import etag
-from rtdmd.common.model_files import bring_back, plain_texts, sha256_large, tensor_headers
+from rtdmd.common.model_files import absent, bring_back, plain_texts, sha256_large, tensor_headers
 from rtdmd.common.parsing import first_line
 from rtdmd.common.pretrained import FOREIGN, few, pretrained_exactly
 from rtdmd.common.torch_setup import quiet_loading
@@ -25,6 +25,7 @@ from rtdmd.rewards.hub import TRANSFORMERS_FILES, fetch_scorer, model_weights, s
 if TYPE_CHECKING:
     from rtdmd.rewards.registration import RewardParams
 
+NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 __all__ = [
@@ -77,7 +78,7 @@ def file_in(folder: Path, key: str, *names: str) -> Path:
             raise UserError(f"{key}: {folder} has {len(found)} files {name}, which of them is meant? Keep one")
         if found:
             return found[0]
-    raise UserError(f"{key}: {folder} has no {' or '.join(names)}; download it again, or name the folder that has it")
+    raise UserError(f"{key}: {folder} has no {' or '.join(names)}; {absent(folder)}")
 
 
 def read_weights(path: Path, key: str = "") -> dict[str, Tensor]:
@@ -144,18 +145,27 @@ def assemble(kind: Any, config: Any, tensors: Mapping[str, Tensor], key: str, ig
 def checked_keys(
     module: nn.Module, tensors: Mapping[str, Tensor], key: str, ignored: Iterable[str] = ()
 ) -> dict[str, Tensor]:
-    """The tensors that are not ``ignored``, once their names and shapes are exactly the module's; else UserError."""
+    """The tensors that are not ``ignored``, once their names and shapes are exactly the module's, and weights are
+    numbers that a cast does not change the meaning of; else UserError."""
     given = {name: value for name, value in tensors.items() if name not in set(ignored)}
     wanted = module.state_dict()
+    both = wanted.keys() & given.keys()
+    kinds = [str(kind).removeprefix("torch.") for kind in NUMBERS]
     problems = {
         "missing": sorted(wanted.keys() - given.keys()),
         "unexpected": sorted(given.keys() - wanted.keys()),
-        "of another shape": sorted(n for n in wanted.keys() & given.keys() if wanted[n].shape != given[n].shape),
+        "of another shape": sorted(n for n in both if wanted[n].shape != given[n].shape),
+        f"stored as none of {', '.join(kinds)}": sorted(n for n in both if _is_other_number(wanted[n], given[n])),
     }
     found = [f"{what}: {few(names)}" for what, names in problems.items() if names]
     if found:
         raise UserError(f"{key}: the weights are not this model's; {'; '.join(found)}")
     return given
+
+
+def _is_other_number(wanted: Tensor, given: Tensor) -> bool:
+    """Whether a weight is stored as what a cast would change without a word: quantised, say."""
+    return wanted.is_floating_point() and given.dtype not in NUMBERS
 
 
 def file_hashes(paths: Iterable[Path], root: Path = Path(".")) -> dict[str, str]:

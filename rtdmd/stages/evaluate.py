@@ -40,6 +40,10 @@ def run(root: Path = Path(".")) -> None:
         check_models(stage.params, stage.entry)  # before hours of sampling, not after
         device = configure(stage.params.run)
         prompts = read_prompts(stage.input("results/prepare_prompts/eval.jsonl"))
+        for suite in params.suites:
+            drawn = [prompt for prompt in prompts if prompt.set == suite.prompts]
+            for reward in suite.scorers(params.rewards):
+                reward.require_scorable([one.prompt for one in drawn], [one.metadata for one in drawn])
         cache = open_text_cache(stage, "eval").to(device)
         imported = imported_model(stage.params, root) if "imported" in params.models else None
         judge = load_judge(params, device, root)

@@ -57,6 +57,9 @@ def train(stage: Stage, ranks: Ranks) -> None:
     aside = p.validation.prompts if p.validation.every else 0
     with ranks.sync_errors():
         prompts = TrainingPrompts.open(stage, ranks.device, p, aside)
+        records = prompts.records + prompts.aside
+        for reward in p.rewards:
+            reward.require_scorable([one["prompt"] for one in records], [one["metadata"] for one in records])
         trainer = open_trainer(stage, ranks, prompts.cache.null())
         watch = Watch.open(stage, trainer, prompts.cache)
     adapters, backbone = trainer.adapters, trainer.backbone

@@ -67,7 +67,7 @@ def test_relative_folders_start_from_the_root(tmp_path: Path) -> None:
 def test_hub_ids_are_fetched_at_their_commit_and_only_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def download(repository: str, revision: str, allow_patterns: list[str]) -> str:
+    def download(repository: str, revision: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
         asked.append((repository, revision, allow_patterns))
         return f"/cache/{repository}"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from rtdmd.rewards.published import CLIP_VIT_L
 with quiet_imports():
     from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer
 
-WIDTH, EMBEDDED = 16, 8
+WIDTH = 16
+EMBEDDED = int(CLIP_VIT_L["projection_dim"])
+"""As published, for the user's own file of the aesthetic predictor reads that many numbers."""
 SIDE, PATCH = 36, 12  # pixels
 LENGTH = 77  # tokens of a text, as published
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
@@ -76,28 +80,30 @@ def write_towers(folder: Path, seed: int = 0, side: int = SIDE, length: int = LE
 
 
 def write_vit_l(folder: Path) -> None:
-    """openai/clip-vit-large-patch14's layout and width of embedding, for which the aesthetic predictor's file is."""
-    write_towers(folder, embedded=CLIP_VIT_L["projection_dim"])
+    """openai/clip-vit-large-patch14's layout."""
+    write_towers(folder)
     write_clip(folder, WORDS)
     write_beside(folder, *OLD_COPIES)
 
 
-def write_vit_h(folder: Path, length: int = LENGTH) -> None:
-    """LAION's ViT-H/14 for those who read its texts alone: its weights are there as names."""
-    write_towers(folder, length=length)
-    (folder / "model.safetensors").unlink()
+def write_vit_h(folder: Path) -> None:
+    """LAION's ViT-H/14 for those who read its texts alone: its weights are there as names, unless whole ones are."""
+    with tempfile.TemporaryDirectory() as place:
+        made = write_towers(Path(place))
+        (made / "model.safetensors").unlink()
+        shutil.copytree(made, folder, dirs_exist_ok=True)
     write_clip(folder, WORDS)
     _edit_towers(folder, hidden_act="gelu")
     write_beside(folder, "model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 
 
-def write_pickscore(folder: Path, length: int = LENGTH) -> Path:
+def write_pickscore(folder: Path) -> Path:
     """PickScore_v1's layout of 2023: position counters beside the weights, ViT-H's activation."""
-    write_towers(folder, length=length)
+    write_towers(folder)
     _edit_towers(folder, hidden_act="gelu")
     path = folder / "model.safetensors"
     tensors, _ = load_tensors(path)
-    tensors["text_model.embeddings.position_ids"] = torch.arange(length)[None]
+    tensors["text_model.embeddings.position_ids"] = torch.arange(LENGTH)[None]
     tensors["vision_model.embeddings.position_ids"] = torch.arange((SIDE // PATCH) ** 2 + 1)[None]
     tensors["logit_scale"] = torch.tensor(4.6052)
     save_tensors(tensors, path, {"format": "pt"})

@@ -77,7 +77,7 @@ def predictor(tensors: Mapping[str, Tensor], key: str) -> nn.Sequential:
         raise UserError(f"{key}: the weights are not this model's; missing: {', '.join(missing)}")
     shapes = [tensors[f"layers.{place}.weight"].shape for place in LAYERS]
     model = nn.Sequential(*(nn.Linear(wide, narrow, device="meta") for narrow, wide in shapes)).to_empty(device="cpu")
-    load_exactly(model, {names.get(name, name): value.float() for name, value in tensors.items()}, key)
+    load_exactly(model, {names.get(name, name): value for name, value in tensors.items()}, key)
     return model.requires_grad_(False).eval()
 
 

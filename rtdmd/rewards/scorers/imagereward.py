@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.model_files import read_config
+from rtdmd.common.model_files import check_tokenizer, read_config
 from rtdmd.common.section import param
 from rtdmd.rewards.protocol import Metadata, Pixels, as_read, check_batch, checked
 from rtdmd.rewards.registration import TEXTS, DifferentiableParams, Networks, Registration, Source, commit_of
@@ -55,6 +55,7 @@ def load(params: ImageRewardParams, device: torch.device) -> ImageReward:
     weights = file_in(model, f"{key}: model", "ImageReward.pt", "ImageReward.safetensors")
     config = file_in(model, f"{key}: model", "med_config.json")
     vocabulary = file_in(base, f"{key}: base", "tokenizer.json", "vocab.txt")
+    check_tokenizer(vocabulary, f"{key}: base")
     return ImageReward(weights, config, vocabulary, device, params.pixels)
 
 
