@@ -14,6 +14,9 @@ from rtdmd.common.processes import QUESTION_SECONDS, limited
 from rtdmd.config import Params
 from rtdmd.config.render import params_text
 from rtdmd.pipeline.model_inputs import model_inputs
+from rtdmd.prompts.records import Faults
+from rtdmd.prompts.registration import FileParams, Reading
+from rtdmd.prompts.registry import SOURCES
 from rtdmd.prompts.tables import SEPARATORS
 from rtdmd.rehearse.stand_in import StandIn
 
@@ -26,6 +29,19 @@ WORKFLOW = (
 LINES = 64
 """Of a prompt file of the user's, which has a prompt a line."""
 _WHO = ("-c", "user.name=rehearsal", "-c", "user.email=rehearsal@localhost", "-c", "commit.gpgsign=false")
+
+
+def read_own_prompts(root: Path, params: Params) -> None:
+    """Read every line of the prompt files of ``root`` that a stage names and that are there, since a rehearsal uses the
+    first ones alone. UserError for a fault, as stage prepare_prompts says it."""
+    settings = params.prepare_prompts
+    for name in (*params.training_sets, *params.evaluation_sets):
+        for number, spec in enumerate(settings.sets[name]):
+            if isinstance(spec, FileParams) and spec.repo is None and (root / spec.path).is_file():
+                key = f"prepare_prompts.sets.{name}[{number}]"
+                faults = Faults(drop=settings.on_bad == "drop")
+                reading = Reading(key, root.joinpath, params.run.seed, settings.max_characters, faults)
+                SOURCES[spec.name].read(spec, reading)
 
 
 def lay(root: Path, folder: Path, params: Params, pipeline: str | None, stand_ins: Sequence[StandIn]) -> list[str]:

@@ -24,7 +24,7 @@ from rtdmd.pipeline.dvc_yaml import read_pipeline
 from rtdmd.pipeline.model_inputs import require_pins
 from rtdmd.plan.check import check_run
 from rtdmd.rehearse import bases, prompt_sets, scorers
-from rtdmd.rehearse.folder import commit, lay, place_of
+from rtdmd.rehearse.folder import commit, lay, place_of, read_own_prompts
 from rtdmd.rehearse.hub import Hub
 from rtdmd.rehearse.hub_store import DATASETS
 from rtdmd.rehearse.reduced import filled_in, placeholders, reduced
@@ -68,6 +68,7 @@ def rehearse(root: Path, plan: Plan, keep: Path | None = None) -> str:
     if not plan.fill_in:
         require_pins(plan.asked)
     check_run(plan.asked, root, declared=plan.pipeline is None)
+    read_own_prompts(root, plan.asked)
     folder = Path(tempfile.mkdtemp(prefix="rtdmd-rehearse-")) if keep is None else keep
     folder.mkdir(parents=True, exist_ok=True)
     try:

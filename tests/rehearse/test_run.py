@@ -144,6 +144,29 @@ def test_a_mistake_in_the_params_is_named(checkout: Path, capsys: pytest.Capture
     assert "train_rtdmd.group_sise: unknown key" in capsys.readouterr().err
 
 
+def test_every_line_of_the_users_prompts_is_read_first(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (checkout / "data/prompts/geneval.jsonl").unlink()
+    text = params_text(preset("sd35m", {"prepare_prompts": {"on_bad": "error"}}), "a test")
+    (checkout / "params.yaml").write_text(text, encoding="utf-8")
+    with (checkout / PROMPTS).open("ab") as file:
+        file.write(b"caf\xe9\n")
+    assert main(["rehearse", "--fill-in", "--keep", "kept"]) == 2
+    assert capsys.readouterr().err.startswith(f"rtdmd: {PROMPTS}:201: not UTF-8 (the byte 0xe9)")
+    assert not (checkout / "kept").exists()
+
+
+def test_ctrl_c_says_that_nothing_goes_on(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object) -> str:
+        raise KeyboardInterrupt("nothing is kept of a rehearsal")
+
+    (checkout / "params.yaml").write_text(params_text(preset("sd35m"), "a test"), encoding="utf-8")
+    monkeypatch.setattr(rehearsal, "rehearse", stopped)
+    assert main(["rehearse"]) == 130
+    assert capsys.readouterr().err == "rtdmd rehearse: stopped; nothing is kept of a rehearsal\n"
+
+
 def test_what_judges_a_checkpoint_is_not_rehearsed(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (checkout / "workflow").mkdir()
     copy(REPOSITORY / "workflow/experiments.yaml", checkout / "workflow/experiments.yaml")
