@@ -137,8 +137,9 @@ _SHIFTED: Config = {
     "max_shift": 1.15,
 }
 SCHEDULERS: dict[str, Config] = {
-    "sd3": {"num_train_timesteps": 1000, "shift": 3.0},
-    "flux1": _SHIFTED,
-    "flux2": _SHIFTED | {"time_shift_type": "exponential"},
+    "SD3Transformer2DModel": {"num_train_timesteps": 1000, "shift": 3.0},
+    "FluxTransformer2DModel": _SHIFTED,
+    "Flux2Transformer2DModel": _SHIFTED | {"time_shift_type": "exponential"},
 }
-"""What decides the levels in the published scheduler_config.json (a FlowMatchEulerDiscreteScheduler's), by family."""
+"""What decides the levels in the published scheduler_config.json (a FlowMatchEulerDiscreteScheduler's), by the
+transformer's class."""

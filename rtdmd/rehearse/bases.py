@@ -104,7 +104,8 @@ def write_base(folder: Path, *, family: str, name: str, layout: Layout, words: S
             index[part] = [type(module).__module__.split(".")[0], type(module).__name__]
     scheduler = "FlowMatchEulerDiscreteScheduler"
     index["scheduler"] = ["diffusers", scheduler]
-    write_json(folder / "scheduler/scheduler_config.json", {"_class_name": scheduler} | SCHEDULERS[family])
+    levels = SCHEDULERS[configs["transformer"]["_class_name"]]
+    write_json(folder / "scheduler/scheduler_config.json", {"_class_name": scheduler} | levels)
     write_json(folder / "model_index.json", index)
     for part, count in layout.shards.items():
         _split(folder / part, count)

@@ -85,7 +85,7 @@ def transformer(name: str) -> nn.Module:
 def backbone(name: str, resolution: int) -> Any:
     """Our backbone on that transformer, with the published scheduler and no other part."""
     kind = KINDS[name]
-    scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULERS[kind.backbone.family])
+    scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULERS[kind.transformer.__name__])
     pipeline = kind.pipeline(transformer=transformer(name), scheduler=scheduler, **dict.fromkeys(kind.parts))
     return kind.backbone(pipeline, resolution // VAE_FACTOR, 512)
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.files import read_json
 from rtdmd.common.rng import normal
 from tests.backbones.families import FAMILIES, PROMPTS, plain
-from tests.backbones.tiny_flux import make, tiny_flux1, tiny_flux2
+from tests.tiny import edit_json
 
 FLUX1, FLUX2 = FAMILIES["flux1"], FAMILIES["flux2"]
 
 
 def test_flux1_without_a_guidance_input_runs_unguided_only(tmp_path: Path) -> None:
     """FLUX.1 [schnell]: the pipeline passes no guidance, and so do we; asking for one is an error, not ignored."""
-    folder = make(tiny_flux1(guidance_embeds=False), tmp_path / "schnell")
+    folder = tmp_path / "schnell"
+    FLUX1.write(folder)
+    config = read_json(folder / "transformer/config.json") | {"guidance_embeds": False}
+    shutil.rmtree(folder / "transformer")
+    FluxTransformer2DModel.from_config(config).save_pretrained(folder / "transformer")
     with pytest.raises(UserError, match=r"model\.guidance: 3\.5, but .* has no input for it; allowed for it: 1"):
         FLUX1.load(folder)
     backbone = FLUX1.load(folder, guidance=1.0)
@@ -32,7 +39,9 @@ def test_flux1_without_a_guidance_input_runs_unguided_only(tmp_path: Path) -> No
 
 def test_flux2_step_distilled_takes_no_guidance(tmp_path: Path) -> None:
     """The pipeline of FLUX.2-klein-4B ignores a guidance; as a guided teacher it would silently be an unguided one."""
-    folder = make(tiny_flux2(is_distilled=True), tmp_path / "distilled")
+    folder = tmp_path / "distilled"
+    FLUX2.write(folder)
+    edit_json(folder / "model_index.json", is_distilled=True)
     with pytest.raises(UserError, match=r"model\.guidance: 4, but .* is step-distilled .* name a base model"):
         FLUX2.load(folder)
     assert FLUX2.load(folder, guidance=1.0, vae=False).sigmas(4).shape == (5,)
@@ -40,8 +49,9 @@ def test_flux2_step_distilled_takes_no_guidance(tmp_path: Path) -> None:
 
 def test_bfloat16_rounds_the_time_as_the_pipeline_does(tmp_path: Path) -> None:
     """One step in bfloat16 from the same latents: t is rounded before it is divided by 1000, as in the pipeline."""
-    for family, pipeline in ((FLUX1, tiny_flux1()), (FLUX2, tiny_flux2())):
-        folder = make(pipeline, tmp_path / family.name)
+    for family in (FLUX1, FLUX2):
+        folder = tmp_path / family.name
+        family.write(folder)
         low = family.load(folder, dtype="bfloat16")
         x = normal((2, *low.latent_shape()), 0, "low").bfloat16().float()
         cond, sigma = low.encode(PROMPTS), torch.tensor(0.9546)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rtdmd.backbones import Conditioning, PipelineBackbone
 from rtdmd.common.discovery import discover
 from tests.backbones.families._family import PROMPTS, Family
-from tests.backbones.tiny_flux import make
 
 __all__ = ["FAMILIES", "PROMPTS", "Family", "Loaded", "load", "plain"]
 
@@ -31,7 +32,7 @@ class Loaded:
 
 def load(family: Family, folder: Path) -> Loaded:
     """Write the family's tiny pipeline to ``folder`` and open it twice."""
-    make(family.pipeline(), folder)
+    family.write(folder)
     backbone = family.load(folder)
     return Loaded(family, folder, plain(family, folder), backbone, backbone.encode(PROMPTS), backbone.encode([""]))
 
@@ -40,6 +41,6 @@ def plain(family: Family, folder: Path) -> Any:
     """Plain diffusers on the folder, by the class that its index names."""
     from diffusers import DiffusionPipeline
 
-    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)  # its files are of 16 bits
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -20,7 +20,7 @@ class Family:
     """How plain diffusers is asked for what a backbone gives: the pipeline, its call, and its latents' layout."""
 
     name: str
-    pipeline: Callable[[], Any]  # a tiny random pipeline with all parts, of the real classes
+    write: Callable[[Path], None]  # a tiny random pipeline with all parts, of the real classes, into a folder
     resolution: int
     guidance: float  # the guided weight under test
     tokens: int  # max_sequence_length

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from rtdmd.rehearse.bases import write_base
+from rtdmd.rehearse.layouts import FLUX1, LAYOUTS
 from tests.backbones.families._family import Family
-from tests.backbones.tiny_flux import SIDE, tiny_flux1
 
 
 def encoded(pipeline: Any, prompts: list[str], length: int) -> dict[str, Tensor]:
@@ -22,15 +24,15 @@ def packed(pipeline: Any, x: Tensor) -> Tensor:
 
 FAMILY = Family(
     name="flux1",
-    pipeline=tiny_flux1,
-    resolution=SIDE,
+    write=partial(write_base, family="flux1", name=FLUX1, layout=LAYOUTS[FLUX1], words=()),
+    resolution=64,
     guidance=3.5,
     tokens=40,
     encoded=encoded,
     given=packed,
     inner=packed,
     returned=packed,
-    targets=(8 + 2 * 3, 8 + 2 * 3 + 4 + 2 * 2),
+    targets=(2 * (8 + 3), 2 * (8 + 3 + 4 + 2)),
     distilled=True,
     text={"storage_dtype": "bfloat16", "unpadded": True},
 )

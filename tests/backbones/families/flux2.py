@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rtdmd.rehearse.bases import write_base
+from rtdmd.rehearse.layouts import KLEIN_BASE_4B, LAYOUTS
 from tests.backbones.families._family import Family, unchanged
-from tests.backbones.tiny_flux import SIDE, tiny_flux2
 
 
 def raw(pipeline: Any, x: Tensor) -> Tensor:
@@ -21,8 +23,8 @@ def raw(pipeline: Any, x: Tensor) -> Tensor:
 
 FAMILY = Family(
     name="flux2",
-    pipeline=tiny_flux2,
-    resolution=SIDE,
+    write=partial(write_base, family="flux2", name=KLEIN_BASE_4B, layout=LAYOUTS[KLEIN_BASE_4B], words=()),
+    resolution=64,
     guidance=4.0,
     tokens=80,
     encoded=lambda pipeline, prompts, length: {
@@ -31,6 +33,6 @@ FAMILY = Family(
     given=unchanged,
     inner=lambda pipeline, x: pipeline._pack_latents(x),
     returned=raw,
-    targets=(8 + 2 * 2, 8 + 2 * 2 + 4),
+    targets=(2 * (8 + 2), 2 * (8 + 2 + 4)),
     text={"mode": "on_the_fly"},
 )

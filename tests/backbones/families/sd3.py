@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from rtdmd.rehearse.bases import write_base
+from rtdmd.rehearse.layouts import LAYOUTS, SD35M
+from rtdmd.rehearse.tokenizers import WORDS
 from tests.backbones.families._family import Family, unchanged
-from tests.tiny import IMAGE_SIZE, tiny_pipeline
 
 
 def encoded(pipeline: Any, prompts: list[str], length: int) -> dict[str, Tensor]:
@@ -19,8 +22,8 @@ def encoded(pipeline: Any, prompts: list[str], length: int) -> dict[str, Tensor]
 
 FAMILY = Family(
     name="sd3",
-    pipeline=lambda: tiny_pipeline(t5=True),
-    resolution=IMAGE_SIZE,
+    write=partial(write_base, family="sd3", name=SD35M, layout=LAYOUTS[SD35M], words=WORDS),
+    resolution=64,
     guidance=4.5,
     tokens=40,
     encoded=encoded,

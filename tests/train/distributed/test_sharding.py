@@ -27,7 +27,6 @@ from rtdmd.train.distributed.launch import Place, _free_port
 from rtdmd.train.distributed.ranks import Ranks, join
 from rtdmd.train.distributed.sharding import is_sharded
 from tests.backbones.families import FAMILIES, PROMPTS, Family
-from tests.backbones.tiny_flux import make
 from tests.train.distributed.test_processes import (
     STAGES,
     codes,
@@ -96,7 +95,9 @@ def test_a_process_that_is_killed_is_one_line_and_the_run_goes_on(
 def teacher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Path]:
     """A family and its tiny pipeline."""
     family = FAMILIES[request.param]
-    return family, make(family.pipeline(), tmp_path_factory.mktemp("sharding") / family.name)
+    folder = tmp_path_factory.mktemp("sharding") / family.name
+    family.write(folder)
+    return family, folder
 
 
 def as_rank(rank: int, port: int, family: Family, folder: Path) -> None:
