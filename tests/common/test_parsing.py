@@ -88,6 +88,8 @@ OWN_TEXT = {
     "rtdmd/common/parsing.py",
     "rtdmd/prompts/tables.py",
     "rtdmd/publish/gate_check.py",
+    "rtdmd/rehearse/folder.py",
+    "rtdmd/rehearse/table.py",
     "rtdmd/train/engine/checkpoint.py",
     "rtdmd/train/engine/journal.py",
 }
