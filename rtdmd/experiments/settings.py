@@ -117,9 +117,13 @@ def _with_keys(tree: dict[str, Any], local: Local) -> dict[str, Any]:
         name: [source | local.sources.get(name, {}) for source in sources]  # two sets may have sources of one name
         for name, sources in sets.items()
     }
-    own = {
+    watched = {
+        stage: {"watch": {"rewards": _entries(tree[stage]["watch"]["rewards"], local.scorers)}}
+        for stage in ("train_acdmd", "train_rtdmd")
+    }
+    trained = {"train_rtdmd": {"rewards": _entries(tree["train_rtdmd"]["rewards"], local.scorers)}}
+    own = merged(watched, trained) | {
         "prepare_prompts": {"sets": keyed},
-        "train_rtdmd": {"rewards": _entries(tree["train_rtdmd"]["rewards"], local.scorers)},
         "evaluate": {
             "rewards": _entries(tree["evaluate"]["rewards"], local.scorers),
             "suites": _entries(tree["evaluate"]["suites"], local.suites),
