@@ -6,6 +6,7 @@ Each pass runs once on the meta device, on ``ROWS`` rows, and is linear in them:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -19,7 +20,7 @@ from rtdmd.plan.stand import Model, Stand, model_of
 from rtdmd.plan.tally import META, Meter, tally
 
 if TYPE_CHECKING:
-    from rtdmd.config import RewardParams
+    from rtdmd.config import Params, RewardParams
 
 ROWS = 2
 
@@ -40,9 +41,18 @@ class Cost:
 
 @dataclass(eq=False)
 class Costs:
-    """The passes of a run, each counted when it is first asked for."""
+    """The passes of a run, each counted when it is first asked for; ``learning``: with the gradients of those that have
+    one while training, which evaluation never asks for."""
 
     stand: Stand
+    learning: bool = True
+
+    def sized(self, params: Params) -> Costs:
+        """The same passes for settings that differ in the sizes of updates alone; what is counted is not counted
+        again."""
+        other = copy.copy(self)
+        other.stand = replace(self.stand, params=params)
+        return other
 
     @cached_property
     def two(self) -> Cost:
@@ -77,6 +87,8 @@ class Costs:
     @cached_property
     def decode(self) -> Cost:
         """The decoder, with the gradient in its latents."""
+        if not self.learning:
+            return self.pictures
         latents = self.stand.latents(ROWS).requires_grad_()
         return count(lambda: self.stand.backbone.decode(latents), [latents], self.stand.known)
 
@@ -110,7 +122,8 @@ class Costs:
         score = scorer.score
         return count(lambda: score(images), [images] if gradient else [], self.stand.known)
 
-    def _velocity(self, role: str, leaves: Sequence[Tensor]) -> Cost:
+    def _velocity(self, role: str, learned: Sequence[Tensor]) -> Cost:
+        leaves = learned if self.learning else ()
         cond = self.stand.cond(ROWS)
         x = self.stand.latents(ROWS)
         for leaf in leaves:

@@ -104,7 +104,7 @@ def make_plan(params: Params, root: Path = Path("."), processes: int | None = No
     )
     require_suites(params, stand.configs, params.model.teacher)
     asked = {suite.resolution or own for judging in params.judging.values() for suite in judging.suites}
-    sized = {own: costs} | {side: Costs(stand.at(side)) for side in asked - {own}}
+    sized = {own: costs} | {side: Costs(stand.at(side), learning=False) for side in asked - {own}}
     counts = None
     if prepared(params, root):
         counts = Counter(prompt.set for prompt in read_prompts(root / PREPARED / "eval.jsonl"))

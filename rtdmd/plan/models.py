@@ -1,7 +1,8 @@
-"""The models of a run without their weights: the teacher's parts on the meta device, behind our own backbone.
+"""The models of a run by their shapes alone: the teacher's parts behind our own backbone, no file of weights read.
 
-A part's config.json comes from the teacher's folder, from the Hub's snapshot on this machine, or from the record of
-`rtdmd.plan.published`.
+On the meta device they have no weights, for a plan; on another one they have random ones, for a rehearsal at the real
+size. A part's config.json comes from the teacher's folder, from the Hub's snapshot on this machine, or from the record
+of `rtdmd.plan.published`.
 """
 
 from __future__ import annotations
@@ -83,30 +84,36 @@ def _cached(model: ModelParams, name: str) -> Path | None:
 
 
 @contextmanager
-def on_meta(dtype: torch.dtype) -> Iterator[None]:
-    """Modules built inside are on the meta device, in ``dtype``."""
+def built_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Modules built inside are on ``device``, in ``dtype``."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with META:
+        with device:
             yield
     finally:
         torch.set_default_dtype(before)
 
 
 def meta_backbone(model: ModelParams, configs: Mapping[str, dict[str, Any]]) -> PipelineBackbone:
-    """Our backbone over the pipeline's own class, transformer and decoder on the meta device, no text encoder.
+    """Our backbone, transformer and decoder on the meta device; errors as in `backbone_of`."""
+    dtype = DTYPES[model.dtype]
+    parts = {name: diffusers_part(configs[name], dtype) for name in ("transformer", "vae")}
+    return backbone_of(parts, model, configs)
+
+
+def backbone_of(
+    parts: Mapping[str, nn.Module], model: ModelParams, configs: Mapping[str, dict[str, Any]]
+) -> PipelineBackbone:
+    """Our backbone over the pipeline's own class with these parts of it and a scheduler, no text encoder.
 
     UserError where the resolution is no multiple of what the model needs.
     """
     own = family_module(model.family)
-    dtype = DTYPES[model.dtype]
-    parts: dict[str, Any] = {name: diffusers_part(configs[name], dtype) for name in ("transformer", "vae")}
-    parts["scheduler"] = _scheduler()
     accepted = inspect.signature(own.PIPELINE).parameters
     required = [name for name, about in accepted.items() if about.default is inspect.Parameter.empty]
-    pipeline = own.PIPELINE(**(dict.fromkeys(required) | parts))
-    patch = own.latent_multiple(parts["transformer"].config)
+    pipeline = own.PIPELINE(**(dict.fromkeys(required) | dict(parts) | {"scheduler": _scheduler()}))
+    patch = own.latent_multiple(configs["transformer"])
     factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     if model.resolution % (factor * patch):
         raise UserError(
@@ -124,24 +131,24 @@ def backbone_on(pipeline: Any, model: ModelParams, configs: Mapping[str, dict[st
 
 
 def _scheduler() -> Any:
-    """Levels do not matter to a plan, only that there is one."""
+    """Levels change no cost; the shift is that of every published base, without FLUX's growth with the image."""
     with quiet_imports():
         from diffusers import FlowMatchEulerDiscreteScheduler
-    return FlowMatchEulerDiscreteScheduler()
+    return FlowMatchEulerDiscreteScheduler(shift=3.0)
 
 
-def diffusers_part(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
-    """A diffusers model of a config, frozen, on the meta device."""
+def diffusers_part(config: Mapping[str, Any], dtype: torch.dtype, device: torch.device = META) -> nn.Module:
+    """A diffusers model of a config, frozen, on the meta device, or on another one with its class's random weights."""
     with quiet_imports():
         import diffusers
     kind = getattr(diffusers, config["_class_name"])
-    with on_meta(dtype):
+    with built_on(device, dtype):
         built: nn.Module = kind.from_config(dict(config))
     for module in built.modules():  # what a checkpoint holds is read in ``dtype``, buffers too
         for name in module._buffers.keys() - module._non_persistent_buffers_set:
             buffer = module._buffers[name]
             module._buffers[name] = buffer.to(dtype) if buffer is not None and buffer.is_floating_point() else buffer
-    return built.requires_grad_(False).eval()
+    return built.to(device).requires_grad_(False).eval()
 
 
 def text_encoders(configs: Mapping[str, dict[str, Any]], dtype: torch.dtype) -> dict[str, Any]:
@@ -153,7 +160,7 @@ def text_encoders(configs: Mapping[str, dict[str, Any]], dtype: torch.dtype) -> 
         if name not in configs:
             continue
         config = transformers.AutoConfig.for_model(**configs[name])
-        with on_meta(dtype):
+        with built_on(META, dtype):
             built[name] = getattr(transformers, configs[name]["architectures"][0])(config)
         built[name].requires_grad_(False).eval()
     return built

@@ -1,4 +1,4 @@
-"""The reward models of a run on the meta device: their size, and what an image costs, with and without its gradient.
+"""The reward models of a run by their shapes alone: their size, and what an image costs, with and without its gradient.
 
 What a scorer's networks are, its file in rtdmd/rewards/scorers says (`rtdmd.rewards.registration`). Scorers that pass
 no gradient and are larger than a tower (vision-language models, a detector) are taken at their published size.
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from rtdmd.common.torch_setup import quiet_imports
-from rtdmd.plan.models import on_meta
+from rtdmd.plan.models import built_on
+from rtdmd.plan.tally import META
 from rtdmd.rewards.registration import FREE, Recorded
 from rtdmd.rewards.registry import REWARDS
 
@@ -38,15 +39,16 @@ class Scorer:
         return 2 * self.recorded.parameters * self.recorded.tokens
 
 
-def load_scorer(spec: RewardParams, root: Path = Path(".")) -> Scorer:
-    """The reward of a params entry without its weights; a scorer in another process takes nothing of this one."""
+def load_scorer(spec: RewardParams, root: Path = Path("."), device: torch.device = META) -> Scorer:
+    """The reward of a params entry without its weights, or on a ``device`` that has memory with random ones; a scorer in
+    another process takes nothing of this one."""
     cost = REWARDS[spec.name].cost
     if spec.socket is not None:
         return Scorer(spec.name, spec.differentiable)
     if isinstance(cost, Recorded):
         return Scorer(spec.name, spec.differentiable, recorded=cost)
-    with on_meta(torch.float32), quiet_imports():
+    with built_on(device, torch.float32), quiet_imports():
         networks = cost(spec, root)
     for module in networks.modules:
-        module.requires_grad_(False).eval()
+        module.to(device).requires_grad_(False).eval()
     return Scorer(spec.name, spec.differentiable, networks.modules, networks.score)
