@@ -17,18 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rtdmd.backbones import Conditioning, PipelineBackbone, load_backbone
+from rtdmd.backbones import Conditioning, load_backbone
 from rtdmd.common.errors import UserError
-from rtdmd.common.rng import normal
 from rtdmd.common.torch_setup import configure
 from rtdmd.config import Params
 from rtdmd.plan.models import part_configs, text_shapes
 from rtdmd.prompts.records import read_set
+from rtdmd.rehearse.updates import Update, stage_one, stage_two
 from rtdmd.rewards.panel import open_panel
-from rtdmd.train.acdmd import AcdmdTrainer
-from rtdmd.train.distributed.ranks import Ranks
-from rtdmd.train.losses import Draws
-from rtdmd.train.rtdmd import RtdmdTrainer
 
 PROMPTS = Path("results/prepare_prompts/train.jsonl")
 
@@ -120,9 +116,6 @@ def bench(params: Params, repeats: int, root: Path = Path(".")) -> Iterator[tupl
     yield "train_rtdmd", _timed(*_second(params, root, device, records), repeats)
 
 
-Update = Callable[[int], object]
-
-
 def _timed(update: Update, passes: Passes, repeats: int) -> Times:
     """Update and passes in turn, after one of each that does not count."""
     totals = [[0.0, 0.0], [0.0, 0.0]]
@@ -144,56 +137,29 @@ def _clocked(run: Callable[[], object]) -> tuple[float, float]:
 
 
 def _first(params: Params, root: Path, device: torch.device) -> tuple[Update, Passes]:
-    """Stage one: a round of fake-score updates with its generator update, of untrained adapters: only their time is
-    asked for."""
-    p, passes = params.train_acdmd, Passes()
+    """Stage one: a round of untrained adapters, since only their time is asked for."""
+    passes = Passes()
     backbone = load_backbone(params.model, vae=False, device=device, root=root)
-    cond = _conditioning(params, root, p.batch_size, device)
-    trainer = AcdmdTrainer(params, backbone, cond.index([0]), Ranks(device=device))
+    trainer, update = stage_one(params, backbone, text_shapes(params.model, part_configs(params.model, root)))
     passes.watch_adapters(
         trainer.adapters,
         {"generator": trainer.generator.parameters, **{name: fake.parameters for name, fake in trainer.fakes.items()}},
     )
-
-    def update(step: int) -> None:
-        for turn in range(p.generator_every):
-            number = step * p.generator_every + turn
-            trainer.step(cond, _draws("train_acdmd", number, p.batch_size, backbone, device))
-
     return update, passes
 
 
 def _second(params: Params, root: Path, device: torch.device, prompts: list[dict[str, Any]]) -> tuple[Update, Passes]:
-    """Stage two: an epoch, always of the same prompts. Rewards keep a text's embedding, so that a run computes it once;
-    here the epoch that does not count does, as the passes that are run again find it kept."""
-    p, passes = params.train_rtdmd, Passes()
+    """Stage two: an epoch. Rewards keep a text's embedding, so that a run computes it once; here the epoch that does
+    not count does, as the passes that are run again find it kept."""
+    passes = Passes()
     backbone = load_backbone(params.model, vae=True, device=device, root=root)
-    panel = open_panel(p.rewards, device, root)
-    texts = _conditioning(params, root, p.prompts_per_epoch, device)
-    trainer = RtdmdTrainer(params, backbone, panel, texts.index([0]), Ranks(device=device))
+    panel = open_panel(params.train_rtdmd.rewards, device, root)
+    shapes = text_shapes(params.model, part_configs(params.model, root))
+    trainer, update = stage_two(params, backbone, panel, shapes, prompts)
     passes.watch_adapters(
         trainer.adapters, {"generator": trainer.generator.parameters, "fake": trainer.fake.parameters}
     )
     passes.watch(backbone, "decode")
     for reward in panel.rewards.values():
         passes.watch(reward, "score")
-    count = p.prompts_per_epoch * p.group_size
-    chosen = [prompts[i % len(prompts)] for i in range(p.prompts_per_epoch)]
-    records = [record for record in chosen for _ in range(p.group_size)]
-
-    def update(step: int) -> None:
-        draws = _draws("train_rtdmd", step, count, backbone, device)
-        trainer.step(texts.repeat_interleave(p.group_size), records, draws)
-
     return update, passes
-
-
-def _conditioning(params: Params, root: Path, rows: int, device: torch.device) -> Conditioning:
-    """Random numbers of the right shape: what a text says costs nothing."""
-    shapes = text_shapes(params.model, part_configs(params.model, root))
-    tensors = {name: normal((rows, *shape), "bench", name) for name, shape in shapes.items()}
-    return Conditioning(tensors).to(device)
-
-
-def _draws(stage: str, step: int, rows: int, backbone: PipelineBackbone, device: torch.device) -> Draws:
-    return Draws(0, stage, step, tuple(range(rows)), backbone.latent_shape(), device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -49,10 +50,10 @@ class Stand:
     scorers: dict[Model, Scorer]
 
     @staticmethod
-    def of(params: Params, root: Path = Path(".")) -> Stand:
-        """The models of ``params``. UserError where the teacher's shapes are not known, or do not fit the
-        resolution."""
-        configs = part_configs(params.model, root)
+    def of(params: Params, root: Path = Path("."), configs: Mapping[str, dict[str, Any]] | None = None) -> Stand:
+        """The models of ``params``; ``configs``: in place of the teacher's. UserError where its shapes are not known, or
+        do not fit the resolution."""
+        configs = part_configs(params.model, root) if configs is None else dict(configs)
         backbone = meta_backbone(params.model, configs)
         if params.model.student is not None:  # of the teacher's shapes, or a run refuses it
             backbone.student = diffusers_part(configs["transformer"], backbone.dtype)

@@ -1,0 +1,82 @@
+"""What a piece of code takes at its peak, measured: on a GPU by its allocator, on the CPU by the operating system."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import torch
+
+_THRESHOLDS = (-3, -1)  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc's mallopt
+_AT_ONCE, _LAZY = 2**18, 2**25  # larger blocks come from the system and go back to it at once; glibc's own upper bound
+
+
+def available(device: torch.device) -> int:
+    """Bytes that can still be had: of the GPU, or of the machine's memory without swapping."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return int(psutil.virtual_memory().available)
+
+
+def held(device: torch.device) -> int:
+    """Bytes that tensors hold now; what nobody needs any more is given back first."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_allocated(device)
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return held_by_tensors()
+
+
+class Peak:
+    """The most bytes that are held from now on, without those that others held ``before``. Of a process (on Linux):
+    what tensors hold now, and above that the growth of its resident memory, so that what imports and pools took before
+    counts nothing."""
+
+    def __init__(self, device: torch.device, before: int) -> None:
+        self.device = device
+        self.base = held(device) - before
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self.start = torch.cuda.memory_allocated(device)
+        else:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the kernel's high-water mark begins anew
+            self.start = resident("VmRSS")
+
+    def bytes(self) -> int:
+        """Of the most so far."""
+        most = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else resident("VmHWM")
+        return self.base + most - self.start
+
+
+def held_by_tensors() -> int:
+    """Bytes of the storages of all tensors of this process that have memory here, each once."""
+    storages: dict[int, int] = {}
+    for found in gc.get_objects():
+        if issubclass(type(found), torch.Tensor) and found.device.type == "cpu":
+            storage = found.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def resident(what: str) -> int:
+    """Bytes of this process in memory: VmRSS now, VmHWM the most (Linux)."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(f"{what}:")).split()[1])
+
+
+@contextmanager
+def freed_at_once() -> Iterator[None]:
+    """glibc gives back at once what is freed inside; what it would keep for the next request is nobody's need."""
+    mallopt = ctypes.CDLL("libc.so.6").mallopt
+    for name in _THRESHOLDS:
+        mallopt(name, _AT_ONCE)
+    try:
+        yield
+    finally:
+        for name in _THRESHOLDS:
+            mallopt(name, _LAZY)

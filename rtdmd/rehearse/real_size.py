@@ -1,0 +1,289 @@
+"""`rtdmd rehearse --real-size`: updates of training at the published size, measured beside `rtdmd plan`'s figures.
+
+A list of measurements, the most important ones first, within a time that is given: each is printed and on disk as soon
+as it is known, so that a limit from outside loses nothing. Of each model: both stages as params has them; then the
+equations on this device (`rtdmd verify`), losses in bfloat16 beside float32, and both stages with `compile` turned over.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import write_atomic
+from rtdmd.common.torch_setup import configure
+from rtdmd.oracle.setting import Setting
+from rtdmd.oracle.statements import check_all
+from rtdmd.plan.text import GIB, duration, size, table
+from rtdmd.rehearse.memory import available
+from rtdmd.rehearse.real_case import LOSSES, STAGES, Case, losses_of, measured_updates
+
+if TYPE_CHECKING:
+    from rtdmd.config import Params
+
+MEASUREMENTS = ("updates", "verify", "losses", "compile")
+FILE = "real_size.csv"
+ROOM = 1.1  # of the planned peak, which has to be free
+BUILDING, COMPILING, PROVING = 30.0, 150.0, 60.0  # seconds beside the updates, about
+GPU_COUNTS = (1, 2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class Options:
+    """updates: of each stage, the first of which is not in the mean; device: cpu or cuda; minutes: all together, None:
+    no limit; measure: some of MEASUREMENTS; out: the folder of the figures."""
+
+    device: str
+    stages: Sequence[str] = STAGES
+    updates: int = 2
+    minutes: float | None = None
+    measure: Sequence[str] = MEASUREMENTS
+    out: Path = Path(".rtdmd/rehearse")
+
+
+@dataclass
+class Row:
+    """A measurement. seconds: of an update, those after the first where there are more; samples: images a second; peak:
+    bytes; planned_*: the plan's for the very sizes that ran; note: what else there is to say."""
+
+    model: str
+    stage: str
+    what: str
+    images: int = 0
+    updates: int = 0
+    first_seconds: float | None = None
+    seconds: float | None = None
+    planned_seconds: float | None = None
+    samples: float | None = None
+    peak: int | None = None
+    planned_peak: int | None = None
+    note: str = ""
+
+    def line(self) -> str:
+        """For the terminal."""
+        said = [f"{self.model} {self.stage} {self.what}:".replace("  ", " ")]
+        if self.seconds is not None:
+            planned = "" if self.planned_seconds is None else f" (planned {self.planned_seconds:.3g})"
+            said.append(f"{self.seconds:.3g} s an update{planned}, {self.samples:.3g} images/s;")
+        if self.peak is not None and self.planned_peak is not None:
+            ratio = self.planned_peak / self.peak
+            said.append(f"peak {size(self.peak)}, planned {size(self.planned_peak)} ({ratio:.2f} of it);")
+        return " ".join([*said, self.note]).rstrip(" ;")
+
+
+class TimeUp(BaseException):
+    """The minutes are over. Like KeyboardInterrupt no `Exception`, so that no library swallows it."""
+
+
+@dataclass
+class Sheet:
+    """The rows so far, in a file that is whole after each."""
+
+    path: Path
+    rows: list[Row] = field(default_factory=list)
+
+    def save(self) -> None:
+        """All rows; the open one as it is."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [one.name for one in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in self.rows)
+        write_atomic(self.path, text.getvalue())
+
+
+def rehearse(cases: Mapping[str, Case], options: Options) -> list[Row]:
+    """Measure and print all, as far as time and memory go. UserError without the device, and where not one measurement
+    fits."""
+    require_device(cases, options)
+    device = configure(next(iter(cases.values())).params.run.model_copy(update={"device": options.device}))
+    sheet = Sheet(options.out / FILE)
+    began = time.monotonic()
+    try:
+        with time_box(None if options.minutes is None else 60 * options.minutes):
+            for row, seconds, measure in planned_measurements(cases, options, device):
+                sheet.rows.append(row)
+                left = None if options.minutes is None else 60 * options.minutes - (time.monotonic() - began)
+                if left is not None and seconds > left:
+                    row.note = f"left out: needs about {seconds:.0f} s of the {left:.0f} s that are left"
+                elif not row.note:
+                    measure(sheet)
+                sheet.save()
+                print(row.line(), flush=True)
+    except TimeUp:
+        sheet.rows[-1].note = f"stopped: the {options.minutes:g} minutes are over"
+        sheet.save()
+        print(sheet.rows[-1].line(), flush=True)
+    if all(row.note.startswith("left out") for row in sheet.rows):
+        raise UserError(f"--real-size: nothing was measured; {sheet.rows[0].line()}")
+    print("\n" + closing_tables(cases, sheet.rows, options))
+    print(f"\nAll figures: {sheet.path}")
+    return sheet.rows
+
+
+@contextmanager
+def time_box(seconds: float | None) -> Iterator[None]:
+    """TimeUp after so many seconds inside (in the main thread)."""
+
+    def over(*_: object) -> None:
+        raise TimeUp
+
+    if seconds is None:
+        yield
+        return
+    former = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+
+
+Measure = Callable[[Sheet], None]
+
+
+def planned_measurements(
+    cases: Mapping[str, Case], options: Options, device: torch.device
+) -> Iterator[tuple[Row, float, Measure]]:
+    """(row, seconds that it will take, how to fill it), the most important first. Rows of what does not fit this
+    device's memory say so."""
+    asked = [(name, case, stage) for name, case in cases.items() for stage in options.stages]
+    if "updates" in options.measure:
+        for name, case, stage in asked:
+            yield _updates(name, case, stage, options, device)
+    if "verify" in options.measure:
+        dtype = next(iter(cases.values())).params.model.dtype
+        yield Row("equations", "", f"{dtype} on {device.type}"), PROVING, lambda sheet: _verify(sheet, device, dtype)
+    if "losses" in options.measure:
+        for name, case, stage in asked:
+            yield _losses(name, case, stage, device)
+    if "compile" in options.measure:
+        for name, case, stage in asked:
+            turned = not getattr(case.params, stage).compile
+            yield _updates(name, case.compiled(stage, turned), stage, options, device)
+
+
+def _updates(name: str, case: Case, stage: str, options: Options, device: torch.device) -> tuple[Row, float, Measure]:
+    """One stage for a few updates."""
+    compiled = getattr(case.params, stage).compile
+    row = Row(name, stage, f"{case.params.model.dtype}{', compile: true' if compiled else ''}{case.cut}")
+    row.images = case.images(stage)
+    row.planned_peak = round(case.memory(stage).peak)
+    speed = case.speed(device)
+    row.planned_seconds = None if speed is None else case.flops(stage) / speed
+    row.note = _too_large(case, row.planned_peak, device)
+    about = 1.5 * options.updates * (row.planned_seconds or 0.0) + BUILDING + COMPILING * compiled
+
+    def measure(sheet: Sheet) -> None:
+        try:
+            for seconds, peak in measured_updates(case, stage, options.updates, device):
+                row.updates += 1
+                if row.first_seconds is None:
+                    row.first_seconds = mean = seconds
+                else:
+                    mean = seconds if row.updates == 2 else ((row.updates - 2) * mean + seconds) / (row.updates - 1)
+                row.peak = peak if row.updates <= 2 else max(row.peak or 0, peak)  # the first warms up
+                row.seconds, row.samples = mean, row.images / mean
+                sheet.save()
+        except torch.OutOfMemoryError:
+            row.note = f"did not fit: {size(available(device))} were free"
+
+    return row, about, measure
+
+
+def _losses(name: str, case: Case, stage: str, device: torch.device) -> tuple[Row, float, Measure]:
+    """The losses of one update in bfloat16 and in float32: same weights, texts and random numbers."""
+    small = case.small()
+    row = Row(name, stage, f"bfloat16 against float32{case.cut}", images=small.images(stage))
+    row.note = _too_large(small, 2 * small.memory(stage).peak, device)
+    speed = small.speed(device, "float32")
+    about = 2 * BUILDING + (0.0 if speed is None else 3 * small.flops(stage) / speed)
+
+    def measure(sheet: Sheet) -> None:
+        low, high = (losses_of(small, stage, dtype, device) for dtype in ("bfloat16", "float32"))
+        apart = {key: abs(low[key] - high[key]) / abs(high[key]) for key in LOSSES if high.get(key)}
+        row.note = "apart by " + ", ".join(f"{key} {value:.1e}" for key, value in apart.items())
+
+    return row, about, measure
+
+
+def _verify(sheet: Sheet, device: torch.device, dtype: Any) -> None:
+    """`rtdmd verify` on this device, as a row's note."""
+    began = time.monotonic()
+    results = list(check_all(Setting(device.type, dtype)))
+    failed = [one.statement.name for one in results if not one.passed]
+    sheet.rows[-1].note = (
+        f"{len(results) - len(failed)} of {len(results)} statements hold, {time.monotonic() - began:.1f} s"
+        + (f"; these fail: {' '.join(failed)}" if failed else "")
+    )
+
+
+def _too_large(case: Case, peak: float, device: torch.device) -> str:
+    """Why a measurement is not begun: before the machine swaps."""
+    free = available(device)
+    if ROOM * peak <= free:
+        return ""
+    return f"left out: needs {size(ROOM * peak)}, {size(free)} are free; lower --images (now {case.size}) or --blocks"
+
+
+def require_device(cases: Mapping[str, Case], options: Options) -> None:
+    """UserError without a GPU where one is asked for: what the CPU would take, and how."""
+    if options.device == "cpu" or torch.cuda.is_available():
+        return
+    cpu = torch.device("cpu")
+    free = available(cpu)
+    offered, blocks = {name: case.of_one_image() for name, case in cases.items()}, None
+    while (most := _most(offered, options)) * ROOM > free and blocks != 1:
+        blocks = max(1, min(case.blocks for case in offered.values()) // 2)
+        offered = {name: case.shallower(blocks) for name, case in offered.items()}
+    flops = sum(case.flops(stage) / case.cpu_speed() for case in offered.values() for stage in options.stages)
+    asked = f"--device cpu --images 1{'' if blocks is None else f' --blocks {blocks}'} --measure updates"
+    fits = "" if most * ROOM <= free else ", which do not fit: close other programs"
+    raise UserError(
+        f"--real-size: torch sees no CUDA device here. With `{asked}` the CPU takes about"
+        f" {duration(options.updates * flops / 3600)} and {most / GIB:.1f} GiB of the {free / GIB:.1f} GiB that are"
+        f" free{fits}"
+    )
+
+
+def _most(cases: Mapping[str, Case], options: Options) -> float:
+    return max(case.memory(stage).peak for case in cases.values() for stage in options.stages)
+
+
+def closing_tables(cases: Mapping[str, Case], rows: Sequence[Row], options: Options) -> str:
+    """Measured beside planned, and what that makes of whole stages on several GPUs."""
+    head = ["model", "stage", "images", "s / update", "planned", "images / s", "peak", "planned", "planned / measured"]
+    body = [
+        [
+            row.model,
+            f"{row.stage} {row.what}",
+            str(row.images),
+            f"{row.seconds:.3g}",
+            "-" if row.planned_seconds is None else f"{row.planned_seconds:.3g}",
+            f"{row.samples:.3g}",
+            size(row.peak or 0),
+            size(row.planned_peak or 0),
+            f"{(row.planned_peak or 0) / (row.peak or 1):.2f}",
+        ]
+        for row in rows
+        if row.seconds is not None
+    ]
+    whole = [["model", "stage", "GPUs", "s / update", "planned", "whole stage", "planned peak"]]
+    device = torch.device(options.device)
+    for name, case in cases.items():
+        for stage in options.stages:
+            own = next((row for row in rows if (row.model, row.stage) == (name, stage) and row.samples), None)
+            if own is not None and not case.cut:
+                whole += [[name, stage, *cells] for cells in case.on_gpus(stage, own.samples or 1, device, GPU_COUNTS)]
+    parts = [table([head, *body])] + ([table(whole)] if len(whole) > 1 else [])
+    return "\n\n".join(parts)

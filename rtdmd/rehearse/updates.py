@@ -1,0 +1,114 @@
+"""The updates of both training stages by themselves: the real trainers on texts of random numbers, no run's files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from rtdmd.backbones import Conditioning, PipelineBackbone
+from rtdmd.common.rng import integers, normal
+from rtdmd.common.torch_setup import DTYPES
+from rtdmd.config import Params
+from rtdmd.rewards.panel import Panel
+from rtdmd.train.acdmd import AcdmdTrainer
+from rtdmd.train.distributed.ranks import Ranks
+from rtdmd.train.learner import Learner
+from rtdmd.train.losses import Draws
+from rtdmd.train.rtdmd import RtdmdTrainer
+
+Update = Callable[[int], dict[str, float]]
+"""Number of an update -> the values that the last of its steps gives."""
+Shapes = Mapping[str, tuple[int, ...]]
+PROMPT = {"prompt": "a photo of a red circle", "metadata": None}
+
+
+def stage_one(params: Params, backbone: PipelineBackbone, shapes: Shapes) -> tuple[AcdmdTrainer, Update]:
+    """A trainer and its update: a round of fake-score updates with its generator update. ``shapes``: of a prompt's
+    conditioning."""
+    p, device = params.train_acdmd, backbone.device
+    cond = random_texts(params, shapes, p.batch_size, device)
+    trainer = AcdmdTrainer(params, backbone, cond.index([0]), Ranks(device=device))
+
+    def update(number: int) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for step in round_of(params, number):
+            values = trainer.step(cond, draws_of("train_acdmd", step, p.batch_size, backbone))
+        return values
+
+    return trainer, update
+
+
+def stage_two(
+    params: Params,
+    backbone: PipelineBackbone,
+    panel: Panel,
+    shapes: Shapes,
+    prompts: list[dict[str, Any]] | None = None,
+) -> tuple[RtdmdTrainer, Update]:
+    """A trainer and its update: an epoch, always of the same ``prompts``, over and over where they are fewer."""
+    p, device = params.train_rtdmd, backbone.device
+    texts = random_texts(params, shapes, p.prompts_per_epoch, device)
+    trainer = RtdmdTrainer(params, backbone, panel, texts.index([0]), Ranks(device=device))
+    given = prompts or [PROMPT]
+    chosen = [given[i % len(given)] for i in range(p.prompts_per_epoch)]
+    records = [record for record in chosen for _ in range(p.group_size)]
+
+    def update(number: int) -> dict[str, float]:
+        draws = draws_of("train_rtdmd", number, len(records), backbone)
+        return trainer.step(texts.repeat_interleave(p.group_size), records, draws)
+
+    return trainer, update
+
+
+def random_texts(params: Params, shapes: Shapes, rows: int, device: torch.device) -> Conditioning:
+    """Random numbers of the right shape, as the text cache stores them: what a text says costs nothing."""
+    tensors = {name: normal((rows, *shape), "texts", name) for name, shape in shapes.items()}
+    return Conditioning(tensors).to(device, DTYPES[params.cache_teacher.storage_dtype])
+
+
+def draws_of(stage: str, step: int, rows: int, backbone: PipelineBackbone) -> Draws:
+    """The random numbers of a step with so many samples, all of them here."""
+    return Draws(0, stage, step, tuple(range(rows)), backbone.latent_shape(), backbone.device)
+
+
+def round_of(params: Params, number: int) -> range:
+    """The steps of a round of stage one: the last of them updates the generator."""
+    every = params.train_acdmd.generator_every
+    return range(number * every, (number + 1) * every)
+
+
+def typical_rounds(params: Params, count: int) -> list[int]:
+    """Numbers of rounds of stage one whose roll-outs stop, on average, where those of a long training do."""
+    p, steps = params.train_acdmd, params.model.num_steps
+    if p.stop == "last":
+        return list(range(count))
+    streams = ["train_acdmd"] + ["train_acdmd-generator"] * (p.generator_rollout == "own")
+
+    def distance(number: int) -> float:
+        rolled = [(streams[0], step) for step in round_of(params, number)]
+        rolled += [(stream, round_of(params, number)[-1]) for stream in streams[1:]]
+        executed = [1 + integers(0, steps, 0, stream, step, "stop") for stream, step in rolled]
+        return abs(sum(executed) / len(executed) - (steps + 1) / 2)
+
+    return sorted(range(100 * count), key=distance)[:count]
+
+
+def peak_epochs(params: Params, count: int) -> list[int]:
+    """Numbers of epochs of stage two that hold the most: where matching stops at a random step those that stop at the
+    last, whose graph then serves back-propagation too."""
+    last = params.model.num_steps - 1
+    if params.train_rtdmd.matching_path != "random_step":
+        return list(range(count))
+    numbers = range(100 * count * (last + 1))
+    found = [n for n in numbers if integers(0, last + 1, 0, "train_rtdmd", n, "matching-stop") == last]
+    return found[:count]
+
+
+def give_moments(learner: Learner) -> None:
+    """AdamW's moments, which every update but the first finds there: of a gradient of zeros."""
+    for parameter in learner.parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    learner.optimizer.step()
+    learner.optimizer.zero_grad(set_to_none=True)
