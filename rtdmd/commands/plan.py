@@ -4,19 +4,21 @@
     rtdmd plan --params other.yaml --gpu A100   another file, another GPU
     rtdmd plan --preset sd35m --processes 8     a preset, as if trained by eight processes
     rtdmd plan --set adapter.rank=64            with another setting, as often as needed
-    rtdmd plan --measure                        run both training stages here for a few updates and compare
 
-No weights are read, but for --measure; that those of local models are there is looked at.
+No weights are read; that those of local models are there is looked at. `rtdmd rehearse --real-size` measures the same.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rtdmd.common.checkout import tool
 from rtdmd.common.errors import UserError
+
+if TYPE_CHECKING:
+    from rtdmd.config import Params
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,14 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gpu", default="H200", metavar="GPU", help="B200, H200, H100, A100, ... (default: %(default)s)"
     )
     parser.add_argument("--processes", type=int, help="of training (default: those of the params)")
-    parser.add_argument("--measure", action="store_true", help="measure peaks on this machine and compare")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the plan. UserError for an unknown GPU, preset or setting, or a teacher whose shapes are not known."""
     from rtdmd.config import load_params, preset
-    from rtdmd.config.load import validate
-    from rtdmd.config.presets import merged
     from rtdmd.plan.gpus import GPUS
 
     if arguments.gpu not in GPUS:
@@ -45,19 +44,25 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.processes is not None and arguments.processes < 1:
         raise UserError(f"--processes: {arguments.processes}; allowed: 1 or more")
     params = preset(arguments.preset) if arguments.preset else load_params(arguments.params)
-    for setting in arguments.settings:
-        params = validate(merged(params.model_dump(mode="json"), changes_of(setting)), f"--set {setting}")
+    params = with_settings(params, arguments.settings)
     if not arguments.preset:
         from rtdmd.pipeline.model_inputs import check_local
 
         check_local(Path("."), params, to_come=True)
-    if arguments.measure:
-        print(tool("plan_measure", "plan --measure").measured_table(params))
-        return
     from rtdmd.plan.estimate import make_plan
     from rtdmd.plan.text import plan_text
 
     print(plan_text(make_plan(params, processes=arguments.processes), params, arguments.gpu))
+
+
+def with_settings(params: Params, settings: Sequence[str]) -> Params:
+    """The params with these, each a KEY=VALUE. UserError where one has no such form or is not allowed."""
+    from rtdmd.config.load import validate
+    from rtdmd.config.presets import merged
+
+    for setting in settings:
+        params = validate(merged(params.model_dump(mode="json"), changes_of(setting)), f"--set {setting}")
+    return params
 
 
 def changes_of(setting: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@
     rtdmd rehearse --preset sd35m               a preset, its placeholders filled in
     rtdmd rehearse --experiment RUN             a published run (`rtdmd experiments` lists them)
     rtdmd rehearse --real-size --updates 2      training alone, with random weights of the published size: memory, time
+    rtdmd rehearse --real-size --preset sd35m --also flux2-klein-4b --minutes 8     what a GPU does, in one call
 
 Every model and prompt set of the params gets a stand-in, of the real classes at a tiny size in the published files, on
 a Hub of this machine. `snakemake` then runs every stage in a folder of its own, with sizes reduced and nothing else
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from rtdmd.config import Params
 
 STAGES = ("train_acdmd", "train_rtdmd")
+MEASUREMENTS = ("updates", "verify", "losses", "compile")
+LEAST_ONE = ("updates", "images", "blocks")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,17 +40,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fill-in", action="store_true", help="let the placeholders of commits in --params be any commit"
     )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="new folder to keep the run in (default: a temporary)")
-    real = parser.add_argument_group("training at the published size")
+    real = parser.add_argument_group("training at the published size (docs/plan.md)")
     real.add_argument("--real-size", action="store_true", help="measure updates of training with random weights")
+    real.add_argument("--also", nargs="+", default=[], metavar="PRESET", help="presets that are measured too")
     real.add_argument("--stage", choices=STAGES, help="one stage alone (default: both)")
     real.add_argument("--updates", type=int, default=2, help="updates of each stage (default: %(default)s)")
+    real.add_argument("--minutes", type=float, help="begin and go on with nothing after so many (default: no limit)")
+    real.add_argument("--device", choices=("cuda", "cpu"), help="where (default: run.device of the params)")
+    real.add_argument("--images", type=int, help="of an update (default: a micro-batch of prompts; a group of images)")
+    real.add_argument("--blocks", type=int, help="a transformer of so many, at its full width (default: all)")
+    real.add_argument(
+        "--measure", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS), help="what (default: all)"
+    )
+    real.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="with this setting"
+    )
+    real.add_argument("--out", type=Path, default=Path(".rtdmd/rehearse"), help="folder of figures (%(default)s)")
 
 
 def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     """Rehearse and print the table. UserError for what the real run would refuse."""
     params = chosen_params(arguments, root)
     if arguments.real_size:
-        _real_size(arguments, params)
+        _real_size(arguments, params, root)
         return
     from rtdmd.experiments.jobs import pipeline_of
     from rtdmd.rehearse.run import Plan, rehearse
@@ -69,6 +84,31 @@ def chosen_params(arguments: argparse.Namespace, root: Path) -> Params:
     return preset(arguments.preset) if arguments.preset is not None else load_params(root / arguments.params)
 
 
-def _real_size(arguments: argparse.Namespace, params: Params) -> None:
+def _real_size(arguments: argparse.Namespace, params: Params, root: Path) -> None:
     """Seconds an update and peak memory of training at the published size, beside the plan's."""
-    raise UserError("rehearse: --real-size is not there yet")
+    from rtdmd.commands.plan import with_settings
+    from rtdmd.config import preset
+    from rtdmd.rehearse.real_case import Case
+    from rtdmd.rehearse.real_size import Options, rehearse
+
+    for name in LEAST_ONE:
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name}: {value}; allowed: 1 or more")
+    if arguments.minutes is not None and arguments.minutes <= 0:
+        raise UserError(f"--minutes: {arguments.minutes:g}; allowed: more than 0")
+    chosen = {arguments.preset or arguments.experiment or str(arguments.params): params}
+    chosen |= {name: preset(name) for name in arguments.also}
+    sized = {name: with_settings(own, arguments.settings) for name, own in chosen.items()}
+    cases = {name: Case.of(own, root, arguments.images, arguments.blocks) for name, own in sized.items()}
+    rehearse(
+        cases,
+        Options(
+            device=arguments.device or params.run.device,
+            stages=STAGES if arguments.stage is None else (arguments.stage,),
+            updates=arguments.updates,
+            minutes=arguments.minutes,
+            measure=tuple(arguments.measure),
+            out=arguments.out,
+        ),
+    )

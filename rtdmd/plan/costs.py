@@ -6,11 +6,9 @@ Each pass runs once on the meta device, on ``ROWS`` rows, and is linear in them:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, cached_property
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -46,23 +44,27 @@ class Costs:
 
     stand: Stand
     learning: bool = True
+    counted: dict[Any, Cost] = field(default_factory=dict)
 
     def sized(self, params: Params) -> Costs:
         """The same passes for settings that differ in the sizes of updates alone; what is counted is not counted
         again."""
-        other = copy.copy(self)
-        other.stand = replace(self.stand, params=params)
-        return other
+        return replace(self, stand=replace(self.stand, params=params))
 
-    @cached_property
+    def _once(self, name: Any, counting: Callable[[], Cost]) -> Cost:
+        if name not in self.counted:
+            self.counted[name] = counting()
+        return self.counted[name]
+
+    @property
     def two(self) -> Cost:
         """Two adapters on the base, the gradient in the upper one."""
-        return self._velocity("generator", self.stand.adapter("rtdmd"))
+        return self._once("two", lambda: self._velocity("generator", self.stand.adapter("rtdmd")))
 
-    @cached_property
+    @property
     def one(self) -> Cost:
         """One adapter on the base, or on layers that another is merged into: both learning roles of stage one."""
-        return self._velocity("fake", self.stand.adapter("fake"))
+        return self._once("one", lambda: self._velocity("fake", self.stand.adapter("fake")))
 
     @property
     def generator(self) -> Cost:
@@ -74,33 +76,36 @@ class Costs:
         """Stage two's fake score."""
         return self.two if self.stand.new_fake and not self.stand.merged else self.one
 
-    @cached_property
+    @property
     def reference(self) -> Cost:
         """Stage one's student below stage two's, without gradient."""
-        return self._velocity("base" if self.stand.merged else "reference", [])
+        return self._once("reference", lambda: self._velocity("base" if self.stand.merged else "reference", []))
 
-    @cached_property
+    @property
     def teacher(self) -> Cost:
         """The teacher's guided velocity, without gradient."""
-        return self._velocity("teacher", [])
+        return self._once("teacher", lambda: self._velocity("teacher", []))
 
-    @cached_property
+    @property
     def decode(self) -> Cost:
         """The decoder, with the gradient in its latents."""
         if not self.learning:
             return self.pictures
-        latents = self.stand.latents(ROWS).requires_grad_()
-        return count(lambda: self.stand.backbone.decode(latents), [latents], self.stand.known)
+        return self._once("decode", lambda: self._decoded(gradient=True))
 
-    @cached_property
+    @property
     def pictures(self) -> Cost:
         """The decoder without gradient."""
+        return self._once("pictures", lambda: self._decoded(gradient=False))
+
+    def _decoded(self, gradient: bool) -> Cost:
         latents = self.stand.latents(ROWS)
-        return count(lambda: self.stand.backbone.decode(latents), [], [*self.stand.known, latents])
+        leaves = [latents.requires_grad_()] if gradient else []
+        return count(lambda: self.stand.backbone.decode(latents), leaves, [*self.stand.known, latents])
 
     def scores(self, specs: Iterable[RewardParams], gradient: bool) -> Cost:
         """These rewards of one image; ``gradient``: those that carry one alone, with it."""
-        found = [self._score(model_of(spec), gradient) for spec in specs]
+        found = [self._score(model, gradient) for model in map(model_of, specs)]
         return Cost(
             flops=sum(one.flops for one in found),
             peak=max((one.peak for one in found), default=0.0),
@@ -110,8 +115,10 @@ class Costs:
             again_peak=max((one.again_peak for one in found), default=0.0),
         )
 
-    @cache  # noqa: B019  # as long as the plan lives
     def _score(self, model: Model, gradient: bool) -> Cost:
+        return self._once((model, gradient), lambda: self._scored(model, gradient))
+
+    def _scored(self, model: Model, gradient: bool) -> Cost:
         scorer = self.stand.scorers[model]
         if gradient and not scorer.differentiable:
             return Cost()

@@ -40,8 +40,8 @@ class Scorer:
 
 
 def load_scorer(spec: RewardParams, root: Path = Path("."), device: torch.device = META) -> Scorer:
-    """The reward of a params entry without its weights, or on a ``device`` that has memory with random ones; a scorer in
-    another process takes nothing of this one."""
+    """The reward of a params entry without its weights, or with random ones on a ``device`` that has memory; a scorer
+    in another process takes nothing of this one."""
     cost = REWARDS[spec.name].cost
     if spec.socket is not None:
         return Scorer(spec.name, spec.differentiable)

@@ -51,8 +51,8 @@ class Stand:
 
     @staticmethod
     def of(params: Params, root: Path = Path("."), configs: Mapping[str, dict[str, Any]] | None = None) -> Stand:
-        """The models of ``params``; ``configs``: in place of the teacher's. UserError where its shapes are not known, or
-        do not fit the resolution."""
+        """The models of ``params``; ``configs``: in place of the teacher's. UserError where its shapes are not known,
+        or do not fit the resolution."""
         configs = part_configs(params.model, root) if configs is None else dict(configs)
         backbone = meta_backbone(params.model, configs)
         if params.model.student is not None:  # of the teacher's shapes, or a run refuses it

@@ -1,8 +1,8 @@
 """One model of `rtdmd rehearse --real-size`: the sizes of its updates, what the plan says of them, and how they run.
 
-What runs is one process's smallest piece of a real update that has its shapes: a micro-batch of prompts in stage one, a
-group of images in stage two. Texts are random numbers of the text cache's shape, and a scorer that the plan does not run
-(a detector, a vision-language model) takes its memory and no time.
+What runs is one process's smallest piece of a real update that has its shapes: a micro-batch of prompts in stage one,
+a group of images in stage two. Texts are random numbers of the text cache's shape, and a scorer that the plan does not
+run (a detector, a vision-language model) takes its memory and no time.
 """
 
 from __future__ import annotations

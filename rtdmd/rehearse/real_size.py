@@ -2,7 +2,8 @@
 
 A list of measurements, the most important ones first, within a time that is given: each is printed and on disk as soon
 as it is known, so that a limit from outside loses nothing. Of each model: both stages as params has them; then the
-equations on this device (`rtdmd verify`), losses in bfloat16 beside float32, and both stages with `compile` turned over.
+equations on this device (`rtdmd verify`), losses in bfloat16 beside float32, and both stages with `compile` turned
+over.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from rtdmd.rehearse.memory import available
 from rtdmd.rehearse.real_case import LOSSES, STAGES, Case, losses_of, measured_updates
 
 if TYPE_CHECKING:
-    from rtdmd.config import Params
+    pass
 
 MEASUREMENTS = ("updates", "verify", "losses", "compile")
 FILE = "real_size.csv"
@@ -108,6 +109,7 @@ def rehearse(cases: Mapping[str, Case], options: Options) -> list[Row]:
     device = configure(next(iter(cases.values())).params.run.model_copy(update={"device": options.device}))
     sheet = Sheet(options.out / FILE)
     began = time.monotonic()
+    running = False
     try:
         with time_box(None if options.minutes is None else 60 * options.minutes):
             for row, seconds, measure in planned_measurements(cases, options, device):
@@ -116,15 +118,20 @@ def rehearse(cases: Mapping[str, Case], options: Options) -> list[Row]:
                 if left is not None and seconds > left:
                     row.note = f"left out: needs about {seconds:.0f} s of the {left:.0f} s that are left"
                 elif not row.note:
+                    running = True
                     measure(sheet)
+                    running = False
                 sheet.save()
                 print(row.line(), flush=True)
     except TimeUp:
-        sheet.rows[-1].note = f"stopped: the {options.minutes:g} minutes are over"
-        sheet.save()
-        print(sheet.rows[-1].line(), flush=True)
+        print(f"The {options.minutes:g} minutes are over.")
+        if running:
+            sheet.rows[-1].note = "stopped: the minutes are over"
+            sheet.save()
+            print(sheet.rows[-1].line(), flush=True)
     if all(row.note.startswith("left out") for row in sheet.rows):
-        raise UserError(f"--real-size: nothing was measured; {sheet.rows[0].line()}")
+        first = sheet.rows[0].line() if sheet.rows else "the time was over before; raise --minutes"
+        raise UserError(f"--real-size: nothing was measured; {first}")
     print("\n" + closing_tables(cases, sheet.rows, options))
     print(f"\nAll figures: {sheet.path}")
     return sheet.rows

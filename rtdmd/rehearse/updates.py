@@ -28,8 +28,8 @@ def stage_one(params: Params, backbone: PipelineBackbone, shapes: Shapes) -> tup
     """A trainer and its update: a round of fake-score updates with its generator update. ``shapes``: of a prompt's
     conditioning."""
     p, device = params.train_acdmd, backbone.device
-    cond = random_texts(params, shapes, p.batch_size, device)
-    trainer = AcdmdTrainer(params, backbone, cond.index([0]), Ranks(device=device))
+    cond, null = random_texts(params, shapes, p.batch_size, device)
+    trainer = AcdmdTrainer(params, backbone, null, Ranks(device=device))
 
     def update(number: int) -> dict[str, float]:
         values: dict[str, float] = {}
@@ -49,8 +49,8 @@ def stage_two(
 ) -> tuple[RtdmdTrainer, Update]:
     """A trainer and its update: an epoch, always of the same ``prompts``, over and over where they are fewer."""
     p, device = params.train_rtdmd, backbone.device
-    texts = random_texts(params, shapes, p.prompts_per_epoch, device)
-    trainer = RtdmdTrainer(params, backbone, panel, texts.index([0]), Ranks(device=device))
+    texts, null = random_texts(params, shapes, p.prompts_per_epoch, device)
+    trainer = RtdmdTrainer(params, backbone, panel, null, Ranks(device=device))
     given = prompts or [PROMPT]
     chosen = [given[i % len(given)] for i in range(p.prompts_per_epoch)]
     records = [record for record in chosen for _ in range(p.group_size)]
@@ -62,10 +62,15 @@ def stage_two(
     return trainer, update
 
 
-def random_texts(params: Params, shapes: Shapes, rows: int, device: torch.device) -> Conditioning:
-    """Random numbers of the right shape, as the text cache stores them: what a text says costs nothing."""
-    tensors = {name: normal((rows, *shape), "texts", name) for name, shape in shapes.items()}
-    return Conditioning(tensors).to(device, DTYPES[params.cache_teacher.storage_dtype])
+def random_texts(params: Params, shapes: Shapes, rows: int, device: torch.device) -> tuple[Conditioning, Conditioning]:
+    """Random numbers as so many prompts and the empty one, of the right shape and as the text cache stores them: what a
+    text says costs nothing."""
+    dtype = DTYPES[params.cache_teacher.storage_dtype]
+    prompts, null = (
+        Conditioning({name: normal((count, *shape), "texts", of, name) for name, shape in shapes.items()})
+        for of, count in (("prompts", rows), ("null", 1))
+    )
+    return prompts.to(device, dtype), null.to(device, dtype)
 
 
 def draws_of(stage: str, step: int, rows: int, backbone: PipelineBackbone) -> Draws:

@@ -11,7 +11,6 @@ from rtdmd.common import checkout
 
 COMMANDS = {
     "bench": ["bench"],
-    "plan --measure": ["plan", "--measure"],
     "variance": ["variance"],
     "verify --study": ["verify", "--study", "new"],
     "world": ["world", "vae"],

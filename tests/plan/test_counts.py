@@ -19,10 +19,10 @@ from rtdmd.plan.memory import acdmd_memory, rtdmd_memory
 from rtdmd.plan.passes import acdmd_rows, rtdmd_rows
 from rtdmd.plan.stand import Stand
 from rtdmd.plan.tally import tally
+from rtdmd.rehearse.updates import Update, peak_epochs
 from rtdmd.train.adapters import merge_stage_one, transformer_blocks
 from rtdmd.train.rtdmd import open_adapters
 from tools import bench
-from tools.plan_measure import epochs_to_peak
 
 CPU = torch.device("cpu")
 PROMPTS = [{"prompt": text, "metadata": None} for text in ("a red circle", "a blue square", "two green crosses")]
@@ -144,7 +144,7 @@ def unnoted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench.Passes, "note", lambda self, out, run, leaves: out)
 
 
-def peak_of(update: bench.Update, step: int) -> int:
+def peak_of(update: Update, step: int) -> int:
     """Bytes that an update holds at its peak beside what was there before it."""
     gc.collect()
     with tally([found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]) as meter:
@@ -171,8 +171,8 @@ def test_bytes_of_an_epoch(tiny_teacher: Path, tiny_clip: Path, name: str) -> No
     update, _ = bench._second(params, Path("/"), CPU, PROMPTS)
     update(0)  # a reward embeds each prompt once, and the optimizer's moments are there from now on
     memory = rtdmd_memory(Costs(Stand.of(params, Path("/"))), 1)
-    step = epochs_to_peak(params) - 1
-    assert peak_of(update, step) == pytest.approx(sum(memory.phases[memory.phase].values()), rel=0.05)
+    epoch = peak_epochs(params, 2)[1]
+    assert peak_of(update, epoch) == pytest.approx(sum(memory.phases[memory.phase].values()), rel=0.05)
 
 
 def test_bytes_of_merged_layers(tiny_teacher: Path, tiny_clip: Path) -> None:
@@ -218,6 +218,16 @@ def test_bytes_of_a_sharded_base(tiny_teacher: Path, tiny_clip: Path) -> None:
         whole, shared = (memory(own, 2).parts for own in costs)
         assert whole["transformer"] - shared["transformer"] == sum(blocks) / 2
         assert "gathered blocks" not in whole and shared["gathered blocks"] > 0
+
+
+def test_evaluation_counts_no_backward_pass(tiny_teacher: Path, tiny_clip: Path) -> None:
+    """Its passes at a suite's own resolution cost what those of training do forward, and nothing else is counted."""
+    stand = Stand.of(small(tiny_teacher, tiny_clip, {}), Path("/"))
+    training, judging = Costs(stand), Costs(stand, learning=False)
+    for pass_name in ("generator", "decode"):
+        learned, judged = getattr(training, pass_name), getattr(judging, pass_name)
+        assert judged.flops == learned.flops > 0
+        assert judged.back_flops == judged.back_peak == 0 < learned.back_flops
 
 
 def test_the_models_at_another_size_cost_what_models_made_for_it_do(tiny_teacher: Path, tiny_clip: Path) -> None:
