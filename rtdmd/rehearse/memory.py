@@ -12,7 +12,7 @@ import psutil
 import torch
 
 _THRESHOLDS = (-3, -1)  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc's mallopt
-_AT_ONCE, _LAZY = 2**18, 2**25  # larger blocks come from the system and go back to it at once; glibc's own upper bound
+_AT_ONCE, _LAZY = 2**16, 2**25  # larger blocks come from the system and go back to it at once; glibc's own upper bound
 
 
 def available(device: torch.device) -> int:

@@ -53,8 +53,10 @@ class Case:
 
     @staticmethod
     def of(params: Params, root: Path, size: int | None = None, blocks: int | None = None) -> Case:
-        """UserError where the teacher's shapes are not known here."""
-        params = validate(merged(params.model_dump(mode="json"), {"cache_teacher": {"mode": "cache"}}))
+        """Without looks at the student, and with the text cached. UserError where the teacher's shapes are not known
+        here."""
+        alone = {"cache_teacher": {"mode": "cache"}} | {stage: {"watch": {"every": 0}} for stage in STAGES}
+        params = validate(merged(params.model_dump(mode="json"), alone))
         case = Case(params, part_configs(params.model, root), root, size)
         return case if blocks is None else case.shallower(blocks)
 
