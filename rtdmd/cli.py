@@ -187,7 +187,8 @@ def _add_params(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _params(arguments: argparse.Namespace) -> int:
-    from rtdmd.config import NOTES, RECIPES, load_params, preset
+    from rtdmd.config import NOTES, load_params, preset
+    from rtdmd.config.presets import recipe_changes
     from rtdmd.config.render import params_text
 
     if (arguments.preset is None) == (arguments.experiment is None):
@@ -204,7 +205,8 @@ def _params(arguments: argparse.Namespace) -> int:
         return 0
     origin, changes = f"rtdmd params {arguments.preset}", None
     if arguments.recipe is not None:
-        origin, changes = f"{origin} --recipe {arguments.recipe}", RECIPES[arguments.recipe]
+        changes = recipe_changes(arguments.preset, arguments.recipe)
+        origin = f"{origin} --recipe {arguments.recipe}"
     elif arguments.method is not None:
         from rtdmd.methods import find_method
 

@@ -73,6 +73,11 @@ def test_params_and_schema_are_printed(
     assert parse_params(capsys.readouterr().out) == preset("smoke")
     assert main(["params", "world", "--recipe", "published"]) == 0
     assert parse_params(capsys.readouterr().out) == preset("world", RECIPES["published"])
+    for recipe, lengths in {"published": (10, 7), "corrected": (4, 2)}.items():
+        assert main(["params", "smoke", "--recipe", recipe]) == 0  # long enough for the recipe's own intervals
+        own = parse_params(capsys.readouterr().out)
+        assert own.train_rtdmd.recipe == recipe
+        assert (own.train_acdmd.iterations, own.train_rtdmd.epochs) == lengths
     assert main(["params", "check"]) == 0
     capsys.readouterr()
     assert main(["schema"]) == 0

@@ -213,6 +213,21 @@ for _name, _settings in acdmd.RECIPES.items():
     RECIPES[_name]["train_acdmd"] = {"recipe": _name, **_settings}
 
 
+def recipe_changes(name: str, recipe: str) -> dict[str, Any]:
+    """What `--recipe` lays over a preset. A smoke run is made as long as it takes to do once what the recipe does every
+    so many steps."""
+    changes = RECIPES[recipe]
+    if name != "smoke":
+        return changes
+    tree = merged(PRESETS[name], changes)
+    one, two = tree["train_acdmd"], tree["train_rtdmd"]
+    lengths = {
+        "train_acdmd": {"iterations": max(one["iterations"], one["generator_every"])},
+        "train_rtdmd": {"epochs": max(two["epochs"], two["ema_every"] - two["ema_warmup"])},
+    }
+    return merged(changes, lengths)
+
+
 def preset(name: str, changes: dict[str, Any] | None = None) -> Params:
     """A preset's validated tree, with `changes` (nested dictionaries) laid over it. UserError for an unknown name."""
     if name not in PRESETS:

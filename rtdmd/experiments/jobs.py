@@ -6,7 +6,7 @@ parameters of a stage, and of all that it reads) belongs to the first of them, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
@@ -86,6 +86,15 @@ class Jobs:
         """The jobs at whose end all figures of a table are there."""
         return [(self.owners[run, "evaluate"], "evaluate") for run in find_table(table).runs()]
 
+    def require(self, runs: Iterable[str]) -> None:
+        """UserError where the checkpoint that one of these runs judges has not been imported."""
+        for run in runs:
+            folder = self.params[run].evaluate.imported
+            if folder is not None and not (self.root / folder).is_dir():
+                raise UserError(
+                    f"experiment {run}: there is no folder {folder}; `rtdmd import --experiment {run}` makes it"
+                )
+
     def files(self, jobs: Sequence[Job]) -> list[str]:
         """The files that say that these jobs are done."""
         return [str(self.done(run, stage)) for run, stage in jobs]
@@ -135,6 +144,7 @@ class Jobs:
         says that it is done. A killed training goes on from its checkpoint."""
         from rtdmd.study.run import is_current
 
+        self.require([run])
         folder = self.lay(run)
         if not is_current(folder, self.params[run], stage):
             import_module(f"rtdmd.stages.{stage}").run(folder)

@@ -44,7 +44,8 @@ def check_known_base(model: ModelParams, files: Sequence[Path], adapters: Mappin
             bases = PUBLIC_CODE.get(layout_of(adapter), (model.teacher,))
             if model.teacher not in bases:
                 raise UserError(
-                    f"{file}: stands on {' or '.join(bases)}, {model.key} is {model.teacher}; name the same"
+                    f"{file}: stands on {' or '.join(bases)}, {model.key} is {model.teacher}; set model.teacher, or"
+                    " model.student, to its base"
                 )
 
 

@@ -91,7 +91,12 @@ def tiny_settings(scorers: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "presets": {"flux2-klein-4b": student, "flux2-klein-9b": student},
         "scorers": scorers,
         "sources": {},
-        "checkpoints": {},
+        "checkpoints": {
+            "sd35m-checkpoint": {"path": "data/published/teacher"},
+            "flux2-klein-4b-checkpoint": {"path": "data/published/student"},
+            "flux2-klein-9b-checkpoint": {"folder": "models/flux2-klein-4b-checkpoint"},
+            "flux1-dev-checkpoint": {"folder": "models/sd35m-checkpoint"},
+        },
         "suites": {name: {"resolution": None, "images_per_prompt": number} for name, number in IMAGES.items()},
     }
 

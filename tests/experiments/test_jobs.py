@@ -6,11 +6,13 @@ import csv
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import pytest
 
 from rtdmd import cli
+from rtdmd.commands import import_checkpoint
 from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.common.files import load_tensors, read_json
 from rtdmd.config import load_params
@@ -22,13 +24,17 @@ from rtdmd.experiments.settings import LOCAL
 from rtdmd.experiments.text import check_text
 from rtdmd.pipeline.declared import check_models
 from rtdmd.pipeline.dvc_yaml import read_pipeline
+from rtdmd.published.figures import parts
 from rtdmd.rewards.geneval_detector import Detector
+from rtdmd.stages import report
 from tests.experiments.conftest import commit
+from tests.publish.exports import gate_in_process, write_public_checkpoint
 from tests.workspace import REPOSITORY
 
 LEFT_OUT = {
     "table_3": ("γ = 0.001", "γ = 0.005", "γ = 0.1"),
     "table_4": ("SubGRPO, M = 1", "SubGRPO, M = 1, last step", "SubGRPO, M = 2"),
+    "flux1_dev": ("FLUX.1-dev teacher, guided", "RTDMD"),
     "eta": ("η = 0.2", "η = 0.4", "η = 0.6", "η = 0.8"),
 }
 """Rows that go the way of another of their table."""
@@ -46,6 +52,13 @@ def jobs_of(jobs: Jobs, name: str) -> list[Job]:
     for job in jobs.of_table(name):
         add(job)
     return list(found)
+
+
+def checkpoint_files(jobs: Jobs, run: str) -> list[Path]:
+    """Where workflow/experiments.yaml says that the files of a published checkpoint are."""
+    checkpoint = RUNS[run].checkpoint
+    assert checkpoint is not None
+    return [jobs.root / str(jobs.local.checkpoints[run].path) / file for file in checkpoint.files]
 
 
 def moved_to(root: Path, jobs: Jobs) -> Jobs:
@@ -70,8 +83,13 @@ def fewer(tiny_jobs: Jobs) -> Iterator[None]:
 def finished(tiny_jobs: Jobs) -> Jobs:
     """All tables, run; a job that two tables have is run once. The detector sees small pictures: 800 pixels would be
     most of the time."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, gate_in_process(patch):
         patch.setattr(Detector.__init__, "__defaults__", (96, 160))
+        for run in ("sd35m-checkpoint", "flux2-klein-4b-checkpoint"):
+            files = checkpoint_files(tiny_jobs, run)
+            for seed, path in enumerate(files):
+                write_public_checkpoint(path, tiny_jobs.root, tiny_jobs.params[run], seed)
+            import_checkpoint.run(cli.build_parser().parse_args(["import", "--experiment", run]), tiny_jobs.root)
         for name in TABLES:
             for job in jobs_of(tiny_jobs, name):
                 if not tiny_jobs.done(*job).is_file():
@@ -92,10 +110,12 @@ def test_runs_share_prompts_text_and_stage_one(tiny_jobs: Jobs) -> None:
         *(("sd35m", stage) for stage in (*shared, "train_rtdmd", "evaluate")),
         ("sd35m-grpo", "train_rtdmd"),
         ("sd35m-grpo", "evaluate"),
+        ("sd35m-checkpoint", "evaluate"),
     ]
     assert jobs_of(tiny_jobs, "table_2") == [  # the tiny models of both sizes are the same
         *(("flux2-klein-4b", stage) for stage in (*shared, "train_rtdmd", "evaluate")),
         ("flux2-klein-9b-released", "evaluate"),
+        ("flux2-klein-4b-checkpoint", "evaluate"),
     ]
 
 
@@ -133,14 +153,70 @@ def test_page_csv_and_check_say_the_same(finished: Jobs, capsys: pytest.CaptureF
     text = page.read_text(encoding="utf-8")
     with (page.parent / "table.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 72 and rows[0]["published"] == "0.8538" and rows[0]["run"] == "flux2-klein-4b"
+    assert len(rows) == 90 and rows[0]["published"] == "0.8538" and rows[0]["run"] == "flux2-klein-4b"
     cell = finished.cells(TABLES["table_2"])[0]
     assert float(rows[0]["ours"]) == pytest.approx(cell.ours, rel=1e-5)
     assert "FLUX.2 9B as released" in text and "there is no backbone for Z-Image" in text
     lines = check_text(["table_2"], finished)
     told: list[str] = []
-    with pytest.raises(RtdmdError, match=r"^table_2: of 72 cells .* 27 without run; `snakemake experiment_table_2`"):
+    with pytest.raises(RtdmdError, match=r"^table_2: of 90 cells .* 27 without run; `snakemake experiment_table_2`"):
         told.extend(lines)
+
+
+def test_an_imported_checkpoint_is_judged_on_the_students_base(finished: Jobs) -> None:
+    """klein's is not the teacher's; the images are those of the checkpoint, not of a student of ours."""
+    bases = {"sd35m-checkpoint": "./data/teacher", "flux2-klein-4b-checkpoint": "./data/student"}
+    for run, base in bases.items():
+        record = read_json(finished.root / f"models/{run}/provenance.json")
+        assert record["teacher"]["name"] == base
+        assert list(record["inputs"]["import"]) == [
+            f"{finished.local.checkpoints[run].path}/{file}" for file in RUNS[run].checkpoint.files
+        ]
+        assert {path.name for path in (finished.root / f"models/{run}").glob("*.safetensors")} == {
+            "pytorch_lora_weights.safetensors"
+        }
+        assert not (finished.root / f"models/{run}/transformer").exists()
+    scores = [
+        read_json(finished.place(run) / METRICS)["suites"]["drawbench"][model]["clipscore"]["mean"]
+        for run, model in (("flux2-klein-4b-checkpoint", "imported"), ("flux2-klein-4b", "train_rtdmd"))
+    ]
+    assert scores[0] != scores[1]
+
+
+def test_the_page_of_a_run_has_the_published_figures_that_it_serves(finished: Jobs) -> None:
+    """Of a run that trains, and of one that judges a checkpoint and has no curves."""
+    for run, served, others in (
+        ("geneval-sd35m", ("SD3.5-M teacher, guided", "RTDMD"), ("Flow-GRPO", "published checkpoint")),
+        ("flux2-klein-4b-checkpoint", ("FLUX.2 4B, RTDMD: published checkpoint", "FLUX.2 4B"), ("Z-Image", "9B")),
+    ):
+        folder = finished.lay(run)
+        report.run(folder)
+        text = (folder / "results/report/index.html").read_text(encoding="utf-8")
+        (rows, *_) = text.split('<section id="published-')[1].split("</table>")
+        assert all(escape(title) in rows for title in served) and not any(title in rows for title in others)
+        assert ('id="curves"' in text) == (run == "geneval-sd35m")
+        for table in TABLES.values():
+            own = [cell for cell in finished.cells(table) if cell.row.run == RUNS[run]]
+            assert (f"difference: {table.title}" in text) == bool(own)
+            for cell in own:
+                published, ours, difference = parts(cell)
+                shown = f"<b>{ours}</b>" if cell.verdict == "agrees" else ours
+                assert f"<td>{published}<br>{shown}<br>{difference}<br><small>{cell.verdict}</small></td>" in text
+
+
+def test_a_checkpoint_that_is_not_imported_stops_a_run_before_it_writes(
+    tiny_jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nowhere = moved_to(tmp_path, tiny_jobs)
+    says = "experiment sd35m-checkpoint: there is no folder models/sd35m-checkpoint; `rtdmd import --experiment"
+    with pytest.raises(UserError, match=rf"^{says} sd35m-checkpoint` makes it$"):
+        nowhere.require(TABLES["table_4"].runs())
+    nowhere.require(("sd35m", "flux2-klein-4b", "flux2-klein-9b-released"))
+    checkout(tmp_path, tiny_jobs, monkeypatch)
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(["experiments", "--run", "sd35m-checkpoint", "prepare_prompts"]) == 2
+    assert capsys.readouterr().err.startswith(f"rtdmd: {says}")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_finished_job_is_not_run_again(finished: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +243,8 @@ def test_the_cost_of_a_table_counts_a_shared_stage_once(tiny_jobs: Jobs, monkeyp
         "|---|---|---|---|---|---|",
         "| sd35m | 0.5 | 20.0 | 300.0 | 1.0 | 321.5 |",
         "| sd35m-grpo | of sd35m | of sd35m | 300.0 | 1.0 | 301.0 |",
-        "| all | | | | | 622.5 |",
+        "| sd35m-checkpoint | of sd35m | of sd35m | of sd35m | 1.0 | 1.0 |",
+        "| all | | | | | 623.5 |",
     ]
 
 

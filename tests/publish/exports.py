@@ -24,6 +24,7 @@ from tests.workspace import make_workspace
 
 SCORE = {"mean": 0.5, "ci95": 0.1, "ci95_prompts": None}
 FIGURES = {"images": 4, "network_evaluations": 4, "strict": SCORE, "per_tag": {"strict": {"counting": SCORE}}}
+CHECKPOINT_RANK = 4
 LORA_LINES = ["      - results/publish/pytorch_lora_weights.safetensors\n"]
 MERGED_LINES = [
     "      - results/publish/transformer/diffusion_pytorch_model.safetensors\n",
@@ -74,6 +75,26 @@ def without_lora_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in StableDiffusion3Pipeline.__mro__:
         if "save_lora_weights" in vars(kind):
             monkeypatch.delattr(kind, "save_lora_weights")
+
+
+def write_public_checkpoint(path: Path, root: Path, params: Params, seed: int, prefix: str = "") -> Path:
+    """generator_ema.pt as the public code saves it, on the student's base: a state dict with the adapter's name in its
+    keys."""
+    from rtdmd.backbones import load_backbone
+
+    backbone = load_backbone(params.model.of_student(), vae=False, root=root)
+    generator, tensors = torch.Generator().manual_seed(seed), {}
+    for name in backbone.lora_targets(params.adapter.targets):
+        outer, inner = backbone.transformer.get_submodule(name).weight.shape
+        tensors[f"{prefix}{name}.lora_A.default.weight"] = 0.1 * torch.randn(
+            CHECKPOINT_RANK, inner, generator=generator
+        )
+        tensors[f"{prefix}{name}.lora_B.default.weight"] = 0.1 * torch.randn(
+            outer, CHECKPOINT_RANK, generator=generator
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(tensors, path)
+    return path
 
 
 @contextmanager

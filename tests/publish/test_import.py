@@ -25,30 +25,19 @@ from rtdmd.publish.merge import MERGED
 from rtdmd.publish.record_schema import Provenance, checked
 from rtdmd.publish.sampler import published_sampler
 from rtdmd.train.adapters import load_student
-from tests.publish.exports import gate_in_process
+from tests.publish.exports import CHECKPOINT_RANK as RANK
+from tests.publish.exports import gate_in_process, write_public_checkpoint
 from tests.workspace import make_workspace
 
-RANK, ALPHA = 4, 8.0
-
-
-def _checkpoint(path: Path, root: Path, params: Params, seed: int, prefix: str = "") -> Path:
-    """generator_ema.pt as the public code saves it: a state dict with the adapter's name in its keys."""
-    backbone = load_backbone(params.model, vae=False, root=root)
-    generator, tensors = torch.Generator().manual_seed(seed), {}
-    for name in backbone.lora_targets(params.adapter.targets):
-        outer, inner = backbone.transformer.get_submodule(name).weight.shape
-        tensors[f"{prefix}{name}.lora_A.default.weight"] = 0.1 * torch.randn(RANK, inner, generator=generator)
-        tensors[f"{prefix}{name}.lora_B.default.weight"] = 0.1 * torch.randn(outer, RANK, generator=generator)
-    torch.save(tensors, path)
-    return path
+ALPHA = 8.0
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path, tiny_clip: Path) -> tuple[Path, Params]:
     root = tmp_path_factory.mktemp("import")
     params = make_workspace(root, tiny_teacher, tiny_clip)
-    _checkpoint(root / "cold.pt", root, params, 1)
-    _checkpoint(root / "rl.pt", root, params, 2, prefix="module._orig_mod.")
+    write_public_checkpoint(root / "cold.pt", root, params, 1)
+    write_public_checkpoint(root / "rl.pt", root, params, 2, prefix="module._orig_mod.")
     shutil.copytree(root / "data/world/teacher", root / "base")
     return root, params
 
