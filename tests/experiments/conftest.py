@@ -73,8 +73,16 @@ def tiny_settings(scorers: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "micro_batch": 2,
         "generator_every": 2,
         "save_every": 2,
+        "watch": {"every": 0},
     }
-    two = {"epochs": 1, "prompts_per_epoch": 1, "group_size": 2, "fake_batch_size": 2, "last_step_batch_size": 2}
+    two = {
+        "watch": {"every": 0},
+        "epochs": 1,
+        "prompts_per_epoch": 1,
+        "group_size": 2,
+        "fake_batch_size": 2,
+        "last_step_batch_size": 2,
+    }
     return {
         "params": {
             "run": {"threads": 1, "device": "cpu"},
