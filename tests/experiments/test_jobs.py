@@ -164,7 +164,9 @@ def test_page_csv_and_check_say_the_same(finished: Jobs, capsys: pytest.CaptureF
     assert "FLUX.2 9B as released" in text and "there is no backbone for Z-Image" in text
     lines = check_text(["table_2"], finished)
     told: list[str] = []
-    with pytest.raises(RtdmdError, match=r"^table_2: of 90 cells .* 27 without run, 9 not published; `snakemake experiment_table_2`"):
+    with pytest.raises(
+        RtdmdError, match=r"^table_2: of 90 cells .* 27 without run, 9 not published; `snakemake experiment_table_2`"
+    ):
         told.extend(lines)
 
 
