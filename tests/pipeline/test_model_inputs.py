@@ -169,7 +169,7 @@ def test_links_lead_out_of_the_repository_too(root: Path, tmp_path_factory: pyte
 
 def test_a_reward_without_weights_is_said_by_the_first_stage(root: Path) -> None:
     (root / "models/reward/model.safetensors").unlink()
-    says = r"^train_rtdmd\.rewards: clipscore: model: .*models/reward has no model\.safetensors or .*\.bin; download it"
+    says = r"^train_rtdmd\.rewards: clipscore: model: .*models/reward has no model\.safetensors.*; copy or download it"
     with pytest.raises(UserError, match=says):
         run(root, "cache_teacher")
 
