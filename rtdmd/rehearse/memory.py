@@ -16,7 +16,9 @@ _AT_ONCE, _LAZY = 2**16, 2**25  # larger blocks come from the system and go back
 
 
 def available(device: torch.device) -> int:
-    """Bytes that can still be had: of the GPU, or of the machine's memory without swapping."""
+    """Bytes that can still be had: of the GPU, or of the machine's memory without swapping. What nobody needs any more,
+    models that were measured before, is given back first."""
+    held(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gc
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -239,6 +240,22 @@ def test_a_peak_is_what_was_held_at_once() -> None:
         del (passing := {"tensor": torch.ones(2**24)})["tensor"]
         assert peak.bytes() == pytest.approx(stays.nbytes + 4 * 2**24, rel=0.05)
     assert not passing and len(others) == 2**23
+
+
+def test_models_that_were_measured_are_gone_before_the_free_memory_is_asked_for() -> None:
+    """A trainer and its update hold each other: without a search for such rings the next one would seem not to fit."""
+    ring = torch.nn.Linear(2, 2)
+    ring.own = [ring]
+    gone = weakref.ref(ring)
+    gc.disable()
+    try:
+        del ring
+        there = gone() is not None
+        free = memory.available(CPU)
+        still_there = gone() is not None
+    finally:
+        gc.enable()
+    assert (there, still_there) == (True, False) and free > 0
 
 
 def test_rounds_are_typical_and_epochs_hold_the_most() -> None:
