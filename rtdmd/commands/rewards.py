@@ -17,6 +17,9 @@ from rtdmd.common.errors import UserError
 if TYPE_CHECKING:
     from rtdmd.config import Params, RewardParams
 
+USE = {"weight", "policy", "offload", "backprop_resize"}
+"""Keys that say what a scorer is used for and where its weights wait, not what it scores."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to do, and for `serve` with which scorer."""
@@ -84,6 +87,18 @@ def record(params: Params, file: Path | None) -> None:
         print(path)
 
 
+def served_entry(params: Params, name: str) -> RewardParams:
+    """The entry whose scorer answers on a socket; of several that score alike the first, which is the training's.
+    UserError where there is none, or two that score differently."""
+    found = [entry for entry in entries(params) if entry.name == name and entry.socket is not None]
+    different = {entry.model_dump_json(exclude=USE) for entry in found}
+    if len(different) != 1:
+        raise UserError(
+            f"params.yaml has {len(different)} rewards named {name!r} with a socket; to serve one, give it one"
+        )
+    return found[0]
+
+
 def serve(params: Params, name: str) -> None:
     """Load the entry's scorer here and answer on its socket until interrupted."""
     from rtdmd.common.signals import Stopped, caught
@@ -92,12 +107,10 @@ def serve(params: Params, name: str) -> None:
     from rtdmd.rewards.remote import socket_path
     from rtdmd.rewards.server import RewardServer, make_room
 
-    found = [entry for entry in entries(params) if entry.name == name and entry.socket is not None]
-    if len(found) != 1:
-        raise UserError(f"params.yaml has {len(found)} rewards named {name!r} with a socket; to serve one, give it one")
-    path = socket_path(found[0], Path("."))
+    entry = served_entry(params, name)
+    path = socket_path(entry, Path("."))
     make_room(path, name)  # before the weights are loaded
-    with caught(), RewardServer(load_here(found[0], configure(params.run)), path) as server:
+    with caught(), RewardServer(load_here(entry, configure(params.run)), path) as server:
         print(f"{name} on {path}; Ctrl-C stops it", flush=True)
         try:
             server.serve_forever()

@@ -201,7 +201,8 @@ def evaluate_memory(costs: Costs) -> Memory:
 
 def with_watch(memory: Memory, p: WatchParams, micro_batch: int, sized: Mapping[int, Costs]) -> Memory:
     """The memory of a training stage with looks at its student: each suite's scorers come to the device on its turn,
-    while nothing of an update is there. ``sized``: the costs at each suite's resolution."""
+    before its first image is drawn and while nothing of an update is there. ``sized``: the costs at each suite's
+    resolution."""
     stand = next(iter(sized.values())).stand
     rows = min(micro_batch, p.max_prompts)
     phase = 0.0
@@ -210,7 +211,7 @@ def with_watch(memory: Memory, p: WatchParams, micro_batch: int, sized: Mapping[
         scorers = suite.scorers(p.rewards)
         pictures, scores = costs.pictures, costs.scores(scorers, gradient=False)
         judged = rows * max(pictures.peak, pictures.kept + scores.peak)
-        phase = max(phase, rows * costs.teacher.peak, _rewards(stand, scorers) + judged)
+        phase = max(phase, _rewards(stand, scorers) + max(rows * costs.teacher.peak, judged))
     parts = memory.parts | {"decoder": size_of([stand.vae])[1]}
     host = memory.host + _rewards(stand, p.rewards)
     return Memory(parts, memory.phases | {"watch": _phase(phase, 0)}, host)

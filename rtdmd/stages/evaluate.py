@@ -25,11 +25,11 @@ from rtdmd.evaluate.names import LABELS, STUDENT, level_name
 from rtdmd.evaluate.plan import plan_images
 from rtdmd.evaluate.reference import world_images
 from rtdmd.evaluate.samples import Sampler, load_sampler, model_images
-from rtdmd.evaluate.suites import GRID_IMAGES, Evaluated, Findings, all_metrics, plan_suites
+from rtdmd.evaluate.suites import GRID_IMAGES, Evaluated, Findings, all_metrics, plan_suites, prompts_of
 from rtdmd.evaluate.tables import per_tag_csv, scores_csv
 from rtdmd.pipeline.declared import check_models
 from rtdmd.pipeline.stage import Stage, open_stage
-from rtdmd.prompts.records import read_prompts
+from rtdmd.prompts.records import first_prompts, read_prompts
 from rtdmd.publish.sampler import imported_model, published_sampler
 
 
@@ -41,7 +41,7 @@ def run(root: Path = Path(".")) -> None:
         device = configure(stage.params.run)
         prompts = read_prompts(stage.input("results/prepare_prompts/eval.jsonl"))
         for suite in params.suites:
-            drawn = [prompt for prompt in prompts if prompt.set == suite.prompts]
+            drawn = first_prompts(prompts_of(suite, prompts), suite.max_prompts)
             for reward in suite.scorers(params.rewards):
                 reward.require_scorable([one.prompt for one in drawn], [one.metadata for one in drawn])
         cache = open_text_cache(stage, "eval").to(device)

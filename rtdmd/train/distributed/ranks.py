@@ -106,15 +106,17 @@ class Ranks:
     @contextmanager
     def sync_errors(self) -> Iterator[None]:
         """A stretch of work that each process does by itself. Where it fails in one, it fails in all, with the same
-        error, before anyone waits for the one that is gone."""
-        fault: Exception | None = None
+        error, before anyone waits for the one that is gone; a signal to one of them ends all as a signal does."""
+        fault: BaseException | None = None
         try:
             yield
-        except (RtdmdError, FloatingPointError) as error:
+        except (RtdmdError, FloatingPointError, Stopped) as error:
             if self.world == 1:
                 raise
             fault = error
         for rank, found in enumerate(self.gather(fault) if self.world > 1 else ()):
+            if isinstance(found, Stopped):
+                raise found from fault
             if found is not None:
                 where = f" (process {rank} of {self.world})" if rank else ""
                 raise type(found)(f"{found}{where}") from fault

@@ -81,7 +81,10 @@ class Watch:
         for suite in p.suites:
             prompts = first_prompts(read_set(path, suite.prompts), p.max_prompts)
             in_turn = [prompt for own in by_tag(prompts) for prompt in own]
-            scorers = panel.only([reward.name for reward in suite.scorers(p.rewards)])
+            specs = suite.scorers(p.rewards)
+            for spec in specs:
+                spec.require_scorable([one.prompt for one in in_turn], [one.metadata for one in in_turn])
+            scorers = panel.only([spec.name for spec in specs])
             shape, sigmas = sizes[suite.resolution or model.resolution]
             suites.append(WatchedSuite(suite.name, in_turn, scorers, shape, sigmas))
         watch.suites = suites

@@ -22,6 +22,7 @@ import sys, torch
 from types import SimpleNamespace
 from rtdmd.config import preset
 from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.common.signals import Stopped
 from rtdmd.train.losses import Gradients
 from rtdmd.train.distributed.ranks import join
 
@@ -71,6 +72,12 @@ with join("train_acdmd", 2, run) as ranks:
     for error in (FloatingPointError("x is nan"), UserError("no key a")):
         expected = f"{type(error).__name__}: {error} (process 1 of 2)"
         assert complaint(lambda: fails(ranks, error)) == expected
+    try:  # a signal to one process ends all as a signal does: exit code 75
+        fails(ranks, Stopped("stopped by SIGTERM"))
+    except Stopped as stopped:
+        assert str(stopped) == "stopped by SIGTERM"
+    else:
+        raise AssertionError("not stopped")
     print("done", me, flush=True)
     if me == 1 and sys.argv[1] == "dies":
         import os
