@@ -125,11 +125,9 @@ def prompts_of(suite: SuiteParams, prompts: Sequence[Prompt]) -> list[Prompt]:
     return own
 
 
-def all_metrics(found: Sequence[Findings], trained_resolution: int, scorers: dict[str, Any]) -> dict[str, Any]:
-    """metrics.json: a section a suite, the suites' order (the keys of a JSON file have none), and what the scorers
-    were."""
+def all_metrics(found: Sequence[Findings], trained_resolution: int) -> dict[str, Any]:
+    """metrics.json: a section a suite, and the suites' order (the keys of a JSON file have none)."""
     return {
         "suites": {one.suite.name: one.metrics(trained_resolution) for one in found},
         "order": [one.suite.name for one in found],
-        "scorers": scorers,
     }

@@ -71,7 +71,8 @@ def run(root: Path = Path(".")) -> None:
                         one.levels[eta] = evaluated(replace(sampler, eta=eta), one, level_name(eta))
         for one in found:
             one.reference, one.pool = real_images(one, params.batch_size, stage.seed)
-        write_json(stage.output("metrics.json"), all_metrics(found, model.resolution, judge.identities()))
+        write_json(stage.output("scorers.json"), judge.identities())
+        write_json(stage.output("metrics.json"), all_metrics(found, model.resolution))
         _write_tables(stage, found)
         _write_pictures(stage, found)
 

@@ -30,15 +30,16 @@ def run(root: Path = Path(".")) -> None:
         forms = check_forms(stage.params.publish.format, stage.params.adapter.mode)
         check_format(stage.params, stage.entry)
         lineage = {name: read_json(stage.input(f"results/{name}/resolved.json")) for name in STUDENTS}
-        identities = {"train_rtdmd": read_json(stage.input("results/train_rtdmd/scorers.json"))}
+        judges = ("train_rtdmd", "evaluate")
+        identities = {name: read_json(stage.input(f"results/{name}/scorers.json")) for name in judges}
         paths = {name: stage.input(path) for name, path in WEIGHTS.items()}
-        metadata = weights_metadata(lineage_record(lineage, identities))
+        metadata = weights_metadata(lineage_record(lineage, {"train_rtdmd": identities["train_rtdmd"]}))
         source = student_source(stage.params, root, paths, forms, metadata)
         made = make_weights(source, stage.output)
         lineage |= {"evaluate": read_json(stage.input("results/evaluate/resolved.json")), "publish": resolved(stage)}
         metrics = read_json(stage.input("results/evaluate/metrics.json"))
         record = {
-            **lineage_record(lineage, identities | {"evaluate": metrics["scorers"]}),
+            **lineage_record(lineage, identities),
             **what_was_made(made, forms, stage.params.model.eta),
         }
         write_json(stage.output(PROVENANCE), record)

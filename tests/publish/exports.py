@@ -38,7 +38,8 @@ def publish_workspace(root: Path, teacher: Path, clip: Path, changes: dict[str, 
     folder = root / "results" / "evaluate"
     folder.mkdir()
     suite = {"prompts": 4, "resolution": 36, "trained_resolution": 36, "train_acdmd": FIGURES, "train_rtdmd": FIGURES}
-    write_json(folder / "metrics.json", {"order": ["heldout"], "suites": {"heldout": suite}, "scorers": {}})
+    write_json(folder / "metrics.json", {"order": ["heldout"], "suites": {"heldout": suite}})
+    write_json(folder / "scorers.json", {})
     Image.new("RGB", (8, 8)).save(folder / "contact_sheet.png")
     record = {"stage": "evaluate", "params": {"evaluate": {}}, "inputs": {}, "versions": package_versions()}
     write_json(folder / "resolved.json", record)

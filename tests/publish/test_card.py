@@ -50,7 +50,7 @@ METRICS["etas"] = {
 def _suite(found: dict[str, Any], name: str = "heldout", resolution: int = 36) -> dict[str, Any]:
     """metrics.json of one suite, for the card."""
     own = {"prompts": 12, "resolution": resolution, "trained_resolution": 36} | found
-    return {"order": [name], "suites": {name: own}, "scorers": {}}
+    return {"order": [name], "suites": {name: own}}
 
 
 BASE = BaseModel(

@@ -73,8 +73,9 @@ def test_metrics_hold_every_model_and_the_real_images(root: Path) -> None:
     assert pair["mean"] != 0  # stage two's adapter sits on stage one's and changes the images
 
 
-def test_metrics_say_what_the_scorers_were(root: Path) -> None:
-    scorers = read_json(root / "results/evaluate/metrics.json")["scorers"]
+def test_what_the_scorers_were_stands_beside_the_metrics(root: Path) -> None:
+    assert read_json(root / "results/evaluate/metrics.json").keys() == {"order", "suites"}
+    scorers = read_json(root / "results/evaluate/scorers.json")
     assert scorers.keys() == {"clipscore", "world_verifier", "features"}
     assert scorers["features"] == scorers["clipscore"]
     weights = root / "data/world/clip/model.safetensors"
