@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 STAGES = ("train_acdmd", "train_rtdmd")
 MEASUREMENTS = ("updates", "verify", "losses", "compile")
 LEAST_ONE = ("updates", "images", "blocks")
+OF_REAL_SIZE = ("also", "stage", "updates", "minutes", "device", "images", "blocks", "measure", "settings", "out")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     """Rehearse and print the table. UserError for what the real run would refuse."""
+    _refuse_unread(arguments)
     params = chosen_params(arguments, root)
     if arguments.real_size:
         _real_size(arguments, params, root)
@@ -70,6 +72,18 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     ours = arguments.preset is not None or arguments.experiment is not None
     plan = Plan(params, pipeline_of(root, params) if ours else None, fill_in=arguments.fill_in or ours)
     print(rehearse(root, plan, arguments.keep))
+
+
+def _refuse_unread(arguments: argparse.Namespace) -> None:
+    """UserError for an option that the chosen kind of rehearsal does not read."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    unread = ("fill_in", "keep") if arguments.real_size else OF_REAL_SIZE
+    for name in unread:
+        if getattr(arguments, name) != parser.get_default(name):
+            option = "set" if name == "settings" else name.replace("_", "-")
+            change = "leave it out" if arguments.real_size else "leave it out, or add --real-size"
+            raise UserError(f"--{option}: not read by this kind of rehearsal; {change}")
 
 
 def chosen_params(arguments: argparse.Namespace, root: Path) -> Params:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import os
 import subprocess
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from shutil import copy2
 
@@ -13,7 +17,7 @@ from rtdmd.common.files import write_atomic
 from rtdmd.common.processes import QUESTION_SECONDS, limited
 from rtdmd.config import Params
 from rtdmd.config.render import params_text
-from rtdmd.pipeline.model_inputs import model_inputs
+from rtdmd.pipeline.model_inputs import IMPORTED, model_inputs
 from rtdmd.prompts.records import Faults
 from rtdmd.prompts.registration import FileParams, Reading
 from rtdmd.prompts.registry import SOURCES
@@ -29,6 +33,24 @@ WORKFLOW = (
 LINES = 64
 """Of a prompt file of the user's, which has a prompt a line."""
 _WHO = ("-c", "user.name=rehearsal", "-c", "user.email=rehearsal@localhost", "-c", "commit.gpgsign=false")
+_OURS = ("-c", "core.hooksPath=/dev/null")  # no hook of the user's runs
+
+
+def check_places(params: Params) -> None:
+    """UserError where a folder that the params name would be another one from the rehearsal's own folder."""
+    for model in model_inputs(params):
+        name = PurePosixPath(model.name)
+        if model.revision is None and ".." in name.parts:
+            raise UserError(
+                f"{model.key}: {name}: a rehearsal runs in a folder of its own, where that is another one; name it by"
+                " its absolute path"
+            )
+    imported = params.evaluate.imported
+    if imported is not None and PurePosixPath(imported).is_absolute():
+        raise UserError(
+            f"evaluate.imported: {imported}: a rehearsal makes that folder anew, so it has to lie in the checkout, such"
+            f" as models/{PurePosixPath(imported).name}"
+        )
 
 
 def read_own_prompts(root: Path, params: Params) -> None:
@@ -107,10 +129,23 @@ def _cut(source: Path, target: Path) -> bool:
             rows = None
         kept = json.dumps(rows[:LINES], ensure_ascii=False).encode() if isinstance(rows, list) else text
     else:
-        header = 1 if source.suffix in SEPARATORS else 0
-        kept = b"".join(text.splitlines(keepends=True)[: LINES + header])
+        lines = _lines_of_rows(text, source.suffix) if source.suffix in SEPARATORS else LINES
+        kept = b"".join(text.splitlines(keepends=True)[:lines])
     write_atomic(target, kept)
     return True
+
+
+def _lines_of_rows(text: bytes, suffix: str) -> int:
+    """How many lines a table's header and first rows take: a quoted cell may hold several."""
+    quoted = suffix == ".csv" or text.startswith(b'"')
+    lines = io.StringIO(text.decode("latin-1"), newline="")
+    rows = csv.reader(lines, delimiter=SEPARATORS[suffix], quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+    try:
+        for _ in islice(rows, LINES + 1):
+            pass
+    except csv.Error:  # the run says what is wrong with it
+        return len(text.splitlines())
+    return rows.line_num
 
 
 def _link_own(root: Path, folder: Path, params: Params) -> None:
@@ -118,7 +153,9 @@ def _link_own(root: Path, folder: Path, params: Params) -> None:
     for model in model_inputs(params):
         name = PurePosixPath(model.name)
         own = root / name
-        if model.revision is not None or name.is_absolute() or (folder / name).exists() or not own.exists():
+        if model.place == IMPORTED or model.revision is not None or name.is_absolute():
+            continue
+        if (folder / name).exists() or not own.exists():
             continue
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).symlink_to(own.resolve())
@@ -134,8 +171,9 @@ def git(root: Path, *arguments: str) -> str:
     """What Git says. UserError with its words where it fails."""
     with limited("when it ends by itself, run this command again"):
         done = subprocess.run(
-            ["git", *arguments],
+            ["git", *_OURS, *arguments],
             cwd=root,
+            env={name: value for name, value in os.environ.items() if not name.startswith("GIT_")},  # set in hooks
             capture_output=True,
             encoding="utf-8",
             errors="surrogateescape",

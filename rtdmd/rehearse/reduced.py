@@ -142,11 +142,16 @@ def small_side(resolution: int) -> int:
     return resolution if resolution <= SMALLEST else 16 * max(2, round(resolution / 256))
 
 
+def small_processes(stage: TrainingParams) -> int:
+    """How many processes share a stage's batches."""
+    return min(stage.processes, 2)
+
+
 def _stage_one(params: Params) -> dict[str, Any]:
     stage = params.train_acdmd
     every = min(stage.generator_every, 2)
     iterations = 2 * every
-    processes = min(stage.processes, 2)
+    processes = small_processes(stage)
     batch = min(stage.batch_size, 4)
     return {
         "recipe": "custom",
@@ -162,7 +167,7 @@ def _stage_one(params: Params) -> dict[str, Any]:
 def _stage_two(params: Params) -> dict[str, Any]:
     stage = params.train_rtdmd
     epochs = 2
-    processes = min(stage.processes, 2)
+    processes = small_processes(stage)
     prompts = min(stage.prompts_per_epoch, 2)
     group = min(stage.group_size, 2)
     images = prompts * group

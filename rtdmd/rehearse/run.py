@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,15 +24,16 @@ from rtdmd.pipeline.dvc_yaml import read_pipeline
 from rtdmd.pipeline.model_inputs import require_pins
 from rtdmd.plan.check import check_run
 from rtdmd.rehearse import bases, prompt_sets, scorers
-from rtdmd.rehearse.folder import commit, lay, place_of, read_own_prompts
+from rtdmd.rehearse.folder import check_places, commit, lay, place_of, read_own_prompts
 from rtdmd.rehearse.hub import Hub
 from rtdmd.rehearse.hub_store import DATASETS
-from rtdmd.rehearse.reduced import filled_in, placeholders, reduced
+from rtdmd.rehearse.imported import write_checkpoint
+from rtdmd.rehearse.reduced import filled_in, placeholders, reduced, small_processes
 from rtdmd.rehearse.stand_in import StandIn
 from rtdmd.rehearse.table import Row, downloads_text, exercised, measured, table_text, unproved_text
 
 TOKEN = "hf_of_the_rehearsal"
-FOREIGN = ("HF_", "HUGGING", "TRANSFORMERS_", "DIFFUSERS_", "SNAKEMAKE_", "DVC_")
+FOREIGN = ("HF_", "HUGGING", "TRANSFORMERS_", "DIFFUSERS_", "SNAKEMAKE_", "DVC_", "GIT_")
 """Beginnings of the names of settings that would lead a run away from its folder, or carry the user's token there."""
 PATIENCE = 60.0
 """Seconds that a stopped run has to end by itself."""
@@ -60,20 +61,18 @@ def rehearse(root: Path, plan: Plan, keep: Path | None = None) -> str:
     """
     if keep is not None and keep.exists():
         raise UserError(f"--keep {keep}: exists; name a new folder")
-    if plan.asked.evaluate.imported is not None:
-        raise UserError(
-            f"evaluate.imported: {plan.asked.evaluate.imported}; a checkpoint has the published size and fits no"
-            " stand-in, so what judges one is not rehearsed; allowed: null, without imported in evaluate.models"
-        )
+    check_places(plan.asked)
     if not plan.fill_in:
         require_pins(plan.asked)
-    check_run(plan.asked, root, declared=plan.pipeline is None)
+    judged = plan.asked.evaluate.model_copy(update={"imported": None})  # a rehearsal imports one of its own
+    check_run(plan.asked.model_copy(update={"evaluate": judged}), root, declared=plan.pipeline is None)
     read_own_prompts(root, plan.asked)
     folder = Path(tempfile.mkdtemp(prefix="rtdmd-rehearse-")) if keep is None else keep
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        text = _rehearsed(root, folder.resolve(), plan)
-    except RtdmdError:
+        with caught():
+            text = _rehearsed(root, folder.resolve(), plan)
+    except (RtdmdError, OSError):
         print(f"rtdmd rehearse: its folder is kept: {folder}", file=sys.stderr)
         raise
     except (KeyboardInterrupt, Stopped) as stop:
@@ -92,15 +91,25 @@ def stand_ins(params: Params) -> list[StandIn]:
 
 
 def _rehearsed(root: Path, folder: Path, plan: Plan) -> str:
-    device = plan.asked.run.device if torch.cuda.is_available() else "cpu"
-    params = reduced(filled_in(plan.asked) if plan.fill_in else plan.asked, device)
-    models = stand_ins(params)
+    asked = filled_in(plan.asked) if plan.fill_in else plan.asked
+    own_gpus = torch.cuda.device_count() >= max(map(small_processes, (asked.train_acdmd, asked.train_rtdmd)))
+    params = reduced(asked, asked.run.device if own_gpus else "cpu")
+    models = [one for one in stand_ins(params) if one.revision is not None or not (root / one.repo).is_dir()]
     used = lay(root, folder, params, plan.pipeline, models)
     with Hub(TOKEN) as hub:
         serve(hub, models, folder)
         environment = surroundings(folder, hub.url)
-        rows = list(_stages(folder, params, environment))
-    parts = [table_text(rows), downloads_text(hub), unproved_text(models, used)]
+        rows = []
+        if params.evaluate.imported is not None:
+            begin = time.monotonic()
+            _started([sys.executable, "-m", "rtdmd", *write_checkpoint(folder, params, models)], folder, environment)
+            rows.append(Row("import", "an adapter on the student's base, gate", time.monotonic() - begin, None, None))
+            commit(folder, "the checkpoint that is judged")
+        rows += _stages(folder, params, environment)
+    unproved = unproved_text(models, used)
+    if params.evaluate.imported is not None:
+        unproved += f"\n  {params.evaluate.imported}: its adapter is random and made here; no file of others is read"
+    parts = [table_text(rows), downloads_text(hub), unproved]
     if plan.fill_in and placeholders(plan.asked):
         parts.append("to fill in before the real run:\n  " + "\n  ".join(placeholders(plan.asked)))
     return "\n\n".join(parts)
@@ -152,7 +161,7 @@ def _stages(folder: Path, params: Params, environment: dict[str, str]) -> Iterat
 
 def _started(command: list[str], folder: Path, environment: dict[str, str]) -> None:
     """Run a program with its progress on standard error. UserError or RtdmdError in the words of what failed."""
-    with caught(), _group(command, folder, environment) as process:
+    with _group(command, folder, environment) as process:
         code = process.wait()
     if code:
         raise _fault(folder, command, code)
@@ -168,9 +177,11 @@ def _group(command: list[str], folder: Path, environment: dict[str, str]) -> Ite
         except (KeyboardInterrupt, Stopped) as stop:
             os.killpg(process.pid, signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM)
             try:
-                process.wait(PATIENCE)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(PATIENCE)
+            finally:  # what is left of the group, also where a second Ctrl-C cut the wait short
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
             raise
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.cli import main
@@ -18,6 +20,19 @@ from tests.workspace import REPOSITORY
 
 def test_the_files_are_those_that_are_written() -> None:
     assert FILES == {"lora": (PUBLISHED,), "merged": (MERGED, CONFIG)}
+
+
+def test_what_dvc_leaves_to_git_is_not_ignored_by_git() -> None:
+    """Metrics and curves have no copy in DVC's cache."""
+    left = []
+    for stage in yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"].values():
+        for entry in (*stage.get("metrics", []), *stage.get("plots", [])):
+            left += [path for path, how in entry.items() if how.get("cache") is False]
+    assert "results/train_rtdmd/watched.csv" in left
+    done = subprocess.run(
+        ["git", "check-ignore", "--no-index", *left], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
 
 
 @pytest.mark.parametrize(

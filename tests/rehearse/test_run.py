@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from shutil import copy
 
 import pytest
 
@@ -17,15 +17,18 @@ from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.common.signals import Stopped
 from rtdmd.config import Params, preset
 from rtdmd.config.render import params_text
+from rtdmd.publish.adapter_file import read_adapter
+from rtdmd.publish.known_bases import layout_of
+from rtdmd.rehearse import bases
 from rtdmd.rehearse import run as rehearsal
-from rtdmd.rehearse.folder import LINES, lay, place_of
+from rtdmd.rehearse.folder import LINES, check_places, lay, place_of
 from rtdmd.rehearse.hub import Hub
 from rtdmd.rehearse.hub_store import Fetch
+from rtdmd.rehearse.imported import write_checkpoint
 from rtdmd.rehearse.reduced import filled_in, reduced
 from rtdmd.rehearse.run import Plan, rehearse, serve, stand_ins, surroundings
 from rtdmd.rehearse.stand_in import StandIn
 from rtdmd.rehearse.table import Row, downloads_text, exercised, measured, table_text
-from tests.workflow.checkout import WHO
 from tests.workspace import REPOSITORY
 
 PROMPTS = "data/prompts/drawbench.txt"
@@ -167,13 +170,79 @@ def test_ctrl_c_says_that_nothing_goes_on(
     assert capsys.readouterr().err == "rtdmd rehearse: stopped; nothing is kept of a rehearsal\n"
 
 
-def test_what_judges_a_checkpoint_is_not_rehearsed(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (checkout / "workflow").mkdir()
-    copy(REPOSITORY / "workflow/experiments.yaml", checkout / "workflow/experiments.yaml")
-    subprocess.run(["git", "add", "dvc.yaml"], check=True)
-    subprocess.run(["git", *WHO, "commit", "--quiet", "--message", "all"], check=True)
-    assert main(["rehearse", "--experiment", "sd35m-checkpoint"]) == 2
-    assert capsys.readouterr().err.startswith("rtdmd: evaluate.imported: models/sd35m-checkpoint; a checkpoint has the")
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"model": {"teacher": "../teacher", "revision": None}},
+            "model.teacher: ../teacher: a rehearsal runs in a folder of its own, where that is another one; name it by",
+        ),
+        (
+            {"evaluate": {"models": ["imported"], "etas": [], "imported": "/models/a"}},
+            "evaluate.imported: /models/a: a rehearsal makes that folder anew, so it has to lie in the checkout, such"
+            " as models/a",
+        ),
+    ],
+)
+def test_a_folder_that_would_lie_elsewhere_is_refused(changes: dict[str, object], says: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(says)}"):
+        check_places(preset("sd35m", changes))
+
+
+def test_a_table_is_cut_between_two_rows(checkout: Path, tmp_path: Path) -> None:
+    """Each row's quoted cell takes two lines."""
+    rows = [f'{i},"one\ntwo {i}"\n' for i in range(LINES + 6)]
+    (checkout / "data/prompts/a.csv").write_text("number,prompt\n" + "".join(rows))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert lay(checkout, folder, small(), None, [a_file("", "data/prompts/a.csv")]) == ["data/prompts/a.csv"]
+    assert (folder / "data/prompts/a.csv").read_text() == "number,prompt\n" + "".join(rows[:LINES])
+
+
+def test_nothing_of_a_hook_of_git_reaches_the_users_repository(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hook runs with GIT_DIR set."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    monkeypatch.setenv("GIT_DIR", str(checkout / ".git"))
+    lay(checkout, folder, small(), None, [])
+    monkeypatch.delenv("GIT_DIR")
+    assert (folder / ".git").is_dir()
+    known = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, check=False)
+    assert known.returncode != 0  # nothing was committed there
+
+
+def test_a_checkpoint_of_the_public_layout_is_imported_on_the_students_base(tmp_path: Path) -> None:
+    """Its adapter reaches every layer of the stand-in that the params' targets name, the student's base."""
+    params = small("flux2-klein-4b")
+    params = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"imported": "models/a"})})
+    models = bases.stand_ins(params)
+    for one in models:
+        place_of(one, tmp_path).mkdir(parents=True)
+        one.write(place_of(one, tmp_path))
+    words = write_checkpoint(tmp_path, params, models)
+    assert words[2:] == ["--base", "black-forest-labs/FLUX.2-klein-4B", "--alpha", "8", "--out", "models/a"]
+    adapter = read_adapter(tmp_path / words[1], 8.0)
+    blocks, single, _ = layout_of(adapter)
+    assert (adapter.rank, blocks, single) == (4, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ["--set", "train_acdmd.batch_size=1"],
+            "--set: not read by this kind of rehearsal; leave it out, or add --real",
+        ),
+        (["--real-size", "--keep", "kept"], "--keep: not read by this kind of rehearsal; leave it out"),
+    ],
+)
+def test_an_option_that_would_not_be_read_is_refused(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["rehearse", "--preset", "sd35m", *words]) == 2
+    assert capsys.readouterr().err.startswith(f"rtdmd: {says}")
 
 
 def test_a_folder_that_is_there_is_not_used(tmp_path: Path) -> None:
