@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     """Print the table; RtdmdError that says what does not agree."""
     if arguments.into is None:
-        with tempfile.TemporaryDirectory(prefix="rtdmd-reproduce-") as folder:
+        with tempfile.TemporaryDirectory(prefix="rtdmd-reproduce-", ignore_cleanup_errors=True) as folder:
             _reproduce(arguments, root, Path(folder) / "clone")
     elif arguments.into.exists():
         raise UserError(f"--into {arguments.into}: exists; name a new folder")

@@ -20,9 +20,7 @@ from tests.backbones.families import Loaded
 def test_the_levels_are_those_of_the_other_size(loaded: Loaded) -> None:
     """FLUX.1's shift is linear in the number of image tokens, FLUX.2's the pipeline's own; SD3's is one for all."""
     model = loaded.family.params(loaded.folder)
-    sized = sized_backbone(model, 2 * model.resolution, "a key") if loaded.family.name != "sd3" else None
-    if sized is None:
-        sized = sized_backbone(model, model.resolution // 3, "a key")
+    sized = sized_backbone(model, 2 * model.resolution, "a key")
     backbone = loaded.backbone
 
     def velocity(x: torch.Tensor, *_: Any) -> torch.Tensor:

@@ -15,10 +15,10 @@ from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import save_tensors
+from rtdmd.config import preset
 from rtdmd.publish.adapter_file import check_belongs, read_adapter
 from rtdmd.publish.compose import A, Adapter, B
 from rtdmd.publish.export import write_lora
-from tests.backbones.families import FAMILIES
 
 RANK = 2
 ROADS = ("stage", "diffusers", "peft folder", "peft in transformer", "peft file", "public code")
@@ -200,7 +200,7 @@ def test_a_flipped_bit_in_the_numbers_is_named(tmp_path: Path) -> None:
 
 
 def _of_base(kind: str, tiny_teacher: Path) -> tuple[Any, dict[str, torch.Tensor]]:
-    backbone = load_backbone(FAMILIES["sd3"].params(tiny_teacher), vae=False)
+    backbone = load_backbone(preset("smoke", {"model": {"teacher": str(tiny_teacher)}}).model, vae=False)
     tensors = {}
     for name in backbone.lora_targets(kind):  # type: ignore[arg-type]
         outer, inner = backbone.transformer.get_submodule(name).weight.shape

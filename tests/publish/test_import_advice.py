@@ -7,6 +7,7 @@ Followed elsewhere: `--alpha` and `--base` of a checkpoint that tells neither (t
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,9 +72,9 @@ def without(name: str, part: str) -> Change:
 CASES = {
     "three files": Case(
         ("import", "base.pt", "base.pt", "base.pt", *TOLD),
-        nothing,
+        lambda here: shutil.copy(here.root / "base.pt", here.root / "rl.pt") and None,
         "3 files; a checkpoint of each stage",
-        typed("import", "base.pt", "base.pt", *TOLD),
+        typed("import", "base.pt", "rl.pt", *TOLD),
     ),
     "no file": Case(
         ("import", "base", *TOLD), nothing, "base: neither a checkpoint file nor a folder with", typed(*IMPORT)

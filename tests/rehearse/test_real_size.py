@@ -161,7 +161,9 @@ def test_when_the_minutes_are_over_what_is_known_is_kept(
     kept = read(tmp_path)
     assert len(rows) == len(kept) == 1
     assert (kept[0]["seconds"], kept[0]["note"]) == ("2.0", "stopped: the minutes are over")
-    with pytest.raises(UserError, match=r"nothing was measured; a train_acdmd .*needs about \d+ s of the 6 s that are"):
+    with pytest.raises(
+        UserError, match=r"nothing was measured; a train_acdmd .*needs about \d+ s of the \d s that are"
+    ):
         rehearse({"a": case}, options(tmp_path, minutes=0.1))
 
 

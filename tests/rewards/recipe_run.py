@@ -38,11 +38,12 @@ def run(name: str) -> None:
         for stage in (prepare_prompts, cache_teacher, evaluate, report):
             stage.run(root)
         metrics = read_json(root / "results/evaluate/metrics.json")
+        scorers = read_json(root / "results/evaluate/scorers.json")
         page = (root / "results/report/index.html").read_text(encoding="utf-8")
     label = REWARDS[name].settings.label
     assert label is not None and label in page
     mean = metrics["suites"]["heldout"]["train_rtdmd"][name]["mean"]
-    print(f"scored {mean:.6f} by {sorted(metrics['scorers'][name]['files'])}")
+    print(f"scored {mean:.6f} by {sorted(scorers[name]['files'])}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from rtdmd.stages import train_acdmd
 from rtdmd.train import acdmd, losses
 from rtdmd.train import adapters as roles_module
 from rtdmd.train.acdmd import AcdmdTrainer
+from rtdmd.train.engine.watch import Watch
 from tests.train.workshop import checkpoints, killed_at, make_trainable, results, rows_of
 from tests.workspace import REPOSITORY, set_params
 
@@ -266,6 +267,7 @@ def test_a_non_finite_role_is_named(root: Path, monkeypatch: pytest.MonkeyPatch,
         return v * float("nan") if which == role else v
 
     monkeypatch.setattr(roles_module.AdapterBank, "velocity", velocity)
+    monkeypatch.setattr(Watch, "before", lambda *_: {})  # which looks before the first step
     with pytest.raises(RtdmdError, match=rf"train_acdmd stopped at iteration 0: .*{name}.*; no checkpoint"):
         train(root, EIGHT)
 

@@ -19,6 +19,7 @@ from rtdmd.rewards import panel
 from rtdmd.rewards.scorers.world_verifier import WorldVerifier
 from rtdmd.stages import train_acdmd, train_rtdmd
 from rtdmd.train import adapters as roles_module
+from rtdmd.train.engine.watch import Watch
 from rtdmd.train.losses import Rollout
 from rtdmd.train.rtdmd import RtdmdTrainer
 from tests.train.workshop import checkpoints, killed_at, results, rows_of
@@ -338,6 +339,7 @@ def test_a_non_finite_role_is_named(root: Path, monkeypatch: pytest.MonkeyPatch,
         return v * float("nan") if which == role else v
 
     monkeypatch.setattr(roles_module.AdapterBank, "velocity", velocity)
+    monkeypatch.setattr(Watch, "before", lambda *_: {})  # which looks before the first step
     with pytest.raises(
         RtdmdError, match=rf"train_rtdmd stopped at epoch 0: {name} has \d+ non-finite .*; no checkpoint"
     ):

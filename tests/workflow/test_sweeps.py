@@ -57,7 +57,7 @@ def test_figures_and_curves_of_experiments_compare(swept: Path) -> None:
     assert "curves.csv" in page
     assert '"rev": "fast"' in page
     tables = [path for path in git(swept, "ls-files", "results").split() if Path(path).suffix in (".csv", ".json")]
-    assert len(tables) == 5
+    assert len(tables) == 7
     assert max((swept / path).stat().st_size for path in tables) < 100_000
 
 

@@ -86,6 +86,14 @@ def when_asked(read):
     return value
 
 
+def figures_of(jobs, table, runs):
+    """The files that say that all figures of a published table are there. A checkpoint that one of its runs judges has to
+    be imported before the first job starts; a dry run needs none."""
+    if not workflow.dryrun:
+        when_asked(lambda: jobs.require(runs))()
+    return jobs.files(jobs.of_table(table))
+
+
 def refuse_before_outputs_go():
     """On a cluster: Snakemake removes a job's outputs and then submits it, so Slurm is asked whether it would start all
     of them."""

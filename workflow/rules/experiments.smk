@@ -9,15 +9,6 @@ EXPERIMENTS = when_asked(Jobs.of)
 EXPERIMENT_STAGE = ".rtdmd/experiments/{experiment}/.rtdmd/done/{step}.json"
 
 
-def evaluated(table):
-    """The files that say that all figures of a table are there. A checkpoint that it judges has to be imported before
-    the first job starts; a dry run needs none."""
-    jobs = EXPERIMENTS()
-    if not workflow.dryrun:
-        when_asked(lambda: jobs.require(TABLES[table].runs()))()
-    return jobs.files(jobs.of_table(table))
-
-
 wildcard_constraints:
     experiment="|".join(map(re.escape, RUNS)),
     step="|".join(STAGES),
@@ -53,7 +44,7 @@ for name in TABLES:
         name:
             f"experiment_{name}"
         input:
-            lambda wildcards, name=name: evaluated(name),
+            lambda wildcards, name=name: figures_of(EXPERIMENTS(), name, TABLES[name].runs()),
         output:
             report(f"results/experiments/{name}/index.html", category="experiments", caption="../report/stage.rst"),
             report(f"results/experiments/{name}/table.csv", category="experiments", caption="../report/stage.rst"),
