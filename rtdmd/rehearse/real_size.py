@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -29,13 +29,13 @@ from rtdmd.plan.text import GIB, duration, size, table
 from rtdmd.rehearse.memory import available
 from rtdmd.rehearse.real_case import LOSSES, STAGES, Case, losses_of, measured_updates
 
-if TYPE_CHECKING:
-    pass
-
 MEASUREMENTS = ("updates", "verify", "losses", "compile")
 FILE = "real_size.csv"
 ROOM = 1.1  # of the planned peak, which has to be free
 BUILDING, COMPILING, PROVING = 30.0, 150.0, 60.0  # seconds beside the updates, about
+AGAIN = 1.0  # seconds from one TimeUp to the next
+WARM_UP = "warm-up"
+OF_THE_CPU = "DefaultCPUAllocator: can't allocate memory"  # a RuntimeError; torch.OutOfMemoryError is a GPU's
 GPU_COUNTS = (1, 2, 4, 8, 16, 32)
 
 
@@ -54,8 +54,9 @@ class Options:
 
 @dataclass
 class Row:
-    """A measurement. seconds: of an update, those after the first where there are more; samples: images a second; peak:
-    bytes; planned_*: the plan's for the very sizes that ran; note: what else there is to say."""
+    """A measurement. seconds: of an update, those after the first where there are more; timed: WARM_UP where there are
+    none; samples: images a second; peak: bytes; planned_*: the plan's for the very sizes that ran; note: what else
+    there is to say."""
 
     model: str
     stage: str
@@ -64,18 +65,28 @@ class Row:
     updates: int = 0
     first_seconds: float | None = None
     seconds: float | None = None
+    timed: str = ""
     planned_seconds: float | None = None
     samples: float | None = None
     peak: int | None = None
     planned_peak: int | None = None
     note: str = ""
 
+    @property
+    def empty(self) -> bool:
+        """Nothing was measured."""
+        return self.seconds is None and self.note.startswith(("left out", "did not fit", "stopped"))
+
+    def marked(self, figure: str) -> str:
+        """A figure of time, which says so where it is the warm-up's."""
+        return f"{figure} ({self.timed})" if self.timed else figure
+
     def line(self) -> str:
         """For the terminal."""
         said = [f"{self.model} {self.stage} {self.what}:".replace("  ", " ")]
         if self.seconds is not None:
             planned = "" if self.planned_seconds is None else f" (planned {self.planned_seconds:.3g})"
-            said.append(f"{self.seconds:.3g} s an update{planned}, {self.samples:.3g} images/s;")
+            said.append(f"{self.marked(f'{self.seconds:.3g} s an update')}{planned}, {self.samples:.3g} images/s;")
         if self.peak is not None and self.planned_peak is not None:
             ratio = self.planned_peak / self.peak
             said.append(f"peak {size(self.peak)}, planned {size(self.planned_peak)} ({ratio:.2f} of it);")
@@ -103,8 +114,8 @@ class Sheet:
 
 
 def rehearse(cases: Mapping[str, Case], options: Options) -> list[Row]:
-    """Measure and print all, as far as time and memory go. UserError without the device, and where not one measurement
-    fits."""
+    """Measure and print all, as far as time and memory go. UserError without the device, and where nothing at all was
+    measured."""
     require_device(cases, options)
     device = configure(next(iter(cases.values())).params.run.model_copy(update={"device": options.device}))
     sheet = Sheet(options.out / FILE)
@@ -118,18 +129,25 @@ def rehearse(cases: Mapping[str, Case], options: Options) -> list[Row]:
                 if left is not None and seconds > left:
                     row.note = f"left out: needs about {seconds:.0f} s of the {left:.0f} s that are left"
                 elif not row.note:
+                    free = available(device)
                     running = True
-                    measure(sheet)
+                    try:
+                        measure(sheet)
+                    except RuntimeError as error:
+                        if not isinstance(error, torch.OutOfMemoryError) and OF_THE_CPU not in str(error):
+                            raise
+                        offer = "; lower --images or --blocks" if row.images else ""
+                        row.note = f"did not fit: {size(free)} were free{offer}"
                     running = False
                 sheet.save()
                 print(row.line(), flush=True)
     except TimeUp:
         print(f"The {options.minutes:g} minutes are over.")
         if running:
-            sheet.rows[-1].note = "stopped: the minutes are over"
+            sheet.rows[-1].note = "stopped: the minutes are over; raise --minutes"
             sheet.save()
             print(sheet.rows[-1].line(), flush=True)
-    if all(row.note.startswith("left out") for row in sheet.rows):
+    if all(row.empty for row in sheet.rows):
         first = sheet.rows[0].line() if sheet.rows else "the time was over before; raise --minutes"
         raise UserError(f"--real-size: nothing was measured; {first}")
     print("\n" + closing_tables(cases, sheet.rows, options))
@@ -139,7 +157,8 @@ def rehearse(cases: Mapping[str, Case], options: Options) -> list[Row]:
 
 @contextmanager
 def time_box(seconds: float | None) -> Iterator[None]:
-    """TimeUp after so many seconds inside (in the main thread)."""
+    """TimeUp after so many seconds inside (in the main thread), and again while it goes on: one that is raised in a
+    finaliser is printed there and lost."""
 
     def over(*_: object) -> None:
         raise TimeUp
@@ -148,7 +167,7 @@ def time_box(seconds: float | None) -> Iterator[None]:
         yield
         return
     former = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     try:
         yield
     finally:
@@ -192,18 +211,17 @@ def _updates(name: str, case: Case, stage: str, options: Options, device: torch.
     about = 1.5 * options.updates * (row.planned_seconds or 0.0) + BUILDING + COMPILING * compiled
 
     def measure(sheet: Sheet) -> None:
-        try:
-            for seconds, peak in measured_updates(case, stage, options.updates, device):
-                row.updates += 1
-                if row.first_seconds is None:
-                    row.first_seconds = mean = seconds
-                else:
-                    mean = seconds if row.updates == 2 else ((row.updates - 2) * mean + seconds) / (row.updates - 1)
-                row.peak = peak if row.updates <= 2 else max(row.peak or 0, peak)  # the first warms up
-                row.seconds, row.samples = mean, row.images / mean
-                sheet.save()
-        except torch.OutOfMemoryError:
-            row.note = f"did not fit: {size(available(device))} were free"
+        for seconds, peak in measured_updates(case, stage, options.updates, device):
+            row.updates += 1
+            if row.updates == 1:
+                row.first_seconds = mean = seconds
+                row.timed = WARM_UP
+            else:
+                mean = ((row.updates - 2) * mean + seconds) / (row.updates - 1)
+                row.timed = ""
+            row.peak = peak if row.updates <= 2 else max(row.peak or 0, peak)  # the first warms up
+            row.seconds, row.samples = mean, row.images / mean
+            sheet.save()
 
     return row, about, measure
 
@@ -275,9 +293,9 @@ def closing_tables(cases: Mapping[str, Case], rows: Sequence[Row], options: Opti
             row.model,
             f"{row.stage} {row.what}",
             str(row.images),
-            f"{row.seconds:.3g}",
+            row.marked(f"{row.seconds:.3g}"),
             "-" if row.planned_seconds is None else f"{row.planned_seconds:.3g}",
-            f"{row.samples:.3g}",
+            row.marked(f"{row.samples:.3g}"),
             size(row.peak or 0),
             size(row.planned_peak or 0),
             f"{(row.planned_peak or 0) / (row.peak or 1):.2f}",
@@ -291,6 +309,6 @@ def closing_tables(cases: Mapping[str, Case], rows: Sequence[Row], options: Opti
         for stage in options.stages:
             own = next((row for row in rows if (row.model, row.stage) == (name, stage) and row.samples), None)
             if own is not None and not case.cut:
-                whole += [[name, stage, *cells] for cells in case.on_gpus(stage, own.samples or 1, device, GPU_COUNTS)]
-    parts = [table([head, *body])] + ([table(whole)] if len(whole) > 1 else [])
-    return "\n\n".join(parts)
+                for count, seconds, planned, hours, peak in case.on_gpus(stage, own.samples or 1, device, GPU_COUNTS):
+                    whole.append([name, stage, count, own.marked(seconds), planned, own.marked(hours), peak])
+    return "\n\n".join(table(lines) for lines in ([head, *body], whole) if len(lines) > 1)

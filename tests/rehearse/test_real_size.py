@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gc
+import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -143,14 +144,17 @@ def test_the_order_is_that_of_importance_and_compile_is_turned_over(
         *((name, stage) for name in "ab" for stage in STAGES),
     ]
     assert seen == [(number, STAGES[i % 2], i > 3) for i, number in enumerate((0, 1, 2, 3, 9, 10, 11, 12))]
-    assert {(row.first_seconds, row.seconds, row.peak) for row in rows if row.updates} == {(2.0, 2.0, 20)}
+    timed = {(row.first_seconds, row.seconds, row.timed, row.peak) for row in rows if row.updates}
+    assert timed == {(2.0, 2.0, "", 20)}
     assert rows[4].note.startswith("0 of 0 statements hold")
     assert rows[5].note == f"apart by gap {abs(8 - 7) / 7:.1e}"
 
 
 def test_when_the_minutes_are_over_what_is_known_is_kept(
-    tmp_path: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The warm-up's figures are marked as such, in the file and in both tables."""
+
     def updates(*_: object) -> Iterator[tuple[float, int]]:
         yield 2.0, 30
         raise TimeUp
@@ -160,11 +164,77 @@ def test_when_the_minutes_are_over_what_is_known_is_kept(
     rows = rehearse({"a": case}, options(tmp_path, minutes=60.0))
     kept = read(tmp_path)
     assert len(rows) == len(kept) == 1
-    assert (kept[0]["seconds"], kept[0]["note"]) == ("2.0", "stopped: the minutes are over")
+    note = "stopped: the minutes are over; raise --minutes"
+    assert [kept[0][key] for key in ("seconds", "timed", "note")] == ["2.0", "warm-up", note]
+    row, tables = capsys.readouterr().out.split(note)
+    assert "2 s an update (warm-up) (planned " in row
+    measured, whole = tables.split("whole stage")
+    assert "  2 (warm-up)" in measured and "  4 (warm-up)" in measured  # seconds, and 8 images in them
+    assert all(line.count("(warm-up)") == 2 for line in whole.splitlines() if line.startswith("a "))
     with pytest.raises(
         UserError, match=r"nothing was measured; a train_acdmd .*needs about \d+ s of the \d s that are"
     ):
         rehearse({"a": case}, options(tmp_path, minutes=0.1))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:116] . DefaultCPUAllocator: can't allocate memory: you tried to"),
+    ],
+)
+def test_what_turns_out_not_to_fit_ends_that_measurement_alone(
+    error: RuntimeError,
+    tmp_path: Path,
+    tiny_clip: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What was free before is told; with nothing measured at all it is an error, and so is any other RuntimeError."""
+
+    def fails(*_: object) -> Any:
+        raise error
+
+    def updates(*_: object) -> Iterator[tuple[float, int]]:
+        yield 2.0, 30
+        monkeypatch.setattr(real_size, "available", lambda device: 0)
+        raise error
+
+    monkeypatch.setattr(real_size, "available", lambda device: 2**40)
+    for name, instead in (("measured_updates", updates), ("check_all", fails), ("losses_of", fails)):
+        monkeypatch.setattr(real_size, name, instead)
+    case = case_of("sd35m", tiny_clip)
+    given = options(tmp_path, stages=("train_acdmd",), measure=("updates", "verify", "losses"))
+    rows = rehearse({"a": case}, given)
+    assert [(row.seconds, row.timed, row.note) for row in rows] == [
+        (2.0, "warm-up", "did not fit: 1024.0 GiB were free; lower --images or --blocks"),
+        (None, "", "did not fit: 0.0 MiB were free"),
+        (None, "", rows[2].note),
+    ]
+    assert rows[2].note.startswith("left out: needs ") and "planned / measured" in capsys.readouterr().out
+    with pytest.raises(UserError, match="nothing was measured; equations bfloat16 on cpu: did not fit"):
+        rehearse({"a": case}, replace(given, measure=("verify", "losses")))
+    monkeypatch.setattr(real_size, "available", lambda device: 2**40)
+    with pytest.raises(
+        UserError, match=r"nothing was measured; a train_acdmd .*: did not fit: 1024.0 GiB were free; low"
+    ):
+        rehearse({"a": case}, replace(given, measure=("losses",)))
+    error = RuntimeError("shapes cannot be multiplied")
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        rehearse({"a": case}, replace(given, measure=("losses",)))
+
+
+def test_an_end_of_the_time_that_a_finaliser_swallowed_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(real_size, "AGAIN", 0.05)
+    began = time.monotonic()
+    with pytest.raises(TimeUp), real_size.time_box(0.05):
+        try:
+            time.sleep(20)
+        except TimeUp:
+            swallowed = time.monotonic() - began
+        time.sleep(20)
+    assert swallowed < time.monotonic() - began < 10
 
 
 def test_what_does_not_fit_the_memory_is_not_begun(
