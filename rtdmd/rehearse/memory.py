@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +17,36 @@ _AT_ONCE, _LAZY = 2**16, 2**25  # larger blocks come from the system and go back
 
 
 def available(device: torch.device) -> int:
-    """Bytes that can still be had: of the GPU, or of the machine's memory without swapping. What nobody needs any more,
-    models that were measured before, is given back first."""
+    """Bytes that can still be had: of the GPU, or of the machine's memory without swapping and within this process's
+    limit. What nobody needs any more, models that were measured before, is given back first."""
     held(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
+    return int(min(psutil.virtual_memory().available, below_limit(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))))
+
+
+def below_limit(root: Path, own: Path) -> float:
+    """Bytes up to the nearest memory limit of the control groups that ``own`` names (v2 or v1, mounted at ``root``) and
+    of those above them, which psutil does not see; inf without one. Files' pages that the kernel drops first are free.
+    """
+    room = math.inf
+    for line in own.read_text(encoding="utf-8").splitlines() if own.exists() else ():
+        _, kinds, path = line.split(":", 2)
+        if not kinds:
+            top, names = root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in kinds.split(","):
+            top, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        most, now, dropped = names
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents[: len(group.parts) - len(top.parts)]):
+            limit = (folder / most).read_text(encoding="ascii").strip() if (folder / most).exists() else "max"
+            if limit != "max":
+                stat = dict(one.split() for one in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+                used = int((folder / now).read_text(encoding="ascii")) - int(stat[dropped])
+                room = min(room, max(0, int(limit) - used))
+    return room
 
 
 def held(device: torch.device) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gc
+import math
 import time
 import weakref
 from collections.abc import Iterator
@@ -328,6 +329,40 @@ def test_models_that_were_measured_are_gone_before_the_free_memory_is_asked_for(
     finally:
         gc.enable()
     assert (there, still_there) == (True, False) and free > 0
+
+
+@pytest.mark.parametrize(
+    ("line", "top", "most", "now", "dropped", "unlimited"),
+    [
+        ("0::/", ".", "memory.max", "memory.current", "inactive_file", "max"),
+        (
+            "4:cpu,memory:/",
+            "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+            2**63 - 4096,
+        ),
+    ],
+    ids=["v2", "v1"],
+)
+def test_memory_is_what_the_control_groups_leave(
+    line: str, top: str, most: str, now: str, dropped: str, unlimited: str | int, tmp_path: Path
+) -> None:
+    """The nearest limit holds, of the own group or of one above; a group that is not mounted here has none."""
+    own, folder = tmp_path / "own", tmp_path / top
+    own.write_text(f"9:name=systemd:/x\n{line}pod/job\n")
+    assert memory.below_limit(tmp_path, own) == memory.below_limit(tmp_path, tmp_path / "none") == math.inf
+    for group, limit, used, files in (("pod", 1000, 700, 50), ("pod/job", unlimited, 300, 0)):
+        (folder / group).mkdir(parents=True)
+        (folder / group / most).write_text(f"{limit}\n")
+        (folder / group / now).write_text(f"{used}\n")
+        (folder / group / "memory.stat").write_text(f"anon 1\n{dropped} {files}\n")
+    assert memory.below_limit(tmp_path, own) == 350
+    (folder / "pod/job" / most).write_text("400\n")
+    assert memory.below_limit(tmp_path, own) == 100
+    (folder / "pod/job" / now).write_text("500\n")
+    assert memory.below_limit(tmp_path, own) == 0
 
 
 def test_rounds_are_typical_and_epochs_hold_the_most() -> None:
