@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rtdmd.common.errors import UserError
+from rtdmd.rehearse import MEASUREMENTS, STAGES
 
 if TYPE_CHECKING:
     from rtdmd.config import Params
 
-STAGES = ("train_acdmd", "train_rtdmd")
-MEASUREMENTS = ("updates", "verify", "losses", "compile")
 LEAST_ONE = ("updates", "images", "blocks")
 OF_REAL_SIZE = ("also", "stage", "updates", "minutes", "device", "images", "blocks", "measure", "settings", "out")
 

@@ -117,6 +117,11 @@ class Handler(BaseHTTPRequestHandler):
 
     # who asks, and for what
 
+    @property
+    def token(self) -> str:
+        """The token of who asks, empty without one."""
+        return (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+
     def repository(self, repo: str) -> Repo:
         """Refusal where there is none of this name."""
         if repo not in self.hub.repos:
@@ -126,8 +131,7 @@ class Handler(BaseHTTPRequestHandler):
     def readable(self, repo: str) -> None:
         """Refusal where who asks may not read the files of a gated repository."""
         found = self.repository(repo)
-        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-        if found.gated and token not in self.hub.tokens:
+        if found.gated and self.token not in self.hub.tokens:
             raise Refusal(401, f"Access to {repo} is restricted. Please log in.", "GatedRepo")
         if found.gated and not found.access:
             raise Refusal(403, f"Access to {repo} is restricted and you are not in the authorized list.", "GatedRepo")

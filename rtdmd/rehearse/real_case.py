@@ -27,12 +27,12 @@ from rtdmd.plan.needs import CPU_FLOPS
 from rtdmd.plan.passes import acdmd_rows, rtdmd_rows
 from rtdmd.plan.stand import Stand
 from rtdmd.plan.text import duration, size
+from rtdmd.rehearse import STAGES
 from rtdmd.rehearse.memory import Peak, freed_at_once, held
 from rtdmd.rehearse.real_models import Configs, random_backbone, random_panel, shallower
 from rtdmd.rehearse.updates import Update, give_moments, peak_epochs, stage_one, stage_two, typical_rounds
 from rtdmd.train.learner import Learner
 
-STAGES = ("train_acdmd", "train_rtdmd")
 LOSSES = ("fake_ambient", "fake_consistency", "matching", "backprop", "gap", "fake_grad_norm", "generator_grad_norm")
 """Of a step's values those that are compared between precisions."""
 _MEMORY = {"train_acdmd": acdmd_memory, "train_rtdmd": rtdmd_memory}
@@ -56,8 +56,7 @@ class Case:
         """Without looks at the student, and with the text cached. UserError where the teacher's shapes are not known
         here."""
         alone = {"cache_teacher": {"mode": "cache"}} | {stage: {"watch": {"every": 0}} for stage in STAGES}
-        params = validate(merged(params.model_dump(mode="json"), alone))
-        case = Case(params, part_configs(params.model, root), root, size)
+        case = Case(params, part_configs(params.model, root), root, size).changed(alone)
         return case if blocks is None else case.shallower(blocks)
 
     @property
@@ -106,8 +105,7 @@ class Case:
             "validation": {"every": 0},
         }
         alone = {"processes": 1, "sharding": "none"}
-        changes = {"train_acdmd": first | alone, "train_rtdmd": second | alone}
-        return validate(merged(self.params.model_dump(mode="json"), changes))
+        return self.changed({"train_acdmd": first | alone, "train_rtdmd": second | alone}).params
 
     def images(self, stage: str) -> int:
         """Of an update: a round in stage one, an epoch in stage two."""

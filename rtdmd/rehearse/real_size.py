@@ -26,10 +26,10 @@ from rtdmd.common.torch_setup import configure
 from rtdmd.oracle.setting import Setting
 from rtdmd.oracle.statements import check_all
 from rtdmd.plan.text import GIB, duration, size, table
+from rtdmd.rehearse import MEASUREMENTS, STAGES
 from rtdmd.rehearse.memory import available
-from rtdmd.rehearse.real_case import LOSSES, STAGES, Case, losses_of, measured_updates
+from rtdmd.rehearse.real_case import LOSSES, Case, losses_of, measured_updates
 
-MEASUREMENTS = ("updates", "verify", "losses", "compile")
 FILE = "real_size.csv"
 ROOM = 1.1  # of the planned peak, which has to be free
 BUILDING, COMPILING, PROVING = 30.0, 150.0, 60.0  # seconds beside the updates, about
@@ -113,6 +113,9 @@ class Sheet:
         write_atomic(self.path, text.getvalue())
 
 
+Measure = Callable[[Sheet], None]
+
+
 def rehearse(cases: Mapping[str, Case], options: Options) -> list[Row]:
     """Measure and print all, as far as time and memory go. UserError without the device, and where nothing at all was
     measured."""
@@ -131,13 +134,7 @@ def rehearse(cases: Mapping[str, Case], options: Options) -> list[Row]:
                 elif not row.note:
                     free = available(device)
                     running = True
-                    try:
-                        measure(sheet)
-                    except RuntimeError as error:
-                        if not isinstance(error, torch.OutOfMemoryError) and OF_THE_CPU not in str(error):
-                            raise
-                        offer = "; lower --images or --blocks" if row.images else ""
-                        row.note = f"did not fit: {size(free)} were free{offer}"
+                    _measured(measure, sheet, free)
                     running = False
                 sheet.save()
                 print(row.line(), flush=True)
@@ -153,6 +150,18 @@ def rehearse(cases: Mapping[str, Case], options: Options) -> list[Row]:
     print("\n" + closing_tables(cases, sheet.rows, options))
     print(f"\nAll figures: {sheet.path}")
     return sheet.rows
+
+
+def _measured(measure: Measure, sheet: Sheet, free: int) -> None:
+    """Fill the last row; where memory runs out, it says that ``free`` bytes were not enough."""
+    try:
+        measure(sheet)
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and OF_THE_CPU not in str(error):
+            raise
+        row = sheet.rows[-1]
+        offer = "; lower --images or --blocks" if row.images else ""
+        row.note = f"did not fit: {size(free)} were free{offer}"
 
 
 @contextmanager
@@ -173,9 +182,6 @@ def time_box(seconds: float | None) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, former)
-
-
-Measure = Callable[[Sheet], None]
 
 
 def planned_measurements(

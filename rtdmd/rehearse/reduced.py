@@ -74,43 +74,38 @@ REDUCED_IN_BOTH = {
 REDUCED |= {f"{stage}.{key}": to for stage in ("train_acdmd", "train_rtdmd") for key, to in REDUCED_IN_BOTH.items()}
 
 
-def placeholders(params: Params) -> list[str]:
-    """Dotted keys of the commits that are still to be filled in."""
-    return [key for key, value in leaves(params.model_dump(mode="json")) if value == UNPINNED]
+def placeholders(params: Params) -> dict[str, str]:
+    """Dotted key of every commit that is still to be filled in -> its repository."""
+    found = leaves(params.model_dump(mode="json"))
+    return {key: _repository_of(pin, section) for key, section, pin in found if section[pin] == UNPINNED}
 
 
 def filled_in(params: Params) -> Params:
     """With a commit in the place of every placeholder, one for each repository."""
-    tree: dict[str, Any] = _filled_in(params.model_dump(mode="json"))
+    tree = params.model_dump(mode="json")
+    for _, section, pin in leaves(tree):
+        if section[pin] == UNPINNED:
+            section[pin] = hashlib.sha1(_repository_of(pin, section).encode(), usedforsecurity=False).hexdigest()
     return validate(tree, "rehearsal")
 
 
-def _filled_in(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_filled_in(one) for one in value]
-    if not isinstance(value, dict):
-        return value
-    return {key: _commit_of(key, value) if one == UNPINNED else _filled_in(one) for key, one in value.items()}
-
-
-def _commit_of(pin: str, section: dict[str, Any]) -> str:
-    """A commit of the repository that the ``pin`` of a section belongs to: `base_revision` to `base`, `colour_revision`
-    to `colour_model`, `revision` to the model or data set itself."""
+def _repository_of(pin: str, section: dict[str, Any]) -> str:
+    """The repository that the ``pin`` of a section belongs to: `base_revision` to `base`, `colour_revision` to
+    `colour_model`, `revision` to the model or data set itself."""
     prefix = pin.removesuffix("revision").removesuffix("_")
     names = (prefix, f"{prefix}_model") if prefix else ("teacher", "model", "repo")
-    about = next(str(section[name]) for name in names if section.get(name) is not None)
-    return hashlib.sha1(about.encode(), usedforsecurity=False).hexdigest()
+    return next(str(section[name]) for name in names if section.get(name) is not None)
 
 
-def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for name, one in value.items():
-            yield from leaves(one, f"{key}.{name}" if key else name)
-    elif isinstance(value, list):
-        for number, one in enumerate(value):
-            yield from leaves(one, f"{key}[{number}]")
-    else:
-        yield key, value
+def leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, dictionary or list that has it, name or number there) of each value that is neither of the two."""
+    numbered = isinstance(tree, list)
+    for name, one in enumerate(tree) if numbered else tree.items():
+        place = f"{key}[{name}]" if numbered else f"{key}.{name}".removeprefix(".")
+        if isinstance(one, dict | list):
+            yield from leaves(one, place)
+        else:
+            yield place, tree, name
 
 
 def reduced(params: Params, device: str) -> Params:
@@ -142,16 +137,11 @@ def small_side(resolution: int) -> int:
     return resolution if resolution <= SMALLEST else 16 * max(2, round(resolution / 256))
 
 
-def small_processes(stage: TrainingParams) -> int:
-    """How many processes share a stage's batches."""
-    return min(stage.processes, 2)
-
-
 def _stage_one(params: Params) -> dict[str, Any]:
     stage = params.train_acdmd
     every = min(stage.generator_every, 2)
     iterations = 2 * every
-    processes = small_processes(stage)
+    processes = min(stage.processes, 2)
     batch = min(stage.batch_size, 4)
     return {
         "recipe": "custom",
@@ -167,7 +157,7 @@ def _stage_one(params: Params) -> dict[str, Any]:
 def _stage_two(params: Params) -> dict[str, Any]:
     stage = params.train_rtdmd
     epochs = 2
-    processes = small_processes(stage)
+    processes = min(stage.processes, 2)
     prompts = min(stage.prompts_per_epoch, 2)
     group = min(stage.group_size, 2)
     images = prompts * group

@@ -28,9 +28,9 @@ from rtdmd.rehearse.folder import check_places, commit, lay, place_of, read_own_
 from rtdmd.rehearse.hub import Hub
 from rtdmd.rehearse.hub_store import DATASETS
 from rtdmd.rehearse.imported import write_checkpoint
-from rtdmd.rehearse.reduced import filled_in, placeholders, reduced, small_processes
+from rtdmd.rehearse.reduced import filled_in, placeholders, reduced
 from rtdmd.rehearse.stand_in import StandIn
-from rtdmd.rehearse.table import Row, downloads_text, exercised, measured, table_text, unproved_text
+from rtdmd.rehearse.table import Row, downloads_text, exercised, measured, pins_text, table_text, unproved_text
 
 TOKEN = "hf_of_the_rehearsal"
 FOREIGN = ("HF_", "HUGGING", "TRANSFORMERS_", "DIFFUSERS_", "SNAKEMAKE_", "DVC_", "GIT_")
@@ -92,8 +92,9 @@ def stand_ins(params: Params) -> list[StandIn]:
 
 def _rehearsed(root: Path, folder: Path, plan: Plan) -> str:
     asked = filled_in(plan.asked) if plan.fill_in else plan.asked
-    own_gpus = torch.cuda.device_count() >= max(map(small_processes, (asked.train_acdmd, asked.train_rtdmd)))
-    params = reduced(asked, asked.run.device if own_gpus else "cpu")
+    params = reduced(asked, asked.run.device)
+    if torch.cuda.device_count() < max(params.train_acdmd.processes, params.train_rtdmd.processes):
+        params = reduced(asked, "cpu")
     models = [one for one in stand_ins(params) if one.revision is not None or not (root / one.repo).is_dir()]
     used = lay(root, folder, params, plan.pipeline, models)
     with Hub(TOKEN) as hub:
@@ -110,8 +111,9 @@ def _rehearsed(root: Path, folder: Path, plan: Plan) -> str:
     if params.evaluate.imported is not None:
         unproved += f"\n  {params.evaluate.imported}: its adapter is random and made here; no file of others is read"
     parts = [table_text(rows), downloads_text(hub), unproved]
-    if plan.fill_in and placeholders(plan.asked):
-        parts.append("to fill in before the real run:\n  " + "\n  ".join(placeholders(plan.asked)))
+    pins = placeholders(plan.asked) if plan.fill_in else {}
+    if pins:
+        parts.append(pins_text(pins))
     return "\n\n".join(parts)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
-from rtdmd.common.files import json_text, read_json
+from rtdmd.common.files import read_json, write_json
 from rtdmd.common.torch_setup import quiet_imports
 
 with quiet_imports():
@@ -101,8 +101,9 @@ def write_clip(folder: Path, words: Sequence[str], pad: str = "<|endoftext|>") -
     start, end = CLIP_ENDS
     marks = {"bos_token": start, "eos_token": end, "pad_token": pad, "unk_token": end}
     about = marks | {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True}
-    _write_vocabulary(folder, vocabulary, merges)
-    _write_texts(folder, {"tokenizer_config.json": about, "special_tokens_map.json": marks})
+    write_vocabulary(folder, vocabulary, merges)
+    write_json(folder / "tokenizer_config.json", about)
+    write_json(folder / "special_tokens_map.json", marks)
     return len(vocabulary)
 
 
@@ -111,7 +112,7 @@ def write_t5(folder: Path, words: Sequence[str]) -> int:
     tokenizer = t5_tokenizer(words)
     tokenizer.save_pretrained(folder)
     marks = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    _write_texts(folder, {"special_tokens_map.json": marks})
+    write_json(folder / "special_tokens_map.json", marks)
     _edit_text(folder / "tokenizer_config.json", model_max_length=512)
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     for piece, score in _t5_pieces(words):
@@ -125,25 +126,22 @@ def write_qwen(folder: Path, words: Sequence[str]) -> int:
     tokenizer = qwen_tokenizer(words)
     tokenizer.save_pretrained(folder)
     vocabulary, merges = _qwen_vocabulary(words)
-    _write_vocabulary(folder, vocabulary, merges)
+    write_vocabulary(folder, vocabulary, merges)
     added = {token: len(vocabulary) + i for i, token in enumerate(QWEN_MARKS)}
     marks = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "additional_special_tokens": QWEN_MARKS[1:]}
-    _write_texts(folder, {"added_tokens.json": added, "special_tokens_map.json": marks})
+    write_json(folder / "added_tokens.json", added)
+    write_json(folder / "special_tokens_map.json", marks)
     _edit_text(folder / "tokenizer_config.json", model_max_length=131072)
     return len(tokenizer)
 
 
-def _write_vocabulary(folder: Path, vocabulary: dict[str, int], merges: Merges) -> None:
+def write_vocabulary(folder: Path, vocabulary: dict[str, int], merges: Merges) -> None:
+    """vocab.json and merges.txt of a byte-pair tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _write_texts(folder: Path, texts: dict[str, Any]) -> None:
-    for name, content in texts.items():
-        (folder / name).write_text(json_text(content), encoding="utf-8")
-
-
 def _edit_text(path: Path, **entries: Any) -> None:
-    path.write_text(json_text(read_json(path) | entries), encoding="utf-8")
+    write_json(path, read_json(path) | entries)

@@ -166,10 +166,9 @@ class UploadHandler(Handler):
         return found
 
     def _allowed(self, write: bool) -> None:
-        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-        if token not in self.hub.tokens:
+        if self.token not in self.hub.tokens:
             raise Refusal(401, "Invalid credentials in Authorization header")
-        if write and not self.hub.tokens[token]:
+        if write and not self.hub.tokens[self.token]:
             raise Refusal(403, "the token is read-only")
 
     # routes

@@ -21,8 +21,8 @@ from rtdmd.common.errors import UserError
 from rtdmd.config import preset
 from rtdmd.plan.published import TEACHERS
 from rtdmd.plan.tally import tally
-from rtdmd.rehearse import memory, real_case, real_size
-from rtdmd.rehearse.real_case import STAGES, Case, known_gpu
+from rtdmd.rehearse import MEASUREMENTS, STAGES, memory, real_case, real_size
+from rtdmd.rehearse.real_case import Case, known_gpu
 from rtdmd.rehearse.real_models import shallower
 from rtdmd.rehearse.real_size import Options, Row, Sheet, TimeUp, rehearse
 from rtdmd.rehearse.shrink import shrunk
@@ -137,7 +137,7 @@ def test_the_order_is_that_of_importance_and_compile_is_turned_over(
     monkeypatch.setattr(real_size, "check_all", lambda setting: iter(()))
     monkeypatch.setattr(real_size, "losses_of", lambda case, stage, dtype, device: {"gap": len(dtype)})
     case = case_of("sd35m", tiny_clip)
-    rows = rehearse({"a": case, "b": case}, options(tmp_path, measure=real_size.MEASUREMENTS))
+    rows = rehearse({"a": case, "b": case}, options(tmp_path, measure=MEASUREMENTS))
     assert [(row.model, row.stage) for row in rows] == [
         *((name, stage) for name in "ab" for stage in STAGES),
         ("equations", ""),

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rtdmd.common.files import json_text, load_tensors, read_json, save_tensors
+from rtdmd.common.files import load_tensors, read_json, save_tensors, write_json
 from rtdmd.common.torch_setup import quiet_imports, quiet_loading
 from rtdmd.rehearse.reward_models.files import write_beside
 from rtdmd.rehearse.tokenizers import WORDS, clip_tokenizer, write_clip
@@ -75,7 +75,7 @@ def write_towers(folder: Path, seed: int = 0, side: int = SIDE, length: int = LE
         "rescale_factor": 1 / 255,
         "size": {"shortest_edge": side},
     }
-    (folder / "preprocessor_config.json").write_text(json_text(settings), encoding="utf-8")
+    write_json(folder / "preprocessor_config.json", settings)
     return folder
 
 
@@ -117,4 +117,4 @@ def _edit_towers(folder: Path, **entries: Any) -> None:
     config = read_json(path)
     for part in ("text_config", "vision_config"):
         config[part] |= entries
-    path.write_text(json_text(config), encoding="utf-8")
+    write_json(path, config)

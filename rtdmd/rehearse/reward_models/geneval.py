@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from rtdmd.common.files import json_text
+from rtdmd.common.files import write_json
 from rtdmd.common.torch_setup import quiet_imports, quiet_loading
 from rtdmd.rehearse.reward_models.files import write_beside
 from rtdmd.rewards.geneval_rules import CLASSES
@@ -48,6 +48,6 @@ def write_detector(folder: Path) -> Path:
     tensors["model.transformer_module.decoder.mask_predictor.mask_embedder.2.0.weight"] *= 3000
     save_file(tensors, path, metadata={"format": "pt"})
     settings = {"image_processor_type": "Mask2FormerImageProcessor", "size": {"height": 384, "width": 384}}
-    (folder / "preprocessor_config.json").write_text(json_text(settings), encoding="utf-8")
+    write_json(folder / "preprocessor_config.json", settings)
     write_beside(folder, "pytorch_model.bin")
     return folder

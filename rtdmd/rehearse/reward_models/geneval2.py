@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rtdmd.common.files import write_json
 from rtdmd.rehearse.reward_models.files import write_beside
 from rtdmd.rehearse.reward_models.qwenvl import (
     HIDDEN,
@@ -19,7 +20,6 @@ from rtdmd.rehearse.reward_models.qwenvl import (
     special_ids,
     token_id,
     write_image_settings,
-    write_json,
     write_language,
 )
 

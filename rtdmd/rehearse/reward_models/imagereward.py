@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from string import ascii_lowercase
 
 import torch
 from torch import Tensor
 
+from rtdmd.common.files import write_json
 from rtdmd.common.torch_setup import quiet_imports
 from rtdmd.rehearse.reward_models.files import write_beside, write_fast
 from rtdmd.rehearse.reward_models.formula import scattered
@@ -104,7 +104,7 @@ def write_imagereward(folder: Path) -> None:
     """zai-org/ImageReward's two files."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(published_weights(), folder / "ImageReward.pt")
-    (folder / "med_config.json").write_text(json.dumps(MED_CONFIG), encoding="utf-8")
+    write_json(folder / "med_config.json", MED_CONFIG)
     write_beside(folder)
 
 
@@ -113,8 +113,8 @@ def write_bert(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
     about = {"do_lower_case": True, "model_max_length": 512, "tokenizer_class": "BertTokenizer"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(about), encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", about)
     write_fast(folder, BertTokenizer)
-    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}), encoding="utf-8")
+    write_json(folder / "config.json", {"model_type": "bert"})
     weights = ("model.safetensors", "pytorch_model.bin", "rust_model.ot", "tf_model.h5", "flax_model.msgpack")
     write_beside(folder, *weights, "coreml/fill-mask/float32_model.mlpackage/Manifest.json")

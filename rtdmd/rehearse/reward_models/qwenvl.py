@@ -5,7 +5,6 @@ Their language models have a vocabulary of bytes and of the words that the score
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,9 +14,11 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 
+from rtdmd.common.files import write_json
 from rtdmd.common.torch_setup import quiet_imports
 from rtdmd.rehearse.reward_models.files import write_beside, write_fast
 from rtdmd.rehearse.reward_models.formula import scattered
+from rtdmd.rehearse.tokenizers import write_vocabulary
 from rtdmd.rewards.hpsv3_instruction import INSTRUCTION
 
 with quiet_imports():
@@ -70,8 +71,7 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 def write_tokenizer(folder: Path) -> int:
     """Write the tokenizer's and template's files; returns the number of tokens."""
     tokens, merges = vocabulary()
-    (folder / "vocab.json").write_text(json.dumps(tokens))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    write_vocabulary(folder, tokens, merges)
     added = {
         str(len(tokens) + i): {
             "content": token,
@@ -94,8 +94,8 @@ def write_tokenizer(folder: Path) -> int:
         "model_max_length": 32768,
         "tokenizer_class": "Qwen2Tokenizer",
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHAT}))
+    write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "chat_template.json", {"chat_template": CHAT})
     write_fast(folder, Qwen2Tokenizer)
     return len(tokens) + len(SPECIAL)
 
@@ -141,10 +141,6 @@ def outside_attention(layer: str) -> dict[str, tuple[int, ...]]:
         f"{layer}.input_layernorm.weight": (HIDDEN,),
         f"{layer}.post_attention_layernorm.weight": (HIDDEN,),
     }
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1))
 
 
 def special_ids() -> dict[str, int]:
