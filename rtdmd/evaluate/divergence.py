@@ -70,14 +70,19 @@ def caption_weights(parses: Parses) -> dict[int, float]:
     return out
 
 
-def teacher_optimum(teacher: Parses, weights: Mapping[int, float]) -> Optimum:
-    """The tilted laws of the teacher behind ``teacher``, for captions of these weights. UserError where it has no image
-    of a caption."""
+def _require_captions(teacher: Parses, weights: Mapping[int, float]) -> None:
+    """UserError where the teacher has no image of a caption."""
     missing = sorted(set(weights) - set(teacher.prompts.tolist()))
     if missing:
         raise UserError(
             f"the teacher has no image of prompt {missing[0]}, which a model was judged on: use the same prompts for it"
         )
+
+
+def teacher_optimum(teacher: Parses, weights: Mapping[int, float]) -> Optimum:
+    """The tilted laws of the teacher behind ``teacher``, for captions of these weights. UserError where it has no image
+    of a caption."""
+    _require_captions(teacher, weights)
     captions = np.array(sorted(weights))
     images = np.array([(teacher.prompts == caption).sum() for caption in captions])
     right = np.array([teacher.right[teacher.prompts == caption].sum() for caption in captions])
@@ -92,7 +97,7 @@ def divergence(model: Parses, teacher: Parses, seed: int = 0, replicates: int = 
     if replicates < 3:
         raise ValueError(f"a bootstrap needs three replicates at least, not {replicates}")
     weights = caption_weights(model)
-    teacher_optimum(teacher, weights)  # for its error
+    _require_captions(teacher, weights)
     images = _figures(model, teacher, weights, _Draw((seed, "images"), replicates, False))
     captions = _figures(model, teacher, weights, _Draw((seed, "captions"), replicates, True))
     strict = estimate(model.right.astype(np.float64), model.prompts.tolist(), model.tags.tolist())

@@ -66,8 +66,11 @@ def optimum_curve(best: Optimum, lowest: float) -> list[dict[str, float]]:
     own = float(best.reward(0.0))
     below = np.linspace(min(lowest, own), own, POINTS)[:-1] if lowest < own else np.empty(0)
     above = np.linspace(own, max(HIGHEST, own), POINTS)[1:]
+    betas = [float(best.beta_at(reward)) for reward in below]
+    betas.append(0.0)
+    betas += [float(best.beta_at(reward)) for reward in above]
     out = []
-    for beta in (*(float(best.beta_at(reward)) for reward in below), 0.0, *(float(best.beta_at(r)) for r in above)):
+    for beta in betas:
         point = {"beta": beta, "reward": float(best.reward(beta)), "kl": float(best.kl(beta))}
         out.append({name: round(value, DIGITS) for name, value in point.items()})
     return out

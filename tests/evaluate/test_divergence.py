@@ -12,27 +12,20 @@ from rtdmd.common.errors import UserError
 from rtdmd.evaluate.divergence import caption_weights, divergence, teacher_optimum
 from rtdmd.evaluate.intervals import estimate
 from rtdmd.evaluate.parses import Parses
-from tests.evaluate.world_laws import bank, draw
+from tests.evaluate.world_laws import bank, draw, kl, tilted
 
 FIGURES = ("kl", "optimum", "excess", "right_or_wrong", "within_right", "within_wrong")
 REPETITIONS = 12
 
 
-def rights(law: Parses) -> dict[int, float]:
-    """The share of right images of each caption."""
-    return {int(c): float(law.right[law.prompts == c].mean()) for c in np.unique(law.prompts)}
-
-
-def tilt_cost(law: Parses, beta: float) -> tuple[float, float]:
-    """Reward and divergence of the law tilted by exp(beta r), captions as `draw` weighs them."""
-    p, weights = rights(law), caption_weights(draw(law, np.ones(len(law)), 300, np.random.default_rng(0)))
-    rho = {c: share * np.exp(beta) / (1 - share + share * np.exp(beta)) for c, share in p.items()}
-    cost = {c: _term(rho[c], p[c]) + _term(1 - rho[c], 1 - p[c]) for c in p}
-    return sum(weights[c] * rho[c] for c in p), sum(weights[c] * cost[c] for c in p)
-
-
-def _term(q: float, p: float) -> float:
-    return 0.0 if q == 0 else q * float(np.log(q / p))
+def tilt_cost(law: Parses, beta: np.ndarray | float) -> tuple[float, float]:
+    """Reward and divergence, of right or wrong, of the law tilted by exp(beta r), captions as `draw` weighs them;
+    ``beta``: of each caption (C,), or one for all."""
+    p = np.array([law.right[law.prompts == caption].mean() for caption in np.unique(law.prompts)])
+    weights = caption_weights(draw(law, np.ones(len(law)), 300, np.random.default_rng(0)))
+    share = np.array([weights[caption] for caption in sorted(weights)])
+    rho = tilted(p, beta)
+    return float(share @ rho), float(share @ kl(rho, p))
 
 
 def repeated(weights: np.ndarray, per_tag: int = 300) -> list[dict[str, Any]]:
@@ -103,10 +96,7 @@ def test_a_caption_that_collapses_alone_is_seen_by_its_share() -> None:
     law = bank()
     even = law.prompts % 2 == 0
     weights = np.exp(np.where(even, 2.5, -0.5) * law.right)
-    p = rights(law)
-    q = {c: p[c] * np.exp(b) / (1 - p[c] + p[c] * np.exp(b)) for c, b in ((c, 2.5 if c % 2 == 0 else -0.5) for c in p)}
-    share = caption_weights(draw(law, np.ones(len(law)), 300, np.random.default_rng(0)))
-    cost = sum(share[c] * (_term(q[c], p[c]) + _term(1 - q[c], 1 - p[c])) for c in p)
+    _, cost = tilt_cost(law, np.where(np.unique(law.prompts) % 2 == 0, 2.5, -0.5))
     found = repeated(weights)
     check(found, "right_or_wrong", cost, REPETITIONS - 2)
     assert np.mean([one["excess"]["mean"] for one in found]) > 0.1

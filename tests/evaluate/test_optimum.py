@@ -8,19 +8,10 @@ from scipy.stats import binom
 
 from rtdmd.evaluate.frechet import frechet_distance
 from rtdmd.evaluate.optimum import BETA_LIMIT, bernoulli_kl, optimum, tilted_frechet, tilted_weights
+from tests.evaluate.world_laws import kl, tilted
 
 P = np.array([0.98, 0.78, 0.5, 0.81, 0.24, 0.52])  # SD3.5-M's row
 WEIGHTS = np.full(6, 1 / 6)
-
-
-def kl(q: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """KL of two Bernoulli laws."""
-    return q * np.log(q / p) + (1 - q) * np.log((1 - q) / (1 - p))
-
-
-def tilted(p: np.ndarray, beta: float) -> np.ndarray:
-    """The right images' share after weighting them by exp(beta)."""
-    return p * np.exp(beta) / (1 - p + p * np.exp(beta))
 
 
 @pytest.mark.parametrize(

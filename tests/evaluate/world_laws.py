@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from scipy.special import rel_entr
 
 from rtdmd.common.rng import numpy_generator
 from rtdmd.evaluate.parses import Parses
@@ -65,6 +66,16 @@ def bank(each: int = 200) -> Parses:
         color=read.color.numpy(),
         size=read.size.numpy(),
     )
+
+
+def tilted(p: np.ndarray, beta: np.ndarray | float) -> np.ndarray:
+    """The right images' share, of shares ``p``, after weighting them by exp(beta)."""
+    return p * np.exp(beta) / (1 - p + p * np.exp(beta))
+
+
+def kl(q: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """KL of two Bernoulli laws, nats."""
+    return rel_entr(q, p) + rel_entr(1 - q, 1 - p)
 
 
 def draw(law: Parses, weights: np.ndarray, per_tag: int, rng: np.random.Generator) -> Parses:
