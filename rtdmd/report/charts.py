@@ -159,10 +159,12 @@ def forest(columns: Mapping[str, Mapping[str, tuple[float, float]]], width: int 
     parts = [_text(4, top + step * (i + 0.5) + 4, row, size=12) for i, row in enumerate(rows)]
     parts += [_line(0, top + step * i, width, top + step * i, GRID) for i in range(len(rows) + 1)]
     for c, (figure, values) in enumerate(columns.items()):
-        ends = [0.0, *(mean + sign * half for mean, half in values.values() for sign in (-1, 1))]
+        ends = [0.0]
+        for mean, half in values.values():
+            ends += [mean - half, mean + half]
         pad = 0.05 * (max(ends) - min(ends)) or 1.0
-        frame = Frame(label_width + c * each + 8, top, each - 24, step * len(rows), (min(ends) - pad, max(ends) + pad),
-                      (0.0, 1.0))  # fmt: skip
+        span = (min(ends) - pad, max(ends) + pad)
+        frame = Frame(label_width + c * each + 8, top, each - 24, step * len(rows), span, (0.0, 1.0))
         parts += [_text(frame.left + frame.width / 2, 15, figure, "middle", size=12)]
         parts += [_line(frame.px(0), top, frame.px(0), top + frame.height, AXIS)]
         parts += [_text(frame.px(tick), height - 6, number(tick), "middle", AXIS, 10) for tick in ticks(*frame.x, 3)]

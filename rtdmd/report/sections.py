@@ -224,9 +224,9 @@ def collapse(metrics: Metrics, suite: str = "") -> str:
 
 
 def curves(files: Mapping[str, Path]) -> str:
-    """Training curves of each stage: every numeric column of its curves.csv over the first."""
+    """Training curves of each stage: every numeric column of its curves.csv over the first; empty without a stage."""
     body = [f'<h3>{escape(title)}</h3><div class="curves">{_charts(path)}</div>' for title, path in files.items()]
-    return section("Training curves", _HOW["curves"], "".join(body), "curves")
+    return section("Training curves", _HOW["curves"], "".join(body), "curves") if body else ""
 
 
 def watched(files: Mapping[str, Path]) -> str:

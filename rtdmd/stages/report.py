@@ -43,8 +43,11 @@ def build(stage: Stage) -> str:
     parts = [
         sections.samples(stage.input("results/evaluate/contact_sheet.png")),
         *sections.suite_sections(metrics, resolved["evaluate"]["params"]["model"]["eta"]),
-        *([] if experiment is None else run_sections(experiment, metrics)),
-        *([sections.curves(curves)] if curves else []),
+    ]
+    if experiment is not None:
+        parts += run_sections(experiment, metrics)
+    parts += [
+        sections.curves(curves),
         sections.watched(watched),
         sections.settings(resolved),
         sections.provenance(resolved, read_json(stage.input("results/prepare_prompts/summary.json")), facts),

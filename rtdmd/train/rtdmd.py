@@ -39,11 +39,7 @@ from rtdmd.train.baseline_losses import (
     stepwise_policy_gradient,
 )
 from rtdmd.train.distributed.ranks import Ranks
-from rtdmd.train.engine.diagnostics import (
-    Pixels,
-    latent_values,
-    signal_values,
-)
+from rtdmd.train.engine.diagnostics import Pixels, latent_values, signal_values
 from rtdmd.train.learner import Average, Learner, warmed_decay
 from rtdmd.train.losses import (
     Draws,

@@ -140,7 +140,8 @@ def test_settings_that_do_not_go_together_are_refused_by_their_names(changes: di
 def test_every_recipe_and_method_is_allowed_in_every_preset_that_is_long_enough(name: str) -> None:
     """The smoke run is too short for an average that is updated every eighth epoch, and a generator's tenth turn."""
     longer = {"train_acdmd": {"iterations": 10}, "train_rtdmd": {"epochs": 8}} if name == "smoke" else {}
-    for changes in (*RECIPES.values(), *(method.changes() for method in METHODS.values())):
+    methods = [method.changes() for method in METHODS.values()]
+    for changes in [*RECIPES.values(), *methods]:
         assert preset(name, merged(longer, changes))
 
 

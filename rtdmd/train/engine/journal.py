@@ -98,10 +98,10 @@ def peak_memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts in KiB
 
 
-def write_curves(rows: Sequence[Mapping[str, float]], path: Path, first: str | None = None) -> None:
-    """Rows as CSV with the union of their columns, numbers to 8 significant digits; ``first``: the first column, which
-    is there without rows too."""
-    columns = dict.fromkeys([first] if first is not None else [])
+def write_curves(rows: Sequence[Mapping[str, float]], path: Path, first: Sequence[str] = ()) -> None:
+    """Rows as CSV with the union of their columns, numbers to 8 significant digits; ``first``: the first columns, which
+    are there without rows too."""
+    columns = dict.fromkeys(first)
     columns |= dict.fromkeys(name for row in rows for name in row)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -73,8 +73,9 @@ class Watch:
         model, device = stage.params.model, trainer.ranks.device
         sizes = {model.resolution: (trainer.backbone.latent_shape(), trainer.sigmas)}
         for key, resolution in suite_sizes(stage.params, f"{stage.name}.watch"):
-            sized = sized_backbone(model, resolution, key, stage.root)
-            sizes[resolution] = (sized.latent_shape(), sized.sigmas(model.num_steps).to(device))
+            if resolution not in sizes:
+                sized = sized_backbone(model, resolution, key, stage.root)
+                sizes[resolution] = (sized.latent_shape(), sized.sigmas(model.num_steps).to(device))
         panel = open_panel([waiting(spec) for spec in p.rewards], device, stage.root)
         path = stage.input("results/prepare_prompts/eval.jsonl")
         suites = []
@@ -160,4 +161,4 @@ def watched_rows(journal: Journal) -> list[dict[str, Any]]:
 
 def write_watched(journal: Journal, path: Path) -> None:
     """watched.csv; its head alone where the run was not watched."""
-    write_curves(watched_rows(journal), path, first=journal.unit)
+    write_curves(watched_rows(journal), path, first=[journal.unit])

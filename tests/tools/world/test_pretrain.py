@@ -47,6 +47,7 @@ TINY: dict[str, Any] = {
 NO_NOISE: dict[str, dict[str, float]] = yaml.safe_load((REPOSITORY / WORLD_PARAMS).read_text())["teacher"][
     "caption_noise"
 ]
+ALL_AND_TAGS = [""] + [f".{tag}" for tag in TAGS]  # endings of a figure's name: the mean of the tags, and each
 
 
 def write_recipe(root: Path, changes: dict[str, Any]) -> Path:
@@ -215,7 +216,7 @@ def test_text_encoders_learn_to_parse_the_training_captions(tmp_path: Path) -> N
 def test_the_parts_load_as_any_teacher_does(made: Path) -> None:
     work = made / "results/world"
     figures = {part: read_json(work / part / "metrics.json") for part in ("text", "vae", "clip", "teacher")}
-    names = {f"strict.{s}{t}" for s in ("train", "heldout") for t in ("", *(f".{t}" for t in TAGS))}
+    names = {f"strict.{split}{tag}" for split in ("train", "heldout") for tag in ALL_AND_TAGS}
     assert set(figures["teacher"]) == names | {"clutter.train", "clutter.heldout"}
     assert set(figures["vae"]) == {"strict.train", "strict.heldout"}
     assert set(figures["clip"]) == {"top1.train", "top1.heldout"}
@@ -255,7 +256,7 @@ def test_the_teachers_row_is_printed_by_guidance_and_for_other_weights(
 def _row_of_weights(pipe: Any, split: str, seed: int, guidance: float, per_tag: int) -> dict[str, float]:
     """In place of scores, the mean of a bias of the transformer."""
     value = pipe.transformer.proj_out.bias.mean().item()
-    return {f"strict.{split}{tag}": value for tag in ("", *(f".{t}" for t in TAGS))} | {f"clutter.{split}": 0.0}
+    return {f"strict.{split}{tag}": value for tag in ALL_AND_TAGS} | {f"clutter.{split}": 0.0}
 
 
 def test_the_clip_part_loads_as_a_reward_with_the_text_tower_kept(made: Path) -> None:
