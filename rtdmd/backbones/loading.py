@@ -120,16 +120,16 @@ def _refuse_foreign(kind: Any, place: Path, key: str) -> None:
 
 def skeleton(kind: Any, place: Path, key: str) -> nn.Module:
     """A part of diffusers without weights, on the meta device, as its configuration describes it."""
-    config = read_config(place / "config.json", key)
+    path = place / "config.json"
+    config = read_config(path, key)
     if config.get("_class_name", kind.__name__) != kind.__name__:
-        path = place / "config.json"
         raise UserError(f"{key}: {path} is of a {config['_class_name']}, not of a {kind.__name__}; {bring_back(path)}")
     try:
         with torch.device("meta"):
             module: nn.Module = kind.from_config(config)
     except FOREIGN as error:
         raise UserError(
-            f"{key}: {place / 'config.json'} describes no {kind.__name__} ({first_line(error)}); {bring_back(place)}"
+            f"{key}: {path} describes no {kind.__name__} ({first_line(error)}); {bring_back(place)}"
         ) from error
     return module
 

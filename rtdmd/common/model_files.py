@@ -208,7 +208,9 @@ def check_files(folder: Path, names: Iterable[str], key: str) -> None:
 
 def check_tokenizer(path: Path, key: str) -> None:
     """UserError where a tokenizer.json is no tokenizer's: the library that reads it raises a bare Exception there."""
-    model = read_config(path, key).get("model") if path.name == TOKENIZER else {"vocab": {}}
+    if path.name != TOKENIZER:  # an older form
+        return
+    model = read_config(path, key).get("model")
     if not isinstance(model, dict) or "vocab" not in model:
         raise UserError(f"{key}: {path} makes no tokenizer (it has no vocab in model); {bring_back(path)}")
 

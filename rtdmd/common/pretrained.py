@@ -7,7 +7,7 @@ both are errors that name the file and the key.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,25 +96,23 @@ def _exactly(kind: Any, folder: Path, key: str, left_out: tuple[tuple[str, ...],
 
 
 def refuse_keys(
-    folder: Path, key: str, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]
+    folder: Path, key: str, missing: Collection[str], unexpected: Collection[str], mismatched: Collection[str]
 ) -> None:
     """UserError where a list is not empty: what a folder's weights lack, have too much, or have in another shape."""
-    problems = {
-        "missing": sorted(missing),
-        "unexpected": sorted(unexpected),
-        "of another shape": sorted(mismatched),
-    }
-    found = [f"{what}: {few(names)}" for what, names in problems.items() if names]
+    found = problems_of({"missing": missing, "unexpected": unexpected, "of another shape": mismatched})
     if found:
-        raise UserError(
-            f"{key}: the weights in {folder} are not this model's; {'; '.join(found)}; {bring_back(folder)}"
-        )
+        raise UserError(f"{key}: the weights in {folder} are not this model's; {found}; {bring_back(folder)}")
 
 
-def few(names: list[str]) -> str:
-    """The first five names, and how many more there are."""
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+def problems_of(names: Mapping[str, Collection[str]]) -> str:
+    """What is wrong with tensors, by their names: the first five of each kind, and how many more there are; empty where
+    nothing is."""
+    found = []
+    for what, own in names.items():
+        first, more = sorted(own)[:5], sorted(own)[5:]
+        if first:
+            found.append(f"{what}: {', '.join(first)}" + (f" and {len(more)} more" if more else ""))
+    return "; ".join(found)
 
 
 def weight_headers(folder: Path, key: str, stem: str) -> dict[str, tuple[Path, str, tuple[int, ...]]]:

@@ -18,7 +18,7 @@ from rtdmd.common.files import check_archive, load_tensors
 from rtdmd.common.hub import etag
 from rtdmd.common.model_files import absent, bring_back, plain_texts, sha256_large, tensor_headers
 from rtdmd.common.parsing import first_line
-from rtdmd.common.pretrained import FOREIGN, few, pretrained_exactly
+from rtdmd.common.pretrained import FOREIGN, pretrained_exactly, problems_of
 from rtdmd.common.torch_setup import quiet_loading
 from rtdmd.rewards.hub import TRANSFORMERS_FILES, fetch_scorer, model_weights, scorer_files
 
@@ -152,14 +152,14 @@ def checked_keys(
     both = wanted.keys() & given.keys()
     kinds = [str(kind).removeprefix("torch.") for kind in NUMBERS]
     problems = {
-        "missing": sorted(wanted.keys() - given.keys()),
-        "unexpected": sorted(given.keys() - wanted.keys()),
-        "of another shape": sorted(n for n in both if wanted[n].shape != given[n].shape),
-        f"stored as none of {', '.join(kinds)}": sorted(n for n in both if _is_other_number(wanted[n], given[n])),
+        "missing": wanted.keys() - given.keys(),
+        "unexpected": given.keys() - wanted.keys(),
+        "of another shape": [n for n in both if wanted[n].shape != given[n].shape],
+        f"stored as none of {', '.join(kinds)}": [n for n in both if _is_other_number(wanted[n], given[n])],
     }
-    found = [f"{what}: {few(names)}" for what, names in problems.items() if names]
+    found = problems_of(problems)
     if found:
-        raise UserError(f"{key}: the weights are not this model's; {'; '.join(found)}")
+        raise UserError(f"{key}: the weights are not this model's; {found}")
     return given
 
 
