@@ -8,8 +8,8 @@ from pathlib import Path
 from rtdmd.common.errors import UserError
 from rtdmd.common.hub import fetching
 from rtdmd.config import Params
-from rtdmd.experiments.settings import LOCAL, CheckpointFiles, load_local, run_params
-from rtdmd.published import RUNS, find_run
+from rtdmd.experiments.settings import CHECKPOINTS, LOCAL, load_local, run_params
+from rtdmd.published import find_run
 from rtdmd.published.table import Checkpoint
 
 
@@ -28,40 +28,28 @@ def wanted(name: str, root: Path) -> Wanted:
     cannot be had."""
     run, local = find_run(name), load_local(root)
     if run.checkpoint is None:
-        known = ", ".join(name for name, other in RUNS.items() if other.checkpoint is not None)
-        raise UserError(f"experiment {name} has no published checkpoint; allowed: {known}")
-    where = local.checkpoint(run)
+        raise UserError(f"experiment {name} has no published checkpoint; allowed: {', '.join(CHECKPOINTS)}")
+    repository, where = run.checkpoint.repository, local.checkpoint(run)
     if where.path is None:
-        files = _downloaded(run.checkpoint, name, where.revision)
+        folder, called = _downloaded(run.checkpoint, name, where.revision), f"{repository}@{where.revision}"
     else:
-        files = _of_folder(run.checkpoint, name, where, root)
+        folder, called = root / where.path, where.path
+    for file in run.checkpoint.files:
+        if not (folder / file).is_file():
+            lacks = (
+                f"revision: {repository} has no file {file} at {where.revision}; name another commit"
+                if where.path is None
+                else f"path: there is no file {folder / file}; name a copy of {repository}, or leave path out and give"
+                " its revision"
+            )
+            raise UserError(f"{LOCAL}: checkpoints: {name}: {lacks}")
+    files = {f"{called}/{file}": folder / file for file in run.checkpoint.files}
     return Wanted(run_params(run, local), files, run.checkpoint.alpha, Path(str(local.imported(run))))
 
 
-def _of_folder(checkpoint: Checkpoint, name: str, where: CheckpointFiles, root: Path) -> dict[str, Path]:
-    files = {f"{where.path}/{file}": root / str(where.path) / file for file in checkpoint.files}
-    for path in files.values():
-        if not path.is_file():
-            raise UserError(
-                f"{LOCAL}: checkpoints: {name}: path: there is no file {path}; name a copy of {checkpoint.repository},"
-                " or leave path out and give its revision"
-            )
-    return files
-
-
-def _downloaded(checkpoint: Checkpoint, name: str, revision: str) -> dict[str, Path]:
+def _downloaded(checkpoint: Checkpoint, name: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
 
     key = f"{LOCAL}: checkpoints: {name}"
     with fetching(key, f"{key}: revision", checkpoint.repository, revision, then=f"rtdmd import --experiment {name}"):
-        folder = Path(
-            snapshot_download(checkpoint.repository, revision=revision, allow_patterns=list(checkpoint.files))
-        )
-    files = {f"{checkpoint.repository}@{revision}/{file}": folder / file for file in checkpoint.files}
-    for path in files.values():
-        if not path.is_file():
-            raise UserError(
-                f"{key}: revision: {checkpoint.repository} has no file {path.relative_to(folder)} at {revision};"
-                " name another commit"
-            )
-    return files
+        return Path(snapshot_download(checkpoint.repository, revision=revision, allow_patterns=list(checkpoint.files)))

@@ -21,6 +21,7 @@ from rtdmd.experiments import find_table
 from rtdmd.experiments.settings import Local, all_params, load_local
 from rtdmd.experiments.written import committed
 from rtdmd.pipeline.dvc_yaml import params_values, read_pipeline
+from rtdmd.pipeline.model_inputs import model_inputs
 from rtdmd.plan.needs import needs
 from rtdmd.published.figures import Cell, cells_of
 from rtdmd.published.table import Row, Table
@@ -176,8 +177,6 @@ def stages_of(params: Params) -> tuple[str, ...]:
 
 def local_folders(params: Params) -> list[str]:
     """The folders of the repository in which the local models of a run lie."""
-    from rtdmd.pipeline.model_inputs import model_inputs  # it imports torch, which a list or a check does not need
-
     names = (PurePosixPath(model.name) for model in model_inputs(params) if model.revision is None)
     tops = dict.fromkeys(name.parts[0] for name in names if not name.is_absolute())
     return [top for top in tops if top not in ("..", "data")]

@@ -21,6 +21,8 @@ from rtdmd.published import RUNS, TABLES, find_run
 from rtdmd.published.table import Run
 
 LOCAL = Path("workflow/experiments.yaml")
+CHECKPOINTS = tuple(name for name, run in RUNS.items() if run.checkpoint is not None)
+"""The runs that judge a published checkpoint."""
 Named = dict[str, dict[str, Any]]
 
 
@@ -48,7 +50,7 @@ class Local(Section):
 
     def imported(self, run: Run) -> str | None:
         """The folder of the imported checkpoint that a run judges; None for any other run."""
-        return None if run.checkpoint is None else self.checkpoint(run).folder or f"models/{run.name}"
+        return run.imported and (self.checkpoint(run).folder or run.imported)
 
 
 def load_local(root: Path = Path(".")) -> Local:
@@ -61,10 +63,9 @@ def load_local(root: Path = Path(".")) -> Local:
     for name in local.sources:
         if name not in sets:
             raise UserError(f"{LOCAL}: sources: no set of prompts is named {name!r}; allowed: {', '.join(sets)}")
-    allowed = [name for name, run in RUNS.items() if run.checkpoint is not None]
     for name in local.checkpoints:
-        if name not in allowed:
-            raise UserError(f"{LOCAL}: checkpoints: {name!r} is unknown; allowed: {', '.join(allowed)}")
+        if name not in CHECKPOINTS:
+            raise UserError(f"{LOCAL}: checkpoints: {name!r} is unknown; allowed: {', '.join(CHECKPOINTS)}")
     return local
 
 

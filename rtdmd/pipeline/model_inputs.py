@@ -22,6 +22,7 @@ from rtdmd.common.model_files import WORLD_FOLDER, check_files, files_hash, no_f
 from rtdmd.common.pins import require_pin
 from rtdmd.config import Params, load_params
 from rtdmd.pipeline.declared import FILES
+from rtdmd.published import RUNS
 from rtdmd.rewards.hub import TRANSFORMERS_FILES, fetch_scorer, scorer_files
 
 if TYPE_CHECKING:
@@ -83,9 +84,9 @@ def model_inputs(params: Params, group: str | None = None) -> Iterator[ModelInpu
         yield ModelInput("evaluate", "features_model", "evaluate.features_model", features, "", None)
     imported = params.evaluate.imported
     if group in (None, "evaluate") and imported is not None:
-        maker = f"rtdmd import FILE --out {imported}"
-        if params.report.experiment is not None:
-            maker = f"rtdmd import --experiment {params.report.experiment}"
+        name, maker = params.report.experiment, f"rtdmd import FILE --out {imported}"
+        if name is not None and imported == RUNS[name].imported:
+            maker = f"rtdmd import --experiment {name}"
         yield ModelInput("evaluate", IMPORTED, "evaluate.imported", imported, "", None, maker=maker)
 
 

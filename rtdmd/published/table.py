@@ -51,6 +51,11 @@ class Run:
     departs: tuple[str, ...] = ()
 
     @property
+    def imported(self) -> str | None:
+        """The folder of its imported checkpoint, where workflow/experiments.yaml names no other; None without one."""
+        return None if self.checkpoint is None else f"models/{self.name}"
+
+    @property
     def changed(self) -> bool:
         """Whether it differs from its preset."""
         return bool(self.method or self.changes or self.rewards or self.checkpoint)

@@ -20,7 +20,7 @@ from rtdmd.config import load_params, preset
 from rtdmd.config.render import params_text
 from rtdmd.pipeline.engines import load_jobs, stale_stages
 from rtdmd.pipeline.lineage import Step, differences, sha256_here
-from rtdmd.pipeline.model_inputs import hash_models, set_links
+from rtdmd.pipeline.model_inputs import check_local, hash_models, set_links
 from rtdmd.pipeline.stage import open_stage
 
 DVC = """
@@ -277,3 +277,25 @@ def test_a_linked_folder_is_refused_where_no_engine_looks(root: Path) -> None:
         run(root, "evaluate")
     with pytest.raises(UserError, match=says):
         load_jobs(load_params(root / "params.yaml"), root)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "folder", "maker"),
+    [
+        ("sd35m-checkpoint", "models/sd35m-checkpoint", "rtdmd import --experiment sd35m-checkpoint"),
+        ("sd35m-checkpoint", "models/other", "rtdmd import FILE --out models/other"),
+        ("sd35m", "models/sd35m", "rtdmd import FILE --out models/sd35m"),
+        (None, "models/sd35m-checkpoint", "rtdmd import FILE --out models/sd35m-checkpoint"),
+    ],
+)
+def test_the_command_that_makes_an_imported_folder_is_one_that_does(
+    experiment: str | None, folder: str, maker: str, root: Path
+) -> None:
+    """`--experiment` imports only the checkpoint of a run that has one, and only into that run's folder."""
+    params = load_params(root / "params.yaml")
+    evaluation = params.evaluate.model_copy(update={"imported": folder})
+    report = params.report.model_copy(update={"experiment": experiment})
+    with pytest.raises(UserError) as refused:
+        check_local(root, params.model_copy(update={"evaluate": evaluation, "report": report}))
+    says = f"evaluate.imported: there is no folder {folder}; `{maker}` makes it, in the root folder"
+    assert str(refused.value) == says
