@@ -49,7 +49,9 @@ def run(root: Path = Path(".")) -> None:
         judge = load_judge(params, device, root)
         found = [Findings(suite, judge.of(suite.scorers)) for suite in plan_suites(stage.params, prompts)]
         # Suites of one size share its backbone.
-        asking = {size: key for key, size in suite_sizes(stage.params, "evaluate")}
+        asking: dict[int, str] = {}
+        for key, size in suite_sizes(stage.params, "evaluate"):
+            asking.setdefault(size, key)
         sizes = {size: sized_backbone(model, size, key, root) for size, key in asking.items()}
 
         def evaluated(sampler: Sampler, one: Findings, name: str) -> Evaluated:
