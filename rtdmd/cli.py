@@ -190,6 +190,7 @@ def _params(arguments: argparse.Namespace) -> int:
     from rtdmd.config import NOTES, load_params, preset
     from rtdmd.config.presets import recipe_changes
     from rtdmd.config.render import params_text
+    from rtdmd.pipeline.to_fill_in import commits_to_fill_in, fill_in_lines
 
     if (arguments.preset is None) == (arguments.experiment is None):
         raise UserError(f"params: name one of {', '.join(PRESETS)}, check, or --experiment RUN (`rtdmd experiments`)")
@@ -211,8 +212,9 @@ def _params(arguments: argparse.Namespace) -> int:
         from rtdmd.methods import find_method
 
         origin, changes = f"{origin} --method {arguments.method}", find_method(arguments.method).changes()
-    tree, notes = preset(arguments.preset, changes), NOTES.get(arguments.preset, ())
-    sys.stdout.write(params_text(tree, origin, notes))
+    tree = preset(arguments.preset, changes)
+    commits = fill_in_lines("Commits to fill in, a scorer's in every list that has it:", commits_to_fill_in(tree))
+    sys.stdout.write(params_text(tree, origin, [*NOTES.get(arguments.preset, ()), *commits]))
     return 0
 
 

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.preset:
         from rtdmd.pipeline.model_inputs import check_local
 
-        check_local(Path("."), params, to_come=True)
+        check_local(Path("."), params, groups=())
     from rtdmd.plan.estimate import make_plan
     from rtdmd.plan.text import plan_text
 

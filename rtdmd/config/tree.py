@@ -51,6 +51,13 @@ class Params(Section):
         }
         return {"evaluate": self.evaluate, **watched}
 
+    @property
+    def judged_stages(self) -> tuple[str, ...]:
+        """The training stages that the evaluated models come from; the second starts from the first's student."""
+        if "train_rtdmd" in self.evaluate.models:
+            return ("train_acdmd", "train_rtdmd")
+        return ("train_acdmd",) if "train_acdmd" in self.evaluate.models else ()
+
     @model_validator(mode="after")
     def _check(self) -> Params:
         self._check_sets()

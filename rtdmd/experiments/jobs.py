@@ -25,13 +25,12 @@ from rtdmd.pipeline.model_inputs import model_inputs
 from rtdmd.plan.needs import needs
 from rtdmd.published.figures import Cell, cells_of
 from rtdmd.published.table import Row, Table
-from rtdmd.study.workspace import link, pipeline_text, write_new
+from rtdmd.study.workspace import TRAINED, link, pipeline_text, write_new
 
 FOLDER = ".rtdmd/experiments"
 DONE = ".rtdmd/done"
 METRICS = "results/evaluate/metrics.json"
-SHARED = ("prepare_prompts", "cache_teacher", "train_acdmd", "train_rtdmd")
-STAGES = (*SHARED, "evaluate")
+STAGES = ("prepare_prompts", "cache_teacher", "train_acdmd", "train_rtdmd", "evaluate")
 LIGHT = {"mem_mb": 1000, "runtime": 5, "gpu": 0}  # of the one stage that computes nothing
 Job = tuple[str, str]  # run and stage
 
@@ -170,9 +169,7 @@ class Jobs:
 
 def stages_of(params: Params) -> tuple[str, ...]:
     """The stages that the models of a run need, in their order."""
-    asked = set(params.evaluate.models)
-    trained = SHARED if "train_rtdmd" in asked else SHARED[:3] if "train_acdmd" in asked else SHARED[:2]
-    return (*trained, "evaluate")
+    return tuple(stage for stage in STAGES if stage not in TRAINED or stage in params.judged_stages)
 
 
 def local_folders(params: Params) -> list[str]:

@@ -17,6 +17,7 @@ from rtdmd.config.real import scorer, suite
 from rtdmd.config.render import params_text
 from rtdmd.config.results import ModelName
 from rtdmd.methods import find_method
+from rtdmd.pipeline.to_fill_in import commits_to_fill_in, fill_in_lines
 from rtdmd.published import RUNS, TABLES, find_run
 from rtdmd.published.table import Run
 
@@ -145,7 +146,12 @@ def all_params(local: Local) -> dict[str, Params]:
 def run_text(name: str, root: Path = Path(".")) -> str:
     """A run's params.yaml. UserError for an unknown run."""
     run = find_run(name)
-    notes = [f"{run.about}; preset {run.preset}.", *(f"Departs: {text}." for text in run.departs)]
-    return params_text(
-        run_params(run, load_local(root)), f"rtdmd params --experiment {name}", notes + NOTES[run.preset]
-    )
+    local = load_local(root)
+    params = run_params(run, local)
+    notes = [f"{run.about}; preset {run.preset}.", *(f"Departs: {text}." for text in run.departs), *NOTES[run.preset]]
+    commits = commits_to_fill_in(params)
+    own = local.checkpoint(run)
+    if run.checkpoint is not None and own.path is None and own.revision == UNPINNED:
+        commits[run.checkpoint.repository] = [f"checkpoints: {name}: revision"]
+    notes += fill_in_lines(f"Commits that {LOCAL} lacks, a scorer's by its name, a model's under presets:", commits)
+    return params_text(params, f"rtdmd params --experiment {name}", notes)

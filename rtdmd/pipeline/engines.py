@@ -66,7 +66,7 @@ def _refuse_missing(root: Path, params: Params) -> None:
     made = {path for stage in pipeline.values() for path in stage.outs}
     read = dict.fromkeys(path for stage in pipeline.values() for path in stage.deps if path not in made)
     if any(is_group(path) for path in read):
-        set_links(root, params, to_come=True)
+        set_links(root, params, groups=())
     refuse_missing(root, read, pipeline)
 
 

@@ -115,23 +115,32 @@ def is_group(dep: str) -> bool:
     return PurePosixPath(dep).parts[0] == FOLDER
 
 
-def require_pins(params: Params) -> None:
-    """UserError where the commit of any model is still the placeholder: what a later stage would refuse hours from
-    now."""
+def groups_of_run(params: Params, stage: str = "evaluate") -> tuple[str, ...]:
+    """The groups of models that a run needs, one of whose stages is ``stage``: all of them; of a run of the published
+    tables (report.experiment), which ends with its evaluation, those of the stages that its models come from."""
+    if params.report.experiment is None:
+        return GROUPS
+    stages = (*params.judged_stages, "evaluate", stage)
+    return tuple(group for group in GROUPS if group in (*BASES, *stages))
+
+
+def require_pins(params: Params, groups: Sequence[str] = GROUPS) -> None:
+    """UserError where the commit of a model of these groups is still the placeholder: what a later stage would refuse
+    hours from now."""
     for model in model_inputs(params):
-        if model.revision is not None:
+        if model.group in groups and model.revision is not None:
             require_pin(model.pin, model.name, model.revision)
 
 
-def check_local(root: Path, params: Params, to_come: bool = False) -> None:
+def check_local(root: Path, params: Params, groups: Sequence[str] = GROUPS) -> None:
     """UserError where a file of any local model that params.yaml names is missing or damaged, as far as its header
     tells, where the student's base does not fit the teacher's, or where the teacher cannot draw at a suite's
-    resolution: what another stage would find hours from now. to_come: as in `set_links`."""
+    resolution: what another stage would find hours from now. groups: as in `set_links`."""
     from rtdmd.backbones import require_student
     from rtdmd.backbones.sizes import folder_configs, require_suites, suite_sizes
 
     for model in model_inputs(params):
-        if model.revision is None and not (to_come and _is_to_come(root, model)):
+        if model.revision is None and (model.group in groups or not _is_to_come(root, model)):
             folder = _local(root, model)
             check_files(folder, model.files(folder), model.key)
     if not any(base.is_hub_id for base in params.model.bases()):  # nothing is downloaded to tell
@@ -147,18 +156,18 @@ def _is_to_come(root: Path, model: ModelInput) -> bool:
     return scorer and not model.name.startswith(WORLD_FOLDER) and not (root / model.name).exists()
 
 
-def set_links(root: Path, params: Params, to_come: bool = False) -> None:
+def set_links(root: Path, params: Params, groups: Sequence[str] = GROUPS) -> None:
     """Make the folders of links in ``root`` say what params.yaml names. UserError where a folder or a file of it is
     missing; nothing that is no link of ours is removed.
 
-    to_come: let a scorer's folder be missing as a whole, for a look at a preset before its folders are filled; the
-    first stage that reads a model refuses it.
+    groups: a scorer of any other may be missing as a whole. None of them for a look at a preset before its folders are
+    filled: the first stage that reads a model refuses it.
     """
     wanted: dict[str, dict[str, Path | str]] = {group: {} for group in GROUPS}
     named: dict[str, dict[str, dict[str, str | None]]] = {group: {} for group in wanted}
     for model in model_inputs(params):
         named[model.group][model.key] = {"name": model.name, "revision": model.revision}
-        if model.revision is None and not (to_come and _is_to_come(root, model)):
+        if model.revision is None and (model.group in groups or not _is_to_come(root, model)):
             for file in model.files(_local(root, model)):
                 wanted[model.group][f"{model.place}/{file}"] = root / model.name / file
     with lock_file(root / ".rtdmd" / "locks" / FOLDER) as lock:  # stages that start together all set them

@@ -30,7 +30,7 @@ from rtdmd.config import Params, load_params
 from rtdmd.config.prompt_needs import check_prompts
 from rtdmd.pipeline.dvc_cache import refuse_damaged
 from rtdmd.pipeline.dvc_yaml import StageEntry, covers, missing_file, params_values, read_pipeline, refuse_missing
-from rtdmd.pipeline.model_inputs import check_local, hash_models, is_group, require_pins, set_links
+from rtdmd.pipeline.model_inputs import check_local, groups_of_run, hash_models, is_group, require_pins, set_links
 from rtdmd.pipeline.provenance import package_versions
 
 RESOLVED = "resolved.json"
@@ -107,12 +107,12 @@ def open_stage(name: str, root: Path = Path(".")) -> Iterator[Stage]:
 
 def _hash_inputs(root: Path, entry: StageEntry, pipeline: dict[str, StageEntry], params: Params) -> dict[str, str]:
     """Hash of every declared dependency, and of the models that params.yaml names where the stage reads them."""
-    groups = [dep for dep in entry.deps if is_group(dep)]
-    if groups:
-        require_pins(params)
+    if any(is_group(dep) for dep in entry.deps):
+        groups = groups_of_run(params, entry.name)
+        require_pins(params, groups)
         check_prompts(params, entry.name)
-        check_local(root, params)
-        set_links(root, params)
+        check_local(root, params, groups)
+        set_links(root, params, groups)
     refuse_missing(root, entry.deps, pipeline)
     refuse_damaged(root, entry.deps)
     return stage_inputs(root, entry, params)

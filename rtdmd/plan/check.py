@@ -21,6 +21,6 @@ def check_run(params: Params, root: Path = Path("."), declared: bool = True) -> 
         pipeline = read_pipeline(root)
         check_models(params, pipeline["evaluate"])
         check_format(params, pipeline["publish"])
-    check_local(root, params, to_come=True)
+    check_local(root, params, groups=())
     if params.model.teacher in TEACHERS:
         require_suites(params, TEACHERS[params.model.teacher], params.model.teacher)

@@ -74,12 +74,6 @@ REDUCED_IN_BOTH = {
 REDUCED |= {f"{stage}.{key}": to for stage in ("train_acdmd", "train_rtdmd") for key, to in REDUCED_IN_BOTH.items()}
 
 
-def placeholders(params: Params) -> dict[str, str]:
-    """Dotted key of every commit that is still to be filled in -> its repository."""
-    found = leaves(params.model_dump(mode="json"))
-    return {key: _repository_of(pin, section) for key, section, pin in found if section[pin] == UNPINNED}
-
-
 def filled_in(params: Params) -> Params:
     """With a commit in the place of every placeholder, one for each repository."""
     tree = params.model_dump(mode="json")

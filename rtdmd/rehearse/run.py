@@ -21,16 +21,17 @@ from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.common.signals import Stopped, caught
 from rtdmd.config import Params
 from rtdmd.pipeline.dvc_yaml import read_pipeline
-from rtdmd.pipeline.model_inputs import require_pins
+from rtdmd.pipeline.model_inputs import groups_of_run, require_pins
+from rtdmd.pipeline.to_fill_in import commits_to_fill_in, fill_in_lines
 from rtdmd.plan.check import check_run
 from rtdmd.rehearse import bases, prompt_sets, scorers
 from rtdmd.rehearse.folder import check_places, commit, lay, place_of, read_own_prompts
 from rtdmd.rehearse.hub import Hub
 from rtdmd.rehearse.hub_store import DATASETS
 from rtdmd.rehearse.imported import write_checkpoint
-from rtdmd.rehearse.reduced import filled_in, placeholders, reduced
+from rtdmd.rehearse.reduced import filled_in, reduced
 from rtdmd.rehearse.stand_in import StandIn
-from rtdmd.rehearse.table import Row, downloads_text, exercised, measured, pins_text, table_text, unproved_text
+from rtdmd.rehearse.table import Row, downloads_text, exercised, measured, table_text, unproved_text
 
 TOKEN = "hf_of_the_rehearsal"
 FOREIGN = ("HF_", "HUGGING", "TRANSFORMERS_", "DIFFUSERS_", "SNAKEMAKE_", "DVC_", "GIT_")
@@ -63,7 +64,7 @@ def rehearse(root: Path, plan: Plan, keep: Path | None = None) -> str:
         raise UserError(f"--keep {keep}: exists; name a new folder")
     check_places(plan.asked)
     if not plan.fill_in:
-        require_pins(plan.asked)
+        require_pins(plan.asked, groups_of_run(plan.asked))
     judged = plan.asked.evaluate.model_copy(update={"imported": None})  # a rehearsal imports one of its own
     check_run(plan.asked.model_copy(update={"evaluate": judged}), root, declared=plan.pipeline is None)
     read_own_prompts(root, plan.asked)
@@ -111,9 +112,9 @@ def _rehearsed(root: Path, folder: Path, plan: Plan) -> str:
     if params.evaluate.imported is not None:
         unproved += f"\n  {params.evaluate.imported}: its adapter is random and made here; no file of others is read"
     parts = [table_text(rows), downloads_text(hub), unproved]
-    pins = placeholders(plan.asked) if plan.fill_in else {}
-    if pins:
-        parts.append(pins_text(pins))
+    commits = commits_to_fill_in(plan.asked) if plan.fill_in else {}
+    if commits:
+        parts.append("\n".join(fill_in_lines("to fill in before the real run:", commits)))
     return "\n\n".join(parts)
 
 

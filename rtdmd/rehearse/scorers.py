@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from rtdmd.common.errors import UserError
 from rtdmd.common.model_files import WORLD_FOLDER
 from rtdmd.config import Params
-from rtdmd.pipeline.model_inputs import ModelInput, model_inputs
+from rtdmd.pipeline.model_inputs import ModelInput, groups_of_run, model_inputs
 from rtdmd.rehearse.reward_models.aesthetic import write_predictor
 from rtdmd.rehearse.reward_models.clip import write_pickscore, write_vit_h, write_vit_l
 from rtdmd.rehearse.reward_models.geneval import write_detector
@@ -58,7 +58,8 @@ def stand_ins(params: Params) -> list[StandIn]:
     the checkout, which is used as it is, and what a scorer behind a socket reads.
     """
     named: dict[tuple[str, str | None], list[ModelInput]] = {}
-    for model in model_inputs(params):
+    needed = [model for model in model_inputs(params) if model.group in groups_of_run(params)]
+    for model in needed:
         if (model.reward is not None or model.place == "features_model") and not _is_at_hand(model):
             place = model.name if model.revision is not None else PurePosixPath(model.name).as_posix()
             named.setdefault((place, model.revision), []).append(model)

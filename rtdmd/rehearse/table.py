@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,13 +121,3 @@ def unproved_text(stand_ins: Iterable[StandIn], used: Sequence[str]) -> str:
     lines = ["unproved without the real files:"]
     lines += [f"  {one.repo}: {one.departs}" for one in stand_ins if one.repo not in used]
     return "\n".join(lines)
-
-
-def pins_text(pins: Mapping[str, str]) -> str:
-    """The commits that are still to be filled in: a line for each repository, with the keys that its commit goes to.
-    pins: key -> repository."""
-    by_repo: dict[str, list[str]] = {}
-    for key, repo in pins.items():
-        by_repo.setdefault(repo, []).append(key)
-    lines = [f"  {repo}: {', '.join(keys)}" for repo, keys in by_repo.items()]
-    return "\n".join(["to fill in before the real run:", *lines])

@@ -16,9 +16,12 @@ from rtdmd.config import Params, parse_params, preset
 from rtdmd.config.results import ModelName
 from rtdmd.experiments import RUNS, TABLES, find_run, find_table
 from rtdmd.experiments.settings import LOCAL, Local, all_params, load_local, models_of, run_params
+from rtdmd.pipeline.model_inputs import groups_of_run, require_pins
+from rtdmd.pipeline.to_fill_in import commits_to_fill_in
 from rtdmd.published.table import Column, Row, Run, Table
 from rtdmd.study.paper import GAMMA, STAGE_TWO
 
+COMMIT = "a" * 40
 NOTHING = Local(params={}, presets={}, scorers={}, sources={}, suites={}, checkpoints={})
 
 
@@ -162,6 +165,48 @@ def test_params_prints_a_runs_whole_file(params: dict[str, Params], capsys: pyte
     assert "experiment 'geneval' is unknown; allowed: " in capsys.readouterr().err
     assert cli.main(["params"]) == 2
     assert "params: name one of world, smoke, " in capsys.readouterr().err
+
+
+def test_a_run_asks_for_the_commits_of_the_models_that_it_needs(
+    params: dict[str, Params], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By repository; of a run that trains nothing, none of what only looks at a student while it trains."""
+    found = {name: commits_to_fill_in(params[name]) for name in ("sd35m-checkpoint", "sd35m")}
+    own = {
+        "stabilityai/stable-diffusion-3.5-medium": ["model.revision"],
+        "openai/clip-vit-large-patch14": ["clipscore: revision", "geneval: colour_revision"],
+        "yuvalkirstain/PickScore_v1": ["pickscore: revision"],
+        "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": ["pickscore: base_revision", "hpsv2: base_revision"],
+        "xswu/HPSv2": ["hpsv2: revision"],
+        "facebook/mask2former-swin-small-coco-instance": ["geneval: revision"],
+    }
+    assert found["sd35m-checkpoint"] == own
+    assert found["sd35m"].keys() - own.keys() == {
+        "zai-org/ImageReward",
+        "google-bert/bert-base-uncased",
+        "MizzenAI/HPSv3",
+        "Qwen/Qwen2-VL-7B-Instruct",
+        "Qwen/Qwen3-VL-8B-Instruct",
+    }
+    assert cli.main(["params", "--experiment", "sd35m-checkpoint"]) == 0
+    head = capsys.readouterr().out.partition("\n\n")[0].splitlines()
+    lines = [f"#   {repository}: {', '.join(settings)}" for repository, settings in own.items()]
+    assert head[-7:] == [*lines, "#   Harahan/SD35M-RTDMD: checkpoints: sd35m-checkpoint: revision"]
+
+
+def test_pins_of_a_checkpoints_evaluation_are_enough(params: dict[str, Params]) -> None:
+    scorers: dict[str, dict[str, str]] = {}
+    for settings in commits_to_fill_in(params["sd35m-checkpoint"]).values():
+        for name, key in (setting.split(": ") for setting in settings if setting != "model.revision"):
+            scorers.setdefault(name, {})[key] = COMMIT
+    model = {"sd35m": {"model": {"revision": COMMIT}}}
+    local = NOTHING.model_copy(update={"scorers": scorers, "presets": model})
+    pinned = {name: run_params(find_run(name), local) for name in ("sd35m-checkpoint", "sd35m")}
+    require_pins(pinned["sd35m-checkpoint"], groups_of_run(pinned["sd35m-checkpoint"]))
+    with pytest.raises(
+        UserError, match=r"^train_acdmd\.watch\.rewards: aesthetic: base_revision: still the placeholder"
+    ):
+        require_pins(pinned["sd35m"], groups_of_run(pinned["sd35m"]))
 
 
 def test_the_list_has_every_figure_run_and_what_cannot_be_stated(capsys: pytest.CaptureFixture[str]) -> None:

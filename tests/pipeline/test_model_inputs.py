@@ -95,6 +95,23 @@ def test_what_is_read_is_recorded_and_nothing_else(root: Path) -> None:
     assert run(root, "cache_teacher")[1] == {"data/world/teacher": sha256_tree(root / "data/world/teacher")}
 
 
+def test_a_run_of_the_tables_asks_for_no_model_of_a_stage_that_it_lacks(root: Path) -> None:
+    """It judges teachers: a scorer of stage two may be missing, unless that stage itself is asked for."""
+    set_params(root, reward="./models/nowhere")
+    params = load_params(root / "params.yaml")
+    says = r"^train_rtdmd\.rewards: clipscore: model: there is no folder .*models/nowhere"
+    with pytest.raises(UserError, match=says):
+        run(root, "evaluate")
+    evaluation = params.evaluate.model_copy(update={"models": ("teacher",), "etas": ()})
+    report = params.report.model_copy(update={"experiment": "flux2-klein-9b-released"})
+    alone = params.model_copy(update={"evaluate": evaluation, "report": report})
+    (root / "params.yaml").write_text(params_text(alone, "a test"))
+    assert set(run(root, "cache_teacher")[1]) == {TEACHER}
+    assert set(run(root, "evaluate")[1]) == {"./models/features"}
+    with pytest.raises(UserError, match=says):
+        run(root, "train_rtdmd")
+
+
 @pytest.mark.parametrize(
     ("file", "stages"),
     [

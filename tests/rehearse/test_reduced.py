@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from rtdmd.common.pins import UNPINNED
 from rtdmd.config import PRESETS, Params, preset
 from rtdmd.experiments.settings import all_params, load_local
-from rtdmd.rehearse.reduced import REDUCED, REPOSITORY, filled_in, leaves, placeholders, reduced, small_side
+from rtdmd.pipeline.to_fill_in import commits_to_fill_in
+from rtdmd.rehearse.reduced import REDUCED, REPOSITORY, filled_in, leaves, reduced, small_side
 from tests.workspace import REPOSITORY as CHECKOUT
 
 REAL = [name for name in PRESETS if name not in ("world", "smoke")]
@@ -74,9 +76,9 @@ def test_an_upload_can_be_shown_and_is_never_made() -> None:
 def test_placeholders_become_a_commit_for_each_repository(name: str) -> None:
     params = preset(name)
     full = filled_in(params)
-    assert next(iter(placeholders(params).items())) == ("model.revision", params.model.teacher)
-    assert placeholders(full) == {}
-    assert changed(params, full) == {re.sub(r"\[\d+\]", "", key) for key in placeholders(params)}
+    empty = {key for key, section, pin in leaves(params.model_dump(mode="json")) if section[pin] == UNPINNED}
+    assert commits_to_fill_in(full) == {}
+    assert changed(params, full) == {re.sub(r"\[\d+\]", "", key) for key in empty}
     rewards = {reward.name: reward.model_dump() for reward in full.evaluate.rewards}
     assert rewards["clipscore"]["revision"] == full.train_rtdmd.rewards[0].model_dump()["revision"]
     assert rewards["clipscore"]["revision"] == rewards["geneval"]["colour_revision"]

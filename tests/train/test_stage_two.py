@@ -62,10 +62,15 @@ def whole(root: Path) -> dict[str, bytes]:
     return train(root, SIX)
 
 
-def test_two_runs_give_the_same_bytes(root: Path, whole: dict[str, bytes]) -> None:
+def test_two_runs_give_the_same_bytes_watched_or_not(root: Path, whole: dict[str, bytes]) -> None:
+    """A head alone is what an unwatched run has to say; settings and their inputs differ in resolved.json. That a
+    watched run repeats these two as well, the killed ones show."""
     assert sorted(whole) == FILES
     torch.manual_seed(77)  # whatever came before
-    assert train(root, SIX) == whole
+    alone = train(root, SIX | {"watch": {"every": 0}})
+    assert [name for name in FILES if alone[name] != whole[name]] == ["resolved.json", "watched.csv"]
+    assert alone["watched.csv"] == b"epoch\n"
+    assert [row["epoch"] for row in rows_of(whole["watched.csv"])] == [0, 3, 6]
 
 
 @pytest.mark.parametrize("step", [1, 3])
