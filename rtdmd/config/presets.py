@@ -147,7 +147,7 @@ WORLD: dict[str, Any] = {
         "log_every": 1,
     },
     "evaluate": {
-        "suites": [_HELDOUT | {"images_per_tag": 300, "reference_images": 2000}],
+        "suites": [_HELDOUT | {"images_per_tag": 300, "reference_images": 2000, "teacher_images": 900}],
         "batch_size": 150,
         "models": ["teacher", "teacher_few_step", "train_acdmd", "train_rtdmd"],
         "imported": None,
@@ -188,7 +188,10 @@ _SMOKE: dict[str, Any] = {
         "watch": {"every": 0},
         "save_every": 1,
     },
-    "evaluate": {"suites": [_HELDOUT | {"images_per_tag": 4, "reference_images": 24}], "batch_size": 12},
+    "evaluate": {
+        "suites": [_HELDOUT | {"images_per_tag": 4, "reference_images": 24, "teacher_images": 24}],
+        "batch_size": 12,
+    },
     "report": {"title": "RTDMD smoke run", "grid_prompts": 4},
 }
 

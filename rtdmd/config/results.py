@@ -47,6 +47,14 @@ class SuiteParams(SetParams):
         default=None,
         ge=2,
     )
+    teacher_images: Whole | None = param(
+        "images of the teacher with noise of their own, spread over the tags, from which the models' divergence is"
+        " measured where world_verifier scores the suite; null: none",
+        unit="images",
+        source="ours",
+        default=None,
+        ge=1,
+    )
 
     @model_validator(mode="after")
     def _check(self) -> SuiteParams:

@@ -8,24 +8,35 @@ from typing import Any
 
 import numpy as np
 
+from rtdmd.common.errors import UserError
 from rtdmd.evaluate.divergence import DIGITS, caption_weights, divergence, teacher_optimum
 from rtdmd.evaluate.optimum import Optimum
 from rtdmd.evaluate.parses import Parses
-from rtdmd.evaluate.plan import Item
+from rtdmd.evaluate.plan import Item, by_tag, plan_images
 
-POINTS = 60  # of the curve, on either side of the teacher
+POINTS = 24  # of the curve, on either side of the teacher
 HIGHEST = 0.995  # mean reward at which the curve ends
 PATH_REPLICATES = 50  # a path's points show no interval: these only take the bias off
 
 
-def teacher_items(items: Sequence[Item], copies: int = 1) -> list[Item]:
-    """The plan's images ``copies`` times over with other noise: what to draw of the teacher as the law to compare with.
+def teacher_items(items: Sequence[Item], count: int) -> list[Item]:
+    """``count`` images of the plan's prompts or somewhat more, as many of each tag, with other noise than the plan's:
+    what to draw of the teacher as the law to compare with.
 
     A model's images share the plan's noise with the teacher's own of the plan, so these cannot stand for its law: the
-    divergence of two samples counts on their independence.
+    divergence of two samples counts on their independence. UserError where a prompt would be left without an image.
     """
+    prompts = list({item.prompt.id: item.prompt for item in items}.values())
+    tags = by_tag(prompts)
+    each = -(-count // len(tags))
+    most = max(len(own) for own in tags)
+    if each < most:
+        raise UserError(
+            f"teacher_images: {count} leaves prompts without an image of the teacher, which the divergence from it"
+            f" needs; allowed: from {(most - 1) * len(tags) + 1} on"
+        )
     after = 1 + max(item.index for item in items)
-    return [replace(item, index=item.index + after * copy) for copy in range(1, copies + 1) for item in items]
+    return [replace(item, index=item.index + after) for item in plan_images(prompts, each)]
 
 
 def frontier(

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from rtdmd.common.images import Pixels, to_uint8
 from rtdmd.config import EvaluateParams
+from rtdmd.evaluate.parses import Parses, parses_of
 from rtdmd.evaluate.plan import Item
 from rtdmd.evaluate.tables import Scores, scores_of
-from rtdmd.evaluate.world_figures import Reading, reading
 from rtdmd.rewards.clip import ClipReward
 from rtdmd.rewards.panel import CPU, Panel, open_panel
 from rtdmd.rewards.protocol import Metadata, identities
@@ -30,6 +30,7 @@ from rtdmd.world.verifier import Verdict, verify
 
 Batch = tuple[Sequence[Item], Tensor]  # items and their images (B, 3, H, W) in [0, 1]
 ImageKey = tuple[int, int]  # (prompt id, image index)
+VERIFIER = "world_verifier"  # the scorer with which images are of the world
 AHEAD = 2  # batches that may wait for a slow scorer
 
 
@@ -43,7 +44,7 @@ class Judge:
     @property
     def world(self) -> bool:
         """Whether the images are read with the world's verifier."""
-        return "world_verifier" in self.panel.rewards
+        return VERIFIER in self.panel.rewards
 
     def of(self, names: Collection[str]) -> Judge:
         """The judge with the scorers of ``names`` alone; they are the same, loaded once."""
@@ -62,7 +63,7 @@ class Judged:
     items: tuple[Item, ...]
     scores: Scores
     features: np.ndarray | None  # (N, D) unit vectors
-    reading: Reading | None
+    parses: Parses | None  # what the verifier read, of the world's images
     kept: dict[ImageKey, Pixels]  # (H, W, 3) bytes
 
     @property
@@ -115,7 +116,7 @@ def judge_images(judge: Judge, batches: Iterable[Batch], keep: Collection[ImageK
         items=tuple(items),
         scores=scores_of(items, {name: values.double().numpy() for name, values in columns.items()}),
         features=np.concatenate(features) if features else None,
-        reading=reading([verdict.parse for verdict in verdicts]) if verdicts else None,
+        parses=parses_of(items, verdicts) if verdicts else None,
         kept=kept,
     )
 

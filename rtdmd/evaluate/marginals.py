@@ -19,8 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rtdmd.evaluate.parses import Parses
-from rtdmd.evaluate.world_figures import SMALL
+from rtdmd.evaluate.parses import SMALL, Parses
 from rtdmd.world.grammar import COLORS, SHAPES, captions
 from rtdmd.world.render import BACKGROUNDS, CELLS
 

@@ -10,8 +10,10 @@ import numpy as np
 
 from rtdmd.evaluate.diversity import pairwise_diversity
 from rtdmd.evaluate.frechet import frechet_distance
+from rtdmd.evaluate.frontier import frontier
 from rtdmd.evaluate.judge import Judged
 from rtdmd.evaluate.names import PAIRS
+from rtdmd.evaluate.optimum import tilted_frechet, tilted_weights
 from rtdmd.evaluate.pairs import paired_difference
 from rtdmd.evaluate.tables import Scores
 from rtdmd.evaluate.world_figures import world_figures
@@ -38,10 +40,10 @@ def model_metrics(judged: Judged, steps: int, evaluations: int) -> dict[str, Any
 
 def judged_figures(judged: Judged) -> dict[str, float | None]:
     """Sizes, counts and entropies of what was drawn (world images only)."""
-    if judged.reading is None:
+    if judged.parses is None:
         return {}
     metadata = [item.prompt.metadata or {} for item in judged.items]
-    return {name: _rounded(value) for name, value in world_figures(judged.reading, metadata).items()}
+    return {name: _rounded(value) for name, value in world_figures(judged.parses, metadata).items()}
 
 
 def feature_metrics(judged: Judged, reference: Judged | None, pool: np.ndarray | None) -> dict[str, float | None]:
@@ -65,6 +67,22 @@ def paired_metrics(models: Mapping[str, Judged]) -> dict[str, Any]:
     for first, second in PAIRS:
         if first in models and second in models:
             found[f"{first}-{second}"] = difference_metrics(models[first].scores, models[second].scores)
+    return found
+
+
+def frontier_metrics(models: Mapping[str, Judged], law: Judged, seed: int) -> dict[str, Any]:
+    """`frontier` of the models against the teacher's images ``law``, and each one's Fréchet distance to these images
+    resampled at the β of its reward (with features). ValueError where the verifier read no images.
+    """
+    parses = {name: judged.parses for name, judged in models.items() if judged.parses is not None}
+    if law.parses is None or len(parses) < len(models):
+        raise ValueError("a divergence needs what the verifier read of the images")
+    found = frontier(parses, law.parses, seed)
+    for name, judged in models.items():
+        if judged.features is not None and law.features is not None:
+            own = found["models"][name]
+            weights = tilted_weights(law.parses.right, law.parses.prompts, own["beta"])
+            own["tilted_frechet"] = _rounded(tilted_frechet(judged.features, law.features, weights))
     return found
 
 

@@ -16,16 +16,16 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.parsing import read_table
 from rtdmd.evaluate.plan import Item
 from rtdmd.evaluate.tables import csv_text
-from rtdmd.evaluate.world_figures import SMALL
 from rtdmd.world import GRID
 from rtdmd.world.grammar import COLORS, SHAPES
 from rtdmd.world.render import BACKGROUNDS
 from rtdmd.world.verifier import Verdict
 
+SMALL = 9  # pixels: the smaller of the world's two sizes
 EMPTY = "."
 CLUTTER = "?"
 OBJECTS = "0123456789abcdefghijklmnopqrstuv"  # shape * 8 + color * 2 + (size is 10 pixels)
-HEADER = ("model", "prompt_id", "index", "tag", "strict", "background", "cells")
+HEADER = ("suite", "model", "prompt_id", "index", "tag", "strict", "background", "cells")
 AGAIN = "`rtdmd evaluate` writes results/evaluate/parses.csv"
 
 
@@ -77,28 +77,35 @@ def parses_of(items: Sequence[Item], verdicts: Sequence[Verdict]) -> Parses:
     )
 
 
-def parses_csv(models: Mapping[str, Parses]) -> str:
-    """One line an image of every model."""
+def parses_csv(suites: Mapping[str, Mapping[str, Parses]]) -> str:
+    """One line an image of every suite and model."""
     lines = []
-    for model, parses in models.items():
-        code = parses.shape * 2 * len(COLORS) + parses.color * 2 + (parses.size != SMALL)
-        letters = np.where(parses.state == 1, np.array(list(OBJECTS))[code], EMPTY)
-        letters = np.where(parses.state == -1, CLUTTER, letters)
-        for i in range(len(parses)):
-            key = [model, int(parses.prompts[i]), int(parses.indices[i]), str(parses.tags[i])]
-            lines.append([*key, int(parses.right[i]), int(parses.background[i]), "".join(letters[i])])
+    for suite, models in suites.items():
+        for model, parses in models.items():
+            cells = _letters(parses)
+            for i in range(len(parses)):
+                key = [suite, model, int(parses.prompts[i]), int(parses.indices[i]), str(parses.tags[i])]
+                lines.append([*key, int(parses.right[i]), int(parses.background[i]), "".join(cells[i])])
     return csv_text(HEADER, lines)
 
 
-def read_parses(path: Path, model: str) -> Parses:
-    """One model's records from a parses.csv. UserError naming the file when it, the model or a field is not right."""
+def _letters(parses: Parses) -> np.ndarray:
+    """(N, 9) a character a cell."""
+    code = parses.shape * 2 * len(COLORS) + parses.color * 2 + (parses.size != SMALL)
+    letters = np.where(parses.state == 1, np.array(list(OBJECTS))[code], EMPTY)
+    return np.where(parses.state == -1, CLUTTER, letters)
+
+
+def read_parses(path: Path, suite: str, model: str) -> Parses:
+    """One model's records of a suite from a parses.csv. UserError naming the file when it, the model, the suite or a
+    field is not right."""
     header, every = read_table(path, AGAIN)
     if tuple(header) != HEADER:
         raise UserError(f"{path}: not a parses.csv (its first line must be {','.join(HEADER)}); {AGAIN}")
-    lines = [line for line in every if line["model"] == model]
+    lines = [line for line in every if line["suite"] == suite and line["model"] == model]
     if not lines:
-        held = ", ".join(dict.fromkeys(line["model"] for line in every))
-        raise UserError(f"{path}: no model {model!r}; it holds {held}")
+        held = ", ".join(dict.fromkeys(f"{line['model']} on {line['suite']}" for line in every)) or "nothing"
+        raise UserError(f"{path}: no {model} on {suite}; it holds {held}; {AGAIN}")
     for line in lines:
         cells = line["cells"]
         numbers = all(line[name].isdigit() for name in ("prompt_id", "index", "strict", "background"))

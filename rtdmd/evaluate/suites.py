@@ -10,10 +10,19 @@ import numpy as np
 
 from rtdmd.common.errors import UserError
 from rtdmd.config import Params, SuiteParams
-from rtdmd.evaluate.judge import ImageKey, Judge, Judged
-from rtdmd.evaluate.metrics import difference_metrics, feature_metrics, model_metrics, paired_metrics
-from rtdmd.evaluate.names import STUDENT, level_name
+from rtdmd.evaluate.frontier import teacher_items
+from rtdmd.evaluate.judge import VERIFIER, ImageKey, Judge, Judged
+from rtdmd.evaluate.metrics import (
+    difference_metrics,
+    feature_metrics,
+    frontier_metrics,
+    model_metrics,
+    paired_metrics,
+)
+from rtdmd.evaluate.names import LAW, STUDENT, level_name
+from rtdmd.evaluate.parses import Parses
 from rtdmd.evaluate.plan import Item, grid_prompts, plan_suite
+from rtdmd.evaluate.ranking import ranking
 from rtdmd.evaluate.tables import Scores
 from rtdmd.prompts.records import Prompt
 
@@ -27,6 +36,7 @@ class Suite:
     params: SuiteParams
     prompts: tuple[Prompt, ...]  # of its set
     items: tuple[Item, ...]  # the images
+    law: tuple[Item, ...]  # of the teacher, with noise of their own: what divergence is measured from
     shown: tuple[Prompt, ...]  # prompts in the pictures
     resolution: int  # pixels
     scorers: frozenset[str]  # names of the rewards that score it
@@ -61,15 +71,28 @@ class Findings:
     levels: dict[float, Evaluated] = field(default_factory=dict)  # the published student at other noise levels
     reference: Judged | None = None  # real images of the plan
     pool: np.ndarray | None = None  # (M, D) features of an independent pool of them
+    law: Judged | None = None  # the teacher's images of `Suite.law`
 
     def scores(self) -> dict[str, Scores]:
         """Every image's scores: of the models, then of the student at other noise levels."""
         others = {level_name(eta): found.judged.scores for eta, found in self.levels.items()}
         return {name: found.judged.scores for name, found in self.models.items()} | others
 
-    def metrics(self, trained_resolution: int) -> dict[str, Any]:
+    def parses(self) -> dict[str, Parses]:
+        """What the world's verifier read of every image: of the models, of the student at other noise levels, and of
+        the teacher's law; {} where it read none."""
+        others = {level_name(eta): found.judged for eta, found in self.levels.items()}
+        judged = {name: found.judged for name, found in self.models.items()} | others
+        if self.law is not None:
+            judged[LAW] = self.law
+        return {name: one.parses for name, one in judged.items() if one.parses is not None}
+
+    def metrics(self, trained_resolution: int, seed: int) -> dict[str, Any]:
         """The suite's part of metrics.json: its size, then a section a model, one for the real images, the paired
-        differences, and the other noise levels."""
+        differences, what scores tell of the verdict, the frontier, and the other noise levels.
+
+        seed: of the intervals' resampling.
+        """
 
         def section(judged: Judged, steps: int, evaluations: int) -> dict[str, Any]:
             return model_metrics(judged, steps, evaluations) | feature_metrics(judged, self.reference, self.pool)
@@ -82,7 +105,13 @@ class Findings:
         metrics |= {name: section(found.judged, found.steps, found.evaluations) for name, found in self.models.items()}
         if self.reference is not None:
             metrics["reference"] = section(self.reference, 0, 0)
-        metrics["paired"] = paired_metrics({name: found.judged for name, found in self.models.items()})
+        judged = {name: found.judged for name, found in self.models.items()}
+        metrics["paired"] = paired_metrics(judged)
+        told = {name: found for name, one in judged.items() if (found := ranking(one.scores))}
+        if told:
+            metrics["auc"] = told
+        if self.law is not None:
+            metrics["frontier"] = frontier_metrics(judged, self.law, seed)
         if self.levels:
             trained = self.models[STUDENT].judged.scores
             metrics["etas"] = {
@@ -100,18 +129,28 @@ def plan_suites(params: Params, prompts: Sequence[Prompt]) -> list[Suite]:
     for number, suite in enumerate(suites):
         own = prompts_of(suite, prompts)
         items = plan_suite(suite, own)
+        scorers = frozenset(reward.name for reward in suite.scorers(params.evaluate.rewards))
+        law = _law(suite.name, items, suite.teacher_images or 0) if VERIFIER in scorers else []
         share = count // len(suites) + (number < count % len(suites))  # of the prompts in the pictures
         planned.append(
             Suite(
                 params=suite,
                 prompts=tuple(own),
                 items=tuple(items),
+                law=tuple(law),
                 shown=tuple(grid_prompts(items, share)),
                 resolution=suite.resolution or params.model.resolution,
-                scorers=frozenset(reward.name for reward in suite.scorers(params.evaluate.rewards)),
+                scorers=scorers,
             )
         )
     return planned
+
+
+def _law(suite: str, items: Sequence[Item], count: int) -> list[Item]:
+    try:
+        return teacher_items(items, count) if count else []
+    except UserError as error:
+        raise UserError(f"evaluate.suites: {suite}: {error}") from None
 
 
 def prompts_of(suite: SuiteParams, prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -125,9 +164,9 @@ def prompts_of(suite: SuiteParams, prompts: Sequence[Prompt]) -> list[Prompt]:
     return own
 
 
-def all_metrics(found: Sequence[Findings], trained_resolution: int) -> dict[str, Any]:
+def all_metrics(found: Sequence[Findings], params: Params) -> dict[str, Any]:
     """metrics.json: a section a suite, and the suites' order (the keys of a JSON file have none)."""
     return {
-        "suites": {one.suite.name: one.metrics(trained_resolution) for one in found},
+        "suites": {one.suite.name: one.metrics(params.model.resolution, params.run.seed) for one in found},
         "order": [one.suite.name for one in found],
     }

@@ -4,40 +4,18 @@ first."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from rtdmd.evaluate.diversity import entropy
+from rtdmd.evaluate.parses import SMALL, Parses
 from rtdmd.world import GRID
 from rtdmd.world.grammar import COLORS
 from rtdmd.world.render import BACKGROUNDS
-from rtdmd.world.verifier import Parse
-
-SMALL = 9  # pixels: the smaller of the world's two sizes
 
 
-@dataclass(frozen=True)
-class Reading:
-    """The verifier's reading of N images: state, color, size (N, 9) per cell and background (N,), as in Parse."""
-
-    state: np.ndarray
-    color: np.ndarray
-    size: np.ndarray
-    background: np.ndarray
-
-
-def reading(parses: Sequence[Parse]) -> Reading:
-    """Batches of parses as one reading."""
-    columns = {
-        name: np.concatenate([getattr(parse, name).numpy() for parse in parses])
-        for name in Reading.__dataclass_fields__
-    }
-    return Reading(**columns)
-
-
-def world_figures(read: Reading, metadata: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def world_figures(read: Parses, metadata: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Figures over N images of N GenEval records; entropies are normalised, 1 = uniform.
 
     Colours count only where the caption names none, cells only where it names no relation, so that the figure is the

@@ -1,13 +1,13 @@
 """Stage evaluate: teacher and students on held-out prompts, all with the same prompts and noise.
 
 Run `rtdmd evaluate`: it reads params.yaml, the held-out prompts, the text cache and both students, and writes
-results/evaluate/: metrics.json (every figure, a section a suite), scores.csv (every image), per_tag.csv, a grid a model
-and contact_sheet.png.
+results/evaluate/: metrics.json (every figure, a section a suite), scores.csv and parses.csv (every image's scores, and
+what the world's verifier read in it), per_tag.csv, a grid a model and contact_sheet.png.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from rtdmd.common.images import save_png
 from rtdmd.common.torch_setup import configure
 from rtdmd.conditioning.text_cache import open_text_cache
 from rtdmd.evaluate.grids import contact_sheet, grid
-from rtdmd.evaluate.judge import Judged, judge_images, load_judge
-from rtdmd.evaluate.names import LABELS, STUDENT, level_name
-from rtdmd.evaluate.plan import plan_images
+from rtdmd.evaluate.judge import VERIFIER, Batch, Judged, judge_images, load_judge
+from rtdmd.evaluate.names import LABELS, LAW, STUDENT, level_name
+from rtdmd.evaluate.parses import parses_csv
+from rtdmd.evaluate.plan import Item, plan_images
 from rtdmd.evaluate.reference import world_images
 from rtdmd.evaluate.samples import Sampler, load_sampler, model_images
 from rtdmd.evaluate.suites import GRID_IMAGES, Evaluated, Findings, all_metrics, plan_suites, prompts_of
@@ -36,7 +37,7 @@ from rtdmd.publish.sampler import imported_model, published_sampler
 def run(root: Path = Path(".")) -> None:
     """Run the stage in the repository at ``root``."""
     with open_stage("evaluate", root) as stage:
-        params, model = stage.params.evaluate, stage.params.model
+        params = stage.params.evaluate
         check_models(stage.params, stage.entry)  # before hours of sampling, not after
         device = configure(stage.params.run)
         prompts = read_prompts(stage.input("results/prepare_prompts/eval.jsonl"))
@@ -52,12 +53,17 @@ def run(root: Path = Path(".")) -> None:
         asking: dict[int, str] = {}
         for key, size in suite_sizes(stage.params, "evaluate"):
             asking.setdefault(size, key)
-        sizes = {size: sized_backbone(model, size, key, root) for size, key in asking.items()}
+        sizes = {size: sized_backbone(stage.params.model, size, key, root) for size, key in asking.items()}
+
+        def images(sampler: Sampler, items: Sequence[Item], name: str) -> Iterator[Batch]:
+            return model_images(sampler, items, cache, stage.seed, params.batch_size, name)
 
         def evaluated(sampler: Sampler, one: Findings, name: str) -> Evaluated:
-            name = f"{name} on {one.suite.name}"
-            images = model_images(sampler, one.suite.items, cache, stage.seed, params.batch_size, name)
-            return Evaluated(judge_images(one.judge, images, one.suite.kept), sampler.steps, sampler.evaluations)
+            drawn = images(sampler, one.suite.items, f"{name} on {one.suite.name}")
+            return Evaluated(judge_images(one.judge, drawn, one.suite.kept), sampler.steps, sampler.evaluations)
+
+        def at_its_size(sampler: Sampler, one: Findings) -> Sampler:
+            return sampler.resized(sizes[one.suite.resolution]) if one.suite.resolution in sizes else sampler
 
         for name in params.models:
             if imported is not None and name == "imported":
@@ -65,16 +71,21 @@ def run(root: Path = Path(".")) -> None:
             else:
                 loaded = load_sampler(name, stage.params, cache, device, root)
             for one in found:
-                resolution = one.suite.resolution
-                sampler = loaded.resized(sizes[resolution]) if resolution in sizes else loaded
+                sampler = at_its_size(loaded, one)
                 one.models[name] = evaluated(sampler, one, name)
                 for eta in params.etas:
                     if name == STUDENT and eta != sampler.eta:
                         one.levels[eta] = evaluated(replace(sampler, eta=eta), one, level_name(eta))
+        measured = [one for one in found if one.suite.law]
+        if measured:
+            teacher = load_sampler("teacher", stage.params, cache, device, root)
+            for one in measured:
+                law = images(at_its_size(teacher, one), one.suite.law, f"{LAW} on {one.suite.name}")
+                one.law = judge_images(one.judge.of((VERIFIER,)), law)
         for one in found:
             one.reference, one.pool = real_images(one, params.batch_size, stage.seed)
         write_json(stage.output("scorers.json"), judge.identities())
-        write_json(stage.output("metrics.json"), all_metrics(found, model.resolution))
+        write_json(stage.output("metrics.json"), all_metrics(found, stage.params))
         _write_tables(stage, found)
         _write_pictures(stage, found)
 
@@ -97,6 +108,7 @@ def real_images(found: Findings, batch_size: int, seed: int) -> tuple[Judged | N
 def _write_tables(stage: Stage, found: Sequence[Findings]) -> None:
     """Every image of everything; the tags of the models."""
     write_atomic(stage.output("scores.csv"), scores_csv({one.suite.name: one.scores() for one in found}))
+    write_atomic(stage.output("parses.csv"), parses_csv({one.suite.name: one.parses() for one in found}))
     models = {one.suite.name: {name: model.judged.scores for name, model in one.models.items()} for one in found}
     write_atomic(stage.output("per_tag.csv"), per_tag_csv(models))
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rtdmd.common.errors import UserError
 from rtdmd.evaluate.divergence import caption_weights, divergence, teacher_optimum
 from rtdmd.evaluate.frontier import HIGHEST, PATH_REPLICATES, POINTS, frontier, optimum_curve, teacher_items
 from rtdmd.evaluate.parses import Parses
@@ -32,12 +33,19 @@ def found(samples: dict[str, Parses]) -> dict[str, Any]:
 
 
 def test_the_teachers_law_is_drawn_with_noise_of_its_own() -> None:
-    prompts = [Prompt(i, f"p{i}", tag, None) for i, tag in enumerate(["colors", "colors", "position"])]
-    plan = plan_images(prompts, 3)
-    own = teacher_items(plan, 2)
-    assert [item.prompt.id for item in own] == [item.prompt.id for item in plan] * 2
-    assert len({item.key for item in (*plan, *own)}) == 3 * len(plan) == 18
-    assert {item.index for item in own} == {3, 4, 5, 6, 7, 8}
+    tags = ["colors", "colors", "colors", "position"]
+    prompts = [Prompt(i, f"p{i}", tag, None) for i, tag in enumerate(tags)]
+    plan = plan_images(prompts, 4)
+    own = teacher_items(plan, 7)  # four of each tag
+    assert [item.key for item in own] == [(0, 4), (1, 4), (2, 4), (0, 5), (3, 4), (3, 5), (3, 6), (3, 7)]
+    assert not {item.key for item in own} & {item.key for item in plan}
+
+
+def test_a_law_without_an_image_of_every_prompt_is_refused() -> None:
+    plan = plan_images([Prompt(i, f"p{i}", tag, None) for i, tag in enumerate(["colors"] * 3 + ["position"])], 4)
+    assert len(teacher_items(plan, 5)) == 6
+    with pytest.raises(UserError, match=r"teacher_images: 4 leaves prompts without an image .* allowed: from 5 on"):
+        teacher_items(plan, 4)
 
 
 def test_the_figures_are_those_of_each_model(found: dict[str, Any], samples: dict[str, Parses]) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.rng import numpy_generator
-from rtdmd.evaluate.parses import CLUTTER, EMPTY, OBJECTS, Parses, parses_csv, parses_of, read_parses
+from rtdmd.evaluate.parses import CLUTTER, EMPTY, HEADER, OBJECTS, Parses, parses_csv, parses_of, read_parses
 from rtdmd.evaluate.plan import Item
 from rtdmd.prompts.records import Prompt
 from rtdmd.world.grammar import captions_of
@@ -52,13 +52,16 @@ def test_records_are_what_was_drawn() -> None:
 def test_the_file_gives_the_records_back(tmp_path: Path) -> None:
     parses, _ = judged()
     path = tmp_path / "parses.csv"
-    path.write_text(parses_csv({"teacher": parses.rows(np.arange(3)), "train_rtdmd": parses}))
-    again = read_parses(path, "train_rtdmd")
+    path.write_text(
+        parses_csv({"one": {"teacher": parses.rows(np.arange(3)), "train_rtdmd": parses}, "two": {"teacher": parses}})
+    )
+    again = read_parses(path, "one", "train_rtdmd")
     for name in Parses.__dataclass_fields__:
         assert getattr(again, name).tolist() == getattr(parses, name).tolist(), name
-    assert len(read_parses(path, "teacher")) == 3
-    assert parses_csv({"teacher": read_parses(path, "teacher"), "train_rtdmd": again}) == path.read_text()
-    assert len(path.read_text()) / 79 < 45  # characters an image
+    few, many = (read_parses(path, suite, "teacher") for suite in ("one", "two"))
+    assert (len(few), len(many)) == (3, len(parses))
+    assert parses_csv({"one": {"teacher": few, "train_rtdmd": again}, "two": {"teacher": many}}) == path.read_text()
+    assert len(path.read_text()) / (3 + 2 * 76) < 48  # characters an image
 
 
 def test_every_object_has_a_character_of_its_own() -> None:
@@ -75,7 +78,7 @@ def test_every_object_has_a_character_of_its_own() -> None:
         color=np.outer([color for _, color, _ in kinds], middle),
         size=np.outer([size for _, _, size in kinds], middle),
     )
-    cells = [line.split(",")[-1] for line in parses_csv({"m": parses}).splitlines()[1:]]
+    cells = [line.split(",")[-1] for line in parses_csv({"s": {"m": parses}}).splitlines()[1:]]
     assert cells == [f"....{letter}...." for letter in OBJECTS]
     assert len({EMPTY, CLUTTER, *OBJECTS}) == 34
 
@@ -83,19 +86,21 @@ def test_every_object_has_a_character_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model,cells\nm,.........\n", r"not a parses\.csv \(its first line must be model,prompt_id,index,tag,strict"),
+        ("suite,cells\ns,.........\n", r"not a parses\.csv \(its first line must be suite,model,prompt_id,index,tag"),
         (
-            "m,1,0,colors,1,0,....Z....\n",
-            r"no record of an image: m,1,0,colors,1,0,\.\.\.\.Z\.\.\.\.; `rtdmd evaluate`",
+            "s,m,1,0,colors,1,0,....Z....\n",
+            r"no record of an image: s,m,1,0,colors,1,0,\.\.\.\.Z\.\.\.\.; `rtdmd evaluate`",
         ),
-        ("m,1,0,colors,1,0,....0...\n", "no record of an image: m,1,0,colors"),
-        ("m,1,0,colors,1,3,....0....\n", "no record of an image: m,1,0,colors,1,3"),
-        ("m,1,0,colors,yes,0,....0....\n", "no record of an image: m,1,0,colors,yes"),
-        ("teacher,1,0,colors,1,0,....0....\n", "no model 'm'; it holds teacher"),
+        ("s,m,1,0,colors,1,0,....0...\n", "no record of an image: s,m,1,0,colors"),
+        ("s,m,1,0,colors,1,3,....0....\n", "no record of an image: s,m,1,0,colors,1,3"),
+        ("s,m,1,0,colors,yes,0,....0....\n", "no record of an image: s,m,1,0,colors,yes"),
+        ("s,teacher,1,0,colors,1,0,....0....\n", "no m on s; it holds teacher on s; `rtdmd evaluate` writes"),
+        ("t,m,1,0,colors,1,0,....0....\n", "no m on s; it holds m on t; `rtdmd evaluate` writes"),
+        ("", "no m on s; it holds nothing; `rtdmd evaluate` writes"),
     ],
 )
 def test_a_damaged_file_is_named_with_the_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "parses.csv"
-    path.write_text(text if text.startswith("model") else "model,prompt_id,index,tag,strict,background,cells\n" + text)
+    path.write_text(text if text.startswith("suite") else ",".join(HEADER) + "\n" + text)
     with pytest.raises(UserError, match=rf"parses\.csv: {message}"):
-        read_parses(path, "m")
+        read_parses(path, "s", "m")

@@ -2,18 +2,28 @@
 
 import numpy as np
 import pytest
+import torch
 
-from rtdmd.evaluate.world_figures import reading, world_figures
-from rtdmd.world.grammar import captions_of
+from rtdmd.evaluate.parses import Parses, parses_of
+from rtdmd.evaluate.plan import Item
+from rtdmd.evaluate.world_figures import world_figures
+from rtdmd.prompts.records import Prompt
+from rtdmd.world.grammar import Caption, captions_of
 from rtdmd.world.render import Scenes, render, sample_scenes
-from rtdmd.world.verifier import parse
+from rtdmd.world.verifier import verify
+
+
+def read(images: torch.Tensor, captions: list[Caption]) -> Parses:
+    """What the verifier reads, in two batches."""
+    items = [Item(Prompt(i, c.prompt, c.tag, c.metadata()), 0) for i, c in enumerate(captions)]
+    records = [caption.metadata() for caption in captions]
+    return parses_of(items, [verify(images[:3], records[:3]), verify(images[3:], records[3:])])
 
 
 def test_real_images_show_the_worlds_own_frequencies():
     captions = captions_of("train") * 4
-    figures = world_figures(
-        reading([parse(render(sample_scenes(captions, np.random.default_rng(0))))]), [c.metadata() for c in captions]
-    )
+    images = render(sample_scenes(captions, np.random.default_rng(0)))
+    figures = world_figures(read(images, captions), [caption.metadata() for caption in captions])
     wanted = np.mean([sum(item["count"] for item in c.include) for c in captions])
     assert figures["objects"] == pytest.approx(wanted)
     assert figures["clutter"] == 0
@@ -26,7 +36,7 @@ def test_a_collapsed_set_has_no_entropy():
     mask, color = np.zeros((8, 9), dtype=np.int64), np.zeros((8, 9), dtype=np.int64)
     mask[:, 4] = 1
     images = render(Scenes(np.zeros(8, dtype=np.int64), mask, color))
-    figures = world_figures(reading([parse(images[:3]), parse(images[3:])]), [caption.metadata()] * 8)
+    figures = world_figures(read(images, [caption] * 8), [caption.metadata()] * 8)
     assert figures == {
         "objects": 1.0,
         "clutter": 0.0,
@@ -40,4 +50,4 @@ def test_a_collapsed_set_has_no_entropy():
 def test_colours_that_the_caption_fixes_do_not_count():
     caption = next(c for c in captions_of("train") if c.tag == "color_attr")
     images = render(sample_scenes([caption] * 4, np.random.default_rng(0)))
-    assert world_figures(reading([parse(images)]), [caption.metadata()] * 4)["color_entropy"] is None
+    assert world_figures(read(images, [caption] * 4), [caption.metadata()] * 4)["color_entropy"] is None
