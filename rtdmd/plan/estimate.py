@@ -17,7 +17,7 @@ from rtdmd.pipeline.dvc_yaml import params_values
 from rtdmd.plan.costs import ROWS, Cost, Costs, count, flops_of
 from rtdmd.plan.gpus import GPUS, UTILISATION
 from rtdmd.plan.memory import Memory, acdmd_memory, cache_memory, evaluate_memory, rtdmd_memory, with_watch
-from rtdmd.plan.passes import acdmd_rows, evaluate_rows, rtdmd_rows, watch_rows
+from rtdmd.plan.passes import acdmd_rows, evaluate_rows, law_rows, rtdmd_rows, watch_rows
 from rtdmd.plan.stand import ADAPTER_NAMES, Stand
 from rtdmd.plan.tally import META, size_of, tensors_of
 from rtdmd.prompts.records import read_prompts
@@ -150,11 +150,19 @@ def _evaluation(params: Params, sized: Mapping[int, Costs], counts: Mapping[str,
         scorers = suite.scorers(params.evaluate.rewards)
         images = images_of(suite, params, counts)
         each = flops_of(evaluate_rows(params, 1), sized[resolution], "evaluate", scorers)
-        suites.append(SuitePlan(suite.name, images, resolution, images * each))
+        law = flops_of(law_rows(params, law_images(suite, scorers)), sized[resolution], "evaluate", ())
+        suites.append(SuitePlan(suite.name, images, resolution, images * each + law))
     images = sum(suite.images for suite in suites)
     flops = sum(suite.total for suite in suites) / images
     memory = evaluate_memory(sized[max(suite.resolution for suite in suites)])
     return StagePlan("evaluate", "images of each model", images, flops, memory, suites=tuple(suites))
+
+
+def law_images(suite: SuiteParams, scorers: Sequence[RewardParams]) -> int:
+    """Images of the teacher with noise of their own, where the suite's ``scorers`` have the verifier that reads
+    them."""
+    read = any(scorer.name == "world_verifier" for scorer in scorers)
+    return suite.teacher_images or 0 if read else 0
 
 
 def images_of(suite: SuiteParams, params: Params, counts: Mapping[str, int] | None) -> int:

@@ -145,6 +145,11 @@ def watch_rows(params: Params, images: int) -> Rows:
     return summed(scored(images), {"generator forward": images * params.model.num_steps})
 
 
+def law_rows(params: Params, images: int) -> Rows:
+    """``images`` of the teacher from which evaluate measures divergences, which the verifier alone reads."""
+    return {"decode forward": images, "teacher forward": images * params.model.teacher_steps}
+
+
 def evaluate_rows(params: Params, images: int) -> Rows:
     """The whole of evaluate: ``images`` of each model, and of the student at each other noise level."""
     model = params.model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -67,10 +67,21 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequenc
     lines = []
     for i, row in enumerate(rows):
         style = f' class="{classes[i]}"' if classes and classes[i] else ""
-        lines.append(f"<tr{style}>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>")
+        lines.append(f"<tr{style}>" + "".join(f"<td>{text}</td>" for text in row) + "</tr>")
     top = f"<thead><tr>{head}</tr></thead>" if header else ""
     style = f' class="{kind}"' if kind else ""
     return f'<div class="scroll"><table{style}>{top}<tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def cell(value: Mapping[str, float | None]) -> str:
+    """A mean with its half-width over noise, as a table cell."""
+    width = "" if value["ci95"] is None else f" <small>± {value['ci95']:.3f}</small>"
+    return f"{value['mean']:.3f}{width}"
+
+
+def plain(value: float | None, digits: int = 3) -> str:
+    """A figure without interval."""
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def picture(path: Path, text: str) -> str:

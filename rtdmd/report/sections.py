@@ -23,8 +23,8 @@ from rtdmd.evaluate.names import (
     score_title,
     suites_of,
 )
-from rtdmd.report import charts
-from rtdmd.report.html import details, picture, section, table
+from rtdmd.report import against_teacher, charts
+from rtdmd.report.html import cell, details, picture, plain, section, table
 
 Metrics = Mapping[str, Any]
 FIGURES = {
@@ -69,17 +69,6 @@ def interval(value: Mapping[str, float | None], digits: int = 3) -> str:
     return f"{value['mean']:.{digits}f}{width}"
 
 
-def cell(value: Mapping[str, float | None]) -> str:
-    """The same as a table cell."""
-    width = "" if value["ci95"] is None else f" <small>± {value['ci95']:.3f}</small>"
-    return f"{value['mean']:.3f}{width}"
-
-
-def plain(value: float | None, digits: int = 3) -> str:
-    """A figure without interval."""
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
 def suite_sections(metrics: Metrics, trained_eta: float) -> list[str]:
     """All that was measured: where there are several suites, first one table of them side by side, and each part under
     the suite's name."""
@@ -91,6 +80,8 @@ def suite_sections(metrics: Metrics, trained_eta: float) -> list[str]:
             results(own, where),
             tags(own, where),
             differences(own, where),
+            against_teacher.frontier(own, where),
+            against_teacher.told(own, where),
             noise_levels(own, trained_eta, where),
             collapse(own, where),
         ]

@@ -1,0 +1,64 @@
+"""The report's sections on a world run's known optimum: reward against divergence from the teacher, and what scores
+alone tell of right and wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rtdmd.evaluate.names import LABELS, STUDENT, TAGS, in_order, score_label
+from rtdmd.report.frontier import frontier_plot
+from rtdmd.report.html import cell, plain, section, table
+
+Metrics = Mapping[str, Any]
+FRONTIER = (
+    "The curve is the known optimum: the teacher's own images, the right ones reweighted. No law has its reward at less"
+    " divergence, and the curve starts at the teacher. The dotted line from the curve to a model is its excess: what it"
+    " changed that the reward did not ask for, with its interval. Divergences are lower bounds from what the verifier"
+    " reads, against images of the teacher with noise of their own; 0 within the interval is no difference found."
+    " Fréchet distances are to the teacher's images resampled to the model's reward."
+)
+TOLD = (
+    "How often, of a right and a wrong image of one caption, the right one has the higher score: 0.5 tells nothing, 1"
+    " everything. ±: 95 % interval over noise; – where a tag has no such pair."
+)
+
+
+def frontier(metrics: Metrics, suite: str = "") -> str:
+    """The plot and its figures; empty where no divergence was measured."""
+    if "frontier" not in metrics:
+        return ""
+    found = metrics["frontier"]
+    models = {name: found["models"][name] for name in in_order(found["models"], list(LABELS))}
+    header = ["Model", "Strict", "Divergence, at least", "Optimum at its reward", "Excess"]
+    distance = any("tilted_frechet" in own for own in models.values())
+    header += ["Fréchet to the optimum ×1000"] if distance else []
+    rows = []
+    for name, own in models.items():
+        cells = [cell(own[figure]) for figure in ("reward", "kl", "optimum", "excess")]
+        cells += [plain(1000 * own["tilted_frechet"], 1)] if distance else []
+        rows.append([LABELS[name], *cells])
+    body = frontier_plot({**found, "models": models}, LABELS)
+    body += table(header, rows, ["best" if name == STUDENT else "" for name in models])
+    return _section("Reward against divergence", FRONTIER, body, "frontier", suite)
+
+
+def told(metrics: Metrics, suite: str = "") -> str:
+    """A line a score and model, a column a tag; empty without verdicts or other scores."""
+    rows = []
+    tags: list[str] = []
+    for model in in_order(metrics.get("auc", {}), list(LABELS)):
+        for score, by_tag in metrics["auc"][model].items():
+            tags = in_order(by_tag, TAGS)
+            cells = ["–" if by_tag[tag] is None else cell(by_tag[tag]) for tag in tags]
+            rows.append([f"{score_label(score)} on images of: {LABELS[model]}", *cells])
+    if not rows:
+        return ""
+    body = table(["Score", *(tag.replace("_", " ") for tag in tags)], rows)
+    return _section("What a score alone tells", TOLD, body, "told", suite)
+
+
+def _section(title: str, how: str, body: str, anchor: str, suite: str) -> str:
+    """A section, of one suite among several where ``suite`` names it."""
+    named = (f"{title}: {suite}", f"{anchor}-{suite}") if suite else (title, anchor)
+    return section(named[0], how, body, named[1])
