@@ -54,21 +54,21 @@ def frontier(
     and ``paths`` (name -> a list of epoch, reward, kl, optimum and excess). Errors as for `divergence`.
     """
     figures = {name: divergence(parses, teacher, seed) for name, parses in models.items()}
-    walked = {}
-    for name, epochs in (paths or {}).items():
-        walked[name] = [
-            {"epoch": epoch} | _means(divergence(parses, teacher, seed, PATH_REPLICATES))
-            for epoch, parses in sorted(epochs.items())
-        ]
+    walked = {name: path_points(epochs, teacher, seed) for name, epochs in (paths or {}).items()}
     best = teacher_optimum(teacher, caption_weights(next(iter(models.values()))))
     rewards = [found["reward"]["mean"] for found in figures.values()]
     rewards += [point["reward"] for points in walked.values() for point in points]
     return {"models": figures, "optimum": optimum_curve(best, min(rewards)), "paths": walked}
 
 
-def _means(found: Mapping[str, Any]) -> dict[str, float]:
-    """A point without its intervals."""
-    return {name: found[name]["mean"] for name in ("reward", "kl", "optimum", "excess")}
+def path_points(epochs: Mapping[int, Parses], teacher: Parses, seed: int) -> list[dict[str, float]]:
+    """Epoch, reward, kl, optimum and excess of the student of each epoch, in their order."""
+    points = []
+    for epoch, parses in sorted(epochs.items()):
+        found = divergence(parses, teacher, seed, PATH_REPLICATES)
+        means = {name: found[name]["mean"] for name in ("reward", "kl", "optimum", "excess")}
+        points.append({"epoch": epoch} | means)
+    return points
 
 
 def optimum_curve(best: Optimum, lowest: float) -> list[dict[str, float]]:

@@ -21,6 +21,7 @@ def frontier_plot(data: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     A point is a model. The dotted line to its left ends on the optimum of the same reward, so that its length is the
     excess, whose 95 % interval is the bar to both sides; the upright bar is the reward's (other noise, same captions).
     Small dots on a thin line are the students of a run in the order of its epochs. ``labels``: names in the legend.
+    Models beyond the palette are grey and numbered.
     """
     colors = model_colors([*data["models"], *data["paths"]])
     head = 22 * -(-len(data["models"]) // COLUMNS) + 24
@@ -44,13 +45,18 @@ def frontier_plot(data: Mapping[str, Any], labels: Mapping[str, str]) -> str:
         y = [point["reward"] for point in points]
         parts.append(_polyline(frame, x, y, colors[name], 1.2, 0.6))
         parts += [_circle(frame, a, b, 2.2, colors[name]) for a, b in zip(x, y, strict=True)]
+    numbers = {name: str(place) for place, name in enumerate((n for n in data["models"] if colors[n] == OTHER), 1)}
     for name, found in data["models"].items():
         parts.append(_point(frame, found, colors[name]))
+        if name in numbers:
+            at = frame.px(found["kl"]["mean"]) + 6, frame.py(found["reward"]["mean"]) - 6
+            parts.append(_text(*at, numbers[name], color=AXIS, size=10))
     for k, name in enumerate(data["models"]):
         column = frame.left + 205 * (k % COLUMNS)
         row = 12 + 22 * (k // COLUMNS)
         parts.append(f'<circle cx="{column + 6:.1f}" cy="{row}" r="5" fill="{colors[name]}"/>')
-        parts.append(_text(column + 17, row + 4, labels[name], size=12))
+        label = f"{numbers[name]}: {labels[name]}" if name in numbers else labels[name]
+        parts.append(_text(column + 17, row + 4, label, size=12))
     return _svg(WIDTH, height, parts, "reward against divergence from the teacher: the optimum and the models")
 
 

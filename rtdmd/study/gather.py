@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from rtdmd.evaluate.pairs import paired_difference
 from rtdmd.evaluate.tables import Scores, csv_text, read_scores
 from rtdmd.methods import METHODS
 from rtdmd.report.sections import read_curves
-from rtdmd.study.history import LAST, figures
+from rtdmd.study.divergences import Law, law_of
+from rtdmd.study.history import LAST, figures, point_folder
 from rtdmd.study.plan import BASE, MODELS, TEACHER, SweepPlan, run_folder, stage_of
 from rtdmd.study.run import DONE
 
@@ -61,6 +62,8 @@ class Run:
     kept: Mapping[str, float]  # of the automatic stop's choice, elsewhere of the last student
     scores: Scores
     curves: Mapping[str, Sequence[float | None]]  # columns of curves.csv of a stage-two run, the epochs first
+    divergence: Mapping[str, Any] | None = None  # from the seed's teacher, where its law was drawn
+    path: Sequence[Mapping[str, float]] = ()  # the same of the run's students by epoch
 
 
 @dataclass
@@ -98,6 +101,26 @@ def read_run(root: Path, plan: SweepPlan, name: str, seed: int) -> Run | None:
     return Run(name, seed, read_json(folder / DONE), own, kept, scores, curves)
 
 
+def measured(root: Path, plan: SweepPlan, run: Run, law: Law | None) -> Run:
+    """The run with its divergence from its seed's teacher, whose excess becomes one of its figures; as it is without a
+    law."""
+    if law is None:
+        return run
+    model = MODELS[stage_of(run.name)][0]
+    found = law.divergence(judged_folder(run_folder(root, plan, run.name, run.seed)), model)
+    return replace(run, divergence=found, figures={**run.figures, "excess": found["excess"]["mean"]})
+
+
+def walked(root: Path, plan: SweepPlan, run: Run, law: Law | None) -> Run:
+    """The run with the divergences of its students over time, where it has some and a law."""
+    epochs = [int(point["epoch"]) for point in run.record["history"]]
+    if law is None or not epochs:
+        return run
+    folder = run_folder(root, plan, run.name, run.seed)
+    places = {epoch: point_folder(folder, epoch) for epoch in epochs}
+    return replace(run, path=law.path(places, MODELS[stage_of(run.name)][0]))
+
+
 def judged_folder(folder: Path) -> Path:
     """Where the student that stands for a run was evaluated: the last one."""
     last = folder / LAST
@@ -106,7 +129,12 @@ def judged_folder(folder: Path) -> Path:
 
 def gather(root: Path, plan: SweepPlan) -> list[Row]:
     """A row for every method of which at least one run is done. UserError where no base run is."""
-    found = {name: [run for seed in plan.seeds if (run := read_run(root, plan, name, seed))] for name in plan.runs()}
+    laws = {seed: law_of(root, plan, seed) for seed in plan.seeds}
+    found: dict[str, list[Run]] = {}
+    for name in plan.runs():
+        done = [run for seed in plan.seeds if (run := read_run(root, plan, name, seed))]
+        runs = [measured(root, plan, run, laws[run.seed]) for run in done]
+        found[name] = [walked(root, plan, run, laws[run.seed]) for run in runs[:1]] + runs[1:]
     if not found[BASE]:
         raise UserError(f"{plan.folder}: no finished run; `snakemake sweep --cores all` makes them")
     rows = []
@@ -114,7 +142,8 @@ def gather(root: Path, plan: SweepPlan) -> list[Row]:
         if runs:
             row = Row(name, stage_of(name), runs)
             for figure in runs[0].figures:
-                row.figures[figure] = seed_mean([run.figures[figure] for run in runs])
+                if all(figure in run.figures for run in runs):  # a seed's teacher may not be judged yet
+                    row.figures[figure] = seed_mean([run.figures[figure] for run in runs])
             for other in references(name):
                 against = {figure: difference(runs, found.get(other, []), figure) for figure in row.figures}
                 known = {figure: value for figure, value in against.items() if value is not None}

@@ -43,12 +43,17 @@ def judge_over_time(folder: Path, params: Params, plan: SweepPlan) -> list[dict[
     rows = []
     for checkpoint in checkpoints(folder, params):
         epoch = int(checkpoint.name.removeprefix("step-"))
-        place = lay_point(folder / f"at-{epoch:05d}", folder, fewer, checkpoint)
-        metrics = place / "results" / "evaluate" / "metrics.json"
-        if not metrics.is_file():
+        place = lay_point(point_folder(folder, epoch), folder, fewer, checkpoint)
+        metrics, parses = (place / "results" / "evaluate" / name for name in ("metrics.json", "parses.csv"))
+        if not (metrics.is_file() and parses.is_file()):
             evaluate.run(place)
         rows.append({"epoch": float(epoch)} | figures(first_suite(read_json(metrics))[STAGE]))
     return rows
+
+
+def point_folder(folder: Path, epoch: int) -> Path:
+    """Where the student of an epoch of the run in ``folder`` is evaluated."""
+    return folder / f"at-{epoch:05d}"
 
 
 def figures(section: dict[str, Any]) -> dict[str, float]:

@@ -21,6 +21,8 @@ from rtdmd.methods._absent import ABSENT
 from rtdmd.prompts.records import read_prompts
 from rtdmd.report.charts import forest
 from rtdmd.report.html import page, picture, section, table
+from rtdmd.study.divergences import law_of
+from rtdmd.study.frontier import frontier_section
 from rtdmd.study.gather import (
     BASE,
     HEADLINE,
@@ -60,13 +62,16 @@ def write_comparison(root: Path, plan: SweepPlan, base: Params) -> Path:
     write_atomic(out / "runs.csv", runs_csv(rows))
     sheet = out / "contact_sheet.png"
     save_png(sheet, np.asarray(all_grids(root, plan, rows, base)))
-    parts = [table_section(rows, stage) for stage in ("train_acdmd", "train_rtdmd")]
+    law = next((law for seed in plan.seeds if (law := law_of(root, plan, seed))), None)
+    parts = []
+    for stage in ("train_acdmd", "train_rtdmd"):
+        parts += [table_section(rows, stage), frontier_section(rows, stage, law)]
     parts += [paper_section(rows), time_section([row for row in rows if row.stage == "train_rtdmd"])]
     if (out / VARIANCE).is_file():
         parts.append(variance_section(out / VARIANCE))
     how = "The same prompts and noise for every method, first seed; the base stands at the left of each panel."
     parts.append(section("Samples", how, picture(sheet, "sample grids of every method"), "samples"))
-    write_atomic(out / "index.html", page("Comparison of methods", lead(rows), parts))
+    write_atomic(out / "index.html", page("Comparison of methods", lead(rows), [part for part in parts if part]))
     return out / "index.html"
 
 

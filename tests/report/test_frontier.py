@@ -110,3 +110,19 @@ def test_a_divergence_below_0_stays_inside_the_plot() -> None:
     svg = ET.fromstring(frontier_plot(noisy, LABELS))
     ((x, _, _),) = dots(svg, "4.5")
     assert 58 < x < WIDTH - 20
+
+
+def test_models_beyond_the_palette_are_told_apart_by_numbers() -> None:
+    names = [f"m{i}" for i in range(len(PALETTE) + 2)]
+    data = DATA | {"models": {name: figure(0.7, 0.1 * i, 0.05) for i, name in enumerate(names)}, "paths": {}}
+    svg = ET.fromstring(frontier_plot(data, {name: name for name in names}))
+    numbered = {
+        text.text: text
+        for text in svg.findall("text")
+        if text.text in ("1", "2") and text.attrib["font-size"] == "10" and text.attrib["text-anchor"] == "start"
+    }
+    last = dots(svg, "4.5")[-2:]
+    assert [(float(numbered[n].attrib["x"]), float(numbered[n].attrib["y"])) for n in ("1", "2")] == [
+        (pytest.approx(x + 6, abs=0.11), pytest.approx(y - 6, abs=0.11)) for x, y, _ in last
+    ]
+    assert {f"1: {names[-2]}", f"2: {names[-1]}"} <= {text.text for text in svg.findall("text")}

@@ -17,6 +17,8 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json, sha256_file, write_json
 from rtdmd.conditioning.text_cache import FOLDER, TextCache, cache_key
 from rtdmd.config import load_params, preset
+from rtdmd.evaluate.frontier import frontier
+from rtdmd.evaluate.parses import read_parses
 from rtdmd.evaluate.plan import plan_images
 from rtdmd.evaluate.reference import world_images
 from rtdmd.evaluate.samples import load_sampler, model_images
@@ -71,6 +73,37 @@ def test_metrics_hold_every_model_and_the_real_images(root: Path) -> None:
     difference = metrics["train_rtdmd"]["clipscore"]["mean"] - metrics["train_acdmd"]["clipscore"]["mean"]
     assert pair["mean"] == pytest.approx(difference, abs=2e-6)
     assert pair["mean"] != 0  # stage two's adapter sits on stage one's and changes the images
+
+
+MEASURED = ("teacher", "teacher_few_step", "train_acdmd", "train_rtdmd", "teacher_law")
+
+
+def test_every_model_has_its_divergence_from_the_teachers_law(root: Path) -> None:
+    """metrics.json has what parses.csv gives, and the page shows it."""
+    metrics = heldout(root)
+    parses = {name: read_parses(root / "results/evaluate/parses.csv", "heldout", name) for name in MEASURED}
+    law = parses.pop("teacher_law")
+    teacher = parses["teacher"]
+    keys = [set(zip(one.prompts.tolist(), one.indices.tolist(), strict=True)) for one in (law, teacher)]
+    assert len(law) == len(teacher) == 24 and not keys[0] & keys[1]
+    again = frontier(parses, law, load_params(root / "params.yaml").run.seed)
+    found = metrics["frontier"]
+    distances = [own.pop("tilted_frechet") for own in found["models"].values()]
+    assert found == again and all(value > 0 for value in distances)
+    assert found["models"]["train_rtdmd"]["reward"] == metrics["train_rtdmd"]["strict"]
+    assert set(metrics["auc"]) == set(parses) and set(metrics["auc"]["teacher"]) == {"clipscore"}
+    rows = read_scores(root / "results/evaluate/scores.csv", "train_acdmd", "heldout")
+    assert parses["train_acdmd"].right.tolist() == (rows.columns["strict"] == 1).tolist()
+    page = (root / "results/report/index.html").read_text(encoding="utf-8")
+    assert "<h2>Reward against divergence</h2>" in page and "<th>Excess</th>" in page
+    assert "<h2>What a score alone tells</h2>" in page and "CLIP score on images of: Stage two (RTDMD)" in page
+
+
+def test_a_law_with_too_few_images_is_refused_before_sampling(copy: Path) -> None:
+    suite = {"name": "heldout", "prompts": "heldout", "images_per_tag": 4, "teacher_images": 6}
+    set_params(copy, {"evaluate": {"suites": [suite]}})
+    with pytest.raises(UserError, match=r"evaluate\.suites: heldout: teacher_images: 6 leaves .* allowed: from \d+ on"):
+        evaluate.run(copy)
 
 
 def test_what_the_scorers_were_stands_beside_the_metrics(root: Path) -> None:
@@ -288,7 +321,7 @@ def test_the_page_needs_nothing_else(root: Path) -> None:
     strict = heldout(root)["teacher"]["clipscore"]["mean"]
     assert f"{strict:.3f}" in page
     assert "η = 0 minus η = 0.9" in page
-    assert page.count("<svg") == 7  # the tags, two curves and one watched score for each stage
+    assert page.count("<svg") == 8  # the tags, the frontier, two curves and one watched score for each stage
 
 
 def test_the_cards_snippet_runs_as_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from rtdmd.commands import methods as methods_command
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import load_tensors, read_json
 from rtdmd.config import Params
+from rtdmd.evaluate.divergence import divergence
+from rtdmd.evaluate.parses import read_parses
 from rtdmd.plan.budget import cost
 from rtdmd.stages import train_rtdmd
 from rtdmd.study import history
@@ -215,3 +217,33 @@ def test_a_partial_sweep_is_gathered(swept: tuple[Path, Params], tmp_path: Path)
     shutil.rmtree(run_folder(copy, plan, "matching-only", 0), ignore_errors=True)
     text = write_comparison(copy, plan, params).read_text()
     assert "matching and DiffusionNFT" in text and "– over" not in text
+
+
+def test_every_method_has_its_place_beside_the_optimum_once_the_teacher_is_judged(
+    swept: tuple[Path, Params], tmp_path: Path
+) -> None:
+    """Only the teacher's run draws the law; excess is a column, and the students over time are a path."""
+    root, params = swept
+    assert all(run.divergence is None for row in gather(root, PLAN) for run in row.runs)
+    shutil.copytree(root, tmp_path / "copy", symlinks=True)
+    copy = tmp_path / "copy"
+    run(copy, params, PLAN, "teacher", 0)
+    laws = {name: run_params(params, PLAN, name, 0).evaluate.suites[0].teacher_images for name in ("teacher", "base")}
+    assert laws == {"teacher": 24, "base": None}
+    rows = {row.name: row for row in gather(copy, PLAN)}
+    own = rows["dmd-nft"].runs[0]
+    folder = run_folder(copy, PLAN, "dmd-nft", 0) / "results/evaluate/parses.csv"
+    law = read_parses(run_folder(copy, PLAN, "teacher", 0) / "results/evaluate/parses.csv", "heldout", "teacher_law")
+    assert len(law) == 24
+    assert own.divergence == divergence(read_parses(folder, "heldout", "train_rtdmd"), law, 0)
+    assert [point["epoch"] for point in own.path] == [int(point["epoch"]) for point in own.record["history"]]
+    assert own.path[-1]["reward"] == own.record["history"][-1]["strict"]
+    assert rows["dmd-nft"].figures["excess"].mean == own.divergence["excess"]["mean"]
+    gap = own.divergence["excess"]["mean"] - rows["base"].runs[0].divergence["excess"]["mean"]
+    assert rows["dmd-nft"].minus["base"]["excess"].mean == pytest.approx(gap)
+    page = write_comparison(copy, PLAN, params)
+    text = page.read_text()
+    assert "Stage two: reward against divergence" in text and "<th>Excess divergence</th>" in text
+    with (page.parent / "table.csv").open(newline="") as file:
+        lines = {line["run"]: line for line in csv.DictReader(file)}
+    assert float(lines["teacher"]["excess"]) == pytest.approx(rows["teacher"].figures["excess"].mean, rel=1e-5)

@@ -1,0 +1,47 @@
+"""The comparison's frontier plots: each method's reward against its divergence from the teacher, and the optimum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rtdmd.report.charts import OTHER
+from rtdmd.report.frontier import frontier_plot, model_colors
+from rtdmd.report.html import section
+from rtdmd.study.divergences import Law
+from rtdmd.study.gather import BASE, Row, seed_mean
+from rtdmd.study.plan import TEACHER
+
+TITLES = {"train_acdmd": "Stage one", "train_rtdmd": "Stage two"}
+_HOW = (
+    "Each method's reward and its divergence from the teacher, means over seeds, beside the known optimum (of the first"
+    " seed's teacher): no law has its reward at less divergence. The dotted line is the excess, in the table's column"
+    " too; bars are 95 % intervals over seeds, of one seed over noise. Small dots on a thin line: the students of the"
+    " first seed's run in the order of its epochs, of the methods that have a colour."
+)
+
+
+def frontier_section(rows: Sequence[Row], stage: str, law: Law | None) -> str:
+    """The plot of one stage with teacher and base; empty where no divergence was measured."""
+    measured = {row.name: row for row in rows if row.stage == stage or row.name in (TEACHER, BASE)}
+    measured = {name: row for name, row in measured.items() if any(run.divergence for run in row.runs)}
+    if law is None or not set(measured) - {TEACHER, BASE}:
+        return ""
+    models = {name: point(row) for name, row in measured.items()}
+    colors = model_colors(list(models))
+    paths = {name: list(row.runs[0].path) for name, row in measured.items() if row.runs[0].path}
+    paths = {name: path for name, path in paths.items() if colors[name] != OTHER}
+    lowest = min(own["reward"]["mean"] for own in models.values())
+    data = {"models": models, "optimum": law.curve(lowest), "paths": paths}
+    title = f"{TITLES[stage]}: reward against divergence"
+    return section(title, _HOW, frontier_plot(data, {name: name for name in models}), f"frontier-{stage}")
+
+
+def point(row: Row) -> dict[str, Any]:
+    """A method's figures as the plot reads them, means over its seeds."""
+    known = [run.divergence for run in row.runs if run.divergence]
+    out = {}
+    for name in ("reward", "kl", "optimum", "excess"):
+        mean = seed_mean([found[name]["mean"] for found in known], [found[name]["ci95"] for found in known])
+        out[name] = {"mean": mean.mean, "ci95": mean.noise if mean.seeds is None else mean.seeds}
+    return out
