@@ -54,6 +54,7 @@ REDUCED = {
     "evaluate.suites.images_per_prompt": "at most 2",
     "evaluate.suites.max_prompts": "at most 2",
     "evaluate.suites.reference_images": "at most 24",
+    "evaluate.suites.teacher_images": "at most 24",
     "evaluate.suites.resolution": "as model.resolution",
     "report.grid_prompts": "at most 2",
     "publish.repo_id": f"{REPOSITORY} where there is none, so that an upload can be shown",
@@ -213,4 +214,6 @@ def _suite(suite: SuiteParams) -> dict[str, Any]:
         tree["images_per_prompt"] = min(suite.images_per_prompt, 2)
     if suite.reference_images is not None:
         tree["reference_images"] = min(suite.reference_images, 24)
+    if suite.teacher_images is not None:
+        tree["teacher_images"] = min(suite.teacher_images, 24)
     return tree
