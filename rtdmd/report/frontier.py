@@ -11,7 +11,7 @@ WIDTH = 1112
 PLOT = 330  # pixels of the plot's inner height
 COLUMNS = 5  # of the legend
 OUT_OF_REACH = "#f3f4f6"
-PALETTE = ("#bc4c00", "#1b7c83", "#4d2d00", "#0550ae", "#a40e26", "#57606a")
+PALETTE = ("#bc4c00", "#1b7c83", "#4d2d00", "#0550ae", "#a40e26", "#6b8e00")
 """Of models that the report does not colour."""
 
 
