@@ -34,13 +34,12 @@ def write_table(name: str, jobs: Jobs) -> Path:
 
 
 def about(found: Table) -> str:
-    """The runs behind the rows, what departs, and what cannot be stated."""
+    """The runs behind the rows, and what departs; a row without a run says itself why."""
     lines = [run_text(run) for run in found.runs().values()]
     lines += [f"departs, {run.name}: {text}" for run in found.runs().values() for text in run.departs]
-    lines += [f"missing, {row.title}: {row.missing}" for row in found.rows if row.missing]
     lines += [f"note: {note}" for note in found.notes]
     body = "".join(f"<p>{escape(line)}</p>" for line in lines)
-    return section("The runs", "`rtdmd params --experiment NAME` prints the settings of one.", body, "runs")
+    return section("The runs", "The settings of one: rtdmd params --experiment NAME.", body, "runs")
 
 
 def table_csv(cells: Sequence[Cell]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rtdmd.common.errors import RtdmdError
 from rtdmd.experiments import TABLES
-from rtdmd.published.figures import parts, rows_of, stands_for, summary
+from rtdmd.published.figures import Cell, parts, rows_of, stands_for, summary
 from rtdmd.published.table import Run, Table
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def check_text(names: Sequence[str], jobs: Jobs) -> Iterator[str]:
             yield f"  not measured, {row.title}: {stands_for(row)}"
         lines = [["", "", "published", "ours", "difference", ""]]
         for row, own in rows_of(table, cells):
-            lines += [[row.title, cell.column.title, *parts(cell), cell.verdict] for cell in own]
+            lines += [[row.title, cell.column.title, *_figures(cell), cell.verdict] for cell in own]
         yield from _aligned(lines)
         said = summary(cells)
         yield f"{name}: {said}"
@@ -67,6 +67,12 @@ def check_text(names: Sequence[str], jobs: Jobs) -> Iterator[str]:
             failed.append(f"{name}: {said}; `snakemake experiment_{name}` measures what is not")
     if failed:
         raise RtdmdError("; ".join(failed))
+
+
+def _figures(cell: Cell) -> tuple[str, str, str]:
+    """published, ours ± interval, difference; a dash for what is not there."""
+    published, ours, width, difference = parts(cell)
+    return published or "-", f"{ours} {width}".strip() or "-", difference or "-"
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> Iterator[str]:

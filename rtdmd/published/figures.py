@@ -68,7 +68,7 @@ class Cell:
         if self.factor is None or self.ci95 is None:
             return "no interval"
         if self.factor > 1:
-            return f"off by {self.factor:.1f}"
+            return f"off by {self.factor:.3g}×"
         return "agrees" if self.ci95 <= WIDEST * abs(float(self.published)) else "too wide"
 
 
@@ -116,12 +116,12 @@ def summary(cells: Sequence[Cell]) -> str:
     return f"of {len(cells)} cells " + ", ".join(f"{count} {said}" for said, count in counts.items() if count)
 
 
-def parts(cell: Cell) -> tuple[str, str, str]:
-    """published, ours ± interval, and the difference, with the published digits."""
-    digits = 4 if cell.published is None else max(0, -int(cell.published.as_tuple().exponent))
-    published = "-" if cell.published is None else str(cell.published)
-    if cell.ours is None:
-        return published, "-", "-"
-    width = "" if cell.ci95 is None else f" ± {cell.ci95:.{digits}f}"
-    difference = "-" if cell.difference is None else f"{cell.difference:+.{digits}f}"
-    return published, f"{cell.ours:.{digits}f}{width}", difference
+def parts(cell: Cell) -> tuple[str, str, str, str]:
+    """published as it is printed; ours, its interval and the difference with as many digits, and three at least, since
+    two can hide on which side of the interval a difference is. What is not there is empty."""
+    digits = 4 if cell.published is None else max(3, -int(cell.published.as_tuple().exponent))
+    published = "" if cell.published is None else str(cell.published)
+    ours = "" if cell.ours is None else f"{cell.ours:.{digits}f}"
+    width = "" if cell.ci95 is None else f"± {cell.ci95:.{digits}f}"
+    difference = "" if cell.difference is None else f"{cell.difference:+.{digits}f}"
+    return published, ours, width, difference

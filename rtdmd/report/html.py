@@ -23,10 +23,12 @@ section { background: #fff; border: 1px solid #d8dee4; border-radius: 8px; paddi
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; margin: 10px 0 4px; }
 table { font-variant-numeric: tabular-nums; font-size: 14px; }
-th, td { padding: 6px 8px; text-align: right; white-space: nowrap; vertical-align: bottom; }
+th, td { padding: 6px 7px; text-align: right; white-space: nowrap; vertical-align: top; }
 td { border-bottom: 1px solid #eaeef2; }
-th { white-space: normal; font-weight: 600; line-height: 1.3; color: #59636e; border-bottom: 1px solid #d0d7de; }
-th:first-child, td:first-child { text-align: left; }
+th { font-weight: 600; line-height: 1.3; color: #59636e; border-bottom: 1px solid #d0d7de; }
+th { white-space: normal; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 150px; }
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
 tr.best td { background: #f0f9f3; }
 tr.real td { color: #59636e; border-top: 1px solid #d0d7de; }
 td small { color: #6e7781; font-size: 12px; }

@@ -9,13 +9,14 @@ from typing import Any
 
 from rtdmd.published import TABLES, find_run
 from rtdmd.published.figures import Cell, cells_of, parts, rows_of, stands_for, summary
-from rtdmd.published.table import Table
+from rtdmd.published.table import Row, Table
 from rtdmd.report.html import section, table
 
 _HOW = (
-    "In each cell: the published figure, ours with its 95 % interval over noise on the same prompts, the difference."
-    " A cell agrees where the difference is within that interval and the rounding of the published figure; elsewhere it"
-    " says how many times that the difference is. The interval knows nothing of another training run."
+    "In each cell, from above: the published figure (– where none is given), ours, its 95 % interval over noise on the"
+    " same prompts, the difference. A cell agrees where the difference is within that interval and the rounding of the"
+    " published figure together; “off by 2×” is a difference of twice that. The interval knows nothing of another"
+    " training run."
 )
 
 
@@ -46,15 +47,26 @@ def table_section(found: Table, cells: Sequence[Cell]) -> str:
 def cells_table(found: Table, cells: Sequence[Cell]) -> str:
     """The rows and columns of a table."""
     header = ["Model", "Passes", *(column.title for column in found.columns)]
-    rows = [
-        [escape(row.title) + f"<br><small>{escape(stands_for(row))}</small>", str(row.passes), *map(_html, own)]
-        for row, own in rows_of(found, cells)
-    ]
-    return table(header, rows)
+    return table(header, ([_title(row), str(row.passes), *map(_html, own)] for row, own in rows_of(found, cells)))
+
+
+def _title(row: Row) -> str:
+    """The row as published, and the run and model behind it, or why there is none."""
+    return _lines(escape(row.title), _small(escape(row.missing or stands_for(row))))
 
 
 def _html(cell: Cell) -> str:
-    """One cell, a line each of published, ours, difference and verdict."""
-    published, ours, difference = parts(cell)
-    strong = f"<b>{escape(ours)}</b>" if cell.verdict == "agrees" else escape(ours)
-    return f"{published}<br>{strong}<br>{difference}<br><small>{escape(cell.verdict)}</small>"
+    """One cell, a line each: published, or a dash; ours, its interval and the difference, as far as they are there; the
+    verdict, which the dash can say alone."""
+    published, ours, width, difference = map(escape, parts(cell))
+    strong = f"<b>{ours}</b>" if cell.verdict == "agrees" else ours
+    verdict = "" if cell.verdict == "not published" else cell.verdict
+    return _lines(published or "–", strong, _small(width), difference, _small(verdict))
+
+
+def _small(text: str) -> str:
+    return text and f"<small>{text}</small>"
+
+
+def _lines(*lines: str) -> str:
+    return "<br>".join(filter(None, lines))

@@ -24,13 +24,13 @@ def cell(published: str | None, ours: float | None, ci95: float | None, row: Row
     [
         ("22.86", 22.90, 0.04, "agrees"),
         ("22.86", 22.904, 0.04, "agrees"),  # 0.044 is within the interval and half a unit of the last digit
-        ("22.86", 22.95, 0.04, "off by 2.0"),  # 0.09 / (0.04 + 0.005)
-        ("22.86", 22.77, 0.04, "off by 2.0"),
+        ("22.86", 22.95, 0.04, "off by 2×"),  # 0.09 / (0.04 + 0.005)
+        ("22.86", 22.77, 0.04, "off by 2×"),
         ("0.94", 0.944, 0.0, "agrees"),  # nothing but the published rounding
-        ("0.940", 0.944, 0.0, "off by 8.0"),
+        ("0.940", 0.944, 0.0, "off by 8×"),
         ("0.80", 0.75, 0.20, "agrees"),  # a quarter of the figure, the widest that says anything
         ("0.80", 0.75, 0.21, "too wide"),
-        ("0.80", 0.10, 0.21, "off by 3.3"),
+        ("0.80", 0.10, 0.21, "off by 3.26×"),
         ("22.86", None, None, "not measured"),
         ("22.86", 22.86, None, "no interval"),
         (None, 22.86, 0.04, "not published"),
@@ -46,10 +46,10 @@ def test_a_row_without_a_run_is_not_waited_for() -> None:
 
 
 def test_cells_are_shown_with_the_published_digits() -> None:
-    assert parts(cell("0.2810", 0.29004, 0.00216)) == ("0.2810", "0.2900 ± 0.0022", "+0.0090")
-    assert parts(cell("22.86", 22.0, None)) == ("22.86", "22.00", "-0.86")
-    assert parts(cell(None, 0.5, 0.1)) == ("-", "0.5000 ± 0.1000", "-")
-    assert parts(cell("22.86", None, None)) == ("22.86", "-", "-")
+    assert parts(cell("0.2810", 0.29004, 0.00216)) == ("0.2810", "0.2900", "± 0.0022", "+0.0090")
+    assert parts(cell("22.86", 22.0, None)) == ("22.86", "22.000", "", "-0.860")
+    assert parts(cell(None, 0.5, 0.1)) == ("", "0.5000", "± 0.1000", "")
+    assert parts(cell("22.86", None, None)) == ("22.86", "", "", "")
     told = summary([cell("22.86", 22.9, 0.04), cell("22.86", 25.0, 0.04), cell("22.86", None, None)])
     assert told == "of 3 cells 1 agree, 1 off, 1 not measured"
 
