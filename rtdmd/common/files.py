@@ -88,14 +88,18 @@ def sha256_tree(path: Path | str) -> str:
     return sha256_bytes("".join(lines).encode())
 
 
-def write_atomic(path: Path | str, data: bytes | str) -> None:
-    """Write `data` (text as UTF-8) to `path`: all of it or nothing, and on disk when this returns."""
+def write_atomic(path: Path | str, data: bytes | str | Iterator[bytes | memoryview]) -> None:
+    """Write `data` (text as UTF-8, or piece by piece) to `path`: all of it or nothing, and on disk when this
+    returns."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            if isinstance(data, str):
+                data = data.encode()
+            for piece in (data,) if isinstance(data, bytes) else data:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o666 & ~_umask())
@@ -200,24 +204,12 @@ def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
 def save_tensors(tensors: Mapping[str, Tensor], path: Path | str, metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file atomically; the same tensors and metadata give the same bytes.
 
-    Tensors are written in order of name, on the CPU and contiguous; the header's metadata is sorted.
+    Tensors are written as safetensors orders them, on the CPU and contiguous, one at a time; the header's metadata is
+    sorted.
     """
-    from safetensors.torch import save
+    from rtdmd.common.lazy_tensors import file_parts
 
-    ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    write_atomic(path, _sorted_header(save(ordered, metadata=dict(metadata) if metadata else None)))
-
-
-def _sorted_header(data: bytes) -> bytes:
-    """Rewrite a safetensors header with its `__metadata__` sorted (the library writes it in hash order)."""
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    if "__metadata__" not in header:
-        return data
-    header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the payload starts at a multiple of 8 bytes
-    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+    write_atomic(path, file_parts(tensors, metadata))
 
 
 def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -6,6 +6,7 @@ says where a file of the folder is written; nothing here decides what becomes of
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from rtdmd.backbones.snapshot import base_folder
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import write_atomic, write_json
 from rtdmd.common.images import grid, save_png
+from rtdmd.common.lazy_tensors import fill, open_tensors
 from rtdmd.common.torch_setup import DTYPES
 from rtdmd.config import ModelParams
 from rtdmd.pipeline.declared import FORMS
@@ -89,19 +91,26 @@ def check_forms(params_format: str, mode: str) -> tuple[str, ...]:
 
 
 def make_weights(source: Source, place: Place) -> Made:
-    """Write the weights and the example's picture; sample what the gate will compare with."""
+    """Write the weights and the example's picture; sample what the gate will compare with.
+
+    One model is held at a time: the text encoders, the student that draws the example, the student in float32 that the
+    gate's is compared with, and the student of the merged file.
+    """
     base = base_model(base_folder(source.model, text=True, root=source.root), source.model.key)
     if "lora" in source.forms and source.adapters:
         pipeline_class(base.pipeline)  # refused before the images, which take minutes
-    backbone = load_backbone(source.model, text=True, device=source.device, root=source.root)
+    cond = _conditioning(source)
+    free(source.device)
+    backbone = load_backbone(source.model, device=source.device, root=source.root)
     state = dict(backbone.transformer.state_dict())  # before any adapter wraps the layers
     for name, one in source.adapters.items():
         check_belongs(one, backbone, name)
-    cond = backbone.encode([source.prompt, ""])
     sigmas = backbone.sigmas(source.model.num_steps)
     velocity = source.student(backbone)
     _draw_example(source, backbone, velocity, cond, sigmas, place(WIDGET))
     if source.model.dtype != "float32":  # compared in float32, and merged in float32
+        del backbone, state, velocity
+        free(source.device)
         backbone = load_backbone(_exact(source.model), vae=False, device=source.device, root=source.root)
         state = dict(backbone.transformer.state_dict())
         velocity = source.student(backbone)
@@ -110,6 +119,7 @@ def make_weights(source: Source, place: Place) -> Made:
         write_lora(adapter, place(PUBLISHED), source.metadata, base.pipeline)
     fixed = fixed_inputs(backbone, source.model.family, cond, sigmas)
     latents = {"lora": student_latents(velocity, fixed, source.model.eta)}
+    made = Made(base, adapter, sigmas.tolist(), backbone.own_scheduler(), fixed, latents)
     if "merged" in source.forms:
         weights = _whole(source, adapter, state)
         report_lost_export(state, weights, source.model.dtype)
@@ -117,10 +127,27 @@ def make_weights(source: Source, place: Place) -> Made:
         write_merged(weights, base.transformer_config, place(MERGED).parent.parent, source.metadata)
         latents["merged"] = latents["lora"]
         if source.model.dtype != "float32":
+            written = open_tensors(place(MERGED))
             if adapter is not None:
-                check_merged(weights, backbone)
-            latents["merged"] = _rounded_student(source, weights, fixed)
-    return Made(base, adapter, sigmas.tolist(), backbone.own_scheduler(), fixed, latents)
+                check_merged(written, backbone)
+            del backbone, state, velocity, weights
+            free(source.device)
+            latents["merged"] = _rounded_student(source, written, fixed)
+    return made
+
+
+def free(device: torch.device) -> None:
+    """Give back the memory of models that nothing needs any more, those that hold themselves by a circle too."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _conditioning(source: Source) -> Conditioning:
+    """Of the example's prompt and of the empty one, by the text encoders alone."""
+    return load_backbone(
+        source.model, text=True, vae=False, bases="none", device=source.device, root=source.root
+    ).encode([source.prompt, ""])
 
 
 def _exact(model: ModelParams) -> ModelParams:
@@ -142,7 +169,7 @@ def _rounded_student(source: Source, weights: Weights, fixed: Fixed) -> dict[str
     file gives is compared with that, and the weights themselves with the base's and PEFT's adapters (`check_merged`).
     """
     backbone = load_backbone(_exact(source.model), vae=False, device=source.device, root=source.root)
-    backbone.transformer.load_state_dict({name: value.float() for name, value in weights.items()}, strict=True)
+    fill(backbone.transformer, weights)
 
     def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         return backbone.velocity(backbone.transformer, x, sigma, cond)
@@ -192,8 +219,7 @@ def finish(source: Source, made: Made, place: Place, told: Mapping[str, Any]) ->
         threads=source.threads,
         device=str(source.device),
     )
-    if source.device.type == "cuda":
-        torch.cuda.empty_cache()  # the gate's process needs the memory that is no longer used here
+    free(source.device)  # the gate's process needs the memory that is no longer used here
     record = run_gate(export, made.fixed, made.latents)
     write_json(place(GATE), record)
     return record

@@ -7,6 +7,7 @@ was measured, and every reason to refuse the export. It judges nothing that it c
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -53,12 +54,30 @@ def quiet(recorder: Recorder, benign: str) -> Iterator[None]:
     recorder.messages[start:] = [text for text in recorder.messages[start:] if benign not in text]
 
 
-def run_card(blocks: list[str]) -> dict[str, Any]:
-    """Run the card's Python blocks one after the other in one namespace, as a reader would; the namespace."""
-    names: dict[str, Any] = {"__name__": "__main__"}
+def run_card(blocks: list[str]) -> Any:
+    """Run the card's Python blocks one after the other, as a reader would; the class of the trained sampler's scheduler
+    where one of them has it. A block that begins with the import of torch is a program of its own, and the models of
+    the one before it are given back first."""
+    scheduler = None
+    names: dict[str, Any] = {}
     for number, code in enumerate(blocks, start=1):
+        if code.startswith("import torch\n"):
+            give_back(names)
+            names = {"__name__": "__main__"}
         exec(compile(code, f"README.md, block {number}", "exec"), names)
-    return names
+        scheduler = names.get("CPSScheduler", scheduler)
+    give_back(names)
+    return scheduler
+
+
+def give_back(names: dict[str, Any]) -> None:
+    """Forget the models among a program's names: its functions, which may outlive it, hold on to all names."""
+    from diffusers import DiffusionPipeline
+    from torch import nn
+
+    for name in [name for name, value in names.items() if isinstance(value, DiffusionPipeline | nn.Module)]:
+        del names[name]
+    gc.collect()  # a model may hold itself by a circle
 
 
 def pictures(folder: Path) -> list[str]:
@@ -93,13 +112,18 @@ def adapter_keys(transformer: Any, path: Path, adapter: str) -> tuple[int, int]:
 
 
 def merged_keys(transformer: Any, path: Path) -> tuple[int, int]:
-    """As `adapter_keys`, for a file of all weights."""
+    """As `adapter_keys`, for a file of all weights, of which one is read at a time."""
     import torch
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
-    stored, held = load_file(path), transformer.state_dict()
-    equal = [key for key in stored if key in held and torch.equal(stored[key].float(), held[key].cpu().float())]
-    return len(equal), len(stored.keys() | held.keys())
+    held = transformer.state_dict()
+    with safe_open(path, framework="pt") as file:
+        stored = set(file.keys())
+    equal = 0
+    for key in stored & held.keys():
+        with safe_open(path, framework="pt") as file:  # anew, since what was read of an open file stays in memory
+            equal += torch.equal(file.get_tensor(key).float(), held[key].cpu().float())
+    return equal, len(stored | held.keys())
 
 
 class Bench:
@@ -161,7 +185,8 @@ def expected(tensors: Tensors, form: str, etas: list[str]) -> Tensors:
 
 
 def forms(bench: Bench, recorder: Recorder) -> dict[str, Any]:
-    """Load each published form, and the two stages as two adapters, and compare with the student in memory."""
+    """Load each published form, and the two stages as two adapters, and compare with the student in memory; one
+    transformer is held at a time."""
     import diffusers
 
     request, base, found = bench.request, bench.outputs(), {}
@@ -191,6 +216,9 @@ def forms(bench: Bench, recorder: Recorder) -> dict[str, Any]:
         found["stacked"] = compared("lora", (sum(k for k, _ in keys), sum(n for _, n in keys)))
         transformer.delete_adapters(stages)
     if "merged" in request["forms"]:
+        del transformer
+        bench.pipe.transformer = None  # the base's goes before the file's comes
+        gc.collect()
         bench.pipe.transformer, told = getattr(diffusers, request["transformer"]).from_pretrained(
             str(folder), subfolder="transformer", dtype=bench.torch.float32, output_loading_info=True
         )
@@ -211,9 +239,9 @@ def main(folder: Path) -> None:
 
     request = json.loads(Path("request.json").read_text(encoding="utf-8"))
     torch.set_num_threads(request["threads"])
-    names = run_card(request["blocks"])
+    scheduler = run_card(request["blocks"])
     problems = pictures(Path())
-    bench = Bench(request, load_file("tensors.safetensors"), names.get("CPSScheduler"))
+    bench = Bench(request, load_file("tensors.safetensors"), scheduler)
     answer = {
         "forms": forms(bench, recorder),
         "problems": problems,

@@ -1,7 +1,7 @@
 """The whole transformer as a file: base weights with an adapter merged in, or a student trained with all its weights.
 
-Merging happens in float32 and is cast once to the published dtype. Nothing is skipped: an adapter tensor that finds no
-weight, or a weight of another shape, is an error.
+Merging happens in float32 and is cast once to the published dtype, a tensor at a time, when it is asked for. Nothing is
+skipped: an adapter tensor that finds no weight, or a weight of another shape, is an error.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import load_tensors, read_json, save_tensors, write_json
+from rtdmd.common.files import read_json, save_tensors, write_json
+from rtdmd.common.lazy_tensors import LazyTensors, layouts_of, open_tensors
 from rtdmd.publish.compose import Adapter
 
 MERGED = "transformer/diffusion_pytorch_model.safetensors"
 CONFIG = "transformer/config.json"
-Weights = dict[str, Tensor]
+Weights = Mapping[str, Tensor]
 
 
 def check_fits(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
@@ -40,37 +41,44 @@ def check_fits(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], what: st
 
 
 def merged_weights(base: Mapping[str, Tensor], adapter: Adapter, dtype: torch.dtype) -> Weights:
-    """All weights of the transformer with the adapter added, computed in float32, cast once to ``dtype``.
+    """All weights of the transformer with the adapter added, computed in float32, cast once to ``dtype``; each is made
+    when it is asked for.
 
     base: the transformer's state, any dtype. Raises UserError where an adapted module is not in it (see `check_fits`).
     """
-    check_fits(adapter, {name: tuple(value.shape) for name, value in base.items()}, "the adapter")
+    shapes = {name: shape for name, (_, shape) in layouts_of(base).items()}
+    check_fits(adapter, shapes, "the adapter")
     adapted = {f"{module}.weight": module for module in adapter.modules()}
-    merged = {}
-    for name, value in base.items():
-        full = value.detach().cpu().float()
+
+    def merged(name: str) -> Tensor:
+        full = base[name].detach().cpu().float()
         if name in adapted:
             full = full + adapter.delta(adapted[name])
-        merged[name] = full.to(dtype)
-    return merged
+        return full.to(dtype)
+
+    return LazyTensors({name: (dtype, shape) for name, shape in shapes.items()}, merged)
 
 
 def full_weights(
     path: Path, base: Mapping[str, Tensor], dtype: torch.dtype, remedy: str = "train that stage again"
 ) -> Weights:
-    """Weights of a whole transformer (of ``adapter.mode: full``, or merged), cast to ``dtype``; UserError
-    unless keys and shapes are the base's and all numbers finite. ``remedy``: what brings other weights."""
-    tensors, _ = load_tensors(path)
-    odd = sorted(set(tensors) ^ set(base)) or [k for k in base if tensors[k].shape != base[k].shape]
+    """Weights of a whole transformer (of ``adapter.mode: full``, or merged), cast to ``dtype``, each read when it is
+    asked for; UserError unless keys and shapes are the base's and all numbers finite. ``remedy``: what brings other
+    weights."""
+    tensors = open_tensors(path)
+    shapes, wanted = ({name: shape for name, (_, shape) in layouts_of(one).items()} for one in (tensors, base))
+    odd = sorted(shapes.keys() ^ wanted.keys()) or [name for name in wanted if shapes[name] != wanted[name]]
     if odd:
         raise UserError(
             f"{path} is not the base's transformer with other weights ({len(odd)} tensors differ, first {odd[0]});"
             " model.teacher must be what it was trained on (model.student, where that is set), adapter.mode how"
         )
-    bad = [key for key, value in tensors.items() if not torch.isfinite(value).all()]
-    if bad:
-        raise UserError(f"{path}: {bad[0]} holds numbers that are not finite; {remedy}")
-    return {name: value.float().to(dtype) for name, value in tensors.items()}
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise UserError(f"{path}: {name} holds numbers that are not finite; {remedy}")
+    return LazyTensors(
+        {name: (dtype, shape) for name, shape in shapes.items()}, lambda name: tensors[name].float().to(dtype)
+    )
 
 
 def write_merged(weights: Weights, base_config: Path, folder: Path, metadata: Mapping[str, str]) -> None:

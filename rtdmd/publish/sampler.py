@@ -14,6 +14,7 @@ from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.common.errors import UserError
 from rtdmd.common.escape import printable
 from rtdmd.common.files import sha256_tree
+from rtdmd.common.lazy_tensors import fill
 from rtdmd.config import ModelParams, Params
 from rtdmd.evaluate.samples import Sampler
 from rtdmd.publish.adapter_file import read_adapter
@@ -34,7 +35,7 @@ def published_sampler(folder: Path, model: ModelParams, device: torch.device, ro
     else:
         state = backbone.transformer.state_dict()
         weights = full_weights(folder / MERGED, state, backbone.dtype, "make or download the folder again")
-        backbone.transformer.load_state_dict(weights, strict=True)
+        fill(backbone.transformer, weights)
 
         def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
             return backbone.velocity(backbone.transformer, x, sigma, cond)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from rtdmd.common.errors import NonFiniteError, UserError
 from rtdmd.common.files import (
@@ -22,6 +23,7 @@ from rtdmd.common.files import (
     write_json,
     write_jsonl,
 )
+from rtdmd.common.lazy_tensors import KINDS, LazyTensors, layouts_of
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -122,6 +124,21 @@ def test_tensors_have_the_same_bytes_in_any_order(tmp_path: Path) -> None:
     assert metadata == {"x": "1", "y": "2"}
     assert tensors["a"].dtype == torch.bfloat16
     assert torch.equal(tensors["b"], one.T)
+
+
+def test_tensors_have_the_bytes_that_the_library_writes(tmp_path: Path) -> None:
+    """Of every kind of number, with a scalar, an empty one and names that JSON escapes."""
+    tensors = {f"{dtype}": torch.ones(2, 3).to(dtype) for dtype in KINDS.values()}
+    tensors |= {"scalar": torch.tensor(1.5), "empty": torch.zeros(0, 3), 'a "quoted" σ\n\x7f': torch.arange(3)}
+    save_tensors(tensors, tmp_path / "ours")
+    assert (tmp_path / "ours").read_bytes() == save(tensors)
+    save_tensors(tensors, tmp_path / "told", {"only": "one, so that its order is no chance: σ"})
+    assert (tmp_path / "told").read_bytes() == save(
+        tensors, metadata={"only": "one, so that its order is no chance: σ"}
+    )
+    made = LazyTensors(layouts_of(tensors), tensors.__getitem__)
+    save_tensors(made, tmp_path / "lazy")
+    assert (tmp_path / "lazy").read_bytes() == (tmp_path / "ours").read_bytes()
 
 
 def test_json_is_canonical() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import SD3Transformer2DModel
 from PIL import Image
 
 from rtdmd.backbones.protocol import PUBLISHED
@@ -20,6 +21,7 @@ from rtdmd.common.files import load_tensors, read_json, save_tensors
 from rtdmd.publish import export_folder, gate, gate_check
 from rtdmd.publish.merge import MERGED
 from rtdmd.stages import publish
+from tests.alive import transformers_alive
 from tests.backbones.families import FAMILIES
 from tests.publish.exports import (
     LORA_LINES,
@@ -90,9 +92,16 @@ def test_a_student_of_all_weights_in_bfloat16_is_published_merged(root: Path) ->
     assert not (root / "results/publish" / PUBLISHED).exists()
 
 
-def test_an_adapter_on_a_half_precision_base_is_merged_in_float32_and_cast_once(root: Path, here: None) -> None:
+def test_an_adapter_on_a_half_precision_base_is_merged_in_float32_and_cast_once(
+    root: Path, here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no two transformers are held at once, of those that are made: one without weights beside the text encoders;
+    the student's, in float32 again, and the merged file's, each described first without weights; and in the gate those
+    of the card's two programs, the base's and the file's."""
     set_params(root, {"model": {"dtype": "bfloat16"}})
-    publish.run(root)
+    with transformers_alive(monkeypatch, SD3Transformer2DModel) as alive:
+        publish.run(root)
+    assert alive == [0] * (1 + 3 * 2 + 4)
     forms = read_json(root / "results/publish/gate.json")["forms"]
     assert set(forms) == {"lora", "merged", "stacked"}
     assert max(max(form["from_student"].values()) for form in forms.values()) < 1e-4

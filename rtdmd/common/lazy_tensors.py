@@ -1,0 +1,110 @@
+"""Tensors that are read or computed one at a time, and their way into a safetensors file: no more than one is held.
+
+A whole transformer is written, compared and loaded through these, so that publishing takes no second copy of one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from rtdmd.common.errors import UserError
+from rtdmd.common.parsing import first_line
+
+KINDS = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+}
+"""Kinds of numbers as safetensors names them, in its order: a file has those of the later ones first."""
+_NAMES = {dtype: name for name, dtype in KINDS.items()}
+_PLACES = {dtype: place for place, dtype in enumerate(KINDS.values())}
+Layout = tuple[torch.dtype, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors of known ``layouts`` (dtype and shape by name), each made anew by ``make`` whenever it is asked for."""
+
+    layouts: Mapping[str, Layout]
+    make: Callable[[str], Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.layouts:
+            raise KeyError(name)
+        return self.make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layouts)
+
+    def __len__(self) -> int:
+        return len(self.layouts)
+
+
+def open_tensors(path: Path, remedy: str = "make the file again") -> LazyTensors:
+    """The tensors of a safetensors file, on the CPU. The file is opened anew for each, since what was read of an open
+    one stays in the process's memory. UserError that names the file and the ``remedy`` where it is damaged."""
+
+    def make(name: str) -> Tensor:
+        with safe_open(path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            layouts = {name: (KINDS[one.get_dtype()], tuple(one.get_shape())) for name, one in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: no whole safetensors file ({first_line(error)}); {remedy}") from error
+    return LazyTensors(layouts, make)
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy ``tensors`` into a module that has exactly these, cast to its dtypes, one at a time."""
+    for name, own in module.state_dict().items():
+        own.copy_(tensors[name])
+
+
+def file_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> Iterator[bytes | memoryview]:
+    """A safetensors file piece by piece, as the library writes it, with the header's metadata sorted (the library has
+    it in hash order): the header, then each tensor, on the CPU and contiguous."""
+    layouts = layouts_of(tensors)
+    names = sorted(layouts, key=lambda name: (-_PLACES[layouts[name][0]], name))
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    end = 0
+    for name in names:
+        dtype, shape = layouts[name]
+        begin = end
+        end += dtype.itemsize * torch.Size(shape).numel()
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the payload starts at a multiple of 8 bytes
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        flat = tensors[name].detach().cpu().contiguous().flatten()
+        yield flat.view(torch.uint8).numpy().data
+
+
+def layouts_of(tensors: Mapping[str, Tensor]) -> Mapping[str, Layout]:
+    """(dtype, shape) by name, without making one."""
+    if isinstance(tensors, LazyTensors):
+        return tensors.layouts
+    return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
