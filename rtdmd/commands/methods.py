@@ -54,12 +54,15 @@ def lengths_table() -> list[str]:
 
 
 def own_figures(path: Path, name: str) -> list[str]:
-    """The method's line of the comparison's table: each value with its intervals, over seeds and over images."""
+    """The method's line of the comparison's table: each value with its intervals, over seeds and over images; last the
+    teacher's strict score, which says of which world the table is."""
     if path.is_file():
-        rows = [row for row in read_table(path, f"`snakemake sweep` makes {path} anew")[1] if row.get("run") == name]
-        if rows:
-            filled = {key: value for key, value in rows[0].items() if value and key not in ("run", "title")}
-            return [with_widths(filled, key) for key in filled if "_ci95_" not in key]
+        rows = {row.get("run"): row for row in read_table(path, f"`snakemake sweep` makes {path} anew")[1]}
+        if name in rows:
+            filled = {key: value for key, value in rows[name].items() if value and key not in ("run", "title")}
+            lines = [with_widths(filled, key) for key in filled if "_ci95_" not in key]
+            teacher = rows.get("teacher", {}).get("strict")
+            return [*lines, f"of a teacher with strict: {teacher}"] if teacher else lines
     return [f"none here; `snakemake sweep` makes {path}"]
 
 

@@ -41,7 +41,6 @@ from rtdmd.study.paper import GAMMA, STAGE_TWO, order_agreement
 from rtdmd.study.plan import MODELS, TEACHER, SweepPlan, run_folder, run_params
 from rtdmd.study.variance_table import FIGURES, HEADER, REFERENCE, UNIT, Figure
 
-OUT = "results/comparison"
 VARIANCE = "variance.csv"  # of `rtdmd variance`, shown where it is there
 PANEL = 5  # methods side by side, as many as a page shows at their size
 Grid = tuple[str, Image.Image]  # heading and picture of a method
@@ -55,8 +54,8 @@ _HOW = (
 
 
 def write_comparison(root: Path, plan: SweepPlan, base: Params) -> Path:
-    """runs.csv, table.csv, contact sheet and page in results/comparison; returns the page's path."""
-    rows, out = gather(root, plan), root / OUT
+    """runs.csv, table.csv, contact sheet and page in the plan's folder for them; returns the page's path."""
+    rows, out = gather(root, plan), root / plan.page
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "table.csv", table_csv(rows))
     write_atomic(out / "runs.csv", runs_csv(rows))
@@ -64,7 +63,8 @@ def write_comparison(root: Path, plan: SweepPlan, base: Params) -> Path:
     save_png(sheet, np.asarray(all_grids(root, plan, rows, base)))
     law = next((law for seed in plan.seeds if (law := law_of(root, plan, seed))), None)
     parts = []
-    for stage in ("train_acdmd", "train_rtdmd"):
+    trained = {row.stage for row in rows if row.name not in (TEACHER, BASE)}
+    for stage in (name for name in ("train_acdmd", "train_rtdmd") if name in trained):
         parts += [table_section(rows, stage), frontier_section(rows, stage, law)]
     parts += [paper_section(rows), time_section([row for row in rows if row.stage == "train_rtdmd"])]
     if (out / VARIANCE).is_file():
@@ -161,9 +161,13 @@ def differences_table(rows: Sequence[Row], names: Sequence[str], stage: str) -> 
 
 
 def paper_section(rows: Sequence[Row]) -> str:
-    """The paper's ablations beside ours, and which of its orders ours confirms, contradicts or leaves open."""
-    by_name, body = {row.name: row for row in rows}, ""
+    """The paper's ablations beside ours, and which of its orders ours confirms, contradicts or leaves open; empty where
+    no two of an ablation were run."""
+    by_name = {row.name: row for row in rows}
+    body = ""
     for title, paper in (("Consistency weight γ", GAMMA), ("Stage two", STAGE_TWO)):
+        if len(by_name.keys() & paper.keys()) < 2:
+            continue
         lines = []
         for name, (clip, pick, hps) in paper.items():
             ours = plus(by_name[name].figures[HEADLINE]) if name in by_name else "not run"
@@ -178,7 +182,7 @@ def paper_section(rows: Sequence[Row]) -> str:
         " paper's order is by PickScore; a pair agrees or disagrees where our paired difference is beyond its interval"
         " over seeds, else it is undecided."
     )
-    return section("The paper's ablations", how, body, "paper")
+    return section("The paper's ablations", how, body, "paper") if body else ""
 
 
 def variance_section(path: Path) -> str:

@@ -37,8 +37,10 @@ class SweepPlan(Section):
     """The sweep's own settings; everything that ``params`` does not name is params.yaml's."""
 
     folder: str = param("where the runs' folders lie", source="ours", min_length=1)
+    page: str = param("folder of the table and the page", source="ours", min_length=1)
     seeds: tuple[Whole, ...] = param("run.seed of the repetitions", source="ours", min_length=1)
     budget: Budgets = param("of every method, by stage", source="ours")
+    shares: dict[str, Real] = param("of its stage's budget, by method, where that is not 1", source="ours")
     points: Whole = param("students of a stage-two run that are judged over time", source="ours", ge=0)
     point_images: Whole = param("held-out images per tag for each of them", unit="images", source="ours", ge=2)
     params: dict[str, Any] = param("sections laid over params.yaml for every run", source="ours")
@@ -51,6 +53,16 @@ class SweepPlan(Section):
         if unknown or len(set(names)) != len(names):
             raise ValueError(f"allowed: names of `rtdmd methods`, each once (unknown: {', '.join(unknown) or 'none'})")
         return names
+
+    @field_validator("shares")
+    @classmethod
+    def _of_methods(cls, shares: dict[str, float]) -> dict[str, float]:
+        wrong = [name for name, share in shares.items() if name not in METHODS or share <= 0]
+        if wrong:
+            raise ValueError(
+                f"allowed: names of `rtdmd methods`, each with a number above 0 (wrong: {', '.join(wrong)})"
+            )
+        return shares
 
     def over(self, params: Params) -> Params:
         """params.yaml as every run of the sweep starts from it; UserError where the plan's own sections do not fit."""
@@ -88,7 +100,8 @@ def run_params(base: Params, plan: SweepPlan, run: str, seed: int) -> Params:
     name = f"method {run}, over params.yaml"
     changes = merged(changes, find_method(run).changes())
     params = validate(merged(tree, changes), name)
-    length = length_within(params, stage, getattr(plan.budget, stage) * cost(base, stage))
+    share = getattr(plan.budget, stage) * plan.shares.get(run, 1.0)
+    length = length_within(params, stage, share * cost(base, stage))
     if stage == "train_acdmd":
         own = {"iterations": length}
     else:

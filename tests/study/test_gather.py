@@ -12,10 +12,11 @@ from rtdmd.common.errors import UserError
 from rtdmd.config import preset
 from rtdmd.evaluate.tables import Scores
 from rtdmd.methods import METHODS
+from rtdmd.plan.budget import cost
 from rtdmd.study.gather import Mean, Row, Run, difference, seed_mean
 from rtdmd.study.page import marked
 from rtdmd.study.paper import GAMMA, STAGE_TWO, order_agreement
-from rtdmd.study.plan import load_plan
+from rtdmd.study.plan import SweepPlan, load_plan, run_params
 from rtdmd.study.workspace import pipeline_text
 
 T2 = 4.302652729911275  # Student's t at 0.975 with two degrees of freedom
@@ -96,6 +97,20 @@ def test_the_plan_of_the_repository_is_valid_and_a_bad_one_is_one_line(tmp_path:
         load_plan(bad)
     with pytest.raises(UserError, match="no such file"):
         load_plan(tmp_path / "none.yaml")
+
+
+def test_the_controls_train_on_the_presets_stage_one_for_a_share_of_its_budget() -> None:
+    plan = load_plan(Path("workflow/sweep_controls.yaml"))
+    base = preset("world")
+    every = {name: run_params(base, plan, name, 1) for name in plan.methods}
+    assert every["rtdmd"].train_rtdmd.epochs == base.train_rtdmd.epochs
+    for name, share in plan.shares.items():
+        spent = cost(every[name], "train_rtdmd") / cost(base, "train_rtdmd")
+        assert spent == pytest.approx(share, abs=0.5 / every[name].train_rtdmd.epochs)
+    assert run_params(base, plan, "base", 1).train_acdmd == base.train_acdmd
+    assert not set(plan.shares) - set(plan.methods) and plan.page != load_plan(Path("workflow/sweep.yaml")).page
+    with pytest.raises(ValueError, match=r"each with a number above 0 \(wrong: gdmmd, gdmd\)"):
+        SweepPlan.model_validate(plan.model_dump() | {"shares": {"gdmmd": 1.0, "gdmd": 0.0}})
 
 
 def test_a_run_evaluates_its_own_student_alone() -> None:

@@ -30,8 +30,10 @@ from tests.workspace import set_params
 
 PLAN = SweepPlan(
     folder=".rtdmd/sweep",
+    page="results/comparison",
     seeds=(0, 1),
     budget=Budgets(train_acdmd=1.0, train_rtdmd=1.0),
+    shares={},
     points=2,
     point_images=2,
     params={"evaluate": {"etas": []}},

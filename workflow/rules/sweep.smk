@@ -1,5 +1,5 @@
 # The comparison of methods: `snakemake sweep` runs everything in workflow/sweep.yaml (another file: --config sweep=FILE), each run
-# in a folder of its own, and gathers it in results/comparison. Nothing above depends on these rules. A run is repeated when its
+# in a folder of its own, and gathers it in the plan's `page`. Nothing above depends on these rules. A run is repeated when its
 # parameters change; a killed one goes on from its checkpoint. Code is not an input: an edit would throw hours away, so run.json
 # records it instead and the page says when runs of different code stand side by side (docs/comparison.md).
 import re
@@ -12,8 +12,10 @@ SWEEP = when_asked(lambda: load_plan(Path(SWEEP_FILE)))
 SWEEP_SETTINGS = when_asked(lambda: settings_of(PARAMS, SWEEP()))  # of a run, by its wildcards
 try:
     SWEEP_FOLDER = load_plan(Path(SWEEP_FILE)).folder
+    SWEEP_PAGE = load_plan(Path(SWEEP_FILE)).page
 except UserError:
     SWEEP_FOLDER = ".rtdmd/sweep"  # of no run: whoever asks for one is told what is wrong with the file
+    SWEEP_PAGE = "results/comparison"
 SWEEP_BASE = f"{SWEEP_FOLDER}/{BASE}-{{seed}}/run.json"
 SWEEP_RUN = f"{SWEEP_FOLDER}/{{run}}-{{seed}}/run.json"
 
@@ -25,7 +27,7 @@ wildcard_constraints:
 
 rule sweep:
     input:
-        "results/comparison/index.html",
+        f"{SWEEP_PAGE}/index.html",
 
 
 rule sweep_base:
@@ -78,10 +80,10 @@ rule sweep_gather:
     input:
         lambda wildcards: expand(SWEEP_RUN, run=SWEEP().runs(), seed=SWEEP().seeds),
     output:
-        report("results/comparison/index.html", category="comparison", caption="../report/stage.rst"),
-        report("results/comparison/table.csv", category="comparison", caption="../report/stage.rst"),
-        "results/comparison/runs.csv",
-        "results/comparison/contact_sheet.png",
+        report(f"{SWEEP_PAGE}/index.html", category="comparison", caption="../report/stage.rst"),
+        report(f"{SWEEP_PAGE}/table.csv", category="comparison", caption="../report/stage.rst"),
+        f"{SWEEP_PAGE}/runs.csv",
+        f"{SWEEP_PAGE}/contact_sheet.png",
     log:
         "logs/sweep/gather.log",
     benchmark:
@@ -104,7 +106,7 @@ rule sweep_variance:
     input:
         lambda wildcards: SWEEP_BASE.format(seed=SWEEP().seeds[0]),
     output:
-        report("results/comparison/variance.csv", category="comparison", caption="../report/stage.rst"),
+        report(f"{SWEEP_PAGE}/variance.csv", category="comparison", caption="../report/stage.rst"),
     log:
         "logs/sweep/variance.log",
     benchmark:
