@@ -214,8 +214,8 @@ def matching_as_a_reward(setting: Setting, path: str = "reward", size: int = 400
         cond, records, groups = images(trainer.p, law)
         draws = BatchDraws(setting.seed, "oracle two", 0, tuple(range(len(records))), (2, 1, 1), law.means.device)
         rollout = trainer.roll_out(cond, records, groups, steps, draws)
-        gradient, _, held, _ = trainer.last_step(rollout, draws)
-        trainer.policy_gradient(rollout, torch.zeros(len(records)), steps, held=held)
+        gradient, _, terms, _ = trainer.last_step(rollout, draws)
+        trainer.policy_gradient(rollout, torch.zeros(len(records)), steps, terms=terms)
         if gradient.total is None:
             raise ValueError("matching has no gradient")
         sums.append(torch.cat([part.flatten() for part in gradient.total[-2:]]))

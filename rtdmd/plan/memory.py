@@ -56,7 +56,8 @@ def split(rows: int, processes: int) -> int:
 
 def acdmd_memory(costs: Costs, processes: int) -> Memory:
     """Stage one. A generator turn holds its last step's graph while the teacher looks on and, on a shared roll-out,
-    while the fake score learns; on a roll-out of its own it comes when the fake score's update is over."""
+    beside the graph of the fake score's velocity; it is gone before the fake score's further passes, which its gradient
+    outlives. On a roll-out of its own it comes when the fake score's update is over."""
     stand, p = costs.stand, costs.stand.params.train_acdmd
     share, one = split(p.batch_size, processes), costs.one
     rows = min(share, p.micro_batch)
@@ -67,14 +68,16 @@ def acdmd_memory(costs: Costs, processes: int) -> Memory:
     parts["prompts"] = (share + rows * (rows < share)) * stand.row_bytes()
     own, fake, sums = stand.adapter_bytes("acdmd"), stand.adapter_bytes("fake"), int(rows < share)
     graph = rows * one.kept
+    latent = stand.latent_bytes()
+    more = pairs(p.consistency)
+    point = 6 * latent  # x_s and x_t with their noises, the teacher's velocity, the direction
     shared = p.generator_rollout == "shared"
     learned = sums * (own + fake) if shared else sums * max(own, fake)  # sums of the micro-batches before
-    beside = fake * shared  # the fake score's gradient, which waits for the generator's
     phases = {
         "roll-out": _phase(rows * costs.teacher.peak, learned),
-        "fake score": _phase(graph * shared + rows * _fake(one, pairs(p.consistency)), sums * (own * shared + fake)),
-        "teacher": _phase(graph + rows * costs.teacher.peak, sums * own + beside),
-        "generator": _phase(graph + rows * one.back_peak, sums * own + beside),
+        "teacher": _phase(graph + rows * costs.teacher.peak, sums * (own + fake * shared)),
+        "generator": _phase(graph * (1 + shared) + rows * (one.back_peak + point), sums * (own + fake * shared)),
+        "fake score": _phase(rows * (_fake(one, more) + point + 2 * more * latent), own * shared + sums * fake),
         "update": _phase(0, max(own, fake) * (1 + 2 * sums) + min(own, fake) * shared),
     }
     return Memory(parts, phases)
@@ -98,10 +101,9 @@ def rtdmd_memory(costs: Costs, processes: int) -> Memory:
 
 
 def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, float]]:
-    """What comes and goes in an epoch on so many images of this process. Each term's gradient stays until the end of
-    the epoch, so that they add up from phase to phase (with `fake_first` the fake score comes before all of them);
-    their weighted sum is gone after the update. In a backward pass the new gradient grows as the graph is freed, and so
-    adds nothing to the peak, but where the graph is needed once more."""
+    """What comes and goes in an epoch on so many images of this process. Each sum of terms' gradients stays until the
+    generator's update, so that they add up from phase to phase. In a backward pass the new gradient grows as the graph
+    is freed, and so adds nothing to the peak, but where the graph is needed once more."""
     stand, p = costs.stand, costs.stand.params.train_rtdmd
     one, fake, w = stand.adapter_bytes("rtdmd"), stand.adapter_bytes("fake"), p.weights
     chosen = images if p.matching_path == "reward" else min(split(p.last_step_batch_size, processes), images)
@@ -110,10 +112,12 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
     sums, sums_last, sums_fake = micro < images, last < chosen, ours < learned
     image = stand.row_bytes() + (2 * stand.params.model.num_steps) * stand.latent_bytes()  # K+1 states, K-1 means
     both = (images + chosen) * image
-    before = (w.matching > 0) + (w.backprop > 0)
-    anchored, held = w.reference_kl > 0, w.matching > 0 and p.matching_path == "reward"
-    passed = (w.policy > 0) + anchored
-    terms = before + passed + (w.nft > 0)
+    place = {name: names for names in p.shared_terms() for name in names}
+    sum_of = {name: place.get(name, (name,)) for name, weight in w if weight > 0}  # of the terms that are there
+    on_last = {sum_of[name] for name in ("matching", "backprop") if name in sum_of}
+    stochastic = ("policy", "reference_kl", *["matching"] * (p.matching_path == "reward"))
+    on_trained = {sum_of[name] for name in stochastic if name in sum_of}
+    before, passed, terms = len(on_last), len(on_trained - on_last), len(set(sum_of.values()))
     offloaded = _rewards(stand, [spec for spec in p.rewards if spec.offload])
     fake_first = p.update_order == "fake_first"
     picture = 4 * 3 * stand.params.model.resolution**2  # the last that were scored
@@ -125,21 +129,22 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
         "rewards": _phase(offloaded + micro * _scoring(costs, sums * picture), 0, images * image),
     }
     if before:
-        step = chosen * point + micro * picture + _last_step(costs, last, (1 + sums_last) * one)
+        again = (1 + sums_last) * one if before > 1 else 0
+        step = chosen * point + micro * picture + _last_step(costs, last, again)
         phases["last step"] = _phase(offloaded + step, before * sums_last * one, both)
-    if passed or held:
+    if on_trained:
         back = micro * own.back_peak
-        if anchored or held:
-            back = micro * max(own.again_peak, costs.teacher.peak * anchored) + (1 + sums) * one
+        if len(on_trained) > 1:
+            back = micro * own.again_peak + (1 + sums) * one
+        back = max(back, micro * costs.teacher.peak * (w.reference_kl > 0))
         phases["policy"] = _phase(micro * own.kept + back, (before + passed * sums) * one, both)
     if w.nft > 0:
         phases["NFT"] = _phase(micro * (own.kept + own.back_peak), (before + passed + sums) * one, both)
     if p.fake_updates_per_epoch:
         graphs = ours * (_fake(costs.fake, pairs(p.consistency)) + image + point)
-        waiting = 0 if fake_first else terms * one
         rolled = images * image if fake_first else both  # the last step's images are not taken yet
-        phases["fake score"] = _phase(graphs, waiting + sums_fake * fake, rolled)
-        phases["fake update"] = _phase(0, waiting + (1 + 2 * sums_fake) * fake, rolled)
+        phases["fake score"] = _phase(graphs, sums_fake * fake, rolled)
+        phases["fake update"] = _phase(0, (1 + 2 * sums_fake) * fake, rolled)
     combined = (3 if terms > 1 else 1) * one  # the sum so far, the next term scaled, and the two added up
     phases["update"] = _phase(0, terms * one + combined, both)
     return phases
@@ -149,27 +154,20 @@ def _phase(activations: float, gradients: float, rollout: float = 0) -> dict[str
     return {"gradients": gradients, "roll-out": rollout, "activations": activations}
 
 
-def _last_step(costs: Costs, rows: int, gradient: float) -> float:
-    """Bytes of so many images in the last step's terms, in the epoch that takes most: one whose matching stops at the
-    last step. That step's graph is there before the decoder's and the rewards', and where it serves matching too, none
-    of them is freed while the rewards' gradient goes back through them and makes its ``gradient``."""
+def _last_step(costs: Costs, rows: int, again: float) -> float:
+    """Bytes of so many images in the last step's terms, in the epoch that takes most: one in which both go through the
+    same step. Decoder, rewards and teacher are gone before the generator's graph is there. ``again``: bytes of the
+    gradients beside a graph that is needed once more, since both terms have sums of their own; else 0."""
     p, own, teacher = costs.stand.params.train_rtdmd, costs.generator, costs.teacher
-    matching = p.weights.matching > 0
-    shared = matching and p.matching_path != "whole_chain"  # the whole chain runs its own steps, one at a time
-    found = [0.0]
+    found = [rows * (own.kept + own.back_peak)]
+    if again and p.matching_path != "whole_chain":  # which runs its own steps, one at a time
+        found.append(rows * (own.kept + own.again_peak) + again)
     if p.weights.backprop > 0:
         decode, scores = costs.decode, costs.scores(p.rewards, gradient=True)
-        graphs = own.kept + decode.kept + scores.kept
-        found += [rows * (own.kept + decode.peak), rows * (own.kept + decode.kept + scores.peak)]
-        if shared:
-            found.append(rows * (graphs + max(scores.again_peak, decode.again_peak)))
-            found.append(rows * (graphs + own.again_peak) + gradient)
-        freed = max(graphs + scores.back_peak, own.kept + decode.kept + decode.back_peak, own.kept + own.back_peak)
-        beside = own.kept if shared and p.backprop_at == "random_step" else 0.0  # another step's graph is propagated
-        found.append(rows * (beside + freed))
-    if matching:
-        found += [rows * (own.kept * shared + teacher.peak), rows * (own.kept + own.back_peak)]
-        found += [rows * (own.kept + _scoring(costs))] * (p.matching_gain > 0)
+        found += [rows * decode.peak, rows * (decode.kept + scores.peak)]
+        found += [rows * (decode.kept + scores.kept + scores.back_peak), rows * (decode.kept + decode.back_peak)]
+    if p.weights.matching > 0:
+        found += [rows * teacher.peak] + [rows * _scoring(costs)] * (p.matching_gain > 0)
     return max(found)
 
 

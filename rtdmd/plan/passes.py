@@ -1,4 +1,5 @@
-"""What one update of each stage runs: rows (images) that go through each model pass, from the parameters alone.
+"""What one update of each stage needs: rows (images) that go through each model pass, from the parameters alone. Of
+terms that need no norm of their own and meet in a pass (`TrainRtdmdParams.shared_terms`) one backward pass serves all.
 
 A test counts the passes of the real stages and finds these. Where an update draws something (the stop, the trained
 steps) the figure is its mean; where it depends on the data (images of zero advantage need no policy pass) it is the
@@ -97,8 +98,10 @@ def chain_rows(params: Params, trained: tuple[int, ...]) -> dict[str, Rows]:
     p, steps = params.train_rtdmd, params.model.num_steps
     images, equal = p.prompts_per_epoch * p.group_size, p.share_initial
     anchored = p.weights.reference_kl > 0
-    backwards = 1 + (p.matching_path == "reward" and p.weights.matching > 0) + anchored
-    passed = p.weights.policy > 0 or backwards > 1
+    backwards = (p.weights.policy > 0) + (p.matching_path == "reward") + anchored
+    passed = backwards > 0
+    if p.gradient_scaling == "none":
+        backwards = int(passed)
     rolled = policy = 0.0
     for k in range(steps):
         count = p.prompts_per_epoch if equal else images
@@ -129,15 +132,15 @@ def last_rows(params: Params) -> Rows:
 
 
 def _matched(params: Params) -> Rows:
-    """Generator passes of an image's matching beside those that back-propagation makes at the last step too."""
+    """Generator passes of an image's matching beside those that back-propagation makes through the same step."""
     p, steps = params.train_rtdmd, params.model.num_steps
     if p.matching_path == "whole_chain":  # each step forward, again for its gradient, and backward
         return {"generator forward": 2 * steps, "generator backward": steps}
-    seen_last = 0.0
-    if p.weights.backprop > 0:  # the rewards see the last step's estimate
-        seen_last = 1 / steps if p.backprop_at == "random_step" else 1.0
-    stops_last = 1 / steps if p.matching_path == "random_step" else 1.0
-    return {"generator forward": 1 - stops_last * seen_last, "generator backward": 1}
+    same = 0.0  # how often both go through the same step
+    if p.weights.backprop > 0:
+        same = 1 / steps if "random_step" in (p.matching_path, p.backprop_at) else 1.0
+    shared = same if p.gradient_scaling == "none" else 0.0
+    return {"generator forward": 1 - same, "generator backward": 1 - shared}
 
 
 def watch_rows(params: Params, images: int) -> Rows:

@@ -26,11 +26,11 @@ from rtdmd.pipeline.stage import Stage
 from rtdmd.train.adapters import ADAPTERS, AdapterBank
 from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine.diagnostics import at_level, latent_values
+from rtdmd.train.gradients import Gradients
 from rtdmd.train.learner import Average, Learner
 from rtdmd.train.losses import (
     Draws,
     FakeScoreLoss,
-    Gradients,
     matching_loss,
     micro_batches,
     renoised,
@@ -161,26 +161,30 @@ class AcdmdTrainer:
         # 2. Subinterval renoising x_s -> x_t.
         point = renoised(x_s, s, draws, p.renoise_time)
 
-        # 3. and 4. Fake score: ambient flow matching, and its consistency regulariser.
-        with torch.set_grad_enabled(sums.fake is not None):
-            v_fake = self.adapters.velocity(fake_role, point.x_t, point.t, cond)
-        if sums.fake is not None:
-            fake_loss, terms = self.fake_loss(point, v_fake, cond, draws)
-            for name, value in terms.items():
-                sums.fake_values[name] += share * value
-            sums.fake.add(share * fake_loss)
-
-        # 5. Generator, every n-th iteration: match the teacher along y_fake - y_teacher.
+        # 3. Velocities there: the teacher's first, which leaves no graph, then the fake score's.
         if sums.generator is not None:
             guidance = self.params.model.guidance
             with torch.no_grad():
                 v_teacher = self.adapters.velocity(
                     "teacher", point.x_t, point.t, cond, guidance=guidance, null=self.null
                 )
+        with torch.set_grad_enabled(sums.fake is not None):
+            v_fake = self.adapters.velocity(fake_role, point.x_t, point.t, cond)
+
+        # 5. Generator, every n-th iteration: match the teacher along y_fake - y_teacher. Before the fake score's
+        # further passes, so that their graphs do not come on top of the generator's.
+        if sums.generator is not None:
             matching = matching_loss(x_s, point, v_fake, v_teacher, eta, draws).mean()
             sums.generator.add(share * matching)
             sums.generator_values["matching"] += share * matching.item()
-            sums.generator_values["gap"] += share * (v_fake - v_teacher).square().mean().item()
+            sums.generator_values["gap"] += share * (v_fake - v_teacher).detach().square().mean().item()
+
+        # 3. and 4. Fake score: ambient flow matching, and its consistency regulariser.
+        if sums.fake is not None:
+            fake_loss, terms = self.fake_loss(point, v_fake, cond, draws)
+            for name, value in terms.items():
+                sums.fake_values[name] += share * value
+            sums.fake.add(share * fake_loss)
         sums.samples.append(x_s.detach())
 
     def draw_stop(self, draws: Draws) -> int:

@@ -16,7 +16,7 @@ from rtdmd.flow.anneal import annealed_uniform, leaning_scale
 from rtdmd.flow.credit import predicted_x0, scored_steps, step_credit
 from rtdmd.flow.nft import guided_weight, nft_loss, optimality, reward_gain
 from rtdmd.flow.path import interpolate
-from rtdmd.train.losses import Draws, Gradients, Renoised, Rollout, micro_batches
+from rtdmd.train.losses import Draws, Renoised, Rollout, micro_batches
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Conditioning
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rtdmd.rewards.panel import Batch, Panel
     from rtdmd.train.adapters import AdapterBank
     from rtdmd.train.distributed.ranks import Ranks
+    from rtdmd.train.gradients import Gradients, Terms
     from rtdmd.train.learner import Learner
 
 
@@ -46,22 +47,28 @@ class Trainer(Protocol):
         ...
 
     def policy_gradient(
-        self, rollout: Rollout, advantages: Tensor, trained: Sequence[int], everyone: Tensor | None = None
+        self,
+        rollout: Rollout,
+        advantages: Tensor,
+        trained: Sequence[int],
+        everyone: Tensor | None = None,
+        terms: Terms | None = None,
     ) -> tuple[Gradients, Gradients, dict[str, float]]:
         """Gradients of the policy loss and of the reference KL, and values."""
         ...
 
 
 def nft_gradient(
-    trainer: Trainer, rollout: Rollout, advantages: Tensor, draws: Draws, total: int | None = None
-) -> tuple[Gradients, float]:
-    """Gradient and value of DiffusionNFT on the roll-out's images, each renoised to one of the sampler's own levels.
+    trainer: Trainer, rollout: Rollout, advantages: Tensor, draws: Draws, terms: Terms, total: int | None = None
+) -> float:
+    """DiffusionNFT on the roll-out's images, each renoised to one of the sampler's own levels: its value, and its
+    gradient in ``terms``.
 
     The generator has not moved since the roll-out, so v_old is its own velocity without gradient. ``total``: images of
     all processes, whose gradients and values add up; None where these are all.
     """
     p = trainer.p
-    term, value, total = Gradients(trainer.generator), 0.0, total or len(rollout)
+    value, total = 0.0, total or len(rollout)
     steps = len(rollout.sigmas) - 1
     sigma = rollout.sigmas[(draws.uniform("nft-level") * steps).long()]
     noise, images, r = draws.normal("nft"), rollout.states[-1], optimality(advantages).to(sigma)
@@ -69,9 +76,9 @@ def nft_gradient(
         x = interpolate(images[rows], noise[rows], sigma[rows])
         v = trainer.adapters.velocity("generator", x, sigma[rows], rollout.cond.index(rows))
         loss = nft_loss(v, v.detach(), noise[rows] - images[rows], r[rows], p.nft_strength).sum() / total
-        term.add(loss)
+        terms.add({"nft": (loss, None)})
         value += loss.item()
-    return term, value
+    return value
 
 
 def scored(trainer: Trainer, rollout: Rollout, images: Tensor) -> dict[str, Tensor]:
@@ -106,21 +113,22 @@ def step_advantages(
 
 
 def stepwise_policy_gradient(
-    trainer: Trainer, rollout: Rollout, advantages: Mapping[int, Tensor], mine: slice
-) -> tuple[Gradients, Gradients, dict[str, float]]:
-    """The trainer's policy gradient with advantages of their own for every trained step, averaged over the steps, or
-    with ``loss_average: all_steps`` summed, as there. advantages[k] (N,) are of the images of all processes."""
+    trainer: Trainer, rollout: Rollout, advantages: Mapping[int, Tensor], mine: slice, terms: Terms
+) -> dict[str, float]:
+    """Add to ``terms`` the trainer's policy gradient with advantages of their own for every trained step, averaged over
+    the steps, or with ``loss_average: all_steps`` summed, as there; its values. advantages[k] (N,) are of the images of
+    all processes."""
     share = 1.0 if trainer.p.loss_average == "all_steps" else 1 / len(advantages)
-    policy, anchor = Gradients(trainer.generator), Gradients(trainer.generator)
     values: dict[str, float] = {}
     for step, everyone in advantages.items():
-        one, kl, more = trainer.policy_gradient(rollout, everyone[mine], (step,), everyone)
-        policy.add_scaled(one, share)
-        anchor.add_scaled(kl, share)
+        one = terms.empty()
+        *_, more = trainer.policy_gradient(rollout, everyone[mine], (step,), everyone, one)
+        for name, sums in one.sums.items():
+            terms.sums[name].add_scaled(sums, share)
         for name, value in more.items():
             so_far = values.get(name, 0.0)
             values[name] = max(so_far, value) if name == "ratio_error" else so_far + value / len(advantages)
-    return policy, anchor, values
+    return values
 
 
 def gain_weights(

@@ -1,5 +1,5 @@
 """The loss terms that both stages are made of, each from the adapters' velocities and the equations in ``rtdmd.flow``,
-and what the terms read and write: the named random numbers of a step, a roll-out, sums of gradients.
+and what the terms read and write: the named random numbers of a step, a roll-out.
 
 Shapes: x_s, x_t, noises (B, C, H, W); s, t (B,). ``Draws`` names every random number of a step, so that the terms are
 functions of their arguments alone. Passes go in micro-batches, always in the same order, so that only memory and
@@ -8,8 +8,7 @@ rounding depend on their size.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -35,8 +34,7 @@ if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Conditioning
     from rtdmd.config.train_acdmd import TrainAcdmdParams
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
-    from rtdmd.train.distributed.ranks import Ranks
-    from rtdmd.train.learner import Learner
+    from rtdmd.train.gradients import Gradients, Terms
 
 CLIP_SHARE = 0.1  # of the clip range, which rounding may take at the first update of an epoch
 
@@ -243,78 +241,13 @@ def micro_batches(count: int, size: int) -> Iterator[slice]:
         yield slice(first, min(first + size, count))
 
 
-@dataclass
-class Gradients:
-    """Sums of one term's gradients over micro-batches, one tensor for each trained parameter."""
-
-    learner: Learner
-    total: list[Tensor] | None = None
-    term: str = ""  # the loss, for messages
-
-    def add(self, loss: Tensor, retain_graph: bool = False) -> None:
-        """Add the gradient of a scalar loss; a parameter that the loss does not reach is an error."""
-        new = torch.autograd.grad(loss, self.learner.parameters, retain_graph=retain_graph)
-        self.total = list(new) if self.total is None else [a + b for a, b in zip(self.total, new, strict=True)]
-
-    def add_scaled(self, other: Gradients, factor: float) -> None:
-        """Add a multiple of another term's sum."""
-        if other.total is not None:
-            new = [factor * g for g in other.total]
-            self.total = new if self.total is None else [a + b for a, b in zip(self.total, new, strict=True)]
-
-    def all_reduce(self, ranks: Ranks) -> None:
-        """Add up what all processes have. A process to which no sample fell counts as zeros."""
-        if ranks.world > 1 and any(ranks.gather(self.total is not None)):
-            if self.total is None:
-                self.total = [torch.zeros_like(parameter) for parameter in self.learner.parameters]
-            ranks.sum_(self.total)
-
-    def norm(self, since: list[Tensor] | None = None) -> float:
-        """Euclidean norm over all parameters of what was added (after the total was ``since``), 0 where nothing was."""
-        if self.total is None:
-            return 0.0
-        if since is None:
-            return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.total))).item()
-        norms = [torch.linalg.vector_norm(now - then) for now, then in zip(self.total, since, strict=True)]
-        return torch.linalg.vector_norm(torch.stack(norms)).item()
-
-
-def combine(terms: Mapping[str, tuple[float, Gradients]], scaling: str) -> tuple[list[Tensor], dict[str, float]]:
-    """Weighted sum of the terms' gradients, each brought to norm 1 first where ``scaling`` is ``unit_norm``; and their
-    norms. A term of weight 0 or without gradient is left out. FloatingPointError naming role, term and tensor where a
-    norm is not finite."""
-    norms = {name: gradients.norm() for name, (_, gradients) in terms.items()}
-    for name, norm in norms.items():
-        if not math.isfinite(norm):
-            _, gradients = terms[name]
-            raise FloatingPointError(gradients.learner.gradient_fault(name, norm, gradients.total or ()))
-    out: list[Tensor] | None = None
-    for name, (weight, gradients) in terms.items():
-        if gradients.total is None or weight == 0 or norms[name] == 0:
-            continue
-        factor = weight / norms[name] if scaling == "unit_norm" else weight
-        scaled = [factor * g for g in gradients.total]
-        out = scaled if out is None else [a + b for a, b in zip(out, scaled, strict=True)]
-    if out is None:
-        raise FloatingPointError("no loss term has a gradient: every advantage is zero and no other term is weighted")
-    return out, {f"grad_{name}": value for name, value in norms.items()}
-
-
-@dataclass(frozen=True)
-class MatchingReward:
-    """Distribution matching as a reward of each image, (N,), and the term to which its policy gradient belongs."""
-
-    rewards: Tensor
-    term: Gradients
-
-
 class LastStep(NamedTuple):
-    """The last step's terms: gradients of matching and of back-propagation, matching as a reward where
-    ``matching_path`` is ``reward``, and values."""
+    """The last step's terms: the sums that the gradients of matching and of back-propagation are in, all terms (with
+    matching as a reward where ``matching_path`` says so), and values."""
 
     matching: Gradients
     backprop: Gradients
-    matching_reward: MatchingReward | None
+    terms: Terms
     values: dict[str, float]
 
 

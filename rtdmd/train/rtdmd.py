@@ -24,6 +24,7 @@ from rtdmd.common.files import save_tensors, write_json
 from rtdmd.common.rng import integers, permutation
 from rtdmd.config import Params
 from rtdmd.flow.cps import cps_mean_std, gaussian_log_prob, published_log_prob
+from rtdmd.flow.credit import predicted_x0
 from rtdmd.flow.matching import dmd_loss, matching_rewards
 from rtdmd.flow.path import require_finite, x0_from_velocity
 from rtdmd.flow.policy import clipped_policy_loss, draw_step_subset, gaussian_kl, group_advantages, subset_factor
@@ -40,17 +41,15 @@ from rtdmd.train.baseline_losses import (
 )
 from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine.diagnostics import Pixels, latent_values, signal_values
+from rtdmd.train.gradients import Gradients, Terms, combine
 from rtdmd.train.learner import Average, Learner, warmed_decay
 from rtdmd.train.losses import (
     Draws,
     FakeScoreLoss,
-    Gradients,
     LastStep,
-    MatchingReward,
     Renoised,
     Rollout,
     SharedPass,
-    combine,
     matching_direction,
     micro_batches,
     renoised,
@@ -134,6 +133,7 @@ class RtdmdTrainer:
             order = permutation(count, draws.seed, draws.stream, draws.step, "last-rows")
             last_images = order[: p.last_step_batch_size]
         last_rows, last_draws = draws.among(last_images)
+        terms = Terms.of(self.generator, dict(p.weights), p.shared_terms())
 
         with ranks.sync_errors():
             # 1. SubGRPO draws the stochastic steps to train. Roll out: elsewhere a group shares its noise.
@@ -148,7 +148,7 @@ class RtdmdTrainer:
             with self.rewards.scoring(self.images(rollout, pixels)) as scoring:
                 # 3. Last step: distribution matching, and back-propagation of the differentiable rewards.
                 if p.matching_gain == 0:
-                    last = self.last_step(rollout.take(last_rows), last_draws, len(last_images))
+                    last = self.last_step(rollout.take(last_rows), last_draws, len(last_images), terms=terms)
                 own_scores = scoring.scores(rollout.states[-1].device)
 
         # 4. Advantages over the images of all processes, and the policy gradient of the trained steps.
@@ -158,30 +158,26 @@ class RtdmdTrainer:
         with ranks.sync_errors():
             if last is None:  # GDMD: the rewards weigh the matching
                 weigh = gain_weights(self, rollout, scores, mine, last_rows)
-                last = self.last_step(rollout.take(last_rows), last_draws, len(last_images), weigh)
+                last = self.last_step(rollout.take(last_rows), last_draws, len(last_images), weigh, terms)
             if credited is None:
-                held = last.matching_reward
-                policy, anchor, means = self.policy_gradient(rollout, advantages[mine], trained, advantages, held)
+                *_, means = self.policy_gradient(rollout, advantages[mine], trained, advantages, terms)
             else:
-                policy, anchor, means = stepwise_policy_gradient(self, rollout, credited, mine)
-            terms = {"policy": policy, "matching": last.matching, "backprop": last.backprop, "reference_kl": anchor}
+                means = stepwise_policy_gradient(self, rollout, credited, mine, terms)
             sums = last.values
             if p.weights.nft > 0:
-                terms["nft"], sums["nft"] = nft_gradient(self, rollout, advantages[mine], draws, count)
+                sums["nft"] = nft_gradient(self, rollout, advantages[mine], draws, terms, count)
         values = ranks.all_reduce(means, "mean")
         values |= ranks.all_reduce({"ratio_error": means["ratio_error"]}, "max")
         require_on_policy(values["ratio_error"], p.clip_range)
         values |= ranks.all_reduce(sums)
 
         # 5. One update of the generator with the weighted sum of its terms over all processes, and of its EMA.
-        for term in terms.values():
-            term.all_reduce(ranks)
+        terms.all_reduce(ranks)
         parts = p.trained_steps + 1 if p.loss_average == "all_steps" else 1  # of the loss, one for each trained step
-        weights = {name: weight / parts for name, weight in p.weights}
-        gradient, norms = combine({name: (weights[name], term) for name, term in terms.items()}, p.gradient_scaling)
+        gradient, norms = combine(terms.weighted(parts), p.gradient_scaling)
         values |= norms
         values["generator_grad_norm"] = self.generator.step(gradient)
-        del gradient  # as large as the adapter, and the fake score's updates need the memory
+        del gradient, terms, last  # each as large as the adapter, and the fake score's updates need the memory
         self.update_average()
 
         # 6. Fake-score updates from the cached roll-out, where they were not made before the generator's.
@@ -271,19 +267,27 @@ class RtdmdTrainer:
     # Step 3: the terms of the deterministic last step.
 
     def last_step(
-        self, rollout: Rollout, draws: Draws, total: int | None = None, weigh: Weigh | None = None
+        self,
+        rollout: Rollout,
+        draws: Draws,
+        total: int | None = None,
+        weigh: Weigh | None = None,
+        terms: Terms | None = None,
     ) -> LastStep:
         """Gradients of distribution matching and of reward back-propagation through the last step, as
         ``matching_path`` says: at s = 0 through the last step or through the whole chain, or with its reward for the
         stochastic steps; or, as in stage one, through one step k ~ U{1..K} of the roll-out, at its lower level s.
         Back-propagated is the reward of the image or, as ``backprop_at`` says, of a random step's estimate x̂_0.
+
+        The generator has not moved since the roll-out, which therefore has the points at which both terms are: their
+        gradients there come first, and decoder, rewards and scores are gone before the generator's step is run again.
         ``total``: images of all processes, whose gradients and values add up; None where these are all. ``weigh``: a
-        weight of each image's matching."""
+        weight of each image's matching. ``terms``: the sums to add to; None: each term its own."""
         p = self.p
-        matching, backprop, directions = Gradients(self.generator), Gradients(self.generator), list[Tensor]()
-        values = {"matching": 0.0, "backprop": 0.0, "gap": 0.0}
+        terms = terms or Terms.of(self.generator, dict(p.weights))
+        values = dict.fromkeys(("matching", "backprop", "gap", "pull/matching", "pull/backprop"), 0.0)
         if (p.weights.matching == 0 and p.weights.backprop == 0) or len(rollout) == 0:
-            return LastStep(matching, backprop, None, values)
+            return LastStep(terms["matching"], terms["backprop"], terms, values)
         early = DmdrAnnealing(p.dynamic, draws.step) if draws.step < p.dynamic.epochs else None
         if early is not None:
             draws = early.draws(draws)
@@ -295,20 +299,18 @@ class RtdmdTrainer:
             seen = integers(0, last + 1, draws.seed, draws.stream, draws.step, "backprop-step")
         s = self.sigmas[through + 1].expand(len(rollout))
         point = renoised(rollout.states[through + 1], s, draws, p.renoise_time)
-        matched = p.weights.matching > 0 and through == last and p.matching_path != "whole_chain"
-        propagated = p.weights.backprop > 0 and seen == last
         guided: dict[str, Any] = {"guidance": self.params.model.guidance, "null": self.null}
+        directions = list[Tensor]()
         for rows in micro_batches(len(rollout), p.micro_batch):
             cond = rollout.cond.index(rows)
             share = len(cond) / (total or len(rollout))
-            if matched or propagated:
-                x0 = self.repeat_step(rollout, rows, last, rollout.states[last][rows])
+            pulls: dict[str, Tensor] = {}  # each term's gradient at the image where it is taken
             if p.weights.backprop > 0:
-                image = x0 if propagated else self.estimate(rollout, rows, seen)
+                image = self.foreseen(rollout, rows, seen).detach().requires_grad_()
                 loss = self.reward_loss(image, rollout.records[rows]) * share
-                backprop.add(loss, retain_graph=matched and propagated)
+                (pulls["backprop"],) = torch.autograd.grad(loss, image)
                 values["backprop"] += loss.item()
-                del loss  # its graph, of decoder and rewards, is larger than the transformer's
+                del loss, image
             if p.weights.matching > 0:
                 here = Renoised(point.x_s[rows], point.s[rows], point.x_t[rows], point.t[rows], point.z[rows])
                 with torch.no_grad():
@@ -319,34 +321,62 @@ class RtdmdTrainer:
                         v_teacher = early.teacher(self.adapters, here, cond, guided)
                 own_draws = replace(draws, samples=draws.samples[rows])
                 direction = matching_direction(here, v_fake, v_teacher, self.eta, own_draws, p.normalise_matching)
-                if p.matching_path == "whole_chain":
-                    sample = self.repeat_chain(rollout, rows)
-                elif matched:
-                    sample = x0
-                else:
-                    sample = self.repeat_step(rollout, rows, through, rollout.states[through][rows])
+                sample = here.x_s.detach().requires_grad_()
                 losses = dmd_loss(sample, direction)
                 if weigh is not None:
                     losses = losses * weigh(rows, sample.detach(), direction)
                 loss = losses.mean() * share
-                matching.add(loss)
-                directions.append(direction)
+                (pulls["matching"],) = torch.autograd.grad(loss, sample)
+                if p.matching_path == "reward":
+                    directions.append(direction)
                 values["matching"] += loss.item()
                 values["gap"] += (v_fake - v_teacher).square().mean().item() * share
-        reward = None
+            for term, pull in pulls.items():  # a mean over the images, each of its own loss
+                values[f"pull/{term}"] += pull.flatten(1).norm(dim=1).sum().item()
+            self.pull_back(rollout, rows, pulls, {"matching": through, "backprop": seen}, terms)
         if p.matching_path == "reward":
-            rewards = matching_rewards(rollout.states[-1], torch.cat(directions), rollout.groups)
-            reward = MatchingReward(rewards, matching)
-        return LastStep(matching, backprop, reward, values)
+            terms.matching_rewards = matching_rewards(rollout.states[-1], torch.cat(directions), rollout.groups)
+        return LastStep(terms["matching"], terms["backprop"], terms, values)
+
+    def foreseen(self, rollout: Rollout, rows: slice, k: int) -> Tensor:
+        """x̂_0 (B, C, H, W) that the generator predicted at step k of ``rows``, without a pass: the roll-out has it."""
+        if k == len(rollout.sigmas) - 2:
+            return rollout.states[-1][rows]
+        x = rollout.states[k][rows]
+        sigma, tau = (rollout.sigmas[i].expand(len(x)) for i in (k, k + 1))
+        return predicted_x0(x, rollout.means[k][rows], sigma, tau, self.eta)
+
+    def pull_back(
+        self, rollout: Rollout, rows: slice, pulls: dict[str, Tensor], at: Mapping[str, int], terms: Terms
+    ) -> None:
+        """Take ``pulls``, the gradients of matching at x_{k+1} and of the rewards at x̂_0, back through the generator's
+        step k, which ``at`` says for each. Where it is the same step it is run once."""
+        if self.p.matching_path == "whole_chain" and "matching" in pulls:
+            terms.add({"matching": (self.repeat_chain(rollout, rows), pulls.pop("matching"))})
+        for k in sorted({at[term] for term in pulls}):
+            x = rollout.states[k][rows]
+            v = self.repeat_velocity(rollout, rows, k, x)
+            ends = {
+                "matching": self.after(rollout, rows, k, x, v),
+                "backprop": x0_from_velocity(x, v, rollout.sigmas[k].expand(len(x))),
+            }
+            terms.add({term: (ends[term], pull) for term, pull in pulls.items() if at[term] == k})
+
+    def repeat_velocity(self, rollout: Rollout, rows: slice, k: int, x: Tensor) -> Tensor:
+        """The generator's velocity (B, C, H, W) at x, step k of ``rows``, with gradient."""
+        return self.adapters.velocity("generator", x, rollout.sigmas[k].expand(len(x)), rollout.cond.index(rows))
+
+    def after(self, rollout: Rollout, rows: slice, k: int, x: Tensor, v: Tensor) -> Tensor:
+        """x_{k+1} (B, C, H, W) from x and its velocity at step k of ``rows``, the roll-out's noise fixed."""
+        sigma, tau = (rollout.sigmas[i].expand(len(x)) for i in (k, k + 1))
+        if k == len(rollout.sigmas) - 2:
+            return x0_from_velocity(x, v, sigma)
+        mean, _ = cps_mean_std(x, v, sigma, tau, self.eta)
+        return mean + (rollout.states[k + 1][rows] - rollout.means[k][rows])
 
     def repeat_step(self, rollout: Rollout, rows: slice, k: int, x: Tensor) -> Tensor:
         """x_{k+1} (B, C, H, W) from x at step k of ``rows``, with gradient, the roll-out's noise fixed."""
-        sigma = rollout.sigmas[k].expand(len(x))
-        v = self.adapters.velocity("generator", x, sigma, rollout.cond.index(rows))
-        if k == len(rollout.sigmas) - 2:
-            return x0_from_velocity(x, v, sigma)
-        mean, _ = cps_mean_std(x, v, sigma, rollout.sigmas[k + 1].expand(len(x)), self.eta)
-        return mean + (rollout.states[k + 1][rows] - rollout.means[k][rows])
+        return self.after(rollout, rows, k, x, self.repeat_velocity(rollout, rows, k, x))
 
     def repeat_chain(self, rollout: Rollout, rows: slice) -> Tensor:
         """x̂_0 (B, C, H, W) of ``rows`` with the gradient of all K steps, the roll-out's noises fixed.
@@ -359,12 +389,6 @@ class RtdmdTrainer:
             # No step draws a number, so there is no state of a generator to keep.
             x = checkpoint(self.repeat_step, rollout, rows, k, x, use_reentrant=False, preserve_rng_state=False)
         return x
-
-    def estimate(self, rollout: Rollout, rows: slice, k: int) -> Tensor:
-        """x̂_0 (B, C, H, W) that the generator predicts at step k of ``rows``."""
-        x = rollout.states[k][rows]
-        sigma = rollout.sigmas[k].expand(len(x))
-        return x0_from_velocity(x, self.adapters.velocity("generator", x, sigma, rollout.cond.index(rows)), sigma)
 
     def reward_loss(self, x0: Tensor, records: Sequence[dict[str, Any]]) -> Tensor:
         """relu(m - Σ w r) over the differentiable rewards of the decoded x̂_0 (B, C, H, W), averaged."""
@@ -383,18 +407,20 @@ class RtdmdTrainer:
         advantages: Tensor,
         trained: Sequence[int],
         everyone: Tensor | None = None,
-        held: MatchingReward | None = None,
+        terms: Terms | None = None,
     ) -> tuple[Gradients, Gradients, dict[str, float]]:
-        """Gradients of the clipped policy loss and of the reference KL over the trained steps.
+        """The sums that the gradients of the clipped policy loss and of the reference KL over the trained steps are in.
 
         Images of zero advantage are left out of the policy term only, and of the passes where it is the only term; a
         group whose images are still equal at a step has one pass. ``everyone``: the advantages of all processes'
-        images, whose gradients add up; None where these are all. ``held`` adds the policy gradient of matching as a
-        reward to its term, unbiased for all candidate steps. Values: clip fraction, the largest |ratio - 1|, which is 0
-        at the first update of an epoch, and the policy gradient's norm by level.
+        images, whose gradients add up; None where these are all. ``terms``: the sums to add to, None: each term its
+        own; where they hold matching as a reward its policy gradient is added to its term, unbiased for all candidate
+        steps. Values: clip fraction, the largest |ratio - 1|, which is 0 at the first update of an epoch, and by level
+        the norm of the policy gradient, where no other term is in its sum.
         """
         p = self.p
-        policy, anchor = Gradients(self.generator), Gradients(self.generator)
+        terms = terms or Terms.of(self.generator, dict(p.weights))
+        held = terms.matching_rewards
         everyone = advantages if everyone is None else everyone
         kept = advantages.cpu() != 0
         all_kept = everyone.cpu() != 0
@@ -412,7 +438,7 @@ class RtdmdTrainer:
         values = {"kept": all_kept.float().mean().item(), "clip_fraction": 0.0, "ratio_error": 0.0}
         passes = 0
         for k in trained if p.weights.policy > 0 or with_anchor or held is not None else ():
-            before = policy.total
+            before = terms["policy"].total
             equal = rollout.groups if rollout.equal[k] else None
             for shared in shared_passes(equal, needed, p.micro_batch):
                 rows = shared.rows
@@ -421,22 +447,25 @@ class RtdmdTrainer:
                 new = self.log_prob(x_next, mean, std)
                 old = self.log_prob(x_next, rollout.means[k][rows], std)
                 loss, ratio, clipped = clipped_policy_loss(new, old, advantages[rows], p.clip_range)
-                term = factor * (loss * kept[rows].to(loss)).sum() / divisor
-                policy.add(term, retain_graph=with_anchor or held is not None)
+                parts: dict[str, tuple[Tensor, Tensor | None]] = {}
+                if p.weights.policy > 0:
+                    parts["policy"] = (factor * (loss * kept[rows].to(loss)).sum() / divisor, None)
                 if held is not None:
-                    pull, *_ = clipped_policy_loss(new, old, held.rewards[rows], p.clip_range)
+                    pull, *_ = clipped_policy_loss(new, old, held[rows], p.clip_range)
                     whole = subset_factor(len(p.candidate_steps) + 1, len(trained))
-                    held.term.add(whole * pull.sum() / total, retain_graph=with_anchor)
+                    parts["matching"] = (whole * pull.sum() / total, None)
                 if with_anchor:
                     with torch.no_grad():
                         mean_ref, _ = self.transition("reference", rollout, k, shared)
-                    anchor.add(gaussian_kl(mean, mean_ref, std).sum() / total * share)
+                    parts["reference_kl"] = (gaussian_kl(mean, mean_ref, std).sum() / total * share, None)
+                terms.add(parts)
                 values["clip_fraction"] += clipped.item()
                 values["ratio_error"] = max(values["ratio_error"], (ratio - 1).abs().max().item())
                 passes += 1
-            values[f"grad_policy/sigma={rollout.sigmas[k].item():.3g}"] = policy.norm(before)
+            if terms.alone("policy"):
+                values[f"grad_policy/sigma={rollout.sigmas[k].item():.3g}"] = terms["policy"].norm(before)
         values["clip_fraction"] /= max(1, passes)
-        return policy, anchor, values
+        return terms["policy"], terms["reference_kl"], values
 
     def transition(self, role: str, rollout: Rollout, k: int, shared: SharedPass) -> tuple[Tensor, Tensor]:
         """Mean (B, C, H, W) and standard deviation (B,) of a role's transition at step k, for the rows of

@@ -81,15 +81,16 @@ def with_other_fake(changes):
 def test_an_epoch_gives_each_image_its_own_matching_reward():
     """Whatever the order in which the last step takes the images: the part of the roll-out that it is asked for does
     not matter to a reward of all of them, and the term's gradient is that of `matching_as_a_reward`'s parts."""
+    alone = {"fake_updates_per_epoch": 0, "gradient_scaling": "unit_norm"}  # whose terms have norms of their own
     norms = []
     for size in (8, 512):
-        changes = {"matching_path": "reward", "last_step_batch_size": size, "fake_updates_per_epoch": 0}
+        changes = {"matching_path": "reward", "last_step_batch_size": size} | alone
         trainer = with_other_fake(changes)
         cond, records, _ = reinforcement.images(trainer.p, reinforcement.LAW)
         draws = reinforcement.BatchDraws(0, "test", 0, tuple(range(len(records))), (2, 1, 1), torch.device("cpu"))
         values = trainer.step(cond, records, draws)
         norms.append(values["grad_matching"])
-    values = with_other_fake({"fake_updates_per_epoch": 0}).step(cond, records, draws)
+    values = with_other_fake(alone).step(cond, records, draws)
     assert norms[0] == norms[1] == pytest.approx(values["grad_matching"], rel=0.1)
 
 

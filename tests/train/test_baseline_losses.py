@@ -22,6 +22,7 @@ from rtdmd.train.baseline_losses import (
     step_advantages,
     stepwise_policy_gradient,
 )
+from rtdmd.train.gradients import Terms
 from rtdmd.train.losses import Renoised
 from tests.train.test_rtdmd import (
     COUNT,
@@ -40,7 +41,6 @@ VERIFIER: dict[str, Any] = {
     "rewards": [{"name": "world_verifier", "weight": 2.0, "soft_weight": 0.5}],
     "weights": {"backprop": 0.0},
 }
-EVERY = slice(None)
 
 
 class Brightness:
@@ -67,21 +67,27 @@ def short(table: Table) -> Table:  # noqa: F811
 def test_nft_is_the_loss_on_the_images_renoised_to_the_samplers_levels(short: Table) -> None:
     p = settings(nft_strength=0.7)
     rollout, advantages = short.roll_out(p, (0, 2)), some_advantages()
-    term, value = nft_gradient(short.on(p), rollout, advantages, draws())
+    terms = Terms.of(short.learner, dict(p.weights))
+    value = nft_gradient(short.on(p), rollout, advantages, draws(), terms)
     sigma = LEVELS[:-1][(draws().uniform("nft-level") * 4).long()]
     assert set(sigma.tolist()) <= set(LEVELS[:-1].tolist()) and len(set(sigma.tolist())) > 1
     noise, x0 = draws().normal("nft"), rollout.states[-1]
     v = short.roles.velocity("generator", interpolate(x0, noise, sigma), sigma, short.cond)
     loss = nft_loss(v, v.detach(), noise - x0, optimality(advantages), 0.7).mean()
     own = torch.cat([g.flatten() for g in torch.autograd.grad(loss, short.learner.parameters)])
-    assert relative(flat(term), own) < 1e-5
+    assert relative(flat(terms["nft"]), own) < 1e-5
     assert value == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_nft_moves_the_velocity_to_good_images_and_from_bad_ones(short: Table) -> None:
     p = settings()
     rollout = short.roll_out(p, (0, 2))
-    good, bad = (flat(nft_gradient(short.on(p), rollout, torch.full((COUNT,), a), draws())[0]) for a in (1.0, -1.0))
+    both = []
+    for advantage in (1.0, -1.0):
+        terms = Terms.of(short.learner, dict(p.weights))
+        nft_gradient(short.on(p), rollout, torch.full((COUNT,), advantage), draws(), terms)
+        both.append(flat(terms["nft"]))
+    good, bad = both
     assert relative(good, -bad) < 1e-5 and good.norm() > 0
 
 
@@ -110,8 +116,9 @@ def test_one_advantage_for_every_step_is_the_plain_policy_gradient(short: Table)
         p = settings(subset_factor=factor)
         rollout, advantages = short.roll_out(p, (0, 2)), some_advantages()
         plain, _, values = short.on(p).policy_gradient(rollout, advantages, (0, 2))
-        by_step, _, more = stepwise_policy_gradient(short.on(p), rollout, {0: advantages, 2: advantages}, slice(None))
-        assert relative(flat(by_step), flat(plain)) < 1e-5
+        terms = Terms.of(short.learner, dict(p.weights))
+        more = stepwise_policy_gradient(short.on(p), rollout, {0: advantages, 2: advantages}, slice(None), terms)
+        assert relative(flat(terms["policy"]), flat(plain)) < 1e-5
         assert more == pytest.approx(values)
 
 
@@ -151,7 +158,9 @@ def test_refl_back_propagates_the_estimate_of_a_random_step(short: Table) -> Non
     for step in range(6):
         _, term, *_ = short.on(p, {"clipscore": Brightness()}).last_step(rollout, draws(step=step))
         for k in range(4):
-            score = brightness(short, short.trainer.estimate(rollout, EVERY, k)).mean()
+            x, sigma = rollout.states[k], LEVELS[k].expand(COUNT)
+            v = short.roles.velocity("generator", x, sigma, short.cond)
+            score = brightness(short, x0_from_velocity(x, v, sigma)).mean()
             own = torch.cat([g.flatten() for g in torch.autograd.grad(-score, short.learner.parameters)])
             if relative(flat(term), own) < 1e-4:
                 seen.add(k)

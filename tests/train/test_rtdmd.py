@@ -19,13 +19,12 @@ from rtdmd.rewards.panel import Panel
 from rtdmd.rewards.registry import load_reward
 from rtdmd.train.adapters import AdapterBank
 from rtdmd.train.engine.diagnostics import Pixels
+from rtdmd.train.gradients import Gradients, combine
 from rtdmd.train.learner import Learner
 from rtdmd.train.losses import (
     Draws,
-    Gradients,
     LastStep,
     Rollout,
-    combine,
     matching_loss,
     micro_batches,
     renoised,
@@ -508,7 +507,8 @@ def test_matching_through_the_chain_has_its_own_gradient_and_the_same_loss(table
         last_step(table, rollout, settings(matching_path=path, micro_batch=micro))
         for path in ("whole_chain", "last_step")
     )
-    assert whole[3] == pytest.approx(last[3], rel=1e-4) and whole[2] is last[2] is None
+    assert whole.values == pytest.approx(last.values, rel=1e-4)
+    assert whole.terms.matching_rewards is last.terms.matching_rewards is None
     assert relative(flat(whole[1]), flat(last[1])) < 1e-5  # back-propagation of the reward stays on the last step
     assert relative(flat(whole[0]), flat(last[0])) > 0.1
 
@@ -519,7 +519,7 @@ def test_matching_at_a_random_step_is_stage_ones_at_that_step(table: Table) -> N
     rollout, met = table.roll_out(p, (0, 2)), set()
     for epoch in range(12):
         own = draws(step=epoch)
-        matching, _, held, _ = last_step(table, rollout, p, own)
+        matching, _, terms, _ = last_step(table, rollout, p, own)
         k = integers(0, 4, own.seed, own.stream, epoch, "matching-stop")
         met.add(k)
         sigma, tau = LEVELS[k].expand(COUNT), LEVELS[k + 1].expand(COUNT)
@@ -533,7 +533,7 @@ def test_matching_at_a_random_step_is_stage_ones_at_that_step(table: Table) -> N
             v_teacher = table.roles.velocity("teacher", point.x_t, point.t, table.cond, **guided())
         loss = matching_loss(x_s, point, v_fake, v_teacher, ETA, own).mean()
         expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, table.learner.parameters)])
-        assert held is None and relative(flat(matching), expected) < 1e-4
+        assert terms.matching_rewards is None and relative(flat(matching), expected) < 1e-4
     assert met == {0, 1, 2, 3}
 
 
@@ -555,14 +555,15 @@ def test_matching_as_a_reward_adds_its_policy_gradient(table: Table) -> None:
     """The term's gradient is the last step's plus that of -(K-1)/M Σ_k mean A log p with A the matching rewards."""
     p = settings(matching_path="reward", subset_factor=False)
     rollout, advantages = table.roll_out(p, (0, 2)), some_advantages()
-    matching, _, held, _ = last_step(table, rollout, p)
-    plain, _, none, _ = last_step(table, rollout, settings())
-    assert held is not None and none is None and held.term is matching
-    assert held.rewards.view(GROUPS, SIZE).mean(1).abs().max() < 1e-3 * held.rewards.abs().max()
+    matching, _, terms, _ = last_step(table, rollout, p)
+    plain = last_step(table, rollout, settings()).matching
+    held = terms.matching_rewards
+    assert held is not None and terms["matching"] is matching
+    assert held.view(GROUPS, SIZE).mean(1).abs().max() < 1e-3 * held.abs().max()
     before = flat(matching)
     assert relative(before, flat(plain)) < 1e-5
-    policy, _, _ = table.on(p).policy_gradient(rollout, advantages, (0, 2), held=held)
-    alone, _, _ = table.on(p).policy_gradient(rollout, held.rewards, (0, 2))
+    policy, _, _ = table.on(p).policy_gradient(rollout, advantages, (0, 2), terms=terms)
+    alone, _, _ = table.on(p).policy_gradient(rollout, held, (0, 2))
     assert relative(flat(matching) - before, 3 * flat(alone)) < 1e-4
     unheld, _, _ = table.on(p).policy_gradient(rollout, advantages, (0, 2))
     assert relative(flat(policy), flat(unheld)) < 1e-6
@@ -591,6 +592,6 @@ def test_without_matching_and_back_propagation_the_last_step_is_not_run(
     p = settings(weights={"matching": 0.0, "backprop": 0.0})
     rollout = table.roll_out(p, (0, 2))
     monkeypatch.setattr(AdapterBank, "velocity", lambda *_, **__: pytest.fail("a forward pass for nothing"))
-    matching, backprop, held, values = last_step(table, rollout, p)
-    assert matching.total is backprop.total is held is None
-    assert values == {"matching": 0.0, "backprop": 0.0, "gap": 0.0}
+    matching, backprop, terms, values = last_step(table, rollout, p)
+    assert matching.total is backprop.total is terms.matching_rewards is None
+    assert values == dict.fromkeys(("matching", "backprop", "gap", "pull/matching", "pull/backprop"), 0.0)

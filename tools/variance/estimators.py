@@ -36,7 +36,8 @@ from rtdmd.rewards.panel import open_panel
 from rtdmd.study.variance_table import REFERENCE
 from rtdmd.train.adapters import ADAPTERS, AdapterBank
 from rtdmd.train.baseline_losses import step_advantages, stepwise_policy_gradient
-from rtdmd.train.losses import Draws, Gradients, Rollout, micro_batches
+from rtdmd.train.gradients import Gradients, Terms
+from rtdmd.train.losses import Draws, Rollout, micro_batches
 from rtdmd.train.rtdmd import RtdmdTrainer
 from rtdmd.train.student_record import read_student
 
@@ -184,7 +185,9 @@ def policy_part(trainer: RtdmdTrainer, rollout: Rollout, trained: list[int]) -> 
     if trainer.p.credit == "trajectory":
         return trainer.policy_gradient(rollout, trainer.advantages(scores, rollout.groups), trained)[0]
     credited = step_advantages(trainer, rollout, scores, trained)
-    return stepwise_policy_gradient(trainer, rollout, credited, slice(None))[0]
+    terms = Terms.of(trainer.generator, dict(trainer.p.weights))
+    stepwise_policy_gradient(trainer, rollout, credited, slice(None), terms)
+    return terms["policy"]
 
 
 def chain_gradient(trainer: RtdmdTrainer, rollout: Rollout) -> Gradients:

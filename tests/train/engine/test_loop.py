@@ -18,8 +18,8 @@ from rtdmd.common.signals import SIGNALS, Stopped, caught
 from rtdmd.train.engine import checkpoint
 from rtdmd.train.engine.journal import write_curves
 from rtdmd.train.engine.loop import Loop
+from rtdmd.train.gradients import Gradients, combine
 from rtdmd.train.learner import Average, Learner
-from rtdmd.train.losses import Gradients, combine
 from tests.train.workshop import adamw
 
 SETTINGS = adamw(0.1)
