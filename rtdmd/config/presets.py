@@ -14,7 +14,7 @@ from rtdmd.methods import acdmd, rtdmd
 _CLIP = {"name": "clipscore", "model": "data/world/clip", "weight": 1.0}
 _VERIFIER = {"name": "world_verifier", "weight": 1.0, "soft_weight": 0.7}
 _HELDOUT = {"name": "heldout", "prompts": "heldout"}
-_WATCH = {"max_prompts": 48, "suites": [_HELDOUT], "rewards": [_CLIP, _VERIFIER]}
+_WATCH = {"max_prompts": 48, "images": 1, "suites": [_HELDOUT], "rewards": [_CLIP, _VERIFIER]}
 
 WORLD: dict[str, Any] = {
     "run": {"seed": 0, "threads": 2, "device": "cpu"},
@@ -140,7 +140,7 @@ WORLD: dict[str, Any] = {
         "ema_repeats": 1,
         "rewards": [_CLIP | {"policy": False}, _VERIFIER | {"soft_weight": 0.0}],
         "validation": {"every": 0, "prompts": 32, "images": 8, "min_diversity": 0.8, "patience": 0},
-        "watch": _WATCH | {"every": 20},
+        "watch": _WATCH | {"every": 30, "images": 8},
         "save_every": 10,
         "keep": 2,
         "panel_every": 0,
@@ -174,7 +174,7 @@ _SMOKE: dict[str, Any] = {
         "batch_size": 4,
         "generator_every": 2,
         "consistency": {"weight": 0.01},
-        "watch": {"every": 0},
+        "watch": {"every": 0, "images": 1},
         "save_every": 2,
         "log_every": 1,
     },
@@ -185,7 +185,7 @@ _SMOKE: dict[str, Any] = {
         "fake_updates_per_epoch": 1,
         "fake_batch_size": 4,
         "consistency": {"weight": 0.01},
-        "watch": {"every": 0},
+        "watch": {"every": 0, "images": 1},
         "save_every": 1,
     },
     "evaluate": {

@@ -83,6 +83,7 @@ def watch(every: int, max_prompts: int = 64, without: tuple[str, ...] = ()) -> d
     return {
         "every": every,
         "max_prompts": max_prompts,
+        "images": 1,
         "suites": [{"name": name, "prompts": name, "rewards": _SCORED_BY.get(name, [name])} for name in sets],
         "rewards": [scorer(name) for name in SCORERS if name not in without],
     }

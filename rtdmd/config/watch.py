@@ -18,9 +18,15 @@ class WatchParams(Section):
         ge=0,
     )
     max_prompts: Whole = param(
-        "prompts of each suite's set, taken from all tags in turn; an image each",
+        "prompts of each suite's set, taken from all tags in turn",
         unit="prompts",
         source="public code: 64, SD3-M's stage one 8",
+        ge=1,
+    )
+    images: Whole = param(
+        "of each of these prompts, always of the same noise",
+        unit="images",
+        source="public code: 1",
         ge=1,
     )
     suites: tuple[SetParams, ...] = param(

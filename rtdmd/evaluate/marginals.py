@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rtdmd.evaluate.parses import SMALL, Parses
+from rtdmd.evaluate.parses import Parses
+from rtdmd.world.cells import SMALL
 from rtdmd.world.grammar import COLORS, SHAPES, captions
 from rtdmd.world.render import BACKGROUNDS, CELLS
 

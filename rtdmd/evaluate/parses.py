@@ -1,7 +1,6 @@
 """What the world's verifier read from every judged image: the records behind the known optimum, and their file.
 
-A cell is one character: `.` empty, `?` clutter, else an object, by shape, then colour, then size (9 pixels before 10),
-in the order of CELLS_ALPHABET. So nine characters and a digit for the background are all that is kept of an image.
+Nine characters (`rtdmd.world.cells`) and a digit for the background are all that is kept of an image.
 """
 
 from __future__ import annotations
@@ -16,15 +15,10 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.parsing import read_table
 from rtdmd.evaluate.plan import Item
 from rtdmd.evaluate.tables import csv_text
-from rtdmd.world import GRID
-from rtdmd.world.grammar import COLORS, SHAPES
+from rtdmd.world.cells import cell_letters, is_cells, read_cells
 from rtdmd.world.render import BACKGROUNDS
 from rtdmd.world.verifier import Verdict
 
-SMALL = 9  # pixels: the smaller of the world's two sizes
-EMPTY = "."
-CLUTTER = "?"
-OBJECTS = "0123456789abcdefghijklmnopqrstuv"  # shape * 8 + color * 2 + (size is 10 pixels)
 HEADER = ("suite", "model", "prompt_id", "index", "tag", "strict", "background", "cells")
 AGAIN = "`rtdmd evaluate` writes results/evaluate/parses.csv"
 
@@ -82,18 +76,11 @@ def parses_csv(suites: Mapping[str, Mapping[str, Parses]]) -> str:
     lines = []
     for suite, models in suites.items():
         for model, parses in models.items():
-            cells = _letters(parses)
+            cells = cell_letters(parses.state, parses.shape, parses.color, parses.size)
             for i in range(len(parses)):
                 key = [suite, model, int(parses.prompts[i]), int(parses.indices[i]), str(parses.tags[i])]
-                lines.append([*key, int(parses.right[i]), int(parses.background[i]), "".join(cells[i])])
+                lines.append([*key, int(parses.right[i]), int(parses.background[i]), cells[i]])
     return csv_text(HEADER, lines)
-
-
-def _letters(parses: Parses) -> np.ndarray:
-    """(N, 9) a character a cell."""
-    code = parses.shape * 2 * len(COLORS) + parses.color * 2 + (parses.size != SMALL)
-    letters = np.where(parses.state == 1, np.array(list(OBJECTS))[code], EMPTY)
-    return np.where(parses.state == -1, CLUTTER, letters)
 
 
 def read_parses(path: Path, suite: str, model: str) -> Parses:
@@ -106,16 +93,17 @@ def read_parses(path: Path, suite: str, model: str) -> Parses:
     if not lines:
         held = ", ".join(dict.fromkeys(f"{line['model']} on {line['suite']}" for line in every)) or "nothing"
         raise UserError(f"{path}: no {model} on {suite}; it holds {held}; {AGAIN}")
+    return parses_from(lines, path, AGAIN)
+
+
+def parses_from(lines: Sequence[Mapping[str, str]], path: Path, again: str) -> Parses:
+    """The records in lines of a table at ``path``, by the columns of HEADER. UserError with ``again``, what makes it
+    anew, where one of them is no record."""
     for line in lines:
-        cells = line["cells"]
         numbers = all(line[name].isdigit() for name in ("prompt_id", "index", "strict", "background"))
-        known = len(cells) == GRID * GRID and set(cells) <= {EMPTY, CLUTTER, *OBJECTS}
-        if not (numbers and known and int(line["background"]) < len(BACKGROUNDS)):
-            raise UserError(f"{path}: no record of an image: {','.join(line.values())}; {AGAIN}")
-    letters = np.array([list(line["cells"]) for line in lines])
-    state = np.where(letters == EMPTY, 0, np.where(letters == CLUTTER, -1, 1))
-    place = {letter: code for code, letter in enumerate(OBJECTS)}
-    code = np.array([[place.get(letter, 0) for letter in row] for row in letters])
+        if not (numbers and is_cells(line["cells"]) and int(line["background"]) < len(BACKGROUNDS)):
+            raise UserError(f"{path}: no record of an image: {','.join(line.values())}; {again}")
+    state, shape, color, size = read_cells([line["cells"] for line in lines])
     return Parses(
         prompts=np.array([int(line["prompt_id"]) for line in lines]),
         indices=np.array([int(line["index"]) for line in lines]),
@@ -123,10 +111,7 @@ def read_parses(path: Path, suite: str, model: str) -> Parses:
         right=np.array([line["strict"] == "1" for line in lines]),
         background=np.array([int(line["background"]) for line in lines]),
         state=state,
-        shape=np.where(state == 1, code // (2 * len(COLORS)), 0),
-        color=np.where(state == 1, code // 2 % len(COLORS), 0),
-        size=np.where(state == 1, SMALL + code % 2, 0),
+        shape=shape,
+        color=color,
+        size=size,
     )
-
-
-assert len(OBJECTS) == 2 * len(SHAPES) * len(COLORS)

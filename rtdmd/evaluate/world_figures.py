@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from rtdmd.evaluate.diversity import entropy
-from rtdmd.evaluate.parses import SMALL, Parses
+from rtdmd.evaluate.parses import Parses
 from rtdmd.world import GRID
+from rtdmd.world.cells import SMALL
 from rtdmd.world.grammar import COLORS
 from rtdmd.world.render import BACKGROUNDS
 

@@ -133,7 +133,7 @@ def _with_watch(
     looks = 1 + stage.updates // p.every
     images, flops = 0, 0.0
     for suite in p.suites:
-        own = min(p.max_prompts, prompts_in(suite.prompts, params, counts))
+        own = p.images * min(p.max_prompts, prompts_in(suite.prompts, params, counts))
         costs = sized[suite.resolution or params.model.resolution]
         flops += flops_of(watch_rows(params, own), costs, stage.name, suite.scorers(p.rewards))
         images += own

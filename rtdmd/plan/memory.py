@@ -202,7 +202,7 @@ def with_watch(memory: Memory, p: WatchParams, micro_batch: int, sized: Mapping[
     before its first image is drawn and while nothing of an update is there. ``sized``: the costs at each suite's
     resolution."""
     stand = next(iter(sized.values())).stand
-    rows = min(micro_batch, p.max_prompts)
+    rows = min(micro_batch, p.max_prompts * p.images)
     phase = 0.0
     for suite in p.suites:
         costs = sized[suite.resolution or stand.params.model.resolution]

@@ -70,6 +70,7 @@ REDUCED_IN_BOTH = {
     "fake_optimizer.lr": f"{RATE:g} at least",
     "watch.every": "at most the number of steps",
     "watch.max_prompts": "at most 2",
+    "watch.images": "1",
     "watch.suites.resolution": "as model.resolution",
 }
 REDUCED |= {f"{stage}.{key}": to for stage in ("train_acdmd", "train_rtdmd") for key, to in REDUCED_IN_BOTH.items()}
@@ -188,6 +189,7 @@ def _both(stage: TrainingParams, processes: int, steps: int) -> dict[str, Any]:
         "watch": {
             "every": min(stage.watch.every, steps),
             "max_prompts": min(stage.watch.max_prompts, 2),
+            "images": 1,
             "suites": [_small_set(suite) for suite in stage.watch.suites],
         },
     }

@@ -61,4 +61,4 @@ def train(stage: Stage, ranks: Ranks) -> None:
     if ranks.main:
         trainer.write_outputs(stage)
         write_curves(loop.rows, stage.output("curves.csv"))
-        write_watched(loop.journal, stage.output("watched.csv"))
+        write_watched(loop.journal, stage)

@@ -98,4 +98,4 @@ def train(stage: Stage, ranks: Ranks) -> None:
     if ranks.main:
         trainer.write_outputs(stage, validation.put_best())
         write_curves(loop.rows, stage.output("curves.csv"))
-        write_watched(loop.journal, stage.output("watched.csv"))
+        write_watched(loop.journal, stage)

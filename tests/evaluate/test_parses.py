@@ -10,9 +10,10 @@ import torch
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.rng import numpy_generator
-from rtdmd.evaluate.parses import CLUTTER, EMPTY, HEADER, OBJECTS, Parses, parses_csv, parses_of, read_parses
+from rtdmd.evaluate.parses import HEADER, Parses, parses_csv, parses_of, read_parses
 from rtdmd.evaluate.plan import Item
 from rtdmd.prompts.records import Prompt
+from rtdmd.world.cells import CLUTTER, EMPTY, OBJECTS
 from rtdmd.world.grammar import captions_of
 from rtdmd.world.render import Scenes, render, sample_scenes
 from rtdmd.world.verifier import verify

@@ -28,7 +28,7 @@ FULL = {"adapter": {"mode": "full"}, "publish": {"format": "merged"}}
 EIGHT = {
     "train_acdmd": {"iterations": 8, "save_every": 3, "log_every": 2, "watch": {"every": 4, "max_prompts": 2}},
 }
-FILES = ["curves.csv", "fake.safetensors", "generator.safetensors", "resolved.json", "watched.csv"]
+FILES = ["curves.csv", "fake.safetensors", "generator.safetensors", "looks.csv", "resolved.json", "watched.csv"]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_two_runs_give_the_same_bytes(root: Path, whole: dict[str, bytes]) -> No
 def test_a_watch_changes_no_other_byte(root: Path, whole: dict[str, bytes]) -> None:
     """A head alone is what an unwatched run has to say; settings and their inputs differ in resolved.json."""
     alone = train(root, {"train_acdmd": EIGHT["train_acdmd"] | {"watch": {"every": 0}}})
-    assert [name for name in FILES if alone[name] != whole[name]] == ["resolved.json", "watched.csv"]
+    assert [name for name in FILES if alone[name] != whole[name]] == ["looks.csv", "resolved.json", "watched.csv"]
     assert alone["watched.csv"] == b"iteration\n"
     assert [row["iteration"] for row in rows_of(whole["watched.csv"])] == [0, 4, 8]
 

@@ -39,7 +39,7 @@ SIX = {
     "rewards": SEEN,
     "watch": {"every": 3, "max_prompts": 2},
 }
-FILES = ["curves.csv", "generator.safetensors", "resolved.json", "scorers.json", "watched.csv"]
+FILES = ["curves.csv", "generator.safetensors", "looks.csv", "resolved.json", "scorers.json", "watched.csv"]
 
 
 def train(root: Path, changes: dict[str, Any], fresh: bool = True, **sections: Any) -> dict[str, bytes]:
@@ -68,8 +68,8 @@ def test_two_runs_give_the_same_bytes_watched_or_not(root: Path, whole: dict[str
     assert sorted(whole) == FILES
     torch.manual_seed(77)  # whatever came before
     alone = train(root, SIX | {"watch": {"every": 0}})
-    assert [name for name in FILES if alone[name] != whole[name]] == ["resolved.json", "watched.csv"]
-    assert alone["watched.csv"] == b"epoch\n"
+    assert [name for name in FILES if alone[name] != whole[name]] == ["looks.csv", "resolved.json", "watched.csv"]
+    assert alone["watched.csv"] == b"epoch\n" and len(alone["looks.csv"].splitlines()) == 1
     assert [row["epoch"] for row in rows_of(whole["watched.csv"])] == [0, 3, 6]
 
 

@@ -1,9 +1,10 @@
 """The student's scores on held-out prompts while it trains (section `watch` of a training stage).
 
 A look samples the averaged generator as `rtdmd evaluate` samples the student: the same noise by prompt, few steps, no
-guidance. Its figures go to the journal, to the trackers and to watched.csv, and nowhere else: every draw is keyed, so a
-run that is watched leaves the same weights and curves as one that is not. They are part of a step's line in the
-journal, so that a killed run ends with the same rows as one that ran through.
+guidance. Its figures go to the journal, to the trackers and to watched.csv, what the world's verifier read to looks.csv
+(`look_parses`), and nothing anywhere else: every draw is keyed, so a run that is watched leaves the same weights and
+curves as one that is not. They are part of a step's line in the journal, so that a killed run ends with the same rows
+as one that ran through.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rtdmd.backbones.sizes import sized_backbone, suite_sizes
 from rtdmd.prompts.records import by_tag, first_prompts, read_set
 from rtdmd.rewards.panel import CPU, open_panel
 from rtdmd.train.engine.journal import WATCH_SECONDS, write_curves
+from rtdmd.train.engine.look_parses import VERIFIER, keep_look, read_images, write_looks
 from rtdmd.train.engine.student_images import StudentTrainer, averaged, student_images
 from rtdmd.train.losses import micro_batches
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from rtdmd.prompts.records import Prompt
     from rtdmd.rewards.panel import Batch, Panel
     from rtdmd.train.engine.journal import Journal
+    from rtdmd.train.engine.look_parses import Row
 
 AHEAD = 2  # batches that may wait for a slow scorer
 START, DONE = "watch_start/", "watch/"  # before the first step; after a step
@@ -40,11 +43,11 @@ START, DONE = "watch_start/", "watch/"  # before the first step; after a step
 
 @dataclass(frozen=True)
 class WatchedSuite:
-    """A suite as a look draws it: an image of each prompt, of latents ``shape`` (C, H, W) over levels ``sigmas``
+    """A suite as a look draws it: images of prompts by index, of latents ``shape`` (C, H, W) over levels ``sigmas``
     (K+1,)."""
 
     name: str
-    prompts: Sequence[Prompt]
+    drawn: Sequence[tuple[Prompt, int]]
     panel: Panel
     shape: tuple[int, int, int]
     sigmas: Tensor
@@ -59,7 +62,9 @@ class Watch:
     cache: TextCache
     seed: int
     micro_batch: int
+    run_dir: Path
     suites: Sequence[WatchedSuite] = ()
+    _read: list[Row] = field(default_factory=list, init=False)  # of this process's images of the look under way
     _seconds: float = field(default=0.0, init=False)  # of looks since the last line of the journal
 
     @staticmethod
@@ -67,7 +72,8 @@ class Watch:
         """The watch of an open training stage, its scorers loaded and tried. UserError where one of them cannot be had,
         or a suite has no prompt or a size that the model cannot draw."""
         section = getattr(stage.params, stage.name)
-        p, watch = section.watch, Watch(section.watch.every, trainer, cache, stage.seed, section.micro_batch)
+        p = section.watch
+        watch = Watch(p.every, trainer, cache, stage.seed, section.micro_batch, stage.run_dir)
         if not p.every:
             return watch
         model, device = stage.params.model, trainer.ranks.device
@@ -87,25 +93,30 @@ class Watch:
                 spec.require_scorable([one.prompt for one in in_turn], [one.metadata for one in in_turn])
             scorers = panel.only([spec.name for spec in specs])
             shape, sigmas = sizes[suite.resolution or model.resolution]
-            suites.append(WatchedSuite(suite.name, in_turn, scorers, shape, sigmas))
+            drawn = [(prompt, index) for prompt in in_turn for index in range(p.images)]
+            suites.append(WatchedSuite(suite.name, drawn, scorers, shape, sigmas))
         watch.suites = suites
         return watch
 
     def before(self, step: int) -> dict[str, float]:
         """Before the first step: the figures of the student that the stage starts from."""
-        return self._look(START) if self.suites and step == 0 else {}
+        return self._look(START, 0) if self.suites and step == 0 else {}
 
     def after(self, done: int) -> dict[str, float]:
         """After ``done`` steps: the figures where a look is due, and how long it took."""
-        found = self._look(DONE) if self.suites and done % self.every == 0 else {}
+        found = self._look(DONE, done) if self.suites and done % self.every == 0 else {}
         if self._seconds:
             found[WATCH_SECONDS] = self._seconds
             self._seconds = 0.0
         return found
 
-    def _look(self, prefix: str) -> dict[str, float]:
+    def _look(self, prefix: str, number: int) -> dict[str, float]:
         began = time.perf_counter()
+        self._read = []
         found = {f"{prefix}{name}": value for name, value in self.measure().items()}
+        parts = self.trainer.ranks.gather(self._read)
+        if self.trainer.ranks.main:
+            keep_look(self.run_dir, number, [row for part in parts for row in part])
         self._seconds += time.perf_counter() - began
         return found
 
@@ -113,13 +124,13 @@ class Watch:
         """``<suite>/<scorer>``: the averaged generator's mean score over tags, the same in every process."""
         ranks, found = self.trainer.ranks, dict[str, float]()
         for suite in self.suites:
-            own = ranks.local_shard(len(suite.prompts))
+            own = ranks.local_shard(len(suite.drawn))
             scores = {name: torch.empty(0) for name in suite.panel.rewards}
             with ranks.sync_errors(), averaged(self.trainer.average):
                 if len(own):
                     with suite.panel.scoring(self._images(suite, own), ahead=AHEAD) as scoring:
                         scores = scoring.scores(CPU)
-            tags = [prompt.tag for prompt in suite.prompts]
+            tags = [prompt.tag for prompt, _ in suite.drawn]
             for name, score in scores.items():
                 found[f"{suite.name}/{name}"] = tag_mean(ranks.all_gather(score), tags)
         return found
@@ -127,11 +138,14 @@ class Watch:
     def _images(self, suite: WatchedSuite, own: range) -> Iterator[Batch]:
         """The images of this process's share of a suite's prompts, as scorers take them."""
         for rows in micro_batches(len(own), self.micro_batch):
-            prompts = suite.prompts[own[rows].start : own[rows].stop]
-            keys = [(prompt.id, 0) for prompt in prompts]
+            drawn = suite.drawn[own[rows].start : own[rows].stop]
+            prompts = [prompt for prompt, _ in drawn]
+            keys = [(prompt.id, index) for prompt, index in drawn]
             noise = ImageNoise(self.seed, keys, suite.shape, self.trainer.ranks.device)
             cond = self.cache.of(prompt.prompt for prompt in prompts)
             images = student_images(self.trainer, noise, cond, suite.sigmas)
+            if VERIFIER in suite.panel.rewards:
+                self._read += read_images(suite.name, drawn, images)
             yield images, [prompt.prompt for prompt in prompts], [prompt.metadata for prompt in prompts]
 
 
@@ -159,6 +173,9 @@ def watched_rows(journal: Journal) -> list[dict[str, Any]]:
     return rows
 
 
-def write_watched(journal: Journal, path: Path) -> None:
-    """watched.csv; its head alone where the run was not watched."""
-    write_curves(watched_rows(journal), path, first=[journal.unit])
+def write_watched(journal: Journal, stage: Stage) -> None:
+    """The stage's watched.csv and looks.csv; their heads alone where the run was not watched."""
+    rows = watched_rows(journal)
+    write_curves(rows, stage.output("watched.csv"), first=[journal.unit])
+    numbers = [int(row[journal.unit]) for row in rows]
+    write_looks(stage.run_dir, journal.unit, numbers, stage.output("looks.csv"))

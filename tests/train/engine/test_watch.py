@@ -32,13 +32,14 @@ from tests.workspace import set_params
 CLIP, VERIFIER = WORLD["evaluate"]["rewards"]
 OWN = {"name": "own", "prompts": "heldout"}
 SMALL = {"name": "small", "prompts": "heldout", "rewards": ["clipscore"], "resolution": 24}
-WATCH = {"every": 2, "max_prompts": 7, "suites": [OWN, SMALL], "rewards": [CLIP, VERIFIER]}
+WATCH = {"every": 2, "max_prompts": 7, "images": 2, "suites": [OWN, SMALL], "rewards": [CLIP, VERIFIER]}
 
 
 def test_a_look_has_the_figures_that_the_evaluation_gives_the_same_prompts(root: Path) -> None:
     """Before the first epoch those of stage one's student, after the last one those of the student that is written, at
-    another size too; tags weigh the same though the seventh prompt makes one of them larger."""
-    suites = [suite | {"images_per_prompt": 1, "max_prompts": 7} for suite in (OWN, SMALL)]
+    another size too; tags weigh the same though the seventh prompt makes one of them larger. The verifier reads in
+    them what it reads in the evaluation's."""
+    suites = [suite | {"images_per_prompt": 2, "max_prompts": 7} for suite in (OWN, SMALL)]
     judged = {"suites": suites, "etas": [], "features_model": None}
     moves = {"generator_optimizer": {"lr": 0.05}, "ema_decay": 0.5, "candidate_steps": [0, 1, 2]}
     set_params(root, {"train_rtdmd": {"epochs": 2, "watch": WATCH} | moves, "evaluate": judged})
@@ -54,6 +55,15 @@ def test_a_look_has_the_figures_that_the_evaluation_gives_the_same_prompts(root:
             suite, scorer = name.split("/")
             assert value == pytest.approx(found[suite][model][scorer]["mean"], abs=2e-6), (model, name)
     assert abs(start["own/clipscore"] - end["own/clipscore"]) > 1e-4
+    looks = (root / "results/train_rtdmd/looks.csv").read_text().splitlines()
+    assert looks.pop(0) == "epoch,suite,prompt_id,index,tag,strict,background,cells"
+    judged_lines = (root / "results/evaluate/parses.csv").read_text().splitlines()
+    for number, model in ((0, "train_acdmd"), (2, "train_rtdmd")):
+        read = [line.split(",", 2)[2] for line in judged_lines if line.startswith(f"own,{model},")]
+        assert len(read) == 14 and read == [
+            line.split(",", 2)[2] for line in looks if line.startswith(f"{number},own,")
+        ]
+    assert len(looks) == 28
     (run_dir,) = (root / ".rtdmd/runs").glob("train_rtdmd-*")
     first, last = map(json.loads, (run_dir / "journal.jsonl").read_text().splitlines())
     assert first["watch_start/small/clipscore"] == pytest.approx(start["small/clipscore"], rel=1e-7)

@@ -1,0 +1,62 @@
+"""What the world's verifier reads in the images of a look, kept so that the report can show a run's path.
+
+Each look leaves a file in the run folder, the same bytes whenever it is made, before its line is in the journal. So a
+resumed run finds those of the looks that its checkpoint knows, and makes the others again. At the end they are one
+table, looks.csv: a line an image of every look that the journal has.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import read_json, write_atomic, write_json
+from rtdmd.world.cells import cell_letters
+from rtdmd.world.verifier import verify
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rtdmd.prompts.records import Prompt
+
+VERIFIER = "world_verifier"  # the scorer with which a suite's images are of the world
+RECORD = ("suite", "prompt_id", "index", "tag", "strict", "background", "cells")
+Row = list[str | int]
+
+
+def read_images(suite: str, drawn: Sequence[tuple[Prompt, int]], images: Tensor) -> list[Row]:
+    """A record (see RECORD) of each image (B, 3, H, W) in [0, 1] of a suite's prompts with their images' indices."""
+    verdict = verify(images, [prompt.metadata for prompt, _ in drawn])
+    read = verdict.parse
+    cells = cell_letters(read.state.numpy(), read.shape.numpy(), read.color.numpy(), read.size.numpy())
+    strict = verdict.strict.int().tolist()
+    background = read.background.tolist()
+    return [
+        [suite, prompt.id, index, prompt.tag or "all", strict[i], background[i], cells[i]]
+        for i, (prompt, index) in enumerate(drawn)
+    ]
+
+
+def keep_look(run_dir: Path, number: int, rows: Sequence[Row]) -> None:
+    """The records of the look after ``number`` steps, in the run folder."""
+    folder = run_dir / "looks"
+    folder.mkdir(exist_ok=True)
+    write_json(folder / f"{number:06d}.json", {"images": list(rows)})
+
+
+def write_looks(run_dir: Path, unit: str, numbers: Sequence[int], path: Path) -> None:
+    """looks.csv: the records of the looks after ``numbers`` steps; its head alone where no image was read. UserError
+    where the run folder has lost a look."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([unit, *RECORD])
+    for number in numbers:
+        file = run_dir / "looks" / f"{number:06d}.json"
+        if not file.is_file():
+            raise UserError(f"{file}: the look after {number} steps is gone; `rm -r {run_dir}`, then run again")
+        writer.writerows([number, *row] for row in read_json(file)["images"])
+    write_atomic(path, text.getvalue())
