@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from rtdmd.plan.passes import Rows
 from rtdmd.plan.stand import Model, Stand, model_of
@@ -101,7 +103,8 @@ class Costs:
     def _decoded(self, gradient: bool) -> Cost:
         latents = self.stand.latents(ROWS)
         leaves = [latents.requires_grad_()] if gradient else []
-        return count(lambda: self.stand.backbone.decode(latents), leaves, [*self.stand.known, latents])
+        known = [*self.stand.known, latents]
+        return count(lambda: self.stand.backbone.decode(latents), leaves, known, released=True)  # once they are scored
 
     def scores(self, specs: Iterable[RewardParams], gradient: bool) -> Cost:
         """These rewards of one image; ``gradient``: those that carry one alone, with it."""
@@ -143,27 +146,37 @@ class Costs:
                 leaf.requires_grad_(False)
 
 
-def count(run: Callable[[], Tensor], leaves: Sequence[Tensor], known: Iterable[Tensor]) -> Cost:
-    """The cost of a row of ``run``, and of its gradient in ``leaves`` where there are any."""
+def count(
+    run: Callable[[], Tensor], leaves: Sequence[Tensor], known: Iterable[Tensor], *, released: bool = False
+) -> Cost:
+    """The cost of a row of ``run``, and of its gradient in ``leaves`` where there are any. What the graph keeps has the
+    result in it, unless it is ``released`` before the backward pass and the graph can do without it."""
     with torch.set_grad_enabled(bool(leaves)), tally([*known, *leaves]) as meter:
         out = run()
         forward = Cost(meter.flops / ROWS, meter.peak / ROWS, meter.live / ROWS)
         if not leaves:
             return forward
+        end = get_gradient_edge(out)
+        like = partial(torch.empty, out.shape, dtype=out.dtype, device=out.device)
+        if released:
+            del out
+            forward = replace(forward, kept=meter.live / ROWS)
         hooks = [leaf.register_hook(meter.forget) for leaf in leaves]
         meter.flops = 0
-        again = _backward(out, leaves, meter, retain=True)
+        again = _backward(end, like, leaves, meter, retain=True)
         flops = meter.flops
-        last = _backward(out, leaves, meter, retain=False)
+        last = _backward(end, like, leaves, meter, retain=False)
         for hook in hooks:
             hook.remove()
         return replace(forward, back_flops=flops / ROWS, back_peak=last / ROWS, again_peak=again / ROWS)
 
 
-def _backward(out: Tensor, leaves: Sequence[Tensor], meter: Meter, retain: bool) -> int:
-    """Bytes above those at its start at the peak of a backward pass; ``retain``: the graph outlives it."""
+def _backward(
+    end: GradientEdge, gradient: Callable[[], Tensor], leaves: Sequence[Tensor], meter: Meter, *, retain: bool
+) -> int:
+    """Bytes above those at its start at the peak of a backward pass from ``end``; ``retain``: the graph outlives it."""
     meter.peak = start = meter.live
-    torch.autograd.grad(out, leaves, torch.empty_like(out), retain_graph=retain)
+    torch.autograd.grad(end, leaves, gradient(), retain_graph=retain)
     return meter.peak - start
 
 

@@ -120,7 +120,8 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
     before, passed, terms = len(on_last), len(on_trained - on_last), len(set(sum_of.values()))
     offloaded = _rewards(stand, [spec for spec in p.rewards if spec.offload])
     fake_first = p.update_order == "fake_first"
-    picture = 4 * 3 * stand.params.model.resolution**2  # the last that were scored
+    picture = picture_bytes(stand.params.model.resolution)
+    scored = (images % micro or micro) * picture  # the last micro-batch's
     point = 4 * stand.latent_bytes()  # a renoised image: its noise and itself, directions, velocities
 
     own = costs.generator
@@ -130,7 +131,7 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
     }
     if before:
         again = (1 + sums_last) * one if before > 1 else 0
-        step = chosen * point + micro * picture + _last_step(costs, last, again)
+        step = chosen * point + scored + _last_step(costs, last, again)
         phases["last step"] = _phase(offloaded + step, before * sums_last * one, both)
     if on_trained:
         back = micro * own.back_peak
@@ -150,6 +151,11 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
     return phases
 
 
+def picture_bytes(side: int) -> int:
+    """Bytes of an image as the decoder gives it, float32."""
+    return 4 * 3 * side**2
+
+
 def _phase(activations: float, gradients: float, rollout: float = 0) -> dict[str, float]:
     return {"gradients": gradients, "roll-out": rollout, "activations": activations}
 
@@ -164,7 +170,8 @@ def _last_step(costs: Costs, rows: int, again: float) -> float:
         found.append(rows * (own.kept + own.again_peak) + again)
     if p.weights.backprop > 0:
         decode, scores = costs.decode, costs.scores(p.rewards, gradient=True)
-        found += [rows * decode.peak, rows * (decode.kept + scores.peak)]
+        picture = picture_bytes(costs.stand.params.model.resolution)  # it is there until it is scored
+        found += [rows * decode.peak, rows * (decode.kept + picture + scores.peak)]
         found += [rows * (decode.kept + scores.kept + scores.back_peak), rows * (decode.kept + decode.back_peak)]
     if p.weights.matching > 0:
         found += [rows * teacher.peak] + [rows * _scoring(costs)] * (p.matching_gain > 0)

@@ -100,10 +100,7 @@ def test_both_stages_hold_what_the_plan_says(
     rows = rehearse({name: case}, options(tmp_path))
     assert [(row.stage, row.images, row.updates) for row in rows] == [(stage, 8, 2) for stage in STAGES]
     for row in rows:
-        if (name, row.stage) == ("flux2-klein-4b", "train_rtdmd"):  # the plan is on the safe side
-            assert 0.92 < row.peak / row.planned_peak < 1
-        else:
-            assert row.peak == pytest.approx(row.planned_peak, rel=0.05)
+        assert row.peak == pytest.approx(row.planned_peak, rel=0.05)
         assert row.planned_peak == round(case.memory(row.stage).peak)
         assert row.planned_seconds == pytest.approx(case.flops(row.stage) / 10e9)
         assert row.samples == pytest.approx(8 / row.seconds)
