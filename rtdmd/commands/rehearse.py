@@ -39,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fill-in", action="store_true", help="let the placeholders of commits in --params be any commit"
     )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        choices=(1, 2),
+        help="of each training stage (default: those of the params, two at most); without GPUs they talk by gloo",
+    )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="new folder to keep the run in (default: a temporary)")
     real = parser.add_argument_group("training at the published size (docs/plan.md)")
     real.add_argument("--real-size", action="store_true", help="measure updates of training with random weights")
@@ -66,9 +72,12 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
         _real_size(arguments, params, root)
         return
     from rtdmd.experiments.jobs import pipeline_of
+    from rtdmd.rehearse.reduced import with_processes
     from rtdmd.rehearse.run import Plan, rehearse
 
     ours = arguments.preset is not None or arguments.experiment is not None
+    if arguments.processes is not None:
+        params = with_processes(params, arguments.processes)
     plan = Plan(params, pipeline_of(root, params) if ours else None, fill_in=arguments.fill_in or ours)
     print(rehearse(root, plan, arguments.keep))
 
@@ -77,7 +86,7 @@ def _refuse_unread(arguments: argparse.Namespace) -> None:
     """UserError for an option that the chosen kind of rehearsal does not read."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    unread = ("fill_in", "keep") if arguments.real_size else OF_REAL_SIZE
+    unread = ("fill_in", "keep", "processes") if arguments.real_size else OF_REAL_SIZE
     for name in unread:
         if getattr(arguments, name) != parser.get_default(name):
             option = "set" if name == "settings" else name.replace("_", "-")

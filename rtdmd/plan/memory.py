@@ -70,14 +70,16 @@ def acdmd_memory(costs: Costs, processes: int) -> Memory:
     graph = rows * one.kept
     latent = stand.latent_bytes()
     more = pairs(p.consistency)
-    point = 6 * latent  # x_s and x_t with their noises, the teacher's velocity, the direction
+    renoised = 4 * latent  # x_s and x_t with their noises
+    point = renoised + 2 * latent  # and the teacher's velocity and the direction
     shared = p.generator_rollout == "shared"
+    learned_at = point if shared else renoised
     learned = sums * (own + fake) if shared else sums * max(own, fake)  # sums of the micro-batches before
     phases = {
         "roll-out": _phase(rows * costs.teacher.peak, learned),
         "teacher": _phase(graph + rows * costs.teacher.peak, sums * (own + fake * shared)),
         "generator": _phase(graph * (1 + shared) + rows * (one.back_peak + point), sums * (own + fake * shared)),
-        "fake score": _phase(rows * (_fake(one, more) + point + 2 * more * latent), own * shared + sums * fake),
+        "fake score": _phase(rows * (_fake(one, more) + learned_at + 2 * more * latent), own * shared + sums * fake),
         "update": _phase(0, max(own, fake) * (1 + 2 * sums) + min(own, fake) * shared),
     }
     return Memory(parts, phases)

@@ -61,8 +61,6 @@ def _stand_in(model: ModelParams, words: Sequence[str]) -> StandIn:
         f"its weights are random, its widths a {NARROWER}th and its blocks 2 of {blocks}: no image, score, hour or GiB"
         f" of {model.teacher} is foretold"
     )
-    if layout.gated:
-        departs += "; nor that your account may download it"
     if model.teacher not in LAYOUTS:
         departs += f"; its files are not known here, those of {layout.like} stand in"
     write = partial(write_base, family=model.family, name=model.teacher, layout=layout, words=words)

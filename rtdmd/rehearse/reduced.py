@@ -128,6 +128,12 @@ def reduced(params: Params, device: str) -> Params:
     return validate(merged(params.model_dump(mode="json"), changes), "rehearsal")
 
 
+def with_processes(params: Params, count: int) -> Params:
+    """Both training stages in so many processes. UserError where a batch or roll-out cannot be shared by them."""
+    changes = {stage: {"processes": count} for stage in ("train_acdmd", "train_rtdmd")}
+    return validate(merged(params.model_dump(mode="json"), changes), f"--processes {count}")
+
+
 def small_side(resolution: int) -> int:
     """The side [pixels] that an image of ``resolution`` is rehearsed at."""
     return resolution if resolution <= SMALLEST else 16 * max(2, round(resolution / 256))

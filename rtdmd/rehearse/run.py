@@ -14,8 +14,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import torch
+from huggingface_hub import get_token
 
 from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.common.signals import Stopped, caught
@@ -31,13 +33,14 @@ from rtdmd.rehearse.hub_store import DATASETS
 from rtdmd.rehearse.imported import write_checkpoint
 from rtdmd.rehearse.reduced import filled_in, reduced
 from rtdmd.rehearse.stand_in import StandIn
-from rtdmd.rehearse.table import Row, downloads_text, exercised, measured, table_text, unproved_text
+from rtdmd.rehearse.table import Row, access_text, downloads_text, exercised, measured, table_text, unproved_text
 
 TOKEN = "hf_of_the_rehearsal"
 FOREIGN = ("HF_", "HUGGING", "TRANSFORMERS_", "DIFFUSERS_", "SNAKEMAKE_", "DVC_", "GIT_")
 """Beginnings of the names of settings that would lead a run away from its folder, or carry the user's token there."""
 PATIENCE = 60.0
 """Seconds that a stopped run has to end by itself."""
+LOGS = "logs"  # of the stages, by the rules of the workflow
 _FAULT = re.compile(r"^rtdmd(?P<stage> \w+)?: (?P<says>.+)$", re.MULTILINE)
 
 
@@ -52,6 +55,17 @@ class Plan:
     asked: Params
     pipeline: str | None = None
     fill_in: bool = False
+
+
+class Ended(Exception):
+    """Something of the run ended with an error: what it was, its log (None where it has none) and the error in its own
+    words."""
+
+    def __init__(self, what: str, log: Path | None, error: RtdmdError) -> None:
+        super().__init__(str(error))
+        self.what = what
+        self.log = log
+        self.error = error
 
 
 def rehearse(root: Path, plan: Plan, keep: Path | None = None) -> str:
@@ -70,9 +84,15 @@ def rehearse(root: Path, plan: Plan, keep: Path | None = None) -> str:
     read_own_prompts(root, plan.asked)
     folder = Path(tempfile.mkdtemp(prefix="rtdmd-rehearse-")) if keep is None else keep
     folder.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
     try:
         with caught():
-            text = _rehearsed(root, folder.resolve(), plan)
+            text = _rehearsed(root, folder.resolve(), plan, rows)
+    except Ended as ended:
+        where = "" if ended.log is None else f"; its log: {folder / ended.log}"
+        failed = Row(ended.what, f"failed{where}", None, None, None)
+        print(f"{table_text([*rows, failed])}\nrtdmd rehearse: its folder is kept: {folder}", file=sys.stderr)
+        raise ended.error from ended
     except (RtdmdError, OSError):
         print(f"rtdmd rehearse: its folder is kept: {folder}", file=sys.stderr)
         raise
@@ -91,7 +111,8 @@ def stand_ins(params: Params) -> list[StandIn]:
     return [*bases.stand_ins(params), *scorers.stand_ins(params), *prompt_sets.stand_ins(params)]
 
 
-def _rehearsed(root: Path, folder: Path, plan: Plan) -> str:
+def _rehearsed(root: Path, folder: Path, plan: Plan, rows: list[Row]) -> str:
+    """The closing tables; ``rows``: takes those of what has ended well. Ended where something of the run did not."""
     asked = filled_in(plan.asked) if plan.fill_in else plan.asked
     params = reduced(asked, asked.run.device)
     if torch.cuda.device_count() < max(params.train_acdmd.processes, params.train_rtdmd.processes):
@@ -101,17 +122,19 @@ def _rehearsed(root: Path, folder: Path, plan: Plan) -> str:
     with Hub(TOKEN) as hub:
         serve(hub, models, folder)
         environment = surroundings(folder, hub.url)
-        rows = []
         if params.evaluate.imported is not None:
-            begin = time.monotonic()
-            _started([sys.executable, "-m", "rtdmd", *write_checkpoint(folder, params, models)], folder, environment)
-            rows.append(Row("import", "an adapter on the student's base, gate", time.monotonic() - begin, None, None))
+            seconds = _logged("import", write_checkpoint(folder, params, models), folder, environment)
+            rows.append(Row("import", "an adapter on the student's base, gate", seconds, None, None))
             commit(folder, "the checkpoint that is judged")
-        rows += _stages(folder, params, environment)
+        _stages(folder, params, environment, rows)
     unproved = unproved_text(models, used)
+    if params.train_acdmd.processes == params.train_rtdmd.processes == 1 and (folder / "results/train_acdmd").is_dir():
+        unproved += "\n  several processes: both stages trained in one; --processes 2 rehearses two"
     if params.evaluate.imported is not None:
         unproved += f"\n  {params.evaluate.imported}: its adapter is random and made here; no file of others is read"
     parts = [table_text(rows), downloads_text(hub), unproved]
+    if any(one.gated for one in models):
+        parts.append(access_text(models, has_token=get_token() is not None))
     commits = commits_to_fill_in(plan.asked) if plan.fill_in else {}
     if commits:
         parts.append("\n".join(fill_in_lines("to fill in before the real run:", commits)))
@@ -145,36 +168,61 @@ def surroundings(folder: Path, url: str) -> dict[str, str]:
     }
 
 
-def _stages(folder: Path, params: Params, environment: dict[str, str]) -> Iterator[Row]:
-    """Run everything, then a row for each stage that ran, and one for the upload that is shown."""
+def _stages(folder: Path, params: Params, environment: dict[str, str], rows: list[Row]) -> None:
+    """Run everything; ``rows`` takes one for each stage that ended well, and one for the upload that is shown."""
     whole = "train_rtdmd" in params.evaluate.models
     target = [] if whole else ["evaluate"]  # a published run without a student ends there
-    _started([sys.executable, "-m", "snakemake", "--cores", "all", *target], folder, environment)
+    command = [sys.executable, "-m", "snakemake", "--cores", "all", *target]
+    with _group(command, folder, environment, sys.stderr) as process:
+        code = process.wait()
     did = exercised(params, folder)
-    for stage in read_pipeline(folder):
-        found = measured(folder, stage)
-        if found is not None:
-            yield Row(stage, did[stage], *found)
+    found = {stage: measured(folder, stage) for stage in read_pipeline(folder)}
+    rows += [Row(stage, did[stage], *figures) for stage, figures in found.items() if figures is not None]
+    if code:
+        raise _of_stages(folder, code)
     if whole:
         commit(folder, "what was rehearsed")  # as `rtdmd upload` wants it
-        begin = time.monotonic()
-        _started([sys.executable, "-m", "rtdmd", "upload"], folder, environment)
-        yield Row("upload", did["upload"], time.monotonic() - begin, None, None)
+        seconds = _logged("upload", ["upload"], folder, environment)
+        rows.append(Row("upload", did["upload"], seconds, None, None))
 
 
-def _started(command: list[str], folder: Path, environment: dict[str, str]) -> None:
-    """Run a program with its progress on standard error. UserError or RtdmdError in the words of what failed."""
-    with _group(command, folder, environment) as process:
+def _of_stages(folder: Path, code: int) -> Ended:
+    """What ended Snakemake: the stage whose log came last, in its words, or where these are where it has none."""
+    logs = [path for path in (folder / LOGS).glob("*.log") if measured(folder, path.stem) is None]
+    if logs:
+        last = max(logs, key=lambda path: path.stat().st_mtime_ns)
+        return _ended(last.stem, last.relative_to(folder), folder, code)
+    own = max((folder / ".snakemake/log").glob("*.log"), key=lambda path: path.stat().st_mtime_ns, default=None)
+    return _ended("snakemake", None if own is None else own.relative_to(folder), folder, code)
+
+
+def _logged(what: str, words: list[str], folder: Path, environment: dict[str, str]) -> float:
+    """Run `rtdmd` with these words, shown on standard error and kept in a log, as Snakemake keeps those of stages;
+    returns the seconds that it took. Ended where it fails."""
+    begin = time.monotonic()
+    log = Path(LOGS) / f"{what}.log"
+    (folder / LOGS).mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "rtdmd", *words]
+    with (folder / log).open("wb") as file, _group(command, folder, environment, subprocess.PIPE) as process:
+        for line in process.stdout or ():
+            file.write(line)
+            sys.stderr.write(line.decode("utf-8", errors="replace"))
         code = process.wait()
     if code:
-        raise _fault(folder, command, code)
+        raise _ended(what, log, folder, code)
+    return time.monotonic() - begin
 
 
 @contextmanager
-def _group(command: list[str], folder: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def _group(
+    command: list[str], folder: Path, environment: dict[str, str], shown: TextIO | int
+) -> Iterator[subprocess.Popen[bytes]]:
     """The program in a process group of its own, all of which ends with us: by Ctrl-C, which it then gets from here
-    alone, or by a scheduler's signal."""
-    with subprocess.Popen(command, cwd=folder, env=environment, stdout=sys.stderr, start_new_session=True) as process:
+    alone, or by a scheduler's signal. ``shown``: where its output goes, errors too where that is a pipe."""
+    errors = subprocess.STDOUT if shown == subprocess.PIPE else None
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=shown, stderr=errors, start_new_session=True
+    ) as process:
         try:
             yield process
         except (KeyboardInterrupt, Stopped) as stop:
@@ -188,13 +236,12 @@ def _group(command: list[str], folder: Path, environment: dict[str, str]) -> Ite
             raise
 
 
-def _fault(folder: Path, command: list[str], code: int) -> RtdmdError:
-    """What a stage said at its end, as the real run would say it: UserError where the user can mend it."""
-    logs = sorted((folder / "logs").glob("*.log"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for log in logs:
-        faults = list(_FAULT.finditer(log.read_text(encoding="utf-8", errors="replace")))
-        if faults:
-            stage, says = faults[-1]["stage"], faults[-1]["says"]
-            return UserError(says) if stage is None else RtdmdError(f"{stage.strip()}: {says}")
-    name = " ".join(command[2:])
-    return RtdmdError(f"`{name}` ended with {code}; its last lines say why")
+def _ended(what: str, log: Path | None, folder: Path, code: int) -> Ended:
+    """What ``what`` said at its end, as the real run would say it: UserError where the user can mend it."""
+    said = "" if log is None else (folder / log).read_text(encoding="utf-8", errors="replace")
+    faults = list(_FAULT.finditer(said))
+    if not faults:
+        where = "its last lines say why" if log is None else f"the last lines of {folder / log} say why"
+        return Ended(what, log, RtdmdError(f"{what} ended with {code}; {where}"))
+    stage, says = faults[-1]["stage"], faults[-1]["says"]
+    return Ended(what, log, UserError(says) if stage is None else RtdmdError(f"{stage.strip()}: {says}"))

@@ -20,7 +20,7 @@ class Row(NamedTuple):
 
     stage: str
     exercised: str
-    seconds: float
+    seconds: float | None
     cpu: float | None
     megabytes: float | None
 
@@ -85,7 +85,8 @@ def table_text(rows: Sequence[Row]) -> str:
         figures = (_figure(row.seconds, ".0f", "s"), _figure(row.cpu, ".0f", "s"), _figure(memory, ".2f", "GB"))
         cells.append((row.stage, row.exercised, *figures))
     cpu = sum(row.cpu for row in rows if row.cpu is not None)
-    cells.append(("all", "", _figure(sum(row.seconds for row in rows), ".0f", "s"), _figure(cpu, ".0f", "s"), ""))
+    seconds = sum(row.seconds for row in rows if row.seconds is not None)
+    cells.append(("all", "", _figure(seconds, ".0f", "s"), _figure(cpu, ".0f", "s"), ""))
     wide = [max(len(line[i]) for line in cells) for i in range(5)]
     lines = [
         f"{stage:{wide[0]}}  {did:{wide[1]}}  {time:>{wide[2]}}  {used:>{wide[3]}}  {memory:>{wide[4]}}"
@@ -120,4 +121,19 @@ def unproved_text(stand_ins: Iterable[StandIn], used: Sequence[str]) -> str:
     """What stays open without the real files: one line for each stand-in."""
     lines = ["unproved without the real files:"]
     lines += [f"  {one.repo}: {one.departs}" for one in stand_ins if one.repo not in used]
+    return "\n".join(lines)
+
+
+def access_text(stand_ins: Iterable[StandIn], *, has_token: bool) -> str:
+    """The gated repositories and the pages on which to ask for access. has_token: whether a token of the Hub is set on
+    this machine; what it may read the Hub alone can say."""
+    token = (
+        "a token is set here; what it may read was not asked" if has_token else "no token is set here: `hf auth login`"
+    )
+    lines = [f"to ask for before the real run ({token}):"]
+    lines += [
+        f"  {one.repo} is gated: accept its terms on https://huggingface.co/{one.repo}"
+        for one in stand_ins
+        if one.gated
+    ]
     return "\n".join(lines)

@@ -23,6 +23,7 @@ from rtdmd.rewards.registry import REWARDS
 
 REVISION = "5" * 40
 PICKLED = b"weights" * 20_000
+GATED = "xswu/HPSv2 is gated: accept its terms on https://huggingface.co/xswu/HPSv2, then run `hf auth login`"
 FILES = {"HPS_v2_compressed.pt": PICKLED, "HPS_v2.1_compressed.pt": PICKLED + b".1", "README.md": b"# HPS\n"}
 
 
@@ -78,8 +79,8 @@ def test_a_file_of_a_data_set(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
-        ("no access", "rewards: hpsv2: model: xswu/HPSv2 is gated: accept its terms on"),
-        ("no token", "rewards: hpsv2: model: xswu/HPSv2 is gated: accept its terms on"),
+        ("no access", f"rewards: hpsv2: model: {GATED}"),
+        ("no token", f"rewards: hpsv2: model: {GATED}"),
         (
             "unknown",
             "rewards: hpsv2: model: https://huggingface.co/xswu/HPSv2 does not exist, or needs",

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from rtdmd.common.errors import UserError
 from rtdmd.common.pins import UNPINNED
 from rtdmd.config import PRESETS, Params, preset
 from rtdmd.experiments.settings import all_params, load_local
 from rtdmd.pipeline.to_fill_in import commits_to_fill_in
-from rtdmd.rehearse.reduced import REDUCED, REPOSITORY, filled_in, leaves, reduced, small_side
+from rtdmd.rehearse.reduced import REDUCED, REPOSITORY, filled_in, leaves, reduced, small_side, with_processes
 from tests.workspace import REPOSITORY as CHECKOUT
 
 REAL = [name for name in PRESETS if name not in ("world", "smoke")]
@@ -49,6 +50,15 @@ def test_processes_sharding_and_micro_batches_stay_as_far_as_two_go() -> None:
         assert (stage.processes, stage.sharding, stage.micro_batch) == (2, "base", 1)
     assert (small.train_acdmd.batch_size, small.train_acdmd.iterations) == (4, 4)
     assert (small.train_rtdmd.fake_batch_size, small.train_rtdmd.last_step_batch_size) == (4, 4)
+
+
+def test_two_processes_can_be_asked_for_whatever_the_params_say() -> None:
+    asked = with_processes(preset("sd35m"), 2)
+    assert changed(preset("sd35m"), asked) == {"train_acdmd.processes", "train_rtdmd.processes"}
+    small = reduced(asked, "cpu")
+    assert (small.train_acdmd.processes, small.train_rtdmd.processes) == (2, 2)
+    with pytest.raises(UserError, match=r"^--processes 2: train_acdmd.*allowed: 1 to batch_size = 1"):
+        with_processes(preset("smoke", {"train_acdmd": {"batch_size": 1, "micro_batch": 1}}), 2)
 
 
 def test_a_watched_training_looks_twice_at_two_prompts() -> None:

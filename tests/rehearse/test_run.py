@@ -28,7 +28,7 @@ from rtdmd.rehearse.imported import write_checkpoint
 from rtdmd.rehearse.reduced import filled_in, reduced
 from rtdmd.rehearse.run import Plan, rehearse, serve, stand_ins, surroundings
 from rtdmd.rehearse.stand_in import StandIn
-from rtdmd.rehearse.table import Row, downloads_text, exercised, measured, table_text
+from rtdmd.rehearse.table import Row, access_text, downloads_text, exercised, measured, table_text
 from tests.workspace import REPOSITORY
 
 PROMPTS = "data/prompts/drawbench.txt"
@@ -105,6 +105,20 @@ def test_a_stand_in_for_everything_and_the_hub_shows_what_is_never_read(tmp_path
             "  a.txt of datasets/owner/name was fetched 2 times",
             "  other/name was never read",
         ]
+
+
+@pytest.mark.parametrize(
+    ("has_token", "token"),
+    [(True, "a token is set here; what it may read was not asked"), (False, "no token is set here: `hf auth login`")],
+)
+def test_gated_repositories_are_named_with_the_pages_to_visit(has_token: bool, token: str) -> None:
+    assert access_text(stand_ins(small("flux2-klein-9b")), has_token=has_token).splitlines() == [
+        f"to ask for before the real run ({token}):",
+        "  black-forest-labs/FLUX.2-klein-base-9B is gated: accept its terms on"
+        " https://huggingface.co/black-forest-labs/FLUX.2-klein-base-9B",
+        "  black-forest-labs/FLUX.2-klein-9B is gated: accept its terms on"
+        " https://huggingface.co/black-forest-labs/FLUX.2-klein-9B",
+    ]
 
 
 def test_nothing_of_the_users_hub_reaches_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,6 +249,7 @@ def test_a_checkpoint_of_the_public_layout_is_imported_on_the_students_base(tmp_
             ["--set", "train_acdmd.batch_size=1"],
             "--set: not read by this kind of rehearsal; leave it out, or add --real",
         ),
+        (["--real-size", "--processes", "2"], "--processes: not read by this kind of rehearsal; leave it out"),
         (["--real-size", "--keep", "kept"], "--keep: not read by this kind of rehearsal; leave it out"),
     ],
 )
@@ -250,19 +265,63 @@ def test_a_folder_that_is_there_is_not_used(tmp_path: Path) -> None:
         rehearse(tmp_path, Plan(preset("sd35m")), keep=tmp_path)
 
 
-def test_a_fault_is_in_the_words_of_the_stage(tmp_path: Path) -> None:
-    (tmp_path / "logs").mkdir()
-    log = tmp_path / "logs" / "train_rtdmd.log"
-    command = [sys.executable, "-c", "raise SystemExit(3)"]
-    with pytest.raises(RtdmdError, match=r"`raise SystemExit\(3\)` ended with 3; its last lines say why"):
-        rehearsal._started(command, tmp_path, dict(os.environ))
-    log.write_text("a bar\nrtdmd: rewards: hpsv2: model: xswu/HPSv2 is gated\nERROR: failed to reproduce\n")
-    with pytest.raises(UserError, match=r"^rewards: hpsv2: model: xswu/HPSv2 is gated$"):
-        rehearsal._started(command, tmp_path, dict(os.environ))
-    log.write_text("rtdmd train_rtdmd: epoch 1: the loss is not finite\n")
-    with pytest.raises(RtdmdError, match=r"^train_rtdmd: epoch 1: the loss is not finite$") as told:
-        rehearsal._started(command, tmp_path, dict(os.environ))
-    assert not isinstance(told.value, UserError)
+@pytest.mark.parametrize(
+    ("log", "error", "says"),
+    [
+        (
+            "a bar\nrtdmd: rewards: hpsv2: model: xswu/HPSv2 is gated\nERROR: failed to reproduce\n",
+            UserError,
+            "rewards: hpsv2: model: xswu/HPSv2 is gated",
+        ),
+        (
+            "rtdmd train_rtdmd: epoch 1: the loss is not finite\n",
+            RtdmdError,
+            "train_rtdmd: epoch 1: the loss is not finite",
+        ),
+        ("Killed\n", RtdmdError, "train_rtdmd ended with 3; the last lines of {log} say why"),
+    ],
+)
+def test_a_fault_is_in_the_words_of_the_stage(tmp_path: Path, log: str, error: type[RtdmdError], says: str) -> None:
+    """The stage whose log came last, of those that have not ended well."""
+    for folder in ("logs", "benchmarks"):
+        (tmp_path / folder).mkdir()
+    for number, stage in enumerate(("train_acdmd", "train_rtdmd", "prepare_prompts")):
+        (tmp_path / f"logs/{stage}.log").write_text(log)
+        os.utime(tmp_path / f"logs/{stage}.log", (number, number))
+    (tmp_path / "benchmarks/prepare_prompts.tsv").write_text("s\tmax_rss\tcpu_time\n9.0\t1.0\t1.0\n")
+    ended = rehearsal._of_stages(tmp_path, 3)
+    assert (ended.what, ended.log, type(ended.error)) == ("train_rtdmd", Path("logs/train_rtdmd.log"), error)
+    assert str(ended.error) == says.format(log=tmp_path / "logs/train_rtdmd.log")
+
+
+def test_snakemake_itself_is_named_where_no_stage_began(tmp_path: Path) -> None:
+    ended = rehearsal._of_stages(tmp_path, 1)
+    assert (ended.what, ended.log, str(ended.error)) == (
+        "snakemake",
+        None,
+        "snakemake ended with 1; its last lines say why",
+    )
+
+
+def test_an_upload_that_fails_is_named_with_its_log_below_what_went_well(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`rtdmd upload` where there is no dvc.yaml: exit code 2, and its line is that of the rehearsal."""
+
+    def rehearsed(_: Path, folder: Path, __: Plan, rows: list[Row]) -> str:
+        rows.append(Row("report", "the page", 12.0, 7.6, 1530.0))
+        rehearsal._logged("upload", ["upload"], folder, dict(os.environ))
+        return "not reached"
+
+    monkeypatch.setattr(rehearsal, "_rehearsed", rehearsed)
+    with pytest.raises(UserError, match=r"^params\.yaml") as told:
+        rehearse(checkout, Plan(preset("sd35m"), fill_in=True), keep=checkout / "kept")
+    log = checkout / "kept/logs/upload.log"
+    assert log.read_text() == f"rtdmd: {told.value}\n"
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"rtdmd: {told.value}"  # shown as it is said
+    assert [line.split()[0] for line in said[1:4]] == ["stage", "report", "upload"]
+    assert said[3].split("  ")[1].strip() == f"failed; its log: {log}"
 
 
 def test_a_kept_folder_is_named_after_a_fault_and_gone_after_ctrl_c(
@@ -296,7 +355,7 @@ def test_all_that_was_started_ends_by_the_signal_that_came(
     started: list[subprocess.Popen[bytes]] = []
 
     def stopped() -> None:
-        with rehearsal._group(["sleep", "600"], tmp_path, dict(os.environ)) as process:
+        with rehearsal._group(["sleep", "600"], tmp_path, dict(os.environ), sys.stderr) as process:
             started.append(process)
             raise stop
 
