@@ -16,7 +16,7 @@ from rtdmd.evaluate.plan import Item, by_tag, plan_images
 
 POINTS = 24  # of the curve, on either side of the teacher
 HIGHEST = 0.995  # mean reward at which the curve ends
-PATH_REPLICATES = 50  # a path's points show no interval: these only take the bias off
+PATH_REPLICATES = 50  # of a path's points, whose intervals are thin lines
 
 
 def teacher_items(items: Sequence[Item], count: int) -> list[Item]:
@@ -51,7 +51,7 @@ def frontier(
     the same captions; paths: name -> epoch -> records of the student of that epoch.
 
     Returns ``models`` (name -> `divergence`), ``optimum`` (beta, reward and kl along the curve, beta = 0 the teacher),
-    and ``paths`` (name -> a list of epoch, reward, kl, optimum and excess). Errors as for `divergence`.
+    and ``paths`` (name -> a list of `path_point`). Errors as for `divergence`.
     """
     figures = {name: divergence(parses, teacher, seed) for name, parses in models.items()}
     walked = {name: path_points(epochs, teacher, seed) for name, epochs in (paths or {}).items()}
@@ -61,14 +61,20 @@ def frontier(
     return {"models": figures, "optimum": optimum_curve(best, min(rewards)), "paths": walked}
 
 
-def path_points(epochs: Mapping[int, Parses], teacher: Parses, seed: int) -> list[dict[str, float]]:
-    """Epoch, reward, kl, optimum and excess of the student of each epoch, in their order."""
-    points = []
-    for epoch, parses in sorted(epochs.items()):
-        found = divergence(parses, teacher, seed, PATH_REPLICATES)
-        means = {name: found[name]["mean"] for name in ("reward", "kl", "optimum", "excess")}
-        points.append({"epoch": epoch} | means)
-    return points
+def path_points(epochs: Mapping[int, Parses], teacher: Parses, seed: int) -> list[dict[str, Any]]:
+    """`path_point` of the student of each epoch, in their order."""
+    return [
+        path_point(epoch, divergence(parses, teacher, seed, PATH_REPLICATES))
+        for epoch, parses in sorted(epochs.items())
+    ]
+
+
+def path_point(epoch: int, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Epoch, reward, kl, optimum and excess of a student whose `divergence` is ``found``, and the half-widths of reward
+    and excess over noise."""
+    point: dict[str, Any] = {"epoch": epoch}
+    point |= {name: found[name]["mean"] for name in ("reward", "kl", "optimum", "excess")}
+    return point | {f"{name}_ci95": found[name]["ci95"] for name in ("reward", "excess")}
 
 
 def optimum_curve(best: Optimum, lowest: float) -> list[dict[str, float]]:

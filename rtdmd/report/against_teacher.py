@@ -3,7 +3,7 @@ alone tell of right and wrong."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rtdmd.evaluate.names import LABELS, STUDENT, TAGS, in_order, score_label
@@ -16,7 +16,9 @@ FRONTIER = (
     " divergence, and the curve starts at the teacher. The dotted line from the curve to a model is its excess: what it"
     " changed that the reward did not ask for, with its interval. Divergences are lower bounds from what the verifier"
     " reads, against images of the teacher with noise of their own; 0 within the interval is no difference found."
-    " Fréchet distances are to the teacher's images resampled to the model's reward."
+    " Fréchet distances are to the teacher's images resampled to the model's reward. Small dots on a thin line, where"
+    " they are drawn, are the run on its way through stage two: the student of each look, on fewer images than the"
+    " models, so with wider intervals (thin)."
 )
 TOLD = (
     "How often, of a right and a wrong image of one caption, the right one has the higher score: 0.5 tells nothing, 1"
@@ -24,8 +26,8 @@ TOLD = (
 )
 
 
-def frontier(metrics: Metrics, suite: str = "") -> str:
-    """The plot and its figures; empty where no divergence was measured."""
+def frontier(metrics: Metrics, path: Sequence[Mapping[str, Any]] = (), suite: str = "") -> str:
+    """The plot and its figures, with the ``path`` of stage two; empty where no divergence was measured."""
     if "frontier" not in metrics:
         return ""
     found = metrics["frontier"]
@@ -38,7 +40,8 @@ def frontier(metrics: Metrics, suite: str = "") -> str:
         cells = [cell(own[figure]) for figure in ("reward", "kl", "optimum", "excess")]
         cells += [plain(1000 * own["tilted_frechet"], 1)] if distance else []
         rows.append([LABELS[name], *cells])
-    body = frontier_plot({**found, "models": models}, LABELS)
+    paths = {STUDENT: path} if path else {}
+    body = frontier_plot({**found, "models": models, "paths": paths}, LABELS)
     body += table(header, rows, ["best" if name == STUDENT else "" for name in models])
     return _section("Reward against divergence", FRONTIER, body, "frontier", suite)
 

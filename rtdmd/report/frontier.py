@@ -20,7 +20,8 @@ def frontier_plot(data: Mapping[str, Any], labels: Mapping[str, str]) -> str:
 
     A point is a model. The dotted line to its left ends on the optimum of the same reward, so that its length is the
     excess, whose 95 % interval is the bar to both sides; the upright bar is the reward's (other noise, same captions).
-    Small dots on a thin line are the students of a run in the order of its epochs. ``labels``: names in the legend.
+    Small dots on a thin line are the students of a run in the order of its epochs, with the same two intervals, thin.
+    ``labels``: names in the legend.
     Models beyond the palette are grey and numbered.
     """
     colors = model_colors([*data["models"], *data["paths"]])
@@ -44,6 +45,7 @@ def frontier_plot(data: Mapping[str, Any], labels: Mapping[str, str]) -> str:
         x = [point["kl"] for point in points]
         y = [point["reward"] for point in points]
         parts.append(_polyline(frame, x, y, colors[name], 1.2, 0.6))
+        parts += [_spread(frame, point, colors[name]) for point in points]
         parts += [_circle(frame, a, b, 2.2, colors[name]) for a, b in zip(x, y, strict=True)]
     numbers = {name: str(place) for place, name in enumerate((n for n in data["models"] if colors[n] == OTHER), 1)}
     for name, found in data["models"].items():
@@ -72,6 +74,9 @@ def _ranges(data: Mapping[str, Any]) -> tuple[tuple[float, float], tuple[float, 
     points = [point for path in data["paths"].values() for point in path]
     x = [point["kl"] for point in (*data["optimum"], *points)]
     y = [point["reward"] for point in (*data["optimum"], *points)]
+    for point in points:
+        x += [point["kl"] - (point["excess_ci95"] or 0.0), point["kl"] + (point["excess_ci95"] or 0.0)]
+        y += [point["reward"] - (point["reward_ci95"] or 0.0), point["reward"] + (point["reward_ci95"] or 0.0)]
     for found in data["models"].values():
         for values, name, width in ((x, "kl", "excess"), (y, "reward", "reward")):
             half = found[width]["ci95"] or 0.0
@@ -92,6 +97,18 @@ def _out_of_reach(frame: Frame, kl: Sequence[float], reward: Sequence[float]) ->
 
 def _circle(frame: Frame, x: float, y: float, radius: float, color: str) -> str:
     return f'<circle cx="{frame.px(x):.1f}" cy="{frame.py(y):.1f}" r="{radius:g}" fill="{color}"/>'
+
+
+def _spread(frame: Frame, point: Mapping[str, Any], color: str) -> str:
+    """Both intervals of a student on a path, thin and pale."""
+    bars = []
+    for name, column, row in (("excess", 1, 0), ("reward", 0, 1)):
+        half = point[f"{name}_ci95"] or 0.0
+        low = frame.px(point["kl"] - column * half), frame.py(point["reward"] - row * half)
+        high = frame.px(point["kl"] + column * half), frame.py(point["reward"] + row * half)
+        ends = f'x1="{low[0]:.1f}" y1="{low[1]:.1f}" x2="{high[0]:.1f}" y2="{high[1]:.1f}"'
+        bars.append(f'<line {ends} stroke="{color}" stroke-width="0.8" stroke-opacity="0.4"/>')
+    return "".join(bars)
 
 
 def _point(frame: Frame, found: Mapping[str, Any], color: str) -> str:

@@ -25,6 +25,7 @@ from rtdmd.evaluate.names import (
 )
 from rtdmd.report import against_teacher, charts
 from rtdmd.report.html import cell, details, picture, plain, section, table
+from rtdmd.report.run_path import Looks
 
 Metrics = Mapping[str, Any]
 FIGURES = {
@@ -69,18 +70,19 @@ def interval(value: Mapping[str, float | None], digits: int = 3) -> str:
     return f"{value['mean']:.{digits}f}{width}"
 
 
-def suite_sections(metrics: Metrics, trained_eta: float) -> list[str]:
+def suite_sections(metrics: Metrics, trained_eta: float, looks: Looks | None = None) -> list[str]:
     """All that was measured: where there are several suites, first one table of them side by side, and each part under
-    the suite's name."""
+    the suite's name. ``looks``: the students on the way through stage two."""
     suites = suites_of(metrics)
     parts = [overview(suites)] if len(suites) > 1 else []
     for name, own in suites.items():
         where = name if len(suites) > 1 else ""
+        path = looks.path(name, own) if looks is not None and "frontier" in own else []
         parts += [
             results(own, where),
             tags(own, where),
             differences(own, where),
-            against_teacher.frontier(own, where),
+            against_teacher.frontier(own, path, where),
             against_teacher.told(own, where),
             noise_levels(own, trained_eta, where),
             collapse(own, where),
@@ -299,7 +301,7 @@ _HOW = {
     " in colours, places and backgrounds (entropies are relative to uniform, 1 = all equally often).",
     "curves": "Thin lines are the logged values and thick ones their running mean: a loss that keeps falling was not"
     " yet converged, a jump that stays is a fault.",
-    "watched": "The averaged student on a few held-out prompts of each suite, one image each, always of the same noise,"
+    "watched": "The averaged student on a few held-out prompts of each suite, always of the same noise,"
     " the first point before the first step: read the trend, not a point, and take the results above for figures.",
     "settings": "The sections of params.yaml that these results were made with; the same file gives the same figures.",
     "provenance": "Which code and which data made this page: equal hashes mean equal inputs, byte for byte.",

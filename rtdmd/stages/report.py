@@ -17,6 +17,7 @@ from rtdmd.pipeline.stage import Stage, open_stage
 from rtdmd.report import sections
 from rtdmd.report.html import page
 from rtdmd.report.published import run_sections
+from rtdmd.report.run_path import Looks
 
 TRAINING = {"train_acdmd": "Stage one (AC-DMD)", "train_rtdmd": "Stage two (RTDMD)"}
 
@@ -40,9 +41,16 @@ def build(stage: Stage) -> str:
         "Hash of the settings": hash_of({name: values["params"] for name, values in resolved.items()}),
         "Hash of the figures": sha256_file(stage.input("results/evaluate/metrics.json")),
     }
+    evaluated = resolved["evaluate"]["params"]
+    looks = None
+    if "train_rtdmd" in trained:
+        files = (stage.input("results/train_rtdmd/looks.csv"), stage.input("results/evaluate/parses.csv"))
+        section = resolved["train_rtdmd"]["params"]["train_rtdmd"]
+        epochs = None if section["validation"]["every"] else section["epochs"]
+        looks = Looks(*files, evaluated["run"]["seed"], epochs)
     parts = [
         sections.samples(stage.input("results/evaluate/contact_sheet.png")),
-        *sections.suite_sections(metrics, resolved["evaluate"]["params"]["model"]["eta"]),
+        *sections.suite_sections(metrics, evaluated["model"]["eta"], looks),
     ]
     if experiment is not None:
         parts += run_sections(experiment, metrics)

@@ -79,5 +79,7 @@ def test_a_path_goes_by_epoch_and_has_the_models_figures(found: dict[str, Any], 
     points = found["paths"]["better"]
     assert [point["epoch"] for point in points] == [5, 20]
     alone = divergence(samples["early"], samples["pool"], 0, PATH_REPLICATES)
-    assert points[0] == {"epoch": 5} | {name: alone[name]["mean"] for name in ("reward", "kl", "optimum", "excess")}
+    means = {name: alone[name]["mean"] for name in ("reward", "kl", "optimum", "excess")}
+    widths = {f"{name}_ci95": alone[name]["ci95"] for name in ("reward", "excess")}
+    assert points[0] == {"epoch": 5} | means | widths
     assert points[1]["reward"] == found["models"]["better"]["reward"]["mean"]

@@ -28,7 +28,12 @@ DATA: dict[str, Any] = {
         "train_rtdmd": figure(0.8, 0.2, 0.1),
         "<mine>": figure(0.7, 0.3, 0.04, None),
     },
-    "paths": {"train_rtdmd": [{"epoch": 1, "reward": 0.65, "kl": 0.05}, {"epoch": 2, "reward": 0.75, "kl": 0.15}]},
+    "paths": {
+        "train_rtdmd": [
+            {"epoch": 1, "reward": 0.65, "kl": 0.05, "reward_ci95": 0.04, "excess_ci95": 0.1},
+            {"epoch": 2, "reward": 0.75, "kl": 0.15, "reward_ci95": None, "excess_ci95": 0.0},
+        ]
+    },
 }
 LABELS = {"teacher": "Teacher", "train_rtdmd": "Stage two", "<mine>": "Mine & others"}
 
@@ -78,6 +83,11 @@ def test_a_path_is_a_line_through_its_epochs() -> None:
     line = next(line for line in svg.findall("polyline") if line.attrib["stroke"] == COLORS["train_rtdmd"])
     assert " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in small) == line.attrib["points"]
     assert small[0][0] < small[1][0] and small[0][1] > small[1][1]
+    bars = [line.attrib for line in svg.findall("line") if line.attrib.get("stroke-opacity") == "0.4"]
+    lengths = [float(bar["x2"]) - float(bar["x1"]) for bar in bars] + [float(bars[1]["y1"]) - float(bars[1]["y2"])]
+    across = small[1][0] - small[0][0]  # 0.1 nats
+    upwards = small[0][1] - small[1][1]  # 0.1 of the reward
+    assert lengths == pytest.approx([2 * across, 0.0, 0.0, 0.0, 0.8 * upwards], abs=0.21)
 
 
 def test_what_no_law_reaches_is_above_the_curve() -> None:

@@ -1,0 +1,53 @@
+"""The path of a run in the frontier plot: the students of its looks, from what the verifier read in their images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rtdmd.common.parsing import read_table
+from rtdmd.evaluate.divergence import divergence
+from rtdmd.evaluate.frontier import PATH_REPLICATES, path_point
+from rtdmd.evaluate.names import LAW, STUDENT
+from rtdmd.evaluate.parses import parses_from, read_parses
+
+AGAIN = "`rtdmd train_rtdmd` writes results/train_rtdmd/looks.csv"
+LEAST = 150  # images of a look: of fewer the divergence is mostly noise, and no path is drawn
+
+
+@dataclass(frozen=True)
+class Looks:
+    """The files behind the path: looks.csv of stage two and parses.csv of the evaluation; the seed of the intervals,
+    and the epochs after which the student was kept that the evaluation has (None where a validation chose it)."""
+
+    looks: Path
+    parses: Path
+    seed: int
+    epochs: int | None
+
+    def path(self, suite: str, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The points of stage two on a suite whose section of metrics.json is ``metrics``, by epoch: the looks between
+        its models of stage one and stage two, which were judged on more images, and these at the ends where they are
+        there. [] where no look of this suite, on prompts of the teacher's law, has LEAST images.
+
+        UserError where looks.csv or parses.csv is damaged.
+        """
+        lines: dict[int, list[dict[str, str]]] = {}
+        for line in read_table(self.looks, AGAIN)[1]:
+            if line["suite"] == suite:
+                lines.setdefault(int(line["epoch"]), []).append(line)
+        ends = {0: "train_acdmd"} | ({} if self.epochs is None else {self.epochs: STUDENT})
+        judged = metrics["frontier"]["models"]
+        found = {epoch: path_point(epoch, judged[name]) for epoch, name in ends.items() if name in judged}
+        between = {epoch: own for epoch, own in lines.items() if epoch not in found and len(own) >= LEAST}
+        if not between:
+            return []
+        law = read_parses(self.parses, suite, LAW)
+        for epoch, own in between.items():
+            student = parses_from(own, self.looks, AGAIN)
+            if not set(student.prompts.tolist()) <= set(law.prompts.tolist()):
+                return []
+            found[epoch] = path_point(epoch, divergence(student, law, self.seed, PATH_REPLICATES))
+        return [found[epoch] for epoch in sorted(found)]
