@@ -16,8 +16,8 @@ Its power series in 1 - p_c (in p_c for β < 0) is, with a = 1 - e^-|β| and l r
     A_c(β) = β - Σ_k a^k (1 - p_c)^k / k,    (1 - p_c)^k estimated by (m-l)(m-l-1)... / m(m-1)...  (k factors),
 
 where every estimated power is unbiased and the series ends at k = m: what is left out falls like (1 - p_c)^m. At β -> ∞
-it is the harmonic-number estimate of -log p_c that Zhang and Grabchak (Neural Computation 26, 2014) use for the
-divergence of two samples, which `bernoulli_kl` is for two categories.
+it is the estimate of -log p_c that Zhang and Grabchak (Neural Computation 26, 2014) use for the divergence of two
+samples, which `bernoulli_kl` is for two categories.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import digamma
 
 from rtdmd.evaluate.frechet import gaussian_frechet
 
@@ -35,18 +34,33 @@ BETA_LIMIT = 40.0  # where a reward of 0 or 1 is reached to all digits
 def bernoulli_kl(
     right: np.ndarray, images: np.ndarray, teacher_right: np.ndarray, teacher_images: np.ndarray
 ) -> np.ndarray:
-    """KL(Bernoulli q ‖ Bernoulli p) from ``right`` of ``images`` draws of q and as many of p; arrays of one shape.
+    """KL(Bernoulli q ‖ Bernoulli p) from ``right`` (..., C) of ``images`` (C,) draws of q, and as many of p.
 
-    The estimator of Zhang and Grabchak (2014): its bias falls exponentially with the images, as (1 - p)^m does, it is
-    finite for any counts, and it may be negative. The two samples must be independent, with an image each at least.
+    The estimator of Zhang and Grabchak (2014) with one change. -log p = Σ_k (1 - p)^k / k is estimated by its first
+    terms, as many as the teacher's m images tell, and -log q likewise from the n - 1 other images. Here both series end
+    at K = min(n - 1, m): each ended at its own, the difference of what they leave out would be a bias where q = p (of a
+    law that is right 98 times in 100, -0.007 with 50 images against 24, +0.019 with 8 against 24). So the bias is 0
+    where q = p, and elsewhere falls exponentially with the images. The figure is finite for any counts and may be
+    negative; the two samples must be independent, with an image each at least.
     """
+    terms = np.minimum(images - 1, teacher_images)
+    k = np.arange(1, max(1, int(terms.max())) + 1)
+    series = np.where(k <= terms[..., None], 1 / k, 0.0)
     total = np.zeros(np.broadcast_shapes(np.shape(right), np.shape(teacher_right)))
     sides = ((right, teacher_right), (images - right, teacher_images - teacher_right))
     for count, teacher_count in sides:
-        cross = digamma(teacher_images + 1) - digamma(teacher_count + 1)  # of -log p: a difference of harmonic numbers
-        own = digamma(images) - digamma(np.maximum(count, 1))  # of -log q, without the image itself
+        cross = (_powers(teacher_images - teacher_count, teacher_images, len(k)) * series).sum(-1)
+        own = (_powers(np.minimum(images - count, images - 1), images - 1, len(k)) * series).sum(-1)
         total = total + count / images * (cross - own)
     return total
+
+
+def _powers(count: np.ndarray, images: np.ndarray, most: int) -> np.ndarray:
+    """(..., C, most) unbiased estimates of the first powers of a share, of which ``images`` (C,) draws had ``count``
+    (..., C); of powers beyond the images nothing is known, and 0 said."""
+    j = np.arange(most)
+    rest = np.maximum(images[..., None] - j, 1)
+    return np.cumprod(np.maximum(np.asarray(count)[..., None] - j, 0) / rest, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -103,13 +117,8 @@ def optimum(right: np.ndarray, images: np.ndarray, weights: np.ndarray) -> Optim
     """
     if (images < 1).any() or not np.allclose(weights.sum(-1), 1):
         raise ValueError("every caption needs an image of the teacher, and the weights must sum to 1")
-    j = np.arange(images.max())
-    rest = np.maximum(images[:, None] - j, 1)  # m - j
-
-    def powers(count: np.ndarray) -> np.ndarray:
-        return np.cumprod(np.maximum(count[..., None] - j, 0) / rest, axis=-1)
-
-    return Optimum(weights, powers(right), powers(images - right))
+    most = int(images.max())
+    return Optimum(weights, _powers(right, images, most), _powers(images - right, images, most))
 
 
 def tilted_weights(right: np.ndarray, captions: np.ndarray, beta: float) -> np.ndarray:

@@ -16,7 +16,13 @@ WEIGHTS = np.full(6, 1 / 6)
 
 @pytest.mark.parametrize(
     ("n", "m", "q", "p", "tolerance"),
-    [(12, 12, 0.5, 0.25, 0.004), (12, 12, 0.8, 0.5, 0.006), (50, 50, 0.3, 0.24, 1e-6), (300, 25, 0.6, 0.6, 1e-5)],
+    [
+        (13, 12, 0.5, 0.25, 0.004),
+        (12, 12, 0.8, 0.5, 0.006),
+        (50, 50, 0.3, 0.24, 1e-6),
+        (300, 25, 0.6, 0.6, 1e-5),
+        *((n, 24, p, p, 1e-12) for n in (1, 8, 50) for p in (0.978, 0.5)),  # no bias at all where q = p
+    ],
 )
 def test_the_divergence_of_two_shares_is_unbiased(n: int, m: int, q: float, p: float, tolerance: float) -> None:
     """Mean over all samples; the plug-in figure's is infinite, or too large by about 1 / 2n + 1 / 2m."""
