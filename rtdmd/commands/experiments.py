@@ -4,7 +4,7 @@
     rtdmd experiments table_2              one of them
     rtdmd experiments --check table_2      published | ours ± interval | difference; without a name, every table
     rtdmd experiments --cost table_2       GPU hours of its runs by stage, by `rtdmd plan`
-    rtdmd experiments --queue table_2      the commands that put its runs into DVC's queue
+    rtdmd experiments --queue table_2      the commands that put its runs into DVC's queue and show them
 
 `snakemake experiment_table_2` runs a table (docs/experiments.md). --check ends with exit code 1 where a cell is off or
 not measured yet.
@@ -13,7 +13,6 @@ not measured yet.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
 from rtdmd.common.errors import UserError
@@ -51,6 +50,8 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
         print("\n".join(lines))
         return
     if arguments.queue:
+        from rtdmd.experiments.queue import queue_lines
+
         print("\n".join(queue_lines(names)))
         return
     from rtdmd.experiments.jobs import Jobs
@@ -62,23 +63,13 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     elif arguments.cost:
         from rtdmd.experiments.cost import cost_text
 
-        print("\n".join(cost_text(names, jobs)))
+        for line in cost_text(names, jobs):
+            print(line, flush=True)
     else:
         from rtdmd.experiments.page import write_table
 
         for name in names:
             print(write_table(name, jobs))
-
-
-def queue_lines(names: list[str]) -> Iterator[str]:
-    """Shell commands: each run of these tables once, into the queue of DVC, whose cache holds what they share."""
-    from rtdmd.experiments import find_table
-
-    runs = dict.fromkeys(run for name in names for run in find_table(name).runs())
-    for run in runs:
-        yield f"rtdmd experiments --write {run} && dvc exp run --queue --name {run} evaluate"
-    yield "git checkout params.yaml dvc.yaml"
-    yield "dvc exp run --run-all"
 
 
 def _write(root: Path, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from decimal import Decimal
 from pathlib import Path
@@ -15,6 +16,7 @@ from rtdmd.common.errors import UserError
 from rtdmd.config import Params, parse_params, preset
 from rtdmd.config.results import ModelName
 from rtdmd.experiments import RUNS, TABLES, find_run, find_table
+from rtdmd.experiments.queue import queue_lines
 from rtdmd.experiments.settings import LOCAL, Local, all_params, load_local, models_of, run_params
 from rtdmd.pipeline.model_inputs import groups_of_run, require_pins
 from rtdmd.pipeline.to_fill_in import commits_to_fill_in
@@ -219,7 +221,32 @@ def test_the_list_has_every_figure_run_and_what_cannot_be_stated(capsys: pytest.
     assert cli.main(["experiments", "table_4", "--queue"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "rtdmd experiments --write sd35m && dvc exp run --queue --name sd35m evaluate"
-    assert len(lines) == 8 and lines[-2:] == ["git checkout params.yaml dvc.yaml", "dvc exp run --run-all"]
+    assert len(lines) == 9 and lines[-3:-1] == ["git checkout params.yaml dvc.yaml", "dvc exp run --run-all"]
+    assert lines[-1] == (
+        r"dvc exp show --hide-workspace --drop '.*' --keep '(Experiment|train_acdmd\.recipe|train_rtdmd\.recipe"
+        r"|suites\.drawbench\.[^.]+\.clipscore\.mean|suites\.drawbench\.[^.]+\.pickscore\.mean"
+        r"|suites\.drawbench\.[^.]+\.hpsv2\.mean)$'"
+    )
+
+
+def test_dvcs_table_has_the_tables_figures_and_what_its_runs_change() -> None:
+    *_, line = queue_lines(["geneval", "eta"])
+    kept = re.compile(line.partition("--keep '")[2].removesuffix("'"))
+    shown = (
+        "Experiment",
+        "model.eta",
+        "train_rtdmd.weights.backprop",
+        "suites.geneval.train_rtdmd.geneval.mean",
+        "suites.drawbench.imported.pickscore.mean",
+    )
+    hidden = (
+        "Created",
+        "run.seed",
+        "suites.drawbench.imported.pickscore.ci95",
+        "suites.geneval.train_rtdmd.per_tag.geneval.counting.mean",
+        "suites.heldout.teacher.strict.mean",
+    )
+    assert [name for name in (*shown, *hidden) if kept.match(name)] == list(shown)
 
 
 def test_keys_of_sources_are_given_by_the_set(tmp_path: Path) -> None:
