@@ -1,8 +1,12 @@
 """The time of a training update over the time of its bare model passes, both measured here, one after the other.
 
 An update runs as its stage runs it, and every pass of a model in it (velocities, decoder, rewards) is noted with its
-inputs. Then the same passes run again, alone: same shapes, same gradient mode, as many backward passes as the update
-made. What the ratio leaves above 1 is the stage's own work: noise, equations, gradients' sums, the optimizer, records.
+inputs. Then the passes run again, alone: same shapes, same gradient mode, as many backward passes as the algorithm
+needs: one each, and one for each term only where terms are brought to norm 1. What the ratio leaves above 1 is the
+stage's own work: noise, equations, gradients' sums, the optimizer, records, and any backward pass too many.
+
+The passes of the transformer are counted twice: those that the algorithm needs, from the parameters
+(`rtdmd/plan/passes.py`, whose drawn choices are means), and those that the updates made, by hooks.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +25,34 @@ from rtdmd.backbones import Conditioning, load_backbone
 from rtdmd.common.errors import UserError
 from rtdmd.common.torch_setup import configure
 from rtdmd.config import Params
+from rtdmd.plan.budget import guided
 from rtdmd.plan.models import part_configs, text_shapes
+from rtdmd.plan.passes import acdmd_rows, rtdmd_rows, scaled
 from rtdmd.prompts.records import read_set
 from rtdmd.rehearse.updates import Update, stage_one, stage_two
 from rtdmd.rewards.panel import open_panel
+from rtdmd.train.gradients import TERMS
 
 PROMPTS = Path("results/prepare_prompts/train.jsonl")
 
 
+class Counts(NamedTuple):
+    """Images through the transformer in an update, once for each pass; a guided velocity is two passes."""
+
+    forward: float
+    backward: float
+
+
 @dataclass(frozen=True)
 class Times:
-    """Seconds of so many updates and of their passes: of the processor (all threads), and of the clock."""
+    """Seconds of so many updates and of their passes: of the processor (all threads), and of the clock; passes of an
+    update by need and as made."""
 
     updates: int
     update: tuple[float, float]
     passes: tuple[float, float]
+    needed: Counts
+    made: Counts
 
     @property
     def ratio(self) -> float:
@@ -45,34 +62,45 @@ class Times:
 
 @dataclass
 class Pass:
-    """One pass: ``run`` gives its output, ``leaves`` are what its gradient is taken in, ``backwards`` how often."""
+    """One pass: ``run`` gives its output, ``leaves`` are what its gradient is taken in, ``backwards`` how often;
+    ``forward`` and ``backward``: images that go through the transformer in it, and back in each of ``backwards``."""
 
     run: Callable[[], Tensor]
     leaves: list[Tensor]
+    forward: int
+    backward: int
     backwards: int = 0
 
-    def again(self) -> None:
-        """Run it, and as many backward passes."""
+    def again(self, most: int) -> None:
+        """Run it, and as many backward passes, at most so many."""
         with torch.set_grad_enabled(bool(self.leaves)):
             out = self.run()
-        for i in range(self.backwards):
-            torch.autograd.grad(out, self.leaves, torch.ones_like(out), retain_graph=i + 1 < self.backwards)
+        count = min(self.backwards, most)
+        for i in range(count):
+            torch.autograd.grad(out, self.leaves, torch.ones_like(out), retain_graph=i + 1 < count)
 
 
 @dataclass
 class Passes:
-    """The passes of an update, in their order."""
+    """The passes of an update, in their order; ``most``: backward passes of one that the algorithm needs."""
 
+    most: int = 1
     found: list[Pass] = field(default_factory=list)
 
     def again(self) -> None:
         """Run them all, alone."""
         for one in self.found:
-            one.again()
+            one.again(self.most)
 
-    def note(self, out: Tensor, run: Callable[[], Tensor], leaves: list[Tensor]) -> Tensor:
+    def made(self) -> Counts:
+        """What went through the transformer."""
+        return Counts(sum(one.forward for one in self.found), sum(one.backward * one.backwards for one in self.found))
+
+    def note(
+        self, out: Tensor, run: Callable[[], Tensor], leaves: list[Tensor], forward: int = 0, backward: int = 0
+    ) -> Tensor:
         """``out``, watched: each gradient that reaches it is a backward pass."""
-        one = Pass(run, leaves if out.requires_grad else [])
+        one = Pass(run, leaves if out.requires_grad else [], forward, backward)
         self.found.append(one)
         if out.requires_grad:
 
@@ -82,14 +110,16 @@ class Passes:
             out.register_hook(count)
         return out
 
-    def watch_adapters(self, adapters: Any, leaves: dict[str, list[nn.Parameter]]) -> None:
-        """Note every velocity; ``leaves``: what each role learns."""
+    def watch_adapters(self, adapters: Any, leaves: dict[str, list[nn.Parameter]], guiding: int) -> None:
+        """Note every velocity; ``leaves``: what each role learns; ``guiding``: passes of a guided velocity."""
         own = adapters.velocity
 
-        def velocity(role: str, x: Tensor, sigma: Tensor, cond: Conditioning, **guided: Any) -> Tensor:
+        def velocity(role: str, x: Tensor, sigma: Tensor, cond: Conditioning, **options: Any) -> Tensor:
             start = x.detach()
-            out = own(role, x, sigma, cond, **guided)
-            return self.note(out, lambda: own(role, start, sigma, cond, **guided), list(leaves.get(role, [])))
+            out = own(role, x, sigma, cond, **options)
+            passes = len(start) * (guiding if options.get("guidance", 1.0) != 1.0 else 1)
+            again = partial(own, role, start, sigma, cond, **options)
+            return self.note(out, again, list(leaves.get(role, [])), passes, len(start))
 
         adapters.velocity = velocity
 
@@ -112,20 +142,35 @@ def bench(params: Params, repeats: int, root: Path = Path(".")) -> Iterator[tupl
         raise UserError(f"{path}: no such file; `rtdmd prepare_prompts` makes it")
     records = [prompt.row() for prompt in read_set(path, params.train_rtdmd.prompts)]
     device = configure(params.run)
-    yield "train_acdmd", _timed(*_first(params, root, device), repeats)
-    yield "train_rtdmd", _timed(*_second(params, root, device, records), repeats)
+    yield "train_acdmd", _timed(*_first(params, root, device), repeats, needed(params, "train_acdmd"))
+    yield "train_rtdmd", _timed(*_second(params, root, device, records), repeats, needed(params, "train_rtdmd"))
 
 
-def _timed(update: Update, passes: Passes, repeats: int) -> Times:
+def needed(params: Params, stage: str) -> Counts:
+    """What an update of a stage takes through the transformer by the algorithm."""
+    rows = rtdmd_rows(params)
+    if stage == "train_acdmd":
+        rows = scaled(acdmd_rows(params), params.train_acdmd.generator_every)
+    passes = {"teacher": guided(params), "generator": 1, "fake": 1, "reference": 1}
+    forward = sum(passes[role] * rows.get(f"{role} forward", 0.0) for role in passes)
+    return Counts(forward, sum(rows.get(f"{role} backward", 0.0) for role in passes))
+
+
+def _timed(update: Update, passes: Passes, repeats: int, need: Counts) -> Times:
     """Update and passes in turn, after one of each that does not count."""
     totals = [[0.0, 0.0], [0.0, 0.0]]
+    forward = backward = 0.0
     for step in range(repeats + 1):
         passes.found.clear()
         mine = _clocked(partial(update, step))
-        bare = _clocked(passes.again)
+        made = passes.made()
+        alone = _clocked(passes.again)
         if step:
-            totals = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(totals, (mine, bare), strict=True)]
-    return Times(repeats, (totals[0][0], totals[0][1]), (totals[1][0], totals[1][1]))
+            forward += made.forward / repeats
+            backward += made.backward / repeats
+            totals = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(totals, (mine, alone), strict=True)]
+    whole, bare = ((seconds[0], seconds[1]) for seconds in totals)
+    return Times(repeats, whole, bare, need, Counts(forward, backward))
 
 
 def _clocked(run: Callable[[], object]) -> tuple[float, float]:
@@ -144,6 +189,7 @@ def _first(params: Params, root: Path, device: torch.device) -> tuple[Update, Pa
     passes.watch_adapters(
         trainer.adapters,
         {"generator": trainer.generator.parameters, **{name: fake.parameters for name, fake in trainer.fakes.items()}},
+        guided(params),
     )
     return update, passes
 
@@ -151,13 +197,15 @@ def _first(params: Params, root: Path, device: torch.device) -> tuple[Update, Pa
 def _second(params: Params, root: Path, device: torch.device, prompts: list[dict[str, Any]]) -> tuple[Update, Passes]:
     """Stage two: an epoch. Rewards keep a text's embedding, so that a run computes it once; here the epoch that does
     not count does, as the passes that are run again find it kept."""
-    passes = Passes()
+    passes = Passes(1 if params.train_rtdmd.gradient_scaling == "none" else len(TERMS))
     backbone = load_backbone(params.model, vae=True, device=device, root=root)
     panel = open_panel(params.train_rtdmd.rewards, device, root)
     shapes = text_shapes(params.model, part_configs(params.model, root))
     trainer, update = stage_two(params, backbone, panel, shapes, prompts)
     passes.watch_adapters(
-        trainer.adapters, {"generator": trainer.generator.parameters, "fake": trainer.fake.parameters}
+        trainer.adapters,
+        {"generator": trainer.generator.parameters, "fake": trainer.fake.parameters},
+        guided(params),
     )
     passes.watch(backbone, "decode")
     for reward in panel.rewards.values():

@@ -4,7 +4,8 @@
     rtdmd bench --repeats 10    more updates, steadier figures
 
 Reads params.yaml, the teacher, the rewards and results/prepare_prompts; writes nothing. The ratio is that of processor
-times; the clock's times are printed beside them.
+times; the clock's times are printed beside them. Then the images that pass the transformer in an update, forward and
+backward: as many as the algorithm needs (means of what is drawn), and as many as the update made.
 """
 
 from __future__ import annotations
@@ -30,8 +31,13 @@ def run(arguments: argparse.Namespace) -> None:
     from rtdmd.plan.text import table
 
     bench = tool("bench", "bench").bench
+    counts = [["passes of the transformer, an update", "forward: needed", "made", "backward: needed", "made"]]
     rows = [["", "updates", "update [s]", "passes [s]", "ratio", "clock: update [s]", "passes [s]"]]
     for stage, times in bench(load_params(arguments.params), arguments.repeats):
         seconds = [f"{value / times.updates:.3f}" for value in (*times.update, *times.passes)]
         rows.append([stage, str(times.updates), seconds[0], seconds[2], f"{times.ratio:.3f}", seconds[1], seconds[3]])
+        pairs = zip(times.needed, times.made, strict=True)
+        counts.append([stage, *[f"{count:.0f}" for pair in pairs for count in pair]])
     print(table(rows))
+    print()
+    print(table(counts))

@@ -141,7 +141,7 @@ def test_flops_of_an_iteration(tiny_teacher: Path, tiny_clip: Path, name: str) -
 @pytest.fixture
 def unnoted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Updates whose passes are not noted: a note holds the pass's input."""
-    monkeypatch.setattr(bench.Passes, "note", lambda self, out, run, leaves: out)
+    monkeypatch.setattr(bench.Passes, "note", lambda self, out, *more: out)
 
 
 def peak_of(update: Update, step: int) -> int:
