@@ -16,7 +16,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -79,12 +79,13 @@ def _is_ignored(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in IGNORED)
 
 
-def sha256_tree(path: Path | str) -> str:
-    """Hash of a file, or of a directory's file names and contents (times and modes do not count)."""
+def sha256_tree(path: Path | str, of_file: Callable[[Path], str] = sha256_file) -> str:
+    """Hash of a file, or of a directory's file names and contents (times and modes do not count). of_file: how the
+    SHA-256 of a file is had."""
     path = Path(path)
     if path.is_file():
-        return sha256_file(path)
-    lines = [f"{sha256_file(file)}  {file.relative_to(path).as_posix()}\n" for file in tree_files(path)]
+        return of_file(path)
+    lines = [f"{of_file(file)}  {file.relative_to(path).as_posix()}\n" for file in tree_files(path)]
     return sha256_bytes("".join(lines).encode())
 
 

@@ -60,21 +60,22 @@ class LazyTensors(Mapping[str, Tensor]):
 
 
 def open_tensors(path: Path, remedy: str = "make the file again") -> LazyTensors:
-    """The tensors of a safetensors file, on the CPU. The file is opened anew for each, since what was read of an open
-    one stays in the process's memory. UserError that names the file and the ``remedy`` where it is damaged."""
-
-    def make(name: str) -> Tensor:
-        with safe_open(path, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-            return tensor
-
+    """The tensors of a safetensors file. UserError that names the file and the ``remedy`` where it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             layouts = {name: (KINDS[one.get_dtype()], tuple(one.get_shape())) for name, one in slices.items()}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: no whole safetensors file ({first_line(error)}); {remedy}") from error
-    return LazyTensors(layouts, make)
+    return LazyTensors(layouts, lambda name: read_tensor(path, name))
+
+
+def read_tensor(path: Path, name: str) -> Tensor:
+    """A tensor of a safetensors file, on the CPU. The file is opened for it alone, since what was read of an open one
+    stays in the process's memory."""
+    with safe_open(path, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(name)
+    return tensor
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

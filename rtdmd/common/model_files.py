@@ -7,7 +7,6 @@ are neither downloaded nor hashed. Nothing here imports torch.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 from collections.abc import Callable, Iterable
@@ -15,8 +14,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from rtdmd.common.digests import kept_digest
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import read_json, sha256_bytes, sha256_file, write_atomic
+from rtdmd.common.files import read_json, sha256_bytes
 from rtdmd.common.parsing import first_line, read_bytes
 
 INDEX = "model_index.json"
@@ -27,7 +27,6 @@ WORLD_FOLDER = "data/world"
 TOKENIZER = "tokenizer.json"
 _TOKENIZERS = frozenset({TOKENIZER, "vocab.json", "spiece.model"})
 _STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
-_LARGE = 64 * 2**20  # bytes: below it a file is hashed each time
 _HEADER_LIMIT = 100_000_000  # bytes: safetensors' own limit
 _BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16}
 _BITS |= {"BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64}
@@ -254,21 +253,6 @@ def tensor_headers(path: Path, key: str) -> dict[str, tuple[str, tuple[int, ...]
         raise UserError(f"{key}: {path} is damaged ({first_line(error)}); {bring_back(path)}") from error
 
 
-def sha256_large(path: Path, root: Path) -> str:
-    """Hex SHA-256 of a file. That of a large one is kept in ``root/.rtdmd/hashes`` under the file's place, size, number
-    and times (of content and of status), so that one change of any byte asks for it again and nothing else does."""
-    about = path.stat()
-    if about.st_size < _LARGE:
-        return sha256_file(path)
-    stamp = f"{path.resolve()} {about.st_size} {about.st_ino} {about.st_mtime_ns} {about.st_ctime_ns}"
-    kept = root / ".rtdmd" / "hashes" / hashlib.sha256(stamp.encode()).hexdigest()
-    if kept.is_file() and len(digest := kept.read_text(encoding="ascii")) == 64:
-        return digest
-    digest = sha256_file(path)
-    write_atomic(kept, digest)
-    return digest
-
-
 def files_hash(
     folder: Path, names: Iterable[str], root: Path, known: Callable[[Path], str | None] = lambda path: None
 ) -> str:
@@ -276,6 +260,6 @@ def files_hash(
     read for it, None where it has to."""
     lines = []
     for name in sorted(names, key=PurePosixPath):
-        digest = known(folder / name) or sha256_large(folder / name, root)
+        digest = known(folder / name) or kept_digest(folder / name, root)
         lines.append(f"{digest}  {name}\n")
     return sha256_bytes("".join(lines).encode())

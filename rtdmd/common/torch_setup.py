@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -42,6 +43,13 @@ def configure(run: RunSettings) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS; read when CUDA starts
     torch.use_deterministic_algorithms(True)
     return device
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back the memory of models that nothing needs any more, those that hold themselves by a circle too."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _not_about_torchvision(record: logging.LogRecord) -> bool:

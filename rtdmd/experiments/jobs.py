@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from rtdmd.common.digests import share_digests
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import hash_of, read_json, write_json
 from rtdmd.config import Params
@@ -122,6 +123,7 @@ class Jobs:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("rtdmd", "data", *local_folders(params)):
             link(folder / name, self.root / name)
+        share_digests(folder, self.root)
         for stage in stages_of(params):
             self._set_owner(folder / "results" / stage, self.place(self.owners[run, stage]) / "results" / stage)
         write_new(folder / "params.yaml", params_text(params, f"rtdmd params --experiment {run}"))

@@ -3,12 +3,12 @@ object is handed out as a result, and recorded as if it were whole."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rtdmd.common.digests import file_digest, kept_digest
 from rtdmd.common.errors import UserError
 from rtdmd.pipeline.dvc_repo import LOCK, RECOVER, cache_folder, read_record
 
@@ -17,8 +17,7 @@ _OBJECT = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}(\.dir)?")
 
 def md5_file(path: Path) -> str:
     """Hex MD5 of a file's bytes, DVC's name for it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    return file_digest(path, "md5")
 
 
 def object_path(cache: Path, digest: str) -> Path:
@@ -64,7 +63,7 @@ def refuse_damaged(root: Path, paths: Iterable[str]) -> None:
         source = object_path(cache, recorded[path]["md5"])
         if not source.is_file():
             continue
-        digest = md5_file(root / path)
+        digest = kept_digest(root / path, root, "md5")
         if digest != recorded[path]["md5"] and digest == md5_file(source):
             raise UserError(f"{path}: DVC's cache gave it damaged ({source}); {RECOVER}")
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from rtdmd.common.digests import file_digest
 from rtdmd.common.errors import UserError
 from rtdmd.common.escape import printable
 from rtdmd.common.files import hash_of, sha256_tree, tree_files
@@ -106,15 +107,10 @@ def lock_tree(steps: Sequence[Step]) -> dict[str, Any]:
 def md5_like_dvc(path: Path) -> str:
     """The hash that DVC gives a file or folder: a folder's is that of its list of files, and ends in ".dir"."""
     if path.is_file():
-        return _md5_file(path)
+        return file_digest(path, "md5")
     files = {file.relative_to(path).as_posix(): file for file in tree_files(path)}
-    entries = [{"md5": _md5_file(files[name]), "relpath": name} for name in sorted(files)]
+    entries = [{"md5": file_digest(files[name], "md5"), "relpath": name} for name in sorted(files)]
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
-
-
-def _md5_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def differences(root: Path, steps: Sequence[Step], hasher: Hasher = md5_like_dvc) -> Iterator[Difference]:

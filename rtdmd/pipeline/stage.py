@@ -19,10 +19,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import rtdmd
+from rtdmd.common.digests import kept_digest
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import fsync_path, hash_of, lock_file, remove, sha256_tree, write_json
 from rtdmd.common.signals import held
@@ -125,7 +127,7 @@ def stage_inputs(root: Path, entry: StageEntry, params: Params) -> dict[str, str
         if is_group(dep):
             inputs |= hash_models(root, params, PurePosixPath(dep).name)
         else:
-            inputs[dep] = sha256_tree(root / dep)
+            inputs[dep] = sha256_tree(root / dep, partial(kept_digest, root=root))
     return inputs
 
 

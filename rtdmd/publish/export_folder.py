@@ -6,7 +6,6 @@ says where a file of the folder is written; nothing here decides what becomes of
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.files import write_atomic, write_json
 from rtdmd.common.images import grid, save_png
 from rtdmd.common.lazy_tensors import fill, open_tensors
-from rtdmd.common.torch_setup import DTYPES
+from rtdmd.common.torch_setup import DTYPES, free_memory
 from rtdmd.config import ModelParams
 from rtdmd.pipeline.declared import FORMS
 from rtdmd.publish.adapter_file import check_belongs
@@ -32,7 +31,7 @@ from rtdmd.publish.card_data import WIDGET, Published
 from rtdmd.publish.compose import Adapter, compose
 from rtdmd.publish.export import BaseModel, base_model, pipeline_class, write_lora
 from rtdmd.publish.gate import Export, Fixed, fixed_inputs, run_gate, student_latents
-from rtdmd.publish.merge import CONFIG, MERGED, Weights, full_weights, merged_weights, write_merged
+from rtdmd.publish.merge import CONFIG, MERGED, Weights, base_weights, full_weights, merged_weights, write_merged
 from rtdmd.publish.reference import check_merged
 from rtdmd.publish.scheduler import scheduler_config
 from rtdmd.train.rounding import report_lost_export
@@ -100,19 +99,17 @@ def make_weights(source: Source, place: Place) -> Made:
     if "lora" in source.forms and source.adapters:
         pipeline_class(base.pipeline)  # refused before the images, which take minutes
     cond = _conditioning(source)
-    free(source.device)
+    free_memory(source.device)
     backbone = load_backbone(source.model, device=source.device, root=source.root)
-    state = dict(backbone.transformer.state_dict())  # before any adapter wraps the layers
-    for name, one in source.adapters.items():
+    for name, one in source.adapters.items():  # before any adapter wraps the layers
         check_belongs(one, backbone, name)
     sigmas = backbone.sigmas(source.model.num_steps)
     velocity = source.student(backbone)
     _draw_example(source, backbone, velocity, cond, sigmas, place(WIDGET))
-    if source.model.dtype != "float32":  # compared in float32, and merged in float32
-        del backbone, state, velocity
-        free(source.device)
+    if source.model.dtype != "float32":  # compared in float32
+        del backbone, velocity
+        free_memory(source.device)
         backbone = load_backbone(_exact(source.model), vae=False, device=source.device, root=source.root)
-        state = dict(backbone.transformer.state_dict())
         velocity = source.student(backbone)
     adapter = compose(list(source.adapters.values())) if source.adapters else None
     if "lora" in source.forms and adapter is not None:
@@ -121,26 +118,15 @@ def make_weights(source: Source, place: Place) -> Made:
     latents = {"lora": student_latents(velocity, fixed, source.model.eta)}
     made = Made(base, adapter, sigmas.tolist(), backbone.own_scheduler(), fixed, latents)
     if "merged" in source.forms:
-        weights = _whole(source, adapter, state)
-        report_lost_export(state, weights, source.model.dtype)
-        place(CONFIG)
-        write_merged(weights, base.transformer_config, place(MERGED).parent.parent, source.metadata)
+        written = _write_whole(source, base, adapter, place)
         latents["merged"] = latents["lora"]
         if source.model.dtype != "float32":
-            written = open_tensors(place(MERGED))
             if adapter is not None:
                 check_merged(written, backbone)
-            del backbone, state, velocity, weights
-            free(source.device)
+            del backbone, velocity
+            free_memory(source.device)
             latents["merged"] = _rounded_student(source, written, fixed)
     return made
-
-
-def free(device: torch.device) -> None:
-    """Give back the memory of models that nothing needs any more, those that hold themselves by a circle too."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _conditioning(source: Source) -> Conditioning:
@@ -154,14 +140,21 @@ def _exact(model: ModelParams) -> ModelParams:
     return model.model_copy(update={"dtype": "float32"})
 
 
-def _whole(source: Source, adapter: Adapter | None, state: Mapping[str, Tensor]) -> Weights:
-    """The transformer's weights with the student in them, in the published dtype."""
+def _write_whole(source: Source, base: BaseModel, adapter: Adapter | None, place: Place) -> Weights:
+    """Write the transformer's weights with the student in them, in the published dtype, and return the file's; of the
+    base's own weights one tensor at a time is read."""
+    plain = base_weights(base.folder, source.model.key)
     dtype = DTYPES[source.model.dtype]
     if adapter is not None:
-        return merged_weights(state, adapter, dtype)
-    if source.full is None:
+        weights = merged_weights(plain, adapter, dtype)
+    elif source.full is not None:
+        weights = full_weights(source.full, plain, dtype)
+    else:
         raise ValueError("a student without adapters needs its weights")
-    return full_weights(source.full, state, dtype)
+    report_lost_export(plain, weights, source.model.dtype)
+    place(CONFIG)
+    write_merged(weights, base.transformer_config, place(MERGED).parent.parent, source.metadata)
+    return open_tensors(place(MERGED))
 
 
 def _rounded_student(source: Source, weights: Weights, fixed: Fixed) -> dict[str, Tensor]:
@@ -219,7 +212,7 @@ def finish(source: Source, made: Made, place: Place, told: Mapping[str, Any]) ->
         threads=source.threads,
         device=str(source.device),
     )
-    free(source.device)  # the gate's process needs the memory that is no longer used here
+    free_memory(source.device)  # the gate's process needs the memory that is no longer used here
     record = run_gate(export, made.fixed, made.latents)
     write_json(place(GATE), record)
     return record

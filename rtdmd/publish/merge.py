@@ -12,9 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rtdmd.backbones.loading import DIFFUSERS_STEM
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json, save_tensors, write_json
-from rtdmd.common.lazy_tensors import LazyTensors, layouts_of, open_tensors
+from rtdmd.common.lazy_tensors import KINDS, LazyTensors, layouts_of, open_tensors, read_tensor
+from rtdmd.common.pretrained import weight_headers
 from rtdmd.publish.compose import Adapter
 
 MERGED = "transformer/diffusion_pytorch_model.safetensors"
@@ -38,6 +40,14 @@ def check_fits(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], what: st
                 f"{what}: {module} is made for a weight {adapter.shape(module)}, the base has {tuple(found)};"
                 " another base is needed"
             )
+
+
+def base_weights(folder: Path, key: str) -> Weights:
+    """The weights of a base's transformer as its files have them, each read when it is asked for. folder: of the whole
+    pipeline; key: the setting that names it, for messages."""
+    found = weight_headers(folder / "transformer", key, DIFFUSERS_STEM)
+    layouts = {name: (KINDS[number], shape) for name, (_, number, shape) in found.items()}
+    return LazyTensors(layouts, lambda name: read_tensor(found[name][0], name))
 
 
 def merged_weights(base: Mapping[str, Tensor], adapter: Adapter, dtype: torch.dtype) -> Weights:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rtdmd.backbones.protocol import PUBLISHED
+from rtdmd.common.digests import kept_digest
 from rtdmd.common.errors import UserError
 from rtdmd.common.escape import printable
 from rtdmd.common.files import read_json, sha256_file, sha256_tree
@@ -39,7 +41,10 @@ class Recorded:
             raise UserError(
                 f"{self.where}: was made on {teacher}, which is not here; name a copy of it with --base FOLDER"
             )
-        if self.base_sha256 is not None and sha256_tree(root / model.teacher) != self.base_sha256:
+        if (
+            self.base_sha256 is not None
+            and sha256_tree(root / model.teacher, partial(kept_digest, root=root)) != self.base_sha256
+        ):
             raise UserError(
                 f"{self.where}: was made on another base than the one in {teacher} (their SHA-256 differ); name a"
                 " copy of the right one with --base FOLDER"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from rtdmd.backbones import Conditioning, load_backbone
 from rtdmd.backbones.protocol import PUBLISHED
+from rtdmd.common.digests import kept_digest
 from rtdmd.common.errors import UserError
 from rtdmd.common.escape import printable
 from rtdmd.common.files import sha256_tree
@@ -75,4 +77,4 @@ def _stands_on(found: Recorded, base: ModelParams, root: Path) -> bool:
     """Whether a folder was made on a base: the same commit of the Hub, or the same files wherever they lie."""
     if base.is_hub_id or found.base_sha256 is None:
         return (found.model.teacher, found.model.revision) == (base.teacher, base.revision)
-    return found.base_sha256 == sha256_tree(root / base.teacher)
+    return found.base_sha256 == sha256_tree(root / base.teacher, partial(kept_digest, root=root))

@@ -10,8 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rtdmd.common.torch_setup import free_memory
 from rtdmd.config import Params
-from rtdmd.publish.export_folder import check_forms, free, make_weights
+from rtdmd.publish.export_folder import check_forms, make_weights
 from rtdmd.publish.gate import Export, run_gate, table
 from rtdmd.publish.student_source import WEIGHTS, student_source
 
@@ -42,5 +43,5 @@ def gate_folder(folder: Path, params: Params, root: Path, repo_id: str) -> None:
         threads=source.threads,
         device=str(source.device),
     )
-    free(source.device)  # the gate's process needs the memory that is no longer used here
+    free_memory(source.device)  # the gate's process needs the memory that is no longer used here
     print(table(run_gate(export, made.fixed, made.latents)["forms"]), file=sys.stderr)

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rtdmd.common.digests import kept_digest
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import check_archive, load_tensors
 from rtdmd.common.hub import etag
-from rtdmd.common.model_files import absent, bring_back, plain_texts, sha256_large, tensor_headers
+from rtdmd.common.model_files import absent, bring_back, plain_texts, tensor_headers
 from rtdmd.common.parsing import first_line
 from rtdmd.common.pretrained import FOREIGN, pretrained_exactly, problems_of
 from rtdmd.common.torch_setup import quiet_loading
@@ -170,8 +171,8 @@ def _is_other_number(wanted: Tensor, given: Tensor) -> bool:
 
 def file_hashes(paths: Iterable[Path], root: Path = Path(".")) -> dict[str, str]:
     """sha256 by file name, for `Reward.identity`. A large file is read for it once: the Hub's cache calls weights by
-    their sha256, that of other files is kept below ``root`` (`sha256_large`)."""
-    return {path.name: _hub_sha256(path) or sha256_large(path, root) for path in sorted(paths)}
+    their sha256, that of other files is kept below ``root`` (`kept_digest`)."""
+    return {path.name: _hub_sha256(path) or kept_digest(path, root) for path in sorted(paths)}
 
 
 def _hub_sha256(path: Path) -> str | None:

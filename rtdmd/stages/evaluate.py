@@ -17,7 +17,7 @@ from PIL import Image
 from rtdmd.backbones.sizes import sized_backbone, suite_sizes
 from rtdmd.common.files import write_atomic, write_json
 from rtdmd.common.images import save_png
-from rtdmd.common.torch_setup import configure
+from rtdmd.common.torch_setup import configure, free_memory
 from rtdmd.conditioning.text_cache import open_text_cache
 from rtdmd.evaluate.grids import contact_sheet, grid
 from rtdmd.evaluate.judge import VERIFIER, Batch, Judged, judge_images, load_judge
@@ -65,7 +65,7 @@ def run(root: Path = Path(".")) -> None:
         def at_its_size(sampler: Sampler, one: Findings) -> Sampler:
             return sampler.resized(sizes[one.suite.resolution]) if one.suite.resolution in sizes else sampler
 
-        for name in params.models:
+        def judge_model(name: str) -> None:
             if imported is not None and name == "imported":
                 loaded = published_sampler(root / str(params.imported), imported, device, root)
             else:
@@ -76,12 +76,20 @@ def run(root: Path = Path(".")) -> None:
                 for eta in params.etas:
                     if name == STUDENT and eta != sampler.eta:
                         one.levels[eta] = evaluated(replace(sampler, eta=eta), one, level_name(eta))
-        measured = [one for one in found if one.suite.law]
-        if measured:
+
+        def judge_law(measured: Sequence[Findings]) -> None:
             teacher = load_sampler("teacher", stage.params, cache, device, root)
             for one in measured:
                 law = images(at_its_size(teacher, one), one.suite.law, f"{LAW} on {one.suite.name}")
                 one.law = judge_images(one.judge.of((VERIFIER,)), law)
+
+        for name in params.models:
+            judge_model(name)
+            free_memory(device)  # no two transformers are held at once
+        measured = [one for one in found if one.suite.law]
+        if measured:
+            judge_law(measured)
+            free_memory(device)
         for one in found:
             one.reference, one.pool = real_images(one, params.batch_size, stage.seed)
         write_json(stage.output("scorers.json"), judge.identities())

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from rtdmd.common.digests import share_digests
 from rtdmd.common.files import write_atomic
 from rtdmd.common.yaml_text import parse_yaml
 from rtdmd.config import Params
@@ -29,6 +30,7 @@ def lay(root: Path, base: Params, plan: SweepPlan, run: str, seed: int) -> tuple
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("rtdmd", "data"):
         link(folder / name, root / name)
+    share_digests(folder, root)
     if run != BASE:
         shared = (*SHARED, "train_acdmd") if stage_of(run) == "train_rtdmd" else SHARED
         for name in shared:

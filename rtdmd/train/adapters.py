@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.lazy_tensors import fill, layouts_of
 from rtdmd.common.rng import key_seed
 from rtdmd.train.compile import compile_blocks
 from rtdmd.train.merging import AdaptedLayers, Stack
@@ -217,28 +218,21 @@ class AdapterBank:
 
     def state(self, name: str) -> dict[str, Tensor]:
         """An adapter's tensors by name (``<module>.lora_A.weight``; all weights in full mode), detached copies."""
+        return {key: value.detach().cpu().clone() for key, value in sorted(self._tensors(name).items())}
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        """An adapter's own tensors by the names of `state`."""
         if self.full:
-            tensors = self._copies[name].state_dict()
-        else:
-            found = get_peft_model_state_dict(self._under[name], adapter_name=name)
-            tensors = {key: value for key, value in found.items() if ".lora_" in key}  # not what is merged beside it
-        return {key: value.detach().cpu().clone() for key, value in sorted(tensors.items())}
+            return dict(self._copies[name].state_dict())
+        found = get_peft_model_state_dict(self._under[name], adapter_name=name)
+        return {key: value for key, value in found.items() if ".lora_" in key}  # not what is merged beside it
 
     def load(self, name: str, tensors: Mapping[str, Tensor], source: str) -> None:
         """Load an adapter's tensors; UserError naming ``source`` unless every key and shape fits exactly and all values
         are finite."""
-        own = self.state(name)
-        odd = sorted(set(own) ^ set(tensors)) or [k for k in own if own[k].shape != tensors[k].shape]
-        if odd:
-            raise UserError(
-                f"{source} does not fit the adapter section of params.yaml ({len(odd)} tensors differ, first {odd[0]});"
-                " run the stage that makes it again"
-            )
-        broken = [key for key, value in sorted(tensors.items()) if not torch.isfinite(value).all()]
-        if broken:
-            raise UserError(f"{source}: {broken[0]} has values that are not finite; run the stage that makes it again")
+        _require_fitting(tensors, self._tensors(name), source)
         if self.full:
-            self._copies[name].load_state_dict(dict(tensors), strict=True)
+            fill(self._copies[name], tensors)
         else:
             set_peft_model_state_dict(self._under[name], dict(tensors), adapter_name=name)
 
@@ -265,21 +259,62 @@ def merge_stage_one(roles: AdapterBank, params: Params) -> None:
             roles.merge(name)
 
 
+def _require_fitting(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
+    """UserError naming ``source`` unless its tensors have exactly the names and shapes of ``own``, and are finite."""
+    given, wanted = ({name: shape for name, (_, shape) in layouts_of(one).items()} for one in (tensors, own))
+    odd = sorted(wanted.keys() ^ given.keys()) or [key for key in wanted if wanted[key] != given[key]]
+    if odd:
+        raise UserError(
+            f"{source} does not fit the adapter section of params.yaml ({len(odd)} tensors differ, first {odd[0]});"
+            " run the stage that makes it again"
+        )
+    broken = [key for key, value in sorted(tensors.items()) if not torch.isfinite(value).all()]
+    if broken:
+        raise UserError(f"{source}: {broken[0]} has values that are not finite; run the stage that makes it again")
+
+
 def load_student(
     params: Params, backbone: Backbone, stage: str, root: Path = Path()
 ) -> Callable[[Tensor, Tensor, Conditioning], Tensor]:
     """Velocity (x, sigma, cond) of the generator that training stage ``stage`` left in ``root``/results, frozen.
 
-    Stage two's is stage one's adapter with its own on top, merged below it where it was trained so. UserError where a
-    file is missing, does not fit, or was trained with other settings than ``params``.
+    Stage two's is stage one's adapter with its own on top, merged below it where it was trained so. In full mode its
+    weights take the place of the base's in ``backbone``, so that no two transformers are held. UserError where a file
+    is missing, does not fit, or was trained with other settings than ``params``.
     """
     stack = ADAPTERS[stage]["generator"]
+    if params.adapter.mode == "full":
+        return _whole_student(params, backbone, _student_file(stack[-1], root), root)
     roles = AdapterBank(backbone, params.adapter, {"generator": stack}, params.run.seed)
     for name in stack:
-        source = f"results/train_{name}/generator.safetensors"
-        if not (root / source).is_file():
-            raise UserError(f"{source}: no such file; `rtdmd train_{name}` makes it")
+        source = _student_file(name, root)
         roles.load(name, read_student(root / source, params, source), source)
-    if len(stack) > 1 and not roles.full and stands_on_merged(root / source):
+    if len(stack) > 1 and stands_on_merged(root / source):
         roles.merge(stack[0])
     return lambda x, sigma, cond: roles.velocity("generator", x, sigma, cond)
+
+
+def _student_file(adapter: str, root: Path) -> str:
+    """Where a training stage leaves its generator. UserError where it is not there."""
+    source = f"results/train_{adapter}/generator.safetensors"
+    if not (root / source).is_file():
+        raise UserError(f"{source}: no such file; `rtdmd train_{adapter}` makes it")
+    return source
+
+
+def _whole_student(
+    params: Params, backbone: Backbone, source: str, root: Path
+) -> Callable[[Tensor, Tensor, Conditioning], Tensor]:
+    """The velocity of a student of all weights, which are float32; passes run in the base's precision, as training's
+    do."""
+    module = backbone.student.float()
+    tensors = read_student(root / source, params, source)
+    _require_fitting(tensors, module.state_dict(), source)
+    fill(module, tensors)
+    half = backbone.dtype if backbone.dtype != torch.float32 else None
+
+    def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        with torch.autocast(backbone.device.type, dtype=half, enabled=half is not None):
+            return backbone.velocity(module, x, sigma, cond)
+
+    return velocity

@@ -16,7 +16,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import load_tensors, read_json
+from rtdmd.common.files import read_json
+from rtdmd.common.lazy_tensors import open_tensors
 from rtdmd.common.parsing import parse_json
 from rtdmd.config import Params
 
@@ -26,13 +27,14 @@ MODEL_KEYS = ("family", "teacher", "revision", "student", "resolution", "max_seq
 """Keys of section `model` that decide what a student draws (dtype: only the rounding; the others: the teacher)."""
 
 
-def read_student(path: Path, params: Params, source: str) -> dict[str, Tensor]:
-    """Tensors of a student's file. UserError that names the first setting of ``params`` that is not the student's.
+def read_student(path: Path, params: Params, source: str) -> Mapping[str, Tensor]:
+    """Tensors of a student's file, each read when it is asked for. UserError that names the first setting of ``params``
+    that is not the student's.
 
     source: how the message calls the file.
     """
-    tensors, header = load_tensors(path)
-    for key, was, now in _differences(path, header, params):
+    tensors = open_tensors(path)
+    for key, was, now in _differences(path, _header(path), params):
         raise UserError(
             f"{source} was trained with {key}: {was}, params.yaml says {now}; set {key}: {was} to use it, or run the"
             " stage that makes it again"
@@ -51,9 +53,13 @@ def student_header(stage: str, params: Params) -> dict[str, str]:
 
 def stands_on_merged(path: Path) -> bool:
     """Whether the student of a file, which `read_student` reads, stands on stage one's adapter merged into its base."""
+    return _header(path).items() >= MERGED.items()
+
+
+def _header(path: Path) -> dict[str, str]:
+    """What is told beside the tensors of a safetensors file."""
     with safe_open(path, framework="pt") as file:
-        header = file.metadata() or {}
-    return header.items() >= MERGED.items()
+        return dict(file.metadata() or {})
 
 
 def _differences(path: Path, header: Mapping[str, str], params: Params) -> Iterator[tuple[str, Any, Any]]:

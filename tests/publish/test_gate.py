@@ -75,13 +75,16 @@ def test_adapters_of_a_family_without_adapter_files_are_published_merged(
     assert list(forms) == ["merged"] and max(forms["merged"]["from_student"].values()) < 1e-4
 
 
-def test_a_student_of_all_weights_in_bfloat16_is_published_merged(root: Path) -> None:
-    """In a fresh process too: the cast is part of the file, so the file is compared with the cast weights."""
+def test_a_student_of_all_weights_in_bfloat16_is_published_merged(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a fresh process too: the cast is part of the file, so the file is compared with the cast weights. The
+    student's weights take the place of the base's, so that one transformer is held."""
     changes = {"adapter": {"mode": "full"}, "model": {"dtype": "bfloat16"}, "publish": {"format": "merged"}}
     params = set_params(root, changes)
     write_full_student(root, params)
     without_lines(root, LORA_LINES)
-    publish.run(root)
+    with transformers_alive(monkeypatch, SD3Transformer2DModel) as alive:
+        publish.run(root)
+    assert alive == [0] * (1 + 3 * 2)
     record = read_json(root / "results/publish/gate.json")
     assert list(record["forms"]) == ["merged"]
     assert max(record["forms"]["merged"]["from_student"].values()) < 1e-4

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rtdmd.common import model_files
+from rtdmd.common import digests
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import load_tensors, save_tensors, sha256_file
 from rtdmd.config import reward_params
@@ -69,16 +69,16 @@ def test_a_file_of_the_hubs_cache_is_called_by_its_own_name(tmp_path: Path) -> N
 
 
 def test_a_large_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the run's inputs and by every loading after it, until it changes."""
+    """By the run's inputs and by every loading after it."""
     path, read = tmp_path / "model.safetensors", []
     path.write_bytes(b"weights")
-    monkeypatch.setattr(model_files, "_LARGE", 1)
-    monkeypatch.setattr(model_files, "sha256_file", lambda one: read.append(one) or sha256_file(one))
-    digests = {model_files.sha256_large(path, tmp_path)}
-    digests |= {file_hashes([path], root=tmp_path)[path.name] for _ in range(3)}
-    assert digests == {sha256_file(path)} and read == [path]
-    path.write_bytes(b"other weights")
-    assert file_hashes([path], root=tmp_path) == {path.name: sha256_file(path)} and len(read) == 2
+    real = digests.file_digest
+    monkeypatch.setattr(digests, "LARGE", 1)
+    monkeypatch.setattr(digests, "TIME_STEP", 0)
+    monkeypatch.setattr(digests, "file_digest", lambda one, kind: read.append(one) or real(one, kind))
+    found = {digests.kept_digest(path, tmp_path)}
+    found |= {file_hashes([path], root=tmp_path)[path.name] for _ in range(3)}
+    assert found == {sha256_file(path)} and read == [path]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import SD3Transformer2DModel
 from PIL import Image
 
 from rtdmd.common.errors import UserError
@@ -28,6 +29,7 @@ from rtdmd.publish.card import _results
 from rtdmd.rewards import panel
 from rtdmd.rewards.registration import RewardParams
 from rtdmd.stages import cache_teacher, evaluate, prepare_prompts, publish, report
+from tests.alive import transformers_alive
 from tests.workspace import make_workspace, set_params
 
 SCORES = ("strict", "lenient", "soft", "clipscore", "world_verifier")
@@ -152,8 +154,11 @@ def test_scores_agree_with_the_metrics(root: Path) -> None:
         assert scores.overall(name).mean == pytest.approx(metrics["train_acdmd"][name]["mean"], abs=1e-5)
 
 
-def test_same_inputs_same_bytes(root: Path, copy: Path) -> None:
-    evaluate.run(copy)
+def test_same_inputs_same_bytes(root: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the models are held one after the other."""
+    with transformers_alive(monkeypatch, SD3Transformer2DModel) as alive:
+        evaluate.run(copy)
+    assert len(alive) >= 2 * len(load_params(copy / "params.yaml").evaluate.models) and set(alive) == {0}
     publish.run(copy)
     for name in ("evaluate", "publish"):
         for path in (root / "results" / name).rglob("*.*"):
