@@ -18,6 +18,7 @@ from rtdmd.plan.costs import ROWS, Cost, Costs, count, flops_of
 from rtdmd.plan.gpus import GPUS, UTILISATION
 from rtdmd.plan.memory import Memory, acdmd_memory, cache_memory, evaluate_memory, rtdmd_memory, with_watch
 from rtdmd.plan.passes import acdmd_rows, evaluate_rows, law_rows, rtdmd_rows, watch_rows
+from rtdmd.plan.publishing import publishing_memory
 from rtdmd.plan.stand import ADAPTER_NAMES, Stand
 from rtdmd.plan.tally import META, size_of, tensors_of
 from rtdmd.prompts.records import read_prompts
@@ -83,10 +84,12 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """parameters: by role, of those that are there and of those that learn."""
+    """parameters: by role, of those that are there and of those that learn. publishing: the memory of stage publish and
+    of its gate, which compute little."""
 
     parameters: dict[str, tuple[int, str]]
     stages: dict[str, StagePlan]
+    publishing: dict[str, Memory]
 
 
 def make_plan(params: Params, root: Path = Path("."), processes: int | None = None) -> Plan:
@@ -114,7 +117,7 @@ def make_plan(params: Params, root: Path = Path("."), processes: int | None = No
         stage = StagePlan(name, unit, updates, flops_of(rows(params), costs, name), memory(costs, number), number)
         stages.append(_with_watch(stage, params, sized, counts))
     stages.append(_evaluation(params, sized, counts))
-    return Plan(_parameters(stand), {stage.name: stage for stage in stages})
+    return Plan(_parameters(stand), {stage.name: stage for stage in stages}, publishing_memory(costs, encode))
 
 
 def hours_of(flops: float, gpu: str, dtype: str, utilisation: float = UTILISATION) -> float:

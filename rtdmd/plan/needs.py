@@ -90,8 +90,7 @@ def _configs(teacher: Path) -> dict[str, str]:
 
 
 def needs_of(plan: Plan, params: Params) -> dict[str, Need]:
-    """`Need` of each stage that computes; publication loads the weights, merged and apart, and the pipeline around
-    them."""
+    """`Need` of each stage that computes."""
     cuda = params.run.device == "cuda"
     found = {}
     for name, stage in plan.stages.items():
@@ -99,9 +98,7 @@ def needs_of(plan: Plan, params: Params) -> dict[str, Need]:
         held = memory.host + (weights_of(memory.parts) if cuda else memory.peak)
         need = _need(held, _minutes(stage, params), cuda)
         found[name] = Need(need.mem_mb * stage.processes, need.runtime, need.gpu * stage.processes)
-    parts = plan.stages["train_rtdmd"].memory.parts
-    text = plan.stages["cache_teacher"].memory.parts["text encoders"]
-    exported = 2 * parts["transformer"] + parts["adapters"] + text + parts["decoder"]
+    exported = max(max(memory.peak, memory.host) for memory in plan.publishing.values())  # on a GPU too: on their way
     return found | {"publish": _need(exported, 0.0, cuda)}
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rtdmd.config import Params
 from rtdmd.plan.estimate import Plan, StagePlan, hours_of
 from rtdmd.plan.gpus import GPUS, UTILISATION
+from rtdmd.plan.memory import Memory
 
 GIB = 2**30
 
@@ -59,7 +60,7 @@ def plan_text(plan: Plan, params: Params, gpu: str) -> str:
         f" adapter.mode: {params.adapter.mode},"
         f" adapter.gradient_checkpointing: {str(params.adapter.gradient_checkpointing).lower()}",
         "Parameters\n" + _parameters(plan),
-        f"Peak memory of a process\n{_memory(stages)}",
+        f"Peak memory of a process\n{_memory({stage.name: stage.memory for stage in stages} | plan.publishing)}",
         "\n".join(_fits(stage, device.memory, gpu) for stage in stages),
         f"Computation\n{_computation(stages, gpu, dtype)}\n{about}",
     ]
@@ -72,14 +73,14 @@ def _parameters(plan: Plan) -> str:
     return "\n".join(f"{row}  {what}" for row, (_, what) in zip(rows, plan.parameters.values(), strict=True))
 
 
-def _memory(stages: list[StagePlan]) -> str:
-    held = [stage.memory.held for stage in stages]
-    rows = [["", *(stage.name for stage in stages)]]
-    staying = [name for stage in stages for name in stage.memory.parts]
+def _memory(memories: Mapping[str, Memory]) -> str:
+    held = [memory.held for memory in memories.values()]
+    rows = [["", *memories]]
+    staying = [name for memory in memories.values() for name in memory.parts]
     for name in dict.fromkeys([*staying, *(name for stage in held for name in stage)]):
         rows.append([name, *(size(stage[name]) if stage.get(name) else "-" for stage in held)])
-    rows.append(["  largest in", *(stage.memory.phase for stage in stages)])
-    rows.append(["peak", *(size(stage.memory.peak) for stage in stages)])
+    rows.append(["  largest in", *(memory.phase for memory in memories.values())])
+    rows.append(["peak", *(size(memory.peak) for memory in memories.values())])
     return table(rows)
 
 

@@ -1,0 +1,56 @@
+"""Peak memory of publishing by phase: the stage's own process, and its gate's.
+
+Each phase holds one model and gives it back before the next one comes (`rtdmd.publish.export_folder`,
+`rtdmd.publish.gate_check`), so nothing stays from one to another. Weights are merged and written a tensor at a time.
+"""
+
+from __future__ import annotations
+
+from rtdmd.plan.costs import Cost, Costs
+from rtdmd.plan.memory import Memory
+from rtdmd.plan.tally import size_of
+
+EXAMPLES, COMPARED = 4, 2  # images of the model card's picture; latents that student and export are compared on
+EXACT = 4  # bytes of a number in float32, in which they are compared
+PUBLISH, GATE = "publish", "its gate"
+
+
+def publishing_memory(costs: Costs, encode: Cost) -> dict[str, Memory]:
+    """Of the stage's process and of its gate's, on the device of the run; the card's programs run on the CPU as they
+    are printed, so on a GPU their memory is the host's."""
+    stand = costs.stand
+    count, base = stand.base_size()
+    text = float(size_of(stand.text.values())[1])
+    decoder = float(size_of([stand.vae])[1])
+    width = stand.backbone.dtype.itemsize
+    full = stand.roles.full
+    adapters = 0.0 if full else float(stand.adapter_bytes("acdmd") + stand.adapter_bytes("rtdmd"))
+    merged = float(stand.adapted_bytes()) if stand.merged else 0.0
+    drawing = max(costs.reference.peak, costs.pictures.peak)  # of an image
+    exact = {
+        "transformer": float(EXACT * count),
+        "adapters": adapters,
+        "merged layers": EXACT / width * merged,
+        "activations": COMPARED * EXACT / width * costs.reference.peak,
+    }
+    example = {
+        "transformer": exact["transformer"] if full else float(base),  # all weights of a student are float32
+        "adapters": adapters,
+        "merged layers": merged,
+        "decoder": decoder,
+        "activations": EXAMPLES * drawing,
+    }
+    encoding = {"text encoders": text, "activations": 2 * encode.peak}  # of the prompt and of the empty one
+    card = {
+        "text encoders": text,
+        "transformer": float(base),
+        "adapters": adapters * width / EXACT,
+        "decoder": decoder,
+        "activations": drawing,
+    }
+    # The gate's pipeline has its decoder; what stage one's student is merged into is no part of it.
+    compared = exact | {"merged layers": 0.0, "decoder": EXACT / width * decoder}
+    own = Memory({}, {"encoding": encoding, "example": example, "comparison": exact})
+    if stand.params.run.device == "cpu":
+        return {PUBLISH: own, GATE: Memory({}, {"card": card, "comparison": compared})}
+    return {PUBLISH: own, GATE: Memory({}, {"comparison": compared}, sum(card.values()))}
