@@ -19,7 +19,7 @@ def publishing_memory(costs: Costs, encode: Cost) -> dict[str, Memory]:
     """Of the stage's process and of its gate's, on the device of the run; the card's programs run on the CPU as they
     are printed, so on a GPU their memory is the host's."""
     stand = costs.stand
-    count, base = stand.base_size()
+    base = float(stand.base_size()[1])
     text = float(size_of(stand.text.values())[1])
     decoder = float(size_of([stand.vae])[1])
     width = stand.backbone.dtype.itemsize
@@ -28,13 +28,13 @@ def publishing_memory(costs: Costs, encode: Cost) -> dict[str, Memory]:
     merged = float(stand.adapted_bytes()) if stand.merged else 0.0
     drawing = max(costs.reference.peak, costs.pictures.peak)  # of an image
     exact = {
-        "transformer": float(EXACT * count),
+        "transformer": EXACT / width * base,
         "adapters": adapters,
         "merged layers": EXACT / width * merged,
         "activations": COMPARED * EXACT / width * costs.reference.peak,
     }
     example = {
-        "transformer": exact["transformer"] if full else float(base),  # all weights of a student are float32
+        "transformer": exact["transformer"] if full else base,  # all weights of a student are float32
         "adapters": adapters,
         "merged layers": merged,
         "decoder": decoder,
@@ -43,7 +43,7 @@ def publishing_memory(costs: Costs, encode: Cost) -> dict[str, Memory]:
     encoding = {"text encoders": text, "activations": 2 * encode.peak}  # of the prompt and of the empty one
     card = {
         "text encoders": text,
-        "transformer": float(base),
+        "transformer": base,
         "adapters": adapters * width / EXACT,
         "decoder": decoder,
         "activations": drawing,

@@ -12,6 +12,7 @@ import pytest
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import write_json, write_jsonl
+from rtdmd.common.torch_setup import DTYPES
 from rtdmd.config import PRESETS, Params, preset
 from rtdmd.pipeline.dvc_yaml import params_values, read_pipeline
 from rtdmd.plan import estimate, needs
@@ -62,11 +63,11 @@ def check_stages(plan: Plan, params: Params) -> None:
 
 def check_publishing(plan: Plan, params: Params, asked: needs.Need) -> None:
     """Student and export are compared in float32, one transformer after the other: what stage two holds is more."""
-    count = next(number for role, (number, _) in plan.parameters.items() if role.startswith("teacher"))
+    exact = 4 / DTYPES[params.model.dtype].itemsize * plan.stages["evaluate"].memory.parts["transformer"]
     own, gate = plan.publishing.values()
     for memory in (own, gate):
-        assert memory.phases["comparison"]["transformer"] == 4 * count
-        assert max(phase.get("transformer", 0) for phase in memory.phases.values()) == 4 * count
+        assert memory.phases["comparison"]["transformer"] == exact
+        assert max(phase.get("transformer", 0) for phase in memory.phases.values()) == exact
     assert own.phases["encoding"]["text encoders"] == plan.stages["cache_teacher"].memory.parts["text encoders"]
     assert max(own.peak, gate.peak) < plan.stages["train_rtdmd"].memory.peak
     assert asked.mem_mb * 1e6 > max(own.peak, gate.peak, own.host, gate.host)
