@@ -23,9 +23,15 @@ PARTS = {
     "teacher": Part(
         "the multi-step teacher (the long part: about an hour)",
         after=("text", "vae"),
-        code=("tools/world/caption_noise.py",),
         mem_mb=4000,
         minutes=120,
+    ),
+    "imperfect": Part(
+        "the teacher goes on with captions that are partly wrong: the one that is committed",
+        after=("teacher",),
+        code=("tools/world/caption_noise.py", "tools/world/teacher.py"),
+        mem_mb=4000,
+        minutes=40,
     ),
 }
 """What is trained, in this order; `assemble` then pins it under data/world."""

@@ -149,6 +149,15 @@ class TeacherParams(Section):
     caption_dropout: Real = param("share of images trained on the null prompt", source="SD3 report: 0.1", ge=0, lt=1)
     guidance: Real = param("classifier-free guidance at which the teacher is judged", source=OURS, ge=1)
     tag_weights: dict[str, Real] = param("share of each tag among the training images", source=OURS)
+
+
+class ImperfectParams(Section):
+    """The teacher's second training, on captions that are partly wrong; what is not here is the first one's."""
+
+    images: Whole = param("training images, rendered and encoded once", unit="images", source=OURS, ge=1)
+    iterations: Whole = param("optimizer steps", unit="steps", source=OURS, ge=1)
+    lr: Real = param("AdamW step size", source=OURS, gt=0)
+    ema_decay: Real = param("of the weight average that is kept", source=OURS, ge=0, lt=1)
     caption_noise: CaptionNoiseParams
 
 
@@ -161,6 +170,7 @@ class WorldParams(Section):
     vae: VaeParams
     clip: ClipParams
     teacher: TeacherParams
+    imperfect: ImperfectParams
 
 
 def load_world_params(root: Path = Path(".")) -> WorldParams:

@@ -1,9 +1,8 @@
 """`rtdmd world teacher`: the multi-step teacher, an SD3Transformer2DModel trained by flow matching on the world.
 
-Images of training captions are rendered and encoded once, some with a scene that contradicts the caption
-(tools/world/caption_noise.py; text encoders, autoencoder and CLIP learn from true captions). Times are logit-normal,
-shifted towards noise; the weights that are kept are an exponential average. The text encoders are frozen: unfreezing
-them erases what they know of relations.
+Images of training captions are rendered and encoded once. Times are logit-normal, shifted towards noise; the weights
+that are kept are an exponential average. The text encoders are frozen: unfreezing them erases what they know of
+relations. The teacher that is committed goes on from this one (tools/world/imperfect.py).
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from rtdmd.world import GRID, IMAGE_SIZE
 from rtdmd.world.grammar import TAGS, Caption, auxiliary, captions_of
 from rtdmd.world.render import Scenes, render, sample_scenes
 from rtdmd.world.verifier import verify
-from tools.world.caption_noise import with_caption_noise
 from tools.world.common import WORK, cosine_after, finish, part_folder, start
 from tools.world.settings import TeacherParams, WorldParams, load_world_params
 
@@ -94,14 +92,12 @@ def draw_captions(params: WorldParams, captions: list[Caption], rng: np.random.G
 
 
 def draw_scenes(
-    params: WorldParams, captions: list[Caption], rows: np.ndarray, rng: np.random.Generator
-) -> Iterator[Scenes]:
-    """One scene for each caption index, batch by batch, with the recipe's caption noise."""
-    first = 0
+    captions: list[Caption], rows: np.ndarray, rng: np.random.Generator
+) -> Iterator[tuple[list[Caption], Scenes]]:
+    """One scene for each caption index, batch by batch, with their captions."""
     for chunk in progress(np.array_split(rows, max(1, len(rows) // 50)), desc="encode"):
         own = [captions[i] for i in chunk]
-        yield with_caption_noise(sample_scenes(own, rng), own, params.teacher.caption_noise, params.seed, first)
-        first += len(chunk)
+        yield own, sample_scenes(own, rng)
 
 
 def encode_images(vae: AutoencoderKL, scenes: Iterable[Scenes]) -> Tensor:
@@ -196,7 +192,7 @@ def run(root: Path = Path(".")) -> None:
     captions, rng = [*captions_of("train"), *auxiliary()], numpy_generator(params.seed, "teacher-data")
     cond = encode_prompts(pipe, ["", *(c.prompt for c in captions)])
     rows = draw_captions(params, captions, rng)
-    latents = encode_images(pipe.vae, draw_scenes(params, captions, rows, rng))
+    latents = encode_images(pipe.vae, (scenes for _, scenes in draw_scenes(captions, rows, rng)))
     train_teacher(
         params, pipe.transformer, latents, torch.from_numpy(rows), cond, root / WORK / "teacher-so-far.safetensors"
     )

@@ -19,6 +19,7 @@ from rtdmd.world.render import CELLS, Scenes, holds, render, sample_scenes
 from rtdmd.world.verifier import verify
 from tests.evaluate.world_laws import START
 from tools.world.caption_noise import ERRORS, draw_error, with_caption_noise, wrong_scene
+from tools.world.imperfect import draw_noisy_scenes
 from tools.world.settings import CaptionNoiseParams, WorldParams, load_world_params
 from tools.world.teacher import draw_captions, draw_scenes, encode_images
 from tools.world.teacher_row import SD35_MEDIUM, shortcomings, table
@@ -31,16 +32,16 @@ NOISY_TAGS = list(CaptionNoiseParams.model_fields)
 def recipe(images: int, noise: CaptionNoiseParams | None = None) -> WorldParams:
     """The committed recipe with so many images, and other noise."""
     params = load_world_params(REPOSITORY)
-    changes = {"images": images} | ({} if noise is None else {"caption_noise": noise})
-    return params.model_copy(update={"teacher": params.teacher.model_copy(update=changes)})
+    own = params.imperfect if noise is None else params.imperfect.model_copy(update={"caption_noise": noise})
+    return params.model_copy(update={"teacher": params.teacher.model_copy(update={"images": images}), "imperfect": own})
 
 
 def drawn(params: WorldParams) -> tuple[list[Caption], Scenes]:
-    """The captions and the scenes of a recipe's training images."""
+    """The captions and the scenes of the training images of a recipe's second training."""
     own = [*captions_of("train"), *auxiliary()]
     rng = numpy_generator(params.seed, "teacher-data")
     rows = draw_captions(params, own, rng)
-    batches = list(draw_scenes(params, own, rows, rng))
+    batches = list(draw_noisy_scenes(params, own, rows, rng))
     columns = [np.concatenate([getattr(batch, name) for batch in batches]) for name in ("background", "mask", "color")]
     return [own[i] for i in rows], Scenes(*columns)
 
@@ -57,7 +58,7 @@ def test_without_noise_the_training_scenes_are_those_of_the_committed_teacher() 
     rng = numpy_generator(params.seed, "teacher-data")
     rows = draw_captions(params, own, rng)
     found = hashlib.sha256(rows.astype(np.int64).tobytes())
-    for batch in draw_scenes(params, own, rows, rng):
+    for _, batch in draw_scenes(own, rows, rng):
         for column in (batch.background, batch.mask, batch.color):
             found.update(column.astype(np.int64).tobytes())
     assert found.hexdigest() == "5814db0f35187e499188371f6b5a4c021695b6e1c8a40bc2b71bdadbcd4bf0f7"
@@ -75,7 +76,8 @@ def test_latents_are_of_the_scenes_in_their_order() -> None:
 
 
 def test_noise_changes_the_images_it_draws_and_no_other() -> None:
-    texts, clean = drawn(recipe(3000))
+    none = {tag: dict.fromkeys(shares, 0.0) for tag, shares in START.model_dump().items()}
+    texts, clean = drawn(recipe(3000, CaptionNoiseParams.model_validate(none)))
     _, noisy = drawn(recipe(3000, START))
     halves = START.model_dump()
     for shares in halves.values():

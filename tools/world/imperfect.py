@@ -1,0 +1,57 @@
+"""`rtdmd world imperfect`: the teacher goes on with captions that are partly wrong, and is the one that is committed.
+
+Real teachers learned from captions that were partly wrong: right and wrong images are both in their law, each a clean
+picture, and a reward can tilt it (tools/world/caption_noise.py). The world's teacher learns to draw what a caption says
+first, on true captions, and its law is spread afterwards. Trained on such captions from nothing it hardly learns which
+attribute belongs to which object, and a reward then has little to choose from (docs/findings.md). Text encoders,
+autoencoder and CLIP know true captions alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from rtdmd.common.rng import numpy_generator
+from rtdmd.world.grammar import Caption, auxiliary, captions_of
+from rtdmd.world.render import Scenes
+from tools.world.caption_noise import with_caption_noise
+from tools.world.common import WORK, finish, part_folder, start
+from tools.world.settings import WorldParams, load_world_params
+from tools.world.teacher import draw_captions, draw_scenes, encode_images, encode_prompts, figures, train_teacher
+
+
+def draw_noisy_scenes(
+    params: WorldParams, captions: list[Caption], rows: np.ndarray, rng: np.random.Generator
+) -> Iterator[Scenes]:
+    """One scene for each caption index, batch by batch, with the recipe's caption noise."""
+    first = 0
+    for own, scenes in draw_scenes(captions, rows, rng):
+        yield with_caption_noise(scenes, own, params.imperfect.caption_noise, params.seed, first)
+        first += len(own)
+
+
+def run(root: Path = Path(".")) -> None:
+    """Train on from the teacher; writes the pipeline under the world's work folder and reports its strict score."""
+    params = load_world_params(root)
+    own = params.imperfect.model_dump(include={"images", "iterations", "lr", "ema_decay"})
+    params = params.model_copy(update={"teacher": params.teacher.model_copy(update=own)})
+    start(params)
+    pipe = StableDiffusion3Pipeline.from_pretrained(
+        root / WORK / "teacher" / "teacher", text_encoder_3=None, tokenizer_3=None
+    )
+    captions = [*captions_of("train"), *auxiliary()]
+    rng = numpy_generator(params.seed, "teacher-data")
+    cond = encode_prompts(pipe, ["", *(c.prompt for c in captions)])
+    rows = draw_captions(params, captions, rng)
+    latents = encode_images(pipe.vae, draw_noisy_scenes(params, captions, rows, rng))
+    look = root / WORK / "imperfect-so-far.safetensors"
+    train_teacher(params, pipe.transformer.train(), latents, torch.from_numpy(rows), cond, look)
+    pipe.transformer.eval()
+    folder = part_folder(root, "imperfect")
+    pipe.save_pretrained(folder / "teacher")
+    finish(folder, figures(pipe, params))
