@@ -96,7 +96,10 @@ def test_misspelt_section_comes_before_the_missing_one() -> None:
             {"train_rtdmd": {"candidate_steps": [1, 3]}},
             "train_rtdmd.candidate_steps: [1, 3]; allowed: 0 to model.num_steps - 2 = 2",
         ),
-        ({"train_rtdmd": {"trained_steps": 4}}, "train_rtdmd.trained_steps: 4; allowed: 1 to 2, the candidate_steps"),
+        (
+            {"train_rtdmd": {"candidate_steps": [1, 2], "trained_steps": 4}},
+            "train_rtdmd.trained_steps: 4; allowed: 1 to 2, the candidate_steps",
+        ),
         ({"train_rtdmd": {"candidate_steps": [2, 1]}}, "train_rtdmd.candidate_steps: [2, 1]; allowed: step numbers"),
         ({"model": {"eta": 0}}, "model.eta: 0 with train_rtdmd.weights.policy above 0"),
         (
@@ -189,7 +192,7 @@ def test_misspelt_section_comes_before_the_missing_one() -> None:
             "prepare_prompts.sets.train[0].split is missing; allowed: which captions: train or heldout",
         ),
         ({"publish": {"dry_run": False}}, "publish.repo_id: None with dry_run: false; allowed: owner/name"),
-        ({"train_acdmd": {"generator_every": 2000}}, "would never be trained; allowed: 1 to iterations = 1600"),
+        ({"train_acdmd": {"generator_every": 2000}}, "would never be trained; allowed: 1 to iterations = 1000"),
     ],
 )
 def test_what_is_wrong_is_one_line_with_key_value_and_allowed(changes: dict, expected: str) -> None:

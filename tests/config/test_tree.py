@@ -18,22 +18,22 @@ UNWEIGHTED = [{"name": "world_verifier", "weight": 0.0, "soft_weight": 0.7}]
     ("changes", "expected"),
     [
         (
-            {"train_acdmd": {"warmup": 401}},
-            "train_acdmd.warmup: 401, so that generator_optimizer.lr is never reached; allowed: 0 to 400",
+            {"train_acdmd": {"warmup": 251}},
+            "train_acdmd.warmup: 251, so that generator_optimizer.lr is never reached; allowed: 0 to 250",
         ),
         (
             {"train_acdmd": {"fake_per_step": True, "stop": "last"}},
             "train_acdmd.fake_per_step: true with stop: last, so that no fake score but the last step's is ever",
         ),
         (
-            {"train_rtdmd": {"validation": {"every": 121}}},
-            "train_rtdmd.validation.every: 121 with epochs: 120, so that no student is ever better than stage one's;"
-            " allowed: 0 to 120",
+            {"train_rtdmd": {"validation": {"every": 141}}},
+            "train_rtdmd.validation.every: 141 with epochs: 140, so that no student is ever better than stage one's;"
+            " allowed: 0 to 140",
         ),
         (
-            {"train_rtdmd": {"ema_every": 121}},
-            "train_rtdmd.ema_every: 121 with epochs: 120, so that the average, which is what the run delivers, stays"
-            " stage one's student; allowed: 1 to 120",
+            {"train_rtdmd": {"ema_every": 141}},
+            "train_rtdmd.ema_every: 141 with epochs: 140, so that the average, which is what the run delivers, stays"
+            " stage one's student; allowed: 1 to 140",
         ),
         (
             {"train_rtdmd": {"dynamic": {"guidance": 0.75, "epochs": 2}, "fake_adapter": "new"}},
@@ -41,9 +41,9 @@ UNWEIGHTED = [{"name": "world_verifier", "weight": 0.0, "soft_weight": 0.7}]
             " allowed: 0, or fake_adapter: continued",
         ),
         (
-            {"train_rtdmd": {"ema_every": 122, "ema_warmup": True}},
-            "train_rtdmd.ema_every: 122 with epochs: 120, so that the average, which is what the run delivers, stays"
-            " stage one's student; allowed: 1 to 121",
+            {"train_rtdmd": {"ema_every": 142, "ema_warmup": True}},
+            "train_rtdmd.ema_every: 142 with epochs: 140, so that the average, which is what the run delivers, stays"
+            " stage one's student; allowed: 1 to 141",
         ),
         (
             {"train_rtdmd": {"subset_factor": True, "loss_average": "all_steps"}},
