@@ -34,6 +34,7 @@ SMALL: dict[str, Any] = {
         "candidate_steps": [0],
         "trained_steps": 1,
         "matching_path": "last_step",
+        "backprop_at": "last_step",
         "drop_zero_advantage": False,
         "prompts_per_epoch": 3,
         "group_size": 8,
