@@ -70,6 +70,7 @@ CORRECTED: dict[str, Any] = {
     "normalise_matching": False,
     "gradient_scaling": "none",
     "backprop_margin": 100.0,
+    "backprop_at": "last_step",  # the fixed point is that of the image's own reward
     "fake_start": "data",
     "fake_updates_per_epoch": 4,
     "fake_batch_size": 512,

@@ -33,5 +33,5 @@ def test_an_installed_package_without_tools_says_where_the_command_runs(
 def test_a_part_that_the_world_does_not_have(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["world", "sound"]) == 2
     assert capsys.readouterr().err == (
-        "rtdmd: world sound: no such part; allowed: text, vae, clip, teacher, assemble\n"
+        "rtdmd: world sound: no such part; allowed: text, vae, clip, teacher, imperfect, assemble\n"
     )

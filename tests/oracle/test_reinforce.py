@@ -21,6 +21,7 @@ CHANGES = {
     "clip_range": 1e-3,
     "advantage_clip": 1e6,
     "backprop_margin": 1e3,
+    "backprop_at": "last_step",
     "candidate_steps": [0, 1, 2],
     "trained_steps": 2,
     "group_size": MEMBERS,

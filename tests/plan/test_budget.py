@@ -102,9 +102,10 @@ def test_lengths_spend_the_same_budget_to_half_an_epoch() -> None:
 def test_groups_that_share_their_start_are_run_once() -> None:
     """World: 512 images in groups of 8, step 1 or 2 trained. Equal before: steps 0 and 1, or 0 to 2, at 64 images."""
     two = Prices(**FREE | {"two": 1.0})
-    parts = budget.stage_two_epoch(preset("world"), two)
+    steps = {"candidate_steps": [1, 2]}
+    parts = budget.stage_two_epoch(preset("world", {"train_rtdmd": steps}), two)
     assert (parts["roll_out"], parts["policy"]) == ((64 + 64 + 512 + 512 + 64 + 64 + 64 + 512) / 2, 64)
-    free = budget.stage_two_epoch(preset("world", {"train_rtdmd": {"share_initial": False}}), two)
+    free = budget.stage_two_epoch(preset("world", {"train_rtdmd": steps | {"share_initial": False}}), two)
     assert (free["roll_out"], free["policy"]) == (4 * 512, 512)
 
 

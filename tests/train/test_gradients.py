@@ -21,7 +21,14 @@ from tests.train.workshop import adamw
 
 EXACT = Setting()
 EPOCH = 10  # in which both random steps are the first
-SIZES = {"prompts_per_epoch": 3, "group_size": 4, "micro_batch": 5, "last_step_batch_size": 12, "fake_batch_size": 12}
+SIZES = {
+    "prompts_per_epoch": 3,
+    "group_size": 4,
+    "micro_batch": 5,
+    "last_step_batch_size": 12,
+    "fake_batch_size": 12,
+    "backprop_at": "last_step",
+}
 OTHER = LAW.affine(torch.tensor([0.3, 0.4], dtype=torch.float64), 1.3)
 ANCHORED = {"policy": 0.3, "matching": 0.7, "backprop": 0.2, "reference_kl": 0.4}
 ROWS: dict[str, tuple[dict[str, Any], int, int]] = {

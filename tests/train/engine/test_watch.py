@@ -99,8 +99,8 @@ def test_a_look_is_no_part_of_a_steps_speed(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"suites": []}, "train_acdmd.watch.suites: [] with every: 400; allowed: one or more, or every: 0"),
-        ({"rewards": []}, "train_acdmd.watch.rewards: [] with every: 400; allowed: one or more, or every: 0"),
+        ({"suites": []}, "train_acdmd.watch.suites: [] with every: 250; allowed: one or more, or every: 0"),
+        ({"rewards": []}, "train_acdmd.watch.rewards: [] with every: 250; allowed: one or more, or every: 0"),
         ({"suites": [OWN, OWN]}, "train_acdmd.watch.suites: 'own' occurs 2 times; allowed: each name once"),
         (
             {"suites": [OWN | {"rewards": ["hpsv2"]}]},
