@@ -6,8 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from rtdmd import cli
@@ -81,7 +83,9 @@ def test_the_published_folder_and_the_run_draw_the_same(
     monkeypatch.chdir(root)
     for source, out in (("train_rtdmd", "one.png"), ("results/publish", "other.png")):
         assert cli.main(["sample", PROMPT, "--from", source, "--images", "1", "--out", out]) == 0
-    assert (root / "one.png").read_bytes() == (root / "other.png").read_bytes()
+    one, other = (np.asarray(Image.open(root / name)).astype(int) for name in ("one.png", "other.png"))
+    # The gate has both within 1e-4 of each other, less than one level of 8 bits: rounding moves by one at most.
+    assert one.shape == other.shape and np.abs(one - other).max() <= 1
 
 
 def test_the_published_folder_is_judged_on_the_base_on_which_it_stands(run: tuple[Path, Params]) -> None:
