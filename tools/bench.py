@@ -12,7 +12,7 @@ The passes of the transformer are counted twice: those that the algorithm needs,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -158,19 +158,18 @@ def needed(params: Params, stage: str) -> Counts:
 
 def _timed(update: Update, passes: Passes, repeats: int, need: Counts) -> Times:
     """Update and passes in turn, after one of each that does not count."""
-    totals = [[0.0, 0.0], [0.0, 0.0]]
-    forward = backward = 0.0
+    whole, bare, made = list[tuple[float, float]](), list[tuple[float, float]](), list[Counts]()
     for step in range(repeats + 1):
         passes.found.clear()
-        mine = _clocked(partial(update, step))
-        made = passes.made()
-        alone = _clocked(passes.again)
-        if step:
-            forward += made.forward / repeats
-            backward += made.backward / repeats
-            totals = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(totals, (mine, alone), strict=True)]
-    whole, bare = ((seconds[0], seconds[1]) for seconds in totals)
-    return Times(repeats, whole, bare, need, Counts(forward, backward))
+        whole.append(_clocked(partial(update, step)))
+        made.append(passes.made())
+        bare.append(_clocked(passes.again))
+    forward, backward = _sums(made[1:])
+    return Times(repeats, _sums(whole[1:]), _sums(bare[1:]), need, Counts(forward / repeats, backward / repeats))
+
+
+def _sums(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    return sum(first for first, _ in pairs), sum(second for _, second in pairs)
 
 
 def _clocked(run: Callable[[], object]) -> tuple[float, float]:

@@ -207,20 +207,6 @@ class TrainRtdmdParams(TrainingParams):
 
     _distinct = field_validator("rewards")(distinct)
 
-    def shared_terms(self) -> list[tuple[str, ...]]:
-        """The groups of loss terms that can meet in a pass of the generator and need no norm of their own, so that one
-        backward pass serves them all: those of the last step, unless matching goes through the whole chain, and those
-        of the trained steps; one group where matching has a part in both."""
-        w = self.weights
-        if self.gradient_scaling == "unit_norm":
-            return []
-        stochastic = [name for name, weight in (("policy", w.policy), ("reference_kl", w.reference_kl)) if weight > 0]
-        last = [name for name, weight in (("matching", w.matching), ("backprop", w.backprop)) if weight > 0]
-        groups = [stochastic + last] if self.matching_path == "reward" else [stochastic, last]
-        if self.matching_path == "whole_chain":
-            groups = [stochastic]
-        return [tuple(group) for group in groups if len(group) > 1]
-
     @model_validator(mode="after")
     def _check(self) -> TrainRtdmdParams:
         if self.processes > self.prompts_per_epoch:

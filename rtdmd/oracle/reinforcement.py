@@ -43,6 +43,7 @@ from rtdmd.oracle.training import (
 )
 from rtdmd.rewards.panel import Panel
 from rtdmd.train.adapters import ADAPTERS, AdapterBank
+from rtdmd.train.gradients import Terms
 from rtdmd.train.losses import RENOISE_HIGH, RENOISE_LOW, RENOISE_MARGIN
 from rtdmd.train.rtdmd import RtdmdTrainer
 
@@ -215,8 +216,10 @@ def matching_as_a_reward(setting: Setting, path: str = "reward", size: int = 400
         cond, records, groups = images(trainer.p, law)
         draws = BatchDraws(setting.seed, "oracle two", 0, tuple(range(len(records))), (2, 1, 1), law.means.device)
         rollout = trainer.roll_out(cond, records, groups, steps, draws)
-        gradient, _, terms, _ = trainer.last_step(rollout, draws)
-        trainer.policy_gradient(rollout, torch.zeros(len(records)), steps, terms=terms)
+        terms = Terms(trainer.generator, dict(trainer.p.weights))
+        trainer.last_step(rollout, draws, terms)
+        trainer.policy_gradient(rollout, torch.zeros(len(records)), steps, terms)
+        gradient = terms.sums["matching"]
         if gradient.total is None:
             raise ValueError("matching has no gradient")
         sums.append(torch.cat([part.flatten() for part in gradient.total[-2:]]))

@@ -16,6 +16,7 @@ from rtdmd.plan.costs import Cost, Costs
 from rtdmd.plan.passes import pairs
 from rtdmd.plan.stand import Stand, model_of
 from rtdmd.plan.tally import size_of
+from rtdmd.train.gradients import shared_terms
 
 if TYPE_CHECKING:
     from rtdmd.config import RewardParams, WatchParams
@@ -114,8 +115,8 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
     sums, sums_last, sums_fake = micro < images, last < chosen, ours < learned
     image = stand.row_bytes() + (2 * stand.params.model.num_steps) * stand.latent_bytes()  # K+1 states, K-1 means
     both = (images + chosen) * image
-    place = {name: names for names in p.shared_terms() for name in names}
-    sum_of = {name: place.get(name, (name,)) for name, weight in w if weight > 0}  # of the terms that are there
+    shared = shared_terms(p)
+    sum_of = {name: shared.get(name, name) for name, weight in w if weight > 0}  # of the terms that are there
     on_last = {sum_of[name] for name in ("matching", "backprop") if name in sum_of}
     stochastic = ("policy", "reference_kl", *["matching"] * (p.matching_path == "reward"))
     on_trained = {sum_of[name] for name in stochastic if name in sum_of}

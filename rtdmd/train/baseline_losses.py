@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rtdmd.flow.anneal import annealed_uniform, leaning_scale
-from rtdmd.flow.credit import predicted_x0, scored_steps, step_credit
+from rtdmd.flow.credit import scored_steps, step_credit
 from rtdmd.flow.nft import guided_weight, nft_loss, optimality, reward_gain
 from rtdmd.flow.path import interpolate
 from rtdmd.train.losses import Draws, Renoised, Rollout, micro_batches
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rtdmd.rewards.panel import Batch, Panel
     from rtdmd.train.adapters import AdapterBank
     from rtdmd.train.distributed.ranks import Ranks
-    from rtdmd.train.gradients import Gradients, Terms
+    from rtdmd.train.gradients import Terms
     from rtdmd.train.learner import Learner
 
 
@@ -51,10 +51,10 @@ class Trainer(Protocol):
         rollout: Rollout,
         advantages: Tensor,
         trained: Sequence[int],
+        terms: Terms,
         everyone: Tensor | None = None,
-        terms: Terms | None = None,
-    ) -> tuple[Gradients, Gradients, dict[str, float]]:
-        """Gradients of the policy loss and of the reference KL, and values."""
+    ) -> dict[str, float]:
+        """Gradients of the policy loss and of the reference KL, in ``terms``, and values."""
         ...
 
 
@@ -76,7 +76,7 @@ def nft_gradient(
         x = interpolate(images[rows], noise[rows], sigma[rows])
         v = trainer.adapters.velocity("generator", x, sigma[rows], rollout.cond.index(rows))
         loss = nft_loss(v, v.detach(), noise[rows] - images[rows], r[rows], p.nft_strength).sum() / total
-        terms.add({"nft": (loss, None)})
+        terms.add({"nft": loss})
         value += loss.item()
     return value
 
@@ -97,10 +97,8 @@ def step_advantages(
     last = len(rollout.sigmas) - 2
     found = {last: dict(scores)}
     for k in scored_steps(tuple(trained), last, p.credit):
-        sigma, tau = (rollout.sigmas[i].expand(len(rollout)) for i in (k, k + 1))
-        x0 = predicted_x0(rollout.states[k], rollout.means[k], sigma, tau, trainer.eta)
         with ranks.sync_errors():
-            own = scored(trainer, rollout, x0)
+            own = scored(trainer, rollout, rollout.foreseen(slice(None), k, trainer.eta))
         found[k] = {name: ranks.all_gather(part) for name, part in own.items()}
     by_step = {}
     for step in trained:
@@ -121,8 +119,8 @@ def stepwise_policy_gradient(
     share = 1.0 if trainer.p.loss_average == "all_steps" else 1 / len(advantages)
     values: dict[str, float] = {}
     for step, everyone in advantages.items():
-        one = terms.empty()
-        *_, more = trainer.policy_gradient(rollout, everyone[mine], (step,), everyone, one)
+        one = replace(terms)  # its sums are empty
+        more = trainer.policy_gradient(rollout, everyone[mine], (step,), one, everyone)
         for name, sums in one.sums.items():
             terms.sums[name].add_scaled(sums, share)
         for name, value in more.items():

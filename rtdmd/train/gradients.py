@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from rtdmd.config.train_rtdmd import TrainRtdmdParams
     from rtdmd.train.distributed.ranks import Ranks
     from rtdmd.train.learner import Learner
 
@@ -26,13 +27,11 @@ class Gradients:
     total: list[Tensor] | None = None
     term: str = ""  # the loss, for messages
 
-    def add(self, loss: Tensor, retain_graph: bool = False) -> None:
-        """Add the gradient of a scalar loss; a parameter that the loss does not reach is an error."""
-        self.pull([loss], [torch.ones_like(loss)], retain_graph)
-
-    def pull(self, outputs: Sequence[Tensor], pulls: Sequence[Tensor], retain_graph: bool = False) -> None:
-        """Add what the gradients ``pulls`` at ``outputs`` are at the parameters, by one backward pass; a parameter that
-        none of the outputs reaches is an error."""
+    def add(
+        self, outputs: Tensor | Sequence[Tensor], pulls: Sequence[Tensor] | None = None, retain_graph: bool = False
+    ) -> None:
+        """Add what the gradients ``pulls`` at ``outputs`` are at the parameters, by one backward pass; None: the output
+        is a scalar loss. A parameter that no output reaches is an error."""
         new = torch.autograd.grad(outputs, self.learner.parameters, pulls, retain_graph=retain_graph)
         self.total = list(new) if self.total is None else [a + b for a, b in zip(self.total, new, strict=True)]
 
@@ -67,55 +66,54 @@ class Terms:
     pass of the generator, their gradients meet at its output and go back through it once.
     """
 
-    sums: dict[str, Gradients]  # by the names of the terms that share it, joined by +
-    place: dict[str, str]  # term -> its sum
+    learner: Learner
     weights: Mapping[str, float]
+    shared: Mapping[str, str] = field(default_factory=dict)  # term -> the sum that it shares; any other has its own
     matching_rewards: Tensor | None = None  # (N,), matching as a reward of each image, with `matching_path: reward`
 
-    @staticmethod
-    def of(learner: Learner, weights: Mapping[str, float], shared: Sequence[Sequence[str]] = ()) -> Terms:
-        """``shared``: the groups of terms with one sum; every other term has its own."""
-        place = {name: name for name in TERMS}
-        place |= {name: "+".join(names) for names in shared for name in names}
-        return Terms({name: Gradients(learner) for name in place.values()}, place, weights)
+    def __post_init__(self) -> None:
+        self.sums = {self.shared.get(term, term): Gradients(self.learner) for term in TERMS}
 
-    def __getitem__(self, term: str) -> Gradients:
-        """The sum that a term's gradients are in."""
-        return self.sums[self.place[term]]
-
-    def alone(self, term: str) -> bool:
-        """Whether a term's sum has no other term in it, so that its norm is the term's."""
-        return self.place[term] == term
-
-    def add(self, parts: Mapping[str, tuple[Tensor, Tensor | None]]) -> None:
-        """Add the gradients of terms that go through the same pass: of each an output of it, and the gradient there
-        (None: the output is the loss). One backward pass for each sum; the graph is gone after the last one."""
+    def add(self, ends: Mapping[str, Tensor], pulls: Mapping[str, Tensor] | None = None) -> None:
+        """Add the gradients of terms that go through the same pass: ``ends`` has an output of it for each, ``pulls``
+        the gradient there; None: the ends are losses. One backward pass for each sum; the graph is gone after the last
+        one."""
+        pulls = pulls or {term: torch.ones_like(end) for term, end in ends.items()}
         groups: dict[str, list[str]] = {}
-        for term in parts:
-            groups.setdefault(self.place[term], []).append(term)
+        for term in ends:
+            groups.setdefault(self.shared.get(term, term), []).append(term)
         left = len(groups)
         for name, terms in groups.items():
             left -= 1
-            pulls = []
-            for term in terms:
-                output, pull = parts[term]
-                pull = torch.ones_like(output) if pull is None else pull
-                pulls.append(pull if self.alone(term) else self.weights[term] * pull)
-            self.sums[name].pull([parts[term][0] for term in terms], pulls, retain_graph=left > 0)
+            scaled = [pulls[term] if term == name else self.weights[term] * pulls[term] for term in terms]
+            self.sums[name].add([ends[term] for term in terms], scaled, retain_graph=left > 0)
 
-    def empty(self) -> Terms:
-        """The same terms and who shares a sum, without gradients."""
-        sums = {name: Gradients(own.learner) for name, own in self.sums.items()}
-        return Terms(sums, self.place, self.weights, self.matching_rewards)
-
-    def all_reduce(self, ranks: Ranks) -> None:
-        """Add up what all processes have."""
+    def reduced(self, ranks: Ranks, parts: int) -> dict[str, tuple[float, Gradients]]:
+        """Every sum, added up over all processes, and its weight over ``parts``: its term's, or 1 where the terms in it
+        have theirs already."""
         for own in self.sums.values():
             own.all_reduce(ranks)
-
-    def weighted(self, parts: int) -> dict[str, tuple[float, Gradients]]:
-        """Every sum and its weight over ``parts``: its term's, or 1 where the terms in it have theirs already."""
         return {name: (self.weights.get(name, 1.0) / parts, own) for name, own in self.sums.items()}
+
+
+def shared_terms(p: TrainRtdmdParams) -> dict[str, str]:
+    """The sums that loss terms share, by term: of terms that can meet in a pass of the generator and need no norm of
+    their own, so that one backward pass serves them all. Those of the last step meet, unless matching goes through the
+    whole chain, and those of the trained steps; all of them where matching has a part in both."""
+    if p.gradient_scaling == "unit_norm":
+        return {}
+    trained, last = ("policy", "reference_kl"), ("matching", "backprop")
+    groups: list[tuple[str, ...]] = [trained, last]
+    if p.matching_path == "reward":
+        groups = [trained + last]
+    elif p.matching_path == "whole_chain":
+        groups = [trained]
+    shared: dict[str, str] = {}
+    for group in groups:
+        present = [term for term in group if getattr(p.weights, term) > 0]
+        if len(present) > 1:
+            shared |= dict.fromkeys(present, "+".join(present))
+    return shared
 
 
 def combine(terms: Mapping[str, tuple[float, Gradients]], scaling: str) -> tuple[list[Tensor], dict[str, float]]:

@@ -27,6 +27,7 @@ from rtdmd.flow.ambient import (
     renoise,
 )
 from rtdmd.flow.cps import cps_step, eta_star
+from rtdmd.flow.credit import predicted_x0
 from rtdmd.flow.matching import dmd_direction, dmd_loss
 from rtdmd.flow.path import require_finite, x0_from_velocity
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Conditioning
     from rtdmd.config.train_acdmd import TrainAcdmdParams
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
-    from rtdmd.train.gradients import Gradients, Terms
 
 CLIP_SHARE = 0.1  # of the clip range, which rounding may take at the first update of an epoch
 
@@ -234,21 +234,19 @@ class Rollout:
             groups=self.groups[rows],
         )
 
+    def foreseen(self, rows: slice, k: int, eta: float) -> Tensor:
+        """x̂_0 (B, C, H, W) that the generator predicted at step k of ``rows``, without a pass."""
+        if k == len(self.sigmas) - 2:
+            return self.states[-1][rows]
+        x = self.states[k][rows]
+        sigma, tau = (self.sigmas[i].expand(len(x)) for i in (k, k + 1))
+        return predicted_x0(x, self.means[k][rows], sigma, tau, eta)
+
 
 def micro_batches(count: int, size: int) -> Iterator[slice]:
     """Consecutive slices of at most ``size``."""
     for first in range(0, count, size):
         yield slice(first, min(first + size, count))
-
-
-class LastStep(NamedTuple):
-    """The last step's terms: the sums that the gradients of matching and of back-propagation are in, all terms (with
-    matching as a reward where ``matching_path`` says so), and values."""
-
-    matching: Gradients
-    backprop: Gradients
-    terms: Terms
-    values: dict[str, float]
 
 
 class SharedPass(NamedTuple):

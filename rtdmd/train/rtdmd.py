@@ -24,7 +24,6 @@ from rtdmd.common.files import save_tensors, write_json
 from rtdmd.common.rng import integers, permutation
 from rtdmd.config import Params
 from rtdmd.flow.cps import cps_mean_std, gaussian_log_prob, published_log_prob
-from rtdmd.flow.credit import predicted_x0
 from rtdmd.flow.matching import dmd_loss, matching_rewards
 from rtdmd.flow.path import require_finite, x0_from_velocity
 from rtdmd.flow.policy import clipped_policy_loss, draw_step_subset, gaussian_kl, group_advantages, subset_factor
@@ -41,12 +40,11 @@ from rtdmd.train.baseline_losses import (
 )
 from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine.diagnostics import Pixels, latent_values, signal_values
-from rtdmd.train.gradients import Gradients, Terms, combine
+from rtdmd.train.gradients import Gradients, Terms, combine, shared_terms
 from rtdmd.train.learner import Average, Learner, warmed_decay
 from rtdmd.train.losses import (
     Draws,
     FakeScoreLoss,
-    LastStep,
     Renoised,
     Rollout,
     SharedPass,
@@ -133,7 +131,7 @@ class RtdmdTrainer:
             order = permutation(count, draws.seed, draws.stream, draws.step, "last-rows")
             last_images = order[: p.last_step_batch_size]
         last_rows, last_draws = draws.among(last_images)
-        terms = Terms.of(self.generator, dict(p.weights), p.shared_terms())
+        terms = Terms(self.generator, dict(p.weights), shared_terms(p))
 
         with ranks.sync_errors():
             # 1. SubGRPO draws the stochastic steps to train. Roll out: elsewhere a group shares its noise.
@@ -142,28 +140,25 @@ class RtdmdTrainer:
             rollout = self.roll_out(cond, records, groups[mine], trained, draws)
         fake_values = self.fake_updates(rollout, draws) if p.update_order == "fake_first" else {}
 
-        with ranks.sync_errors():
-            # 2. Rewards of the final images; a slow scorer goes on beside 3.
-            last = None
-            with self.rewards.scoring(self.images(rollout, pixels)) as scoring:
-                # 3. Last step: distribution matching, and back-propagation of the differentiable rewards.
-                if p.matching_gain == 0:
-                    last = self.last_step(rollout.take(last_rows), last_draws, len(last_images), terms=terms)
-                own_scores = scoring.scores(rollout.states[-1].device)
+        # 2. Rewards of the final images; a slow scorer goes on beside 3.
+        with ranks.sync_errors(), self.rewards.scoring(self.images(rollout, pixels)) as scoring:
+            # 3. Last step: distribution matching, and back-propagation of the differentiable rewards.
+            if p.matching_gain == 0:
+                sums = self.last_step(rollout.take(last_rows), last_draws, terms, len(last_images))
+            own_scores = scoring.scores(rollout.states[-1].device)
 
         # 4. Advantages over the images of all processes, and the policy gradient of the trained steps.
         scores = {name: ranks.all_gather(own) for name, own in own_scores.items()}
         advantages = self.advantages(scores, groups)
         credited = step_advantages(self, rollout, scores, trained) if p.credit != "trajectory" else None
         with ranks.sync_errors():
-            if last is None:  # GDMD: the rewards weigh the matching
+            if p.matching_gain > 0:  # GDMD: the rewards weigh the matching
                 weigh = gain_weights(self, rollout, scores, mine, last_rows)
-                last = self.last_step(rollout.take(last_rows), last_draws, len(last_images), weigh, terms)
+                sums = self.last_step(rollout.take(last_rows), last_draws, terms, len(last_images), weigh)
             if credited is None:
-                *_, means = self.policy_gradient(rollout, advantages[mine], trained, advantages, terms)
+                means = self.policy_gradient(rollout, advantages[mine], trained, terms, advantages)
             else:
                 means = stepwise_policy_gradient(self, rollout, credited, mine, terms)
-            sums = last.values
             if p.weights.nft > 0:
                 sums["nft"] = nft_gradient(self, rollout, advantages[mine], draws, terms, count)
         values = ranks.all_reduce(means, "mean")
@@ -172,12 +167,11 @@ class RtdmdTrainer:
         values |= ranks.all_reduce(sums)
 
         # 5. One update of the generator with the weighted sum of its terms over all processes, and of its EMA.
-        terms.all_reduce(ranks)
         parts = p.trained_steps + 1 if p.loss_average == "all_steps" else 1  # of the loss, one for each trained step
-        gradient, norms = combine(terms.weighted(parts), p.gradient_scaling)
+        gradient, norms = combine(terms.reduced(ranks, parts), p.gradient_scaling)
         values |= norms
         values["generator_grad_norm"] = self.generator.step(gradient)
-        del gradient, terms, last  # each as large as the adapter, and the fake score's updates need the memory
+        del gradient, terms  # each as large as the adapter, and the fake score's updates need the memory
         self.update_average()
 
         # 6. Fake-score updates from the cached roll-out, where they were not made before the generator's.
@@ -270,24 +264,23 @@ class RtdmdTrainer:
         self,
         rollout: Rollout,
         draws: Draws,
+        terms: Terms,
         total: int | None = None,
         weigh: Weigh | None = None,
-        terms: Terms | None = None,
-    ) -> LastStep:
-        """Gradients of distribution matching and of reward back-propagation through the last step, as
-        ``matching_path`` says: at s = 0 through the last step or through the whole chain, or with its reward for the
-        stochastic steps; or, as in stage one, through one step k ~ U{1..K} of the roll-out, at its lower level s.
-        Back-propagated is the reward of the image or, as ``backprop_at`` says, of a random step's estimate x̂_0.
+    ) -> dict[str, float]:
+        """Values, and in ``terms`` the gradients, of distribution matching and of reward back-propagation through the
+        last step, as ``matching_path`` says: at s = 0 through the last step or through the whole chain, or with its
+        reward for the stochastic steps; or, as in stage one, through one step k ~ U{1..K} of the roll-out, at its lower
+        level s. Back-propagated is the reward of the image or, as ``backprop_at`` says, of a random step's x̂_0.
 
         The generator has not moved since the roll-out, which therefore has the points at which both terms are: their
         gradients there come first, and decoder, rewards and scores are gone before the generator's step is run again.
         ``total``: images of all processes, whose gradients and values add up; None where these are all. ``weigh``: a
-        weight of each image's matching. ``terms``: the sums to add to; None: each term its own."""
+        weight of each image's matching."""
         p = self.p
-        terms = terms or Terms.of(self.generator, dict(p.weights))
         values = dict.fromkeys(("matching", "backprop", "gap", "pull/matching", "pull/backprop"), 0.0)
         if (p.weights.matching == 0 and p.weights.backprop == 0) or len(rollout) == 0:
-            return LastStep(terms["matching"], terms["backprop"], terms, values)
+            return values
         early = DmdrAnnealing(p.dynamic, draws.step) if draws.step < p.dynamic.epochs else None
         if early is not None:
             draws = early.draws(draws)
@@ -306,7 +299,7 @@ class RtdmdTrainer:
             share = len(cond) / (total or len(rollout))
             pulls: dict[str, Tensor] = {}  # each term's gradient at the image where it is taken
             if p.weights.backprop > 0:
-                image = self.foreseen(rollout, rows, seen).detach().requires_grad_()
+                image = rollout.foreseen(rows, seen, self.eta).detach().requires_grad_()
                 loss = self.reward_loss(image, rollout.records[rows]) * share
                 (pulls["backprop"],) = torch.autograd.grad(loss, image)
                 values["backprop"] += loss.item()
@@ -336,15 +329,7 @@ class RtdmdTrainer:
             self.pull_back(rollout, rows, pulls, {"matching": through, "backprop": seen}, terms)
         if p.matching_path == "reward":
             terms.matching_rewards = matching_rewards(rollout.states[-1], torch.cat(directions), rollout.groups)
-        return LastStep(terms["matching"], terms["backprop"], terms, values)
-
-    def foreseen(self, rollout: Rollout, rows: slice, k: int) -> Tensor:
-        """x̂_0 (B, C, H, W) that the generator predicted at step k of ``rows``, without a pass: the roll-out has it."""
-        if k == len(rollout.sigmas) - 2:
-            return rollout.states[-1][rows]
-        x = rollout.states[k][rows]
-        sigma, tau = (rollout.sigmas[i].expand(len(x)) for i in (k, k + 1))
-        return predicted_x0(x, rollout.means[k][rows], sigma, tau, self.eta)
+        return values
 
     def pull_back(
         self, rollout: Rollout, rows: slice, pulls: dict[str, Tensor], at: Mapping[str, int], terms: Terms
@@ -352,31 +337,22 @@ class RtdmdTrainer:
         """Take ``pulls``, the gradients of matching at x_{k+1} and of the rewards at x̂_0, back through the generator's
         step k, which ``at`` says for each. Where it is the same step it is run once."""
         if self.p.matching_path == "whole_chain" and "matching" in pulls:
-            terms.add({"matching": (self.repeat_chain(rollout, rows), pulls.pop("matching"))})
+            terms.add({"matching": self.repeat_chain(rollout, rows)}, {"matching": pulls.pop("matching")})
         for k in sorted({at[term] for term in pulls}):
-            x = rollout.states[k][rows]
-            v = self.repeat_velocity(rollout, rows, k, x)
-            ends = {
-                "matching": self.after(rollout, rows, k, x, v),
-                "backprop": x0_from_velocity(x, v, rollout.sigmas[k].expand(len(x))),
-            }
-            terms.add({term: (ends[term], pull) for term, pull in pulls.items() if at[term] == k})
+            x_next, x0 = self.repeat_step(rollout, rows, k, rollout.states[k][rows])
+            ends = {"matching": x_next, "backprop": x0}
+            terms.add({term: ends[term] for term in pulls if at[term] == k}, pulls)
 
-    def repeat_velocity(self, rollout: Rollout, rows: slice, k: int, x: Tensor) -> Tensor:
-        """The generator's velocity (B, C, H, W) at x, step k of ``rows``, with gradient."""
-        return self.adapters.velocity("generator", x, rollout.sigmas[k].expand(len(x)), rollout.cond.index(rows))
-
-    def after(self, rollout: Rollout, rows: slice, k: int, x: Tensor, v: Tensor) -> Tensor:
-        """x_{k+1} (B, C, H, W) from x and its velocity at step k of ``rows``, the roll-out's noise fixed."""
+    def repeat_step(self, rollout: Rollout, rows: slice, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x_{k+1} and x̂_0 (B, C, H, W) from x at step k of ``rows``, with gradient, the roll-out's noise fixed."""
         sigma, tau = (rollout.sigmas[i].expand(len(x)) for i in (k, k + 1))
+        v = self.adapters.velocity("generator", x, sigma, rollout.cond.index(rows))
         if k == len(rollout.sigmas) - 2:
-            return x0_from_velocity(x, v, sigma)
-        mean, _ = cps_mean_std(x, v, sigma, tau, self.eta)
-        return mean + (rollout.states[k + 1][rows] - rollout.means[k][rows])
-
-    def repeat_step(self, rollout: Rollout, rows: slice, k: int, x: Tensor) -> Tensor:
-        """x_{k+1} (B, C, H, W) from x at step k of ``rows``, with gradient, the roll-out's noise fixed."""
-        return self.after(rollout, rows, k, x, self.repeat_velocity(rollout, rows, k, x))
+            x_next = x0_from_velocity(x, v, sigma)
+        else:
+            mean, _ = cps_mean_std(x, v, sigma, tau, self.eta)
+            x_next = mean + (rollout.states[k + 1][rows] - rollout.means[k][rows])
+        return x_next, x0_from_velocity(x, v, sigma)
 
     def repeat_chain(self, rollout: Rollout, rows: slice) -> Tensor:
         """x̂_0 (B, C, H, W) of ``rows`` with the gradient of all K steps, the roll-out's noises fixed.
@@ -387,7 +363,7 @@ class RtdmdTrainer:
         x = rollout.states[0][rows]
         for k in range(len(rollout.sigmas) - 1):
             # No step draws a number, so there is no state of a generator to keep.
-            x = checkpoint(self.repeat_step, rollout, rows, k, x, use_reentrant=False, preserve_rng_state=False)
+            x, _ = checkpoint(self.repeat_step, rollout, rows, k, x, use_reentrant=False, preserve_rng_state=False)
         return x
 
     def reward_loss(self, x0: Tensor, records: Sequence[dict[str, Any]]) -> Tensor:
@@ -406,20 +382,21 @@ class RtdmdTrainer:
         rollout: Rollout,
         advantages: Tensor,
         trained: Sequence[int],
+        terms: Terms,
         everyone: Tensor | None = None,
-        terms: Terms | None = None,
-    ) -> tuple[Gradients, Gradients, dict[str, float]]:
-        """The sums that the gradients of the clipped policy loss and of the reference KL over the trained steps are in.
+    ) -> dict[str, float]:
+        """Values, and in ``terms`` the gradients, of the clipped policy loss and of the reference KL over the trained
+        steps.
 
         Images of zero advantage are left out of the policy term only, and of the passes where it is the only term; a
         group whose images are still equal at a step has one pass. ``everyone``: the advantages of all processes'
-        images, whose gradients add up; None where these are all. ``terms``: the sums to add to, None: each term its
-        own; where they hold matching as a reward its policy gradient is added to its term, unbiased for all candidate
-        steps. Values: clip fraction, the largest |ratio - 1|, which is 0 at the first update of an epoch, and by level
-        the norm of the policy gradient, where no other term is in its sum.
+        images, whose gradients add up; None where these are all. Where ``terms`` hold matching as a reward its policy
+        gradient is added to its term, unbiased for all candidate steps. Values: clip fraction, the largest |ratio - 1|,
+        which is 0 at the first update of an epoch, and by level the norm of the policy gradient, where no other term is
+        in its sum.
         """
         p = self.p
-        terms = terms or Terms.of(self.generator, dict(p.weights))
+        policy = terms.sums.get("policy")  # none where another term shares it
         held = terms.matching_rewards
         everyone = advantages if everyone is None else everyone
         kept = advantages.cpu() != 0
@@ -438,7 +415,7 @@ class RtdmdTrainer:
         values = {"kept": all_kept.float().mean().item(), "clip_fraction": 0.0, "ratio_error": 0.0}
         passes = 0
         for k in trained if p.weights.policy > 0 or with_anchor or held is not None else ():
-            before = terms["policy"].total
+            before = policy.total if policy is not None else None
             equal = rollout.groups if rollout.equal[k] else None
             for shared in shared_passes(equal, needed, p.micro_batch):
                 rows = shared.rows
@@ -447,25 +424,25 @@ class RtdmdTrainer:
                 new = self.log_prob(x_next, mean, std)
                 old = self.log_prob(x_next, rollout.means[k][rows], std)
                 loss, ratio, clipped = clipped_policy_loss(new, old, advantages[rows], p.clip_range)
-                parts: dict[str, tuple[Tensor, Tensor | None]] = {}
+                parts: dict[str, Tensor] = {}
                 if p.weights.policy > 0:
-                    parts["policy"] = (factor * (loss * kept[rows].to(loss)).sum() / divisor, None)
+                    parts["policy"] = factor * (loss * kept[rows].to(loss)).sum() / divisor
                 if held is not None:
                     pull, *_ = clipped_policy_loss(new, old, held[rows], p.clip_range)
                     whole = subset_factor(len(p.candidate_steps) + 1, len(trained))
-                    parts["matching"] = (whole * pull.sum() / total, None)
+                    parts["matching"] = whole * pull.sum() / total
                 if with_anchor:
                     with torch.no_grad():
                         mean_ref, _ = self.transition("reference", rollout, k, shared)
-                    parts["reference_kl"] = (gaussian_kl(mean, mean_ref, std).sum() / total * share, None)
+                    parts["reference_kl"] = gaussian_kl(mean, mean_ref, std).sum() / total * share
                 terms.add(parts)
                 values["clip_fraction"] += clipped.item()
                 values["ratio_error"] = max(values["ratio_error"], (ratio - 1).abs().max().item())
                 passes += 1
-            if terms.alone("policy"):
-                values[f"grad_policy/sigma={rollout.sigmas[k].item():.3g}"] = terms["policy"].norm(before)
+            if policy is not None:
+                values[f"grad_policy/sigma={rollout.sigmas[k].item():.3g}"] = policy.norm(before)
         values["clip_fraction"] /= max(1, passes)
-        return terms["policy"], terms["reference_kl"], values
+        return values
 
     def transition(self, role: str, rollout: Rollout, k: int, shared: SharedPass) -> tuple[Tensor, Tensor]:
         """Mean (B, C, H, W) and standard deviation (B,) of a role's transition at step k, for the rows of

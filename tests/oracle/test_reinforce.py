@@ -10,6 +10,7 @@ from rtdmd.oracle.gradients import Chains, roll_out
 from rtdmd.oracle.identities import reward
 from rtdmd.oracle.mixture import ring
 from rtdmd.rewards.panel import Panel
+from rtdmd.train.gradients import Terms
 from rtdmd.train.rtdmd import RtdmdTrainer
 
 LAW = ring(variance=0.2)
@@ -57,8 +58,10 @@ def hybrid_gradient(trained, **changes):
     advantages = trainer.advantages({spec.name: scores for spec in p.rewards}, groups)
     centred = subtract_baseline(scores[None], groups, "leave_one_out")[0]
     scale = float((advantages @ centred) / (centred @ centred))
-    policy, _, values = trainer.policy_gradient(rollout, advantages, trained)
-    backprop = trainer.last_step(rollout, draws).backprop
+    terms = Terms(trainer.generator, dict(p.weights))
+    values = trainer.policy_gradient(rollout, advantages, trained, terms)
+    trainer.last_step(rollout, draws, terms)
+    policy, backprop = terms.sums["policy"], terms.sums["backprop"]
     steps = 1 if p.subset_factor else len(trained)  # without the factor the term is the mean over the trained steps
     return -(flat(policy) / scale * steps + flat(backprop)), values["ratio_error"]
 

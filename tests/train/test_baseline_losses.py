@@ -30,6 +30,8 @@ from tests.train.test_rtdmd import (
     Table,
     draws,
     flat,
+    last_step,
+    policy_gradient,
     relative,
     settings,
     some_advantages,
@@ -67,7 +69,7 @@ def short(table: Table) -> Table:  # noqa: F811
 def test_nft_is_the_loss_on_the_images_renoised_to_the_samplers_levels(short: Table) -> None:
     p = settings(nft_strength=0.7)
     rollout, advantages = short.roll_out(p, (0, 2)), some_advantages()
-    terms = Terms.of(short.learner, dict(p.weights))
+    terms = Terms(short.learner, dict(p.weights))
     value = nft_gradient(short.on(p), rollout, advantages, draws(), terms)
     sigma = LEVELS[:-1][(draws().uniform("nft-level") * 4).long()]
     assert set(sigma.tolist()) <= set(LEVELS[:-1].tolist()) and len(set(sigma.tolist())) > 1
@@ -75,7 +77,7 @@ def test_nft_is_the_loss_on_the_images_renoised_to_the_samplers_levels(short: Ta
     v = short.roles.velocity("generator", interpolate(x0, noise, sigma), sigma, short.cond)
     loss = nft_loss(v, v.detach(), noise - x0, optimality(advantages), 0.7).mean()
     own = torch.cat([g.flatten() for g in torch.autograd.grad(loss, short.learner.parameters)])
-    assert relative(flat(terms["nft"]), own) < 1e-5
+    assert relative(flat(terms.sums["nft"]), own) < 1e-5
     assert value == pytest.approx(loss.item(), rel=1e-5)
 
 
@@ -84,9 +86,9 @@ def test_nft_moves_the_velocity_to_good_images_and_from_bad_ones(short: Table) -
     rollout = short.roll_out(p, (0, 2))
     both = []
     for advantage in (1.0, -1.0):
-        terms = Terms.of(short.learner, dict(p.weights))
+        terms = Terms(short.learner, dict(p.weights))
         nft_gradient(short.on(p), rollout, torch.full((COUNT,), advantage), draws(), terms)
-        both.append(flat(terms["nft"]))
+        both.append(flat(terms.sums["nft"]))
     good, bad = both
     assert relative(good, -bad) < 1e-5 and good.norm() > 0
 
@@ -115,10 +117,10 @@ def test_one_advantage_for_every_step_is_the_plain_policy_gradient(short: Table)
     for factor in (False, True):
         p = settings(subset_factor=factor)
         rollout, advantages = short.roll_out(p, (0, 2)), some_advantages()
-        plain, _, values = short.on(p).policy_gradient(rollout, advantages, (0, 2))
-        terms = Terms.of(short.learner, dict(p.weights))
+        plain, _, values = policy_gradient(short.on(p), rollout, advantages, (0, 2))
+        terms = Terms(short.learner, dict(p.weights))
         more = stepwise_policy_gradient(short.on(p), rollout, {0: advantages, 2: advantages}, slice(None), terms)
-        assert relative(flat(terms["policy"]), flat(plain)) < 1e-5
+        assert relative(flat(terms.sums["policy"]), flat(plain)) < 1e-5
         assert more == pytest.approx(values)
 
 
@@ -144,11 +146,12 @@ def test_matching_weighs_by_what_the_target_gains(short: Table) -> None:
 def test_weights_of_matching_scale_its_gradient(short: Table) -> None:
     p = settings(matching_path="last_step", weights={"backprop": 0.0})
     rollout = short.roll_out(p, (0, 2))
-    plain, *_ = short.on(p).last_step(rollout, draws())
-    double, *_ = short.on(p).last_step(
-        rollout, draws(), weigh=lambda rows, images, direction: torch.full((len(images),), 2.0)
+    plain, *_ = last_step(short, rollout, p)
+    double = Terms(short.learner, dict(p.weights))
+    short.on(p).last_step(
+        rollout, draws(), double, weigh=lambda rows, images, direction: torch.full((len(images),), 2.0)
     )
-    assert relative(flat(double), 2 * flat(plain)) < 1e-6
+    assert relative(flat(double.sums["matching"]), 2 * flat(plain)) < 1e-6
 
 
 def test_refl_back_propagates_the_estimate_of_a_random_step(short: Table) -> None:
@@ -156,13 +159,14 @@ def test_refl_back_propagates_the_estimate_of_a_random_step(short: Table) -> Non
     rollout = short.roll_out(p, (0, 2))
     seen = set()
     for step in range(6):
-        _, term, *_ = short.on(p, {"clipscore": Brightness()}).last_step(rollout, draws(step=step))
+        terms = Terms(short.learner, dict(p.weights))
+        short.on(p, {"clipscore": Brightness()}).last_step(rollout, draws(step=step), terms)
         for k in range(4):
             x, sigma = rollout.states[k], LEVELS[k].expand(COUNT)
             v = short.roles.velocity("generator", x, sigma, short.cond)
             score = brightness(short, x0_from_velocity(x, v, sigma)).mean()
             own = torch.cat([g.flatten() for g in torch.autograd.grad(-score, short.learner.parameters)])
-            if relative(flat(term), own) < 1e-4:
+            if relative(flat(terms.sums["backprop"]), own) < 1e-4:
                 seen.add(k)
                 break
         else:
@@ -212,5 +216,5 @@ def test_matching_is_annealed_within_the_named_epochs_alone(short: Table, epoch:
     p = settings(matching_path="last_step", weights={"backprop": 0.0})
     annealed = settings(weights={"backprop": 0.0}, dynamic={"guidance": 0.75, "renoise": True, "epochs": 10})
     rollout = short.roll_out(p, (0, 2))
-    one, other = (short.on(each).last_step(rollout, draws(step=epoch)).values["gap"] for each in (p, annealed))
+    one, other = (last_step(short, rollout, each, draws(step=epoch))[3]["gap"] for each in (p, annealed))
     assert (one != other) == differs

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from rtdmd.config import TrainRtdmdParams
 from rtdmd.oracle.backbone import OracleBackbone
 from rtdmd.oracle.reinforcement import LAW, images, start_stage_two, with_other_fake
 from rtdmd.oracle.setting import Setting
 from rtdmd.oracle.training import BatchDraws
+from rtdmd.train import rtdmd
+from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.gradients import TERMS, Gradients, Terms
 from rtdmd.train.learner import Learner
 from tests.train.workshop import adamw
@@ -56,9 +58,9 @@ def epoch(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Ten
         for parameter in trainer.generator.parameters:
             parameter += 0.1 * torch.randn(parameter.shape, generator=moved)
     given, counted = list[Tensor](), Counter[str]()
-    real = Gradients.pull
+    real = Gradients.add
 
-    def pull(self: Gradients, *rest: Any, **more: Any) -> None:
+    def add(self: Gradients, *rest: Any, **more: Any) -> None:
         counted["passes"] += 1
         real(self, *rest, **more)
 
@@ -72,7 +74,7 @@ def epoch(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Ten
 
     with monkeypatch.context() as patch:
         patch.setattr(OracleBackbone, "velocity", velocity)
-        patch.setattr(Gradients, "pull", pull)
+        patch.setattr(Gradients, "add", add)
         patch.setattr(Learner, "step", step)
         patch.setattr(trainer, "update_average", lambda: None)
         cond, records, _ = images(trainer.p, LAW)
@@ -86,7 +88,7 @@ def test_shared_passes_give_the_gradient_of_each_terms_own(name: str, monkeypatc
     changes, fewer, more = ROWS[name]
     shared, values, passes = epoch(changes, monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr(TrainRtdmdParams, "shared_terms", lambda self: [])
+        patch.setattr(rtdmd, "shared_terms", lambda p: {})
         apart, others, all_passes = epoch(changes, monkeypatch)
     assert (passes, all_passes) == (fewer, more)
     assert apart.norm() > 0 and (shared - apart).norm() < 1e-12 * apart.norm()
@@ -118,12 +120,13 @@ def test_each_sum_has_the_weights_of_its_terms() -> None:
     """d/dw of a w, b w², c w at w = 3, the first two in one sum with weights 2 and 5: 2 a + 5 b 6, and c by itself."""
     w = torch.nn.Parameter(torch.tensor([3.0]))
     weights = {"policy": 2.0, "matching": 5.0, "backprop": 7.0}
-    terms = Terms.of(Learner.adamw([w], adamw(0.1)), weights, [("policy", "matching")])
+    shared = dict.fromkeys(("policy", "matching"), "policy+matching")
+    terms = Terms(Learner.adamw([w], adamw(0.1)), weights, shared)
     losses = {"policy": (0.5 * w).sum(), "matching": (0.25 * w.square()).sum(), "backprop": (4 * w).sum()}
-    terms.add({name: (loss, None) for name, loss in losses.items()})
-    assert terms["policy"] is terms["matching"] is terms.sums["policy+matching"]
-    assert not terms.alone("policy") and terms.alone("backprop")
-    assert terms["policy"].norm() == 2 * 0.5 + 5 * 0.25 * 6 and terms["backprop"].norm() == 4
-    over = {name: weight for name, (weight, _) in terms.weighted(3).items()}
+    terms.add(losses)
+    assert terms.sums.keys() == {"policy+matching", "backprop", "reference_kl", "nft"}
+    assert terms.sums["policy+matching"].norm() == 2 * 0.5 + 5 * 0.25 * 6 and terms.sums["backprop"].norm() == 4
+    over = {name: weight for name, (weight, _) in terms.reduced(Ranks(), 3).items()}
     assert over["policy+matching"] == 1 / 3 and over["backprop"] == 7 / 3
-    assert terms.empty()["policy"].total is None and terms.empty().place == terms.place
+    empty = replace(terms)
+    assert empty.sums["policy+matching"].total is None and empty.sums.keys() == terms.sums.keys()

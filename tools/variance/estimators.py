@@ -163,7 +163,9 @@ def one_round(bench: Bench, name: str, number: int, stream: str = "study") -> Te
     rollout = trainer.roll_out(bench.cond.index(rows), records, groups, trained, draws)
     if name == CHAIN:
         return -flat(chain_gradient(trainer, rollout))
-    total = trainer.last_step(rollout, draws).backprop
+    terms = Terms(trainer.generator, dict(p.weights))
+    trainer.last_step(rollout, draws, terms)
+    total = terms.sums["backprop"]
     if p.weights.policy > 0:
         total.add_scaled(policy_part(trainer, rollout, trained), policy_units(rollout, p.density))
     return -flat(total)
@@ -182,12 +184,13 @@ def policy_part(trainer: RtdmdTrainer, rollout: Rollout, trained: list[int]) -> 
     """The score-function term of a round."""
     with trainer.rewards.scoring(trainer.images(rollout)) as scoring:
         scores = scoring.scores(trainer.sigmas.device)
+    terms = Terms(trainer.generator, dict(trainer.p.weights))
     if trainer.p.credit == "trajectory":
-        return trainer.policy_gradient(rollout, trainer.advantages(scores, rollout.groups), trained)[0]
-    credited = step_advantages(trainer, rollout, scores, trained)
-    terms = Terms.of(trainer.generator, dict(trainer.p.weights))
-    stepwise_policy_gradient(trainer, rollout, credited, slice(None), terms)
-    return terms["policy"]
+        trainer.policy_gradient(rollout, trainer.advantages(scores, rollout.groups), trained, terms)
+    else:
+        credited = step_advantages(trainer, rollout, scores, trained)
+        stepwise_policy_gradient(trainer, rollout, credited, slice(None), terms)
+    return terms.sums["policy"]
 
 
 def chain_gradient(trainer: RtdmdTrainer, rollout: Rollout) -> Gradients:
