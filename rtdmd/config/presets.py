@@ -174,7 +174,7 @@ _SMOKE: dict[str, Any] = {
         "batch_size": 4,
         "generator_every": 2,
         "consistency": {"weight": 0.01},
-        "watch": {"every": 0, "images": 1},
+        "watch": {"every": 0},
         "save_every": 2,
         "log_every": 1,
     },
