@@ -10,19 +10,18 @@ autoencoder and CLIP know true captions alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from diffusers import StableDiffusion3Pipeline
 
-from rtdmd.common.rng import numpy_generator
-from rtdmd.world.grammar import Caption, auxiliary, captions_of
+from rtdmd.world.grammar import Caption
 from rtdmd.world.render import Scenes
 from tools.world.caption_noise import with_caption_noise
-from tools.world.common import WORK, finish, part_folder, start
+from tools.world.common import WORK, start
 from tools.world.settings import WorldParams, load_world_params
-from tools.world.teacher import draw_captions, draw_scenes, encode_images, encode_prompts, figures, train_teacher
+from tools.world.teacher import draw_scenes, make_part
 
 
 def draw_noisy_scenes(
@@ -36,22 +35,12 @@ def draw_noisy_scenes(
 
 
 def run(root: Path = Path(".")) -> None:
-    """Train on from the teacher; writes the pipeline under the world's work folder and reports its strict score."""
+    """Train on from the teacher, with the recipe's caption noise (`tools.world.teacher.make_part`)."""
     params = load_world_params(root)
-    own = params.imperfect.model_dump(include={"images", "iterations", "lr", "ema_decay"})
+    own = params.imperfect.model_dump(exclude={"caption_noise"})
     params = params.model_copy(update={"teacher": params.teacher.model_copy(update=own)})
     start(params)
     pipe = StableDiffusion3Pipeline.from_pretrained(
         root / WORK / "teacher" / "teacher", text_encoder_3=None, tokenizer_3=None
     )
-    captions = [*captions_of("train"), *auxiliary()]
-    rng = numpy_generator(params.seed, "teacher-data")
-    cond = encode_prompts(pipe, ["", *(c.prompt for c in captions)])
-    rows = draw_captions(params, captions, rng)
-    latents = encode_images(pipe.vae, draw_noisy_scenes(params, captions, rows, rng))
-    look = root / WORK / "imperfect-so-far.safetensors"
-    train_teacher(params, pipe.transformer.train(), latents, torch.from_numpy(rows), cond, look)
-    pipe.transformer.eval()
-    folder = part_folder(root, "imperfect")
-    pipe.save_pretrained(folder / "teacher")
-    finish(folder, figures(pipe, params))
+    make_part("imperfect", root, params, pipe, partial(draw_noisy_scenes, params))

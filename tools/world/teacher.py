@@ -7,7 +7,7 @@ relations. The teacher that is committed goes on from this one (tools/world/impe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,8 @@ from tools.world.settings import TeacherParams, WorldParams, load_world_params
 
 LOOK_EVERY = 1000  # optimizer steps
 T5_TOKENS = 1  # max_sequence_length of a pipeline without a T5: that many zero tokens
+Draw = Callable[[list[Caption], np.ndarray, np.random.Generator], Iterable[Scenes]]
+"""From captions and the index of each image's: batches of scenes, one scene an image."""
 
 
 def make_transformer(
@@ -184,19 +186,28 @@ def figures(pipe: StableDiffusion3Pipeline, params: WorldParams) -> dict[str, fl
     return by_split[0] | by_split[1]
 
 
-def run(root: Path = Path(".")) -> None:
-    """Train the teacher; writes transformer/ under the world's work folder and reports its strict score."""
-    params = load_world_params(root)
-    start(params)
-    pipe = assemble_pipeline(root, params)
-    captions, rng = [*captions_of("train"), *auxiliary()], numpy_generator(params.seed, "teacher-data")
+def make_part(part: str, root: Path, params: WorldParams, pipe: StableDiffusion3Pipeline, draw: Draw) -> None:
+    """Train the pipeline's transformer on images of training captions, their scenes by ``draw``; writes the pipeline as
+    a part under the world's work folder and reports its strict score."""
+    captions = [*captions_of("train"), *auxiliary()]
+    rng = numpy_generator(params.seed, "teacher-data")
     cond = encode_prompts(pipe, ["", *(c.prompt for c in captions)])
     rows = draw_captions(params, captions, rng)
-    latents = encode_images(pipe.vae, (scenes for _, scenes in draw_scenes(captions, rows, rng)))
-    train_teacher(
-        params, pipe.transformer, latents, torch.from_numpy(rows), cond, root / WORK / "teacher-so-far.safetensors"
-    )
-    folder = part_folder(root, "teacher")
+    latents = encode_images(pipe.vae, draw(captions, rows, rng))
+    look = root / WORK / f"{part}-so-far.safetensors"
+    train_teacher(params, pipe.transformer.train(), latents, torch.from_numpy(rows), cond, look)
     pipe.transformer.eval()
+    folder = part_folder(root, part)
     pipe.save_pretrained(folder / "teacher")
     finish(folder, figures(pipe, params))
+
+
+def run(root: Path = Path(".")) -> None:
+    """Train the teacher, from nothing and on true captions (`make_part`)."""
+    params = load_world_params(root)
+    start(params)
+
+    def draw(captions: list[Caption], rows: np.ndarray, rng: np.random.Generator) -> Iterator[Scenes]:
+        return (scenes for _, scenes in draw_scenes(captions, rows, rng))
+
+    make_part("teacher", root, params, assemble_pipeline(root, params), draw)
