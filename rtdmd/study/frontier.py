@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rtdmd.methods._card import STAGE_TITLES
 from rtdmd.report.charts import OTHER
 from rtdmd.report.frontier import frontier_plot, model_colors
 from rtdmd.report.html import section
@@ -12,7 +13,6 @@ from rtdmd.study.divergences import Law
 from rtdmd.study.gather import BASE, Row, seed_mean
 from rtdmd.study.plan import TEACHER
 
-TITLES = {"train_acdmd": "Stage one", "train_rtdmd": "Stage two"}
 _HOW = (
     "Each method's reward and its divergence from the teacher, means over seeds, beside the known optimum (of the first"
     " seed's teacher): no law has its reward at less divergence. The dotted line is the excess, in the table's column"
@@ -29,11 +29,10 @@ def frontier_section(rows: Sequence[Row], stage: str, law: Law | None) -> str:
         return ""
     models = {name: point(row) for name, row in measured.items()}
     colors = model_colors(list(models))
-    paths = {name: list(row.runs[0].path) for name, row in measured.items() if row.runs[0].path}
-    paths = {name: path for name, path in paths.items() if colors[name] != OTHER}
+    paths = {name: row.runs[0].path for name, row in measured.items() if row.runs[0].path and colors[name] != OTHER}
     lowest = min(own["reward"]["mean"] for own in models.values())
     data = {"models": models, "optimum": law.curve(lowest), "paths": paths}
-    title = f"{TITLES[stage]}: reward against divergence"
+    title = f"{STAGE_TITLES[stage].capitalize()}: reward against divergence"
     return section(title, _HOW, frontier_plot(data, {name: name for name in models}), f"frontier-{stage}")
 
 

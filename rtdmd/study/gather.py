@@ -24,7 +24,7 @@ from rtdmd.evaluate.pairs import paired_difference
 from rtdmd.evaluate.tables import Scores, csv_text, read_scores
 from rtdmd.methods import METHODS
 from rtdmd.report.sections import read_curves
-from rtdmd.study.divergences import Law, law_of
+from rtdmd.study.divergences import METRICS, Law, law_of
 from rtdmd.study.history import LAST, figures, point_folder
 from rtdmd.study.plan import BASE, MODELS, TEACHER, SweepPlan, run_folder, stage_of
 from rtdmd.study.run import DONE
@@ -95,36 +95,28 @@ def read_run(root: Path, plan: SweepPlan, name: str, seed: int) -> Run | None:
     model = MODELS[stage][0]
     results, judged = folder / "results", judged_folder(folder)
     curves = read_curves(results / stage / "curves.csv")[1] if stage == "train_rtdmd" else {}
-    metrics = [read_json(place / "results/evaluate/metrics.json") for place in (judged, folder)]
+    metrics = [read_json(place / METRICS) for place in (judged, folder)]
     own, kept = (figures(first_suite(one)[model]) for one in metrics)
     scores = read_scores(judged / "results/evaluate/scores.csv", model, next(iter(suites_of(metrics[0]))))
     return Run(name, seed, read_json(folder / DONE), own, kept, scores, curves)
 
 
-def measured(root: Path, plan: SweepPlan, run: Run, law: Law | None) -> Run:
-    """The run with its divergence from its seed's teacher, whose excess becomes one of its figures; as it is without a
-    law."""
+def measured(run: Run, folder: Path, law: Law | None, over_time: bool) -> Run:
+    """The run of ``folder`` with its divergence from its seed's teacher, whose excess becomes one of its figures, and
+    where ``over_time`` with those of its students; as it is without a law."""
     if law is None:
         return run
     model = MODELS[stage_of(run.name)][0]
-    found = law.divergence(judged_folder(run_folder(root, plan, run.name, run.seed)), model)
-    return replace(run, divergence=found, figures={**run.figures, "excess": found["excess"]["mean"]})
-
-
-def walked(root: Path, plan: SweepPlan, run: Run, law: Law | None) -> Run:
-    """The run with the divergences of its students over time, where it has some and a law."""
-    epochs = [int(point["epoch"]) for point in run.record["history"]]
-    if law is None or not epochs:
-        return run
-    folder = run_folder(root, plan, run.name, run.seed)
-    places = {epoch: point_folder(folder, epoch) for epoch in epochs}
-    return replace(run, path=law.path(places, MODELS[stage_of(run.name)][0]))
+    found = law.divergence(judged_folder(folder), model)
+    epochs = [int(point["epoch"]) for point in run.record["history"]] if over_time else []
+    path = law.path({epoch: point_folder(folder, epoch) for epoch in epochs}, model)
+    return replace(run, divergence=found, path=path, figures={**run.figures, "excess": found["excess"]["mean"]})
 
 
 def judged_folder(folder: Path) -> Path:
     """Where the student that stands for a run was evaluated: the last one."""
     last = folder / LAST
-    return last if (last / "results/evaluate/metrics.json").is_file() else folder
+    return last if (last / METRICS).is_file() else folder
 
 
 def gather(root: Path, plan: SweepPlan) -> list[Row]:
@@ -133,8 +125,10 @@ def gather(root: Path, plan: SweepPlan) -> list[Row]:
     found: dict[str, list[Run]] = {}
     for name in plan.runs():
         done = [run for seed in plan.seeds if (run := read_run(root, plan, name, seed))]
-        runs = [measured(root, plan, run, laws[run.seed]) for run in done]
-        found[name] = [walked(root, plan, run, laws[run.seed]) for run in runs[:1]] + runs[1:]
+        found[name] = [
+            measured(run, run_folder(root, plan, name, run.seed), laws[run.seed], over_time=run is done[0])
+            for run in done
+        ]
     if not found[BASE]:
         raise UserError(f"{plan.folder}: no finished run; `snakemake sweep --cores all` makes them")
     rows = []
@@ -193,8 +187,8 @@ def table_csv(rows: Sequence[Row]) -> str:
     header = ["run", "stage", "title", "seeds", "length", "passes", "seconds"]
     header += [column for name in names for column in (name, f"{name}_ci95_seeds")]
     others = sorted({other for own in REFERENCES.values() for other in own})
-    header += [f"{name}_minus_{other}{kind}" for other in others for name in names
-               for kind in ("", "_ci95_seeds", "_ci95_noise")]  # fmt: skip
+    for other, name in product(others, names):
+        header += [f"{name}_minus_{other}{kind}" for kind in ("", "_ci95_seeds", "_ci95_noise")]
     lines = []
     for row in rows:
         line: list[object] = [row.name, row.stage, title_of(row.name), len(row.runs), *costs(row)]

@@ -91,5 +91,5 @@ def history_charts(run: Run) -> list[str]:
     """Held-out figures of the kept checkpoints."""
     history = run.record["history"]
     x = [point["epoch"] for point in history]
-    return [curve(f"held-out {LABELS.get(name, name)}", x, [point[name] for point in history], "epoch")
-            for name in judged(run)]  # fmt: skip
+    figures = {name: [point[name] for point in history] for name in judged(run)}
+    return [curve(f"held-out {LABELS.get(name, name)}", x, values, "epoch") for name, values in figures.items()]

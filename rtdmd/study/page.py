@@ -18,6 +18,7 @@ from rtdmd.config import Params
 from rtdmd.evaluate.grids import contact_sheet
 from rtdmd.evaluate.suites import plan_suites
 from rtdmd.methods._absent import ABSENT
+from rtdmd.methods._card import STAGE_TITLES
 from rtdmd.prompts.records import read_prompts
 from rtdmd.report.charts import forest
 from rtdmd.report.html import page, picture, section, table
@@ -64,8 +65,9 @@ def write_comparison(root: Path, plan: SweepPlan, base: Params) -> Path:
     law = next((law for seed in plan.seeds if (law := law_of(root, plan, seed))), None)
     parts = []
     trained = {row.stage for row in rows if row.name not in (TEACHER, BASE)}
-    for stage in (name for name in ("train_acdmd", "train_rtdmd") if name in trained):
-        parts += [table_section(rows, stage), frontier_section(rows, stage, law)]
+    for stage in STAGE_TITLES:
+        if stage in trained:
+            parts += [table_section(rows, stage), frontier_section(rows, stage, law)]
     parts += [paper_section(rows), time_section([row for row in rows if row.stage == "train_rtdmd"])]
     if (out / VARIANCE).is_file():
         parts.append(variance_section(out / VARIANCE))
@@ -131,10 +133,9 @@ def table_section(rows: Sequence[Row], stage: str) -> str:
     body = differences_chart(own, names, stage) + table(header, lines, classes)
     body += differences_table(own, [name for name in names if name != HEADLINE], stage)
     if stage == "train_rtdmd":
-        body += table(["Not run", "What is known"], [[escape(name), escape(text)] for name, text in ABSENT.items()], (),
-                      "wide")  # fmt: skip
-    titles = {"train_acdmd": "Stage one", "train_rtdmd": "Stage two"}
-    return section(titles[stage], _HOW, body, stage)
+        absent = [[escape(name), escape(text)] for name, text in ABSENT.items()]
+        body += table(["Not run", "What is known"], absent, kind="wide")
+    return section(STAGE_TITLES[stage].capitalize(), _HOW, body, stage)
 
 
 def differences_chart(rows: Sequence[Row], names: Sequence[str], stage: str) -> str:

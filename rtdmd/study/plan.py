@@ -89,12 +89,12 @@ def run_params(base: Params, plan: SweepPlan, run: str, seed: int) -> Params:
     base = plan.over(base)
     stage, tree = stage_of(run), base.model_dump(mode="json")
     suites = tree["evaluate"]["suites"]
+    if run != TEACHER:  # whose law serves all runs of the seed
+        suites = [suite | {"teacher_images": None} for suite in suites]
     changes: dict[str, Any] = {
         "run": {"seed": seed},
         "evaluate": {"models": list(MODELS[stage]), "etas": [], "suites": suites},
     }
-    if run != TEACHER:  # whose law serves all runs of the seed
-        changes["evaluate"]["suites"] = [suite | {"teacher_images": None} for suite in suites]
     if run in STAGES:
         return validate(merged(tree, changes), f"{run}, over params.yaml")
     name = f"method {run}, over params.yaml"

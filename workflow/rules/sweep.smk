@@ -11,8 +11,9 @@ SWEEP_FILE = config.get("sweep", "workflow/sweep.yaml")
 SWEEP = when_asked(lambda: load_plan(Path(SWEEP_FILE)))
 SWEEP_SETTINGS = when_asked(lambda: settings_of(PARAMS, SWEEP()))  # of a run, by its wildcards
 try:
-    SWEEP_FOLDER = load_plan(Path(SWEEP_FILE)).folder
-    SWEEP_PAGE = load_plan(Path(SWEEP_FILE)).page
+    sweep_plan = load_plan(Path(SWEEP_FILE))
+    SWEEP_FOLDER = sweep_plan.folder
+    SWEEP_PAGE = sweep_plan.page
 except UserError:
     SWEEP_FOLDER = ".rtdmd/sweep"  # of no run: whoever asks for one is told what is wrong with the file
     SWEEP_PAGE = "results/comparison"
