@@ -51,7 +51,7 @@ def frontier(
     the same captions; paths: name -> epoch -> records of the student of that epoch.
 
     Returns ``models`` (name -> `divergence`), ``optimum`` (beta, reward and kl along the curve, beta = 0 the teacher),
-    and ``paths`` (name -> a list of `path_point`). Errors as for `divergence`.
+    and ``paths`` (name -> `path_points`). Errors as for `divergence`.
     """
     figures = {name: divergence(parses, teacher, seed) for name, parses in models.items()}
     walked = {name: path_points(epochs, teacher, seed) for name, epochs in (paths or {}).items()}
@@ -62,18 +62,17 @@ def frontier(
 
 
 def path_points(epochs: Mapping[int, Parses], teacher: Parses, seed: int) -> list[dict[str, Any]]:
-    """`path_point` of the student of each epoch, in their order."""
+    """Epoch and `plot_point` of the student of each epoch, in their order."""
     return [
-        path_point(epoch, divergence(parses, teacher, seed, PATH_REPLICATES))
+        {"epoch": epoch} | plot_point(divergence(parses, teacher, seed, PATH_REPLICATES))
         for epoch, parses in sorted(epochs.items())
     ]
 
 
-def path_point(epoch: int, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Epoch, reward, kl, optimum and excess of a student whose `divergence` is ``found``, and the half-widths of reward
-    and excess over noise."""
-    point: dict[str, Any] = {"epoch": epoch}
-    point |= {name: found[name]["mean"] for name in ("reward", "kl", "optimum", "excess")}
+def plot_point(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Reward, kl, optimum and excess of a model whose `divergence` is ``found``, and the half-widths of reward and
+    excess over noise."""
+    point = {name: found[name]["mean"] for name in ("reward", "kl", "optimum", "excess")}
     return point | {f"{name}_ci95": found[name]["ci95"] for name in ("reward", "excess")}
 
 

@@ -26,11 +26,10 @@ from rtdmd.rewards.panel import CPU, Panel, open_panel
 from rtdmd.rewards.protocol import Metadata, identities
 from rtdmd.rewards.scorers.clipscore import ClipScoreParams
 from rtdmd.rewards.scorers.clipscore import load as load_clip
-from rtdmd.world.verifier import Verdict, verify
+from rtdmd.world.verifier import VERIFIER, Verdict, verify
 
 Batch = tuple[Sequence[Item], Tensor]  # items and their images (B, 3, H, W) in [0, 1]
 ImageKey = tuple[int, int]  # (prompt id, image index)
-VERIFIER = "world_verifier"  # the scorer with which images are of the world
 AHEAD = 2  # batches that may wait for a slow scorer
 
 

@@ -15,11 +15,11 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.parsing import read_table
 from rtdmd.evaluate.plan import Item
 from rtdmd.evaluate.tables import csv_text
-from rtdmd.world.cells import cell_letters, is_cells, read_cells
+from rtdmd.world.cells import RECORD, cell_letters, is_cells, read_cells
 from rtdmd.world.render import BACKGROUNDS
 from rtdmd.world.verifier import Verdict
 
-HEADER = ("suite", "model", "prompt_id", "index", "tag", "strict", "background", "cells")
+HEADER = ("suite", "model", *RECORD)
 AGAIN = "`rtdmd evaluate` writes results/evaluate/parses.csv"
 
 
@@ -97,7 +97,7 @@ def read_parses(path: Path, suite: str, model: str) -> Parses:
 
 
 def parses_from(lines: Sequence[Mapping[str, str]], path: Path, again: str) -> Parses:
-    """The records in lines of a table at ``path``, by the columns of HEADER. UserError with ``again``, what makes it
+    """The records in lines of a table at ``path``, by the columns of RECORD. UserError with ``again``, what makes it
     anew, where one of them is no record."""
     for line in lines:
         numbers = all(line[name].isdigit() for name in ("prompt_id", "index", "strict", "background"))

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from rtdmd.evaluate.divergence import DIGITS, Z95
 from rtdmd.evaluate.tables import Scores
+from rtdmd.world.verifier import VERIFIER
 
 VERDICT = "strict"
-OWN_SCORES = ("strict", "lenient", "soft", "world_verifier")  # the verifier's, which the verdict is made of
-Z95 = 1.959964
-DIGITS = 6
+OWN_SCORES = ("strict", "lenient", "soft", VERIFIER)  # the verifier's, which the verdict is made of
 
 
 def auc(values: np.ndarray, right: np.ndarray, captions: np.ndarray) -> dict[str, float | int] | None:
@@ -43,15 +43,12 @@ def ranking(scores: Scores) -> dict[str, dict[str, Any]]:
     """score -> tag -> `auc` of the verdict, of every score that is not the verifier's own; {} without a verdict."""
     if VERDICT not in scores.columns:
         return {}
-    tags = np.asarray(scores.tags)
+    others = {name: values for name, values in scores.columns.items() if name not in OWN_SCORES}
+    found: dict[str, dict[str, Any]] = {name: {} for name in others}
     captions = np.asarray(scores.prompts)
     right = scores.columns[VERDICT] == 1
-    return {
-        name: {str(tag): _of(values, right, captions, tags == tag) for tag in dict.fromkeys(scores.tags)}
-        for name, values in scores.columns.items()
-        if name not in OWN_SCORES
-    }
-
-
-def _of(values: np.ndarray, right: np.ndarray, captions: np.ndarray, rows: np.ndarray) -> dict[str, Any] | None:
-    return auc(values[rows], right[rows], captions[rows])
+    for tag in dict.fromkeys(scores.tags):
+        rows = np.asarray(scores.tags) == tag
+        for name, values in others.items():
+            found[name][tag] = auc(values[rows], right[rows], captions[rows])
+    return found

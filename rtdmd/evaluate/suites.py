@@ -11,7 +11,7 @@ import numpy as np
 from rtdmd.common.errors import UserError
 from rtdmd.config import Params, SuiteParams
 from rtdmd.evaluate.frontier import teacher_items
-from rtdmd.evaluate.judge import VERIFIER, ImageKey, Judge, Judged
+from rtdmd.evaluate.judge import ImageKey, Judge, Judged
 from rtdmd.evaluate.metrics import (
     difference_metrics,
     feature_metrics,
@@ -25,6 +25,7 @@ from rtdmd.evaluate.plan import Item, grid_prompts, plan_suite
 from rtdmd.evaluate.ranking import ranking
 from rtdmd.evaluate.tables import Scores
 from rtdmd.prompts.records import Prompt
+from rtdmd.world.verifier import VERIFIER
 
 GRID_IMAGES = 2  # images of each prompt in the pictures
 
@@ -73,16 +74,19 @@ class Findings:
     pool: np.ndarray | None = None  # (M, D) features of an independent pool of them
     law: Judged | None = None  # the teacher's images of `Suite.law`
 
+    def judged(self) -> dict[str, Judged]:
+        """Every image: of the models, then of the student at other noise levels."""
+        others = {level_name(eta): found.judged for eta, found in self.levels.items()}
+        return {name: found.judged for name, found in self.models.items()} | others
+
     def scores(self) -> dict[str, Scores]:
-        """Every image's scores: of the models, then of the student at other noise levels."""
-        others = {level_name(eta): found.judged.scores for eta, found in self.levels.items()}
-        return {name: found.judged.scores for name, found in self.models.items()} | others
+        """Every image's scores, in the order of `judged`."""
+        return {name: one.scores for name, one in self.judged().items()}
 
     def parses(self) -> dict[str, Parses]:
         """What the world's verifier read of every image: of the models, of the student at other noise levels, and of
         the teacher's law; {} where it read none."""
-        others = {level_name(eta): found.judged for eta, found in self.levels.items()}
-        judged = {name: found.judged for name, found in self.models.items()} | others
+        judged = self.judged()
         if self.law is not None:
             judged[LAW] = self.law
         return {name: one.parses for name, one in judged.items() if one.parses is not None}
@@ -130,7 +134,7 @@ def plan_suites(params: Params, prompts: Sequence[Prompt]) -> list[Suite]:
         own = prompts_of(suite, prompts)
         items = plan_suite(suite, own)
         scorers = frozenset(reward.name for reward in suite.scorers(params.evaluate.rewards))
-        law = _law(suite.name, items, suite.teacher_images or 0) if VERIFIER in scorers else []
+        law = _law(suite.name, items, suite.teacher_images) if suite.teacher_images and VERIFIER in scorers else []
         share = count // len(suites) + (number < count % len(suites))  # of the prompts in the pictures
         planned.append(
             Suite(
@@ -148,7 +152,7 @@ def plan_suites(params: Params, prompts: Sequence[Prompt]) -> list[Suite]:
 
 def _law(suite: str, items: Sequence[Item], count: int) -> list[Item]:
     try:
-        return teacher_items(items, count) if count else []
+        return teacher_items(items, count)
     except UserError as error:
         raise UserError(f"evaluate.suites: {suite}: {error}") from None
 

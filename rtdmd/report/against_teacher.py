@@ -43,7 +43,7 @@ def frontier(metrics: Metrics, path: Sequence[Mapping[str, Any]] = (), suite: st
     paths = {STUDENT: path} if path else {}
     body = frontier_plot({**found, "models": models, "paths": paths}, LABELS)
     body += table(header, rows, ["best" if name == STUDENT else "" for name in models])
-    return _section("Reward against divergence", FRONTIER, body, "frontier", suite)
+    return section("Reward against divergence", FRONTIER, body, "frontier", suite)
 
 
 def told(metrics: Metrics, suite: str = "") -> str:
@@ -58,10 +58,4 @@ def told(metrics: Metrics, suite: str = "") -> str:
     if not rows:
         return ""
     body = table(["Score", *(tag.replace("_", " ") for tag in tags)], rows)
-    return _section("What a score alone tells", TOLD, body, "told", suite)
-
-
-def _section(title: str, how: str, body: str, anchor: str, suite: str) -> str:
-    """A section, of one suite among several where ``suite`` names it."""
-    named = (f"{title}: {suite}", f"{anchor}-{suite}") if suite else (title, anchor)
-    return section(named[0], how, body, named[1])
+    return section("What a score alone tells", TOLD, body, "told", suite)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rtdmd.evaluate.frontier import plot_point
 from rtdmd.report.charts import AXIS, COLORS, GRID, OTHER, Frame, _line, _polyline, _svg, _text, number, ticks
 
 WIDTH = 1112
@@ -21,8 +22,7 @@ def frontier_plot(data: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     A point is a model. The dotted line to its left ends on the optimum of the same reward, so that its length is the
     excess, whose 95 % interval is the bar to both sides; the upright bar is the reward's (other noise, same captions).
     Small dots on a thin line are the students of a run in the order of its epochs, with the same two intervals, thin.
-    ``labels``: names in the legend.
-    Models beyond the palette are grey and numbered.
+    Models beyond the palette are grey and numbered. ``labels``: names in the legend.
     """
     colors = model_colors([*data["models"], *data["paths"]])
     head = 22 * -(-len(data["models"]) // COLUMNS) + 24
@@ -47,7 +47,8 @@ def frontier_plot(data: Mapping[str, Any], labels: Mapping[str, str]) -> str:
         parts.append(_polyline(frame, x, y, colors[name], 1.2, 0.6))
         parts += [_spread(frame, point, colors[name]) for point in points]
         parts += [_circle(frame, a, b, 2.2, colors[name]) for a, b in zip(x, y, strict=True)]
-    numbers = {name: str(place) for place, name in enumerate((n for n in data["models"] if colors[n] == OTHER), 1)}
+    grey = [name for name in data["models"] if colors[name] == OTHER]
+    numbers = {name: str(place) for place, name in enumerate(grey, 1)}
     for name, found in data["models"].items():
         parts.append(_point(frame, found, colors[name]))
         if name in numbers:
@@ -72,15 +73,13 @@ def model_colors(names: Sequence[str]) -> dict[str, str]:
 def _ranges(data: Mapping[str, Any]) -> tuple[tuple[float, float], tuple[float, float]]:
     """The data's ranges, with 0 and the whole of every interval inside; divergences below 0, which noise makes, too."""
     points = [point for path in data["paths"].values() for point in path]
-    x = [point["kl"] for point in (*data["optimum"], *points)]
-    y = [point["reward"] for point in (*data["optimum"], *points)]
+    points += [plot_point(found) for found in data["models"].values()]
+    x = [point["kl"] for point in data["optimum"]]
+    y = [point["reward"] for point in data["optimum"]]
     for point in points:
-        x += [point["kl"] - (point["excess_ci95"] or 0.0), point["kl"] + (point["excess_ci95"] or 0.0)]
-        y += [point["reward"] - (point["reward_ci95"] or 0.0), point["reward"] + (point["reward_ci95"] or 0.0)]
-    for found in data["models"].values():
-        for values, name, width in ((x, "kl", "excess"), (y, "reward", "reward")):
-            half = found[width]["ci95"] or 0.0
-            values += [found[name]["mean"] - half, found[name]["mean"] + half]
+        for values, name, width in ((x, "kl", "excess_ci95"), (y, "reward", "reward_ci95")):
+            half = point[width] or 0.0
+            values += [point[name] - half, point[name] + half]
     pad = 0.03 * (max(x) - min(0.0, *x))
     return (min(0.0, *x) - pad, max(x) + pad), (min(y) - 0.02, min(1.0, max(y) + 0.02))
 
@@ -99,29 +98,31 @@ def _circle(frame: Frame, x: float, y: float, radius: float, color: str) -> str:
     return f'<circle cx="{frame.px(x):.1f}" cy="{frame.py(y):.1f}" r="{radius:g}" fill="{color}"/>'
 
 
+def _ends(frame: Frame, point: Mapping[str, Any], name: str) -> tuple[float, float, float, float]:
+    """Both ends in pixels of a point's interval: of "excess", which lies across, or of "reward", which is upright."""
+    half = point[f"{name}_ci95"] or 0.0
+    across, upwards = (half, 0.0) if name == "excess" else (0.0, half)
+    x, y = point["kl"], point["reward"]
+    return frame.px(x - across), frame.py(y - upwards), frame.px(x + across), frame.py(y + upwards)
+
+
 def _spread(frame: Frame, point: Mapping[str, Any], color: str) -> str:
     """Both intervals of a student on a path, thin and pale."""
     bars = []
-    for name, column, row in (("excess", 1, 0), ("reward", 0, 1)):
-        half = point[f"{name}_ci95"] or 0.0
-        low = frame.px(point["kl"] - column * half), frame.py(point["reward"] - row * half)
-        high = frame.px(point["kl"] + column * half), frame.py(point["reward"] + row * half)
-        ends = f'x1="{low[0]:.1f}" y1="{low[1]:.1f}" x2="{high[0]:.1f}" y2="{high[1]:.1f}"'
+    for name in ("excess", "reward"):
+        x1, y1, x2, y2 = _ends(frame, point, name)
+        ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
         bars.append(f'<line {ends} stroke="{color}" stroke-width="0.8" stroke-opacity="0.4"/>')
     return "".join(bars)
 
 
 def _point(frame: Frame, found: Mapping[str, Any], color: str) -> str:
     """A model: its dot, both intervals, and the way from the optimum."""
-    x = found["kl"]["mean"]
-    y = found["reward"]["mean"]
-    start = f'x1="{frame.px(found["optimum"]["mean"]):.1f}" y1="{frame.py(y):.1f}"'
-    end = f'x2="{frame.px(x):.1f}" y2="{frame.py(y):.1f}"'
-    parts = [f'<line {start} {end} stroke="{color}" stroke-width="1.2" stroke-dasharray="2 3"/>']
-    for name, (column, row) in (("excess", (1, 0)), ("reward", (0, 1))):
-        half = found[name]["ci95"]
-        if half is not None:
-            low = frame.px(x - column * half), frame.py(y - row * half)
-            high = frame.px(x + column * half), frame.py(y + row * half)
-            parts.append(_line(low[0], low[1], high[0], high[1], color, 1.6))
-    return "".join(parts) + _circle(frame, x, y, 4.5, color)
+    point = plot_point(found)
+    y = frame.py(point["reward"])
+    ends = f'x1="{frame.px(point["optimum"]):.1f}" y1="{y:.1f}" x2="{frame.px(point["kl"]):.1f}" y2="{y:.1f}"'
+    parts = [f'<line {ends} stroke="{color}" stroke-width="1.2" stroke-dasharray="2 3"/>']
+    for name in ("excess", "reward"):
+        if point[f"{name}_ci95"] is not None:
+            parts.append(_line(*_ends(frame, point, name), color, 1.6))
+    return "".join(parts) + _circle(frame, point["kl"], point["reward"], 4.5, color)

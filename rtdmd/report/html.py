@@ -57,8 +57,11 @@ def page(title: str, lead: str, sections: Iterable[str]) -> str:
     )
 
 
-def section(title: str, how_to_read: str, body: str, anchor: str) -> str:
-    """A titled box: the sentence on how to read it, then the HTML ``body``."""
+def section(title: str, how_to_read: str, body: str, anchor: str, suite: str = "") -> str:
+    """A titled box: the sentence on how to read it, then the HTML ``body``; of one suite where ``suite`` names it."""
+    if suite:
+        title = f"{title}: {suite}"
+        anchor = f"{anchor}-{suite}"
     head = f'<section id="{escape(anchor)}">\n<h2>{escape(title)}</h2>\n<p class="read">{escape(how_to_read)}</p>\n'
     return f"{head}{body}\n</section>"
 

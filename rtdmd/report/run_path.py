@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rtdmd.common.parsing import read_table
-from rtdmd.evaluate.divergence import divergence
-from rtdmd.evaluate.frontier import PATH_REPLICATES, path_point
+from rtdmd.evaluate.frontier import path_points, plot_point
 from rtdmd.evaluate.names import LAW, STUDENT
 from rtdmd.evaluate.parses import parses_from, read_parses
 
@@ -40,14 +42,13 @@ class Looks:
                 lines.setdefault(int(line["epoch"]), []).append(line)
         ends = {0: "train_acdmd"} | ({} if self.epochs is None else {self.epochs: STUDENT})
         judged = metrics["frontier"]["models"]
-        found = {epoch: path_point(epoch, judged[name]) for epoch, name in ends.items() if name in judged}
-        between = {epoch: own for epoch, own in lines.items() if epoch not in found and len(own) >= LEAST}
+        known = {epoch: name for epoch, name in ends.items() if name in judged}
+        between = {epoch: own for epoch, own in lines.items() if epoch not in known and len(own) >= LEAST}
         if not between:
             return []
         law = read_parses(self.parses, suite, LAW)
-        for epoch, own in between.items():
-            student = parses_from(own, self.looks, AGAIN)
-            if not set(student.prompts.tolist()) <= set(law.prompts.tolist()):
-                return []
-            found[epoch] = path_point(epoch, divergence(student, law, self.seed, PATH_REPLICATES))
-        return [found[epoch] for epoch in sorted(found)]
+        students = {epoch: parses_from(own, self.looks, AGAIN) for epoch, own in between.items()}
+        if not all(np.isin(student.prompts, law.prompts).all() for student in students.values()):
+            return []
+        points = [{"epoch": epoch} | plot_point(judged[name]) for epoch, name in known.items()]
+        return sorted(points + path_points(students, law, self.seed), key=itemgetter("epoch"))

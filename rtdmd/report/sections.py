@@ -109,9 +109,7 @@ def _size(own: Metrics) -> tuple[int, int, int, int]:
 
 def _section(title: str, how: str, body: str, suite: str) -> str:
     """A section of one suite; ``suite`` is empty where there is no other."""
-    if not suite:
-        return section(title, _HOW[how], body, how.replace("_", "-"))
-    return section(f"{title}: {suite}", _HOW[how], body, f"{how.replace('_', '-')}-{suite}")
+    return section(title, _HOW[how], body, how.replace("_", "-"), suite)
 
 
 def results(metrics: Metrics, suite: str = "") -> str:

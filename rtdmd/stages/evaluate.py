@@ -20,7 +20,7 @@ from rtdmd.common.images import save_png
 from rtdmd.common.torch_setup import configure, free_memory
 from rtdmd.conditioning.text_cache import open_text_cache
 from rtdmd.evaluate.grids import contact_sheet, grid
-from rtdmd.evaluate.judge import VERIFIER, Batch, Judged, judge_images, load_judge
+from rtdmd.evaluate.judge import Batch, Judged, judge_images, load_judge
 from rtdmd.evaluate.names import LABELS, LAW, STUDENT, level_name
 from rtdmd.evaluate.parses import parses_csv
 from rtdmd.evaluate.plan import Item, plan_images
@@ -32,6 +32,7 @@ from rtdmd.pipeline.declared import check_models
 from rtdmd.pipeline.stage import Stage, open_stage
 from rtdmd.prompts.records import first_prompts, read_prompts
 from rtdmd.publish.sampler import imported_model, published_sampler
+from rtdmd.world.verifier import VERIFIER
 
 
 def run(root: Path = Path(".")) -> None:

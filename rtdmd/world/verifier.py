@@ -20,6 +20,7 @@ from rtdmd.world import CELL, GRID, IMAGE_SIZE
 from rtdmd.world.grammar import COLORS, SHAPES
 from rtdmd.world.render import BACKGROUNDS, PALETTE, PLACEMENTS, cell_masks, holds
 
+VERIFIER = "world_verifier"  # the scorer with which images are of the world
 THRESHOLD = 0.45  # least fraction of a template's energy that an object must explain
 EMPTY_ENERGY = 0.25  # a cell is empty below this fraction of the faintest template's energy
 BACKGROUND_TOLERANCE = 0.12  # largest channel deviation of a pixel that counts as background

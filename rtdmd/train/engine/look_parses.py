@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json, write_atomic, write_json
-from rtdmd.world.cells import cell_letters
+from rtdmd.world.cells import RECORD, cell_letters
 from rtdmd.world.verifier import verify
 
 if TYPE_CHECKING:
@@ -23,13 +23,11 @@ if TYPE_CHECKING:
 
     from rtdmd.prompts.records import Prompt
 
-VERIFIER = "world_verifier"  # the scorer with which a suite's images are of the world
-RECORD = ("suite", "prompt_id", "index", "tag", "strict", "background", "cells")
 Row = list[str | int]
 
 
 def read_images(suite: str, drawn: Sequence[tuple[Prompt, int]], images: Tensor) -> list[Row]:
-    """A record (see RECORD) of each image (B, 3, H, W) in [0, 1] of a suite's prompts with their images' indices."""
+    """The suite and a RECORD of each image (B, 3, H, W) in [0, 1] of a suite's prompts with their images' indices."""
     verdict = verify(images, [prompt.metadata for prompt, _ in drawn])
     read = verdict.parse
     cells = cell_letters(read.state.numpy(), read.shape.numpy(), read.color.numpy(), read.size.numpy())
@@ -53,7 +51,7 @@ def write_looks(run_dir: Path, unit: str, numbers: Sequence[int], path: Path) ->
     where the run folder has lost a look."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([unit, *RECORD])
+    writer.writerow([unit, "suite", *RECORD])
     for number in numbers:
         file = run_dir / "looks" / f"{number:06d}.json"
         if not file.is_file():

@@ -24,9 +24,10 @@ from rtdmd.backbones.sizes import sized_backbone, suite_sizes
 from rtdmd.prompts.records import by_tag, first_prompts, read_set
 from rtdmd.rewards.panel import CPU, open_panel
 from rtdmd.train.engine.journal import WATCH_SECONDS, write_curves
-from rtdmd.train.engine.look_parses import VERIFIER, keep_look, read_images, write_looks
+from rtdmd.train.engine.look_parses import keep_look, read_images, write_looks
 from rtdmd.train.engine.student_images import StudentTrainer, averaged, student_images
 from rtdmd.train.losses import micro_batches
+from rtdmd.world.verifier import VERIFIER
 
 if TYPE_CHECKING:
     from rtdmd.conditioning.text_cache import TextCache
