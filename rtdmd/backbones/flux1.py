@@ -63,7 +63,7 @@ def load(model: ModelParams, asked: Asked, device: torch.device, root: Path) -> 
     if model.guidance != 1 and not pipeline.transformer.config.guidance_embeds:
         raise UserError(f"model.guidance: {model.guidance:g}, but {folder} has no input for it; allowed for it: 1")
     side = latent_side(model, folder, PATCH)
-    return Flux1(pipeline, side, model.max_sequence_length)
+    return Flux1(pipeline, side, model.max_sequence_length, model.shift)
 
 
 class Flux1:
@@ -71,7 +71,7 @@ class Flux1:
 
     family = "flux1"
 
-    def __init__(self, pipeline: Pipeline, side: int, max_sequence_length: int):
+    def __init__(self, pipeline: Pipeline, side: int, max_sequence_length: int, shift: float | None = None):
         self.pipeline = pipeline
         self.transformer: nn.Module = pipeline.transformer
         self.student: nn.Module = self.transformer  # `load_backbone` puts another one here where model.student names it
@@ -79,6 +79,7 @@ class Flux1:
         self.dtype: torch.dtype = pipeline.transformer.dtype
         self.distilled: bool = pipeline.transformer.config.guidance_embeds
         self.max_sequence_length = max_sequence_length
+        self.shift = shift
         self._latent_shape = (pipeline.transformer.config.in_channels // PATCH**2, side, side)
         # taken before any adapter wraps the layers
         self._targets = {kind: adapted_layers(self.transformer, endings) for kind, endings in ENDINGS.items()}
@@ -98,11 +99,11 @@ class Flux1:
 
     def sigmas(self, num_steps: int) -> Tensor:
         """See the protocol. μ grows linearly with the number of image tokens: 0.63 at 512 pixels, 1.15 at 1024."""
-        return self._levels(fresh_scheduler(self.pipeline), num_steps)
+        return self._levels(fresh_scheduler(self.pipeline, self.shift), num_steps)
 
     def teacher_sigmas(self, num_steps: int) -> Tensor:
-        """See the protocol. The pipeline spaces its steps as the few-step sampler does, so this is ``sigmas``."""
-        return self.sigmas(num_steps)
+        """See the protocol. The pipeline spaces its steps as the few-step sampler does."""
+        return self._levels(fresh_scheduler(self.pipeline), num_steps)
 
     def _levels(self, scheduler: Any, num_steps: int) -> Tensor:
         """The levels that ``pipeline(..., num_inference_steps=num_steps)`` sets on ``scheduler``."""
@@ -111,7 +112,7 @@ class Flux1:
 
     def own_scheduler(self) -> dict[str, Any]:
         """See the protocol."""
-        return scheduler_settings(self.pipeline)
+        return scheduler_settings(fresh_scheduler(self.pipeline, self.shift))
 
     def velocity(
         self,

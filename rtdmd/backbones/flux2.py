@@ -68,7 +68,7 @@ def load(model: ModelParams, asked: Asked, device: torch.device, root: Path) -> 
             " name a base model as model.teacher, or set it to 1"
         )
     side = latent_side(model, folder, PATCH)
-    return Flux2(pipeline, side, model.max_sequence_length)
+    return Flux2(pipeline, side, model.max_sequence_length, model.shift)
 
 
 class Flux2:
@@ -77,13 +77,14 @@ class Flux2:
     family = "flux2"
     distilled = False
 
-    def __init__(self, pipeline: Pipeline, side: int, max_sequence_length: int):
+    def __init__(self, pipeline: Pipeline, side: int, max_sequence_length: int, shift: float | None = None):
         self.pipeline = pipeline
         self.transformer: nn.Module = pipeline.transformer
         self.student: nn.Module = self.transformer  # `load_backbone` puts another one here where model.student names it
         self.device: torch.device = pipeline.transformer.device
         self.dtype: torch.dtype = pipeline.transformer.dtype
         self.max_sequence_length = max_sequence_length
+        self.shift = shift
         self._latent_shape = (pipeline.transformer.config.in_channels, side // PATCH, side // PATCH)
         # taken before any adapter wraps the layers
         self._targets = {kind: adapted_layers(self.transformer, endings) for kind, endings in ENDINGS.items()}
@@ -103,11 +104,11 @@ class Flux2:
 
     def sigmas(self, num_steps: int) -> Tensor:
         """See the protocol. μ is the pipeline's for as many steps: 2.03 for 4 steps at 512 pixels."""
-        return self._levels(fresh_scheduler(self.pipeline), num_steps)
+        return self._levels(fresh_scheduler(self.pipeline, self.shift), num_steps)
 
     def teacher_sigmas(self, num_steps: int) -> Tensor:
-        """See the protocol. The pipeline spaces its steps as the few-step sampler does, so this is ``sigmas``."""
-        return self.sigmas(num_steps)
+        """See the protocol. The pipeline spaces its steps as the few-step sampler does."""
+        return self._levels(fresh_scheduler(self.pipeline), num_steps)
 
     def _levels(self, scheduler: Any, num_steps: int) -> Tensor:
         """The levels that ``pipeline(..., num_inference_steps=num_steps)`` sets on ``scheduler``."""
@@ -116,7 +117,7 @@ class Flux2:
 
     def own_scheduler(self) -> dict[str, Any]:
         """See the protocol."""
-        return scheduler_settings(self.pipeline)
+        return scheduler_settings(fresh_scheduler(self.pipeline, self.shift))
 
     def velocity(
         self,

@@ -95,9 +95,11 @@ def latent_side(model: ModelParams, folder: Path, patch: int) -> int:
     return side // factor
 
 
-def fresh_scheduler(pipeline: Pipeline) -> Any:
-    """A copy of the pipeline's scheduler, so that the pipeline's own keeps its state."""
-    return FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config)
+def fresh_scheduler(pipeline: Pipeline, shift: float | None = None) -> Any:
+    """A copy of the pipeline's scheduler, so that the pipeline's own keeps its state; ``shift``: a factor in place of
+    its own, which may grow with the image."""
+    own = {} if shift is None else {"shift": shift, "use_dynamic_shifting": False}
+    return FlowMatchEulerDiscreteScheduler.from_config(pipeline.scheduler.config, **own)
 
 
 def dynamic_shift(config: Any, tokens: int) -> float:
@@ -114,11 +116,11 @@ def evenly_spaced(scheduler: Any, num_steps: int, mu: float) -> Tensor:
     return levels.clone()
 
 
-def scheduler_settings(pipeline: Pipeline) -> dict[str, Any]:
-    """The scheduler's configuration as a published folder holds it: its class and its public entries, sorted."""
-    config = pipeline.scheduler.config
+def scheduler_settings(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's configuration as a published folder holds it: its class and its public entries, sorted."""
+    config = scheduler.config
     public = {key: config[key] for key in sorted(config) if not key.startswith("_")}
-    return {"_class_name": type(pipeline.scheduler).__name__, **public}
+    return {"_class_name": type(scheduler).__name__, **public}
 
 
 def unit_timestep(sigma: Tensor, dtype: torch.dtype) -> Tensor:

@@ -81,7 +81,8 @@ class Backbone(Protocol):
         ...
 
     def sigmas(self, num_steps: int) -> Tensor:
-        """(K+1,) float32 few-step levels: 1, (K-1)/K, ..., 1/K shifted by the backbone's scheduler, then 0."""
+        """(K+1,) float32 few-step levels: 1, (K-1)/K, ..., 1/K shifted by ``model.shift``, or where that is null by the
+        backbone's scheduler, then 0."""
         ...
 
     def teacher_sigmas(self, num_steps: int) -> Tensor:

@@ -51,7 +51,7 @@ def load(model: ModelParams, asked: Asked, device: torch.device, root: Path) -> 
     """Load an SD3 pipeline folder or pinned Hub id; arguments as in `rtdmd.backbones.load_backbone`."""
     pipeline, folder = load_pipeline(model, PIPELINE, TEXT_PARTS, asked, device, root)
     side = latent_side(model, folder, pipeline.transformer.config.patch_size)
-    return SD3Backbone(pipeline, side, model.max_sequence_length)
+    return SD3Backbone(pipeline, side, model.max_sequence_length, model.shift)
 
 
 class SD3Backbone:
@@ -60,13 +60,14 @@ class SD3Backbone:
     family = "sd3"
     distilled = False
 
-    def __init__(self, pipeline: Pipeline, side: int, max_sequence_length: int):
+    def __init__(self, pipeline: Pipeline, side: int, max_sequence_length: int, shift: float | None = None):
         self.pipeline = pipeline
         self.transformer: nn.Module = pipeline.transformer
         self.student: nn.Module = self.transformer  # `load_backbone` puts another one here where model.student names it
         self.device: torch.device = pipeline.transformer.device
         self.dtype: torch.dtype = pipeline.transformer.dtype
         self.max_sequence_length = max_sequence_length
+        self.shift = shift
         self._latent_shape = (pipeline.transformer.config.in_channels, side, side)
         # taken before any adapter wraps the layers
         self._targets = {kind: adapted_layers(self.transformer, endings) for kind, endings in ENDINGS.items()}
@@ -92,15 +93,14 @@ class SD3Backbone:
     def sigmas(self, num_steps: int) -> Tensor:
         """See the protocol. Shift 3 and K = 4 give 1, 0.9, 0.75, 0.5, 0."""
         raw = [(num_steps - k) / num_steps for k in range(num_steps)]
-        return self._scheduled(sigmas=raw)
+        return self._scheduled(fresh_scheduler(self.pipeline, self.shift), sigmas=raw)
 
     def teacher_sigmas(self, num_steps: int) -> Tensor:
         """See the protocol. These are the levels of ``pipeline(..., num_inference_steps=N)``."""
-        return self._scheduled(num_inference_steps=num_steps)
+        return self._scheduled(fresh_scheduler(self.pipeline), num_inference_steps=num_steps)
 
-    def _scheduled(self, **steps: Any) -> Tensor:
-        """Levels from a fresh copy of the pipeline's scheduler, so that the pipeline's own keeps its state."""
-        scheduler = fresh_scheduler(self.pipeline)
+    def _scheduled(self, scheduler: Any, **steps: Any) -> Tensor:
+        """The levels that a scheduler sets for ``steps``."""
         if scheduler.config.use_dynamic_shifting:
             steps["mu"] = self._dynamic_shift(scheduler.config)
         scheduler.set_timesteps(**steps)

@@ -97,5 +97,6 @@ def _levels(own: FamilyModule, model: ModelParams, folder: Path, parts: dict[str
     with quiet_imports():
         pipeline = own.PIPELINE(**(dict.fromkeys(pipeline_parts(own.PIPELINE)) | parts))
     side = latent_side(model, folder, own.latent_multiple(parts["transformer"].config))
-    levels: list[float] = own.BACKBONE(pipeline, side, model.max_sequence_length).sigmas(model.num_steps).tolist()
+    backbone = own.BACKBONE(pipeline, side, model.max_sequence_length, model.shift)
+    levels: list[float] = backbone.sigmas(model.num_steps).tolist()
     return levels

@@ -75,6 +75,12 @@ class ModelParams(Section):
         le=512,
     )
     num_steps: Whole = param("K, steps of the few-step sampler", unit="steps", source="paper and public code: 4", ge=1)
+    shift: Real | None = param(
+        "s of the K levels s r / (1 + (s - 1) r), r = 1, (K - 1)/K, ..., 1/K; null: the teacher's scheduler's",
+        source="public code: null, which is 3 for SD3 and grows with the image for FLUX",
+        ge=0.5,
+        le=15,
+    )
     eta: Real = param(
         "CPS noise level: 0 Euler, 1 full renoising", source="public code: 0.9 (arXiv 2509.05952)", ge=0, le=1
     )
@@ -121,6 +127,8 @@ class ModelParams(Section):
     @model_validator(mode="after")
     def _check(self) -> ModelParams:
         _require_base("teacher", self.teacher, self.revision)
+        if self.shift is not None and self.num_steps == 1:
+            raise ValueError(f"shift: {self.shift:g} with num_steps: 1, whose only level is 1; allowed: null")
         student = self.student
         if student is not None and (student.model, student.revision) == (self.teacher, self.revision):
             raise ValueError(f"student: {student.model!r} is the teacher, which would be held twice; allowed: null")

@@ -29,6 +29,7 @@ WORLD: dict[str, Any] = {
         "teacher_steps": 28,
         "max_sequence_length": 1,
         "num_steps": 4,
+        "shift": None,
         "eta": 0.9,
     },
     "adapter": {"mode": "lora", "rank": 32, "alpha": 64, "targets": "all", "gradient_checkpointing": False},

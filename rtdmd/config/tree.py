@@ -13,6 +13,7 @@ from rtdmd.config.run import RunParams
 from rtdmd.config.train_acdmd import TrainAcdmdParams
 from rtdmd.config.train_rtdmd import TrainRtdmdParams
 from rtdmd.config.watch import WatchParams
+from rtdmd.methods import RECIPES
 
 
 class Params(Section):
@@ -106,19 +107,29 @@ class Params(Section):
         """Terms that are made of the sampler's stochastic steps need some, and noise in them."""
         p, stochastic, eta = self.train_rtdmd, self.model.num_steps - 1, self.model.eta
         users = {
-            "weights.policy above 0": p.weights.policy > 0,
-            "weights.reference_kl above 0": p.weights.reference_kl > 0,
-            "matching_path: reward": p.matching_path == "reward",
+            "weights.policy above 0": (p.weights.policy > 0, "weights.policy: 0"),
+            "weights.reference_kl above 0": (p.weights.reference_kl > 0, "weights.reference_kl: 0"),
+            "matching_path: reward": (p.matching_path == "reward", "matching_path: last_step"),
         }
-        for user in (f"train_rtdmd.{name}" for name, used in users.items() if used):
+        used = {f"train_rtdmd.{name}": f"train_rtdmd.{off}" for name, (on, off) in users.items() if on}
+        for user, off in used.items():
             if stochastic == 0:
-                raise ValueError(f"model.num_steps: 1 with {user}; allowed: 2 or more (the last step is deterministic)")
+                raise ValueError(
+                    f"model.num_steps: 1 with {user}; allowed: 2 or more, or {off} (the last step is deterministic)"
+                )
             if eta == 0:
-                raise ValueError(f"model.eta: 0 with {user}; allowed: above 0 (the policy needs noise)")
-        if stochastic > 0 and (any(users.values()) or p.weights.nft > 0) and max(p.candidate_steps) >= stochastic:
+                raise ValueError(f"model.eta: 0 with {user}; allowed: above 0, or {off} (the policy needs noise)")
+        if stochastic > 0 and (used or p.weights.nft > 0) and max(p.candidate_steps) >= stochastic:
+            fitting = [k for k in p.candidate_steps if k < stochastic] or list(range(stochastic))
+            together = [f"candidate_steps: {fitting}"]
+            if p.trained_steps > len(fitting):
+                together.append(f"trained_steps: {len(fitting)}")
+            if "candidate_steps" in RECIPES["train_rtdmd"].get(p.recipe, {}):
+                together.append("recipe: custom")
             raise ValueError(
                 f"train_rtdmd.candidate_steps: {list(p.candidate_steps)};"
-                f" allowed: 0 to model.num_steps - 2 = {stochastic - 1} (the last step is deterministic)"
+                f" allowed: 0 to model.num_steps - 2 = {stochastic - 1} (the last step is deterministic), as"
+                f" {', '.join(together)}"
             )
         if p.weights.nft > 0 and p.share_initial and (stochastic == 0 or eta == 0):
             key = "model.num_steps: 1" if stochastic == 0 else "model.eta: 0"

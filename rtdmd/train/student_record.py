@@ -23,7 +23,17 @@ from rtdmd.config import Params
 
 MERGED = {"stage_one_adapters": "merged"}
 """What a header has beside the rest where stage one's adapter is merged below stage two's; stacked is not written."""
-MODEL_KEYS = ("family", "teacher", "revision", "student", "resolution", "max_sequence_length", "num_steps", "eta")
+MODEL_KEYS = (
+    "family",
+    "teacher",
+    "revision",
+    "student",
+    "resolution",
+    "max_sequence_length",
+    "num_steps",
+    "shift",
+    "eta",
+)
 """Keys of section `model` that decide what a student draws (dtype: only the rounding; the others: the teacher)."""
 
 
@@ -78,7 +88,7 @@ def _differences(path: Path, header: Mapping[str, str], params: Params) -> Itera
         names = {"teacher": here.key, "revision": here.pin}
     present = here.model_dump(mode="json")
     for key in MODEL_KEYS:
-        was = model.get(key, None if key == "student" else present[key])  # older records have no student
+        was = model.get(key, None if key in ("student", "shift") else present[key])  # older records have neither
         if was != present[key]:
             yield names.get(key, f"model.{key}"), _flow(was), _flow(present[key])
 

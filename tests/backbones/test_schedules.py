@@ -6,8 +6,11 @@ import math
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
+from rtdmd.backbones.parts import evenly_spaced
 from rtdmd.flow.schedule import raw_few_steps, shift_static
+from rtdmd.publish.scheduler import scheduler_config
 from tests.backbones.real import backbone
 
 SD3 = (1.0, 0.9, 0.75, 0.5, 0.0)
@@ -64,3 +67,21 @@ def test_levels_are_the_raw_steps_shifted_once(pixels: int, steps: int) -> None:
         assert torch.allclose(backbone(preset, pixels).sigmas(steps)[:-1], levels, atol=1e-6), preset
     if pixels == 512:
         assert math.isclose(linear, 0.63) and (steps != 4 or math.isclose(empirical, 2.0307, abs_tol=1e-4))
+
+
+@pytest.mark.parametrize("preset", ["sd35m", "flux1-dev", "flux2-klein-4b"])
+def test_a_shift_of_ones_own_moves_the_students_levels_and_no_others_and_is_published(preset: str) -> None:
+    own, shifted = backbone(preset, 512), backbone(preset, 512)
+    shifted.shift = 6.0
+    levels = shifted.sigmas(4)
+    assert torch.allclose(levels[:-1], torch.tensor([1.0, 18 / 19, 6 / 7, 2 / 3]), atol=1e-6) and levels[-1] == 0
+    assert torch.equal(shifted.teacher_sigmas(28), own.teacher_sigmas(28))
+    config = shifted.own_scheduler()
+    if config is None:  # SD3's pipeline asks the scheduler for K steps, the others for the raw levels
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config(levels.tolist(), stochastic=False))
+        scheduler.set_timesteps(4)
+        assert torch.allclose(scheduler.sigmas, levels, atol=1e-6)
+    else:
+        assert (config["shift"], config["use_dynamic_shifting"]) == (6.0, False)
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+        assert torch.equal(evenly_spaced(scheduler, 4, mu=2.0), levels)

@@ -74,8 +74,28 @@ UNWEIGHTED = [{"name": "world_verifier", "weight": 0.0, "soft_weight": 0.7}]
             "model.eta: 0 with train_rtdmd.weights.reference_kl above 0; allowed: above 0",
         ),
         (
+            {"model": {"num_steps": 2}},
+            "train_rtdmd.candidate_steps: [1]; allowed: 0 to model.num_steps - 2 = 0 (the last step is deterministic),"
+            " as candidate_steps: [0]",
+        ),
+        (
+            {"model": {"num_steps": 2}, "train_rtdmd": {"candidate_steps": [0, 1, 2], "trained_steps": 2}},
+            "train_rtdmd.candidate_steps: [0, 1, 2]; allowed: 0 to model.num_steps - 2 = 0 (the last step is"
+            " deterministic), as candidate_steps: [0], trained_steps: 1",
+        ),
+        (
+            {"model": {"num_steps": 3}, "train_rtdmd": RECIPES["published"]["train_rtdmd"]},
+            "train_rtdmd.candidate_steps: [0, 1, 2]; allowed: 0 to model.num_steps - 2 = 1 (the last step is"
+            " deterministic), as candidate_steps: [0, 1], recipe: custom",
+        ),
+        (
+            {"model": {"num_steps": 1, "shift": 5}},
+            "model.shift: 5 with num_steps: 1, whose only level is 1; allowed: null",
+        ),
+        (
             {"model": {"num_steps": 1}, "train_rtdmd": {"candidate_steps": [0]}},
-            "model.num_steps: 1 with train_rtdmd.weights.policy above 0; allowed: 2 or more",
+            "model.num_steps: 1 with train_rtdmd.weights.policy above 0; allowed: 2 or more, or"
+            " train_rtdmd.weights.policy: 0 (",
         ),
         (
             {"train_rtdmd": {"weights": {"policy": 0.0, "nft": 1.0}}, "model": {"eta": 0}},

@@ -15,7 +15,10 @@ def _levels(shift: float, steps: int) -> list[float]:
     return [shift * r / (1 + (shift - 1) * r) for r in raw] + [0.0]
 
 
-@pytest.mark.parametrize(("shift", "steps"), [(3.0, 4), (3.0, 2), (3.0, 8), (1.0, 4), (5.0, 6), (3.0, 1)])
+@pytest.mark.parametrize(
+    ("shift", "steps"),
+    [(3.0, 4), (3.0, 2), (3.0, 8), (1.0, 4), (5.0, 6), (3.0, 1), (0.5, 4), (0.5, 64), (15.0, 4), (15.0, 64)],
+)
 def test_default_steps_of_the_published_scheduler_are_the_trained_levels(tmp_path, shift, steps):
     levels = torch.tensor(_levels(shift, steps))
     (tmp_path / "scheduler_config.json").write_text(json.dumps(scheduler_config(levels.tolist(), stochastic=True)))

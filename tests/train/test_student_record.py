@@ -46,6 +46,7 @@ def test_as_it_was_trained(imported: bool, tmp_path: Path) -> None:
         ({"adapter": {"rank": 2}}, "adapter.rank: 4, params.yaml says 2; set adapter.rank: 4"),
         ({"model": {"teacher": "other"}}, "model.teacher: data/world/teacher, params.yaml says other; set model.teach"),
         ({"model": {"num_steps": 8}}, "model.num_steps: 4, params.yaml says 8; set model.num_steps: 4"),
+        ({"model": {"shift": 5}}, "model.shift: null, params.yaml says 5.0; set model.shift: null"),
         ({"model": {"eta": 0.5}}, "model.eta: 0.9, params.yaml says 0.5; set model.eta: 0.9"),
         ({"model": {"resolution": 72}}, "model.resolution: 36, params.yaml says 72; set model.resolution: 36"),
     ],
@@ -57,6 +58,17 @@ def test_what_differs_is_named(imported: bool, changes: dict[str, Any], says: st
         read_student(path, preset("smoke", changes), SOURCE)
     assert str(refused.value).startswith(f"{SOURCE} was trained with {says}")
     assert str(refused.value).endswith("to use it, or run the stage that makes it again")
+
+
+def test_a_record_of_before_there_was_a_shift_is_of_the_schedulers_own(tmp_path: Path) -> None:
+    params = preset("smoke")
+    path = written(tmp_path, params)
+    record = json.loads((tmp_path / "resolved.json").read_text())
+    del record["params"]["model"]["shift"]
+    write_json(tmp_path / "resolved.json", record)
+    assert read_student(path, params, SOURCE).keys() == {"x"}
+    with pytest.raises(UserError, match=r"with model\.shift: null, params\.yaml says 5\.0; set"):
+        read_student(path, preset("smoke", {"model": {"shift": 5}}), SOURCE)
 
 
 def test_the_record_in_the_file_goes_before_the_one_beside_it(tmp_path: Path) -> None:
