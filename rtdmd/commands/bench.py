@@ -36,8 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
     for stage, times in bench(load_params(arguments.params), arguments.repeats):
         seconds = [f"{value / times.updates:.3f}" for value in (*times.update, *times.passes)]
         rows.append([stage, str(times.updates), seconds[0], seconds[2], f"{times.ratio:.3f}", seconds[1], seconds[3]])
-        pairs = zip(times.needed, times.made, strict=True)
-        counts.append([stage, *[f"{count:.0f}" for pair in pairs for count in pair]])
+        images = (times.needed.forward, times.made.forward, times.needed.backward, times.made.backward)
+        counts.append([stage, *map("{:.0f}".format, images)])
     print(table(rows))
     print()
     print(table(counts))

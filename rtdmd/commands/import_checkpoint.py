@@ -25,13 +25,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rtdmd.backbones import Backbone
 from rtdmd.backbones.sampling import Velocity
-from rtdmd.common.digests import kept_digest
+from rtdmd.common.digests import kept_tree
 from rtdmd.common.errors import UserError
 from rtdmd.common.escape import printable
 from rtdmd.common.files import hash_of, save_tensors, sha256_tree, write_json
@@ -165,7 +164,7 @@ def _source(asked: Asked, model: ModelParams, record: dict[str, Any], root: Path
 def _record(model: ModelParams, hashes: dict[str, str], root: Path) -> dict[str, Any]:
     """Where the folder comes from, as `rtdmd trace` reads it."""
     settings = {"model": model.model_dump(mode="json")}
-    base = None if model.is_hub_id else sha256_tree(root / model.teacher, partial(kept_digest, root=root))
+    base = None if model.is_hub_id else kept_tree(root / model.teacher, root)
     return {
         "settings": settings,
         "settings_sha256": hash_of(settings),

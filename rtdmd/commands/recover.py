@@ -21,9 +21,9 @@ from typing import Any
 import psutil
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import write_atomic
+from rtdmd.common.files import md5_file, write_atomic
 from rtdmd.common.processes import QUESTION_SECONDS, limited
-from rtdmd.pipeline.dvc_cache import damaged_objects, digest_of, md5_file, recorded_outs
+from rtdmd.pipeline.dvc_cache import damaged_objects, digest_of, recorded_outs
 from rtdmd.pipeline.dvc_repo import LOCK, cache_folder, parse_lock
 
 RWLOCK = ".dvc/tmp/rwlock"

@@ -8,24 +8,16 @@ have steps, so a file that was written just before it was read may change again 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import time
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
-from rtdmd.common.files import lock_file, sha256_bytes, write_atomic
+from rtdmd.common.files import Algorithm, file_digest, lock_file, sha256_bytes, sha256_tree, write_atomic
 
-Algorithm = Literal["sha256", "md5"]
 FOLDER = ".rtdmd/hashes"
 LARGE = 64 * 2**20  # bytes: below it a file is read each time
 TIME_STEP = 2 * 10**9  # nanoseconds: FAT's, the coarsest of the file systems in use
-
-
-def file_digest(path: Path, algorithm: Algorithm) -> str:
-    """Hex digest of a file's bytes, all of which are read."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
 def kept_digest(path: Path, root: Path, algorithm: Algorithm = "sha256") -> str:
@@ -48,6 +40,11 @@ def kept_digest(path: Path, root: Path, algorithm: Algorithm = "sha256") -> str:
         if settled and _stamp(path.stat()) == _stamp(about):
             write_atomic(kept, f"{_stamp(about)} {digest}\n")
     return digest
+
+
+def kept_tree(path: Path, root: Path) -> str:
+    """`sha256_tree` with the digests of large files as they are kept below ``root``."""
+    return sha256_tree(path, partial(kept_digest, root=root))
 
 
 def share_digests(root: Path, other: Path) -> None:

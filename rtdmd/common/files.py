@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from rtdmd.common.errors import NonFiniteError, UserError
 from rtdmd.common.parsing import first_line, parse_json, read_bytes
@@ -28,6 +28,7 @@ from rtdmd.common.parsing import first_line, parse_json, read_bytes
 if TYPE_CHECKING:
     from torch import Tensor
 
+Algorithm = Literal["sha256", "md5"]
 _AGAIN = "make the file again"
 _NO_ARCHIVE = (
     zipfile.BadZipFile,
@@ -60,10 +61,20 @@ def hash_of(value: Any) -> str:
     return sha256_bytes(json_text(value).encode())
 
 
+def file_digest(path: Path | str, algorithm: Algorithm) -> str:
+    """Hex digest of a file's bytes, all of which are read."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+
+
 def sha256_file(path: Path | str) -> str:
     """Hex SHA-256 of a file's bytes."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(path, "sha256")
+
+
+def md5_file(path: Path | str) -> str:
+    """Hex MD5 of a file's bytes, DVC's name for it."""
+    return file_digest(path, "md5")
 
 
 def tree_files(directory: Path | str) -> Iterator[Path]:
@@ -99,8 +110,7 @@ def write_atomic(path: Path | str, data: bytes | str | Iterator[bytes | memoryvi
         with os.fdopen(handle, "wb") as file:
             if isinstance(data, str):
                 data = data.encode()
-            for piece in (data,) if isinstance(data, bytes) else data:
-                file.write(piece)
+            file.writelines((data,) if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o666 & ~_umask())
@@ -215,13 +225,10 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path | str, metadata: Mapp
 
 def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors (on the CPU) and metadata of a safetensors file; a damaged file is a UserError that names it."""
-    from safetensors import SafetensorError, safe_open
+    from rtdmd.common.lazy_tensors import whole_tensors
 
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: no whole safetensors file ({first_line(error)}); {_AGAIN}") from error
+    with whole_tensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
 def check_archive(path: Path) -> None:

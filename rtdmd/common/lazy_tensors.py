@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -59,15 +61,23 @@ class LazyTensors(Mapping[str, Tensor]):
         return len(self.layouts)
 
 
-def open_tensors(path: Path, remedy: str = "make the file again") -> LazyTensors:
-    """The tensors of a safetensors file. UserError that names the file and the ``remedy`` where it is damaged."""
+@contextmanager
+def whole_tensors(path: Path | str) -> Iterator[Any]:
+    """A safetensors file, open; a damaged one is a UserError that names it."""
     try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            layouts = {name: (KINDS[one.get_dtype()], tuple(one.get_shape())) for name, one in slices.items()}
+        with safe_open(str(path), framework="pt") as file:
+            yield file
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: no whole safetensors file ({first_line(error)}); {remedy}") from error
-    return LazyTensors(layouts, lambda name: read_tensor(path, name))
+        raise UserError(f"{path}: no whole safetensors file ({first_line(error)}); make the file again") from error
+
+
+def open_tensors(path: Path) -> tuple[LazyTensors, dict[str, str]]:
+    """What `load_tensors` gives, with each tensor read when it is asked for."""
+    with whole_tensors(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        layouts = {name: (KINDS[one.get_dtype()], tuple(one.get_shape())) for name, one in slices.items()}
+        metadata = dict(file.metadata() or {})
+    return LazyTensors(layouts, lambda name: read_tensor(path, name)), metadata
 
 
 def read_tensor(path: Path, name: str) -> Tensor:
@@ -109,3 +119,19 @@ def layouts_of(tensors: Mapping[str, Tensor]) -> Mapping[str, Layout]:
     if isinstance(tensors, LazyTensors):
         return tensors.layouts
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shape by name, without making one."""
+    return {name: shape for name, (_, shape) in layouts_of(tensors).items()}
+
+
+def odd_names(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Names that only one of the two has; where there are none, those of tensors of another shape. None is made."""
+    given, own = shapes_of(tensors), shapes_of(wanted)
+    return sorted(given.keys() ^ own.keys()) or [name for name in own if given[name] != own[name]]
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The first name, in their order, whose tensor has numbers that are not finite; None where all are."""
+    return next((name for name in sorted(tensors) if not torch.isfinite(tensors[name]).all()), None)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from rtdmd.experiments import find_table
+from rtdmd.methods._card import flat
 from rtdmd.published.table import Column, Run
 
 
@@ -25,17 +25,8 @@ def queue_lines(names: Sequence[str]) -> Iterator[str]:
 def show_line(columns: Sequence[Column], runs: Sequence[Run]) -> str:
     """`dvc exp show` with the tables' own figures of every model, over all tags, and the settings in which the runs
     differ from their presets: metrics.json has a thousand figures, which make a table that nobody can read."""
-    settings = {key for run in runs for key in _keys(run.changes)}
+    settings = {key for run in runs for key in flat(run.changes)}
     settings |= {"train_acdmd.recipe", "train_rtdmd.recipe"} if any(run.method for run in runs) else set()
     figures = dict.fromkeys(f"suites.{one.suite}.*.{one.score}.mean" for one in columns if one.tag is None)
     kept = [re.escape(key).replace(r"\*", "[^.]+") for key in ("Experiment", *sorted(settings), *figures)]
     return f"dvc exp show --hide-workspace --drop '.*' --keep '({'|'.join(kept)})$'"
-
-
-def _keys(tree: Mapping[str, Any], before: str = "") -> Iterator[str]:
-    """Dotted keys of nested dictionaries."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _keys(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}"

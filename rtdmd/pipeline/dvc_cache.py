@@ -8,16 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rtdmd.common.digests import file_digest, kept_digest
+from rtdmd.common.digests import kept_digest
 from rtdmd.common.errors import UserError
+from rtdmd.common.files import md5_file
 from rtdmd.pipeline.dvc_repo import LOCK, RECOVER, cache_folder, read_record
 
 _OBJECT = re.compile(r"[0-9a-f]{2}/[0-9a-f]{30}(\.dir)?")
-
-
-def md5_file(path: Path) -> str:
-    """Hex MD5 of a file's bytes, DVC's name for it."""
-    return file_digest(path, "md5")
 
 
 def object_path(cache: Path, digest: str) -> Path:

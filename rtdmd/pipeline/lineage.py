@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rtdmd.common.digests import file_digest
 from rtdmd.common.errors import UserError
 from rtdmd.common.escape import printable
-from rtdmd.common.files import hash_of, sha256_tree, tree_files
+from rtdmd.common.files import hash_of, md5_file, sha256_tree, tree_files
 from rtdmd.common.parsing import read_text
 from rtdmd.config.load import COMPLETE, read_sections
 from rtdmd.pipeline.dvc_repo import LOCK, read_record
@@ -107,9 +106,9 @@ def lock_tree(steps: Sequence[Step]) -> dict[str, Any]:
 def md5_like_dvc(path: Path) -> str:
     """The hash that DVC gives a file or folder: a folder's is that of its list of files, and ends in ".dir"."""
     if path.is_file():
-        return file_digest(path, "md5")
+        return md5_file(path)
     files = {file.relative_to(path).as_posix(): file for file in tree_files(path)}
-    entries = [{"md5": file_digest(files[name], "md5"), "relpath": name} for name in sorted(files)]
+    entries = [{"md5": md5_file(files[name]), "relpath": name} for name in sorted(files)]
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 

@@ -19,14 +19,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import rtdmd
-from rtdmd.common.digests import kept_digest
+from rtdmd.common.digests import kept_tree
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import fsync_path, hash_of, lock_file, remove, sha256_tree, write_json
+from rtdmd.common.files import fsync_path, hash_of, lock_file, remove, write_json
 from rtdmd.common.signals import held
 from rtdmd.config import Params, load_params
 from rtdmd.config.prompt_needs import check_prompts
@@ -127,7 +126,7 @@ def stage_inputs(root: Path, entry: StageEntry, params: Params) -> dict[str, str
         if is_group(dep):
             inputs |= hash_models(root, params, PurePosixPath(dep).name)
         else:
-            inputs[dep] = sha256_tree(root / dep, partial(kept_digest, root=root))
+            inputs[dep] = kept_tree(root / dep, root)
     return inputs
 
 

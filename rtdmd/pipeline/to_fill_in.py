@@ -15,8 +15,9 @@ def commits_to_fill_in(params: Params) -> dict[str, list[str]]:
     `hpsv2: base_revision`, which is the same in every list of scorers. Of models that the run does not need, nothing.
     """
     found: dict[str, dict[str, None]] = {}
+    groups = groups_of_run(params)
     for model in model_inputs(params):
-        if model.group in groups_of_run(params) and model.revision == UNPINNED:
+        if model.group in groups and model.revision == UNPINNED:
             setting = model.pin.rpartition("rewards: ")[2]
             found.setdefault(model.name, {})[setting] = None
     for name in (*params.training_sets, *params.evaluation_sets):

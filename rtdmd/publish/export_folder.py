@@ -21,7 +21,7 @@ from rtdmd.backbones.snapshot import base_folder
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import write_atomic, write_json
 from rtdmd.common.images import grid, save_png
-from rtdmd.common.lazy_tensors import fill, open_tensors
+from rtdmd.common.lazy_tensors import open_tensors
 from rtdmd.common.torch_setup import DTYPES, free_memory
 from rtdmd.config import ModelParams
 from rtdmd.pipeline.declared import FORMS
@@ -32,7 +32,7 @@ from rtdmd.publish.compose import Adapter, compose
 from rtdmd.publish.export import BaseModel, base_model, pipeline_class, write_lora
 from rtdmd.publish.gate import Export, Fixed, fixed_inputs, run_gate, student_latents
 from rtdmd.publish.merge import CONFIG, MERGED, Weights, base_weights, full_weights, merged_weights, write_merged
-from rtdmd.publish.reference import check_merged
+from rtdmd.publish.reference import check_merged, whole_student
 from rtdmd.publish.scheduler import scheduler_config
 from rtdmd.train.rounding import report_lost_export
 
@@ -154,7 +154,7 @@ def _write_whole(source: Source, base: BaseModel, adapter: Adapter | None, place
     report_lost_export(plain, weights, source.model.dtype)
     place(CONFIG)
     write_merged(weights, base.transformer_config, place(MERGED).parent.parent, source.metadata)
-    return open_tensors(place(MERGED))
+    return open_tensors(place(MERGED))[0]
 
 
 def _rounded_student(source: Source, weights: Weights, fixed: Fixed) -> dict[str, Tensor]:
@@ -162,12 +162,7 @@ def _rounded_student(source: Source, weights: Weights, fixed: Fixed) -> dict[str
     file gives is compared with that, and the weights themselves with the base's and PEFT's adapters (`check_merged`).
     """
     backbone = load_backbone(_exact(source.model), vae=False, device=source.device, root=source.root)
-    fill(backbone.transformer, weights)
-
-    def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        return backbone.velocity(backbone.transformer, x, sigma, cond)
-
-    return student_latents(velocity, fixed, source.model.eta)
+    return student_latents(whole_student(backbone, weights), fixed, source.model.eta)
 
 
 @torch.no_grad()
@@ -202,9 +197,16 @@ def finish(source: Source, made: Made, place: Place, told: Mapping[str, Any]) ->
         **told,
     )
     write_atomic(place(CARD), model_card(found))
+    record = put_through(source, made, place(CARD).parent, source.called)
+    write_json(place(GATE), record)
+    return record
+
+
+def put_through(source: Source, made: Made, folder: Path, called: str) -> dict[str, Any]:
+    """The gate's record of a folder that should hold this student; RtdmdError when it is refused. called: its name."""
     export = Export(
-        folder=place(CARD).parent,
-        called=source.called,
+        folder=folder,
+        called=called,
         model=source.model,
         base=made.base,
         forms=source.forms,
@@ -213,6 +215,4 @@ def finish(source: Source, made: Made, place: Place, told: Mapping[str, Any]) ->
         device=str(source.device),
     )
     free_memory(source.device)  # the gate's process needs the memory that is no longer used here
-    record = run_gate(export, made.fixed, made.latents)
-    write_json(place(GATE), record)
-    return record
+    return run_gate(export, made.fixed, made.latents)

@@ -15,7 +15,7 @@ from torch import Tensor
 from rtdmd.backbones.loading import DIFFUSERS_STEM
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json, save_tensors, write_json
-from rtdmd.common.lazy_tensors import KINDS, LazyTensors, layouts_of, open_tensors, read_tensor
+from rtdmd.common.lazy_tensors import KINDS, LazyTensors, not_finite, odd_names, open_tensors, read_tensor, shapes_of
 from rtdmd.common.pretrained import weight_headers
 from rtdmd.publish.compose import Adapter
 
@@ -56,7 +56,7 @@ def merged_weights(base: Mapping[str, Tensor], adapter: Adapter, dtype: torch.dt
 
     base: the transformer's state, any dtype. Raises UserError where an adapted module is not in it (see `check_fits`).
     """
-    shapes = {name: shape for name, (_, shape) in layouts_of(base).items()}
+    shapes = shapes_of(base)
     check_fits(adapter, shapes, "the adapter")
     adapted = {f"{module}.weight": module for module in adapter.modules()}
 
@@ -75,20 +75,16 @@ def full_weights(
     """Weights of a whole transformer (of ``adapter.mode: full``, or merged), cast to ``dtype``, each read when it is
     asked for; UserError unless keys and shapes are the base's and all numbers finite. ``remedy``: what brings other
     weights."""
-    tensors = open_tensors(path)
-    shapes, wanted = ({name: shape for name, (_, shape) in layouts_of(one).items()} for one in (tensors, base))
-    odd = sorted(shapes.keys() ^ wanted.keys()) or [name for name in wanted if shapes[name] != wanted[name]]
-    if odd:
+    tensors, _ = open_tensors(path)
+    if odd := odd_names(tensors, base):
         raise UserError(
             f"{path} is not the base's transformer with other weights ({len(odd)} tensors differ, first {odd[0]});"
             " model.teacher must be what it was trained on (model.student, where that is set), adapter.mode how"
         )
-    for name, value in tensors.items():
-        if not torch.isfinite(value).all():
-            raise UserError(f"{path}: {name} holds numbers that are not finite; {remedy}")
-    return LazyTensors(
-        {name: (dtype, shape) for name, shape in shapes.items()}, lambda name: tensors[name].float().to(dtype)
-    )
+    if (bad := not_finite(tensors)) is not None:
+        raise UserError(f"{path}: {bad} holds numbers that are not finite; {remedy}")
+    layouts = {name: (dtype, shape) for name, shape in shapes_of(tensors).items()}
+    return LazyTensors(layouts, lambda name: tensors[name].float().to(dtype))
 
 
 def write_merged(weights: Weights, base_config: Path, folder: Path, metadata: Mapping[str, str]) -> None:

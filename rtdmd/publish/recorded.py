@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rtdmd.backbones.protocol import PUBLISHED
-from rtdmd.common.digests import kept_digest
+from rtdmd.common.digests import kept_tree
 from rtdmd.common.errors import UserError
 from rtdmd.common.escape import printable
-from rtdmd.common.files import read_json, sha256_file, sha256_tree
+from rtdmd.common.files import read_json, sha256_file
 from rtdmd.common.model_files import check_files, teacher_files
 from rtdmd.config import ModelParams
 from rtdmd.config.load import validate_as
@@ -41,10 +40,7 @@ class Recorded:
             raise UserError(
                 f"{self.where}: was made on {teacher}, which is not here; name a copy of it with --base FOLDER"
             )
-        if (
-            self.base_sha256 is not None
-            and sha256_tree(root / model.teacher, partial(kept_digest, root=root)) != self.base_sha256
-        ):
+        if self.base_sha256 is not None and kept_tree(root / model.teacher, root) != self.base_sha256:
             raise UserError(
                 f"{self.where}: was made on another base than the one in {teacher} (their SHA-256 differ); name a"
                 " copy of the right one with --base FOLDER"

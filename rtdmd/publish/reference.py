@@ -16,6 +16,7 @@ from torch import Tensor
 from rtdmd.backbones import Backbone, Conditioning
 from rtdmd.backbones.sampling import Velocity
 from rtdmd.common.errors import RtdmdError
+from rtdmd.common.lazy_tensors import fill
 from rtdmd.publish.adapter_file import NOT_PLAIN, check_belongs
 from rtdmd.publish.compose import Adapter
 
@@ -46,6 +47,16 @@ def stacked_student(backbone: Backbone, adapters: Mapping[str, Adapter]) -> Velo
 
     def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         return backbone.velocity(transformer, x, sigma, cond)
+
+    return velocity
+
+
+def whole_student(backbone: Backbone, weights: Mapping[str, Tensor]) -> Velocity:
+    """Velocity (x, sigma, cond) of the backbone with these weights, no adapters, in the place of its transformer's."""
+    fill(backbone.transformer, weights)
+
+    def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        return backbone.velocity(backbone.transformer, x, sigma, cond)
 
     return velocity
 

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from rtdmd.backbones import Conditioning, load_backbone
+from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import PUBLISHED
-from rtdmd.common.digests import kept_digest
+from rtdmd.common.digests import kept_tree
 from rtdmd.common.errors import UserError
 from rtdmd.common.escape import printable
-from rtdmd.common.files import sha256_tree
-from rtdmd.common.lazy_tensors import fill
 from rtdmd.config import ModelParams, Params
 from rtdmd.evaluate.samples import Sampler
 from rtdmd.publish.adapter_file import read_adapter
 from rtdmd.publish.merge import MERGED, full_weights
 from rtdmd.publish.recorded import Recorded, check_whole, recorded
-from rtdmd.publish.reference import stacked_student
+from rtdmd.publish.reference import stacked_student, whole_student
 
 
 def published_sampler(folder: Path, model: ModelParams, device: torch.device, root: Path) -> Sampler:
@@ -37,11 +33,7 @@ def published_sampler(folder: Path, model: ModelParams, device: torch.device, ro
     else:
         state = backbone.transformer.state_dict()
         weights = full_weights(folder / MERGED, state, backbone.dtype, "make or download the folder again")
-        fill(backbone.transformer, weights)
-
-        def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-            return backbone.velocity(backbone.transformer, x, sigma, cond)
-
+        velocity = whole_student(backbone, weights)
     return Sampler(
         backbone, velocity, backbone.sigmas(model.num_steps), model.eta, guided=False, shape=backbone.latent_shape()
     )
@@ -77,4 +69,4 @@ def _stands_on(found: Recorded, base: ModelParams, root: Path) -> bool:
     """Whether a folder was made on a base: the same commit of the Hub, or the same files wherever they lie."""
     if base.is_hub_id or found.base_sha256 is None:
         return (found.model.teacher, found.model.revision) == (base.teacher, base.revision)
-    return found.base_sha256 == sha256_tree(root / base.teacher, partial(kept_digest, root=root))
+    return found.base_sha256 == kept_tree(root / base.teacher, root)

@@ -10,10 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rtdmd.common.torch_setup import free_memory
 from rtdmd.config import Params
-from rtdmd.publish.export_folder import check_forms, make_weights
-from rtdmd.publish.gate import Export, run_gate, table
+from rtdmd.publish.export_folder import check_forms, make_weights, put_through
+from rtdmd.publish.gate import table
 from rtdmd.publish.student_source import WEIGHTS, student_source
 
 
@@ -33,15 +32,4 @@ def gate_folder(folder: Path, params: Params, root: Path, repo_id: str) -> None:
             return path
 
         made = make_weights(source, place)
-    export = Export(
-        folder=folder,
-        called=repo_id,
-        model=source.model,
-        base=made.base,
-        forms=forms,
-        stages=source.stacked(),
-        threads=source.threads,
-        device=str(source.device),
-    )
-    free_memory(source.device)  # the gate's process needs the memory that is no longer used here
-    print(table(run_gate(export, made.fixed, made.latents)["forms"]), file=sys.stderr)
+    print(table(put_through(source, made, folder, repo_id)["forms"]), file=sys.stderr)

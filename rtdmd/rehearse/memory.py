@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from rtdmd.common.torch_setup import free_memory
+
 _THRESHOLDS = (-3, -1)  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc's mallopt
 _AT_ONCE, _LAZY = 2**16, 2**25  # larger blocks come from the system and go back to it at once; glibc's own upper bound
 
@@ -51,9 +53,8 @@ def below_limit(root: Path, own: Path) -> float:
 
 def held(device: torch.device) -> int:
     """Bytes that tensors hold now; what nobody needs any more is given back first."""
-    gc.collect()
+    free_memory(device)
     if device.type == "cuda":
-        torch.cuda.empty_cache()
         return torch.cuda.memory_allocated(device)
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     return held_by_tensors()

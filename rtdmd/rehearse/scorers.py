@@ -58,9 +58,10 @@ def stand_ins(params: Params) -> list[StandIn]:
     the checkout, which is used as it is, and what a scorer behind a socket reads.
     """
     named: dict[tuple[str, str | None], list[ModelInput]] = {}
-    needed = [model for model in model_inputs(params) if model.group in groups_of_run(params)]
-    for model in needed:
-        if (model.reward is not None or model.place == "features_model") and not _is_at_hand(model):
+    groups = groups_of_run(params)
+    for model in model_inputs(params):
+        scorer = model.reward is not None or model.place == "features_model"
+        if scorer and model.group in groups and not _is_at_hand(model):
             place = model.name if model.revision is not None else PurePosixPath(model.name).as_posix()
             named.setdefault((place, model.revision), []).append(model)
     return [_stand_in(place, revision, models) for (place, revision), models in named.items()]

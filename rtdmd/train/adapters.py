@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.lazy_tensors import fill, layouts_of
+from rtdmd.common.lazy_tensors import fill, not_finite, odd_names
 from rtdmd.common.rng import key_seed
 from rtdmd.train.compile import compile_blocks
 from rtdmd.train.merging import AdaptedLayers, Stack
@@ -197,8 +197,7 @@ class AdapterBank:
             self._layers[module].activate(stack)
         elif stack:
             module = self._copies[stack[-1]]
-        half = self.backbone.dtype if self.full and stack and self.backbone.dtype != torch.float32 else None
-        with torch.autocast(self.backbone.device.type, dtype=half, enabled=half is not None):
+        with _precision(self.backbone, whole=self.full and bool(stack)):
             return self.backbone.velocity(module, x, sigma, cond, guidance=guidance, null=null)
 
     @contextmanager
@@ -237,6 +236,12 @@ class AdapterBank:
             set_peft_model_state_dict(self._under[name], dict(tensors), adapter_name=name)
 
 
+def _precision(backbone: Backbone, *, whole: bool) -> torch.autocast:
+    """That of a pass: the base's, also where a role has ``whole`` weights of its own, which are float32."""
+    half = backbone.dtype if whole and backbone.dtype != torch.float32 else None
+    return torch.autocast(backbone.device.type, dtype=half, enabled=half is not None)
+
+
 def transformer_blocks(transformer: nn.Module) -> list[nn.Module]:
     """The blocks of a diffusers transformer in the order of its forward pass: the members of its module lists."""
     lists = (child for child in transformer.children() if isinstance(child, nn.ModuleList))
@@ -261,16 +266,13 @@ def merge_stage_one(roles: AdapterBank, params: Params) -> None:
 
 def _require_fitting(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
     """UserError naming ``source`` unless its tensors have exactly the names and shapes of ``own``, and are finite."""
-    given, wanted = ({name: shape for name, (_, shape) in layouts_of(one).items()} for one in (tensors, own))
-    odd = sorted(wanted.keys() ^ given.keys()) or [key for key in wanted if wanted[key] != given[key]]
-    if odd:
+    if odd := odd_names(tensors, own):
         raise UserError(
             f"{source} does not fit the adapter section of params.yaml ({len(odd)} tensors differ, first {odd[0]});"
             " run the stage that makes it again"
         )
-    broken = [key for key, value in sorted(tensors.items()) if not torch.isfinite(value).all()]
-    if broken:
-        raise UserError(f"{source}: {broken[0]} has values that are not finite; run the stage that makes it again")
+    if (broken := not_finite(tensors)) is not None:
+        raise UserError(f"{source}: {broken} has values that are not finite; run the stage that makes it again")
 
 
 def load_student(
@@ -311,10 +313,9 @@ def _whole_student(
     tensors = read_student(root / source, params, source)
     _require_fitting(tensors, module.state_dict(), source)
     fill(module, tensors)
-    half = backbone.dtype if backbone.dtype != torch.float32 else None
 
     def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        with torch.autocast(backbone.device.type, dtype=half, enabled=half is not None):
+        with _precision(backbone, whole=True):
             return backbone.velocity(module, x, sigma, cond)
 
     return velocity

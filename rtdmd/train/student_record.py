@@ -43,8 +43,8 @@ def read_student(path: Path, params: Params, source: str) -> Mapping[str, Tensor
 
     source: how the message calls the file.
     """
-    tensors = open_tensors(path)
-    for key, was, now in _differences(path, _header(path), params):
+    tensors, header = open_tensors(path)
+    for key, was, now in _differences(path, header, params):
         raise UserError(
             f"{source} was trained with {key}: {was}, params.yaml says {now}; set {key}: {was} to use it, or run the"
             " stage that makes it again"
@@ -63,13 +63,9 @@ def student_header(stage: str, params: Params) -> dict[str, str]:
 
 def stands_on_merged(path: Path) -> bool:
     """Whether the student of a file, which `read_student` reads, stands on stage one's adapter merged into its base."""
-    return _header(path).items() >= MERGED.items()
-
-
-def _header(path: Path) -> dict[str, str]:
-    """What is told beside the tensors of a safetensors file."""
     with safe_open(path, framework="pt") as file:
-        return dict(file.metadata() or {})
+        header = file.metadata() or {}
+    return header.items() >= MERGED.items()
 
 
 def _differences(path: Path, header: Mapping[str, str], params: Params) -> Iterator[tuple[str, Any, Any]]:

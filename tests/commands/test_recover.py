@@ -16,8 +16,9 @@ from rtdmd import cli
 from rtdmd.cli import main
 from rtdmd.common import files
 from rtdmd.common.errors import UserError
+from rtdmd.common.files import md5_file
 from rtdmd.config import load_params
-from rtdmd.pipeline.dvc_cache import md5_file, object_path, refuse_damaged, refuse_truncated
+from rtdmd.pipeline.dvc_cache import object_path, refuse_damaged, refuse_truncated
 from rtdmd.pipeline.dvc_repo import cache_folder, read_record
 
 WHOLE, DAMAGED = "results/a/whole.txt", "results/a/weights.txt"

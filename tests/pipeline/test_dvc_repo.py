@@ -14,7 +14,8 @@ import zc.lockfile
 from dvc.repo import Repo
 
 from rtdmd.common.errors import UserError
-from rtdmd.pipeline.dvc_cache import md5_file, object_path
+from rtdmd.common.files import md5_file
+from rtdmd.pipeline.dvc_cache import object_path
 from rtdmd.pipeline.dvc_repo import opened, parse_lock, read_record
 from rtdmd.pipeline.engines import Job, end_future, stale_stages, with_readers
 from rtdmd.pipeline.reproduce import find_recorded

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from rtdmd.pipeline.dvc_cache import md5_file, object_path
+from rtdmd.common.files import md5_file
+from rtdmd.pipeline.dvc_cache import object_path
 from rtdmd.pipeline.dvc_repo import cache_folder
 from rtdmd.pipeline.dvc_yaml import read_pipeline
 from tests.workflow.checkout import commit, copy, environment, make_checkout, run
