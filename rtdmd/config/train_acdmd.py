@@ -18,7 +18,12 @@ class TrainAcdmdParams(TrainingParams):
     recipe: StageOneRecipe = param(
         "a method of `rtdmd methods` whose settings the section is held to; custom: none", source="ours"
     )
-    iterations: Whole = param("fake-score updates", unit="updates", source="public code: 15000", ge=1)
+    iterations: Whole = param(
+        "fake-score updates; 0: no training, stage two starts from model.student or the teacher as it is",
+        unit="updates",
+        source="public code: 15000",
+        ge=0,
+    )
     batch_size: Whole = param(
         "prompts per update, of all processes", unit="prompts", source="public code: 9 per GPU on 8 GPUs", ge=1
     )
@@ -53,13 +58,15 @@ class TrainAcdmdParams(TrainingParams):
     def _check(self) -> TrainAcdmdParams:
         if self.processes > self.batch_size:
             raise ValueError(f"processes: {self.processes}; allowed: 1 to batch_size = {self.batch_size}")
-        if self.generator_every > self.iterations:
+        if self.iterations == 0:
+            self._check_untrained()
+        elif self.generator_every > self.iterations:
             raise ValueError(
                 f"generator_every: {self.generator_every}, so the generator would never be trained;"
                 f" allowed: 1 to iterations = {self.iterations}"
             )
         updates = self.iterations // self.generator_every
-        if self.warmup > updates:
+        if self.iterations and self.warmup > updates:
             raise ValueError(
                 f"warmup: {self.warmup}, so that generator_optimizer.lr is never reached; allowed: 0 to {updates}, the"
                 " generator's updates (iterations / generator_every)"
@@ -76,3 +83,11 @@ class TrainAcdmdParams(TrainingParams):
             )
         check_recipe("train_acdmd", self.recipe, self.model_dump(mode="json"))
         return self
+
+    def _check_untrained(self) -> None:
+        """Without an iteration there is nothing to look at while it trains."""
+        if self.watch.every > 0:
+            raise ValueError(
+                f"watch.every: {self.watch.every} with iterations: 0, so that nothing is ever watched; allowed: 0"
+                " (train_rtdmd.watch looks at the same student before its first epoch)"
+            )

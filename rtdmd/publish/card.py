@@ -143,9 +143,7 @@ def _recipe(found: Published) -> list[str]:
         *([["Teacher", code_span(found.teacher)]] if found.teacher is not None else []),
         ["Teacher guidance", f"{settings['model']['guidance']:g}"],
         ["Sampler", f"{found.model.num_steps} steps, CPS with η = {found.model.eta:g}"],
-        ["Stage one", f"{one['iterations']} iterations of {one['batch_size']} images"],
-        ["Stage one, generator updates", f"every {one['generator_every']} iterations"],
-        ["Stage one, rates", _rates(one)],
+        *(_stage_one(one) if one["iterations"] else [["Stage one", "none: stage two starts from the base as it is"]]),
         ["Stage two", f"{two['epochs']} epochs of {two['prompts_per_epoch']} prompts x {two['group_size']} images"],
         ["Stage two, rates", _rates(two)],
         [
@@ -155,6 +153,14 @@ def _recipe(found: Published) -> list[str]:
         ["Seed", str(settings["run"]["seed"])],
     ]
     return ["## Recipe", "", *_markdown(rows), "", "All settings are in `provenance.json`.", ""]
+
+
+def _stage_one(one: Mapping[str, Any]) -> list[list[str]]:
+    return [
+        ["Stage one", f"{one['iterations']} iterations of {one['batch_size']} images"],
+        ["Stage one, generator updates", f"every {one['generator_every']} iterations"],
+        ["Stage one, rates", _rates(one)],
+    ]
 
 
 def _rates(stage: Mapping[str, Any]) -> str:

@@ -142,7 +142,7 @@ def small_side(resolution: int) -> int:
 def _stage_one(params: Params) -> dict[str, Any]:
     stage = params.train_acdmd
     every = min(stage.generator_every, 2)
-    iterations = 2 * every
+    iterations = 2 * every if stage.iterations else 0
     processes = min(stage.processes, 2)
     batch = min(stage.batch_size, 4)
     return {

@@ -37,6 +37,11 @@ def train(stage: Stage, ranks: Ranks) -> None:
         prompts = TrainingPrompts.open(stage, ranks.device, p)
         trainer = AcdmdTrainer(params, backbone, prompts.cache.null(), ranks)
         watch = Watch.open(stage, trainer, prompts.cache)
+    if p.iterations == 0 and ranks.main:
+        print(
+            f"{NAME}: iterations: 0, nothing is trained: the student is {params.model.of_student().teacher} itself",
+            file=sys.stderr,
+        )
     if trainer.adapters.full and ranks.main:
         print(f"{NAME}: {trainer.adapters.cost()}", file=sys.stderr)
     if p.sharding == "base":
@@ -60,5 +65,5 @@ def train(stage: Stage, ranks: Ranks) -> None:
 
     if ranks.main:
         trainer.write_outputs(stage)
-        write_curves(loop.rows, stage.output("curves.csv"))
+        write_curves(loop.rows, stage.output("curves.csv"), first=[loop.unit])
         write_watched(loop.journal, stage)

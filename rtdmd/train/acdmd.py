@@ -212,5 +212,6 @@ class AcdmdTrainer:
         about = student_header(NAME, self.params)
         save_tensors(self.adapters.state("fake"), stage.output("fake.safetensors"), about | {"role": "fake"})
         self.average.swap()
-        report_lost_update(self.params, NAME, self.adapters)
+        if self.p.iterations:
+            report_lost_update(self.params, NAME, self.adapters)
         save_tensors(self.adapters.state("acdmd"), stage.output("generator.safetensors"), about)

@@ -192,6 +192,10 @@ def test_misspelt_section_comes_before_the_missing_one() -> None:
             "prepare_prompts.sets.train[0].split is missing; allowed: which captions: train or heldout",
         ),
         ({"publish": {"dry_run": False}}, "publish.repo_id: None with dry_run: false; allowed: owner/name"),
+        (
+            {"train_acdmd": {"iterations": 0}},
+            "train_acdmd.watch.every: 250 with iterations: 0, so that nothing is ever watched; allowed: 0",
+        ),
         ({"train_acdmd": {"generator_every": 2000}}, "would never be trained; allowed: 1 to iterations = 1000"),
     ],
 )

@@ -15,7 +15,7 @@ import torch
 from rtdmd.common.errors import RtdmdError
 from rtdmd.common.files import load_tensors
 from rtdmd.config import preset
-from rtdmd.stages import train_acdmd
+from rtdmd.stages import train_acdmd, train_rtdmd
 from rtdmd.train import acdmd, losses
 from rtdmd.train import adapters as roles_module
 from rtdmd.train.acdmd import AcdmdTrainer
@@ -99,7 +99,7 @@ def test_killed_twice_and_after_the_last_iteration(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from rtdmd.stages import train_acdmd
+from rtdmd.stages import train_acdmd, train_rtdmd
 from rtdmd.train.engine import checkpoint
 
 saves, real = [], checkpoint.save_tensors
@@ -289,3 +289,20 @@ def test_a_generator_turn_moves_the_generator_and_other_turns_do_not(
     monkeypatch.setattr(AcdmdTrainer, "step", iteration)
     train(root, {"train_acdmd": {"iterations": 6, "generator_every": 3}})
     assert states == [(False, True), (False, True), (True, True)] * 2
+
+
+def test_without_an_iteration_stage_two_reinforces_the_base_as_it_is(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = train(root, {"train_acdmd": {"iterations": 0}})
+    assert sorted(made) == FILES and (made["curves.csv"], made["watched.csv"]) == (b"iteration\n", b"iteration\n")
+    assert "train_acdmd: iterations: 0, nothing is trained: the student is" in capsys.readouterr().err
+    for name in ("generator", "fake"):
+        tensors = load_tensors(root / f"results/{STAGE}/{name}.safetensors")[0]
+        assert not any(tensor.any() for key, tensor in tensors.items() if ".lora_B." in key)
+        assert all(tensor.any() for key, tensor in tensors.items() if ".lora_A." in key)
+    train_rtdmd.run(root)
+    rows = rows_of(results(root, "train_rtdmd")["curves.csv"])
+    assert [row["epoch"] for row in rows] == [1, 2]
+    trained = load_tensors(root / "results/train_rtdmd/generator.safetensors")[0]
+    assert any(tensor.any() for key, tensor in trained.items() if ".lora_B." in key)
