@@ -33,7 +33,16 @@ from rtdmd.rehearse.hub_store import DATASETS
 from rtdmd.rehearse.imported import write_checkpoint
 from rtdmd.rehearse.reduced import filled_in, reduced
 from rtdmd.rehearse.stand_in import StandIn
-from rtdmd.rehearse.table import Row, access_text, downloads_text, exercised, measured, table_text, unproved_text
+from rtdmd.rehearse.table import (
+    Row,
+    access_text,
+    downloads_text,
+    exercised,
+    measured,
+    silent_text,
+    table_text,
+    unproved_text,
+)
 
 TOKEN = "hf_of_the_rehearsal"
 FOREIGN = ("HF_", "HUGGING", "TRANSFORMERS_", "DIFFUSERS_", "SNAKEMAKE_", "DVC_", "GIT_")
@@ -127,7 +136,7 @@ def _rehearsed(root: Path, folder: Path, plan: Plan, rows: list[Row]) -> str:
             rows.append(Row("import", "an adapter on the student's base, gate", seconds, None, None))
             commit(folder, "the checkpoint that is judged")
         _stages(folder, params, environment, rows)
-    unproved = unproved_text(models, used)
+    unproved = unproved_text(models, used) + silent_text(params, folder)
     if params.train_acdmd.processes == params.train_rtdmd.processes == 1 and (folder / "results/train_acdmd").is_dir():
         unproved += "\n  several processes: both stages trained in one; --processes 2 rehearses two"
     if params.evaluate.imported is not None:

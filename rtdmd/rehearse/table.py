@@ -124,6 +124,22 @@ def unproved_text(stand_ins: Iterable[StandIn], used: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def silent_text(params: Params, folder: Path) -> str:
+    """A line where the policy gradient ran on advantages that were all zero: a stand-in's random scores may be equal
+    for every image of a prompt, as counts of objects are, and say nothing about those of the real scorer. Else none."""
+    curves = folder / "results/train_rtdmd/curves.csv"
+    if params.train_rtdmd.weights.policy == 0 or not curves.is_file():
+        return ""
+    with curves.open(encoding="utf-8") as file:
+        if any(float(row["advantage_std"]) for row in csv.DictReader(file)):
+            return ""
+    seen = [reward.name for reward in params.train_rtdmd.rewards if reward.policy is not False]
+    return (
+        f"\n  the policy gradient: the stand-ins of {', '.join(seen)} told no two images of a prompt apart, so every"
+        " advantage was zero"
+    )
+
+
 def access_text(stand_ins: Iterable[StandIn], *, has_token: bool) -> str:
     """The gated repositories and the pages on which to ask for access. has_token: whether a token of the Hub is set on
     this machine; what it may read the Hub alone can say."""

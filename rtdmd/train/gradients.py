@@ -118,8 +118,9 @@ def shared_terms(p: TrainRtdmdParams) -> dict[str, str]:
 
 def combine(terms: Mapping[str, tuple[float, Gradients]], scaling: str) -> tuple[list[Tensor], dict[str, float]]:
     """Weighted sum of the terms' gradients, each brought to norm 1 first where ``scaling`` is ``unit_norm``; and their
-    norms. A term of weight 0 or without gradient is left out. FloatingPointError naming role, term and tensor where a
-    norm is not finite."""
+    norms. A term of weight 0 or without gradient is left out; zeros where none is left, as in an epoch of the policy
+    gradient alone whose every advantage is zero: `require_signal` ends a run of many such epochs. FloatingPointError
+    naming role, term and tensor where a norm is not finite."""
     norms = {name: gradients.norm() for name, (_, gradients) in terms.items()}
     for name, norm in norms.items():
         if not math.isfinite(norm):
@@ -133,5 +134,6 @@ def combine(terms: Mapping[str, tuple[float, Gradients]], scaling: str) -> tuple
         scaled = [factor * g for g in gradients.total]
         out = scaled if out is None else [a + b for a, b in zip(out, scaled, strict=True)]
     if out is None:
-        raise FloatingPointError("no loss term has a gradient: every advantage is zero and no other term is weighted")
+        _, any_of_them = next(iter(terms.values()))
+        out = [torch.zeros_like(parameter) for parameter in any_of_them.learner.parameters]
     return out, {f"grad_{name}": value for name, value in norms.items()}

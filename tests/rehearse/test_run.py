@@ -17,6 +17,8 @@ from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.common.signals import Stopped
 from rtdmd.config import Params, preset
 from rtdmd.config.render import params_text
+from rtdmd.experiments import find_run
+from rtdmd.experiments.settings import load_local, run_params
 from rtdmd.publish.adapter_file import read_adapter
 from rtdmd.publish.known_bases import layout_of
 from rtdmd.rehearse import bases
@@ -28,7 +30,7 @@ from rtdmd.rehearse.imported import write_checkpoint
 from rtdmd.rehearse.reduced import filled_in, reduced
 from rtdmd.rehearse.run import Plan, rehearse, serve, stand_ins, surroundings
 from rtdmd.rehearse.stand_in import StandIn
-from rtdmd.rehearse.table import Row, access_text, downloads_text, exercised, measured, table_text
+from rtdmd.rehearse.table import Row, access_text, downloads_text, exercised, measured, silent_text, table_text
 from tests.workspace import REPOSITORY
 
 PROMPTS = "data/prompts/drawbench.txt"
@@ -366,6 +368,23 @@ def test_all_that_was_started_ends_by_the_signal_that_came(
     finally:
         signal.signal(signal.SIGINT, former)
     assert started[0].returncode == -number
+
+
+def test_a_policy_gradient_that_had_nothing_to_weigh_is_told(tmp_path: Path) -> None:
+    """One scorer that counts objects can score all images of a prompt alike: no fault of the run, and told."""
+    params = run_params(find_run("geneval-sd35m"), load_local(REPOSITORY))
+    assert silent_text(params, tmp_path) == ""
+    curves = tmp_path / "results/train_rtdmd/curves.csv"
+    curves.parent.mkdir(parents=True)
+    curves.write_text("epoch,advantage_std\n1,0.0\n2,0.7\n")
+    assert silent_text(params, tmp_path) == ""
+    curves.write_text("epoch,advantage_std\n1,0.0\n2,0.0\n")
+    assert silent_text(params, tmp_path).strip() == (
+        "the policy gradient: the stand-ins of geneval told no two images of a prompt apart, so every advantage was"
+        " zero"
+    )
+    without = run_params(find_run("sd3m-gdmd"), load_local(REPOSITORY))
+    assert silent_text(without, tmp_path) == ""
 
 
 def test_the_table(tmp_path: Path) -> None:
