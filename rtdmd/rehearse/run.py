@@ -49,6 +49,8 @@ FOREIGN = ("HF_", "HUGGING", "TRANSFORMERS_", "DIFFUSERS_", "SNAKEMAKE_", "DVC_"
 """Beginnings of the names of settings that would lead a run away from its folder, or carry the user's token there."""
 PATIENCE = 60.0
 """Seconds that a stopped run has to end by itself."""
+ANSWERS = "600"
+"""Seconds that a stage waits for an answer of this machine's Hub, which shares its processors with the stages."""
 LOGS = "logs"  # of the stages, by the rules of the workflow
 _FAULT = re.compile(r"^rtdmd(?P<stage> \w+)?: (?P<says>.+)$", re.MULTILINE)
 
@@ -169,6 +171,8 @@ def surroundings(folder: Path, url: str) -> dict[str, str]:
         "HF_ENDPOINT": url,
         "HF_HOME": str(folder / "home"),
         "HF_TOKEN": TOKEN,
+        "HF_HUB_ETAG_TIMEOUT": ANSWERS,
+        "HF_HUB_DOWNLOAD_TIMEOUT": ANSWERS,
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

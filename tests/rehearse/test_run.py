@@ -130,6 +130,7 @@ def test_nothing_of_the_users_hub_reaches_the_run(tmp_path: Path, monkeypatch: p
     found = surroundings(tmp_path, "http://127.0.0.1:1")
     assert "hf_of_the_user" not in found.values()
     assert (found["HF_ENDPOINT"], found["HF_HOME"]) == ("http://127.0.0.1:1", str(tmp_path / "home"))
+    assert found["HF_HUB_ETAG_TIMEOUT"] == found["HF_HUB_DOWNLOAD_TIMEOUT"] == "600"  # a busy machine is no fault
     assert found["NO_PROXY"] == found["no_proxy"] == "127.0.0.1,intern"
     assert found["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
 
