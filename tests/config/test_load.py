@@ -117,7 +117,7 @@ def test_misspelt_section_comes_before_the_missing_one() -> None:
         ({"train_rtdmd": {"recipe": "published"}}, "with recipe: published; allowed:"),
         (
             {"train_rtdmd": {"rewards": [{"name": "world_verifier", "soft_weight": 0.7}]}},
-            "train_rtdmd.weights.backprop: 0.5 without a differentiable reward",
+            "train_rtdmd.weights.backprop: 0.25 without a differentiable reward",
         ),
         (
             {"train_rtdmd": {"matching_path": "whole_chain", "weights": {"matching": 0.0}}},

@@ -26,12 +26,12 @@ UNWEIGHTED = [{"name": "world_verifier", "weight": 0.0, "soft_weight": 0.7}]
             "train_acdmd.fake_per_step: true with stop: last, so that no fake score but the last step's is ever",
         ),
         (
-            {"train_rtdmd": {"validation": {"every": 141}}},
+            {"train_rtdmd": {"epochs": 140, "validation": {"every": 141}}},
             "train_rtdmd.validation.every: 141 with epochs: 140, so that no student is ever better than stage one's;"
             " allowed: 0 to 140",
         ),
         (
-            {"train_rtdmd": {"ema_every": 141}},
+            {"train_rtdmd": {"epochs": 140, "ema_every": 141}},
             "train_rtdmd.ema_every: 141 with epochs: 140, so that the average, which is what the run delivers, stays"
             " stage one's student; allowed: 1 to 140",
         ),
@@ -41,7 +41,7 @@ UNWEIGHTED = [{"name": "world_verifier", "weight": 0.0, "soft_weight": 0.7}]
             " allowed: 0, or fake_adapter: continued",
         ),
         (
-            {"train_rtdmd": {"ema_every": 142, "ema_warmup": True}},
+            {"train_rtdmd": {"epochs": 140, "ema_every": 142, "ema_warmup": True}},
             "train_rtdmd.ema_every: 142 with epochs: 140, so that the average, which is what the run delivers, stays"
             " stage one's student; allowed: 1 to 141",
         ),
