@@ -19,8 +19,8 @@ from rtdmd.backbones import PipelineBackbone
 from rtdmd.common.rng import key_seed
 from rtdmd.plan.models import backbone_of, diffusers_part
 from rtdmd.plan.scorers import Scorer, load_scorer
-from rtdmd.rewards.panel import Panel, has_thread
-from rtdmd.rewards.protocol import Metadata, check_batch, checked
+from rtdmd.rewards.panel import Panel, panel_of
+from rtdmd.rewards.protocol import Metadata, Reward, check_batch, checked
 
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams, Params, RewardParams
@@ -63,14 +63,13 @@ def _part(config: Mapping[str, Any], model: ModelParams, device: torch.device, s
 
 def random_panel(specs: Sequence[RewardParams], device: torch.device, root: Path, seed: int) -> Panel:
     """Scorers with random weights of their published sizes; UserError where a local folder has no configuration."""
-    rewards = {}
+    rewards: dict[str, Reward] = {}
     for spec in specs:
         with _seeded(device, key_seed(seed, "weights", spec.name)):
             rewards[spec.name] = RandomReward.of(load_scorer(spec, root, device), device)
         if spec.offload:
             rewards[spec.name].to(torch.device("cpu"))
-    offloaded = frozenset(spec.name for spec in specs if spec.offload)
-    return Panel(rewards, device, offloaded, frozenset(spec.name for spec in specs if has_thread(spec, device)))
+    return panel_of(specs, rewards, device)
 
 
 @contextmanager
@@ -113,5 +112,6 @@ class RandomReward:
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """See the protocol; of no meaning."""
         check_batch(images, prompts, metadata)
+        images = images.to(self.weights.device)
         found = images if self.scorer.score is None else self.scorer.score(images.float())
         return checked(self.name, found.float().flatten(1).mean(1))

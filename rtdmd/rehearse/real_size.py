@@ -120,6 +120,7 @@ def rehearse(cases: Mapping[str, Case], options: Options) -> list[Row]:
     """Measure and print all, as far as time and memory go. UserError without the device, and where nothing at all was
     measured."""
     require_device(cases, options)
+    cases = {name: case.changed({"run": {"device": options.device}}) for name, case in cases.items()}
     device = configure(next(iter(cases.values())).params.run.model_copy(update={"device": options.device}))
     sheet = Sheet(options.out / FILE)
     began = time.monotonic()

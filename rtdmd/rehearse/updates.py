@@ -50,6 +50,7 @@ def stage_two(
     """A trainer and its update: an epoch, always of the same ``prompts``, over and over where they are fewer."""
     p, device = params.train_rtdmd, backbone.device
     texts, null = random_texts(params, shapes, p.prompts_per_epoch, device)
+    texts = texts.to("cpu")
     trainer = RtdmdTrainer(params, backbone, panel, null, Ranks(device=device))
     given = prompts or [PROMPT]
     chosen = [given[i % len(given)] for i in range(p.prompts_per_epoch)]
@@ -57,7 +58,7 @@ def stage_two(
 
     def update(number: int) -> dict[str, float]:
         draws = draws_of("train_rtdmd", number, len(records), backbone)
-        return trainer.step(texts.repeat_interleave(p.group_size), records, draws)
+        return trainer.step(texts, records, draws)
 
     return trainer, update
 

@@ -37,7 +37,7 @@ class Reward(Protocol):
         ...
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
-        """Scores (B,) float32 of images (B, 3, H, W) in [0, 1].
+        """Scores (B,) float32 of images (B, 3, H, W) in [0, 1], which may lie on another device than the weights.
 
         Raises UserError where metadata is needed and missing, ValueError where the lengths differ.
         """

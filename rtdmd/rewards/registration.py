@@ -72,7 +72,7 @@ class RewardParams(Section):
         default=None,
     )
     offload: Flag | None = param(
-        "train_rtdmd: true keeps its weights off the device while nothing is scored; null or false: they stay there",
+        "true keeps its weights off the device but in its own turn, with no other such scorer; null or false: there",
         source="ours",
         default=None,
     )

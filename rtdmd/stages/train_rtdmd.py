@@ -85,7 +85,7 @@ def train(stage: Stage, ranks: Ranks) -> None:
         draws = Draws(stage.seed, NAME, step, images, backbone.latent_shape(), ranks.device)
         try:
             values = watch.before(step) | validation.before(step)
-            values |= trainer.step(prompts.conditioning(records), records, draws)
+            values |= trainer.step(prompts.conditioning(chosen).to("cpu"), records, draws)
             values |= validation.after(step + 1) | watch.after(step + 1)
             loop.log(step, values, images=p.prompts_per_epoch * p.group_size)
             with ranks.sync_errors():

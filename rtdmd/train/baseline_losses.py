@@ -16,7 +16,8 @@ from rtdmd.flow.anneal import annealed_uniform, leaning_scale
 from rtdmd.flow.credit import scored_steps, step_credit
 from rtdmd.flow.nft import guided_weight, nft_loss, optimality, reward_gain
 from rtdmd.flow.path import interpolate
-from rtdmd.train.losses import Draws, Renoised, Rollout, micro_batches
+from rtdmd.train.losses import Draws, Renoised, micro_batches
+from rtdmd.train.rollout import CPU, Rollout, sent
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Conditioning
@@ -71,11 +72,14 @@ def nft_gradient(
     value, total = 0.0, total or len(rollout)
     steps = len(rollout.sigmas) - 1
     sigma = rollout.sigmas[(draws.uniform("nft-level") * steps).long()]
-    noise, images, r = draws.normal("nft"), rollout.states[-1], optimality(advantages).to(sigma)
+    noises = replace(draws, device=CPU).normal("nft")
+    r = optimality(advantages).to(sigma)
     for rows in micro_batches(len(rollout), p.micro_batch):
-        x = interpolate(images[rows], noise[rows], sigma[rows])
+        image = rollout.state(-1, rows)
+        noise = sent(noises[rows], rollout.device)
+        x = interpolate(image, noise, sigma[rows])
         v = trainer.adapters.velocity("generator", x, sigma[rows], rollout.cond.index(rows))
-        loss = nft_loss(v, v.detach(), noise[rows] - images[rows], r[rows], p.nft_strength).sum() / total
+        loss = nft_loss(v, v.detach(), noise - image, r[rows], p.nft_strength).sum() / total
         terms.add({"nft": loss})
         value += loss.item()
     return value
@@ -84,7 +88,7 @@ def nft_gradient(
 def scored(trainer: Trainer, rollout: Rollout, images: Tensor) -> dict[str, Tensor]:
     """Scores (N,) of other images (N, C, H, W) of the roll-out's prompts."""
     with trainer.rewards.scoring(trainer.images(replace(rollout, states=[images]))) as scoring:
-        return scoring.scores(images.device)
+        return scoring.scores(rollout.device)
 
 
 def step_advantages(
@@ -98,7 +102,7 @@ def step_advantages(
     found = {last: dict(scores)}
     for k in scored_steps(tuple(trained), last, p.credit):
         with ranks.sync_errors():
-            own = scored(trainer, rollout, rollout.foreseen(slice(None), k, trainer.eta))
+            own = scored(trainer, rollout, rollout.foreseen(slice(None), k, trainer.eta).to(CPU))
         found[k] = {name: ranks.all_gather(part) for name, part in own.items()}
     by_step = {}
     for step in trained:

@@ -1,5 +1,5 @@
 """The loss terms that both stages are made of, each from the adapters' velocities and the equations in ``rtdmd.flow``,
-and what the terms read and write: the named random numbers of a step, a roll-out.
+and what the terms read and write: the named random numbers of a step, renoised samples.
 
 Shapes: x_s, x_t, noises (B, C, H, W); s, t (B,). ``Draws`` names every random number of a step, so that the terms are
 functions of their arguments alone. Passes go in micro-batches, always in the same order, so that only memory and
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.rng import key_seed, normal_batch, torch_generator
+from rtdmd.common.rng import key_seed, normal_batch
 from rtdmd.flow.ambient import (
     ambient_loss,
     ambient_target,
@@ -27,16 +27,13 @@ from rtdmd.flow.ambient import (
     renoise,
 )
 from rtdmd.flow.cps import cps_step, eta_star
-from rtdmd.flow.credit import predicted_x0
 from rtdmd.flow.matching import dmd_direction, dmd_loss
 from rtdmd.flow.path import require_finite, x0_from_velocity
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Conditioning
-    from rtdmd.config import Params
     from rtdmd.config.train_acdmd import TrainAcdmdParams
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
-    from rtdmd.config.training import TrainingParams
 
 CLIP_SHARE = 0.1  # of the clip range, which rounding may take at the first update of an epoch
 
@@ -113,6 +110,11 @@ class Renoised:
     t: Tensor
     z: Tensor
 
+    def part(self, rows: slice, device: torch.device) -> Renoised:
+        """Some of the samples, on a device."""
+        parts = (one[rows].to(device) for one in (self.x_s, self.s, self.x_t, self.t, self.z))
+        return Renoised(*parts)
+
 
 def require_renoise_time(section: str, law: Literal["uniform", "clamped"], levels: Tensor) -> None:
     """UserError where one of the ``levels`` that s can have leaves no room below the clamp of the published times."""
@@ -186,16 +188,6 @@ class FakeScoreLoss:
         return loss + p.weight * consistency, values
 
 
-def teacher_guidance(params: Params, p: TrainingParams, draws: Draws) -> float:
-    """The weight of the teacher's guidance in matching: model.guidance or, with a ``guidance_range``, drawn from it,
-    the same for all images and processes of an update."""
-    if p.guidance_range is None:
-        return params.model.guidance
-    low, high = p.guidance_range
-    generator = torch_generator(draws.seed, draws.stream, draws.step, "guidance")
-    return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
-
-
 def matching_direction(
     point: Renoised, v_fake: Tensor, v_teacher: Tensor, eta: float, draws: Draws, normalise: bool = True
 ) -> Tensor:
@@ -213,46 +205,6 @@ def matching_direction(
 def matching_loss(x_s: Tensor, point: Renoised, v_fake: Tensor, v_teacher: Tensor, eta: float, draws: Draws) -> Tensor:
     """Distribution matching (method, stage one, step 5), (B,). ``x_s`` carries the generator's gradient."""
     return dmd_loss(x_s, matching_direction(point, v_fake, v_teacher, eta, draws))
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """A finished roll-out of N images: states[k] is x at sigmas[k] (K+1 of them), means[k] and stds[k] of the K-1
-    stochastic transitions, conditioning, each image's prompt record and group number, and whether the images of a
-    group are still equal at states[k] (K of them)."""
-
-    states: list[Tensor]
-    means: list[Tensor]
-    stds: list[Tensor]
-    sigmas: Tensor
-    cond: Conditioning
-    records: list[dict[str, Any]]
-    groups: Tensor
-    equal: tuple[bool, ...]
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def take(self, rows: Sequence[int]) -> Rollout:
-        """The chosen images, in the chosen order."""
-        rows = list(rows)
-        return replace(
-            self,
-            states=[x[rows] for x in self.states],
-            means=[x[rows] for x in self.means],
-            stds=[x[rows] for x in self.stds],
-            cond=self.cond.index(rows),
-            records=[self.records[row] for row in rows],
-            groups=self.groups[rows],
-        )
-
-    def foreseen(self, rows: slice, k: int, eta: float) -> Tensor:
-        """x̂_0 (B, C, H, W) that the generator predicted at step k of ``rows``, without a pass."""
-        if k == len(self.sigmas) - 2:
-            return self.states[-1][rows]
-        x = self.states[k][rows]
-        sigma, tau = (self.sigmas[i].expand(len(x)) for i in (k, k + 1))
-        return predicted_x0(x, self.means[k][rows], sigma, tau, eta)
 
 
 def micro_batches(count: int, size: int) -> Iterator[slice]:

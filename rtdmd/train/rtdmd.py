@@ -23,12 +23,12 @@ from rtdmd.backbones.protocol import Backbone, Conditioning
 from rtdmd.common.files import save_tensors, write_json
 from rtdmd.common.rng import integers, permutation
 from rtdmd.config import Params
-from rtdmd.flow.cps import cps_mean_std, gaussian_log_prob, published_log_prob, velocity_slope
+from rtdmd.flow.cps import cps_mean_std, gaussian_log_prob, published_log_prob
 from rtdmd.flow.matching import dmd_loss, matching_rewards
 from rtdmd.flow.path import require_finite, x0_from_velocity
 from rtdmd.flow.policy import clipped_policy_loss, draw_step_subset, gaussian_kl, group_advantages, subset_factor
 from rtdmd.pipeline.stage import Stage
-from rtdmd.rewards.panel import Batch, Panel
+from rtdmd.rewards.panel import WAITING, Batch, Panel
 from rtdmd.rewards.protocol import identities
 from rtdmd.train.adapters import AdapterBank, merge_stage_one, stage_two_stacks
 from rtdmd.train.baseline_losses import (
@@ -45,8 +45,6 @@ from rtdmd.train.learner import Average, Learner, warmed_decay
 from rtdmd.train.losses import (
     Draws,
     FakeScoreLoss,
-    Renoised,
-    Rollout,
     SharedPass,
     matching_direction,
     micro_batches,
@@ -54,8 +52,8 @@ from rtdmd.train.losses import (
     require_on_policy,
     require_renoise_time,
     shared_passes,
-    teacher_guidance,
 )
+from rtdmd.train.rollout import CPU, Rollout, Texts, joined, sent
 from rtdmd.train.rounding import report_lost_update
 from rtdmd.train.student_record import student_header
 
@@ -121,7 +119,8 @@ class RtdmdTrainer:
 
     def step(self, cond: Conditioning, records: list[dict[str, Any]], draws: Draws) -> dict[str, float]:
         """One epoch of Algorithm 1 on N = M prompts x G images: roll-out, advantages, one generator update, and
-        before or after it the fake score's. cond, records and draws are those of this process's images."""
+        before or after it the fake score's. records and draws are those of this process's images, cond has a row for
+        each of its prompts."""
         p, ranks = self.p, self.ranks
         count = p.prompts_per_epoch * p.group_size
         groups = torch.arange(count) // p.group_size
@@ -146,7 +145,7 @@ class RtdmdTrainer:
             # 3. Last step: distribution matching, and back-propagation of the differentiable rewards.
             if p.matching_gain == 0:
                 sums = self.last_step(rollout.take(last_rows), last_draws, terms, len(last_images))
-            own_scores = scoring.scores(rollout.states[-1].device)
+            own_scores = scoring.scores(rollout.device)
 
         # 4. Advantages over the images of all processes, and the policy gradient of the trained steps.
         scores = {name: ranks.all_gather(own) for name, own in own_scores.items()}
@@ -205,46 +204,55 @@ class RtdmdTrainer:
     ) -> Rollout:
         """Run the whole chain for the images of ``groups`` (N,): fresh noise at trained steps, the group's shared noise
         at the others. While a group has shared all noise its images are equal, and one of them is run (as the policy
-        pass will, so that the two agree to the last bit)."""
+        pass will, so that the two agree to the last bit). ``cond``: a row for each prompt, or for each image."""
         p = self.p
-        x = draws.normal("initial", groups if p.share_initial else None)
+        device = self.sigmas.device
+        texts = Texts.of_groups(cond, len(groups), device)
+        on_host = replace(draws, device=CPU)
+        x = joined([on_host.normal("initial", groups if p.share_initial else None)], device)
         states, means, stds = [x], list[Tensor](), list[Tensor]()
         equal = [p.share_initial]
         last = len(self.sigmas) - 2
         for k, (sigma, tau) in enumerate(pairwise(self.sigmas)):
             copies = p.group_size if equal[k] else 1
-            one = x[::copies]
-            one_cond = cond.index(slice(None, None, copies))
-            parts = []
-            for rows in micro_batches(len(one), p.micro_batch):
-                level = sigma.expand(len(one[rows]))
-                parts.append(self.adapters.velocity("generator", one[rows], level, one_cond.index(rows)))
-            v = require_finite(f"the generator's velocity at step {k}", torch.cat(parts).repeat_interleave(copies, 0))
-            mean, std = cps_mean_std(x, v, sigma.expand(len(x)), tau.expand(len(x)), self.eta)
-            if k == last:
-                states.append(mean)
-                break
             share = p.share_noise and k not in trained
-            noise = draws.normal(f"transition-{k}", groups if share else None)
-            x = mean + std[:, None, None, None] * noise
+            noise = None if k == last else on_host.normal(f"transition-{k}", groups if share else None)
+            parts, mean_parts, std_parts = list[Tensor](), list[Tensor](), list[Tensor]()
+            for owners in micro_batches(len(x) // copies, p.micro_batch):
+                rows = slice(owners.start * copies, owners.stop * copies)
+                here = sent(x[rows], device)
+                one = here[::copies]
+                one_cond = texts.index(slice(rows.start, rows.stop, copies))
+                v = self.adapters.velocity("generator", one, sigma.expand(len(one)), one_cond)
+                v = require_finite(f"the generator's velocity at step {k}", v).repeat_interleave(copies, 0)
+                mean, std = cps_mean_std(here, v, sigma.expand(len(here)), tau.expand(len(here)), self.eta)
+                after = mean if noise is None else mean + std[:, None, None, None] * sent(noise[rows], device)
+                parts.append(after.to(CPU))
+                mean_parts.append(mean.to(CPU))
+                std_parts.append(std.to(CPU))
+            x = joined(parts, device)
             states.append(x)
-            means.append(mean)
-            stds.append(std)
-            equal.append(equal[k] and share)
-        return Rollout(states, means, stds, self.sigmas, cond, records, groups, tuple(equal))
+            if k < last:
+                means.append(joined(mean_parts, device))
+                stds.append(joined(std_parts, device))
+                equal.append(equal[k] and share)
+        return Rollout(states, means, stds, self.sigmas, texts, records, groups, tuple(equal))
 
     @torch.no_grad()
     def images(self, rollout: Rollout, pixels: Pixels | None = None) -> Iterator[Batch]:
         """The roll-out's final images as rewards take them: micro-batches (B, 3, H, W) with prompts and metadata,
         counted in ``pixels``."""
         for rows in micro_batches(len(rollout), self.p.micro_batch):
-            images = require_finite("the decoder's images", self.backbone.decode(rollout.states[-1][rows]))
+            images = require_finite("the decoder's images", self.backbone.decode(rollout.state(-1, rows)))
             if pixels is not None:
                 pixels.held += ((images <= 0) | (images >= 1)).sum().item()
                 pixels.total += images.numel()
-            prompts = [record["prompt"] for record in rollout.records[rows]]
-            metadata = [record["metadata"] for record in rollout.records[rows]]
-            yield images, prompts, metadata
+            yield self.batch(rollout, rows, images)
+
+    def batch(self, rollout: Rollout, rows: slice, images: Tensor) -> Batch:
+        """Images (B, 3, H, W) of ``rows`` as rewards take them."""
+        records = rollout.records[rows]
+        return images, [record["prompt"] for record in records], [record["metadata"] for record in records]
 
     def advantages(self, scores: Mapping[str, Tensor], groups: Tensor) -> Tensor:
         """Advantages (N,) of the rewards that the policy gradient sees, from each one's scores (N,)."""
@@ -291,22 +299,20 @@ class RtdmdTrainer:
             through = integers(0, last + 1, draws.seed, draws.stream, draws.step, "matching-stop")
         if p.backprop_at == "random_step":
             seen = integers(0, last + 1, draws.seed, draws.stream, draws.step, "backprop-step")
-        s = self.sigmas[through + 1].expand(len(rollout))
-        point = renoised(rollout.states[through + 1], s, draws, p.renoise_time)
-        guided: dict[str, Any] = {"guidance": teacher_guidance(self.params, p, draws), "null": self.null}
+        s = self.sigmas[through + 1].to(CPU).expand(len(rollout))
+        points = renoised(rollout.states[through + 1], s, replace(draws, device=CPU), p.renoise_time)
+        guided: dict[str, Any] = {"guidance": self.params.model.guidance, "null": self.null}
         directions = list[Tensor]()
+        rewarded = self.reward_pulls(rollout, seen, total or len(rollout))
         for rows in micro_batches(len(rollout), p.micro_batch):
             cond = rollout.cond.index(rows)
             share = len(cond) / (total or len(rollout))
             pulls: dict[str, Tensor] = {}  # each term's gradient at the image where it is taken
             if p.weights.backprop > 0:
-                image = rollout.foreseen(rows, seen, self.eta).detach().requires_grad_()
-                loss = self.reward_loss(image, rollout.records[rows]) * share
-                (pulls["backprop"],) = torch.autograd.grad(loss, image)
-                values["backprop"] += loss.item()
-                del loss, image
+                pulls["backprop"], value = next(rewarded)
+                values["backprop"] += value
             if p.weights.matching > 0:
-                here = Renoised(point.x_s[rows], point.s[rows], point.x_t[rows], point.t[rows], point.z[rows])
+                here = points.part(rows, rollout.device)
                 with torch.no_grad():
                     v_fake = self.adapters.velocity("fake", here.x_t, here.t, cond)
                     if early is None:
@@ -322,14 +328,15 @@ class RtdmdTrainer:
                 loss = losses.mean() * share
                 (pulls["matching"],) = torch.autograd.grad(loss, sample)
                 if p.matching_path == "reward":
-                    directions.append(direction)
+                    directions.append(direction.to(CPU))
                 values["matching"] += loss.item()
                 values["gap"] += (v_fake - v_teacher).square().mean().item() * share
             for term, pull in pulls.items():  # a mean over the images, each of its own loss
                 values[f"pull/{term}"] += pull.flatten(1).norm(dim=1).sum().item()
             self.pull_back(rollout, rows, pulls, {"matching": through, "backprop": seen}, terms)
         if p.matching_path == "reward":
-            terms.matching_rewards = matching_rewards(rollout.states[-1], torch.cat(directions), rollout.groups)
+            rewards = matching_rewards(rollout.states[-1], torch.cat(directions), rollout.groups)
+            terms.matching_rewards = rewards.to(rollout.device)
         return values
 
     def pull_back(
@@ -340,7 +347,7 @@ class RtdmdTrainer:
         if self.p.matching_path == "whole_chain" and "matching" in pulls:
             terms.add({"matching": self.repeat_chain(rollout, rows)}, {"matching": pulls.pop("matching")})
         for k in sorted({at[term] for term in pulls}):
-            x_next, x0 = self.repeat_step(rollout, rows, k, rollout.states[k][rows])
+            x_next, x0 = self.repeat_step(rollout, rows, k, rollout.state(k, rows))
             ends = {"matching": x_next, "backprop": x0}
             terms.add({term: ends[term] for term in pulls if at[term] == k}, pulls)
 
@@ -352,7 +359,7 @@ class RtdmdTrainer:
             x_next = x0_from_velocity(x, v, sigma)
         else:
             mean, _ = cps_mean_std(x, v, sigma, tau, self.eta)
-            x_next = mean + (rollout.states[k + 1][rows] - rollout.means[k][rows])
+            x_next = mean + (rollout.state(k + 1, rows) - rollout.mean(k, rows))
         return x_next, x0_from_velocity(x, v, sigma)
 
     def repeat_chain(self, rollout: Rollout, rows: slice) -> Tensor:
@@ -361,20 +368,43 @@ class RtdmdTrainer:
         Each step's activations are dropped and computed again during the backward pass, so the memory is that of one
         step and K latents; the time is that of 2 K forward and K backward passes.
         """
-        x = rollout.states[0][rows]
+        x = rollout.state(0, rows)
         for k in range(len(rollout.sigmas) - 1):
             # No step draws a number, so there is no state of a generator to keep.
             x, _ = checkpoint(self.repeat_step, rollout, rows, k, x, use_reentrant=False, preserve_rng_state=False)
         return x
 
-    def reward_loss(self, x0: Tensor, records: Sequence[dict[str, Any]]) -> Tensor:
-        """relu(m - Σ w r) over the differentiable rewards of the decoded x̂_0 (B, C, H, W), averaged."""
-        images = self.backbone.decode(x0)
-        prompts = [record["prompt"] for record in records]
-        metadata = [record["metadata"] for record in records]
-        specs = [spec for spec in self.p.rewards if spec.differentiable]
-        scores = [spec.weight * self.rewards.rewards[spec.name].score(images, prompts, metadata) for spec in specs]
-        return torch.relu(self.p.backprop_margin - torch.stack(scores).sum(0)).mean()
+    def reward_pulls(self, rollout: Rollout, seen: int, total: int) -> Iterator[tuple[Tensor, float]]:
+        """Of each micro-batch the gradient at x̂_0 (B, C, H, W) of its part of the rewards' loss, and that part: over
+        ``total`` images the mean of relu(m - Σ w r) of the differentiable rewards of the decoded x̂_0 that the
+        generator predicted at step ``seen``.
+
+        Where one of them is offloaded each comes to the device once, for many images that wait on the host; they are
+        decoded again for the gradient, which gives the same bits.
+        """
+        p = self.p
+        weights = {spec.name: spec.weight for spec in p.rewards if spec.differentiable}
+        in_turn = not self.rewards.offloaded.isdisjoint(weights)
+        each = 2 * p.micro_batch * 3 * 4 * self.params.model.resolution**2  # bytes of images and their gradients
+        parts = list(micro_batches(len(rollout), p.micro_batch))
+        for some in micro_batches(len(parts), max(1, WAITING // each) if in_turn else 1):
+            batches = list[Batch]()
+            for rows in parts[some]:
+                with torch.set_grad_enabled(not in_turn):
+                    x0, images = self.decoded(rollout, rows, seen)
+                batches.append(self.batch(rollout, rows, images.detach().to(CPU) if in_turn else images.detach()))
+            for rows, (rewards, slope) in zip(parts[some], self.rewards.gradients(batches, weights), strict=True):
+                if in_turn:
+                    x0, images = self.decoded(rollout, rows, seen)
+                left = p.backprop_margin - rewards.to(images.device)
+                slope = slope.to(images.device) * (-(left > 0).to(slope.dtype) / total)[:, None, None, None]
+                (pull,) = torch.autograd.grad(images, x0, slope)
+                yield pull, torch.relu(left).sum().item() / total
+
+    def decoded(self, rollout: Rollout, rows: slice, k: int) -> tuple[Tensor, Tensor]:
+        """x̂_0 (B, C, H, W) that the generator predicted at step k of ``rows``, and its image (B, 3, H, W)."""
+        x0 = rollout.foreseen(rows, k, self.eta).detach().requires_grad_()
+        return x0, self.backbone.decode(x0)
 
     # Step 4: the policy gradient.
 
@@ -420,10 +450,10 @@ class RtdmdTrainer:
             equal = rollout.groups if rollout.equal[k] else None
             for shared in shared_passes(equal, needed, p.micro_batch):
                 rows = shared.rows
-                x_next = rollout.states[k + 1][rows]
+                x_next = rollout.state(k + 1, rows)
                 mean, std = self.transition("generator", rollout, k, shared)
                 new = self.log_prob(x_next, mean, std)
-                old = self.log_prob(x_next, rollout.means[k][rows], std)
+                old = self.log_prob(x_next, rollout.mean(k, rows), std)
                 loss, ratio, clipped = clipped_policy_loss(new, old, advantages[rows], p.clip_range)
                 parts: dict[str, Tensor] = {}
                 if p.weights.policy > 0:
@@ -435,7 +465,7 @@ class RtdmdTrainer:
                 if with_anchor:
                     with torch.no_grad():
                         mean_ref, _ = self.transition("reference", rollout, k, shared)
-                    parts["reference_kl"] = self.reference_distance(mean, mean_ref, std, k).sum() / total * share
+                    parts["reference_kl"] = gaussian_kl(mean, mean_ref, std).sum() / total * share
                 terms.add(parts)
                 values["clip_fraction"] += clipped.item()
                 values["ratio_error"] = max(values["ratio_error"], (ratio - 1).abs().max().item())
@@ -445,20 +475,13 @@ class RtdmdTrainer:
         values["clip_fraction"] /= max(1, passes)
         return values
 
-    def reference_distance(self, mean: Tensor, reference: Tensor, std: Tensor, k: int) -> Tensor:
-        """How far a transition (B, C, H, W) at step k is from the reference's, (B,), as ``reference_measure`` says."""
-        if self.p.reference_measure == "transitions":
-            return gaussian_kl(mean, reference, std)
-        slope = velocity_slope(self.sigmas[k], self.sigmas[k + 1], self.eta)
-        return ((mean - reference) / slope).square().flatten(1).mean(1)
-
     def transition(self, role: str, rollout: Rollout, k: int, shared: SharedPass) -> tuple[Tensor, Tensor]:
         """Mean (B, C, H, W) and standard deviation (B,) of a role's transition at step k, for the rows of
         ``shared``."""
         level = rollout.sigmas[k].expand(len(shared.run))
-        v = self.adapters.velocity(role, rollout.states[k][shared.run], level, rollout.cond.index(shared.run))
+        v = self.adapters.velocity(role, rollout.state(k, shared.run), level, rollout.cond.index(shared.run))
         sigma, tau = (rollout.sigmas[i].expand(len(shared.rows)) for i in (k, k + 1))
-        return cps_mean_std(rollout.states[k][shared.rows], v[shared.of], sigma, tau, self.eta)
+        return cps_mean_std(rollout.state(k, shared.rows), v[shared.of], sigma, tau, self.eta)
 
     def log_prob(self, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """Log-density (B,) of a transition to x (B, C, H, W), as ``density`` has it."""
@@ -490,13 +513,14 @@ class RtdmdTrainer:
         gradients = Gradients(self.fake, term=" + ".join(values))
         with self.ranks.sync_errors():
             for part in micro_batches(len(rows), p.micro_batch):
-                images = rollout.take(rows[part])
+                images = rows[part]
+                cond = rollout.cond.index(images)
                 part_draws = replace(own, samples=own.samples[part])
                 share = len(images) / len(chosen)
                 s = self.sigmas[k].expand(len(images))
-                point = renoised(images.states[k], s, part_draws, p.renoise_time)
-                v_fake = self.adapters.velocity("fake", point.x_t, point.t, images.cond)
-                loss, terms = self.fake_loss(point, v_fake, images.cond, part_draws)
+                point = renoised(rollout.state(k, images), s, part_draws, p.renoise_time)
+                v_fake = self.adapters.velocity("fake", point.x_t, point.t, cond)
+                loss, terms = self.fake_loss(point, v_fake, cond, part_draws)
                 for name, value in terms.items():
                     values[name] += share * value
                 gradients.add(share * loss)

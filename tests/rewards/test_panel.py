@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Event, current_thread, main_thread
 from typing import Any
@@ -32,11 +33,14 @@ class Toy:
     def identity(self) -> dict[str, Any]:
         return {"name": self.name}
 
+    def note(self, line: str) -> None:
+        self.log.append(line)
+
     def to(self, device: torch.device) -> None:
-        self.log.append(device.type)
+        self.note(device.type)
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
-        self.log.append(f"{len(images)} images")
+        self.note(f"{len(images)} images")
         self.threads.add(current_thread())
         assert not torch.is_grad_enabled()
         return images.mean((1, 2, 3))
@@ -93,15 +97,9 @@ def test_what_a_thread_raises_is_raised_in_the_run() -> None:
         def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
             raise UserError("reward toy: no such word")
 
-    class Stuck(Toy):
-        def to(self, device: torch.device) -> None:
-            if current_thread() is not main_thread():
-                raise MemoryError("no room")
-
-    for toy, error, says in ((Broken(), UserError, "no such word"), (Stuck(), MemoryError, "no room")):
-        asked = Panel({"toy": toy}, CPU, frozenset({"toy"}), frozenset({"toy"}))
-        with pytest.raises(error, match=says), asked.scoring(batches()) as scoring:
-            scoring.scores(CPU)
+    asked = Panel({"toy": Broken()}, CPU, beside=frozenset({"toy"}))
+    with pytest.raises(UserError, match="no such word"), asked.scoring(batches()) as scoring:
+        scoring.scores(CPU)
 
 
 def test_an_error_of_the_run_does_not_wait_for_all_scores() -> None:
@@ -128,17 +126,66 @@ def test_an_error_of_the_run_does_not_wait_for_all_scores() -> None:
     assert len(slow.log) < 20
 
 
-@pytest.mark.parametrize("beside", [frozenset(), frozenset({"toy"})])
-def test_offloaded_weights_are_on_the_device_while_they_score(beside: frozenset[str]) -> None:
-    toy, stays = Toy(), Toy("stays")
-    asked = Panel({"toy": toy, "stays": stays}, CUDA, frozenset({"toy"}), beside)
-    for _ in range(2):
-        with asked.scoring(batches(2)) as scoring:
-            scoring.scores(CPU)
-            assert toy.log[-1] == ("cpu" if beside else "2 images")  # the last step may still want its gradient
-        assert toy.log[:4] == ["cuda", "1 images", "2 images", "cpu"] and toy.log[-1] == "cpu"
-        toy.log.clear()
-    assert "cpu" not in stays.log and "cuda" not in stays.log
+def test_offloaded_weights_are_on_the_device_while_they_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, each for all images that waited on the host, and for no others."""
+    stays, one, other = Toy("stays"), Toy("one"), Toy("other")
+    log = list[str]()
+
+    def note(toy: Toy, line: str) -> None:
+        log.append(f"{toy.name}: {line}")
+
+    for toy in (stays, one, other):
+        toy.note = partial(note, toy)  # type: ignore[method-assign]
+    rewards = {toy.name: toy for toy in (stays, one, other)}
+    asked = Panel(rewards, CUDA, frozenset({"one", "other"}))
+    two_batches = 4 * 3 * 4 * 4 * (1 + 2)
+    monkeypatch.setattr(module, "WAITING", two_batches)
+    with asked.scoring(batches(3)) as scoring:
+        scores = scoring.scores(CPU)
+    turns = [f"{name}: {what}" for name in ("one", "other") for what in ("cuda", "1 images", "2 images", "cpu")]
+    rest = [f"{name}: {what}" for name in ("one", "other") for what in ("cuda", "3 images", "cpu")]
+    assert log == ["stays: 1 images", "stays: 2 images", *turns, "stays: 3 images", *rest]
+    assert torch.equal(scores["one"], scores["stays"]) and torch.equal(scores["other"], scores["stays"])
+    assert list(scores) == ["stays", "one", "other"]
+
+
+def test_weights_that_find_no_room_are_back_on_the_host() -> None:
+    class Stuck(Toy):
+        def to(self, device: torch.device) -> None:
+            super().to(device)
+            if device == CUDA:
+                raise MemoryError("no room")
+
+    toy = Stuck()
+    with pytest.raises(MemoryError, match="no room"), Panel({"toy": toy}, CUDA, frozenset({"toy"})).scoring(batches()):
+        pass
+    assert toy.log == ["cuda", "cpu"]
+
+
+@pytest.mark.parametrize("offloaded", [frozenset(), frozenset({"one", "two"})])
+def test_gradients_of_a_weighted_sum(offloaded: frozenset[str]) -> None:
+    """Of r = mean(x) and mean(x)^2, weighted 2 and -3: the values and gradients of a closed form, scorer by scorer."""
+
+    class Smooth(Toy):
+        def __init__(self, power: int) -> None:
+            super().__init__(f"power {power}")
+            self.power = power
+
+        def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
+            self.note(f"{len(images)} images")
+            return images.mean((1, 2, 3)) ** self.power
+
+    one, two = Smooth(1), Smooth(2)
+    asked = Panel({"one": one, "two": two, "unasked": Toy()}, CUDA, offloaded)
+    given = list(batches(2))
+    found = asked.gradients(given, {"one": 2.0, "two": -3.0})
+    for (images, *_), (value, gradient) in zip(given, found, strict=True):
+        mean = images.mean((1, 2, 3))
+        assert torch.allclose(value, 2 * mean - 3 * mean**2) and not value.requires_grad
+        expected = ((2 - 6 * mean) / images[0].numel())[:, None, None, None].expand_as(images)
+        assert torch.allclose(gradient, expected)
+    moves = ["cuda", "1 images", "2 images", "cpu"] if offloaded else ["1 images", "2 images"]
+    assert one.log == two.log == moves
 
 
 def test_who_has_a_thread() -> None:
@@ -146,6 +193,8 @@ def test_who_has_a_thread() -> None:
     assert not has_thread(clip, CUDA)  # the run waits for its gradient anyway
     ocr, remote = reward_params(name="ocr"), reward_params(name="ocr", socket="s")
     assert [has_thread(spec, device) for spec in (ocr, remote) for device in (CPU, CUDA)] == [False, True, True, True]
+    hpsv3 = reward_params(name="hpsv3", model="./a", base="./b", offload=True)
+    assert not has_thread(hpsv3, CUDA)  # it has a turn of its own
 
 
 def test_a_panel_is_loaded_one_by_one_and_tried(

@@ -23,14 +23,13 @@ from rtdmd.train.gradients import Gradients, Terms, combine
 from rtdmd.train.learner import Learner
 from rtdmd.train.losses import (
     Draws,
-    Rollout,
     matching_loss,
     micro_batches,
     renoised,
     require_on_policy,
     shared_passes,
-    teacher_guidance,
 )
+from rtdmd.train.rollout import Rollout
 from rtdmd.train.rtdmd import RtdmdTrainer
 from rtdmd.world.grammar import captions
 from tests.train.workshop import LEVELS, SHAPE, adamw, conditioning, disturb, roles_on, tiny_backbone
@@ -316,6 +315,25 @@ def last_step(
     return terms.sums["matching"], terms.sums["backprop"], terms, values
 
 
+def test_rewards_in_their_turns_have_the_same_gradient_to_the_last_bit(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An offloaded scorer comes once for two of three micro-batches, and once for the third."""
+    rollout = table.roll_out(settings(), (0, 2))
+    matching, backprop, _, values = last_step(table, rollout, settings())
+    trainer = table.on(settings())
+    trainer.rewards = replace(trainer.rewards, offloaded=frozenset({"clipscore"}))
+    moves = list[torch.device]()
+    monkeypatch.setattr(trainer.rewards.rewards["clipscore"], "to", moves.append)
+    images = 5 * 3 * 36 * 36 * 4
+    monkeypatch.setattr("rtdmd.train.rtdmd.WAITING", 2 * 2 * images)  # and as much for their gradients
+    terms = Terms(trainer.generator, dict(trainer.p.weights))
+    assert trainer.last_step(rollout, draws(), terms) == values
+    assert len(moves) == 2 * 2
+    assert torch.equal(flat(terms.sums["matching"]), flat(matching))
+    assert torch.equal(flat(terms.sums["backprop"]), flat(backprop))
+
+
 def guided() -> dict[str, Any]:
     return {"guidance": 3.0, "null": conditioning(1, "null")}
 
@@ -419,36 +437,6 @@ def test_the_reference_kl_pulls_towards_stage_one(table: Table) -> None:
     assert anchor.norm() == 0.0
     _, none, _ = policy_gradient(table.on(settings()), rollout, some_advantages(), (1,))
     assert none.total is None
-
-
-def test_the_reference_by_velocities_is_their_mean_square(table: Table) -> None:
-    p = settings(weights={"reference_kl": 0.1}, reference_measure="velocities")
-    rollout = table.roll_out(p, (1,))
-    _, anchor, _ = policy_gradient(table.on(p), rollout, some_advantages(), (1,))
-    sigma = LEVELS[1].expand(COUNT)
-    own, kept = (
-        table.roles.velocity(role, rollout.states[1], sigma, table.cond) for role in ("generator", "reference")
-    )
-    loss = (own - kept.detach()).square().mean()
-    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, table.learner.parameters)])
-    assert loss > 1e-6 and relative(flat(anchor), expected) < 1e-4
-
-
-def test_the_teachers_guidance_is_drawn_from_its_range(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once an update, the same for every micro-batch; the fake score has none."""
-    seen: dict[str, set[float]] = {}
-    real = table.roles.velocity
-
-    def velocity(role: str, *given: Any, **options: Any) -> Tensor:
-        seen.setdefault(role, set()).add(options.get("guidance", 1.0))
-        return real(role, *given, **options)
-
-    monkeypatch.setattr(table.roles, "velocity", velocity)
-    p = settings(guidance_range=(2.0, 5.0), micro_batch=5)
-    rollout = table.roll_out(p, (1,))
-    table.on(p).last_step(rollout, draws(), Terms(table.learner, dict(p.weights)))
-    assert seen["teacher"] == {teacher_guidance(table.on(p).params, p, draws())} and seen["fake"] == {1.0}
-    assert 2 < min(seen["teacher"]) < 5
 
 
 def test_unit_norm_gives_each_term_its_weight_as_norm() -> None:

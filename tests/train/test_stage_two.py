@@ -21,7 +21,7 @@ from rtdmd.rewards.scorers.world_verifier import WorldVerifier
 from rtdmd.stages import train_acdmd, train_rtdmd
 from rtdmd.train import adapters as roles_module
 from rtdmd.train.engine.watch import Watch
-from rtdmd.train.losses import Rollout
+from rtdmd.train.rollout import Rollout
 from rtdmd.train.rtdmd import RtdmdTrainer
 from tests.train.workshop import checkpoints, killed_at, results, rows_of
 from tests.workspace import set_params

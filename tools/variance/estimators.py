@@ -37,7 +37,8 @@ from rtdmd.study.variance_table import REFERENCE
 from rtdmd.train.adapters import ADAPTERS, AdapterBank
 from rtdmd.train.baseline_losses import step_advantages, stepwise_policy_gradient
 from rtdmd.train.gradients import Gradients, Terms
-from rtdmd.train.losses import Draws, Rollout, micro_batches
+from rtdmd.train.losses import Draws, micro_batches
+from rtdmd.train.rollout import Rollout
 from rtdmd.train.rtdmd import RtdmdTrainer
 from rtdmd.train.student_record import read_student
 
