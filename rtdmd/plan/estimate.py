@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from rtdmd.common.files import read_json
 from rtdmd.config import Params, RewardParams, SuiteParams
 from rtdmd.pipeline.dvc_yaml import params_values
 from rtdmd.plan.costs import ROWS, Cost, Costs, count, flops_of
+from rtdmd.plan.fits import Measure
 from rtdmd.plan.gpus import GPUS, UTILISATION
 from rtdmd.plan.memory import Memory, acdmd_memory, cache_memory, evaluate_memory, rtdmd_memory, with_watch
 from rtdmd.plan.passes import acdmd_rows, evaluate_rows, law_rows, rtdmd_rows, watch_rows
@@ -59,9 +60,15 @@ class WatchPlan:
     total: float
 
 
+def no_other(params: Params) -> Memory:
+    """ValueError: the memory under other settings is that of a whole plan's stages."""
+    raise ValueError("only the stages of make_plan can be measured under other settings")
+
+
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage: what an update is called and how many there are, its FLOPs, and the peak of one process."""
+    """One stage: what an update is called and how many there are, its FLOPs, and the peak of one process; measure:
+    that of other settings of sizes and places."""
 
     name: str
     unit: str
@@ -71,6 +78,7 @@ class StagePlan:
     processes: int = 1
     suites: tuple[SuitePlan, ...] = ()
     watch: WatchPlan | None = None
+    measure: Measure = field(default=no_other, repr=False, compare=False)
 
     @property
     def total(self) -> float:
@@ -117,7 +125,38 @@ def make_plan(params: Params, root: Path = Path("."), processes: int | None = No
         stage = StagePlan(name, unit, updates, flops_of(rows(params), costs, name), memory(costs, number), number)
         stages.append(_with_watch(stage, params, sized, counts))
     stages.append(_evaluation(params, sized, counts))
-    return Plan(_parameters(stand), {stage.name: stage for stage in stages}, publishing_memory(costs, encode))
+    tried = _Tried(sized, own, root, encode)
+    return Plan(
+        _parameters(stand),
+        {stage.name: replace(stage, measure=partial(tried.memory, stage.name, stage.processes)) for stage in stages},
+        publishing_memory(costs, encode),
+    )
+
+
+@dataclass
+class _Tried:
+    """The memory of a stage under other settings, from the passes that are counted already."""
+
+    sized: Mapping[int, Costs]
+    own: int
+    root: Path
+    encode: Cost
+
+    def memory(self, stage: str, processes: int, params: Params) -> Memory:
+        """Of one process. Passes are counted again where blocks are computed again in the backward pass or no more."""
+        known = self.sized[self.own].stand.params.adapter == params.adapter
+        stand = self.sized[self.own].stand if known else Stand.of(params, self.root)
+        sized = {}
+        for side, costs in self.sized.items():
+            other = costs if known else Costs(stand.at(side), costs.learning)
+            sized[side] = other.sized(params.model_copy(update={"model": other.stand.params.model}))
+        if stage == "cache_teacher":
+            return cache_memory(sized[self.own].stand, self.encode)
+        if stage == "evaluate":
+            return evaluate_memory(sized[max(suite.resolution or self.own for suite in params.evaluate.suites)])
+        section = getattr(params, stage)
+        memory = (acdmd_memory if stage == "train_acdmd" else rtdmd_memory)(sized[self.own], processes)
+        return with_watch(memory, section.watch, section.micro_batch, sized) if section.watch.every else memory
 
 
 def hours_of(flops: float, gpu: str, dtype: str, utilisation: float = UTILISATION) -> float:

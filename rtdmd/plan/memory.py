@@ -6,7 +6,7 @@ what an allocator keeps beside what is in use; docs/plan.md has both, measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,10 +16,12 @@ from rtdmd.plan.costs import Cost, Costs
 from rtdmd.plan.passes import pairs
 from rtdmd.plan.stand import Stand, model_of
 from rtdmd.plan.tally import size_of
+from rtdmd.rewards.panel import WAITING
 from rtdmd.train.gradients import shared_terms
 
 if TYPE_CHECKING:
     from rtdmd.config import RewardParams, WatchParams
+    from rtdmd.config.train_rtdmd import TrainRtdmdParams
 
 MOMENTS = 2  # AdamW's, of each trained number
 GATHERED = 3  # blocks of a sharded base, read off torch's FSDP2
@@ -32,7 +34,7 @@ class Memory:
 
     parts: dict[str, float]
     phases: dict[str, dict[str, float]]
-    host: float = 0.0  # scorers that wait on the CPU for their turn on the device
+    host: float = 0.0  # scorers that wait on the CPU for their turn on the device, the roll-out, images; 0 on the CPU
 
     @property
     def phase(self) -> str:
@@ -87,7 +89,7 @@ def acdmd_memory(costs: Costs, processes: int) -> Memory:
 
 
 def rtdmd_memory(costs: Costs, processes: int) -> Memory:
-    """Stage two. Every pass goes in micro-batches; the last step's images are a copy of theirs in the roll-out."""
+    """Stage two. Every pass goes in micro-batches, for which the roll-out's part comes from the host."""
     stand, p = costs.stand, costs.stand.params.train_rtdmd
     images = split(p.prompts_per_epoch * p.group_size, processes)
     # A base of the student's own is merged in place; where it is the teacher's too, copies of its layers are.
@@ -98,9 +100,31 @@ def rtdmd_memory(costs: Costs, processes: int) -> Memory:
         parts["merged layers"] = copies * stand.adapted_bytes() / (processes if p.sharding == "base" else 1)
     parts |= _text(stand) | _optimizer(stand, "rtdmd")
     parts["decoder"] = size_of([stand.vae])[1]
-    parts["rewards"] = _rewards(stand, [spec for spec in p.rewards if not spec.offload])
-    waiting = _rewards(stand, [spec for spec in p.rewards if spec.offload])
-    return Memory(parts, _epoch(costs, images, processes), waiting)
+    parts["rewards"] = _rewards(stand, _staying(stand, p.rewards))
+    waiting = _in_turn(stand, p.rewards)
+    host = 0.0
+    if stand.apart:
+        chosen = _last_rows(p, images, processes)
+        texts = split(p.prompts_per_epoch, processes) * stand.row_bytes()
+        rolled = (images + chosen) * _latents(stand) + texts
+        pictures = images * _picture(stand) + 2 * chosen * _picture(stand) * (p.weights.backprop > 0)
+        host = rolled + _rewards(stand, waiting) + min(pictures, WAITING) * bool(waiting)
+    return Memory(parts, _epoch(costs, images, processes), host)
+
+
+def _last_rows(p: TrainRtdmdParams, images: int, processes: int) -> int:
+    """Images of the last step's terms."""
+    return images if p.matching_path == "reward" else min(split(p.last_step_batch_size, processes), images)
+
+
+def _latents(stand: Stand) -> int:
+    """Bytes of an image in the roll-out: K+1 states, K-1 means."""
+    return 2 * stand.params.model.num_steps * stand.latent_bytes()
+
+
+def _picture(stand: Stand) -> int:
+    """Bytes of a decoded image."""
+    return picture_bytes(stand.params.model.resolution)
 
 
 def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, float]]:
@@ -109,48 +133,57 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
     is freed, and so adds nothing to the peak, but where the graph is needed once more."""
     stand, p = costs.stand, costs.stand.params.train_rtdmd
     one, fake, w = stand.adapter_bytes("rtdmd"), stand.adapter_bytes("fake"), p.weights
-    chosen = images if p.matching_path == "reward" else min(split(p.last_step_batch_size, processes), images)
+    chosen = _last_rows(p, images, processes)
     learned = min(split(p.fake_batch_size, processes), images)
     micro, last, ours = (min(p.micro_batch, rows) for rows in (images, chosen, learned))
     sums, sums_last, sums_fake = micro < images, last < chosen, ours < learned
-    image = stand.row_bytes() + (2 * stand.params.model.num_steps) * stand.latent_bytes()  # K+1 states, K-1 means
-    both = (images + chosen) * image
+    # On the device of the roll-out a micro-batch: a text for each image, states and means.
+    text = stand.row_bytes()
+    image = text + 4 * stand.latent_bytes()
+    rolled = micro * image
+    both = rolled
+    if not stand.apart:
+        rolled += images * _latents(stand) + split(p.prompts_per_epoch, processes) * text
+        both = rolled + chosen * _latents(stand)  # the last step's images are a copy
     shared = shared_terms(p)
     sum_of = {name: shared.get(name, name) for name, weight in w if weight > 0}  # of the terms that are there
     on_last = {sum_of[name] for name in ("matching", "backprop") if name in sum_of}
     stochastic = ("policy", "reference_kl", *["matching"] * (p.matching_path == "reward"))
     on_trained = {sum_of[name] for name in stochastic if name in sum_of}
     before, passed, terms = len(on_last), len(on_trained - on_last), len(set(sum_of.values()))
-    offloaded = _rewards(stand, [spec for spec in p.rewards if spec.offload])
-    fake_first = p.update_order == "fake_first"
-    picture = picture_bytes(stand.params.model.resolution)
+    waiting = _in_turn(stand, p.rewards)
+    picture = _picture(stand)
     scored = (images % micro or micro) * picture  # the last micro-batch's
     point = 4 * stand.latent_bytes()  # a renoised image: its noise and itself, directions, velocities
 
     own = costs.generator
+    decoded = [(micro * _scoring(costs, _staying(stand, p.rewards), sums * picture))]
+    turns = [_turn(costs, spec, micro * picture, micro, gradient=False) for spec in waiting]
     phases = {
-        "roll-out": _phase(micro * costs.teacher.peak, 0, images * image),
-        "rewards": _phase(offloaded + micro * _scoring(costs, sums * picture), 0, images * image),
+        "roll-out": _phase(micro * costs.teacher.peak, 0, rolled),
+        "rewards": _phase(max(decoded + turns), 0, rolled),
     }
     if before:
         again = (1 + sums_last) * one if before > 1 else 0
-        step = chosen * point + scored + _last_step(costs, last, again)
-        phases["last step"] = _phase(offloaded + step, before * sums_last * one, both)
+        points = (last if stand.apart else chosen) * point
+        step = points + scored + _last_step(costs, last, again)
+        turns = [_turn(costs, spec, last * picture, last, gradient=True) for spec in waiting if spec.differentiable]
+        alone = points + max(turns, default=0.0) * (w.backprop > 0)
+        phases["last step"] = _phase(max(step, alone), before * sums_last * one, both)
     if on_trained:
         back = micro * own.back_peak
         if len(on_trained) > 1:
             back = micro * own.again_peak + (1 + sums) * one
         back = max(back, micro * costs.teacher.peak * (w.reference_kl > 0))
-        phases["policy"] = _phase(micro * own.kept + back, (before + passed * sums) * one, both)
+        phases["policy"] = _phase(micro * own.kept + back, (before + passed * sums) * one, rolled)
     if w.nft > 0:
-        phases["NFT"] = _phase(micro * (own.kept + own.back_peak), (before + passed + sums) * one, both)
+        phases["NFT"] = _phase(micro * (own.kept + own.back_peak), (before + passed + sums) * one, rolled)
     if p.fake_updates_per_epoch:
         graphs = ours * (_fake(costs.fake, pairs(p.consistency)) + image + point)
-        rolled = images * image if fake_first else both  # the last step's images are not taken yet
         phases["fake score"] = _phase(graphs, sums_fake * fake, rolled)
         phases["fake update"] = _phase(0, (1 + 2 * sums_fake) * fake, rolled)
     combined = (3 if terms > 1 else 1) * one  # the sum so far, the next term scaled, and the two added up
-    phases["update"] = _phase(0, terms * one + combined, both)
+    phases["update"] = _phase(0, terms * one + combined, rolled)
     return phases
 
 
@@ -172,19 +205,40 @@ def _last_step(costs: Costs, rows: int, again: float) -> float:
     if again and p.matching_path != "whole_chain":  # which runs its own steps, one at a time
         found.append(rows * (own.kept + own.again_peak) + again)
     if p.weights.backprop > 0:
-        decode, scores = costs.decode, costs.scores(p.rewards, gradient=True)
-        picture = picture_bytes(costs.stand.params.model.resolution)  # it is there until it is scored
-        found += [rows * decode.peak, rows * (decode.kept + picture + scores.peak)]
-        found += [rows * (decode.kept + scores.kept + scores.back_peak), rows * (decode.kept + decode.back_peak)]
+        decode, picture = costs.decode, _picture(costs.stand)
+        found += [rows * decode.peak, rows * (decode.kept + 2 * picture + decode.back_peak)]
+        held = decode.kept + picture
+        for spec in _staying(costs.stand, p.rewards):  # one after the other, beside the sum of those before
+            if spec.differentiable:
+                score = costs.scores([spec], gradient=True)
+                found.append(rows * (held + max(score.peak, score.kept + score.back_peak + picture)))
+                held = decode.kept + 2 * picture
     if p.weights.matching > 0:
-        found += [rows * teacher.peak] + [rows * _scoring(costs)] * (p.matching_gain > 0)
+        found += [rows * teacher.peak] + [rows * _scoring(costs, p.rewards)] * (p.matching_gain > 0)
     return max(found)
 
 
-def _scoring(costs: Costs, before: float = 0.0) -> float:
+def _scoring(costs: Costs, specs: Sequence[RewardParams], before: float = 0.0) -> float:
     """Bytes of an image while it is decoded, beside one of the micro-batch ``before``, and scored, without gradient."""
-    scores = costs.scores(costs.stand.params.train_rtdmd.rewards, gradient=False)
+    scores = costs.scores(specs, gradient=False)
     return max(costs.pictures.peak + before, costs.pictures.kept + scores.peak)
+
+
+def _staying(stand: Stand, specs: Sequence[RewardParams]) -> list[RewardParams]:
+    """Scorers whose weights are on the device for the whole run: of a CPU all, since it is its own host."""
+    return [spec for spec in specs if not (stand.apart and spec.offload)]
+
+
+def _in_turn(stand: Stand, specs: Sequence[RewardParams]) -> list[RewardParams]:
+    """The other scorers."""
+    return [spec for spec in specs if stand.apart and spec.offload]
+
+
+def _turn(costs: Costs, spec: RewardParams, images: float, rows: int, gradient: bool) -> float:
+    """Bytes of an offloaded scorer's turn: its weights, a micro-batch of ``rows`` images and what scoring it takes."""
+    score = costs.scores([spec], gradient)
+    own = max(score.peak, score.kept + score.back_peak) if gradient else score.peak
+    return _rewards(costs.stand, [spec]) + images * (1 + gradient) + rows * own
 
 
 def evaluate_memory(costs: Costs) -> Memory:
@@ -192,37 +246,37 @@ def evaluate_memory(costs: Costs) -> Memory:
     stand, p = costs.stand, costs.stand.params.evaluate
     parts = _weights(stand, ("acdmd", "rtdmd")) | _text(stand)
     parts.pop(STUDENTS, None)  # one model at a time, and each has one base
-    staying = [reward for reward in p.rewards if not reward.offload]
-    moved = [[one for one in suite.scorers(p.rewards) if one.offload] for suite in p.suites]  # on its turn
     parts["decoder"] = size_of([stand.vae])[1]
-    on_turn = max(_rewards(stand, own) for own in moved)
-    parts["rewards"] = _rewards(stand, staying) + on_turn
-    waiting = _rewards(stand, [one for one in p.rewards if one.offload]) - on_turn
+    staying, waiting = _staying(stand, p.rewards), _in_turn(stand, p.rewards)
+    parts["rewards"] = _rewards(stand, staying)
     parts["prompts"] = p.batch_size * stand.row_bytes()
-    pictures, scores = costs.pictures, costs.scores(p.rewards, gradient=False)
+    picture = _picture(stand)
+    turns = [_turn(costs, spec, p.batch_size * picture, p.batch_size, gradient=False) for spec in waiting]
+    judged = p.batch_size * max(costs.pictures.peak, costs.pictures.kept + costs.scores(staying, gradient=False).peak)
     phases = {
         "sampling": _phase(p.batch_size * costs.teacher.peak, 0),
-        "rewards": _phase(p.batch_size * max(pictures.peak, pictures.kept + scores.peak), 0),
+        "rewards": _phase(max([judged, *turns]), 0),
     }
-    return Memory(parts, phases, waiting)
+    return Memory(parts, phases, (_rewards(stand, waiting) + WAITING) if waiting else 0.0)
 
 
 def with_watch(memory: Memory, p: WatchParams, micro_batch: int, sized: Mapping[int, Costs]) -> Memory:
-    """The memory of a training stage with looks at its student: each suite's scorers come to the device on its turn,
-    before its first image is drawn and while nothing of an update is there. ``sized``: the costs at each suite's
-    resolution."""
+    """The memory of a training stage with looks at its student, while nothing of an update is there: images are drawn,
+    then the scorers come in turn. ``sized``: the costs at each suite's resolution."""
     stand = next(iter(sized.values())).stand
-    rows = min(micro_batch, p.max_prompts * p.images)
+    rows = min(micro_batch, p.max_prompts)
     phase = 0.0
     for suite in p.suites:
         costs = sized[suite.resolution or stand.params.model.resolution]
-        scorers = suite.scorers(p.rewards)
-        pictures, scores = costs.pictures, costs.scores(scorers, gradient=False)
-        judged = rows * max(pictures.peak, pictures.kept + scores.peak)
-        phase = max(phase, _rewards(stand, scorers) + max(rows * costs.teacher.peak, judged))
+        picture = _picture(costs.stand)
+        turns = [_turn(costs, spec, rows * picture, rows, gradient=False) for spec in suite.scorers(p.rewards)]
+        phase = max([phase, rows * max(costs.teacher.peak, costs.pictures.peak), *turns])
+    scorers = _rewards(stand, p.rewards)
     parts = memory.parts | {"decoder": size_of([stand.vae])[1]}
-    host = memory.host + _rewards(stand, p.rewards)
-    return Memory(parts, memory.phases | {"watch": _phase(phase, 0)}, host)
+    if not stand.apart:  # where they wait is where they score
+        parts["watch's scorers"] = scorers
+        return Memory(parts, memory.phases | {"watch": _phase(phase, 0)}, memory.host)
+    return Memory(parts, memory.phases | {"watch": _phase(phase, 0)}, memory.host + scorers)
 
 
 def cache_memory(stand: Stand, encode: Cost) -> Memory:

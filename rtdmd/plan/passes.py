@@ -126,6 +126,8 @@ def last_rows(params: Params) -> Rows:
     parts = []
     if propagated:
         parts += [learned("generator", size), learned("decode", size), learned("pathwise", size)]
+        if any(reward.offload and reward.differentiable for reward in p.rewards):
+            parts.append({"decode forward": size})  # for the scorers' turns, and again for the gradient
     if matched:
         parts += [{"fake forward": size, "teacher forward": size}, scored(size * (p.matching_gain > 0))]
         parts.append(scaled(_matched(params), size))

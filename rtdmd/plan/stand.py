@@ -89,6 +89,11 @@ class Stand:
         return self.backbone.student is not self.backbone.transformer
 
     @property
+    def apart(self) -> bool:
+        """Whether what lies on the host takes none of the device's memory."""
+        return self.params.run.device == "cuda"
+
+    @property
     def vae(self) -> nn.Module:
         """The autoencoder; images need its decoder alone, but it is loaded whole."""
         vae: nn.Module = self.backbone.pipeline.vae

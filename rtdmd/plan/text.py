@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rtdmd.config import Params
 from rtdmd.plan.estimate import Plan, StagePlan, hours_of
+from rtdmd.plan.fits import fit
 from rtdmd.plan.gpus import GPUS, UTILISATION
 from rtdmd.plan.memory import Memory
 
@@ -61,7 +62,7 @@ def plan_text(plan: Plan, params: Params, gpu: str) -> str:
         f" adapter.gradient_checkpointing: {str(params.adapter.gradient_checkpointing).lower()}",
         "Parameters\n" + _parameters(plan),
         f"Peak memory of a process\n{_memory({stage.name: stage.memory for stage in stages} | plan.publishing)}",
-        "\n".join(_fits(stage, device.memory, gpu) for stage in stages),
+        "\n".join(_fits(stage, params, device.memory, gpu) for stage in stages),
         f"Computation\n{_computation(stages, gpu, dtype)}\n{about}",
     ]
     return "\n\n".join(parts)
@@ -84,24 +85,18 @@ def _memory(memories: Mapping[str, Memory]) -> str:
     return table(rows)
 
 
-def _fits(stage: StagePlan, memory: float, gpu: str) -> str:
-    peak = stage.memory.peak
-    if peak <= memory:
+def _fits(stage: StagePlan, params: Params, memory: float, gpu: str) -> str:
+    if stage.memory.peak <= memory:
         return f"{stage.name}: fits {gpu} ({size(memory)})"
-    advice = _LOOKS.format(stage.name) if stage.memory.phase == "watch" else ADVICE[stage.name]
-    return f"{stage.name}: does NOT fit {gpu} ({size(memory)}); {advice}"
+    found = fit(stage.name, params, stage.measure, memory)
+    settings = "; ".join(found.settings)
+    if found.peak <= memory:
+        return f"{stage.name}: does NOT fit {gpu} ({size(memory)}); it does, at {size(found.peak)}, with {settings}"
+    least = f"; at least {size(found.peak)}" + (f" with {settings}" if settings else "")
+    return f"{stage.name}: does NOT fit {gpu} ({size(memory)}){least}{_SHARDS.get(stage.name, '')}"
 
 
-_LEARNS = (
-    "lower {0}.micro_batch, set adapter.gradient_checkpointing: true, or raise {0}.processes and set {0}.sharding: base"
-)
-_LOOKS = "lower {0}.micro_batch, give a scorer of {0}.watch a socket of its own, or set {0}.watch.every: 0"
-ADVICE = {
-    "cache_teacher": "lower cache_teacher.batch_size",
-    "train_acdmd": _LEARNS.format("train_acdmd"),
-    "train_rtdmd": _LEARNS.format("train_rtdmd"),
-    "evaluate": "lower evaluate.batch_size",
-}
+_SHARDS = {name: f"; raise {name}.processes and set {name}.sharding: base" for name in ("train_acdmd", "train_rtdmd")}
 
 
 def _computation(stages: list[StagePlan], gpu: str, dtype: str) -> str:

@@ -125,6 +125,19 @@ def test_flops_of_an_epoch(tiny_teacher: Path, tiny_clip: Path, name: str) -> No
     assert meter.flops == pytest.approx(flops_of(rtdmd_rows(params), costs, "train_rtdmd"), rel=1e-9)
 
 
+def test_rewards_that_come_in_turn_decode_the_last_step_twice(tiny_teacher: Path, tiny_clip: Path) -> None:
+    rewards = [{"name": "clipscore", "model": str(tiny_clip), "weight": 1.0, "offload": True}]
+    params = small(tiny_teacher, tiny_clip, {"train_rtdmd": {"rewards": rewards}})
+    plain = rtdmd_rows(small(tiny_teacher, tiny_clip, {}))
+    rows = rtdmd_rows(params)
+    assert rows["decode forward"] - plain["decode forward"] == params.train_rtdmd.last_step_batch_size == 16
+    update, _ = bench._second(params, Path("/"), CPU, PROMPTS)
+    update(0)  # a reward embeds each prompt once
+    with tally() as meter:
+        update(1)
+    assert meter.flops == pytest.approx(flops_of(rows, Costs(Stand.of(params, Path("/"))), "train_rtdmd"), rel=1e-9)
+
+
 @pytest.mark.parametrize("name", FIRST)
 def test_flops_of_an_iteration(tiny_teacher: Path, tiny_clip: Path, name: str) -> None:
     """Over two iterations, of which one stops after the first step, in both roll-outs, and one after the second."""

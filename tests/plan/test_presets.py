@@ -14,9 +14,12 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.files import write_json, write_jsonl
 from rtdmd.common.torch_setup import DTYPES
 from rtdmd.config import PRESETS, Params, preset
+from rtdmd.config.load import validate
+from rtdmd.config.presets import merged
 from rtdmd.pipeline.dvc_yaml import params_values, read_pipeline
 from rtdmd.plan import estimate, needs
 from rtdmd.plan.estimate import Plan, make_plan
+from rtdmd.plan.fits import fit
 from rtdmd.plan.gpus import GPUS, UTILISATION
 from rtdmd.plan.text import plan_text
 from rtdmd.prompts.records import Prompt
@@ -99,6 +102,42 @@ def test_every_preset_has_a_plan(name: str) -> None:
         longest = 60 * found.hours(needs.GPU, params.model.dtype) if cuda else 0
         assert asked[stage].runtime > longest
     check_publishing(plan, params, asked["publish"])
+
+
+OFFLOAD = "offload of train_rtdmd.rewards clipscore, hpsv2, pickscore, geneval: true"
+UNWATCHED = "train_rtdmd.watch.every: 0"
+CARDS = [
+    ("sd35m", "RTX4090", {"train_acdmd": (), "train_rtdmd": (OFFLOAD, "train_rtdmd.micro_batch: 4", UNWATCHED)}),
+    ("flux2-klein-4b", "L40S", {"train_acdmd": (), "train_rtdmd": (OFFLOAD, "train_rtdmd.micro_batch: 3", UNWATCHED)}),
+    ("flux2-klein-9b", "H100", {"train_acdmd": (), "train_rtdmd": (OFFLOAD, UNWATCHED)}),
+    ("flux1-dev", "H100", {"train_acdmd": (), "train_rtdmd": ()}),
+]
+"""Both stages on one card: what is proposed beyond the preset, whose blocks are computed again."""
+
+
+@pytest.mark.parametrize(("name", "gpu", "proposed"), CARDS)
+def test_both_stages_fit_one_card(name: str, gpu: str, proposed: dict[str, tuple[str, ...]]) -> None:
+    plan, memory = plan_of(name), GPUS[gpu].memory
+    found = {stage: fit(stage, preset(name), plan.stages[stage].measure, memory) for stage in proposed}
+    assert {stage: one.settings for stage, one in found.items()} == proposed
+    assert all(one.peak <= memory for one in found.values())
+
+
+def test_an_offloaded_scorers_weights_lie_on_the_host_but_in_its_turn() -> None:
+    """Four scorers of stage two: the device has none of them at the peak but the one whose turn it is."""
+    params, measure = preset("sd35m"), plan_of("sd35m").stages["train_rtdmd"].measure
+    rewards = [reward.model_dump(mode="json") for reward in params.train_rtdmd.rewards]
+    least = {"micro_batch": 1, "watch": {"every": 0}}
+    stays, moved = (
+        measure(validate(merged(params.model_dump(mode="json"), {"train_rtdmd": least | {"rewards": entries}})))
+        for entries in (rewards, [reward | {"offload": True} for reward in rewards])
+    )
+    size = stays.parts["rewards"]
+    assert moved.parts["rewards"] == 0 and size > 4 * (REWARDS["hpsv2"] + REWARDS["pickscore"])
+    assert moved.host - stays.host > size  # and the images that wait
+    largest = 4 * REWARDS["hpsv2"]
+    assert largest < moved.phases["rewards"]["activations"] < 1.1 * largest
+    assert moved.peak < stays.peak - size + largest
 
 
 def test_more_processes_and_recomputed_blocks_take_less_memory() -> None:
