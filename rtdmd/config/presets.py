@@ -69,6 +69,7 @@ WORLD: dict[str, Any] = {
         "stop": "random",
         "generator_rollout": "shared",
         "fake_per_step": False,
+        "guidance_range": None,
         "renoise_time": "uniform",
         "weighting": "inverse_variance",
         "consistency": {
@@ -105,6 +106,7 @@ WORLD: dict[str, Any] = {
         "clip_range": 0.2,
         "credit": "trajectory",
         "weights": {"policy": 1.0, "matching": 0.3, "backprop": 0.25, "nft": 0.0, "reference_kl": 0.0},
+        "reference_measure": "transitions",
         "matching_path": "random_step",
         "normalise_matching": True,
         "matching_gain": 0.0,
@@ -121,6 +123,7 @@ WORLD: dict[str, Any] = {
         "last_step_batch_size": 64,
         "micro_batch": 32,
         "sharding": "none",
+        "guidance_range": None,
         "renoise_time": "uniform",
         "weighting": "inverse_variance",
         "consistency": {

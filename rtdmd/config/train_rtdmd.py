@@ -38,7 +38,9 @@ class TermWeights(Section):
     matching: Real = param("distribution matching, where matching_path says", source="public code: 1e-3", ge=0)
     backprop: Real = param("reward back-propagation through one step", source="public code: 1e-4", ge=0)
     nft: Real = param("DiffusionNFT on the roll-out's images", source="public code: 0 (arXiv 2509.16117)", ge=0)
-    reference_kl: Real = param("KL of the transitions to the stage-one student", source="public code: 0", ge=0)
+    reference_kl: Real = param(
+        "distance to the stage-one student, as reference_measure has it", source="public code: 0", ge=0
+    )
 
 
 class DynamicParams(Section):
@@ -112,6 +114,10 @@ class TrainRtdmdParams(TrainingParams):
         source="public code: trajectory; gain arXiv 2603.28718; to_go ours",
     )
     weights: TermWeights
+    reference_measure: Literal["transitions", "velocities"] = param(
+        "of reference_kl at the trained steps: KL of the transitions, or mean square of the velocities' difference",
+        source="public code: the first, averaged over dimensions; velocities ours, the same at every level",
+    )
     matching_path: Literal["last_step", "random_step", "whole_chain", "reward"] = param(
         "where matching acts: the last step; a random one, as in stage one; all steps, recomputed; or the last, and"
         " as a reward on the trained steps",

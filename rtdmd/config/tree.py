@@ -64,6 +64,7 @@ class Params(Section):
         self._check_sets()
         self._check_models()
         self._check_noise()
+        self._check_guidance()
         self._check_sharding()
         self._check_mode()
         return self
@@ -137,6 +138,18 @@ class Params(Section):
                 f"train_rtdmd.share_initial: true with {key} and train_rtdmd.weights.nft above 0: the images of a group"
                 " are all equal, and so are their rewards; allowed: false"
             )
+
+    def _check_guidance(self) -> None:
+        """A range of the teacher's guidance is one, around the weight at which the teacher is judged."""
+        for name, section in (("train_acdmd", self.train_acdmd), ("train_rtdmd", self.train_rtdmd)):
+            if section.guidance_range is None:
+                continue
+            low, high = section.guidance_range
+            if not 1 <= low <= self.model.guidance <= high or self.model.guidance == 1:
+                raise ValueError(
+                    f"{name}.guidance_range: [{low:g}, {high:g}] with model.guidance: {self.model.guidance:g}; allowed:"
+                    " null, or two numbers from 1, ascending, with model.guidance, above 1, between them"
+                )
 
     def _check_mode(self) -> None:
         """Full mode trains no adapter: there is none to scale, and none to publish."""

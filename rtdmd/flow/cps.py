@@ -26,6 +26,12 @@ def cps_mean_std(x: Tensor, v: Tensor, sigma: Tensor, tau: Tensor, eta: float | 
     return mean, tau * torch.sin(angle)
 
 
+def velocity_slope(sigma: Tensor, tau: Tensor, eta: float) -> Tensor:
+    """∂mean/∂v of the transition σ -> τ, of the shape of σ: τ cos(ηπ/2) (1 - σ) - (1 - τ) σ, at most τ - σ < 0."""
+    sigma, tau = at_least_float32(sigma, tau)
+    return tau * math.cos(eta * math.pi / 2) * (1 - sigma) - (1 - tau) * sigma
+
+
 def cps_step(x: Tensor, v: Tensor, sigma: Tensor, tau: Tensor, eta: float | Tensor, noise: Tensor) -> Tensor:
     """x_τ = mean + std * noise, with fresh noise (B, C, H, W) ~ N(0, I). Arguments as in `cps_mean_std`."""
     mean, std = cps_mean_std(x, v, sigma, tau, eta)

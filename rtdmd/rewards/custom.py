@@ -55,7 +55,7 @@ def stand_in(folder: Path) -> None:
     (folder / CODE).write_text(EXAMPLE.lstrip(), encoding="utf-8")
 
 
-class CustomParams(RewardParams):
+class OwnRewardParams(RewardParams):
     """What both kinds have."""
 
     module: str = param("folder with reward.py; all its files are inputs of the stage", source="ours", min_length=1)
@@ -71,7 +71,7 @@ class CustomParams(RewardParams):
         return module
 
 
-class CustomReward:
+class OwnReward:
     """`rtdmd.rewards.protocol.Reward` over what the folder's ``load`` returns."""
 
     needs_metadata = False

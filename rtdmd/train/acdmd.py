@@ -35,6 +35,7 @@ from rtdmd.train.losses import (
     micro_batches,
     renoised,
     require_renoise_time,
+    teacher_guidance,
 )
 from rtdmd.train.rounding import report_lost_update
 from rtdmd.train.student_record import student_header
@@ -163,7 +164,7 @@ class AcdmdTrainer:
 
         # 3. Velocities there: the teacher's first, which leaves no graph, then the fake score's.
         if sums.generator is not None:
-            guidance = self.params.model.guidance
+            guidance = teacher_guidance(self.params, p, draws)
             with torch.no_grad():
                 v_teacher = self.adapters.velocity(
                     "teacher", point.x_t, point.t, cond, guidance=guidance, null=self.null

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.rng import key_seed, normal_batch
+from rtdmd.common.rng import key_seed, normal_batch, torch_generator
 from rtdmd.flow.ambient import (
     ambient_loss,
     ambient_target,
@@ -32,8 +32,10 @@ from rtdmd.flow.path import require_finite, x0_from_velocity
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Conditioning
+    from rtdmd.config import Params
     from rtdmd.config.train_acdmd import TrainAcdmdParams
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
+    from rtdmd.config.training import TrainingParams
 
 CLIP_SHARE = 0.1  # of the clip range, which rounding may take at the first update of an epoch
 
@@ -186,6 +188,16 @@ class FakeScoreLoss:
         consistency = require_finite("the consistency term", terms).mean()
         values["fake_consistency"] = consistency.item()
         return loss + p.weight * consistency, values
+
+
+def teacher_guidance(params: Params, p: TrainingParams, draws: Draws) -> float:
+    """The weight of the teacher's guidance in matching: model.guidance or, with a ``guidance_range``, drawn from it,
+    the same for all images and processes of an update."""
+    if p.guidance_range is None:
+        return params.model.guidance
+    low, high = p.guidance_range
+    generator = torch_generator(draws.seed, draws.stream, draws.step, "guidance")
+    return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
 
 
 def matching_direction(

@@ -23,7 +23,7 @@ from rtdmd.backbones.protocol import Backbone, Conditioning
 from rtdmd.common.files import save_tensors, write_json
 from rtdmd.common.rng import integers, permutation
 from rtdmd.config import Params
-from rtdmd.flow.cps import cps_mean_std, gaussian_log_prob, published_log_prob
+from rtdmd.flow.cps import cps_mean_std, gaussian_log_prob, published_log_prob, velocity_slope
 from rtdmd.flow.matching import dmd_loss, matching_rewards
 from rtdmd.flow.path import require_finite, x0_from_velocity
 from rtdmd.flow.policy import clipped_policy_loss, draw_step_subset, gaussian_kl, group_advantages, subset_factor
@@ -52,6 +52,7 @@ from rtdmd.train.losses import (
     require_on_policy,
     require_renoise_time,
     shared_passes,
+    teacher_guidance,
 )
 from rtdmd.train.rollout import CPU, Rollout, Texts, joined, sent
 from rtdmd.train.rounding import report_lost_update
@@ -301,7 +302,7 @@ class RtdmdTrainer:
             seen = integers(0, last + 1, draws.seed, draws.stream, draws.step, "backprop-step")
         s = self.sigmas[through + 1].to(CPU).expand(len(rollout))
         points = renoised(rollout.states[through + 1], s, replace(draws, device=CPU), p.renoise_time)
-        guided: dict[str, Any] = {"guidance": self.params.model.guidance, "null": self.null}
+        guided: dict[str, Any] = {"guidance": teacher_guidance(self.params, p, draws), "null": self.null}
         directions = list[Tensor]()
         rewarded = self.reward_pulls(rollout, seen, total or len(rollout))
         for rows in micro_batches(len(rollout), p.micro_batch):
@@ -465,7 +466,7 @@ class RtdmdTrainer:
                 if with_anchor:
                     with torch.no_grad():
                         mean_ref, _ = self.transition("reference", rollout, k, shared)
-                    parts["reference_kl"] = gaussian_kl(mean, mean_ref, std).sum() / total * share
+                    parts["reference_kl"] = self.reference_distance(mean, mean_ref, std, k).sum() / total * share
                 terms.add(parts)
                 values["clip_fraction"] += clipped.item()
                 values["ratio_error"] = max(values["ratio_error"], (ratio - 1).abs().max().item())
@@ -474,6 +475,13 @@ class RtdmdTrainer:
                 values[f"grad_policy/sigma={rollout.sigmas[k].item():.3g}"] = policy.norm(before)
         values["clip_fraction"] /= max(1, passes)
         return values
+
+    def reference_distance(self, mean: Tensor, reference: Tensor, std: Tensor, k: int) -> Tensor:
+        """How far a transition (B, C, H, W) at step k is from the reference's, (B,), as ``reference_measure`` says."""
+        if self.p.reference_measure == "transitions":
+            return gaussian_kl(mean, reference, std)
+        slope = velocity_slope(self.sigmas[k], self.sigmas[k + 1], self.eta)
+        return ((mean - reference) / slope).square().flatten(1).mean(1)
 
     def transition(self, role: str, rollout: Rollout, k: int, shared: SharedPass) -> tuple[Tensor, Tensor]:
         """Mean (B, C, H, W) and standard deviation (B,) of a role's transition at step k, for the rows of

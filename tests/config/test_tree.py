@@ -89,6 +89,10 @@ UNWEIGHTED = [{"name": "world_verifier", "weight": 0.0, "soft_weight": 0.7}]
             " deterministic), as candidate_steps: [0, 1], recipe: custom",
         ),
         (
+            {"train_rtdmd": {"guidance_range": [3, 5]}},
+            "train_rtdmd.guidance_range: [3, 5] with model.guidance: 2; allowed: null, or two numbers from 1,",
+        ),
+        (
             {"model": {"num_steps": 1, "shift": 5}},
             "model.shift: 5 with num_steps: 1, whose only level is 1; allowed: null",
         ),

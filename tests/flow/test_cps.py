@@ -38,6 +38,15 @@ def test_tau_zero_returns_x0_without_noise(point, eta):
     torch.testing.assert_close(step, x0, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.9, 1.0])
+def test_the_slope_is_the_means_derivative_by_the_velocity(point, eta):
+    x, v, sigma, tau, *_ = point
+    one, other = (cps.cps_mean_std(x, velocity, sigma, tau, eta)[0] for velocity in (v, v + 1.5))
+    slope = cps.velocity_slope(sigma, tau, eta)
+    torch.testing.assert_close((other - one) / 1.5, path.expand(slope, x).expand_as(x), rtol=0, atol=1e-12)
+    assert (slope <= tau - sigma + 1e-15).all() and (tau < sigma).all()
+
+
 @pytest.mark.parametrize("eta", [0.3, 0.9])
 def test_noise_coefficients_preserve_the_level(point, eta):
     x, v, sigma, tau, x0, noise, _ = point

@@ -9,7 +9,8 @@ import torch
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.rng import key_seed
-from rtdmd.train.losses import Draws, require_renoise_time
+from rtdmd.config import preset
+from rtdmd.train.losses import Draws, require_renoise_time, teacher_guidance
 
 
 def of_process(first: int, count: int) -> Draws:
@@ -39,6 +40,14 @@ def test_uniform_numbers_have_their_law() -> None:
     assert values.min() >= 0 and values.max() < 1
     assert values.mean().item() == pytest.approx(0.5, abs=0.019)  # 4 standard errors
     assert values[17].item() == pytest.approx(key_seed(3, "stage", 7, 17, "u") / 2**63, abs=1e-7)
+
+
+def test_the_teachers_guidance_is_the_models_or_uniform_on_its_range() -> None:
+    params = preset("smoke", {"train_acdmd": {"guidance_range": [1.5, 4.5]}})
+    assert teacher_guidance(params, params.train_rtdmd, of_process(0, 5)) == params.model.guidance == 2.0
+    found = [teacher_guidance(params, params.train_acdmd, replace(of_process(0, 5), step=step)) for step in range(400)]
+    assert 1.5 <= min(found) < 1.6 and 4.4 < max(found) < 4.5 and sum(found) / 400 == pytest.approx(3, abs=0.18)
+    assert teacher_guidance(params, params.train_acdmd, replace(of_process(5, 5), step=3)) == found[3]
 
 
 def test_clamped_times_are_refused_where_a_level_leaves_no_room_for_them() -> None:

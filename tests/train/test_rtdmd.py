@@ -28,6 +28,7 @@ from rtdmd.train.losses import (
     renoised,
     require_on_policy,
     shared_passes,
+    teacher_guidance,
 )
 from rtdmd.train.rollout import Rollout
 from rtdmd.train.rtdmd import RtdmdTrainer
@@ -437,6 +438,36 @@ def test_the_reference_kl_pulls_towards_stage_one(table: Table) -> None:
     assert anchor.norm() == 0.0
     _, none, _ = policy_gradient(table.on(settings()), rollout, some_advantages(), (1,))
     assert none.total is None
+
+
+def test_the_reference_by_velocities_is_their_mean_square(table: Table) -> None:
+    p = settings(weights={"reference_kl": 0.1}, reference_measure="velocities")
+    rollout = table.roll_out(p, (1,))
+    _, anchor, _ = policy_gradient(table.on(p), rollout, some_advantages(), (1,))
+    sigma = LEVELS[1].expand(COUNT)
+    own, kept = (
+        table.roles.velocity(role, rollout.states[1], sigma, table.cond) for role in ("generator", "reference")
+    )
+    loss = (own - kept.detach()).square().mean()
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, table.learner.parameters)])
+    assert loss > 1e-6 and relative(flat(anchor), expected) < 1e-4
+
+
+def test_the_teachers_guidance_is_drawn_from_its_range(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once an update, the same for every micro-batch; the fake score has none."""
+    seen: dict[str, set[float]] = {}
+    real = table.roles.velocity
+
+    def velocity(role: str, *given: Any, **options: Any) -> Tensor:
+        seen.setdefault(role, set()).add(options.get("guidance", 1.0))
+        return real(role, *given, **options)
+
+    monkeypatch.setattr(table.roles, "velocity", velocity)
+    p = settings(guidance_range=(2.0, 5.0), micro_batch=5)
+    rollout = table.roll_out(p, (1,))
+    table.on(p).last_step(rollout, draws(), Terms(table.learner, dict(p.weights)))
+    assert seen["teacher"] == {teacher_guidance(table.on(p).params, p, draws())} and seen["fake"] == {1.0}
+    assert 2 < min(seen["teacher"]) < 5
 
 
 def test_unit_norm_gives_each_term_its_weight_as_norm() -> None:

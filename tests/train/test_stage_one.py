@@ -19,6 +19,7 @@ from rtdmd.stages import train_acdmd, train_rtdmd
 from rtdmd.train import acdmd, losses
 from rtdmd.train import adapters as roles_module
 from rtdmd.train.acdmd import AcdmdTrainer
+from rtdmd.train.adapters import AdapterBank
 from rtdmd.train.engine.watch import Watch
 from tests.train.workshop import checkpoints, killed_at, make_trainable, results, rows_of
 from tests.workspace import REPOSITORY, set_params
@@ -306,3 +307,18 @@ def test_without_an_iteration_stage_two_reinforces_the_base_as_it_is(
     assert [row["epoch"] for row in rows] == [1, 2]
     trained = load_tensors(root / "results/train_rtdmd/generator.safetensors")[0]
     assert any(tensor.any() for key, tensor in trained.items() if ".lora_B." in key)
+
+
+def test_the_teachers_guidance_is_drawn_anew_for_each_update(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    real = AdapterBank.velocity
+
+    def velocity(self: AdapterBank, role: str, *given: Any, **options: Any) -> torch.Tensor:
+        if role == "teacher":
+            seen.append(options["guidance"])
+        return real(self, role, *given, **options)
+
+    monkeypatch.setattr(AdapterBank, "velocity", velocity)
+    train(root, {STAGE: {"guidance_range": [2.0, 6.0], "micro_batch": 2}})
+    first, same, second, again = seen  # two generator turns of two micro-batches
+    assert first == same != second == again and all(2 < scale < 6 for scale in seen)

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rtdmd.common.section import param
-from rtdmd.rewards.custom import CustomParams, CustomReward
+from rtdmd.rewards.custom import OwnReward, OwnRewardParams
 from rtdmd.rewards.registration import FREE, Registration
 
 if TYPE_CHECKING:
     import torch
 
 
-class CustomParams(CustomParams):
+class CustomParams(OwnRewardParams):
     """A reward of one's own, that passes no gradient."""
 
     name: Literal["custom"] = param("scorer", source="ours: rtdmd/rewards/custom.py")
@@ -22,9 +22,9 @@ class CustomParams(CustomParams):
     label = "Own reward"
 
 
-def load(params: CustomParams, device: torch.device) -> CustomReward:
+def load(params: CustomParams, device: torch.device) -> OwnReward:
     """The reward of the folder. UserError where it has no reward.py, or one that cannot be imported."""
-    return CustomReward(params.name, params.differentiable, Path(params.module), device)
+    return OwnReward(params.name, params.differentiable, Path(params.module), device)
 
 
 REWARD = Registration(CustomParams, load, FREE)
