@@ -25,9 +25,8 @@ from rtdmd.backbones import Conditioning, load_backbone
 from rtdmd.common.errors import UserError
 from rtdmd.common.torch_setup import configure
 from rtdmd.config import Params
-from rtdmd.plan.budget import guided
 from rtdmd.plan.models import part_configs, text_shapes
-from rtdmd.plan.passes import acdmd_rows, rtdmd_rows, scaled
+from rtdmd.plan.passes import acdmd_rows, guided_passes, rtdmd_rows, scaled
 from rtdmd.prompts.records import read_set
 from rtdmd.rehearse.updates import Update, stage_one, stage_two
 from rtdmd.rewards.panel import open_panel
@@ -151,7 +150,8 @@ def needed(params: Params, stage: str) -> Counts:
     rows = rtdmd_rows(params)
     if stage == "train_acdmd":
         rows = scaled(acdmd_rows(params), params.train_acdmd.generator_every)
-    passes = {"teacher": guided(params), "generator": 1, "fake": 1, "reference": 1}
+    passes = {"teacher": guided_passes(params), "unguided-teacher": 1}
+    passes |= dict.fromkeys(("generator", "fake", "reference", "surrogate"), 1)
     forward = sum(passes[role] * rows.get(f"{role} forward", 0.0) for role in passes)
     return Counts(forward, sum(rows.get(f"{role} backward", 0.0) for role in passes))
 
@@ -188,7 +188,7 @@ def _first(params: Params, root: Path, device: torch.device) -> tuple[Update, Pa
     passes.watch_adapters(
         trainer.adapters,
         {"generator": trainer.generator.parameters, **{name: fake.parameters for name, fake in trainer.fakes.items()}},
-        guided(params),
+        guided_passes(params),
     )
     return update, passes
 
@@ -201,10 +201,13 @@ def _second(params: Params, root: Path, device: torch.device, prompts: list[dict
     panel = open_panel(params.train_rtdmd.rewards, device, root)
     shapes = text_shapes(params.model, part_configs(params.model, root))
     trainer, update = stage_two(params, backbone, panel, shapes, prompts)
+    learning = {"generator": trainer.generator.parameters, "fake": trainer.fake.parameters}
+    if trainer.surrogate is not None:
+        learning["surrogate"] = trainer.surrogate.learner.parameters
     passes.watch_adapters(
         trainer.adapters,
-        {"generator": trainer.generator.parameters, "fake": trainer.fake.parameters},
-        guided(params),
+        learning,
+        guided_passes(params),
     )
     passes.watch(backbone, "decode")
     for reward in panel.rewards.values():

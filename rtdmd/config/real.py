@@ -145,6 +145,7 @@ COMMON: dict[str, Any] = {
         "epochs": 1000,
         "processes": 1,
         "compile": False,
+        "surrogate": {"prompts": 64, "optimizer": {"lr": 3e-4}},
         "prompts": "geneval_train",
         "prompts_per_epoch": 64,
         "prompt_order": "as_listed",

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import field_validator, model_validator
 
 from rtdmd.common.section import Flag, Real, Section, Whole, param
+from rtdmd.config.compared import DynamicParams, RelativeParams, SurrogateParams
 from rtdmd.config.recipes import StageTwoRecipe, check_recipe
 from rtdmd.config.rewards import RewardEntry, distinct
 from rtdmd.config.training import INITIALISATION, Initialisation, OptimizerParams, TrainingParams
@@ -31,6 +32,10 @@ class FakeOptimizerParams(OptimizerParams):
     lr: Real = param("step size", source="public code: SD3 3e-5, FLUX 1e-6", gt=0)
 
 
+MOVING = ("policy", "matching", "backprop", "nft", "awm", "surrogate")
+"""The terms that move the generator; a KL to where it starts is none."""
+
+
 class TermWeights(Section):
     """Weights of the generator's loss terms."""
 
@@ -38,23 +43,11 @@ class TermWeights(Section):
     matching: Real = param("distribution matching, where matching_path says", source="public code: 1e-3", ge=0)
     backprop: Real = param("reward back-propagation through one step", source="public code: 1e-4", ge=0)
     nft: Real = param("DiffusionNFT on the roll-out's images", source="public code: 0 (arXiv 2509.16117)", ge=0)
+    awm: Real = param("advantage-weighted matching on them", source="public code: 0 (arXiv 2509.25050)", ge=0)
+    surrogate: Real = param("a learned surrogate reward (surrogate)", source="public code: 0; TDM-R1's: 0.7", ge=0)
     reference_kl: Real = param(
         "distance to the stage-one student, as reference_measure has it", source="public code: 0", ge=0
     )
-
-
-class DynamicParams(Section):
-    """DMDR's two early helps, which fade (arXiv 2511.13649)."""
-
-    guidance: Real = param(
-        "scale at which the teacher carries the fake score's adapter at first",
-        source="public code: 0; DMDR: 0.75",
-        ge=0,
-    )
-    renoise: Flag = param(
-        "renoising times start as Beta(4, 1.5) and end uniform", source="public code: false; DMDR: true"
-    )
-    epochs: Whole = param("until both have faded", unit="epochs", source="ours", ge=0)
 
 
 class TrainRtdmdParams(TrainingParams):
@@ -127,14 +120,29 @@ class TrainRtdmdParams(TrainingParams):
         "divide each image's matching direction by its mean distance to the teacher's projection",
         source="public code: true",
     )
+    matching_guidance: Real = param(
+        "share of the teacher's guidance beyond 1 that matching keeps",
+        source="public code: 1; TDM-R1's: 0.3",
+        ge=0,
+        le=1,
+    )
     matching_gain: Real = param(
         "γ: an image's matching weighs 1 + γ times the clipped reward that its target gains (last_step only)",
         source="public code: 0; GDMD (arXiv 2604.19009), value ours",
         ge=0,
     )
     nft_strength: Real = param(
-        "b of DiffusionNFT: v± = v_old ± b (v - v_old)", source="arXiv 2509.16117, value ours", gt=0
+        "b of DiffusionNFT: v± = v_old ± b (v - v_old)", source="arXiv 2509.16117, its code: 1, or 0.1", gt=0
     )
+    nft_form: Literal["plain", "published"] = param(
+        "plain: velocities, advantages beyond ±1 cut; published: estimates x̂_0, each divided by its mean distance,"
+        " advantages over advantage_clip",
+        source="DiffusionNFT's code: published; plain ours",
+    )
+    awm_power: Real = param(
+        "p of AWM's loss A σ/p ℓ^p, ℓ the matching loss of an image", source="AWM's code: 0.25", gt=0, le=1
+    )
+    surrogate: SurrogateParams
     dynamic: DynamicParams
     gradient_scaling: Literal["none", "unit_norm"] = param(
         "each term's gradient is brought to norm 1 before its weight", source="public code: none; unit_norm ours"
@@ -143,6 +151,12 @@ class TrainRtdmdParams(TrainingParams):
         "whose x̂_0 is back-propagated: the image of the last step, or the estimate of a random one (ReFL)",
         source="public code: last_step",
     )
+    last_step_from: Literal["chain", "renoised"] = param(
+        "where the last step's terms start: in the roll-out's chain, or at its image renoised to a random level of it,"
+        " from which one step is made",
+        source="public code: chain; DMDR's: renoised",
+    )
+    relative: RelativeParams
     backprop_margin: Real = param("m in relu(m - Σ w r), the back-propagated loss", source="public code: 3")
     fake_updates_per_epoch: Whole = param(
         "fake-score updates on the cached roll-out", unit="updates", source="public code: 1", ge=0
@@ -225,8 +239,9 @@ class TrainRtdmdParams(TrainingParams):
             raise ValueError(
                 f"trained_steps: {self.trained_steps}; allowed: 1 to {len(self.candidate_steps)}, the candidate_steps"
             )
-        if not (self.weights.policy or self.weights.matching or self.weights.backprop or self.weights.nft):
-            raise ValueError("weights: policy, matching, backprop and nft are all 0; allowed: at least one above 0")
+        weights = dict(self.weights)
+        if not any(weights[name] for name in MOVING):
+            raise ValueError(f"weights: {', '.join(MOVING)} are all 0; allowed: at least one above 0")
         if self.weights.backprop > 0 and not any(r.differentiable and r.weight > 0 for r in self.rewards):
             raise ValueError(
                 f"weights.backprop: {self.weights.backprop} without a differentiable reward;"
@@ -237,6 +252,7 @@ class TrainRtdmdParams(TrainingParams):
         self._check_rewarded()
         self._check_lengths()
         self._check_matching()
+        self._check_compared()
         check_recipe("train_rtdmd", self.recipe, self.model_dump(mode="json"))
         return self
 
@@ -245,6 +261,8 @@ class TrainRtdmdParams(TrainingParams):
         followers = {
             "weights.policy": self.weights.policy,
             "weights.nft": self.weights.nft,
+            "weights.awm": self.weights.awm,
+            "weights.surrogate": self.weights.surrogate,
             "matching_gain": self.matching_gain,
         }
         if not any(r.policy is not False and r.weight > 0 for r in self.rewards):
@@ -316,3 +334,24 @@ class TrainRtdmdParams(TrainingParams):
             raise ValueError(
                 f"matching_gain: {self.matching_gain} with matching_path: {self.matching_path}; allowed: last_step"
             )
+
+    def _check_compared(self) -> None:
+        """What only compared methods set goes with what it acts on."""
+        if self.weights.matching == 0 and self.matching_guidance != 1:
+            raise ValueError(
+                f"matching_guidance: {self.matching_guidance:g} with weights.matching: 0, on which it acts; allowed: 1"
+            )
+        if self.weights.backprop == 0 and self.relative.liked:
+            raise ValueError(
+                f"relative.liked: {list(self.relative.liked)} with weights.backprop: 0, on which it acts; allowed: []"
+            )
+        if self.last_step_from == "renoised":
+            others = {"matching_path": self.matching_path, "backprop_at": self.backprop_at}
+            for key, value in others.items():
+                if value != "last_step":
+                    raise ValueError(f"{key}: {value} with last_step_from: renoised; allowed: last_step")
+            if self.matching_gain > 0:
+                raise ValueError(
+                    f"matching_gain: {self.matching_gain:g} with last_step_from: renoised, whose images have no reward"
+                    " yet; allowed: 0, or last_step_from: chain"
+                )

@@ -120,7 +120,8 @@ class Params(Section):
                 )
             if eta == 0:
                 raise ValueError(f"model.eta: 0 with {user}; allowed: above 0, or {off} (the policy needs noise)")
-        if stochastic > 0 and (used or p.weights.nft > 0) and max(p.candidate_steps) >= stochastic:
+        graded = [name for name in ("nft", "awm", "surrogate") if getattr(p.weights, name) > 0]  # by images' rewards
+        if stochastic > 0 and (used or graded) and max(p.candidate_steps) >= stochastic:
             fitting = [k for k in p.candidate_steps if k < stochastic] or list(range(stochastic))
             together = [f"candidate_steps: {fitting}"]
             if p.trained_steps > len(fitting):
@@ -132,11 +133,11 @@ class Params(Section):
                 f" allowed: 0 to model.num_steps - 2 = {stochastic - 1} (the last step is deterministic), as"
                 f" {', '.join(together)}"
             )
-        if p.weights.nft > 0 and p.share_initial and (stochastic == 0 or eta == 0):
+        if graded and p.share_initial and (stochastic == 0 or eta == 0):
             key = "model.num_steps: 1" if stochastic == 0 else "model.eta: 0"
             raise ValueError(
-                f"train_rtdmd.share_initial: true with {key} and train_rtdmd.weights.nft above 0: the images of a group"
-                " are all equal, and so are their rewards; allowed: false"
+                f"train_rtdmd.share_initial: true with {key} and train_rtdmd.weights.{graded[0]} above 0: the images of"
+                " a group are all equal, and so are their rewards; allowed: false"
             )
 
     def _check_guidance(self) -> None:

@@ -14,6 +14,8 @@ measures.
     matching.py     the direction that matches two distributions            stage one and two, generator
     policy.py       advantages, clipped ratio, SubGRPO, reference KL             stage two, generator
     nft.py          negative-aware fine-tuning, and GDMD's weight of matching     stage two, generator
+    awm.py          advantage-weighted matching                                  stage two, generator
+    preference.py   group preferences, from which a reward is learned            stage two, surrogate reward
     credit.py       what each stochastic step is rewarded with                   stage two, generator
     anneal.py       DMDR's helps that fade                                       stage two, generator
 

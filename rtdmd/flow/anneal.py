@@ -1,4 +1,4 @@
-"""DMDR's two early helps, both fading over a progress p from 0 to 1 (arXiv 2511.13649).
+"""DMDR's two early helps, both fading by a cosine over a progress p from 0 to 1 (arXiv 2511.13649; its public code).
 
 Dynamic distribution guidance: the teacher carries the fake score's adapter at a scale that falls to 0, so that the two
 laws overlap at first. Dynamic renoising: times lean towards high noise at first and end uniform.
@@ -23,11 +23,12 @@ def leaning_scale(start: float, progress: float) -> float:
 def annealed_uniform(u: Tensor, progress: float) -> Tensor:
     """Quantiles (B,) of Beta(4 -> 1, 1.5 -> 1) at u (B,) in [0, 1); u itself from p = 1 on.
 
-    Both parameters run linearly in p (ours: DMDR says annealed to uniform, not how). Draws from the law where u is
-    uniform; `ambient.draw_renoise_time` maps them to the interval of times.
+    Both parameters fall to 1 as ½ (1 + cos πp) does (the public code's). Draws from the law where u is uniform;
+    `ambient.draw_renoise_time` maps them to the interval of times.
     """
     (u,) = at_least_float32(u)
     if progress >= 1:
         return u
-    a, b = (1 + (value - 1) * (1 - progress) for value in BETA)
+    left = leaning_scale(1.0, progress)
+    a, b = (1 + (value - 1) * left for value in BETA)
     return torch.from_numpy(betaincinv(a, b, u.double().cpu().numpy())).to(u).clamp(max=1 - 2.0**-24)

@@ -4,13 +4,17 @@ DiffusionNFT (arXiv 2509.16117) regresses an implicit positive and an implicit n
 
     v⁺ = (1-b) v_old + b v_θ,   v⁻ = (1+b) v_old - b v_θ,   loss = r |v⁺ - v|² + (1-r) |v⁻ - v|²
 
-r in [0, 1] is the sample's optimality. GDMD (arXiv 2604.19009) takes v from x_tar = x_0 - g, the target of the
-distribution-matching direction, and r from the reward that x_tar gains over x_0.
+r in [0, 1] is the sample's optimality. The public code (NVlabs/DiffusionNFT) compares x̂_0 in place of velocities,
+divides each of the two by its mean distance, and the whole by b (`published_nft_loss`). GDMD (arXiv 2604.19009) takes v
+from x_tar = x_0 - g, the target of the distribution-matching direction, and r from the reward that x_tar gains over
+x_0.
 """
 
 from torch import Tensor
 
-from rtdmd.flow.path import at_least_float32
+from rtdmd.flow.path import at_least_float32, expand
+
+SMALLEST_DISTANCE = 1e-5  # between an image and its estimate, below which the public code's weight grows no more
 
 
 def optimality(advantages: Tensor) -> Tensor:
@@ -31,6 +35,26 @@ def nft_loss(v: Tensor, v_old: Tensor, target: Tensor, r: Tensor, strength: floa
     to_positive = ((positive - target) ** 2).flatten(1).mean(1)
     to_negative = ((negative - target) ** 2).flatten(1).mean(1)
     return r * to_positive + (1 - r) * to_negative
+
+
+def published_nft_loss(
+    v: Tensor, v_old: Tensor, target: Tensor, sigma: Tensor, advantages: Tensor, strength: float, clip: float
+) -> Tensor:
+    """The public code's loss, (B,): c/b (r |x̂⁺ - x_0|²/m⁺ + (1-r) |x̂⁻ - x_0|²/m⁻), each mean over the dimensions.
+
+    x̂± = x_σ - σ v± and m± = mean |x̂± - x_0|, held and at least 1e-5; r = ½ + A/2c, advantages A (B,) within ±c.
+    Others as `nft_loss` has them. On-policy its gradient in v is 2 A σ (v_old - target) / (D mean |v_old - target|):
+    every image pulls with the same force, whatever its distance.
+    """
+    v, v_old, target, sigma = at_least_float32(v, v_old.detach(), target.detach(), sigma)
+    r = optimality(advantages.detach() / clip).to(v)
+    level = expand(sigma, v)
+    total = v.new_zeros(len(v))
+    for share, sign in ((r, 1.0), (1 - r, -1.0)):
+        error = level * (v_old + sign * strength * (v - v_old) - target)
+        distance = error.detach().abs().flatten(1).mean(1).clamp(min=SMALLEST_DISTANCE)
+        total = total + share * (error**2).flatten(1).mean(1) / distance
+    return clip / strength * total
 
 
 def reward_gain(target_rewards: Tensor, rewards: Tensor, spread: Tensor) -> Tensor:

@@ -5,6 +5,4 @@ ABSENT = {
     " own derivation of that idea (docs/proved.md), under its own name.",
     "Flash-DMD": "known from an abstract only: neither losses nor settings are public; an invented version would say"
     " nothing about it.",
-    "TDM-R1": "reinforcement of trajectory distribution matching, GenEval 0.92 on SD3.5-M by its authors; known from"
-    " partial code: its surrogate reward cannot be rebuilt from it.",
 }

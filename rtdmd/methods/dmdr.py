@@ -1,22 +1,56 @@
-"""DMDR: matching and a reward loss together, with its two early helps; the reward loss is ReFL, GRPO or NFT."""
+"""DMDR: matching and a reward loss together, with its two early helps; the reward loss is ReFL, GRPO or NFT.
+
+Written from the paper; `dmdr-published-*` are what its public code (vvvvvjdy/dmdr, train_t2i/sd3) does after its cold
+start.
+"""
 
 from typing import Any
 
 from rtdmd.methods._card import Method
 
 _SOURCE = "DMDR (arXiv 2511.13649)"
+_PUBLISHED_SOURCE = "public code vvvvvjdy/dmdr, train_t2i/sd3 after its cold start, SD3.5-L's settings"
 _HELPS = (
     "; early on the teacher carries the fake score's adapter at 0.75 · ½(1 + cos πp), and t ~ Beta(4, 1.5) fades to"
     " uniform"
 )
 _OURS = (
-    "weight of the reward loss (DMDR's w), the length of the early helps (dynamic.epochs), linear fading of the Beta"
-    " law; rates, scaling and roll-out are the preset's"
+    "weight of the reward loss (DMDR's w), the length of the early helps (dynamic.epochs); rates, scaling and roll-out"
+    " are the preset's"
 )
 _DYNAMIC = {"dynamic": {"guidance": 0.75, "renoise": True, "epochs": 40}, "fake_adapter": "continued"}
 _DEPARTS = (
-    "starts from stage one's student like every stage-two method; DMDR trains both objectives from the teacher on,"
-    " where its early helps matter more",
+    "starts from stage one's student like every stage-two method, and has the early helps there; in the public code"
+    " both are over when the reward comes (after 2000 updates of a cold start)",
+    "0.75 is of the fake score's own strength; the public code has 0.5 (SiT 0.75) where the fake score has 2",
+)
+
+_PUBLISHED_EQUATION = (
+    "x_σ = (1-σ) x_K + σ ε of the roll-out's image at a level σ of the sampler, x̂_0 = x_σ - σ v_θ; ½ mean |x̂_0 - sg(x̂_0"
+    " - g)|² + "
+)
+_PUBLISHED: dict[str, Any] = {
+    "dynamic": {"guidance": 0.0, "renoise": False, "epochs": 0},
+    "last_step_from": "renoised",
+    "matching_path": "last_step",
+    "backprop_at": "last_step",
+    "normalise_matching": True,
+    "gradient_scaling": "none",
+    "update_order": "fake_first",
+    "fake_updates_per_epoch": 5,
+    "fake_start": "data",
+    "consistency": {"weight": 0.0},
+    "share_noise": False,
+    "share_initial": False,
+}
+_PUBLISHED_OURS = (
+    "rates, average (theirs has none), number of images: the preset's; its rewards, of the preset's weights"
+)
+_PUBLISHED_DEPARTS = (
+    "one level an update for all images, theirs one for each; the roll-out is the preset's sampler, theirs the ODE",
+    "five fake-score updates on one roll-out, theirs each on one of its own; ambient weights, theirs a plain mean",
+    "one hinge relu(3 - Σ w r), theirs relu(0.7 - r) for each reward, DFN CLIP and HPSv2.1; neither is ever at rest",
+    "the teacher's guidance is fixed, theirs is drawn within 0.5 of 4 (SD3.5-L; SD3-M 7), which guidance_range has",
 )
 
 
@@ -48,5 +82,28 @@ METHODS = (
             "share_noise": False, "share_initial": False,
         },
         "NFT at the sampler's own levels, as in dmd-nft",
+    ),
+    Method(
+        "dmdr-published-refl", "train_rtdmd", "DMDR with ReFL as its code has it", _PUBLISHED_SOURCE,
+        _PUBLISHED_EQUATION + "0.1 relu(m - r(x̂_0))",
+        _PUBLISHED | {"weights": {"policy": 0.0, "matching": 1.0, "backprop": 0.1}}, _PUBLISHED_OURS,
+        (*_PUBLISHED_DEPARTS, "no words before HPSv2's prompts (theirs: Realistic photo); SD3-M's weights are 0.3"),
+    ),
+    Method(
+        "dmdr-published-srpo", "train_rtdmd", "DMDR with SRPO as its code has it", _PUBLISHED_SOURCE,
+        _PUBLISHED_EQUATION + "5 relu(m - (1+k) r(x̂_0, liked words. prompt) + r(x̂_0, disliked words. prompt)), k = 0.1",
+        _PUBLISHED | {
+            "weights": {"policy": 0.0, "matching": 1.0, "backprop": 5.0},
+            "relative": {
+                "strength": 0.1, "liked": ["Natural-lighting", "Detailed", "Realistic"],
+                "disliked": ["Painting", "CG Render", "Oil"],
+            },
+        },
+        _PUBLISHED_OURS,
+        (
+            *_PUBLISHED_DEPARTS,
+            "every differentiable reward is relative, theirs HPSv2 alone beside 0.1 of a plain CLIP",
+            "the embedded world's text encoder does not know the words, which say nothing there",
+        ),
     ),
 )  # fmt: skip

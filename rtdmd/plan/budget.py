@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rtdmd.config import Params
-from rtdmd.config.families import FAMILIES
-from rtdmd.plan.passes import Rows, acdmd_rows, rtdmd_parts
+from rtdmd.plan.passes import Rows, acdmd_rows, guided_passes, rtdmd_parts
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,10 @@ def priced(rows: Rows, params: Params, stage: str, prices: Prices) -> float:
         "generator forward": on_another if second else prices.one,
         "reference forward": prices.teacher if p.stage_one_adapters == "merged" else prices.one,
         "fake forward": on_another if second and p.fake_adapter == "new" else prices.one,
-        "teacher forward": guided(params) * prices.teacher,
+        "teacher forward": guided_passes(params) * prices.teacher,
+        "unguided-teacher forward": prices.teacher,
+        "surrogate forward": prices.one,
+        "surrogate backward": prices.backward,
         "generator backward": prices.backward,
         "fake backward": prices.backward,
         "decode forward": prices.decode,
@@ -64,11 +66,6 @@ def priced(rows: Rows, params: Params, stage: str, prices: Prices) -> float:
         "pathwise backward": 0.0,  # in decode_backward
     }
     return sum(count * by_pass[name] for name, count in rows.items())
-
-
-def guided(params: Params) -> int:
-    """Passes of the teacher for one guided velocity: two for classifier-free guidance."""
-    return 1 if params.model.guidance == 1 else FAMILIES[params.model.family].guided_passes
 
 
 def cost(params: Params, stage: str, prices: Prices = WORLD) -> float:

@@ -89,6 +89,11 @@ class Costs:
         return self._once("teacher", lambda: self._velocity("teacher", []))
 
     @property
+    def unguided(self) -> Cost:
+        """The teacher's velocity without guidance, without gradient."""
+        return self._once("unguided", lambda: self._velocity("base", []))
+
+    @property
     def decode(self) -> Cost:
         """The decoder, with the gradient in its latents."""
         if not self.learning:
@@ -189,6 +194,8 @@ def flops_of(rows: Rows, costs: Costs, stage: str, scorers: Sequence[RewardParam
         "reference": lambda: costs.reference,
         "fake": lambda: costs.one if first else costs.fake,
         "teacher": lambda: costs.teacher,
+        "unguided-teacher": lambda: costs.unguided,
+        "surrogate": lambda: costs.one,
         "decode": lambda: costs.decode,
         "score": lambda: costs.scores(rewards, gradient=False),
         "pathwise": lambda: costs.scores(rewards, gradient=True),

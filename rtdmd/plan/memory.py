@@ -94,11 +94,12 @@ def rtdmd_memory(costs: Costs, processes: int) -> Memory:
     images = split(p.prompts_per_epoch * p.group_size, processes)
     # A base of the student's own is merged in place; where it is the teacher's too, copies of its layers are.
     copies = ((not stand.two_bases) + stand.new_fake) * stand.merged
-    parts = _weights(stand, ("acdmd", "rtdmd", "fake", *["fake"] * stand.new_fake))
+    surrogates = int(p.weights.surrogate > 0)  # of the fake score's shape
+    parts = _weights(stand, ("acdmd", "rtdmd", "fake", *["fake"] * (stand.new_fake + surrogates)))
     parts |= _shards(stand, p.sharding, processes, copies)
     if stand.merged:
         parts["merged layers"] = copies * stand.adapted_bytes() / (processes if p.sharding == "base" else 1)
-    parts |= _text(stand) | _optimizer(stand, "rtdmd")
+    parts |= _text(stand) | _optimizer(stand, "rtdmd", 1 + surrogates)
     parts["decoder"] = size_of([stand.vae])[1]
     parts["rewards"] = _rewards(stand, _staying(stand, p.rewards))
     waiting = _in_turn(stand, p.rewards)
@@ -178,6 +179,15 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
         phases["policy"] = _phase(micro * own.kept + back, (before + passed * sums) * one, rolled)
     if w.nft > 0:
         phases["NFT"] = _phase(micro * (own.kept + own.back_peak), (before + passed + sums) * one, rolled)
+        passed += 1
+    if w.awm > 0:
+        phases["AWM"] = _phase(micro * (own.kept + own.back_peak), (before + passed + sums) * one, rolled)
+        passed += 1
+    if w.surrogate > 0:
+        learning = min(p.micro_batch, images) * max(costs.one.kept + costs.one.back_peak, costs.unguided.peak)
+        phases["surrogate"] = _phase(learning, (before + passed) * one + fake, rolled)
+        term = last * max(own.kept + own.back_peak, costs.teacher.peak)
+        phases["surrogate's term"] = _phase(term, (before + passed + sums_last) * one, both)
     if p.fake_updates_per_epoch:
         graphs = ours * (_fake(costs.fake, pairs(p.consistency)) + image + point)
         phases["fake score"] = _phase(graphs, sums_fake * fake, rolled)

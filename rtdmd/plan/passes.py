@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from itertools import combinations
 
 from rtdmd.config import Params
+from rtdmd.config.families import FAMILIES
 from rtdmd.config.training import ConsistencyParams
 
 Rows = dict[str, float]
 """Pass -> rows. A pass is `<role> forward`, `<role> backward`, or one of decode and rewards, whose gradient counts as
-its own pass. `score`: every reward; `pathwise`: those with a gradient."""
+its own pass. `teacher`: its guided velocity; `unguided-teacher`: the plain one. `score`: every reward; `pathwise`:
+those with a gradient."""
 
 
 def summed(*parts: Mapping[str, float]) -> Rows:
@@ -74,7 +76,7 @@ def rtdmd_rows(params: Params) -> Rows:
 
 
 def rtdmd_parts(params: Params) -> dict[str, Rows]:
-    """The same by part: roll_out, score, credit, policy, nft, last_step, fake."""
+    """The same by part: roll_out, score, credit, policy, nft, awm, surrogate, last_step, fake."""
     p = params.train_rtdmd
     images = p.prompts_per_epoch * p.group_size
     subsets = list(combinations(p.candidate_steps, p.trained_steps))
@@ -86,6 +88,8 @@ def rtdmd_parts(params: Params) -> dict[str, Rows]:
         "credit": means["credit"],
         "policy": means["policy"],
         "nft": learned("generator", images) if p.weights.nft > 0 else {},
+        "awm": learned("generator", images) if p.weights.awm > 0 else {},
+        "surrogate": surrogate_rows(params) if p.weights.surrogate > 0 else {},
         "last_step": last_rows(params),
         "fake": scaled(fake_rows(min(p.fake_batch_size, images), p.consistency), p.fake_updates_per_epoch),
     }
@@ -117,19 +121,42 @@ def chain_rows(params: Params, trained: tuple[int, ...]) -> dict[str, Rows]:
     }
 
 
+def surrogate_rows(params: Params) -> Rows:
+    """The surrogate's update, whose groups' preferences take a pass of their own, and the term that it gives the
+    generator."""
+    p = params.train_rtdmd
+    images = p.prompts_per_epoch * p.group_size
+    learning = min(p.surrogate.prompts, p.prompts_per_epoch) * p.group_size
+    size = min(p.last_step_batch_size, images)
+    both = guided_passes(params) if p.surrogate.guidance > 0 else 1
+    return summed(
+        {"surrogate forward": 2 * learning, "surrogate backward": learning, "unguided-teacher forward": 2 * learning},
+        {"surrogate forward": both * size, "unguided-teacher forward": size},
+        learned("generator", size),
+    )
+
+
+def guided_passes(params: Params) -> int:
+    """Passes of a role for one guided velocity: two for classifier-free guidance."""
+    return 1 if params.model.guidance == 1 else FAMILIES[params.model.family].guided_passes
+
+
 def last_rows(params: Params) -> Rows:
     """Distribution matching and reward back-propagation of one epoch."""
     p = params.train_rtdmd
     images = p.prompts_per_epoch * p.group_size
     size = images if p.matching_path == "reward" else min(p.last_step_batch_size, images)
     matched, propagated = p.weights.matching > 0, p.weights.backprop > 0
-    parts = []
+    parts: list[Rows] = []
+    if p.last_step_from == "renoised" and (matched or propagated):
+        parts.append({"generator forward": size})  # the image, before its step is run again for the gradient
     if propagated:
         parts += [learned("generator", size), learned("decode", size), learned("pathwise", size)]
         if any(reward.offload and reward.differentiable for reward in p.rewards):
             parts.append({"decode forward": size})  # for the scorers' turns, and again for the gradient
     if matched:
-        parts += [{"fake forward": size, "teacher forward": size}, scored(size * (p.matching_gain > 0))]
+        teacher = "teacher" if p.matching_guidance > 0 else "unguided-teacher"
+        parts += [{"fake forward": size, f"{teacher} forward": size}, scored(size * (p.matching_gain > 0))]
         parts.append(scaled(_matched(params), size))
     return summed(*parts)
 

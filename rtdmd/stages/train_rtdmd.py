@@ -70,12 +70,16 @@ def train(stage: Stage, ranks: Ranks) -> None:
     held_out = prompts.conditioning(prompts.aside) if aside else None
     validation = Validation(p.validation, trainer, prompts.aside, held_out)
     saved: dict[str, Saved] = {"generator": trainer.generator, "fake": trainer.fake}
+    learners = [trainer.generator, trainer.fake]
+    if trainer.surrogate is not None:
+        saved["surrogate"] = trainer.surrogate.learner
+        learners.append(trainer.surrogate.learner)
     saved |= {"validation": validation} if aside else {}
     pictures = Pictures(p.panel_every, stage.run_dir, stage.params, adapters, backbone, prompts, trainer.sigmas)
     loop = Loop(
         stage.run_dir, p.epochs, p.save_every, p.log_every, saved, NAME, "epoch", ranks, p.keep, validation.over
     )
-    preflight(stage, ranks, [trainer.generator, trainer.fake], p.keep)
+    preflight(stage, ranks, learners, p.keep)
     mine = ranks.local_shard(p.prompts_per_epoch)
     images = tuple(range(mine.start * p.group_size, mine.stop * p.group_size))
 

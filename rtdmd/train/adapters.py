@@ -251,6 +251,8 @@ def transformer_blocks(transformer: nn.Module) -> list[nn.Module]:
 def stage_two_stacks(params: Params) -> dict[str, Stack]:
     """The adapters of stage two's roles. Full mode, in which a fake score is a whole copy, goes on with stage one's."""
     stacks = ADAPTERS["train_rtdmd"]
+    if params.train_rtdmd.weights.surrogate > 0:
+        stacks = stacks | {"surrogate": ("surrogate",)}
     new = params.train_rtdmd.fake_adapter == "new" and params.adapter.mode == "lora"
     return stacks | {"fake": NEW_FAKE} if new else stacks
 

@@ -1,4 +1,5 @@
-"""What the compared methods bring to stage two: DiffusionNFT, stepwise credit, GDMD's weights, DMDR's annealing.
+"""What the compared methods bring to stage two: DiffusionNFT, AWM, stepwise credit, GDMD's weights, DMDR's annealing
+and its start from renoised images, SRPO's relative reward. TDM-R1's surrogate is in `rtdmd.train.surrogate`.
 
 Shapes: N images of a roll-out, K steps; ``mine``: this process's images among those of all processes.
 """
@@ -12,16 +13,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from rtdmd.common.rng import integers
 from rtdmd.flow.anneal import annealed_uniform, leaning_scale
+from rtdmd.flow.awm import awm_loss
 from rtdmd.flow.credit import scored_steps, step_credit
-from rtdmd.flow.nft import guided_weight, nft_loss, optimality, reward_gain
-from rtdmd.flow.path import interpolate
+from rtdmd.flow.nft import guided_weight, nft_loss, optimality, published_nft_loss, reward_gain
+from rtdmd.flow.path import interpolate, x0_from_velocity
 from rtdmd.train.losses import Draws, Renoised, micro_batches
 from rtdmd.train.rollout import CPU, Rollout, sent
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Conditioning
-    from rtdmd.config.train_rtdmd import DynamicParams, TrainRtdmdParams
+    from rtdmd.config.compared import DynamicParams, RelativeParams
+    from rtdmd.config.train_rtdmd import TrainRtdmdParams
     from rtdmd.rewards.panel import Batch, Panel
     from rtdmd.train.adapters import AdapterBank
     from rtdmd.train.distributed.ranks import Ranks
@@ -69,20 +73,91 @@ def nft_gradient(
     all processes, whose gradients and values add up; None where these are all.
     """
     p = trainer.p
-    value, total = 0.0, total or len(rollout)
+
+    def losses(v: Tensor, target: Tensor, sigma: Tensor, graded: Tensor) -> Tensor:
+        if p.nft_form == "plain":
+            return nft_loss(v, v.detach(), target, optimality(graded), p.nft_strength)
+        return published_nft_loss(v, v.detach(), target, sigma, graded, p.nft_strength, p.advantage_clip)
+
+    return renoised_gradient(trainer, rollout, advantages, draws, terms, RenoisedTerm("nft", losses, total))
+
+
+def awm_gradient(
+    trainer: Trainer, rollout: Rollout, advantages: Tensor, draws: Draws, terms: Terms, total: int | None = None
+) -> float:
+    """Advantage-weighted matching on the same points as DiffusionNFT's, of advantages over ``advantage_clip``; as
+    there."""
+    p = trainer.p
+
+    def losses(v: Tensor, target: Tensor, sigma: Tensor, graded: Tensor) -> Tensor:
+        return awm_loss(v, target, sigma, graded / p.advantage_clip, p.awm_power)
+
+    return renoised_gradient(trainer, rollout, advantages, draws, terms, RenoisedTerm("awm", losses, total))
+
+
+@dataclass(frozen=True)
+class RenoisedTerm:
+    """A loss on renoised images: its name among the terms; losses (B,) of velocity and target (B, C, H, W), level and
+    advantage (B,); and the images of all processes, None where those of one are all."""
+
+    name: str
+    losses: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    total: int | None
+
+
+def renoised_gradient(
+    trainer: Trainer, rollout: Rollout, advantages: Tensor, draws: Draws, terms: Terms, term: RenoisedTerm
+) -> float:
+    """The value of a loss on the roll-out's images, each renoised to one of the sampler's own levels, and its gradient
+    in ``terms``."""
+    value, total = 0.0, term.total or len(rollout)
     steps = len(rollout.sigmas) - 1
     sigma = rollout.sigmas[(draws.uniform("nft-level") * steps).long()]
     noises = replace(draws, device=CPU).normal("nft")
-    r = optimality(advantages).to(sigma)
-    for rows in micro_batches(len(rollout), p.micro_batch):
+    graded = advantages.to(sigma)
+    for rows in micro_batches(len(rollout), trainer.p.micro_batch):
         image = rollout.state(-1, rows)
         noise = sent(noises[rows], rollout.device)
         x = interpolate(image, noise, sigma[rows])
         v = trainer.adapters.velocity("generator", x, sigma[rows], rollout.cond.index(rows))
-        loss = nft_loss(v, v.detach(), noise - image, r[rows], p.nft_strength).sum() / total
-        terms.add({"nft": loss})
+        loss = term.losses(v, noise - image, sigma[rows], graded[rows]).sum() / total
+        terms.add({term.name: loss})
         value += loss.item()
     return value
+
+
+@torch.no_grad()
+def from_renoised(trainer: Trainer, rollout: Rollout, draws: Draws) -> Rollout:
+    """One-step chains of the same prompts, as DMDR's code has them: the images renoised to one of the sampler's levels,
+    the same for all, and the x̂_0 that the generator makes of them."""
+    k = integers(0, len(rollout.sigmas) - 1, draws.seed, draws.stream, draws.step, "renoised-level")
+    level = rollout.sigmas[k]
+    noise = replace(draws, device=CPU).normal("renoised")
+    start = interpolate(rollout.states[-1], noise, level.to(CPU).expand(len(rollout)))
+    images = torch.empty_like(start)
+    for rows in micro_batches(len(rollout), trainer.p.micro_batch):
+        x, sigma = sent(start[rows], rollout.device), level.expand(len(start[rows]))
+        v = trainer.adapters.velocity("generator", x, sigma, rollout.cond.index(rows))
+        images[rows] = x0_from_velocity(x, v, sigma).to(CPU)
+    sigmas = torch.stack([level, torch.zeros_like(level)])
+    return replace(rollout, states=[start, images], means=[], stds=[], sigmas=sigmas, equal=(False,))
+
+
+def relative_gradients(
+    panel: Panel, batches: Sequence[Batch], weights: Mapping[str, float], p: RelativeParams, draws: Draws
+) -> list[tuple[Tensor, Tensor]]:
+    """As `Panel.gradients`, of SRPO's relative reward: (1 + k) r(liked words. prompt) - r(disliked words. prompt)."""
+    if not p.liked:
+        return panel.gradients(batches, weights)
+    found = []
+    for words in (p.liked, p.disliked):
+        which = integers(0, len(words), draws.seed, draws.stream, draws.step, "words", words is p.liked)
+        asked = [
+            (images, [f"{words[which]}. {prompt}" for prompt in prompts], more) for images, prompts, more in batches
+        ]
+        found.append(panel.gradients(asked, weights))
+    gain = 1 + p.strength
+    return [(gain * r - s, gain * dr - ds) for (r, dr), (s, ds) in zip(*found, strict=True)]
 
 
 def scored(trainer: Trainer, rollout: Rollout, images: Tensor) -> dict[str, Tensor]:

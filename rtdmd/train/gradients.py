@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 TERMS = ("policy", "matching", "backprop", "reference_kl", "nft")
 """The generator's loss terms of stage two."""
+OPTIONAL = ("awm", "surrogate")
+"""Terms of compared methods alone: without a weight they have no sum, and no column in curves.csv."""
 
 
 @dataclass
@@ -72,7 +74,8 @@ class Terms:
     matching_rewards: Tensor | None = None  # (N,), matching as a reward of each image, with `matching_path: reward`
 
     def __post_init__(self) -> None:
-        self.sums = {self.shared.get(term, term): Gradients(self.learner) for term in TERMS}
+        present = [*TERMS, *(term for term in OPTIONAL if self.weights.get(term, 0.0) > 0)]
+        self.sums = {self.shared.get(term, term): Gradients(self.learner) for term in present}
 
     def add(self, ends: Mapping[str, Tensor], pulls: Mapping[str, Tensor] | None = None) -> None:
         """Add the gradients of terms that go through the same pass: ``ends`` has an output of it for each, ``pulls``

@@ -138,6 +138,11 @@ def renoised(x_s: Tensor, s: Tensor, draws: Draws, law: Literal["uniform", "clam
     return Renoised(x_s, s, renoise(x_s, z, s, t), t, z)
 
 
+def part_of_guidance(weight: float, share: float) -> float:
+    """A guidance weight with a share of what is beyond 1; all of it is the weight to the last bit."""
+    return 1 + share * (weight - 1)
+
+
 @dataclass(frozen=True)
 class FakeScoreLoss:
     """What the fake score learns from, in both stages; ``p``: the stage's section, ``eta``: the sampler's."""

@@ -33,8 +33,11 @@ from rtdmd.rewards.protocol import identities
 from rtdmd.train.adapters import AdapterBank, merge_stage_one, stage_two_stacks
 from rtdmd.train.baseline_losses import (
     DmdrAnnealing,
+    awm_gradient,
+    from_renoised,
     gain_weights,
     nft_gradient,
+    relative_gradients,
     step_advantages,
     stepwise_policy_gradient,
 )
@@ -48,6 +51,7 @@ from rtdmd.train.losses import (
     SharedPass,
     matching_direction,
     micro_batches,
+    part_of_guidance,
     renoised,
     require_on_policy,
     require_renoise_time,
@@ -57,6 +61,7 @@ from rtdmd.train.losses import (
 from rtdmd.train.rollout import CPU, Rollout, Texts, joined, sent
 from rtdmd.train.rounding import report_lost_update
 from rtdmd.train.student_record import student_header
+from rtdmd.train.surrogate import SurrogateReward
 
 NAME = "train_rtdmd"
 ADVANTAGE_EPS = 1e-4  # added to the standard deviation of rewards (public code)
@@ -107,6 +112,7 @@ class RtdmdTrainer:
         own_fake = self.adapters.stacks["fake"][-1]
         self.fake = Learner.adamw(self.adapters.trainable(own_fake), p.fake_optimizer)
         self.fake.called("fake score", self.adapters.parameter_names(own_fake))
+        self.surrogate = SurrogateReward(self.adapters, p) if p.weights.surrogate > 0 else None
 
     def variant(self, params: Params | None = None, adapters: AdapterBank | None = None) -> RtdmdTrainer:
         """The same learners and rewards under other settings of the stage, or with other adapters' velocities."""
@@ -145,7 +151,10 @@ class RtdmdTrainer:
         with ranks.sync_errors(), self.rewards.scoring(self.images(rollout, pixels)) as scoring:
             # 3. Last step: distribution matching, and back-propagation of the differentiable rewards.
             if p.matching_gain == 0:
-                sums = self.last_step(rollout.take(last_rows), last_draws, terms, len(last_images))
+                chosen = rollout.take(last_rows)
+                if p.last_step_from == "renoised":
+                    chosen = from_renoised(self, chosen, last_draws)
+                sums = self.last_step(chosen, last_draws, terms, len(last_images))
             own_scores = scoring.scores(rollout.device)
 
         # 4. Advantages over the images of all processes, and the policy gradient of the trained steps.
@@ -162,10 +171,19 @@ class RtdmdTrainer:
                 means = stepwise_policy_gradient(self, rollout, credited, mine, terms)
             if p.weights.nft > 0:
                 sums["nft"] = nft_gradient(self, rollout, advantages[mine], draws, terms, count)
+            if p.weights.awm > 0:
+                sums["awm"] = awm_gradient(self, rollout, advantages[mine], draws, terms, count)
+        if self.surrogate is not None:  # TDM-R1: the reward learns from the advantages, then the generator from it
+            surrogate_values = self.surrogate.update(self, rollout, advantages[mine], draws)
+            with ranks.sync_errors():
+                chosen = rollout.take(last_rows)
+                sums["surrogate"] = self.surrogate.gradient(self, chosen, last_draws, terms, len(last_images))
         values = ranks.all_reduce(means, "mean")
         values |= ranks.all_reduce({"ratio_error": means["ratio_error"]}, "max")
         require_on_policy(values["ratio_error"], p.clip_range)
         values |= ranks.all_reduce(sums)
+        if self.surrogate is not None:
+            values |= surrogate_values
 
         # 5. One update of the generator with the weighted sum of its terms over all processes, and of its EMA.
         parts = p.trained_steps + 1 if p.loss_average == "all_steps" else 1  # of the loss, one for each trained step
@@ -294,17 +312,18 @@ class RtdmdTrainer:
         early = DmdrAnnealing(p.dynamic, draws.step) if draws.step < p.dynamic.epochs else None
         if early is not None:
             draws = early.draws(draws)
-        last = len(self.sigmas) - 2
+        last = len(rollout.sigmas) - 2
         through = seen = last  # the step through which matching goes, and the one whose x̂_0 the rewards see
         if p.matching_path == "random_step":
             through = integers(0, last + 1, draws.seed, draws.stream, draws.step, "matching-stop")
         if p.backprop_at == "random_step":
             seen = integers(0, last + 1, draws.seed, draws.stream, draws.step, "backprop-step")
-        s = self.sigmas[through + 1].to(CPU).expand(len(rollout))
+        s = rollout.sigmas[through + 1].to(CPU).expand(len(rollout))
         points = renoised(rollout.states[through + 1], s, replace(draws, device=CPU), p.renoise_time)
-        guided: dict[str, Any] = {"guidance": teacher_guidance(self.params, p, draws), "null": self.null}
+        guidance = part_of_guidance(teacher_guidance(self.params, p, draws), p.matching_guidance)
+        guided: dict[str, Any] = {"guidance": guidance, "null": self.null}
         directions = list[Tensor]()
-        rewarded = self.reward_pulls(rollout, seen, total or len(rollout))
+        rewarded = self.reward_pulls(rollout, seen, total or len(rollout), draws)
         for rows in micro_batches(len(rollout), p.micro_batch):
             cond = rollout.cond.index(rows)
             share = len(cond) / (total or len(rollout))
@@ -375,7 +394,7 @@ class RtdmdTrainer:
             x, _ = checkpoint(self.repeat_step, rollout, rows, k, x, use_reentrant=False, preserve_rng_state=False)
         return x
 
-    def reward_pulls(self, rollout: Rollout, seen: int, total: int) -> Iterator[tuple[Tensor, float]]:
+    def reward_pulls(self, rollout: Rollout, seen: int, total: int, draws: Draws) -> Iterator[tuple[Tensor, float]]:
         """Of each micro-batch the gradient at x̂_0 (B, C, H, W) of its part of the rewards' loss, and that part: over
         ``total`` images the mean of relu(m - Σ w r) of the differentiable rewards of the decoded x̂_0 that the
         generator predicted at step ``seen``.
@@ -394,7 +413,8 @@ class RtdmdTrainer:
                 with torch.set_grad_enabled(not in_turn):
                     x0, images = self.decoded(rollout, rows, seen)
                 batches.append(self.batch(rollout, rows, images.detach().to(CPU) if in_turn else images.detach()))
-            for rows, (rewards, slope) in zip(parts[some], self.rewards.gradients(batches, weights), strict=True):
+            gradients = relative_gradients(self.rewards, batches, weights, p.relative, draws)
+            for rows, (rewards, slope) in zip(parts[some], gradients, strict=True):
                 if in_turn:
                     x0, images = self.decoded(rollout, rows, seen)
                 left = p.backprop_margin - rewards.to(images.device)

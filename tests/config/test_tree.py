@@ -106,6 +106,37 @@ UNWEIGHTED = [{"name": "world_verifier", "weight": 0.0, "soft_weight": 0.7}]
             "train_rtdmd.share_initial: true with model.eta: 0 and train_rtdmd.weights.nft above 0: the images of a",
         ),
         (
+            {"train_rtdmd": {"weights": {"policy": 0.0, "surrogate": 1.0}}, "model": {"eta": 0}},
+            "train_rtdmd.share_initial: true with model.eta: 0 and train_rtdmd.weights.surrogate above 0: the images",
+        ),
+        (
+            {"train_rtdmd": {"matching_guidance": 0.3, "weights": {"matching": 0.0}}},
+            "train_rtdmd.matching_guidance: 0.3 with weights.matching: 0, on which it acts; allowed: 1",
+        ),
+        (
+            {"train_rtdmd": {"relative": {"liked": ["a"], "disliked": ["b"]}, "weights": {"backprop": 0.0}}},
+            "train_rtdmd.relative.liked: ['a'] with weights.backprop: 0, on which it acts; allowed: []",
+        ),
+        (
+            {"train_rtdmd": {"relative": {"liked": ["a"]}}},
+            "train_rtdmd.relative.liked: ['a'] with disliked: []; allowed: words for both, or for none",
+        ),
+        (
+            {"train_rtdmd": {"last_step_from": "renoised"}},
+            "train_rtdmd.matching_path: random_step with last_step_from: renoised; allowed: last_step",
+        ),
+        (
+            {
+                "train_rtdmd": {
+                    "last_step_from": "renoised",
+                    "matching_path": "last_step",
+                    "backprop_at": "last_step",
+                    "matching_gain": 1.0,
+                }
+            },
+            "train_rtdmd.matching_gain: 1 with last_step_from: renoised, whose images have no reward yet; allowed: 0",
+        ),
+        (
             {"train_rtdmd": {"matching_path": "last_step", "matching_gain": 1.0, "weights": {"matching": 0.0}}},
             "train_rtdmd.matching_gain: 1.0 with weights.matching: 0, on which it acts; allowed: 0",
         ),

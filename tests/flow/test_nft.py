@@ -37,6 +37,29 @@ def test_on_policy_gradient_is_the_closed_form(strength):
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("strength", [0.1, 1.0])
+def test_the_published_loss_pulls_every_image_with_the_same_force(strength):
+    """On-policy: 2 A σ (v_old - target) / (D mean|v_old - target|), whatever b is; advantages within ±5."""
+    old, target = tensor(0), tensor(1)
+    advantages = torch.tensor([-5.0, -1.0, 0.0, 2.0, 5.0]).double()
+    sigma = torch.tensor([0.5, 0.6, 0.75, 0.9, 1.0]).double()
+    v = old.clone().requires_grad_()
+    loss = nft.published_nft_loss(v, old, target, sigma, advantages, strength, 5.0)
+    gradient = torch.autograd.grad(loss.sum(), v)[0]
+    error = old - target
+    factor = 2 * advantages * sigma / (DIMS * error.abs().flatten(1).mean(1))
+    torch.testing.assert_close(gradient, factor.view(-1, 1, 1, 1) * error, rtol=1e-10, atol=1e-14)
+
+
+def test_the_published_loss_by_hand():
+    """As above with σ = ½, c = 5 and A = -2.5: r = ¼, errors 1.5 and -0.5, each over its own size: 2.5 (r 1.5 + (1-r)
+    0.5)."""
+    v, old, target = (torch.full((1, 1), value).double() for value in (4.0, 3.0, 2.0))
+    half, advantage = torch.tensor([0.5]).double(), torch.tensor([-2.5]).double()
+    loss = nft.published_nft_loss(v, old, target, half, advantage, 2.0, 5.0)
+    assert loss.tolist() == pytest.approx([2.5 * (0.25 * 1.5 + 0.75 * 0.5)], rel=1e-12)
+
+
 def test_optimum_moves_towards_good_samples_and_away_from_bad_ones():
     """Minimising in v: v - v_old = (2r-1)/b (target - v_old), the reinforcement guidance of the paper."""
     old, target, strength = tensor(0), tensor(1), 0.5

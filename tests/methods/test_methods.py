@@ -75,7 +75,10 @@ def test_a_named_section_is_held_to_its_method(name: str, change: dict[str, Any]
         ({"train_acdmd": {"fake_per_step": True, "consistency": {"weight": 0.01}}}, "with fake_per_step: true"),
         ({"train_rtdmd": {"credit": "gain", "matching_path": "reward"}}, "credit: gain with matching_path: reward"),
         ({"train_rtdmd": {"matching_gain": 1.0}}, "matching_gain: 1.0 with matching_path: random_step"),
-        ({"train_rtdmd": {"weights": {"policy": 0.0, "matching": 0.0, "backprop": 0.0}}}, "backprop and nft are all 0"),
+        (
+            {"train_rtdmd": {"weights": {"policy": 0.0, "matching": 0.0, "backprop": 0.0}}},
+            "backprop, nft, awm, surrogate are all 0",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], message: str) -> None:

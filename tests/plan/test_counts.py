@@ -57,6 +57,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "a gain, credit and a loss of the compared methods": {
         "train_rtdmd": {"matching_gain": 0.5, "credit": "to_go", "weights": {"nft": 0.1}}
     },
+    "a surrogate reward and advantage-weighted matching": {
+        "train_rtdmd": {"weights": {"surrogate": 0.1, "awm": 0.1}, "surrogate": {"prompts": 2}}
+    },
+    "from renoised images, without guidance": {"train_rtdmd": {"last_step_from": "renoised", "matching_guidance": 0.0}},
     "matching as a reward": {"train_rtdmd": {"matching_path": "reward", "density": "gaussian"}},
     "stage one merged, a new fake score": {
         "train_rtdmd": {"stage_one_adapters": "merged", "fake_adapter": "new", "weights": {"reference_kl": 0.1}}

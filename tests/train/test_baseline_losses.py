@@ -12,18 +12,23 @@ import torch
 from torch import Tensor
 
 from rtdmd.common.errors import UserError
-from rtdmd.config.train_rtdmd import DynamicParams
-from rtdmd.flow.nft import nft_loss, optimality
+from rtdmd.config.compared import DynamicParams, RelativeParams
+from rtdmd.flow.awm import awm_loss
+from rtdmd.flow.nft import nft_loss, optimality, published_nft_loss
 from rtdmd.flow.path import interpolate, x0_from_velocity
+from rtdmd.rewards.panel import Panel
 from rtdmd.train.baseline_losses import (
     DmdrAnnealing,
+    awm_gradient,
+    from_renoised,
     gain_weights,
     nft_gradient,
+    relative_gradients,
     step_advantages,
     stepwise_policy_gradient,
 )
 from rtdmd.train.gradients import Terms
-from rtdmd.train.losses import Renoised
+from rtdmd.train.losses import Renoised, part_of_guidance
 from tests.train.test_rtdmd import (
     COUNT,
     LEVELS,
@@ -79,6 +84,94 @@ def test_nft_is_the_loss_on_the_images_renoised_to_the_samplers_levels(short: Ta
     own = torch.cat([g.flatten() for g in torch.autograd.grad(loss, short.learner.parameters)])
     assert relative(flat(terms.sums["nft"]), own) < 1e-5
     assert value == pytest.approx(loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("term", ["nft", "awm"])
+def test_published_forms_are_their_losses_on_the_same_points(short: Table, term: str) -> None:
+    """DiffusionNFT as its code has it, and AWM with advantages over their clip."""
+    p = settings(nft_strength=0.7, nft_form="published", awm_power=0.5, advantage_clip=4.0, weights={"awm": 1.0})
+    rollout, advantages = short.roll_out(p, (0, 2)), some_advantages()
+    terms = Terms(short.learner, dict(p.weights))
+    make = nft_gradient if term == "nft" else awm_gradient
+    value = make(short.on(p), rollout, advantages, draws(), terms)
+    sigma = LEVELS[:-1][(draws().uniform("nft-level") * 4).long()]
+    noise, x0 = draws().normal("nft"), rollout.states[-1]
+    v = short.roles.velocity("generator", interpolate(x0, noise, sigma), sigma, short.cond)
+    if term == "nft":
+        loss = published_nft_loss(v, v.detach(), noise - x0, sigma, advantages, 0.7, 4.0).mean()
+    else:
+        loss = awm_loss(v, noise - x0, sigma, advantages / 4, 0.5).mean()
+    own = torch.cat([g.flatten() for g in torch.autograd.grad(loss, short.learner.parameters)])
+    assert relative(flat(terms.sums[term]), own) < 1e-5
+    assert value == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_from_renoised_images_both_terms_go_through_one_step(short: Table) -> None:
+    """The image at a level of the sampler again, x̂_0 from there in one step, and the reward's gradient through it."""
+    p = settings(last_step_from="renoised", backprop_at="last_step", weights={"matching": 1.0, "backprop": 1.0})
+    rollout, levels = short.roll_out(p, (0, 2)), set()
+    for step in (0, 1, 2):
+        own = draws(step=step)
+        chain = from_renoised(short.on(p), rollout, own)
+        level = chain.sigmas[0].item()
+        levels.add(level)
+        sigma = torch.full((COUNT,), level)
+        x = interpolate(rollout.states[-1], own.normal("renoised"), sigma)
+        torch.testing.assert_close(chain.states[0], x)
+        x0 = x0_from_velocity(x, short.roles.velocity("generator", x, sigma, short.cond), sigma)
+        torch.testing.assert_close(chain.states[-1], x0.detach(), rtol=1e-4, atol=1e-5)
+    assert levels <= set(LEVELS[:-1].tolist()) and len(levels) > 1
+    terms = Terms(short.learner, dict(p.weights))
+    values = short.on(p, {"clipscore": Brightness()}).last_step(chain, own, terms)
+    score = brightness(short, x0).mean()
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(-score, short.learner.parameters)])
+    assert relative(flat(terms.sums["backprop"]), expected) < 1e-4
+    assert values["matching"] > 0 and flat(terms.sums["matching"]).norm() > 0
+
+
+class Worded:
+    """A reward that is the mean of the image, times the length of its prompt."""
+
+    def score(self, images: Tensor, prompts: Sequence[str], metadata: Any) -> Tensor:
+        return images.flatten(1).mean(1) * torch.tensor([float(len(prompt)) for prompt in prompts])
+
+
+def test_a_relative_reward_is_the_liked_prompts_over_the_disliked_ones() -> None:
+    """SRPO: (1 + k) times the brightness by the letters of `good. ab`, minus that by those of `bad. ab`; by turns with
+    the other words."""
+    panel = Panel({"clipscore": Worded()}, torch.device("cpu"))  # type: ignore[dict-item]
+    images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    batches = [(images, ["ab", "abcd"], [None, None])]
+    light = images.flatten(1).mean(1)
+    seen = set()
+    for step in range(8):
+        words = RelativeParams(strength=0.5, liked=("good", "splendid"), disliked=("bad",))
+        ((rewards, slope),) = relative_gradients(panel, batches, {"clipscore": 2.0}, words, draws(step=step))
+        for liked in (4, 8):
+            length = torch.tensor([2.0, 4.0])
+            gain = 2 * (1.5 * (liked + 2 + length) - (3 + 2 + length))
+            if torch.allclose(rewards, gain * light):
+                seen.add(liked)
+                torch.testing.assert_close(slope, (gain / 48)[:, None, None, None].expand_as(slope))
+    assert seen == {4, 8}
+    none = RelativeParams(strength=0.5, liked=(), disliked=())
+    ((plain, _),) = relative_gradients(panel, batches, {"clipscore": 2.0}, none, draws())
+    torch.testing.assert_close(plain, 2 * light * torch.tensor([2.0, 4.0]))
+
+
+def test_matching_keeps_a_share_of_the_guidance(short: Table) -> None:
+    """A third of what is beyond 1 at guidance 3 is matching at guidance 5/3."""
+    p = settings(weights={"backprop": 0.0}, matching_guidance=1 / 3)
+    rollout = short.roll_out(p, (0, 2))
+    model = short.trainer.params.model.model_copy(update={"guidance": 5 / 3})
+    whole = short.trainer.params.model_copy(update={"model": model, "train_rtdmd": settings(weights={"backprop": 0.0})})
+    both = []
+    for trainer in (short.on(p), short.trainer.variant(whole)):
+        terms = Terms(short.learner, dict(p.weights))
+        trainer.last_step(rollout, draws(), terms)
+        both.append(flat(terms.sums["matching"]))
+    assert relative(both[0], both[1]) < 1e-5
+    assert all(part_of_guidance(weight, 1.0) == weight for weight in (1.0, 1.1, 3.3, 4.5, 7.7))
 
 
 def test_nft_moves_the_velocity_to_good_images_and_from_bad_ones(short: Table) -> None:

@@ -15,6 +15,7 @@ import torch
 from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.common.files import load_tensors, sha256_file
 from rtdmd.config.presets import WORLD
+from rtdmd.methods import METHODS
 from rtdmd.methods.rtdmd import PUBLISHED
 from rtdmd.rewards import panel
 from rtdmd.rewards.scorers.world_verifier import WorldVerifier
@@ -171,7 +172,26 @@ def test_on_stage_one_merged_with_a_new_fake_adapter(root: Path) -> None:
     assert 0 < off < 1e-4 * moved
 
 
+def test_a_surrogate_reward_is_saved_and_goes_on(root: Path) -> None:
+    """TDM-R1's settings, killed and resumed: the surrogate and its optimizer go on too."""
+    changes = SIX | {"recipe": "tdm-r1", "epochs": 3, "save_every": 1, "log_every": 1} | METHODS["tdm-r1"].settings
+    whole = train(root, changes)
+    rows = curves(root)
+    assert rows[0]["surrogate_order"] == 0.5 and rows[0]["surrogate_distance"] == 0  # at first it is the teacher
+    assert all(row["surrogate_distance"] > 0 and row["grad_surrogate"] > 0 for row in rows[1:])
+    with killed_at(RtdmdTrainer, 2):
+        train(root, changes)
+    assert train(root, changes, fresh=False) == whole
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
+    "renoised, relative": {
+        "last_step_from": "renoised",
+        "backprop_at": "last_step",
+        "matching_path": "last_step",
+        "relative": {"liked": ["Realistic"], "disliked": ["Oil"]},
+        "weights": {"awm": 0.5},
+    },
     "no matching": {"weights": {"matching": 0.0}, "fake_updates_per_epoch": 0},
     "no backprop": {"weights": {"backprop": 0.0}, "share_noise": False, "drop_zero_advantage": False},
     "no policy": {"weights": {"policy": 0.0}, "gradient_scaling": "none"},

@@ -22,7 +22,7 @@ ALONE = Run("geneval-sd35m", "sd35m", _ABOUT, changes={"train_rtdmd": _STAGE_TWO
 ROWS = (
     Row("SD3.5-M teacher, guided", 80, "0.63 - - - - - -", ALONE, "teacher"),
     Row("TDM", 4, "0.61 - - - - - -", missing="its settings are not in the paper"),
-    Row("TDM-R1", 4, "0.92 - - - - - -", missing="known from parts of its code alone"),
+    Row("TDM-R1", 4, "0.92 - - - - - -", missing="it starts from TDM's student; our `tdm-r1`, from AC-DMD's"),
     Row("Flow-GRPO", 40, "0.95 - - - - - -", missing="the teacher itself trained, in many steps: no method here"),
     Row("RTDMD", 4, "0.94 1.00 0.98 0.95 0.90 0.87 0.94", ALONE),
     Row(f"RTDMD: {PUBLISHED}", 4, "- - - - - - -", SD35M_CHECKPOINT, "imported"),

@@ -63,16 +63,18 @@ def signal_values(scores: Mapping[str, Tensor], groups: Tensor, advantages: Tens
 
 
 def require_signal(journal: Journal, p: TrainRtdmdParams) -> None:
-    """FloatingPointError naming the rewards, where none that the policy gradient sees told two images of a prompt apart
+    """FloatingPointError naming the rewards, where none that advantages are made of told two images of a prompt apart
     for SILENT_EPOCHS epochs: every advantage was 0, and a scorer is broken or saturated."""
     seen = [spec.name for spec in p.rewards if spec.policy is not False and spec.weight > 0]
     steps = journal.steps(SILENT_EPOCHS)
-    if p.weights.policy == 0 or len(steps) < SILENT_EPOCHS:
+    followers = [name for name in ("policy", "nft", "awm", "surrogate") if getattr(p.weights, name) > 0]
+    if not followers or len(steps) < SILENT_EPOCHS:
         return
     if all(step[f"reward/{name}/told"] == 0 for step in steps for name in seen):
         last = ", ".join(f"{name} is {steps[-1][f'reward_{name}']:.4g} on average" for name in seen)
+        zero = "policy gradient" if "policy" in followers else f"gradient of weights.{followers[0]}"
         raise FloatingPointError(
-            f"for {SILENT_EPOCHS} epochs no reward told two images of a prompt apart ({last}), so the policy gradient"
+            f"for {SILENT_EPOCHS} epochs no reward told two images of a prompt apart ({last}), so the {zero}"
             " is zero; `rtdmd rewards check` tries the scorers, train_rtdmd.rewards names them, and"
-            " weights.policy: 0 trains without them"
+            f" {' and '.join(f'weights.{name}: 0' for name in followers)} trains without them"
         )

@@ -69,6 +69,15 @@ def test_a_run_that_no_reward_teaches_stops_and_names_them(tmp_path: Path) -> No
     )
 
 
+def test_so_does_one_that_follows_rewards_by_another_term(tmp_path: Path) -> None:
+    silent = journal(tmp_path, [0.0] * SILENT_EPOCHS)
+    followers = {"policy": 0.0, "nft": 1.0, "surrogate": 1.0}
+    with pytest.raises(FloatingPointError, match="so the gradient of weights") as caught:
+        require_signal(silent, settings(weights=followers))
+    assert "so the gradient of weights.nft is zero; " in str(caught.value)
+    assert str(caught.value).endswith(" and weights.nft: 0 and weights.surrogate: 0 trains without them")
+
+
 @pytest.mark.parametrize(
     ("told", "changes"),
     [

@@ -1,0 +1,177 @@
+"""TDM-R1's surrogate reward (arXiv 2603.07700; public code Luo-Yihong/TDM-R1): a velocity beside teacher and fake score
+that learns from scores without a gradient, and gives the generator one.
+
+The surrogate is an adapter on the teacher, at first the teacher itself. On points of a group's chains it lowers its
+matching loss for images of positive advantage and raises it for the others, as far as the group's preference asks
+(`rtdmd.flow.preference`). log(p_surrogate / p_teacher) is then the reward, and its gradient at a renoised sample is the
+difference of the two velocities, along which the generator is moved as matching moves it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rtdmd.common.rng import integers, permutation
+from rtdmd.flow.ambient import ambient_target, draw_renoise_time, renoise
+from rtdmd.flow.matching import dmd_loss
+from rtdmd.flow.path import require_finite
+from rtdmd.flow.preference import held_back, preference_weights
+from rtdmd.train.gradients import Gradients
+from rtdmd.train.learner import Learner
+from rtdmd.train.losses import (
+    RENOISE_HIGH,
+    RENOISE_LOW,
+    RENOISE_MARGIN,
+    Draws,
+    Renoised,
+    matching_direction,
+    micro_batches,
+    part_of_guidance,
+)
+from rtdmd.train.rollout import CPU
+
+if TYPE_CHECKING:
+    from rtdmd.backbones.protocol import Conditioning
+    from rtdmd.config import Params
+    from rtdmd.config.train_rtdmd import TrainRtdmdParams
+    from rtdmd.train.adapters import AdapterBank
+    from rtdmd.train.distributed.ranks import Ranks
+    from rtdmd.train.gradients import Terms
+    from rtdmd.train.rollout import Rollout
+
+
+class Trainer(Protocol):
+    """What the surrogate needs of stage two's trainer."""
+
+    params: Params
+    p: TrainRtdmdParams
+    eta: float
+    adapters: AdapterBank
+    null: Conditioning
+    ranks: Ranks
+
+    def repeat_step(self, rollout: Rollout, rows: slice, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x_{k+1} and x̂_0 (B, C, H, W) from x at step k, with the generator's gradient."""
+        ...
+
+
+class SurrogateReward:
+    """The surrogate's learner, its update, and the term that it gives the generator."""
+
+    def __init__(self, adapters: AdapterBank, p: TrainRtdmdParams) -> None:
+        self.learner = Learner.adamw(adapters.trainable("surrogate"), p.surrogate.optimizer)
+        self.learner.called("surrogate reward", adapters.parameter_names("surrogate"))
+
+    def update(self, trainer: Trainer, rollout: Rollout, advantages: Tensor, draws: Draws) -> dict[str, float]:
+        """One update from whole groups of the roll-out, all at one step of their chains; later steps come more often
+        and weigh more (k + 1, as the public code draws and weighs them). ``advantages`` (N,): of this process's images.
+
+        A first pass finds each group's preference, which weighs the second one's gradient; a group may be larger than
+        a micro-batch.
+        """
+        p, own = trainer.p, trainer.p.surrogate
+        steps = len(rollout.sigmas) - 1
+        drawn = integers(0, steps * (steps + 1) // 2, draws.seed, draws.stream, draws.step, "surrogate-step")
+        k = next(step for step in range(steps) if drawn < (step + 1) * (step + 2) // 2)
+        order = permutation(p.prompts_per_epoch, draws.seed, draws.stream, draws.step, "surrogate-prompts")
+        chosen = [group * p.group_size + i for group in order[: own.prompts] for i in range(p.group_size)]
+        rows, own_draws = draws.among(chosen, f"{draws.stream}-surrogate-learns")
+        groups = rollout.groups[rows]
+        parts = list(micro_batches(len(rows), p.micro_batch))
+        sums = {"surrogate_order": 0.0, "surrogate_distance": 0.0}
+        gradients = Gradients(self.learner, term="surrogate")
+        with trainer.ranks.sync_errors():
+            points = _points(rollout, k + 1, rows, own_draws, own.learn_from, groups)
+            graded = advantages.to(CPU)[rows]
+            losses, reference, distances = self._losses(trainer, rollout, points, rows, parts)
+            asked = preference_weights(losses, reference, graded, groups, own.preference)
+            weights = asked * graded
+            sums["surrogate_order"] = float(asked.sum())
+            sums["surrogate_distance"] = float(distances.sum())
+        means = {name: value / len(chosen) for name, value in trainer.ranks.all_reduce(sums).items()}
+        if means["surrogate_distance"] > own.bound:
+            weights = weights.where(~held_back(losses, reference, graded), torch.zeros_like(weights))
+        scale = (k + 1) / steps / len(chosen)
+        with trainer.ranks.sync_errors():
+            for part in parts:
+                here, cond = points.part(part, rollout.device), rollout.cond.index(rows[part])
+                with torch.no_grad():
+                    v_teacher = trainer.adapters.velocity("teacher", here.x_t, here.t, cond)
+                v = trainer.adapters.velocity("surrogate", here.x_t, here.t, cond)
+                loss = weights[part].to(v) * _distance(v, _target(here)) + own.anchor * _distance(v, v_teacher)
+                gradients.add(scale * loss.sum())
+        gradients.all_reduce(trainer.ranks)
+        return means | {"surrogate_grad_norm": self.learner.step(gradients.total, gradients.term)}
+
+    @torch.no_grad()
+    def _losses(
+        self, trainer: Trainer, rollout: Rollout, points: Renoised, rows: list[int], parts: list[slice]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Matching losses of surrogate and teacher at the points, and the squared distance of the two, each (N,)."""
+        found = torch.zeros(3, len(rows))
+        for part in parts:
+            here, cond = points.part(part, rollout.device), rollout.cond.index(rows[part])
+            v_teacher = trainer.adapters.velocity("teacher", here.x_t, here.t, cond)
+            v = require_finite(
+                "the surrogate's velocity", trainer.adapters.velocity("surrogate", here.x_t, here.t, cond)
+            )
+            target = _target(here)
+            found[0, part] = _distance(v, target).to(CPU)
+            found[1, part] = _distance(v_teacher, target).to(CPU)
+            found[2, part] = _distance(v, v_teacher).to(CPU)
+        return found[0], found[1], found[2]
+
+    def gradient(self, trainer: Trainer, rollout: Rollout, draws: Draws, terms: Terms, total: int) -> float:
+        """The value of the generator's term through a random step of the roll-out, and its gradient in ``terms``.
+        ``total``: images of all processes."""
+        p, own = trainer.p, trainer.p.surrogate
+        draws = replace(draws, stream=f"{draws.stream}-surrogate")
+        k = integers(0, len(rollout.sigmas) - 1, draws.seed, draws.stream, draws.step, "step")
+        points = _points(rollout, k + 1, list(range(len(rollout))), draws, own.read_from)
+        guided: dict[str, Any] = {
+            "guidance": part_of_guidance(trainer.params.model.guidance, own.guidance),
+            "null": trainer.null,
+        }
+        value = 0.0
+        for rows in micro_batches(len(rollout), p.micro_batch):
+            here, cond = points.part(rows, rollout.device), rollout.cond.index(rows)
+            with torch.no_grad():
+                v_teacher = trainer.adapters.velocity("teacher", here.x_t, here.t, cond)
+                v = trainer.adapters.velocity("surrogate", here.x_t, here.t, cond, **guided)
+            own_draws = replace(draws, samples=draws.samples[rows])
+            direction = matching_direction(here, v_teacher, v, trainer.eta, own_draws, p.normalise_matching)
+            sample = here.x_s.detach().requires_grad_()
+            loss = dmd_loss(sample, direction).sum() / total
+            (pull,) = torch.autograd.grad(loss, sample)
+            x_next, _ = trainer.repeat_step(rollout, rows, k, rollout.state(k, rows))
+            terms.add({"surrogate": x_next}, {"surrogate": pull})
+            value += loss.item()
+        return value
+
+
+def _points(
+    rollout: Rollout, k: int, rows: list[int], draws: Draws, low: float, groups: Tensor | None = None
+) -> Renoised:
+    """States k of the roll-out's ``rows``, whose draws these are, renoised above ``low``; images of one of ``groups``
+    (N,) share their time and noise. On the host."""
+    on_host = replace(draws, device=CPU)
+    by_group = on_host if groups is None else replace(on_host, samples=tuple(groups.tolist()))
+    x_s = rollout.states[k][rows]
+    s = rollout.sigmas[k].to(CPU).expand(len(rows))
+    t = draw_renoise_time(by_group.uniform("time"), s, RENOISE_MARGIN, max(RENOISE_LOW, low), RENOISE_HIGH)
+    z = on_host.normal("renoise", groups)
+    return Renoised(x_s, s, renoise(x_s, z, s, t), t, z)
+
+
+def _target(point: Renoised) -> Tensor:
+    """The velocity that a point's sample asks for."""
+    return ambient_target(point.x_s, point.z, point.s, point.t)
+
+
+def _distance(one: Tensor, other: Tensor) -> Tensor:
+    """Mean squared difference over the dimensions, (B,)."""
+    return ((one - other) ** 2).flatten(1).mean(1)
