@@ -6,6 +6,7 @@
 #   make world     pre-train the embedded world   make lock     pin the newest versions that fit together
 #   make rehearse  the whole run of each real preset with stand-ins for its models and prompts: docs/rehearse.md
 #   make reproduce run the commit again from nothing in a fresh clone, and compare every output's hash with dvc.lock
+#   make trackers  wandb and trackio, for RTDMD_TRACKERS: docs/training.md
 #   make pull      the published results and the run cache from the DVC remote; then neither engine has anything to do
 #   make dag       docs/dag.svg, the stages and who reads from whom (needs graphviz)
 #   make docs      write into the pages what the commands that they show print
@@ -13,7 +14,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test slurm slurm-test lint format types world smoke rehearse reproduce pull dag docs lock generated
+.PHONY: help demo test slurm slurm-test trackers trackers-test lint format types world smoke rehearse reproduce pull dag docs lock generated
 
 PYTHON ?= python3.11
 BIN := $(CURDIR)/.venv/bin
@@ -51,6 +52,16 @@ slurm-test: $(STAMP) slurm
 slurm:
 	PATH=$$PATH:/usr/sbin which slurmctld slurmd munged sbatch > /dev/null || \
 	  { apt-get update && apt-get install --yes --no-install-recommends slurmctld slurmd slurm-client munge; }
+
+# They are in no lock: wandb is large, and trackio asks for pillow below 13. That wish is not granted, because pip would replace the pillow
+# that results are made with; trackio 0.43 works with 13.
+trackers: $(STAMP)
+	python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock wandb \
+	  brotli gradio-client httpx python-multipart starlette 'uvicorn[standard]'
+	python -m pip install --quiet --disable-pip-version-check --no-deps trackio
+
+trackers-test: trackers
+	pytest tests/train/engine/trackers_themselves.py
 
 # The tests' tensors are tiny: a second thread only waits. A file's tests stay together: what they share is made once. The files keep
 # their order, in which those that take long come first (tests/conftest.py).

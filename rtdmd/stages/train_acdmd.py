@@ -48,7 +48,18 @@ def train(stage: Stage, ranks: Ranks) -> None:
         trainer.adapters.shard(ranks)
     learners = {"generator": trainer.generator, **trainer.fakes}
     pictures = Pictures(p.panel_every, stage.run_dir, params, trainer.adapters, backbone, prompts, trainer.sigmas)
-    loop = Loop(stage.run_dir, p.iterations, p.save_every, p.log_every, learners, NAME, "iteration", ranks, p.keep)
+    loop = Loop(
+        stage.run_dir,
+        p.iterations,
+        p.save_every,
+        p.log_every,
+        learners,
+        NAME,
+        "iteration",
+        ranks,
+        p.keep,
+        params=stage.values,
+    )
     preflight(stage, ranks, [trainer.generator, trainer.fakes["fake"]], p.keep)
     mine = ranks.local_shard(p.batch_size)
 

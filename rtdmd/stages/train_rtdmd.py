@@ -77,7 +77,17 @@ def train(stage: Stage, ranks: Ranks) -> None:
     saved |= {"validation": validation} if aside else {}
     pictures = Pictures(p.panel_every, stage.run_dir, stage.params, adapters, backbone, prompts, trainer.sigmas)
     loop = Loop(
-        stage.run_dir, p.epochs, p.save_every, p.log_every, saved, NAME, "epoch", ranks, p.keep, validation.over
+        stage.run_dir,
+        p.epochs,
+        p.save_every,
+        p.log_every,
+        saved,
+        NAME,
+        "epoch",
+        ranks,
+        p.keep,
+        over=validation.over,
+        params=stage.values,
     )
     preflight(stage, ranks, learners, p.keep)
     mine = ranks.local_shard(p.prompts_per_epoch)

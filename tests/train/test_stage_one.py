@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import yaml
 
 from rtdmd.common.errors import RtdmdError
 from rtdmd.common.files import load_tensors
@@ -20,6 +21,7 @@ from rtdmd.train import acdmd, losses
 from rtdmd.train import adapters as roles_module
 from rtdmd.train.acdmd import AcdmdTrainer
 from rtdmd.train.adapters import AdapterBank
+from rtdmd.train.engine.trackers import VARIABLE
 from rtdmd.train.engine.watch import Watch
 from tests.train.workshop import checkpoints, killed_at, make_trainable, results, rows_of
 from tests.workspace import REPOSITORY, set_params
@@ -55,10 +57,17 @@ def whole(root: Path) -> dict[str, bytes]:
     return train(root, EIGHT)
 
 
-def test_two_runs_give_the_same_bytes(root: Path, whole: dict[str, bytes]) -> None:
+def test_two_runs_give_the_same_bytes_shown_in_a_tracker_or_not(
+    root: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert sorted(whole) == FILES
     torch.manual_seed(77)  # whatever came before
+    monkeypatch.setenv(VARIABLE, "dvclive")
     assert train(root, EIGHT) == whole
+    (shown,) = (root / ".rtdmd/runs").glob("*/dvclive")
+    steps = [line.split()[0] for line in (shown / "plots/metrics/fake_ambient.tsv").read_text().splitlines()]
+    assert steps == ["step", *map(str, range(1, 9))]
+    assert yaml.safe_load((shown / "params.yaml").read_text())["train_acdmd.iterations"] == 8
 
 
 def test_a_watch_changes_no_other_byte(root: Path, whole: dict[str, bytes]) -> None:

@@ -42,6 +42,7 @@ HARNESS = {
     "rtdmd/common/signals.py",
     "rtdmd/pipeline/stage.py",
     "rtdmd/train/engine/trackers.py",
+    "rtdmd/train/engine/tracker_kinds.py",
 }
 
 

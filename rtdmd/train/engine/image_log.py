@@ -19,6 +19,7 @@ from rtdmd.common.rng import key_seed
 from rtdmd.config import Params
 from rtdmd.flow.path import interpolate, x0_from_velocity
 from rtdmd.train.adapters import AdapterBank
+from rtdmd.train.engine.trackers import panel_path
 from rtdmd.train.prompts import TrainingPrompts
 
 PROMPTS = 8
@@ -40,7 +41,7 @@ class Pictures:
     def after(self, done: int) -> None:
         """After ``done`` steps, where a panel is due: draw it."""
         if self.every and done % self.every == 0:
-            save_png(self.folder / f"panel-{done:08d}.png", self.draw())
+            save_png(panel_path(self.folder, done), self.draw())
 
     @torch.no_grad()
     def draw(self) -> Pixels:

@@ -53,6 +53,7 @@ class Loop:
     ranks: Ranks = field(default_factory=Ranks)
     keep: int = checkpoint.KEEP
     over: Callable[[], bool] = lambda: False  # ends the loop before ``total``
+    params: Mapping[str, Any] = field(default_factory=dict)  # shown by trackers
     _bar: Any = None
     _tell: Tell = lambda step: None
 
@@ -65,7 +66,7 @@ class Loop:
             done = first = self._resume()
             with self.ranks.sync_errors():
                 if self.ranks.main:
-                    self._tell = stack.enter_context(watching(self.journal))
+                    self._tell = stack.enter_context(watching(self.journal, self.params))
             stop = None
             self._bar = progress(initial=first, total=self.total, desc=self.title, disable=not self.ranks.main)
             for step in range(first, self.total):

@@ -1,113 +1,129 @@
-"""Trackers, for people who watch a run: RTDMD_TRACKERS=dvclive,tensorboard shows its journal there too.
+"""Trackers, for people who watch a run: RTDMD_TRACKERS=wandb,tensorboard shows its journal and its panels there too.
 
 An environment variable and no key of params.yaml: who watches changes no result, so it makes none stale. The journal
-stays what a run is known by. At each start a tracker's folder is made anew from the journal as it was resumed, so no
-step is there twice, and a tracker that is asked for later has the steps before too. Nothing is imported unless asked
-for.
+stays what a run is known by: at each start a tracker is told what it lacks of the journal as it was resumed, so no step
+is there twice, and a tracker that is asked for later has the steps before too. Nothing is imported unless asked for,
+accelerate's trackers (`tracker_kinds`) included.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import remove
 
 if TYPE_CHECKING:
     from rtdmd.train.engine.journal import Journal
+    from rtdmd.train.engine.tracker_kinds import Tracker
 
 VARIABLE = "RTDMD_TRACKERS"
+NAMES = ("dvclive", "tensorboard", "trackio", "wandb")
+"""Also the names of their packages."""
+
 Tell = Callable[[Mapping[str, float]], None]
 
 
-class Tracker(Protocol):
-    """What shows a run."""
-
-    def log(self, values: dict[str, float], step: int) -> None:
-        """Show a step's values."""
-        ...
-
-    def finish(self) -> None:
-        """Write what is not yet written."""
-        ...
-
-
-class DvcLive:
-    """DVC's tracker, told to commit nothing, save no experiment and write no dvc.yaml. Its folder is what `dvc plots
-    show` and `dvc metrics show` read."""
-
-    def __init__(self, folder: Path) -> None:
-        from dvclive import Live
-
-        self.live = Live(dir=str(folder), save_dvc_exp=False, dvcyaml=None)
-
-    def log(self, values: dict[str, float], step: int) -> None:
-        """A row in each value's file. No `Live.next_step`, which reads all files again at every step; and no slash in
-        a name, since its summary cannot hold both `a` and `a/b`."""
-        self.live.step = step
-        for name, value in values.items():
-            self.live.log_metric(name.replace("/", "."), value)
-        self.live.make_summary()
-
-    def finish(self) -> None:
-        """See `Tracker`."""
-        self.live.end()
-
-
-class TensorBoard:
-    """TensorBoard's files, written by torch (accelerate's tracker works under accelerate's own state only)."""
-
-    def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(folder))
-
-    def log(self, values: dict[str, float], step: int) -> None:
-        """A point in each value's curve."""
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-
-    def finish(self) -> None:
-        """See `Tracker`."""
-        self.writer.close()
-
-
-KINDS: dict[str, Callable[[Path], Tracker]] = {"dvclive": DvcLive, "tensorboard": TensorBoard}
-"""By name, which is also that of the package."""
-
-
 def wanted() -> list[str]:
-    """The trackers that RTDMD_TRACKERS names. UserError for one that does not exist or is not installed."""
+    """The trackers that RTDMD_TRACKERS names. UserError for one that is not offered or not installed."""
     names = list(filter(None, os.environ.get(VARIABLE, "").replace(",", " ").split()))
     for name in names:
-        if name not in KINDS:
-            raise UserError(f"{VARIABLE}: {name}; allowed: {', '.join(KINDS)}, several with commas between, or none")
+        if name not in NAMES:
+            raise UserError(f"{VARIABLE}: {name}; allowed: {', '.join(NAMES)}, several with commas between, or none")
         if find_spec(name) is None:
-            raise UserError(f"{VARIABLE}: {name} is not installed; `.venv/bin/python -m pip install {name}`")
+            raise UserError(f"{VARIABLE}: {name} is not installed; `make trackers` installs it, or leave it out")
     return list(dict.fromkeys(names))
 
 
+def panel_path(folder: Path, number: int) -> Path:
+    """Where a run's panel after step ``number`` is, if one was due."""
+    return folder / f"panel-{number:08d}.png"
+
+
+@dataclass
+class Show:
+    """A started tracker, told step after step. Where it fails in the middle, its share of the showing ends in one line,
+    and the training goes on."""
+
+    tracker: Tracker
+    folder: Path
+    number: int = 0  # the last step told
+    lost: bool = False
+
+    def step(self, number: int, values: dict[str, float]) -> None:
+        """Tell step ``number``, and before it the panel of the step before, which is drawn after that one's line."""
+        if number >= self.tracker.first:
+            self._panel()
+            self._tell(lambda: self.tracker.log(values, step=number))
+            self.number = number
+
+    def finish(self) -> None:
+        """Tell the last panel, and write or send what is left."""
+        self._panel()
+        self._tell(self.tracker.finish)
+
+    def _panel(self) -> None:
+        path = panel_path(self.folder, self.number)
+        if self.number and path.is_file():
+            self._tell(lambda: self.tracker.show(path, self.number))
+
+    def _tell(self, act: Callable[[], Any]) -> None:
+        if self.lost:
+            return
+        try:
+            act()
+        except self.tracker.faults as error:
+            self.lost = True
+            with suppress(BrokenPipeError):
+                says = f"{self.tracker.name} is lost after step {self.number}: {one_line(error)}"
+                print(f"{VARIABLE}: {says}; the training goes on without it", file=sys.stderr)
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, without its line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def start(name: str, folder: Path, params: Mapping[str, Any]) -> Show:
+    """The tracker ``name`` of the run in ``folder``, started and told the run's ``params``. UserError where that cannot
+    be."""
+    from rtdmd.train.engine.tracker_kinds import KINDS, flat
+
+    tracker = KINDS[name](folder)
+    try:
+        tracker.start()
+        tracker.store_init_configuration(flat(params))
+    except tracker.faults as error:
+        raise UserError(f"{VARIABLE}: {name} does not start ({one_line(error)}); {tracker.remedy}") from error
+    return Show(tracker, folder)
+
+
 @contextmanager
-def watching(journal: Journal) -> Iterator[Tell]:
-    """Open the wanted trackers beside the journal, each in a folder of its name, with the journal's steps in it; tell
-    them each further step."""
+def watching(journal: Journal, params: Mapping[str, Any]) -> Iterator[Tell]:
+    """Start the wanted trackers with the run's ``params`` (a tree of them by section), tell them the journal's steps,
+    and then each further step. UserError for one that does not start."""
+    names = wanted()
     with ExitStack() as stack:
-        trackers = []
-        for name in wanted():
-            remove(journal.path.parent / name)  # a link too: the tracker would write to where it points
-            trackers.append(KINDS[name](journal.path.parent / name))
-            stack.callback(trackers[-1].finish)
+        shows = []
+        if names:
+            from rtdmd.train.engine.tracker_kinds import accelerate_state
+
+            stack.enter_context(accelerate_state())
+            for name in names:
+                shows.append(start(name, journal.path.parent, params))
+                stack.callback(shows[-1].finish)
 
         def tell(step: Mapping[str, float]) -> None:
             values = {name: value for name, value in step.items() if name != journal.unit}
-            for tracker in trackers:
-                tracker.log(values, step=int(step[journal.unit]))
+            for show in shows:
+                show.step(int(step[journal.unit]), values)
 
-        for step in journal.steps() if trackers else ():
+        for step in journal.steps() if shows else ():
             tell(step)
         yield tell

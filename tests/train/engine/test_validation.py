@@ -18,6 +18,7 @@ from rtdmd.common.images import PADDING
 from rtdmd.config.validation import ValidationParams
 from rtdmd.stages import train_rtdmd
 from rtdmd.train.distributed.ranks import Ranks
+from rtdmd.train.engine.trackers import VARIABLE
 from rtdmd.train.engine.validation import Validation, group_diversity
 from rtdmd.train.learner import Average
 from rtdmd.train.rtdmd import RtdmdTrainer
@@ -99,14 +100,20 @@ def train(root: Path, changes: dict[str, Any], fresh: bool = True) -> dict[str, 
     return results(root, STAGE)
 
 
-def test_panels_change_no_training_number(root: Path) -> None:
+def test_panels_change_no_training_number_shown_in_a_tracker_or_not(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They draw their own noise: student and curves are the same to the bit."""
-    plain, panels = train(root, {}), train(root, {"panel_every": 3})
+    plain = train(root, {})
+    monkeypatch.setenv(VARIABLE, "dvclive")
+    panels = train(root, {"panel_every": 3})
     assert all(panels[name] == plain[name] for name in ("generator.safetensors", "curves.csv"))
     (run_dir,) = (root / ".rtdmd/runs").iterdir()
     assert sorted(path.name for path in run_dir.glob("*.png")) == ["panel-00000003.png", "panel-00000006.png"]
     with Image.open(run_dir / "panel-00000006.png") as panel:
         assert panel.width == 8 * (36 + PADDING) + PADDING and panel.height > 3 * 36
+        with Image.open(run_dir / "dvclive/plots/images/panel.png") as shown:
+            assert shown.tobytes() == panel.tobytes()
 
 
 def test_the_best_student_is_written_and_resume_is_exact(root: Path) -> None:
