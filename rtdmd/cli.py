@@ -188,7 +188,7 @@ def _add_params(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _params(arguments: argparse.Namespace) -> int:
     from rtdmd.config import NOTES, load_params, preset
-    from rtdmd.config.presets import recipe_changes
+    from rtdmd.config.presets import RECIPES, long_enough
     from rtdmd.config.render import params_text
     from rtdmd.pipeline.to_fill_in import commits_to_fill_in, fill_in_lines
 
@@ -206,12 +206,13 @@ def _params(arguments: argparse.Namespace) -> int:
         return 0
     origin, changes = f"rtdmd params {arguments.preset}", None
     if arguments.recipe is not None:
-        changes = recipe_changes(arguments.preset, arguments.recipe)
+        changes = long_enough(arguments.preset, RECIPES[arguments.recipe])
         origin = f"{origin} --recipe {arguments.recipe}"
     elif arguments.method is not None:
         from rtdmd.methods import find_method
 
-        origin, changes = f"{origin} --method {arguments.method}", find_method(arguments.method).changes()
+        changes = long_enough(arguments.preset, find_method(arguments.method).changes())
+        origin = f"{origin} --method {arguments.method}"
     tree = preset(arguments.preset, changes)
     commits = fill_in_lines("Commits to fill in, a scorer's in every list that has it:", commits_to_fill_in(tree))
     sys.stdout.write(params_text(tree, origin, [*NOTES.get(arguments.preset, ()), *commits]))

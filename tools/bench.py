@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from rtdmd.backbones import Conditioning, load_backbone
 from rtdmd.common.errors import UserError
 from rtdmd.common.torch_setup import configure
 from rtdmd.config import Params
+from rtdmd.plan.budget import Counts, transformer_counts
 from rtdmd.plan.models import part_configs, text_shapes
 from rtdmd.plan.passes import acdmd_rows, guided_passes, rtdmd_rows, scaled
 from rtdmd.prompts.records import read_set
@@ -33,13 +34,6 @@ from rtdmd.rewards.panel import open_panel
 from rtdmd.train.gradients import TERMS
 
 PROMPTS = Path("results/prepare_prompts/train.jsonl")
-
-
-class Counts(NamedTuple):
-    """Images through the transformer in an update, once for each pass; a guided velocity is two passes."""
-
-    forward: float
-    backward: float
 
 
 @dataclass(frozen=True)
@@ -150,10 +144,7 @@ def needed(params: Params, stage: str) -> Counts:
     rows = rtdmd_rows(params)
     if stage == "train_acdmd":
         rows = scaled(acdmd_rows(params), params.train_acdmd.generator_every)
-    passes = {"teacher": guided_passes(params), "unguided-teacher": 1}
-    passes |= dict.fromkeys(("generator", "fake", "reference", "surrogate"), 1)
-    forward = sum(passes[role] * rows.get(f"{role} forward", 0.0) for role in passes)
-    return Counts(forward, sum(rows.get(f"{role} backward", 0.0) for role in passes))
+    return transformer_counts(rows, params)
 
 
 def _timed(update: Update, passes: Passes, repeats: int, need: Counts) -> Times:

@@ -243,10 +243,9 @@ for _name, _settings in acdmd.RECIPES.items():
     RECIPES[_name]["train_acdmd"] = {"recipe": _name, **_settings}
 
 
-def recipe_changes(name: str, recipe: str) -> dict[str, Any]:
-    """What `--recipe` lays over a preset. A smoke run is made as long as it takes to do once what the recipe does every
-    so many steps."""
-    changes = RECIPES[recipe]
+def long_enough(name: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """What `--recipe` or `--method` lays over a preset. A smoke run is made as long as it takes to do once what these
+    settings do every so many steps."""
     if name != "smoke":
         return changes
     tree = merged(PRESETS[name], changes)

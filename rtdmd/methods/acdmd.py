@@ -42,7 +42,20 @@ def _consistency(name: str, weight: float, title: str, source: str = _SOURCE) ->
     )  # fmt: skip
 
 
+_RUNS_OWN = ("generator_optimizer", "fake_optimizer", "warmup", "adapter_init", "ema_decay", "ema_per")
+_ESTIMATOR = {key: value for key, value in PUBLISHED.items() if key not in _RUNS_OWN}
+
 METHODS = (
+    Method(
+        name="acdmd-published",
+        stage="train_acdmd",
+        title="AC-DMD, the public code's estimator",
+        source=_SOURCE,
+        equation=_EQUATION,
+        settings=_ESTIMATOR,
+        ours="rates, average, optimizers and the start of adapters are the preset's: 3e-5 is for 2 B parameters",
+        departs=("`rtdmd params world --recipe published` has its rates too",),
+    ),
     _consistency("acdmd", 0.01, "AC-DMD, γ = 0.01"),
     _consistency("admd", 0.0, "A-DMD: no consistency term, γ = 0"),
     *(

@@ -8,9 +8,10 @@ that pass. Text embedding, optimizer and averages are left out; wall seconds sta
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rtdmd.config import Params
-from rtdmd.plan.passes import Rows, acdmd_rows, guided_passes, rtdmd_parts
+from rtdmd.plan.passes import Rows, acdmd_rows, guided_passes, rtdmd_parts, scaled, summed
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,38 @@ def stage_one_iteration(params: Params, prices: Prices = WORLD) -> float:
 def stage_two_epoch(params: Params, prices: Prices = WORLD, kept: float = 1.0) -> dict[str, float]:
     """Mean cost of one epoch of stage two by part; ``kept``: share of the images that the policy pass does not skip
     (their advantage is 0), known after a run only."""
-    p = params.train_rtdmd
-    parts = {name: priced(rows, params, "train_rtdmd", prices) for name, rows in rtdmd_parts(params).items()}
+    return {name: priced(rows, params, "train_rtdmd", prices) for name, rows in kept_parts(params, kept).items()}
+
+
+def kept_parts(params: Params, kept: float) -> dict[str, Rows]:
+    """The rows of an epoch of stage two by part, where the policy pass skips all but the share ``kept`` of the images:
+    it skips none of them where another term needs its pass."""
+    p, parts = params.train_rtdmd, rtdmd_parts(params)
     if p.weights.reference_kl == 0 and p.matching_path != "reward":
-        parts["policy"] *= kept
+        parts["policy"] = scaled(parts["policy"], kept)
     return parts
+
+
+class Counts(NamedTuple):
+    """Images through the transformer, once for each pass; a guided velocity is two passes."""
+
+    forward: float
+    backward: float
+
+
+def transformer_counts(rows: Rows, params: Params) -> Counts:
+    """What these rows take through the transformer, whatever role passes it."""
+    passes = {"teacher": guided_passes(params), "unguided-teacher": 1}
+    passes |= dict.fromkeys(("generator", "fake", "reference", "surrogate"), 1)
+    forward = sum(count * rows.get(f"{role} forward", 0.0) for role, count in passes.items())
+    return Counts(forward, sum(rows.get(f"{role} backward", 0.0) for role in passes))
+
+
+def update_counts(params: Params, stage: str, kept: float = 1.0) -> Counts:
+    """What an update of a stage, an iteration or an epoch, takes through the transformer; ``kept`` as in
+    `stage_two_epoch`."""
+    rows = acdmd_rows(params) if stage == "train_acdmd" else summed(*kept_parts(params, kept).values())
+    return transformer_counts(rows, params)
 
 
 def priced(rows: Rows, params: Params, stage: str, prices: Prices) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 from rtdmd.common.files import read_json
 from rtdmd.evaluate.divergence import caption_weights, divergence, teacher_optimum
 from rtdmd.evaluate.frontier import optimum_curve, path_points
-from rtdmd.evaluate.names import LAW, first_suite, suites_of
+from rtdmd.evaluate.names import LAW, suites_of
 from rtdmd.evaluate.parses import Parses, read_parses
 from rtdmd.study.plan import TEACHER, SweepPlan, run_folder
 
@@ -44,14 +44,15 @@ class Law:
         return optimum_curve(teacher_optimum(self.law, caption_weights(self.own)), lowest)
 
 
-def law_of(root: Path, plan: SweepPlan, seed: int) -> Law | None:
-    """The seed's law; None where its teacher is not judged yet, or its images are none that the verifier reads."""
+def law_of(root: Path, plan: SweepPlan, seed: int, suite: str | None = None) -> Law | None:
+    """The seed's law on a suite (None: the first); None where its teacher is not judged there yet, or its images are
+    none that the verifier reads."""
     folder = run_folder(root, plan, TEACHER, seed)
     if not (folder / METRICS).is_file():
         return None
-    metrics = read_json(folder / METRICS)
-    if "frontier" not in first_suite(metrics):
+    suites = suites_of(read_json(folder / METRICS))
+    suite = suite or next(iter(suites))
+    if "frontier" not in suites.get(suite, {}):
         return None
-    suite = next(iter(suites_of(metrics)))
     law, own = (read_parses(folder / PARSES, suite, model) for model in (LAW, TEACHER))
     return Law(suite, law, own, seed)

@@ -40,6 +40,7 @@ from rtdmd.study.gather import (
 from rtdmd.study.over_time import figure_label, time_section
 from rtdmd.study.paper import GAMMA, STAGE_TWO, order_agreement
 from rtdmd.study.plan import MODELS, TEACHER, SweepPlan, run_folder, run_params
+from rtdmd.study.time_page import write_time
 from rtdmd.study.variance_table import FIGURES, HEADER, REFERENCE, UNIT, Figure
 
 VARIANCE = "variance.csv"  # of `rtdmd variance`, shown where it is there
@@ -55,7 +56,8 @@ _HOW = (
 
 
 def write_comparison(root: Path, plan: SweepPlan, base: Params) -> Path:
-    """runs.csv, table.csv, contact sheet and page in the plan's folder for them; returns the page's path."""
+    """runs.csv, table.csv, contact sheet, page, and what the plan asks for besides, in the plan's folder for them;
+    returns the page's path."""
     rows, out = gather(root, plan), root / plan.page
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "table.csv", table_csv(rows))
@@ -68,6 +70,7 @@ def write_comparison(root: Path, plan: SweepPlan, base: Params) -> Path:
     for stage in STAGE_TITLES:
         if stage in trained:
             parts += [table_section(rows, stage), frontier_section(rows, stage, law)]
+    parts.append(write_time(root, plan, base))
     parts += [paper_section(rows), time_section([row for row in rows if row.stage == "train_rtdmd"])]
     if (out / VARIANCE).is_file():
         parts.append(variance_section(out / VARIANCE))

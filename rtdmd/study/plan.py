@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
+from rtdmd.common.errors import UserError
 from rtdmd.common.section import Real, Section, Whole, param
 from rtdmd.config import Params
 from rtdmd.config.load import load_settings, validate
@@ -26,11 +27,27 @@ STAGES = {TEACHER: "teacher", BASE: "train_acdmd"}
 MODELS = {"teacher": ("teacher", "teacher_few_step"), "train_acdmd": ("train_acdmd",), "train_rtdmd": ("train_rtdmd",)}
 
 
+TIME_FILES = ("time_to_reward.csv", "time_runs.csv", "time_curves.csv", "time_to_reward.md")
+"""What `rtdmd sweep gather` adds to the page's folder where the plan asks for it, beside a picture a stage."""
+
+
 class Budgets(Section):
     """What a method's stage may cost, times what params.yaml's own stage costs in forward passes."""
 
     train_acdmd: Real = param("of every stage-one method", source="ours", gt=0)
     train_rtdmd: Real = param("of every stage-two method", source="ours", gt=0)
+
+
+class TimeToReward(Section):
+    """What the runs' looks are asked: when did the student score so much, and what had that cost."""
+
+    suite: str = param("the suite of both stages' watch and of evaluate whose looks are read", source="ours")
+    levels: tuple[Real, ...] = param(
+        "strict scores to reach in stage two; in stage one it is that of the teacher in as few steps",
+        source="ours",
+        min_length=1,
+    )
+    against: tuple[str, ...] = param("methods with whose passes the others of their stage are compared", source="ours")
 
 
 class SweepPlan(Section):
@@ -45,6 +62,12 @@ class SweepPlan(Section):
     point_images: Whole = param("held-out images per tag for each of them", unit="images", source="ours", ge=2)
     params: dict[str, Any] = param("sections laid over params.yaml for every run", source="ours")
     methods: tuple[str, ...] = param("names of `rtdmd methods`", source="ours", min_length=1)
+    changes: dict[str, dict[str, Any]] = param(
+        "sections laid over a method's own settings, by method", source="ours", default={}
+    )
+    time_to_reward: TimeToReward | None = param(
+        "when the runs reached a score; null: not asked", source="ours", default=None
+    )
 
     @field_validator("methods")
     @classmethod
@@ -64,9 +87,33 @@ class SweepPlan(Section):
             )
         return shares
 
+    @model_validator(mode="after")
+    def _named(self) -> SweepPlan:
+        named = {"changes": list(self.changes)}
+        if self.time_to_reward is not None:
+            named["time_to_reward: against"] = list(self.time_to_reward.against)
+        for key, names in named.items():
+            unknown = [name for name in names if name not in self.methods]
+            if unknown:
+                raise ValueError(f"{key}: {unknown[0]!r} is none of methods; allowed: {', '.join(self.methods)}")
+        return self
+
     def over(self, params: Params) -> Params:
         """params.yaml as every run of the sweep starts from it; UserError where the plan's own sections do not fit."""
         return validate(merged(params.model_dump(mode="json"), self.params), "the sweep's params, over params.yaml")
+
+    def first_seeds(self, count: object) -> tuple[int, ...]:
+        """The seeds that `snakemake sweep --config seeds=COUNT` asks for, all of them for None; UserError where COUNT is
+        no number of them."""
+        if count is None:
+            return self.seeds
+        if not isinstance(count, int) or not 1 <= count <= len(self.seeds):
+            raise UserError(f"--config seeds={count}: allowed: 1 to {len(self.seeds)}, as many of the plan's seeds")
+        return self.seeds[:count]
+
+    def files(self) -> list[str]:
+        """Files of the page's folder that are there beside those of every comparison."""
+        return list(TIME_FILES) if self.time_to_reward else []
 
     def runs(self) -> list[str]:
         """Names of the runs of one seed."""
@@ -98,14 +145,16 @@ def run_params(base: Params, plan: SweepPlan, run: str, seed: int) -> Params:
     if run in STAGES:
         return validate(merged(tree, changes), f"{run}, over params.yaml")
     name = f"method {run}, over params.yaml"
-    changes = merged(changes, find_method(run).changes())
+    changes = merged(merged(changes, find_method(run).changes()), plan.changes.get(run, {}))
     params = validate(merged(tree, changes), name)
     share = getattr(plan.budget, stage) * plan.shares.get(run, 1.0)
     length = length_within(params, stage, share * cost(base, stage))
     if stage == "train_acdmd":
         own = {"iterations": length}
     else:
-        own = {"epochs": length, "save_every": max(1, -(-length // max(1, plan.points))), "keep": max(2, plan.points)}
+        own = {"epochs": length}
+        if plan.points:  # a checkpoint for each student over time
+            own |= {"save_every": -(-length // plan.points), "keep": max(2, plan.points)}
     return validate(merged(tree, merged(changes, {stage: own})), name)
 
 

@@ -9,14 +9,17 @@ from rtdmd.study.plan import BASE, TEACHER, load_plan, settings_of
 
 SWEEP_FILE = config.get("sweep", "workflow/sweep.yaml")
 SWEEP = when_asked(lambda: load_plan(Path(SWEEP_FILE)))
+SWEEP_SEEDS = when_asked(lambda: SWEEP().first_seeds(config.get("seeds")))  # --config seeds=2: the first two alone
 SWEEP_SETTINGS = when_asked(lambda: settings_of(PARAMS, SWEEP()))  # of a run, by its wildcards
 try:
     sweep_plan = load_plan(Path(SWEEP_FILE))
     SWEEP_FOLDER = sweep_plan.folder
     SWEEP_PAGE = sweep_plan.page
+    SWEEP_FILES = sweep_plan.files()
 except UserError:
     SWEEP_FOLDER = ".rtdmd/sweep"  # of no run: whoever asks for one is told what is wrong with the file
     SWEEP_PAGE = "results/comparison"
+    SWEEP_FILES = []
 SWEEP_BASE = f"{SWEEP_FOLDER}/{BASE}-{{seed}}/run.json"
 SWEEP_RUN = f"{SWEEP_FOLDER}/{{run}}-{{seed}}/run.json"
 
@@ -79,12 +82,13 @@ rule sweep_method:
 
 rule sweep_gather:
     input:
-        lambda wildcards: expand(SWEEP_RUN, run=SWEEP().runs(), seed=SWEEP().seeds),
+        lambda wildcards: expand(SWEEP_RUN, run=SWEEP().runs(), seed=SWEEP_SEEDS()),
     output:
         report(f"{SWEEP_PAGE}/index.html", category="comparison", caption="../report/stage.rst"),
         report(f"{SWEEP_PAGE}/table.csv", category="comparison", caption="../report/stage.rst"),
         f"{SWEEP_PAGE}/runs.csv",
         f"{SWEEP_PAGE}/contact_sheet.png",
+        *[f"{SWEEP_PAGE}/{name}" for name in SWEEP_FILES],
     log:
         "logs/sweep/gather.log",
     benchmark:

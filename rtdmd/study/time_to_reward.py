@@ -1,0 +1,218 @@
+"""Time to reward: the updates, transformer passes and seconds after which a run's student scores a level.
+
+A run is watched while it trains (section `watch` of both stages): looks at its averaged student, always the same
+prompts and noise, on captions that are neither trained on nor held out. A level is **reached** between the last look
+below it and the first of two looks in a row at or above it, so that one lucky look reaches nothing; where between
+them, a straight line says. What came at the last look alone is not reached.
+
+Passes are those that the algorithm needs of the transformer, forward and backward (`rtdmd.plan.budget.update_counts`),
+less those that the policy pass left out because an image's advantage was 0. Seconds are the wall seconds of the run's
+journal. Neither counts the looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rtdmd.common.errors import UserError
+from rtdmd.common.files import read_json
+from rtdmd.common.parsing import read_table
+from rtdmd.config import Params
+from rtdmd.evaluate.divergence import divergence
+from rtdmd.evaluate.frontier import PATH_REPLICATES
+from rtdmd.evaluate.names import suites_of
+from rtdmd.evaluate.parses import Parses, parses_from
+from rtdmd.pipeline.stage import RESOLVED
+from rtdmd.pipeline.stage import run_folder as training_folder
+from rtdmd.plan.budget import update_counts
+from rtdmd.study.divergences import METRICS, Law, law_of
+from rtdmd.study.plan import BASE, TEACHER, SweepPlan, TimeToReward, run_folder, run_params, stage_of
+from rtdmd.study.run import DONE
+from rtdmd.train.engine.checkpoint import JOURNAL
+from rtdmd.train.engine.journal import Journal
+
+FEW_STEPS = "teacher_few_step"
+UNITS = {"train_acdmd": "iteration", "train_rtdmd": "epoch"}
+
+
+@dataclass(frozen=True)
+class Track:
+    """One run at its L looks, the first before the first update.
+
+    updates, strict, passes, seconds: (L,), what had been done and spent, and the score; looks: the L looks' records.
+    """
+
+    name: str
+    seed: int
+    updates: np.ndarray
+    strict: np.ndarray
+    passes: np.ndarray
+    seconds: np.ndarray
+    looks: Sequence[Parses]
+
+    def at(self, place: float) -> dict[str, float]:
+        """Updates, passes and seconds at a place among the looks, 0 the first and L - 1 the last, on straight lines."""
+        columns = {"updates": self.updates, "passes": self.passes, "seconds": self.seconds}
+        index = np.arange(len(self.strict))
+        return {name: float(np.interp(place, index, values)) for name, values in columns.items()}
+
+
+@dataclass(frozen=True)
+class Reached:
+    """When one run reached one level: ``found`` has updates, passes, seconds and, where the teacher's law is known, the
+    excess divergence; None where the run ended before. ``whole``: the first three of the whole run."""
+
+    name: str
+    seed: int
+    level: float
+    found: Mapping[str, float] | None
+    whole: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method and a level, over seeds."""
+
+    name: str
+    label: str  # of the level
+    runs: Sequence[Reached]
+
+    def values(self, figure: str) -> list[float]:
+        """Of the runs that reached the level."""
+        return [run.found[figure] for run in self.runs if run.found is not None and figure in run.found]
+
+
+def place_of(strict: np.ndarray, level: float) -> float | None:
+    """Where along the looks the level is reached (see the module), 0 the first look; None where it is not."""
+    above = strict >= level
+    twice = np.flatnonzero(above[:-1] & above[1:])
+    if not len(twice):
+        return None
+    first = int(twice[0])
+    if first == 0:
+        return 0.0
+    before = strict[first - 1]
+    return first - 1 + float((level - before) / (strict[first] - before))
+
+
+def reach(track: Track, level: float, law: Law | None) -> Reached:
+    """When the run reached the level. The excess divergence there is that of the looks on both sides, on a straight
+    line."""
+    whole = track.at(len(track.strict) - 1)
+    place = place_of(track.strict, level)
+    if place is None:
+        return Reached(track.name, track.seed, level, None, whole)
+    found = track.at(place)
+    if law is not None:
+        sides = sorted({int(np.floor(place)), int(np.ceil(place))})
+        excess = [divergence(track.looks[i], law.law, law.seed, PATH_REPLICATES)["excess"]["mean"] for i in sides]
+        found["excess"] = float(np.interp(place, sides, excess))
+    return Reached(track.name, track.seed, level, found, whole)
+
+
+def tag_mean(parses: Parses) -> float:
+    """The strict score: the mean over tags of the share of right images."""
+    return float(np.mean([parses.right[parses.tags == tag].mean() for tag in np.unique(parses.tags)]))
+
+
+def spent(journal: Journal, params: Params, stage: str) -> tuple[np.ndarray, np.ndarray]:
+    """Transformer passes and seconds after 0 to S updates, (S+1,) each."""
+    none, every = (sum(update_counts(params, stage, kept)) for kept in (0.0, 1.0))
+    steps = journal.steps()
+    passes = [none + step.get("kept", 1.0) * (every - none) for step in steps]
+    seconds = [step["machine/seconds"] for step in steps]
+    return np.cumsum([0.0, *passes]), np.cumsum([0.0, *seconds])
+
+
+def read_track(folder: Path, params: Params, run: tuple[str, int], suite: str) -> Track:
+    """The run (name, seed) in ``folder``. UserError where it was not watched on the suite, or its journal is gone."""
+    name, seed = run
+    stage = stage_of(name)
+    results = folder / "results" / stage
+    path = results / "looks.csv"
+    again = f"`rm -r {results}`, then `rtdmd sweep run {name} {seed}` trains it anew"
+    unit, by_look = UNITS[stage], dict[int, list[dict[str, str]]]()
+    for line in read_table(path, again)[1]:
+        if line["suite"] == suite:
+            by_look.setdefault(int(line[unit]), []).append(line)
+    if len(by_look) < 2:
+        raise UserError(
+            f"{path}: {len(by_look)} looks at the suite {suite}, which the plan's time_to_reward names; allowed: a"
+            f" suite of {stage}.watch.suites, with a watch.every below the length of the run"
+        )
+    file = training_folder(folder, stage, read_json(results / RESOLVED)) / JOURNAL
+    if not file.is_file():
+        raise UserError(f"{file}: no such file, and without it nobody knows what the run took; {again}")
+    passes, seconds = spent(Journal(file, unit, file.read_text(encoding="utf-8").splitlines()), params, stage)
+    updates = np.array(sorted(by_look))
+    looks = [parses_from(by_look[number], path, again) for number in updates.tolist()]
+    strict = np.array([tag_mean(look) for look in looks])
+    return Track(name, seed, updates, strict, passes[updates], seconds[updates], looks)
+
+
+def tracks_of(root: Path, plan: SweepPlan, base: Params, suite: str) -> list[Track]:
+    """The runs that are done, method by method; the base is a stage one."""
+    found = []
+    for name in (BASE, *plan.methods):
+        for seed in plan.seeds:
+            folder = run_folder(root, plan, name, seed)
+            if (folder / DONE).is_file():
+                found.append(read_track(folder, run_params(base, plan, name, seed), (name, seed), suite))
+    return found
+
+
+def lines_of(root: Path, plan: SweepPlan, asked: TimeToReward, tracks: Sequence[Track]) -> list[Line]:
+    """A line a method and level, those of stage one first. A seed without a judged teacher has no level of stage one,
+    and no excess divergence."""
+    laws = {seed: law_of(root, plan, seed, asked.suite) for seed in plan.seeds}
+    few = {seed: few_step_score(root, plan, seed, asked.suite) for seed in plan.seeds}
+    levels: dict[str, dict[str, Mapping[int, float | None]]] = {  # stage, label, seed
+        "train_acdmd": {"the teacher in as few steps": few},
+        "train_rtdmd": {f"{level:g}": dict.fromkeys(plan.seeds, level) for level in asked.levels},
+    }
+    lines = []
+    for stage, own in levels.items():
+        for name in dict.fromkeys(track.name for track in tracks if stage_of(track.name) == stage):
+            for label, by_seed in own.items():
+                runs = []
+                for track in tracks:
+                    level = by_seed[track.seed]
+                    if track.name == name and level is not None:
+                        runs.append(reach(track, level, laws[track.seed]))
+                if runs:
+                    lines.append(Line(name, label, runs))
+    return lines
+
+
+def few_step_score(root: Path, plan: SweepPlan, seed: int, suite: str) -> float | None:
+    """The strict score of the seed's teacher in as few steps as the student's; None where it is not judged yet."""
+    file = run_folder(root, plan, TEACHER, seed) / METRICS
+    if not file.is_file():
+        return None
+    suites = suites_of(read_json(file))
+    if suite not in suites:
+        raise UserError(f"{file}: no suite {suite}, which the plan's time_to_reward names; evaluate.suites needs it")
+    return float(suites[suite][FEW_STEPS]["strict"]["mean"])
+
+
+def share_of(line: Line, other: Line) -> tuple[float, bool] | None:
+    """The mean over seeds of this line's passes in the other's, and whether that is exact: where the other did not
+    reach the level its whole run stands for what it would have needed, and the share is less than that. None where this
+    line has a seed that did not reach it, no seed in common, or the other was there before its first update."""
+    others = {run.seed: run for run in other.runs}
+    shared = [run for run in line.runs if run.seed in others]
+    if not shared or len(line.values("passes")) < len(line.runs):
+        return None
+    exact, shares = True, list[float]()
+    for run in shared:
+        theirs = others[run.seed]
+        exact = exact and theirs.found is not None
+        needed = theirs.whole if theirs.found is None else theirs.found
+        if run.found is None or needed["passes"] == 0:
+            return None
+        shares.append(run.found["passes"] / needed["passes"])
+    return float(np.mean(shares)), exact
