@@ -103,8 +103,8 @@ class SweepPlan(Section):
         return validate(merged(params.model_dump(mode="json"), self.params), "the sweep's params, over params.yaml")
 
     def first_seeds(self, count: object) -> tuple[int, ...]:
-        """The seeds that `snakemake sweep --config seeds=COUNT` asks for, all of them for None; UserError where COUNT is
-        no number of them."""
+        """The seeds that `snakemake sweep --config seeds=COUNT` asks for, all for None; UserError where COUNT is no
+        number of them."""
         if count is None:
             return self.seeds
         if not isinstance(count, int) or not 1 <= count <= len(self.seeds):

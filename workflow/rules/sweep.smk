@@ -16,10 +16,12 @@ try:
     SWEEP_FOLDER = sweep_plan.folder
     SWEEP_PAGE = sweep_plan.page
     SWEEP_FILES = sweep_plan.files()
+    SWEEP_THREADS = sweep_plan.params.get("run", {}).get("threads", THREADS)
 except UserError:
     SWEEP_FOLDER = ".rtdmd/sweep"  # of no run: whoever asks for one is told what is wrong with the file
     SWEEP_PAGE = "results/comparison"
     SWEEP_FILES = []
+    SWEEP_THREADS = THREADS
 SWEEP_BASE = f"{SWEEP_FOLDER}/{BASE}-{{seed}}/run.json"
 SWEEP_RUN = f"{SWEEP_FOLDER}/{{run}}-{{seed}}/run.json"
 
@@ -43,7 +45,7 @@ rule sweep_base:
         "benchmarks/sweep/base-{seed}.tsv"
     conda:
         "../envs/python.yaml"
-    threads: THREADS
+    threads: SWEEP_THREADS
     resources:
         mem_mb=6000,
         runtime=120,
@@ -67,7 +69,7 @@ rule sweep_method:
         "benchmarks/sweep/{run}-{seed}.tsv"
     conda:
         "../envs/python.yaml"
-    threads: THREADS
+    threads: SWEEP_THREADS
     resources:
         mem_mb=6000,
         runtime=120,
@@ -118,7 +120,7 @@ rule sweep_variance:
         "benchmarks/sweep/variance.tsv"
     conda:
         "../envs/python.yaml"
-    threads: THREADS
+    threads: SWEEP_THREADS
     resources:
         mem_mb=6000,
         runtime=180,
