@@ -20,7 +20,7 @@ class FamilyModule(Protocol):
     """What a family's file has beside FAMILY, which `rtdmd.config.families` describes."""
 
     PIPELINE: Any  # diffusers' class of the pipeline
-    BACKBONE: Any  # our class, called with (pipeline, side of the latents, max_sequence_length, shift)
+    BACKBONE: Any  # our class, called with (pipeline, (height, width) of the latents, max_sequence_length, shift)
     LAYOUT: Layout
 
     def load(self, model: ModelParams, asked: Asked, device: torch.device, root: Path) -> PipelineBackbone:

@@ -23,7 +23,7 @@ from rtdmd.backbones.parts import (
     dynamic_shift,
     evenly_spaced,
     fresh_scheduler,
-    latent_side,
+    latent_size,
     load_pipeline,
     need_text,
     scheduler_settings,
@@ -62,8 +62,8 @@ def load(model: ModelParams, asked: Asked, device: torch.device, root: Path) -> 
     pipeline, folder = load_pipeline(model, PIPELINE, TEXT_PARTS, asked, device, root)
     if model.guidance != 1 and not pipeline.transformer.config.guidance_embeds:
         raise UserError(f"model.guidance: {model.guidance:g}, but {folder} has no input for it; allowed for it: 1")
-    side = latent_side(model, folder, PATCH)
-    return Flux1(pipeline, side, model.max_sequence_length, model.shift)
+    size = latent_size(model, folder, PATCH)
+    return Flux1(pipeline, size, model.max_sequence_length, model.shift)
 
 
 class Flux1:
@@ -71,7 +71,7 @@ class Flux1:
 
     family = "flux1"
 
-    def __init__(self, pipeline: Pipeline, side: int, max_sequence_length: int, shift: float | None = None):
+    def __init__(self, pipeline: Pipeline, size: tuple[int, int], max_sequence_length: int, shift: float | None = None):
         self.pipeline = pipeline
         self.transformer: nn.Module = pipeline.transformer
         self.student: nn.Module = self.transformer  # `load_backbone` puts another one here where model.student names it
@@ -80,7 +80,7 @@ class Flux1:
         self.distilled: bool = pipeline.transformer.config.guidance_embeds
         self.max_sequence_length = max_sequence_length
         self.shift = shift
-        self._latent_shape = (pipeline.transformer.config.in_channels // PATCH**2, side, side)
+        self._latent_shape = (pipeline.transformer.config.in_channels // PATCH**2, *size)
         # taken before any adapter wraps the layers
         self._targets = {kind: adapted_layers(self.transformer, endings) for kind, endings in ENDINGS.items()}
 

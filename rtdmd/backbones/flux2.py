@@ -23,7 +23,7 @@ from rtdmd.backbones.parts import (
     adapted_layers,
     evenly_spaced,
     fresh_scheduler,
-    latent_side,
+    latent_size,
     load_pipeline,
     need_text,
     scheduler_settings,
@@ -67,8 +67,8 @@ def load(model: ModelParams, asked: Asked, device: torch.device, root: Path) -> 
             f"model.guidance: {model.guidance:g}, but {folder} is step-distilled and takes none;"
             " name a base model as model.teacher, or set it to 1"
         )
-    side = latent_side(model, folder, PATCH)
-    return Flux2(pipeline, side, model.max_sequence_length, model.shift)
+    size = latent_size(model, folder, PATCH)
+    return Flux2(pipeline, size, model.max_sequence_length, model.shift)
 
 
 class Flux2:
@@ -77,7 +77,7 @@ class Flux2:
     family = "flux2"
     distilled = False
 
-    def __init__(self, pipeline: Pipeline, side: int, max_sequence_length: int, shift: float | None = None):
+    def __init__(self, pipeline: Pipeline, size: tuple[int, int], max_sequence_length: int, shift: float | None = None):
         self.pipeline = pipeline
         self.transformer: nn.Module = pipeline.transformer
         self.student: nn.Module = self.transformer  # `load_backbone` puts another one here where model.student names it
@@ -85,7 +85,7 @@ class Flux2:
         self.dtype: torch.dtype = pipeline.transformer.dtype
         self.max_sequence_length = max_sequence_length
         self.shift = shift
-        self._latent_shape = (pipeline.transformer.config.in_channels, side // PATCH, side // PATCH)
+        self._latent_shape = (pipeline.transformer.config.in_channels, size[0] // PATCH, size[1] // PATCH)
         # taken before any adapter wraps the layers
         self._targets = {kind: adapted_layers(self.transformer, endings) for kind, endings in ENDINGS.items()}
 

@@ -81,18 +81,19 @@ def load_pipeline(
     return pipeline, folder
 
 
-def latent_side(model: ModelParams, folder: Path, patch: int) -> int:
-    """Side of the VAE's latents at ``model.resolution`` pixels, in latent pixels; the transformer sees ``patch`` of
-    them as one token. UserError where that does not divide."""
+def latent_size(model: ModelParams, folder: Path, patch: int) -> tuple[int, int]:
+    """Height and width of the VAE's latents of an image of ``model.size``, in latent pixels; the transformer sees
+    ``patch`` of them as one token. UserError where that does not divide."""
     config = folder / "vae" / "config.json"
     channels = read_config(config, model.key).get("block_out_channels")
     if not isinstance(channels, list) or not channels:
         raise UserError(f"{model.key}: {config} has no block_out_channels; {bring_back(folder)}")
     factor: int = 2 ** (len(channels) - 1)
-    side = model.resolution
-    if side % (factor * patch):
-        raise UserError(f"model.resolution: {side} is not a multiple of {factor * patch}, which {folder} needs")
-    return side // factor
+    for key, side in zip(("resolution", "width"), model.size, strict=True):
+        if side % (factor * patch):
+            raise UserError(f"model.{key}: {side} is not a multiple of {factor * patch}, which {folder} needs")
+    height, width = model.size
+    return height // factor, width // factor
 
 
 def fresh_scheduler(pipeline: Pipeline, shift: float | None = None) -> Any:

@@ -21,7 +21,7 @@ from rtdmd.backbones.parts import (
     adapted_layers,
     dynamic_shift,
     fresh_scheduler,
-    latent_side,
+    latent_size,
     load_pipeline,
     need_text,
 )
@@ -50,8 +50,8 @@ ENDINGS: Endings = {"attention": ATTENTION, "attention_mlp": ATTENTION + MLP, "a
 def load(model: ModelParams, asked: Asked, device: torch.device, root: Path) -> SD3Backbone:
     """Load an SD3 pipeline folder or pinned Hub id; arguments as in `rtdmd.backbones.load_backbone`."""
     pipeline, folder = load_pipeline(model, PIPELINE, TEXT_PARTS, asked, device, root)
-    side = latent_side(model, folder, pipeline.transformer.config.patch_size)
-    return SD3Backbone(pipeline, side, model.max_sequence_length, model.shift)
+    size = latent_size(model, folder, pipeline.transformer.config.patch_size)
+    return SD3Backbone(pipeline, size, model.max_sequence_length, model.shift)
 
 
 class SD3Backbone:
@@ -60,7 +60,7 @@ class SD3Backbone:
     family = "sd3"
     distilled = False
 
-    def __init__(self, pipeline: Pipeline, side: int, max_sequence_length: int, shift: float | None = None):
+    def __init__(self, pipeline: Pipeline, size: tuple[int, int], max_sequence_length: int, shift: float | None = None):
         self.pipeline = pipeline
         self.transformer: nn.Module = pipeline.transformer
         self.student: nn.Module = self.transformer  # `load_backbone` puts another one here where model.student names it
@@ -68,7 +68,7 @@ class SD3Backbone:
         self.dtype: torch.dtype = pipeline.transformer.dtype
         self.max_sequence_length = max_sequence_length
         self.shift = shift
-        self._latent_shape = (pipeline.transformer.config.in_channels, side, side)
+        self._latent_shape = (pipeline.transformer.config.in_channels, *size)
         # taken before any adapter wraps the layers
         self._targets = {kind: adapted_layers(self.transformer, endings) for kind, endings in ENDINGS.items()}
 

@@ -59,5 +59,5 @@ def sized_backbone(model: ModelParams, resolution: int, key: str, root: Path = P
     UserError that names ``key`` where it cannot draw such images."""
     folder = base_folder(model, text=False, vae=False, root=root)
     require_drawable(model, folder_configs(folder, model.key), resolution, key, str(folder))
-    sized = model.model_copy(update={"resolution": resolution})
+    sized = model.model_copy(update={"resolution": resolution, "width": None})
     return load_backbone(sized, vae=False, bases="none", root=root)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from rtdmd.backbones.loading import load_part, part_classes, pipeline_parts, skeleton
-from rtdmd.backbones.parts import latent_side
+from rtdmd.backbones.parts import latent_size
 from rtdmd.backbones.snapshot import base_folder
 from rtdmd.common.errors import UserError
 from rtdmd.common.torch_setup import DTYPES, quiet_imports
@@ -96,7 +96,7 @@ def _levels(own: FamilyModule, model: ModelParams, folder: Path, parts: dict[str
     """The few-step levels that a base's scheduler sets."""
     with quiet_imports():
         pipeline = own.PIPELINE(**(dict.fromkeys(pipeline_parts(own.PIPELINE)) | parts))
-    side = latent_side(model, folder, own.latent_multiple(parts["transformer"].config))
-    backbone = own.BACKBONE(pipeline, side, model.max_sequence_length, model.shift)
+    size = latent_size(model, folder, own.latent_multiple(parts["transformer"].config))
+    backbone = own.BACKBONE(pipeline, size, model.max_sequence_length, model.shift)
     levels: list[float] = backbone.sigmas(model.num_steps).tolist()
     return levels

@@ -87,7 +87,7 @@ def published_model(folder: Path, model: ModelParams, base: str | None, root: Pa
     elif base is not None:
         model = with_base(model, base, root)
     how = "as it records" if found is not None else "it has no record, so as params.yaml says"
-    sampler = f"{model.resolution} pixels, {model.num_steps} steps, η {model.eta:g}"
+    sampler = f"{model.size_text} pixels, {model.num_steps} steps, η {model.eta:g}"
     print(f"{folder}: {how}: on {printable(model.teacher)}, {sampler}", file=sys.stderr)
     return model
 

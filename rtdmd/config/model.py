@@ -54,7 +54,15 @@ class ModelParams(Section):
         "{model, revision} of the generator's and the reference's base; null: the teacher's",
         source="generator_init_path in the public code's settings, in those of FLUX.2 alone",
     )
-    resolution: Whole = param("side of the image", unit="pixels", source="public code: 512, SD3-M 1024", ge=8)
+    resolution: Whole = param(
+        "side of the image, its height where it has a width of its own",
+        unit="pixels",
+        source="public code: 512, SD3-M 1024",
+        ge=8,
+    )
+    width: Whole | None = param(
+        "width of an image that is not square; null: resolution", unit="pixels", source="public code: null", ge=8
+    )
     dtype: Literal["float32", "bfloat16"] = param("of the frozen base weights", source="public code: bfloat16 on GPU")
     guidance: Real = param(
         "teacher's guidance weight: classifier-free, or FLUX.1's distilled input",
@@ -86,6 +94,16 @@ class ModelParams(Section):
     )
 
     _is_student: bool = PrivateAttr(default=False)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image [pixels]."""
+        return self.resolution, self.width or self.resolution
+
+    @property
+    def size_text(self) -> str:
+        """The image's size for texts: its side, or height x width."""
+        return str(self.resolution) if self.width is None else f"{self.resolution} x {self.width}"
 
     @property
     def is_hub_id(self) -> bool:
@@ -127,6 +145,8 @@ class ModelParams(Section):
     @model_validator(mode="after")
     def _check(self) -> ModelParams:
         _require_base("teacher", self.teacher, self.revision)
+        if self.width == self.resolution:
+            raise ValueError(f"width: {self.width} with resolution: {self.resolution}, a square; allowed: null")
         if self.shift is not None and self.num_steps == 1:
             raise ValueError(f"shift: {self.shift:g} with num_steps: 1, whose only level is 1; allowed: null")
         student = self.student

@@ -24,6 +24,7 @@ WORLD: dict[str, Any] = {
         "revision": None,
         "student": None,
         "resolution": 36,
+        "width": None,
         "dtype": "float32",
         "guidance": 2.0,
         "teacher_steps": 28,

@@ -26,7 +26,7 @@ class SetParams(Section):
         min_length=1,
     )
     resolution: Whole | None = param(
-        "side of the image; null: model.resolution, at which the students train",
+        "side of a square image; null: the size at which the students train, model.resolution and model.width",
         unit="pixels",
         source="public code: 1024; while training, model.resolution",
         default=None,

@@ -62,6 +62,7 @@ class Params(Section):
     @model_validator(mode="after")
     def _check(self) -> Params:
         self._check_sets()
+        self._check_sizes()
         self._check_models()
         self._check_noise()
         self._check_guidance()
@@ -94,6 +95,16 @@ class Params(Section):
                     raise ValueError(
                         f"{key}: {name!r}, which is {use} ({section}.suites); allowed: a set that is not, of"
                         " prepare_prompts.sets"
+                    )
+
+    def _check_sizes(self) -> None:
+        """A suite of squares has another side than images that are not square are high: sizes go by it."""
+        for section, judging in self.judging.items():
+            for suite in judging.suites:
+                if self.model.width is not None and suite.resolution == self.model.resolution:
+                    raise ValueError(
+                        f"{section}.suites: {suite.name}: resolution: {suite.resolution} with model.width:"
+                        f" {self.model.width}; allowed: null, the model's own size, or the side of another square"
                     )
 
     def _check_models(self) -> None:

@@ -22,20 +22,21 @@ def cell_size(height: int) -> int:
 
 
 def tile(image: np.ndarray, side: int) -> Image.Image:
-    """One (H, W, 3) uint8 image as a square of ``side`` pixels: nearest neighbour upwards, area-like (Lanczos)
-    downwards."""
+    """One (H, W, 3) uint8 image, ``side`` pixels high: nearest neighbour upwards, area-like (Lanczos) downwards."""
     method = Image.Resampling.NEAREST if side >= image.shape[0] else Image.Resampling.LANCZOS
-    return Image.fromarray(image).resize((side, side), method)
+    height, width = image.shape[:2]
+    return Image.fromarray(image).resize((round(side * width / height), side), method)
 
 
 def grid(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
     """Rows of (H, W, 3) uint8 images, one row a prompt."""
     side = max(cell_size(image.shape[0]) for row in rows for image in row)  # suites may differ in size
     columns = max(len(row) for row in rows)
-    page = Image.new("RGB", (columns * (side + GAP) + GAP, len(rows) * (side + GAP) + GAP), PAPER)
+    width = max(round(side * image.shape[1] / image.shape[0]) for row in rows for image in row)
+    page = Image.new("RGB", (columns * (width + GAP) + GAP, len(rows) * (side + GAP) + GAP), PAPER)
     for r, row in enumerate(rows):
         for c, image in enumerate(row):
-            page.paste(tile(image, side), (GAP + c * (side + GAP), GAP + r * (side + GAP)))
+            page.paste(tile(image, side), (GAP + c * (width + GAP), GAP + r * (side + GAP)))
     return page
 
 

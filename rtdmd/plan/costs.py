@@ -132,8 +132,7 @@ class Costs:
             return Cost()
         if scorer.score is None:
             return Cost(flops=scorer.flops_per_image())
-        side = self.stand.params.model.resolution
-        images = torch.empty(ROWS, 3, side, side, device=META, requires_grad=gradient)
+        images = torch.empty(ROWS, 3, *self.stand.params.model.size, device=META, requires_grad=gradient)
         score = scorer.score
         return count(lambda: score(images), [images] if gradient else [], self.stand.known)
 

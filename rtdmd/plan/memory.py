@@ -125,7 +125,7 @@ def _latents(stand: Stand) -> int:
 
 def _picture(stand: Stand) -> int:
     """Bytes of a decoded image."""
-    return picture_bytes(stand.params.model.resolution)
+    return picture_bytes(stand.params.model.size)
 
 
 def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, float]]:
@@ -197,9 +197,9 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
     return phases
 
 
-def picture_bytes(side: int) -> int:
-    """Bytes of an image as the decoder gives it, float32."""
-    return 4 * 3 * side**2
+def picture_bytes(size: tuple[int, int]) -> int:
+    """Bytes of an image of ``size`` (height, width) as the decoder gives it, float32."""
+    return 4 * 3 * size[0] * size[1]
 
 
 def _phase(activations: float, gradients: float, rollout: float = 0) -> dict[str, float]:

@@ -115,18 +115,18 @@ def backbone_of(
     pipeline = own.PIPELINE(**(dict.fromkeys(required) | dict(parts) | {"scheduler": _scheduler()}))
     patch = own.latent_multiple(configs["transformer"])
     factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
-    if model.resolution % (factor * patch):
-        raise UserError(
-            f"model.resolution: {model.resolution} is not a multiple of {factor * patch}, which {model.teacher} needs"
-        )
+    for key, side in zip(("resolution", "width"), model.size, strict=True):
+        if side % (factor * patch):
+            raise UserError(f"model.{key}: {side} is not a multiple of {factor * patch}, which {model.teacher} needs")
     return backbone_on(pipeline, model, configs)
 
 
 def backbone_on(pipeline: Any, model: ModelParams, configs: Mapping[str, dict[str, Any]]) -> PipelineBackbone:
-    """Our backbone over such a pipeline, at ``model.resolution``, which has to fit it."""
+    """Our backbone over such a pipeline, at ``model.size``, which has to fit it."""
     factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
     family = family_module(model.family).BACKBONE
-    backbone: PipelineBackbone = family(pipeline, model.resolution // factor, model.max_sequence_length)
+    height, width = model.size
+    backbone: PipelineBackbone = family(pipeline, (height // factor, width // factor), model.max_sequence_length)
     return backbone
 
 

@@ -70,7 +70,7 @@ class Stand:
 
     def at(self, resolution: int) -> Stand:
         """The same models, asked for squares of another side."""
-        model = self.params.model.model_copy(update={"resolution": resolution})
+        model = self.params.model.model_copy(update={"resolution": resolution, "width": None})
         backbone = backbone_on(self.backbone.pipeline, model, self.configs)
         backbone.student = self.backbone.student
         backbone.device = self.backbone.device

@@ -57,7 +57,7 @@ def plan_text(plan: Plan, params: Params, gpu: str) -> str:
     student = params.model.student
     beside = "" if student is None else f", the student on {student.model},"
     parts = [
-        f"{params.model.teacher}{beside} at {params.model.resolution} pixels, {dtype},"
+        f"{params.model.teacher}{beside} at {params.model.size_text} pixels, {dtype},"
         f" adapter.mode: {params.adapter.mode},"
         f" adapter.gradient_checkpointing: {str(params.adapter.gradient_checkpointing).lower()}",
         "Parameters\n" + _parameters(plan),

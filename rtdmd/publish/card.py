@@ -84,8 +84,10 @@ def _suite(found: Published, suite: str, metrics: Mapping[str, Any]) -> list[str
     trained = [name for name in names if trained_on(name, rewards)]
     other = [name for name in names if name not in trained]
     features = [name for name in FEATURES if metrics[STUDENT].get(name) is not None]
-    size = f"{metrics['resolution']} x {metrics['resolution']} pixels"
-    if metrics["resolution"] != metrics["trained_resolution"]:
+    own = metrics["resolution"] == metrics["trained_resolution"]
+    height, width = found.model.size if own else (metrics["resolution"], metrics["resolution"])
+    size = f"{height} x {width} pixels"
+    if not own:
         size += f" (trained at {metrics['trained_resolution']})"
     lines = [
         f"### {markdown(suite)}",
@@ -187,7 +189,7 @@ def _limits(found: Published) -> list[str]:
         "## Limits",
         "",
         about,
-        f"- {found.model.num_steps} steps at {found.model.resolution} pixels, without guidance. Other step counts,"
+        f"- {found.model.num_steps} steps at {found.model.size_text} pixels, without guidance. Other step counts,"
         " sizes and guidance weights were not trained.",
         "- It was tuned towards its training rewards; a better score by them is not a better picture in every eye.",
         "",

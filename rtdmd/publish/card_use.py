@@ -73,7 +73,7 @@ def _draw(found: Published) -> list[str]:
         f'    "num_inference_steps": {model.num_steps},',
         '    "guidance_scale": 1.0,',
         f'    "height": {model.resolution},',
-        f'    "width": {model.resolution},',
+        f'    "width": {model.size[1]},',
         f'    "max_sequence_length": {model.max_sequence_length},',
         "}",
         "torch.manual_seed(0)",

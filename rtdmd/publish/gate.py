@@ -215,7 +215,7 @@ def _request(export: Export, fixed: Fixed) -> dict[str, Any]:
             "num_inference_steps": model.num_steps,
             "guidance_scale": 1.0,
             "height": model.resolution,
-            "width": model.resolution,
+            "width": model.size[1],
             "max_sequence_length": model.max_sequence_length,
         },
         "etas": noise_levels(model.eta),

@@ -67,7 +67,7 @@ def recorded(path: Path) -> Recorded | None:
         raise UserError(
             f"{where}: no record of this package: it tells no settings.model; make or download the folder again"
         )
-    section = {"student": None, "shift": None} | section  # records of before there were these
+    section = {"student": None, "width": None, "shift": None} | section  # records of before there were these
     model = validate_as(ModelParams, section, f"{where}: settings.model", "make the folder again")
     base = record.get("teacher" if model.student is None else "student")
     return Recorded(str(where), model, base.get("sha256") if isinstance(base, dict) else None)

@@ -61,7 +61,7 @@ def imported_model(params: Params, root: Path) -> ModelParams:
                 f" {getattr(own, name)}; set the same to judge it"
             )
     return found.model.model_copy(
-        update={"teacher": base.teacher, "revision": base.revision, "resolution": own.resolution}
+        update={"teacher": base.teacher, "revision": base.revision, "resolution": own.resolution, "width": own.width}
     )
 
 

@@ -15,7 +15,7 @@ from rtdmd.config.load import validate
 from rtdmd.config.presets import merged
 
 if TYPE_CHECKING:
-    from rtdmd.config import Params
+    from rtdmd.config import ModelParams, Params
     from rtdmd.config.results import SuiteParams
     from rtdmd.config.suites import SetParams
     from rtdmd.config.training import TrainingParams
@@ -27,6 +27,7 @@ REDUCED = {
     "run.device": "cpu where there is no GPU",
     "run.threads": "1",
     "model.resolution": "a sixteenth, 32 at least, a multiple of 16; 64 and below as it is",
+    "model.width": "as model.resolution",
     "model.teacher_steps": "at most 2",
     "adapter.rank": "at most 4",
     "adapter.alpha": "in proportion to the rank",
@@ -112,6 +113,7 @@ def reduced(params: Params, device: str) -> Params:
         "run": {"device": device, "threads": 1},
         "model": {
             "resolution": small_side(model.resolution),
+            "width": small_width(model),
             "teacher_steps": min(model.teacher_steps, 2),
         },
         "adapter": {"rank": rank, "alpha": max(1, round(adapter.alpha * rank / adapter.rank))},
@@ -137,6 +139,13 @@ def with_processes(params: Params, count: int) -> Params:
 def small_side(resolution: int) -> int:
     """The side [pixels] that an image of ``resolution`` is rehearsed at."""
     return resolution if resolution <= SMALLEST else 16 * max(2, round(resolution / 256))
+
+
+def small_width(model: ModelParams) -> int | None:
+    """The width at which an image that is not square is rehearsed; None where it is square then."""
+    if model.width is None or small_side(model.width) == small_side(model.resolution):
+        return None
+    return small_side(model.width)
 
 
 def _stage_one(params: Params) -> dict[str, Any]:

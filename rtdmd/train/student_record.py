@@ -29,6 +29,7 @@ MODEL_KEYS = (
     "revision",
     "student",
     "resolution",
+    "width",
     "max_sequence_length",
     "num_steps",
     "shift",
@@ -84,7 +85,9 @@ def _differences(path: Path, header: Mapping[str, str], params: Params) -> Itera
         names = {"teacher": here.key, "revision": here.pin}
     present = here.model_dump(mode="json")
     for key in MODEL_KEYS:
-        was = model.get(key, None if key in ("student", "shift") else present[key])  # older records have neither
+        was = model.get(
+            key, None if key in ("student", "width", "shift") else present[key]
+        )  # older records have none of these
         if was != present[key]:
             yield names.get(key, f"model.{key}"), _flow(was), _flow(present[key])
 

@@ -87,7 +87,7 @@ def backbone(name: str, resolution: int) -> Any:
     kind = KINDS[name]
     scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULERS[kind.transformer.__name__])
     pipeline = kind.pipeline(transformer=transformer(name), scheduler=scheduler, **dict.fromkeys(kind.parts))
-    return kind.backbone(pipeline, resolution // VAE_FACTOR, 512)
+    return kind.backbone(pipeline, (resolution // VAE_FACTOR, resolution // VAE_FACTOR), 512)
 
 
 def conditioning(name: str, rows: int) -> Conditioning:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,18 @@ def test_decode_is_the_pipelines_image_and_passes_gradients(loaded: Loaded) -> N
     assert ours.min() >= 0 and ours.max() <= 1 and ours.dtype == torch.float32
     ours.square().sum().backward()
     assert latents.grad is not None and latents.grad.abs().max() > 0
+
+
+@torch.no_grad()
+def test_an_image_that_is_not_square_is_the_pipelines(loaded: Loaded) -> None:
+    family = loaded.family
+    width = 2 * family.resolution
+    wide = replace(loaded, backbone=family.load(loaded.folder, text=False, width=width))
+    x1 = noise(wide, "wide")
+    theirs = family.call(loaded.pipeline, x1, steps=2, guidance_scale=1.0, width=width, output_type="pt")
+    latents = rollout(velocity_of(wide), x1, loaded.cond, wide.backbone.teacher_sigmas(2), 0.0, None)[-1]
+    ours = wide.backbone.decode(latents)
+    assert ours.shape == (2, 3, family.resolution, width) and (ours - theirs).abs().max() < TOLERANCE
 
 
 def test_encode_images_inverts_the_scaling_of_decode(loaded: Loaded) -> None:

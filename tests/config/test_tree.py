@@ -13,6 +13,8 @@ from rtdmd.methods import METHODS
 
 UNWEIGHTED = [{"name": "world_verifier", "weight": 0.0, "soft_weight": 0.7}]
 
+A_SUITE = {"name": "a", "prompts": "heldout", "images_per_tag": 1}
+
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
@@ -91,6 +93,11 @@ UNWEIGHTED = [{"name": "world_verifier", "weight": 0.0, "soft_weight": 0.7}]
         (
             {"train_rtdmd": {"guidance_range": [3, 5]}},
             "train_rtdmd.guidance_range: [3, 5] with model.guidance: 2; allowed: null, or two numbers from 1,",
+        ),
+        ({"model": {"width": 36}}, "model.width: 36 with resolution: 36, a square; allowed: null"),
+        (
+            {"model": {"width": 24}, "evaluate": {"suites": [A_SUITE | {"resolution": 36}]}},
+            "evaluate.suites: a: resolution: 36 with model.width: 24; allowed: null, the model's own size, or the side",
         ),
         (
             {"model": {"num_steps": 1, "shift": 5}},

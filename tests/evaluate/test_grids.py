@@ -34,3 +34,10 @@ def test_images_of_two_sizes_stand_in_equal_cells():
     assert page.shape == (2 * (144 + GAP) + GAP, 144 + 2 * GAP, 3)
     assert np.array_equal(page[GAP : GAP + 144 : 4, GAP : GAP + 144 : 4], small)
     assert np.array_equal(page[2 * GAP + 144 : -GAP : 2, GAP : GAP + 144 : 2], large)
+
+
+def test_images_that_are_not_square_keep_their_shape():
+    wide = np.random.default_rng(1).integers(0, 256, size=(36, 54, 3), dtype=np.uint8)
+    page = np.asarray(grid([[wide, wide]]))
+    assert page.shape == (108 + 2 * GAP, 2 * (162 + GAP) + GAP, 3)
+    assert np.array_equal(page[GAP + 1 : GAP + 108 : 3, 2 * GAP + 163 : -GAP : 3], wide)

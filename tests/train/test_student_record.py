@@ -46,6 +46,7 @@ def test_as_it_was_trained(imported: bool, tmp_path: Path) -> None:
         ({"adapter": {"rank": 2}}, "adapter.rank: 4, params.yaml says 2; set adapter.rank: 4"),
         ({"model": {"teacher": "other"}}, "model.teacher: data/world/teacher, params.yaml says other; set model.teach"),
         ({"model": {"num_steps": 8}}, "model.num_steps: 4, params.yaml says 8; set model.num_steps: 4"),
+        ({"model": {"width": 24}}, "model.width: null, params.yaml says 24; set model.width: null"),
         ({"model": {"shift": 5}}, "model.shift: null, params.yaml says 5.0; set model.shift: null"),
         ({"model": {"eta": 0.5}}, "model.eta: 0.9, params.yaml says 0.5; set model.eta: 0.9"),
         ({"model": {"resolution": 72}}, "model.resolution: 36, params.yaml says 72; set model.resolution: 36"),
