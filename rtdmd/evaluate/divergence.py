@@ -6,7 +6,9 @@ captions (nats; weights w_c: tags alike, a tag's captions by their images, as th
 - ``kl``: a lower bound of Σ_c w_c KL(q_c ‖ p_c). Right or wrong is counted by caption (`optimum.bernoulli_kl`). Within
   the right images and within the wrong ones it is the least divergence of any law with the model's marginals
   (`marginals.least_divergence`); there the teacher's images of a caption weigh as much as the model's, so that a change
-  of which captions come out right is not counted again.
+  of which captions come out right is not counted again. A few of a teacher's images bound what it can be
+  (`marginals`): ``at_bound`` is the share of the model's images of tags in which it is there, so that the truth may be
+  far more.
 - ``optimum``: what the reward-tilted teacher costs at the model's reward, and its ``beta``.
 - ``excess``: kl - optimum, at least 0 but for the noise: a lower bound of KL(q ‖ p̃).
 
@@ -33,13 +35,12 @@ import numpy as np
 from rtdmd.common.errors import UserError
 from rtdmd.common.rng import Key, numpy_generator
 from rtdmd.evaluate.intervals import estimate
-from rtdmd.evaluate.marginals import Bound, Stratum, least_divergence, statistics
+from rtdmd.evaluate.marginals import KINDS, Bound, Stratum, least_divergence, of_kind, statistics
 from rtdmd.evaluate.optimum import Optimum, bernoulli_kl, optimum
 from rtdmd.evaluate.parses import Parses
 
 REPLICATES = 200
-LEAST_IMAGES = 20  # of a tag on one side, model's and teacher's: with fewer its marginals count as the teacher's
-LEAST_OF_CAPTION = 3  # of a caption on one side, for the same reason
+KIND_REPLICATES = 50  # of a figure without interval, for its bias
 Z95 = 1.959964
 DIGITS = 6
 SIDES = {"within_right": True, "within_wrong": False}
@@ -109,6 +110,24 @@ def divergence(model: Parses, teacher: Parses, seed: int = 0, replicates: int = 
             "ci95": round(_half_width(found), DIGITS),
             "ci95_prompts": round(_half_width(captions[name]), DIGITS),
         }
+    out["at_bound"] = round(images["kl"].at_bound, DIGITS)
+    return out
+
+
+def by_kind(model: Parses, teacher: Parses, seed: int = 0, replicates: int = KIND_REPLICATES) -> dict[str, float]:
+    """What a model's backgrounds alone cost, its numbers of objects alone, and so on (KINDS, nats): the same bound with
+    the statistics of one kind, right and wrong images together. Kinds depend on each other, so they do not add up.
+
+    UserError where the teacher lacks a caption.
+    """
+    weights = caption_weights(model)
+    _require_captions(teacher, weights)
+    samples = _samples(model, teacher, weights, _Draw((seed, "kinds"), replicates, False))
+    sides = [_strata(*samples, right) for right in SIDES.values()]
+    out = {}
+    for kind in KINDS:
+        found = _sum([least_divergence(of_kind(strata, kind), replicates) for strata in sides])
+        out[kind] = round(found.value - found.bias, DIGITS)
     return out
 
 
@@ -127,13 +146,21 @@ class _Draw:
     captions: bool
 
 
-def _figures(model: Parses, teacher: Parses, weights: Mapping[int, float], draw: _Draw) -> dict[str, Bound]:
-    """Every figure of the sample with its bias, and in R replicates."""
+def _samples(
+    model: Parses, teacher: Parses, weights: Mapping[int, float], draw: _Draw
+) -> tuple[Sample, Sample, np.ndarray, np.ndarray]:
+    """The model's images and the teacher's, the captions' weights (1 + R, C) and tags (C,)."""
     ids = np.array(sorted(weights))
     tags = np.array([model.tags[model.prompts == caption][0] for caption in ids])
     own = _sample(model, ids, (*draw.key, "model"), draw.replicates)
     law = _sample(teacher.rows(np.isin(teacher.prompts, ids)), ids, (*draw.key, "teacher"), draw.replicates)
     weight = _caption_draws(np.array([weights[int(caption)] for caption in ids]), tags, draw)
+    return own, law, weight, tags
+
+
+def _figures(model: Parses, teacher: Parses, weights: Mapping[int, float], draw: _Draw) -> dict[str, Bound]:
+    """Every figure of the sample with its bias, and in R replicates."""
+    own, law, weight, tags = _samples(model, teacher, weights, draw)
     best = optimum(law.right, law.images, weight)
     reward = (weight * own.right / own.images).sum(1)
     beta = best.beta_at(reward)
@@ -159,8 +186,8 @@ def _plain(values: np.ndarray, surplus: float = 0.0) -> Bound:
 def _sum(parts: Sequence[Bound]) -> Bound:
     """Figures of the same replicates added up."""
     replicates = np.sum([part.replicates for part in parts], axis=0)
-    totals = [sum(getattr(part, name) for part in parts) for name in ("value", "bias", "surplus")]
-    return Bound(totals[0], totals[1], replicates, totals[2])
+    totals = {name: sum(getattr(part, name) for part in parts) for name in ("value", "bias", "surplus", "at_bound")}
+    return Bound(replicates=replicates, **totals)
 
 
 def _noise(own: Sample, law: Sample) -> np.ndarray:
@@ -203,21 +230,22 @@ def _caption_draws(weight: np.ndarray, tags: np.ndarray, draw: _Draw) -> np.ndar
 
 
 def _strata(own: Sample, law: Sample, weight: np.ndarray, tags: np.ndarray, right: bool) -> list[Stratum]:
-    """The tags' images on one side, the teacher's weighted by caption as the model's."""
+    """The tags' images on one side, the teacher's weighted by caption as the model's; of captions that have images of
+    both there."""
     model_here = own.parses.right == right
     law_here = law.parses.right == right
     counts = [_by_caption(sample, here) for sample, here in ((own, model_here), (law, law_here))]
-    enough = (counts[0][0] >= 1) & (counts[1][0] >= LEAST_OF_CAPTION)
-    used = enough & (counts[0] > 0) & (counts[1] > 0)  # (R, C); a replicate may lack what the sample has
+    both = (counts[0][0] > 0) & (counts[1][0] > 0)
+    used = both & (counts[0] > 0) & (counts[1] > 0)  # (R, C); a replicate may lack what the sample has
     share = np.where(used, weight * counts[0] / own.images, 0.0)
     per_model = np.where(used, weight / own.images, 0.0)
     per_law = np.where(used, share / np.maximum(counts[1], 1), 0.0)
     out = []
     for tag in np.unique(tags):
-        usable = enough & (tags == tag)
+        usable = both & (tags == tag)
         rows = np.flatnonzero(model_here & usable[own.caption])
         law_rows = np.flatnonzero(law_here & usable[law.caption])
-        if min(len(rows), len(law_rows)) >= LEAST_IMAGES:
+        if len(rows) > 0:
             out.append(
                 Stratum(
                     statistics(own.parses.rows(rows)),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rtdmd.common.errors import UserError
-from rtdmd.evaluate.divergence import DIGITS, caption_weights, divergence, teacher_optimum
+from rtdmd.evaluate.divergence import DIGITS, by_kind, caption_weights, divergence, teacher_optimum
 from rtdmd.evaluate.optimum import Optimum
 from rtdmd.evaluate.parses import Parses
 from rtdmd.evaluate.plan import Item, by_tag, plan_images
@@ -50,15 +50,16 @@ def frontier(
     models: name -> records, all of the same planned images; teacher: records of independent images of the teacher for
     the same captions; paths: name -> epoch -> records of the student of that epoch.
 
-    Returns ``models`` (name -> `divergence`), ``optimum`` (beta, reward and kl along the curve, beta = 0 the teacher),
-    and ``paths`` (name -> `path_points`). Errors as for `divergence`.
+    Returns ``models`` (name -> `divergence`), ``by_kind`` (name -> `by_kind`), ``optimum`` (beta, reward and kl along
+    the curve, beta = 0 the teacher), and ``paths`` (name -> `path_points`). Errors as for `divergence`.
     """
     figures = {name: divergence(parses, teacher, seed) for name, parses in models.items()}
+    kinds = {name: by_kind(parses, teacher, seed) for name, parses in models.items()}
     walked = {name: path_points(epochs, teacher, seed) for name, epochs in (paths or {}).items()}
     best = teacher_optimum(teacher, caption_weights(next(iter(models.values()))))
     rewards = [found["reward"]["mean"] for found in figures.values()]
     rewards += [point["reward"] for points in walked.values() for point in points]
-    return {"models": figures, "optimum": optimum_curve(best, min(rewards)), "paths": walked}
+    return {"models": figures, "by_kind": kinds, "optimum": optimum_curve(best, min(rewards)), "paths": walked}
 
 
 def path_points(epochs: Mapping[int, Parses], teacher: Parses, seed: int) -> list[dict[str, Any]]:

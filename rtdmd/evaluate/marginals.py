@@ -10,12 +10,20 @@ bound where the teacher's marginals depend on each other; this is one, whatever 
 model is such a tilt of the teacher: a collapse of one marginal, of several, or of all objects of an image alike.
 
 Within the right images, and within the wrong ones, the tags are strata: θ is shared, the normaliser is a tag's own.
+
+M images of a teacher show a divergence up to about log M, and no tilt of them has a mean of g outside their hull. So p
+is mixed with the model: KL is convex, hence
+
+    KL(q ‖ p) >= KL(q ‖ (1 - ε) p + ε q) / (1 - ε),    ε = 1 / (M + 1),
+
+as if one image more had been drawn of the teacher, and it were the model's. That is finite, log (M + 1) (M + 1) / M at
+most, whatever the model draws, and it takes next to nothing from what M images can tell.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,7 +34,19 @@ from rtdmd.world.render import BACKGROUNDS, CELLS
 
 MOST_OBJECTS = 5  # and more
 RIDGE = 1e-3  # of θ in standard deviations: without it a category that the model has left sends θ to infinity
+PRIOR = 1.0  # the ridge in images, added to it: θ is normal of variance 1 before any image, which few images need
+AT_BOUND = 0.5  # share of a tilted stratum that is the model's own images, above which the teacher's hardly show it
 STEPS = 60  # Newton's, at most
+KINDS = {
+    "background": len(BACKGROUNDS) - 1,
+    "number": MOST_OBJECTS,
+    "clutter": 1,
+    "shapes": len(SHAPES) - 1,
+    "colors": 2 * (len(COLORS) - 1),
+    "cells": CELLS - 1,
+    "sizes": 1,
+}
+"""How many of the statistics are of which kind, in their order."""
 NAMED_COLORS = frozenset(c.tag for c in captions() if any("color" in item for item in c.include))
 
 
@@ -62,22 +82,30 @@ class Stratum:
     teacher_weights: np.ndarray
 
 
+def of_kind(strata: Sequence[Stratum], kind: str) -> list[Stratum]:
+    """The strata with the statistics of one of KINDS alone."""
+    first = sum(list(KINDS.values())[: list(KINDS).index(kind)])
+    own = slice(first, first + KINDS[kind])
+    return [replace(s, model=s.model[:, own], teacher=s.teacher[:, own]) for s in strata]
+
+
 @dataclass(frozen=True)
 class Bound:
-    """The bound of a sample (nats, plug-in), its bias in expectation, the bound in R replicates (R,), and by how much
-    their variance is too large."""
+    """The bound of a sample (nats, plug-in), its bias in expectation, the bound in R replicates (R,), by how much their
+    variance is too large, and the mass of the strata whose figure is the most that so few images can show."""
 
     value: float
     bias: float
     replicates: np.ndarray
     surplus: float
+    at_bound: float = 0.0
 
 
 def least_divergence(strata: Sequence[Stratum], replicates: int) -> Bound:
     """Σ over strata of mass times the supremum, with its bias and replicates (three at least).
 
-    The supremum is found with a small ridge on θ and reported without it: any θ gives a lower bound. Statistics that do
-    not vary among the teacher's images say nothing here, and M images show no divergence above log M.
+    The supremum is found with a small ridge on θ and reported without it: any θ gives a lower bound. The fewer images,
+    the larger the ridge: five images a side would else be told apart by one of thirty statistics whatever they are.
 
     Replicates keep the sample's θ: to first order a supremum moves as its value at a fixed θ does. Their gradients g
     there tell what a new θ would have gained, g · H⁻¹ g / 2 with the sample's curvature H. The mean of both over the
@@ -88,23 +116,56 @@ def least_divergence(strata: Sequence[Stratum], replicates: int) -> Bound:
     tr (H⁻¹ S)² to it in expectation, where the supremum's own variance has half of that. So the other half is surplus
     (the trace of a square without the bias that it has from so many replicates: Srivastava 2005).
     """
-    centred, size = _standardised(strata)
+    ridge = _ridge(strata)
+    centred, size = _standardised([_with_model(stratum) for stratum in strata])
     if size == 0:
         return Bound(0.0, 0.0, np.zeros(replicates), 0.0)
-    theta = _maximum(centred, size)
+    theta = _maximum(centred, size, ridge)
     values = []
     gradients = []
     for rows in (slice(0, 1), slice(1, None)):
         values.append(_values(centred, theta, rows))
         gradients.append(_gradients(centred, theta, rows))
     change = gradients[1] - gradients[0]
-    curvature = _curvature(centred, theta)
+    curvature = _curvature(centred, theta, ridge)
     gain = 0.5 * (change * np.linalg.solve(curvature, change.T).T).sum(1)
     ratio = np.linalg.solve(curvature, np.atleast_2d(np.cov(change.T)))  # H⁻¹ S
     free = replicates - 1
     square = float(np.trace(ratio @ ratio) - np.trace(ratio) ** 2 / free) * free**2 / ((free - 1) * (free + 2))
     bias = float((values[1] + gain).mean() - values[0][0])
-    return Bound(float(values[0][0]), bias, values[1], max(0.0, 0.5 * square))
+    at_bound = sum(_mass_at_bound(stratum, theta) for stratum in centred)
+    return Bound(float(values[0][0]), bias, values[1], max(0.0, 0.5 * square), at_bound)
+
+
+def _ridge(strata: Sequence[Stratum]) -> float:
+    """RIDGE for each image's mass, and PRIOR images of the effective size (Σ w)² / Σ w² of both samples."""
+    mass = sum(float(stratum.model_weights[0].sum()) for stratum in strata)
+    if mass == 0:
+        return 0.0
+    squares = sum(float((s.model_weights[0] ** 2).sum() + (s.teacher_weights[0] ** 2).sum()) for s in strata)
+    return RIDGE * mass + PRIOR * squares / mass
+
+
+def _with_model(stratum: Stratum) -> Stratum:
+    """The stratum with the model's images among the teacher's, together weighing as one of M effective ones more; every
+    weight over 1 - ε, so that the bound is that of the teacher alone."""
+    weights = stratum.teacher_weights[0]
+    odds = float((weights**2).sum() / weights.sum() ** 2)  # ε / (1 - ε) = 1 / M
+    return Stratum(
+        stratum.model,
+        np.concatenate([stratum.teacher, stratum.model]),
+        stratum.model_weights * (1 + odds),
+        np.concatenate([stratum.teacher_weights, stratum.model_weights * odds], axis=1),
+    )
+
+
+def _mass_at_bound(stratum: Stratum, theta: np.ndarray) -> float:
+    """The mass of a stratum of `_with_model` whose tilt consists of the model's images rather than of the teacher's;
+    else 0."""
+    tilted = _tilted(stratum, theta, slice(0, 1))[0][0]
+    count = len(stratum.model)
+    at_bound = tilted[-count:].sum() > AT_BOUND * tilted.sum()
+    return float(stratum.teacher_weights[0, :-count].sum()) if at_bound else 0.0
 
 
 def _standardised(strata: Sequence[Stratum]) -> tuple[list[Stratum], int]:
@@ -152,21 +213,18 @@ def _gradients(strata: Sequence[Stratum], theta: np.ndarray, rows: slice) -> np.
     return sum(s.model_weights[rows] @ s.model - _tilted(s, theta, rows)[0] @ s.teacher for s in strata)
 
 
-def _curvature(strata: Sequence[Stratum], theta: np.ndarray) -> np.ndarray:
+def _curvature(strata: Sequence[Stratum], theta: np.ndarray, ridge: float) -> np.ndarray:
     """The sample's negative second derivative with the ridge, (F, F)."""
     total = np.zeros((len(theta), len(theta)))
-    ridge = 0.0
     for stratum in strata:
         tilted = _tilted(stratum, theta, slice(0, 1))[0][0]
         mean = tilted @ stratum.teacher
         total += (stratum.teacher * tilted[:, None]).T @ stratum.teacher - np.outer(mean, mean) / tilted.sum()
-        ridge += RIDGE * tilted.sum()
     return total + ridge * np.eye(len(theta))
 
 
-def _maximum(strata: Sequence[Stratum], size: int) -> np.ndarray:
+def _maximum(strata: Sequence[Stratum], size: int, ridge: float) -> np.ndarray:
     """θ (F,) of the sample's largest bound less the ridge, by Newton steps that are halved until they rise."""
-    ridge = RIDGE * sum(float(stratum.model_weights[0].sum()) for stratum in strata)
 
     def height(at: np.ndarray) -> float:
         return float(_values(strata, at, slice(0, 1))[0] - 0.5 * ridge * at @ at)
@@ -174,7 +232,7 @@ def _maximum(strata: Sequence[Stratum], size: int) -> np.ndarray:
     theta = np.zeros(size)
     for _ in range(STEPS):
         gradient = _gradients(strata, theta, slice(0, 1))[0] - ridge * theta
-        step = np.linalg.solve(_curvature(strata, theta), gradient)
+        step = np.linalg.solve(_curvature(strata, theta, ridge), gradient)
         if gradient @ step < 1e-12:
             return theta
         length = 1.0

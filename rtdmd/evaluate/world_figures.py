@@ -19,8 +19,9 @@ from rtdmd.world.render import BACKGROUNDS
 def world_figures(read: Parses, metadata: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Figures over N images of N GenEval records; entropies are normalised, 1 = uniform.
 
-    Colours count only where the caption names none, cells only where it names no relation, so that the figure is the
-    model's own choice. None where there was nothing to count.
+    ``clutter`` is the share of images with at least one cell that holds something that is no object. Colours count only
+    where the caption names none, cells only where it names no relation, so that the figure is the model's own choice.
+    None where there was nothing to count.
     """
     objects = read.state == 1
     no_color = np.array([not any("color" in item for item in record["include"]) for record in metadata])
@@ -28,7 +29,7 @@ def world_figures(read: Parses, metadata: Sequence[Mapping[str, Any]]) -> dict[s
     cells = np.broadcast_to(np.arange(GRID * GRID), objects.shape)
     return {
         "objects": float(objects.sum(1).mean()),
-        "clutter": float((read.state == -1).sum(1).mean()),
+        "clutter": float((read.state == -1).any(1).mean()),
         "small_share": float((read.size[objects] == SMALL).mean()) if objects.any() else None,
         "color_entropy": entropy(read.color[objects & no_color[:, None]].tolist(), len(COLORS)),
         "position_entropy": entropy(cells[objects & no_place[:, None]].tolist(), GRID * GRID),

@@ -16,9 +16,11 @@ FRONTIER = (
     " divergence, and the curve starts at the teacher. The dotted line from the curve to a model is its excess: what it"
     " changed that the reward did not ask for, with its interval. Divergences are lower bounds from what the verifier"
     " reads, against images of the teacher with noise of their own; 0 within the interval is no difference found."
-    " Fréchet distances are to the teacher's images resampled to the model's reward. Small dots on a thin line, where"
+    " Fréchet distances are to the teacher's images resampled to the model's reward. The second table has what a"
+    " model's backgrounds alone cost, its numbers of objects alone and so on; they depend on each other and are no sum."
+    " Small dots on a thin line, where"
     " they are drawn, are the run on its way through stage two: the student of each look, on fewer images than the"
-    " models, so with wider intervals (thin) and, by a few hundredths, too far to the left."
+    " models, so with wider intervals (thin)."
 )
 TOLD = (
     "How often, of a right and a wrong image of one caption, the right one has the higher score: 0.5 tells nothing, 1"
@@ -43,7 +45,28 @@ def frontier(metrics: Metrics, path: Sequence[Mapping[str, Any]] = (), suite: st
     paths = {STUDENT: path} if path else {}
     body = frontier_plot({**found, "models": models, "paths": paths}, LABELS)
     body += table(header, rows, ["best" if name == STUDENT else "" for name in models])
-    return section("Reward against divergence", FRONTIER, body, "frontier", suite)
+    body += _by_kind({name: found["by_kind"][name] for name in models})
+    shares = {LABELS[name]: own["at_bound"] for name, own in models.items() if own["at_bound"] > 0}
+    return section("Reward against divergence", FRONTIER + at_bound(shares), body, "frontier", suite)
+
+
+def _by_kind(models: Mapping[str, Mapping[str, float]]) -> str:
+    """A line a model, a column a kind of what the verifier reads."""
+    kinds = next(iter(models.values()))
+    rows = [[LABELS[name], *(plain(own[kind]) for kind in kinds)] for name, own in models.items()]
+    header = ["Divergence by one kind alone, at least", *kinds]
+    return table(header, rows, ["best" if name == STUDENT else "" for name in models])
+
+
+def at_bound(shares: Mapping[str, float]) -> str:
+    """What to say of models of whose images such shares are farther from the teacher's than these can show."""
+    if not shares:
+        return ""
+    named = ", ".join(f"{100 * share:.1f} % ({label})" for label, share in shares.items())
+    return (
+        f" At its bound: {named} of the images are so unlike those that the teacher drew of the same tag and verdict"
+        " that their part of the divergence is about the most that so few can show; the true one may be far larger."
+    )
 
 
 def told(metrics: Metrics, suite: str = "") -> str:

@@ -30,7 +30,7 @@ from rtdmd.report.run_path import Looks
 Metrics = Mapping[str, Any]
 FIGURES = {
     "objects": "Objects an image",
-    "clutter": "Clutter an image",
+    "clutter": "Share of images with clutter",
     "small_share": "Share of 9-pixel objects",
     "color_entropy": "Colour entropy",
     "position_entropy": "Position entropy",

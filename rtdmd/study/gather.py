@@ -102,15 +102,16 @@ def read_run(root: Path, plan: SweepPlan, name: str, seed: int) -> Run | None:
 
 
 def measured(run: Run, folder: Path, law: Law | None, over_time: bool) -> Run:
-    """The run of ``folder`` with its divergence from its seed's teacher, whose excess becomes one of its figures, and
-    where ``over_time`` with those of its students; as it is without a law."""
+    """The run of ``folder`` with its divergence from its seed's teacher, which becomes two of its figures, kl and
+    excess, and where ``over_time`` with those of its students; as it is without a law."""
     if law is None:
         return run
     model = MODELS[stage_of(run.name)][0]
     found = law.divergence(judged_folder(folder), model)
     epochs = [int(point["epoch"]) for point in run.record["history"]] if over_time else []
     path = law.path({epoch: point_folder(folder, epoch) for epoch in epochs}, model)
-    return replace(run, divergence=found, path=path, figures={**run.figures, "excess": found["excess"]["mean"]})
+    own = {name: found[name]["mean"] for name in ("kl", "excess")}
+    return replace(run, divergence=found, path=path, figures={**run.figures, **own})
 
 
 def judged_folder(folder: Path) -> Path:

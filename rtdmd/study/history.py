@@ -28,7 +28,7 @@ from rtdmd.train.student_record import student_header
 
 STAGE = "train_rtdmd"
 LAST = "last"
-FIGURES = ("strict", "clipscore", "frechet", "diversity")
+FIGURES = ("strict", "clipscore", "frechet", "diversity", "clutter")
 
 
 def judge_over_time(folder: Path, params: Params, plan: SweepPlan) -> list[dict[str, float]]:

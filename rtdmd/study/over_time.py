@@ -13,7 +13,13 @@ from rtdmd.report.charts import curve
 from rtdmd.report.html import details, section, table
 from rtdmd.study.gather import HEADLINE, Row, Run, is_reward, reward_names, title_of
 
-LABELS = {"frechet": "Fréchet", "diversity": "Diversity", "excess": "Excess divergence"}
+LABELS = {
+    "frechet": "Fréchet",
+    "diversity": "Diversity",
+    "clutter": "Images with clutter",
+    "kl": "Divergence",
+    "excess": "Excess divergence",
+}
 _HOW = (
     "Means over seeds. Training rewards: the first and the last quarter of the epochs. Held-out figures: the first and"
     " the last student that was judged, averaged weights, few images. Below, the curves of the first seed: training"

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import rel_entr
 
 from rtdmd.common.errors import UserError
-from rtdmd.evaluate.divergence import caption_weights, divergence, teacher_optimum
+from rtdmd.evaluate.divergence import by_kind, caption_weights, divergence, teacher_optimum
 from rtdmd.evaluate.intervals import estimate
+from rtdmd.evaluate.marginals import KINDS
 from rtdmd.evaluate.parses import Parses
 from tests.evaluate.world_laws import bank, draw, kl, tilted
 
@@ -26,6 +28,16 @@ def tilt_cost(law: Parses, beta: np.ndarray | float) -> tuple[float, float]:
     share = np.array([weights[caption] for caption in sorted(weights)])
     rho = tilted(p, beta)
     return float(share @ rho), float(share @ kl(rho, p))
+
+
+def cost(law: Parses, weights: np.ndarray) -> float:
+    """KL of the law with these weights within each caption, captions as `draw` weighs them."""
+    share = caption_weights(draw(law, np.ones(len(law)), 300, np.random.default_rng(0)))
+    total = 0.0
+    for caption, weight in share.items():
+        q = weights[law.prompts == caption] / weights[law.prompts == caption].sum()
+        total += weight * rel_entr(q, 1 / len(q)).sum()
+    return total
 
 
 def repeated(weights: np.ndarray, per_tag: int = 300) -> list[dict[str, Any]]:
@@ -91,6 +103,40 @@ def test_a_collapsed_background_costs_the_logarithm_of_its_share() -> None:
     assert found["right_or_wrong"]["mean"] == pytest.approx(found["optimum"]["mean"], abs=0.03)
 
 
+@pytest.mark.parametrize(("beta", "wrong"), [(0.0, (60, 200)), (2.0, (5, 25)), (3.0, (2, 10))])
+def test_few_wrong_images_unlike_the_teachers_cost_what_they_can_show(beta: float, wrong: tuple[int, int]) -> None:
+    """Of 1800: small objects on one background of three, as one in ten of the teacher's wrong images. Of the demo's
+    student, whose wrong images were as few and as unlike, the part of the wrong ones once came out at 88 nats each."""
+    law, rng = bank(), np.random.default_rng(7)
+    kept = (law.background == 0) & ((law.size == 9) == (law.state == 1)).all(1)
+    shares = np.array([kept[~law.right & (law.prompts == caption)].mean() for caption in np.unique(law.prompts)])
+    truth = cost(law, np.where(law.right, np.exp(beta), kept))
+    within = truth - cost(law, np.where(law.right, np.exp(beta), shares[law.prompts]))
+    parts = []
+    for seed in range(3):
+        model = draw(law, np.where(law.right, np.exp(beta), kept), 300, rng)
+        teacher = draw(law, np.ones(len(law)), 150, rng)
+        found = divergence(model, teacher, seed, replicates=40)
+        count = int((~model.right).sum())
+        most = max(int((~teacher.right & (teacher.tags == tag)).sum()) for tag in np.unique(teacher.tags))
+        assert wrong[0] <= count <= wrong[1]
+        assert 0 < found["within_wrong"]["mean"] < count / 1800 * np.log(most + 1) * (most + 1) / most
+        assert abs(found["kl"]["mean"] - truth) < found["kl"]["ci95"]
+        parts.append(found["within_wrong"])
+    means, widths = (np.array([part[name] for part in parts]) for name in ("mean", "ci95"))
+    assert abs(means.mean() - within) < widths.mean()
+
+
+def test_a_kind_alone_has_the_divergence_of_its_own_marginals() -> None:
+    """One background of three: log 3, and nothing of sizes, colours and cells, which are independent of it."""
+    law, rng = bank(), np.random.default_rng(8)
+    model, teacher = draw(law, law.background == 0, 150, rng), draw(law, np.ones(len(law)), 150, rng)
+    found = by_kind(model, teacher)
+    assert found["background"] == pytest.approx(np.log(3), abs=0.1)
+    assert list(found) == list(KINDS) and found["clutter"] == 0
+    assert all(abs(found[kind]) < 0.05 for kind in KINDS if kind != "background")
+
+
 def test_a_caption_that_collapses_alone_is_seen_by_its_share() -> None:
     """Every other caption gets better and the rest worse: the mean of KL(Bernoulli q_c ‖ Bernoulli p_c)."""
     law = bank()
@@ -118,7 +164,7 @@ def test_the_figures_are_plain_numbers_that_a_seed_fixes() -> None:
     model, teacher = (draw(law, np.ones(len(law)), 60, rng) for _ in range(2))
     found = divergence(model, teacher, 0, replicates=20)
     assert json.loads(json.dumps(found)) == found == divergence(model, teacher, 0, replicates=20)
-    assert list(found) == ["reward", "beta", *FIGURES]
+    assert list(found) == ["reward", "beta", *FIGURES, "at_bound"]
     assert found["kl"]["mean"] == pytest.approx(
         sum(found[name]["mean"] for name in ("right_or_wrong", "within_right", "within_wrong")), abs=2e-6
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rtdmd.common.errors import UserError
-from rtdmd.evaluate.divergence import caption_weights, divergence, teacher_optimum
+from rtdmd.evaluate.divergence import by_kind, caption_weights, divergence, teacher_optimum
 from rtdmd.evaluate.frontier import HIGHEST, PATH_REPLICATES, POINTS, frontier, optimum_curve, teacher_items
 from rtdmd.evaluate.parses import Parses
 from rtdmd.evaluate.plan import plan_images
@@ -52,6 +52,7 @@ def test_the_figures_are_those_of_each_model(found: dict[str, Any], samples: dic
     assert json.loads(json.dumps(found)) == found
     assert list(found["models"]) == ["teacher", "worse", "better"]
     assert found["models"]["better"] == divergence(samples["better"], samples["pool"], 0)
+    assert found["by_kind"]["worse"] == by_kind(samples["worse"], samples["pool"], 0)
 
 
 def test_the_curve_runs_from_the_lowest_reward_through_the_teacher_to_the_highest(found: dict[str, Any]) -> None:

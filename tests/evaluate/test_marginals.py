@@ -48,30 +48,36 @@ def test_the_statistics_of_two_pictures() -> None:
     assert {"colors", "color_attr"} == NAMED_COLORS
 
 
+def most(images: int) -> float:
+    """What so many images of a teacher can show at most: (M + 1) / M log (M + 1)."""
+    return (images + 1) / images * np.log(images + 1)
+
+
 def test_a_collapsed_background_costs_the_logarithm_of_three() -> None:
-    teacher = statistics(records("counting", *[(level, {0: (0, 0, 9)}) for level in range(3)] * 40))
-    model = statistics(records("counting", *[(1, {0: (0, 0, 9)})] * 50))
+    teacher = statistics(records("counting", *[(level, {0: (0, 0, 9)}) for level in range(3)] * 1600))
+    model = statistics(records("counting", *[(1, {0: (0, 0, 9)})] * 2000))
     found = bound(model, teacher, mass=0.25)
     assert found.value == pytest.approx(0.25 * np.log(3), abs=1e-3)
+    assert found.at_bound == 0
     assert found.replicates.tolist() == pytest.approx([found.value] * 3)
 
 
 def test_every_object_of_an_image_counts() -> None:
-    """All sizes of one to three objects alike; the model draws small ones only: E[objects] log 2."""
+    """All sizes of one to three objects alike; the model draws small ones only: log 2 for each object."""
     teacher = [
         (0, {cell: (0, 0, size) for cell, size in enumerate(sizes)})
         for count in (1, 2, 3)
-        for sizes in list(product((9, 10), repeat=count)) * (8 // 2**count)
+        for sizes in list(product((9, 10), repeat=count)) * (2000 // 2**count)
     ]
-    model = [(0, dict.fromkeys(range(count), (0, 0, 9))) for count in (1, 2, 3)]
+    model = [(0, dict.fromkeys(range(count), (0, 0, 9))) for count in (1, 2, 3)] * 600
     found = bound(statistics(records("counting", *model)), statistics(records("counting", *teacher)))
     assert found.value == pytest.approx(2 * np.log(2), abs=0.01)
 
 
 def test_dependent_marginals_are_not_counted_twice() -> None:
     """Background and shape are one coin in the teacher: log 2, where the marginals' sum would be 2 log 2."""
-    teacher = [(0, {0: (0, 0, 9)}), (1, {0: (1, 0, 9)})] * 30
-    model = [(0, {0: (0, 0, 9)})] * 20
+    teacher = [(0, {0: (0, 0, 9)}), (1, {0: (1, 0, 9)})] * 1500
+    model = [(0, {0: (0, 0, 9)})] * 1000
     found = bound(statistics(records("counting", *model)), statistics(records("counting", *teacher)))
     assert found.value == pytest.approx(np.log(2), abs=2e-3)
 
@@ -86,9 +92,10 @@ def test_a_tilt_of_the_teacher_gets_its_own_divergence() -> None:
     g = statistics(records("counting", *pictures))
     q = np.exp(0.8 * g[:, 0] - 0.5 * g[:, -1])
     q /= q.sum()
-    weights = [np.tile(w, (4, 1)) for w in (q, np.full(200, 1 / 200))]
-    found = least_divergence([Stratum(g, g, weights[0], weights[1])], 3)
-    assert found.value == pytest.approx(float((q * np.log(200 * q)).sum()), abs=1e-6)
+    many = np.tile(g, (50, 1))  # so that what one image more takes is little
+    weights = [np.tile(w, (4, 50)) / 50 for w in (q, np.full(200, 1 / 200))]
+    found = least_divergence([Stratum(many, many, weights[0], weights[1])], 3)
+    assert found.value == pytest.approx(float((q * np.log(200 * q)).sum()), abs=1e-4)
 
 
 def test_tags_keep_their_own_normaliser() -> None:
@@ -102,10 +109,29 @@ def test_tags_keep_their_own_normaliser() -> None:
     assert least_divergence(strata, 3).value == pytest.approx(0, abs=1e-12)
 
 
-def test_what_the_teacher_never_varies_says_nothing() -> None:
+def test_what_the_teacher_never_drew_costs_what_its_images_can_show() -> None:
+    """However unlike: the logarithm of one image more than the teacher's, and it is told that this is a bound."""
     teacher = statistics(records("counting", *[(0, {0: (0, 0, 9)})] * 30))
-    model = statistics(records("counting", *[(1, {0: (1, 2, 10), 3: (0, 0, 9)})] * 30))
-    assert bound(model, teacher).value == 0.0
+    model = statistics(records("counting", *[(1, {0: (1, 2, 10), 3: (0, 0, 9)})] * 40))
+    found = bound(model, teacher, mass=0.1)
+    assert found.value == pytest.approx(0.1 * most(30), rel=0.01) and found.value < 0.1 * most(30)
+    assert found.at_bound == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("size", [2, 5, 20])
+def test_a_few_images_show_no_more_than_their_number(size: int) -> None:
+    """Twenty images have a tilt of thirty statistics for any mean; here the teacher's have other sizes altogether."""
+    rng = np.random.default_rng(0)
+    samples = [[(0, dict.fromkeys(rng.permutation(9)[:3], (0, 0, kind))) for _ in range(size)] for kind in (9, 10)]
+    model, teacher = (statistics(records("counting", *pictures)) for pictures in samples)
+    found = bound(model, teacher)
+    assert 0.8 * most(size) < found.value < most(size)
+    assert found.at_bound == pytest.approx(1)
+
+
+def test_nothing_is_far_from_nothing() -> None:
+    teacher = statistics(records("counting", *[(0, {0: (0, 0, 9)})] * 30))
+    assert bound(teacher[:5], teacher).value == 0.0
     assert least_divergence([], 5).replicates.tolist() == [0.0] * 5
 
 

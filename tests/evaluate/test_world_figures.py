@@ -47,6 +47,14 @@ def test_a_collapsed_set_has_no_entropy():
     }
 
 
+def test_clutter_is_the_share_of_images_that_have_any():
+    """One image of four, however many of its cells."""
+    captions = captions_of("train")[:4]
+    parses = read(render(sample_scenes(captions, np.random.default_rng(0))), captions)
+    parses.state[1, :3] = -1
+    assert world_figures(parses, [caption.metadata() for caption in captions])["clutter"] == 0.25
+
+
 def test_colours_that_the_caption_fixes_do_not_count():
     caption = next(c for c in captions_of("train") if c.tag == "color_attr")
     images = render(sample_scenes([caption] * 4, np.random.default_rng(0)))
