@@ -105,6 +105,12 @@ EPOCHS: dict[str, dict[str, Any]] = {
     "matching through all steps": {
         "train_rtdmd": {"weights": {"backprop": 0.0}, "matching_path": "whole_chain", "fake_updates_per_epoch": 0}
     },
+    "a surrogate reward alone": {
+        "train_rtdmd": {
+            "weights": {"policy": 0.0, "backprop": 0.0, "matching": 0.0, "surrogate": 1.0},
+            "fake_updates_per_epoch": 0,
+        }
+    },
     "the fake score before the terms": FAKE_FIRST,
     "gradients outweigh activations": LARGE_ADAPTERS,
 }
