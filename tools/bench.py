@@ -192,12 +192,9 @@ def _second(params: Params, root: Path, device: torch.device, prompts: list[dict
     panel = open_panel(params.train_rtdmd.rewards, device, root)
     shapes = text_shapes(params.model, part_configs(params.model, root))
     trainer, update = stage_two(params, backbone, panel, shapes, prompts)
-    learning = {"generator": trainer.generator.parameters, "fake": trainer.fake.parameters}
-    if trainer.surrogate is not None:
-        learning["surrogate"] = trainer.surrogate.learner.parameters
     passes.watch_adapters(
         trainer.adapters,
-        learning,
+        {role: learner.parameters for role, learner in trainer.learners.items()},
         guided_passes(params),
     )
     passes.watch(backbone, "decode")

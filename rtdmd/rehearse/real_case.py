@@ -197,6 +197,6 @@ def _opened(case: Case, stage: str, device: torch.device) -> tuple[list[Learner]
     if second:
         panel = random_panel(params.train_rtdmd.rewards, device, case.root, params.run.seed)
         trainer, update = stage_two(params, backbone, panel, shapes)
-        return [trainer.generator, trainer.fake], update
+        return list(trainer.learners.values()), update
     first, update = stage_one(params, backbone, shapes)
     return [first.generator, *first.fakes.values()], update

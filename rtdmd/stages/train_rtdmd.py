@@ -69,11 +69,7 @@ def train(stage: Stage, ranks: Ranks) -> None:
         adapters.shard(ranks)
     held_out = prompts.conditioning(prompts.aside) if aside else None
     validation = Validation(p.validation, trainer, prompts.aside, held_out)
-    saved: dict[str, Saved] = {"generator": trainer.generator, "fake": trainer.fake}
-    learners = [trainer.generator, trainer.fake]
-    if trainer.surrogate is not None:
-        saved["surrogate"] = trainer.surrogate.learner
-        learners.append(trainer.surrogate.learner)
+    saved: dict[str, Saved] = dict(trainer.learners)
     saved |= {"validation": validation} if aside else {}
     pictures = Pictures(p.panel_every, stage.run_dir, stage.params, adapters, backbone, prompts, trainer.sigmas)
     loop = Loop(
@@ -89,7 +85,7 @@ def train(stage: Stage, ranks: Ranks) -> None:
         over=validation.over,
         params=stage.values,
     )
-    preflight(stage, ranks, learners, p.keep)
+    preflight(stage, ranks, list(trainer.learners.values()), p.keep)
     mine = ranks.local_shard(p.prompts_per_epoch)
     images = tuple(range(mine.start * p.group_size, mine.stop * p.group_size))
 

@@ -114,6 +114,12 @@ class RtdmdTrainer:
         self.fake.called("fake score", self.adapters.parameter_names(own_fake))
         self.surrogate = SurrogateReward(self.adapters, p) if p.weights.surrogate > 0 else None
 
+    @property
+    def learners(self) -> dict[str, Learner]:
+        """What learns, by the name that checkpoints give it."""
+        found = {"generator": self.generator, "fake": self.fake}
+        return found if self.surrogate is None else found | {"surrogate": self.surrogate.learner}
+
     def variant(self, params: Params | None = None, adapters: AdapterBank | None = None) -> RtdmdTrainer:
         """The same learners and rewards under other settings of the stage, or with other adapters' velocities."""
         other = copy.copy(self)
