@@ -411,7 +411,8 @@ class RtdmdTrainer:
         p = self.p
         weights = {spec.name: spec.weight for spec in p.rewards if spec.differentiable}
         in_turn = not self.rewards.offloaded.isdisjoint(weights)
-        each = 2 * p.micro_batch * 3 * 4 * self.params.model.resolution**2  # bytes of images and their gradients
+        height, width = self.params.model.size
+        each = 2 * p.micro_batch * 3 * 4 * height * width  # bytes of images and their gradients
         parts = list(micro_batches(len(rollout), p.micro_batch))
         for some in micro_batches(len(parts), max(1, WAITING // each) if in_turn else 1):
             batches = list[Batch]()
