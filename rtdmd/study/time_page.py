@@ -26,7 +26,7 @@ _HOW = (
     " it, and their range. Passes: images through the transformer, forward and backward; seconds: of the clock, on the"
     " machine that trained. Looks count in neither. Excess: the divergence above the known optimum there, in nats an"
     " image. Share: of the passes of the method that it is compared with, mean over seeds; where that one did not reach"
-    " the level its whole run stands for what it needs, and the share is less than said."
+    " the level what its run had spent stands for what it needs, and the share is less than said."
 )
 
 
@@ -86,8 +86,8 @@ def rows(lines: Sequence[Line], against: Sequence[str]) -> list[list[str]]:
 
 
 def length(line: Line) -> float:
-    """Updates of the longest run."""
-    return max(run.whole["updates"] for run in line.runs)
+    """Updates of the longest run, as far as they tell."""
+    return max(run.last["updates"] for run in line.runs)
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -145,16 +145,16 @@ def table_csv(lines: Sequence[Line], against: Sequence[str]) -> str:
 
 
 def runs_csv(lines: Sequence[Line]) -> str:
-    """One line a run and level, with what the whole run took."""
-    whole = ("updates", "passes", "seconds")
+    """One line a run and level, with what the run took to its last look, or to the last below a level not reached."""
+    last = ("updates", "passes", "seconds")
     body = [
         [line.name, run.seed, line.label, run.level]
         + [(run.found or {}).get(figure) for figure in FIGURES]
-        + [run.whole[name] for name in whole]
+        + [run.last[name] for name in last]
         for line in lines
         for run in line.runs
     ]
-    return csv_text(["run", "seed", "level", "score", *FIGURES, *(f"whole_{name}" for name in whole)], body)
+    return csv_text(["run", "seed", "level", "score", *FIGURES, *(f"last_{name}" for name in last)], body)
 
 
 def curves_csv(tracks: Sequence[Track]) -> str:

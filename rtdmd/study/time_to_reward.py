@@ -64,13 +64,14 @@ class Track:
 @dataclass(frozen=True)
 class Reached:
     """When one run reached one level: ``found`` has updates, passes, seconds and, where the teacher's law is known, the
-    excess divergence; None where the run ended before. ``whole``: the first three of the whole run."""
+    excess divergence; None where the run ended before. ``last``: the first three at the run's last look, or at the last
+    one below the level where it was not reached: it needs more than that."""
 
     name: str
     seed: int
     level: float
     found: Mapping[str, float] | None
-    whole: Mapping[str, float]
+    last: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -102,16 +103,16 @@ def place_of(strict: np.ndarray, level: float) -> float | None:
 def reach(track: Track, level: float, law: Law | None) -> Reached:
     """When the run reached the level. The excess divergence there is that of the looks on both sides, on a straight
     line."""
-    whole = track.at(len(track.strict) - 1)
     place = place_of(track.strict, level)
     if place is None:
-        return Reached(track.name, track.seed, level, None, whole)
+        below = int(np.flatnonzero(track.strict < level)[-1])
+        return Reached(track.name, track.seed, level, None, track.at(below))
     found = track.at(place)
     if law is not None:
         sides = sorted({int(np.floor(place)), int(np.ceil(place))})
         excess = [divergence(track.looks[i], law.law, law.seed, PATH_REPLICATES)["excess"]["mean"] for i in sides]
         found["excess"] = float(np.interp(place, sides, excess))
-    return Reached(track.name, track.seed, level, found, whole)
+    return Reached(track.name, track.seed, level, found, track.at(len(track.strict) - 1))
 
 
 def tag_mean(parses: Parses) -> float:
@@ -201,8 +202,9 @@ def few_step_score(root: Path, plan: SweepPlan, seed: int, suite: str) -> float 
 
 def share_of(line: Line, other: Line) -> tuple[float, bool] | None:
     """The mean over seeds of this line's passes in the other's, and whether that is exact: where the other did not
-    reach the level its whole run stands for what it would have needed, and the share is less than that. None where this
-    line has a seed that did not reach it, no seed in common, or the other was there before its first update."""
+    reach the level, what its run had spent stands for what it would have needed, and the share is less than that. None
+    where this line has a seed that did not reach it, no seed in common, or the other was there before its first update.
+    """
     others = {run.seed: run for run in other.runs}
     shared = [run for run in line.runs if run.seed in others]
     if not shared or len(line.values("passes")) < len(line.runs):
@@ -211,7 +213,7 @@ def share_of(line: Line, other: Line) -> tuple[float, bool] | None:
     for run in shared:
         theirs = others[run.seed]
         exact = exact and theirs.found is not None
-        needed = theirs.whole if theirs.found is None else theirs.found
+        needed = theirs.last if theirs.found is None else theirs.found
         if run.found is None or needed["passes"] == 0:
             return None
         shares.append(run.found["passes"] / needed["passes"])

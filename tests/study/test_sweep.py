@@ -17,12 +17,12 @@ from rtdmd.common.files import load_tensors, read_json
 from rtdmd.config import Params
 from rtdmd.evaluate.divergence import divergence
 from rtdmd.evaluate.parses import read_parses
-from rtdmd.plan.budget import cost
+from rtdmd.plan.budget import cost, update_counts
 from rtdmd.stages import train_rtdmd
 from rtdmd.study import history
 from rtdmd.study.gather import gather
 from rtdmd.study.page import panels, write_comparison
-from rtdmd.study.plan import Budgets, SweepPlan, run_folder, run_params
+from rtdmd.study.plan import Budgets, SweepPlan, TimeToReward, run_folder, run_params
 from rtdmd.study.run import run
 from rtdmd.study.variance_table import HEADER
 from tests.train.workshop import make_trainable
@@ -36,8 +36,13 @@ PLAN = SweepPlan(
     shares={},
     points=2,
     point_images=2,
-    params={"evaluate": {"etas": []}},
+    params={
+        "evaluate": {"etas": []},
+        "train_acdmd": {"watch": {"every": 2, "max_prompts": 6}},
+        "train_rtdmd": {"watch": {"every": 2, "max_prompts": 6}},
+    },
     methods=("dmd2-last", "matching-only", "dmd-nft"),
+    time_to_reward=TimeToReward(suite="heldout", levels=(0.0, 1.0), against=("dmd2-last", "matching-only")),
 )
 SMALL: dict[str, Any] = {
     "train_rtdmd": {"epochs": 4, "rewards": [{"name": "clipscore", "model": "data/world/clip", "weight": 1.0}]},
@@ -249,3 +254,25 @@ def test_every_method_has_its_place_beside_the_optimum_once_the_teacher_is_judge
     with (page.parent / "table.csv").open(newline="") as file:
         lines = {line["run"]: line for line in csv.DictReader(file)}
     assert float(lines["teacher"]["excess"]) == pytest.approx(rows["teacher"].figures["excess"].mean, rel=1e-5)
+
+
+def test_the_looks_of_the_runs_say_when_a_level_was_reached(swept: tuple[Path, Params], tmp_path: Path) -> None:
+    """A strict score of 0 is there at the start for nothing, and 1 is out of the tiny student's reach; without a judged
+    teacher stage one has no level."""
+    root, params = swept
+    shutil.copytree(root, tmp_path / "copy", symlinks=True)
+    out = write_comparison(tmp_path / "copy", PLAN, params).parent
+    with (out / "time_runs.csv").open(newline="") as file:
+        lines = {(line["run"], line["level"]): line for line in csv.DictReader(file)}
+    assert set(lines) == {(name, level) for name in ("matching-only", "dmd-nft") for level in ("0", "1")}
+    for name in ("matching-only", "dmd-nft"):
+        assert (lines[name, "0"]["passes"], lines[name, "1"]["passes"]) == ("0", "")
+        length = read_json(run_folder(root, PLAN, name, 0) / "run.json")["length"]
+        settings = run_params(params, PLAN, name, 0)
+        whole = (length // 2 * 2) * sum(update_counts(settings, "train_rtdmd"))  # up to the last look
+        assert float(lines[name, "1"]["last_passes"]) == pytest.approx(whole)
+    with (out / "time_curves.csv").open(newline="") as file:
+        looks = [int(line["updates"]) for line in csv.DictReader(file) if line["run"] == "base"]
+    assert looks == [0, 2, 4]
+    assert "Time to reward" in (out / "index.html").read_text()
+    assert "not reached in" in (out / "time_to_reward.md").read_text()

@@ -122,7 +122,7 @@ def test_tables_have_mean_range_and_share_by_hand() -> None:
     assert share_of(ours, theirs) == (pytest.approx((5 / 20 + 15 / 40) / 2), False)
     assert share_of(ours, Line(THEIRS, "0.75", theirs.runs[:1])) == (pytest.approx(0.25), True)
     assert share_of(theirs, ours) is None  # a seed of its own has not reached it
-    at_once = Reached(THEIRS, 0, 0.75, {"updates": 0.0, "passes": 0.0, "seconds": 0.0}, theirs.runs[0].whole)
+    at_once = Reached(THEIRS, 0, 0.75, {"updates": 0.0, "passes": 0.0, "seconds": 0.0}, theirs.runs[0].last)
     assert share_of(ours, Line(THEIRS, "0.75", [at_once])) is None
     table = {row["run"]: row for row in csv.DictReader(io.StringIO(table_csv([ours, theirs], [THEIRS])))}
     names = ("reached", "length", "updates", "passes_low", "passes_high", "seconds", "excess", "share", "share_is")
@@ -130,7 +130,12 @@ def test_tables_have_mean_range_and_share_by_hand() -> None:
     assert [table[THEIRS][name] for name in names] == ["1", "40", "20", "20000", "20000", "40", "", "", ""]
     runs = list(csv.DictReader(io.StringIO(runs_csv([ours, theirs]))))
     assert [run["passes"] for run in runs] == ["5000", "15000", "20000", ""]
-    assert [run["whole_passes"] for run in runs] == ["30000", "30000", "40000", "40000"]
+    assert [run["last_passes"] for run in runs] == ["30000", "30000", "40000", "40000"]
+
+
+def test_what_only_the_last_look_reaches_is_known_not_to_be_there_before_the_one_below() -> None:
+    found = reach(a_track(THEIRS, 0, [0.5, 0.6, 0.7, 0.8]), 0.75, None)
+    assert found.found is None and found.last == {"updates": 20.0, "passes": 20000.0, "seconds": 40.0}
 
 
 def test_what_was_not_reached_is_said_in_words() -> None:
