@@ -29,6 +29,7 @@ from rtdmd import cli
 from rtdmd.config.presets import WORLD
 from rtdmd.stages import train_acdmd, train_rtdmd
 from rtdmd.train.distributed.launch import Place, _free_port
+from rtdmd.train.engine.trackers import VARIABLE
 from tests.train.workshop import SHAPE, results, rows_of
 from tests.workspace import REPOSITORY, set_params
 
@@ -145,17 +146,25 @@ def test_micro_batches_and_processes_change_nothing_but_rounding(
 
 
 @pytest.mark.parametrize(
-    ("stage", "how", "ends"),
+    ("stage", "how", "ends", "tracker"),
     [
-        ("train_acdmd", signal.SIGKILL, [-9, 1]),
-        ("train_rtdmd", signal.SIGKILL, [-9, 1]),
-        ("train_acdmd", signal.SIGTERM, [75, 75]),
+        ("train_acdmd", signal.SIGKILL, [-9, 1], ""),
+        ("train_rtdmd", signal.SIGKILL, [-9, 1], ""),
+        ("train_acdmd", signal.SIGTERM, [75, 75], "dvclive"),
     ],
 )
 def test_two_processes_ended_and_resumed_give_the_bytes_of_a_run_left_alone(
-    root: Path, by_two: dict[str, dict[str, bytes]], stage: str, how: signal.Signals, ends: list[int]
+    root: Path,
+    by_two: dict[str, dict[str, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    how: signal.Signals,
+    ends: list[int],
+    tracker: str,
 ) -> None:
-    """The first process gets a signal once the second checkpoint is there; the other ends by itself, in silence."""
+    """The first process gets a signal once the second checkpoint is there; the other ends by itself, in silence. Where
+    a tracker is asked for, the first process alone tells it, every step once."""
+    monkeypatch.setenv(VARIABLE, tracker)
     prepare(root, stage, processes=2)
     processes = start_two(root, stage)
     while not list(root.glob(".rtdmd/runs/*/step-00000002")) and processes[0].is_alive():
@@ -167,6 +176,9 @@ def test_two_processes_ended_and_resumed_give_the_bytes_of_a_run_left_alone(
     assert said(root)[1] == "" and ("which is saved" in said(root)[0]) == (how == signal.SIGTERM)
     assert codes(start_two(root, stage)) == [0, 0], said(root)
     assert results(root, stage) == by_two[stage]
+    shown = list(root.glob(".rtdmd/runs/*/dvclive/plots/metrics/machine.seconds.tsv"))
+    iterations = ["1", "2", "3", "4"]
+    assert [file.read_text().split()[2::2] for file in shown] == ([iterations] if tracker else [])
 
 
 def command(root: Path, stage: str) -> subprocess.CompletedProcess[str]:
