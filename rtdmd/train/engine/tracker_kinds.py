@@ -1,7 +1,7 @@
 """accelerate's trackers as a run here is shown in them; imported where one is asked for (`trackers`).
 
-TensorBoard and DVCLive write to the run folder, which is made anew from the journal at each start. W&B and Trackio keep
-a run that goes on: it is told the steps that it lacks. A run repeats to the bit, so what it has past the checkpoint is
+What TensorBoard and DVCLive have in the run folder is made anew from the journal at each start. W&B and Trackio keep a
+run that goes on: it is told the steps that it lacks. A run repeats to the bit, so what it has past the checkpoint is
 what the resumed run does again.
 """
 
@@ -42,7 +42,7 @@ class Tracker(GeneralTracker):
 
     @property
     def first(self) -> int:
-        """Number of the first step that it lacks."""
+        """Number of the first step that it lacks as it is started."""
         return 0
 
     def show(self, picture: Path, step: int) -> None:

@@ -53,12 +53,13 @@ class Show:
 
     tracker: Tracker
     folder: Path
+    first: int  # the first step that it lacks
     number: int = 0  # the last step told
     lost: bool = False
 
     def step(self, number: int, values: dict[str, float]) -> None:
         """Tell step ``number``, and before it the panel of the step before, which is drawn after that one's line."""
-        if number >= self.tracker.first:
+        if number >= self.first:
             self._panel()
             self._tell(lambda: self.tracker.log(values, step=number))
             self.number = number
@@ -101,7 +102,7 @@ def start(name: str, folder: Path, params: Mapping[str, Any]) -> Show:
         tracker.store_init_configuration(flat(params))
     except tracker.faults as error:
         raise UserError(f"{VARIABLE}: {name} does not start ({one_line(error)}); {tracker.remedy}") from error
-    return Show(tracker, folder)
+    return Show(tracker, folder, tracker.first)
 
 
 @contextmanager
