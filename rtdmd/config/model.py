@@ -61,7 +61,7 @@ class ModelParams(Section):
         ge=8,
     )
     width: Whole | None = param(
-        "width of an image that is not square; null: resolution", unit="pixels", source="public code: null", ge=8
+        "width of an image that is not square; null: resolution", unit="pixels", source="ours", ge=8
     )
     dtype: Literal["float32", "bfloat16"] = param("of the frozen base weights", source="public code: bfloat16 on GPU")
     guidance: Real = param(
@@ -85,7 +85,7 @@ class ModelParams(Section):
     num_steps: Whole = param("K, steps of the few-step sampler", unit="steps", source="paper and public code: 4", ge=1)
     shift: Real | None = param(
         "s of the K levels s r / (1 + (s - 1) r), r = 1, (K - 1)/K, ..., 1/K; null: the teacher's scheduler's",
-        source="public code: null, which is 3 for SD3 and grows with the image for FLUX",
+        source="ours; the scheduler's is 3 for SD3 and grows with the image for FLUX",
         ge=0.5,
         le=15,
     )

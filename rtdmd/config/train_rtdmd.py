@@ -109,7 +109,7 @@ class TrainRtdmdParams(TrainingParams):
     weights: TermWeights
     reference_measure: Literal["transitions", "velocities"] = param(
         "of reference_kl at the trained steps: KL of the transitions, or mean square of the velocities' difference",
-        source="public code: the first, averaged over dimensions; velocities ours, the same at every level",
+        source="public code: transitions (averaged over dimensions); velocities ours, of one unit at every level",
     )
     matching_path: Literal["last_step", "random_step", "whole_chain", "reward"] = param(
         "where matching acts: the last step; a random one, as in stage one; all steps, recomputed; or the last, and"

@@ -84,7 +84,7 @@ class TrainingParams(Section):
     fake_optimizer: OptimizerParams
     guidance_range: tuple[Real, Real] | None = param(
         "the teacher's guidance in matching is drawn from here, once an update; null: model.guidance",
-        source="public code: real_guidance_scale_min and _max, equal in all of its runs",
+        source="real_guidance_scale_min and _max in the public code's settings, where they are equal",
     )
     renoise_time: Literal["uniform", "clamped"] = param(
         "t of x_t: uniform on an interval above s, without atoms; or U(s + 0.01, 1) clamped to 0.02 and 0.98",
