@@ -59,13 +59,14 @@ def _by_kind(models: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def at_bound(shares: Mapping[str, float]) -> str:
-    """What to say of models of whose images such shares are farther from the teacher's than these can show."""
+    """What to say of models, by their names for people, of whose images such shares are farther from the teacher's than
+    these can show; "" of none."""
     if not shares:
         return ""
-    named = ", ".join(f"{100 * share:.1f} % ({label})" for label, share in shares.items())
+    named = ", ".join(f"{100 * share:.1f} % of the images of {label}" for label, share in shares.items())
     return (
-        f" At its bound: {named} of the images are so unlike those that the teacher drew of the same tag and verdict"
-        " that their part of the divergence is about the most that so few can show; the true one may be far larger."
+        f" At its bound: {named} are so unlike those that the teacher drew of the same tag and verdict that their part"
+        " of the divergence is about the most that so few can show; the true one may be far larger."
     )
 
 

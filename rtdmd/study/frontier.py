@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rtdmd.methods._card import STAGE_TITLES
+from rtdmd.report.against_teacher import at_bound
 from rtdmd.report.charts import OTHER
 from rtdmd.report.frontier import frontier_plot, model_colors
 from rtdmd.report.html import section
@@ -33,13 +34,15 @@ def frontier_section(rows: Sequence[Row], stage: str, law: Law | None) -> str:
     lowest = min(own["reward"]["mean"] for own in models.values())
     data = {"models": models, "optimum": law.curve(lowest), "paths": paths}
     title = f"{STAGE_TITLES[stage].capitalize()}: reward against divergence"
-    return section(title, _HOW, frontier_plot(data, {name: name for name in models}), f"frontier-{stage}")
+    shares = {name: own["at_bound"] for name, own in models.items() if own["at_bound"] > 0}
+    plot = frontier_plot(data, {name: name for name in models})
+    return section(title, _HOW + at_bound(shares), plot, f"frontier-{stage}")
 
 
 def point(row: Row) -> dict[str, Any]:
-    """A method's figures as the plot reads them, means over its seeds."""
+    """A method's figures as the plot reads them, and the share of its images at the bound, means over its seeds."""
     known = [run.divergence for run in row.runs if run.divergence]
-    out = {}
+    out: dict[str, Any] = {"at_bound": sum(found["at_bound"] for found in known) / len(known)}
     for name in ("reward", "kl", "optimum", "excess"):
         mean = seed_mean([found[name]["mean"] for found in known], [found[name]["ci95"] for found in known])
         out[name] = {"mean": mean.mean, "ci95": mean.noise if mean.seeds is None else mean.seeds}

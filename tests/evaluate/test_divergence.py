@@ -127,6 +127,19 @@ def test_few_wrong_images_unlike_the_teachers_cost_what_they_can_show(beta: floa
     assert abs(means.mean() - within) < widths.mean()
 
 
+def test_as_few_images_as_a_look_has_say_what_many_say() -> None:
+    """Fifty images a tag, nine of them wrong, on one background of three. With marginals of fewer than twenty wrong
+    images left out the mean was at half the truth."""
+    law, rng = bank(), np.random.default_rng(9)
+    weights = np.exp(1.3 * law.right) * (law.background == 0)
+    found = [
+        divergence(draw(law, weights, 50, rng), draw(law, np.ones(len(law)), 150, rng), seed, replicates=40)["kl"]
+        for seed in range(4)
+    ]
+    means, widths = (np.array([one[name] for one in found]) for name in ("mean", "ci95"))
+    assert abs(means.mean() - cost(law, weights)) < widths.mean() / np.sqrt(len(found))
+
+
 def test_a_kind_alone_has_the_divergence_of_its_own_marginals() -> None:
     """One background of three: log 3, and nothing of sizes, colours and cells, which are independent of it."""
     law, rng = bank(), np.random.default_rng(8)

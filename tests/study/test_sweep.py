@@ -229,7 +229,7 @@ def test_a_partial_sweep_is_gathered(swept: tuple[Path, Params], tmp_path: Path)
 def test_every_method_has_its_place_beside_the_optimum_once_the_teacher_is_judged(
     swept: tuple[Path, Params], tmp_path: Path
 ) -> None:
-    """Only the teacher's run draws the law; excess is a column, and the students over time are a path."""
+    """Only the teacher's run draws the law; divergence and excess are columns; the students over time are a path."""
     root, params = swept
     assert all(run.divergence is None for row in gather(root, PLAN) for run in row.runs)
     shutil.copytree(root, tmp_path / "copy", symlinks=True)
@@ -253,7 +253,10 @@ def test_every_method_has_its_place_beside_the_optimum_once_the_teacher_is_judge
     assert "Stage two: reward against divergence" in text and "<th>Excess divergence</th>" in text
     with (page.parent / "table.csv").open(newline="") as file:
         lines = {line["run"]: line for line in csv.DictReader(file)}
-    assert float(lines["teacher"]["excess"]) == pytest.approx(rows["teacher"].figures["excess"].mean, rel=1e-5)
+    for figure in ("strict", "diversity", "clutter", "kl", "excess"):
+        assert float(lines["teacher"][figure]) == pytest.approx(rows["teacher"].figures[figure].mean, rel=1e-5)
+    assert float(lines["dmd-nft"]["seconds"]) > 0
+    assert rows["dmd-nft"].figures["kl"].mean == own.divergence["kl"]["mean"]
 
 
 def test_the_looks_of_the_runs_say_when_a_level_was_reached(swept: tuple[Path, Params], tmp_path: Path) -> None:
