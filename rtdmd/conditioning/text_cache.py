@@ -7,6 +7,7 @@ rows were computed from; a cache that does not fit the present params or files i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -156,7 +157,32 @@ def _on_the_fly(params: CacheTeacherParams) -> bool:
 
 def text_encoder(model: ModelParams, device: torch.device | str, root: Path) -> Encode:
     """The teacher's text encoders, and nothing else of it, as a function from prompts to conditioning."""
-    return load_backbone(model, text=True, vae=False, bases="none", device=device, root=root).encode
+    encode = load_backbone(model, text=True, vae=False, bases="none", device=device, root=root).encode
+    for handler in logging.getLogger("diffusers").handlers:  # which it has since its pipeline was loaded
+        handler.addFilter(_CUT_ONCE)
+    return encode
+
+
+class CutOnce(logging.Filter):
+    """Of long prompts diffusers prints all that an encoder cuts off, padding too, for every batch: several screens.
+    That prompts are cut is said once, in one line."""
+
+    told = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the message is shown; the first one about a cut becomes the line."""
+        if not record.getMessage().startswith("The following part of your input was truncated"):
+            return True
+        record.msg = (
+            "cache_teacher: some prompts are longer than a text encoder reads (CLIP: 77 tokens, the others:"
+            " model.max_sequence_length); what is beyond is cut, as diffusers does it"
+        )
+        record.args = ()
+        first, self.told = not self.told, True
+        return first
+
+
+_CUT_ONCE = CutOnce()
 
 
 def _check(index: Path, found: Mapping[str, Any], expect: Mapping[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,10 @@ import torch
 from rtdmd.backbones import Conditioning
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json, sha256_file, write_json
-from rtdmd.conditioning.text_cache import TextCache, cache_key, first_difference, write_index
+from rtdmd.conditioning.text_cache import CutOnce, TextCache, cache_key, first_difference, text_encoder, write_index
 from rtdmd.conditioning.text_store import Layout, RowWriter
+from rtdmd.config.presets import preset
+from tests.workspace import REPOSITORY
 
 PROMPTS = ["", "a dog", "a cat"]
 COND = Conditioning({"hidden": torch.arange(12.0).view(3, 2, 2), "pooled": torch.arange(6.0).view(3, 2)})
@@ -118,3 +122,16 @@ def test_the_key_follows_params_and_files(tiny_teacher: Path, tmp_path: Path) ->
     longer = preset("world", {"model": {"teacher": str(tiny_teacher), "max_sequence_length": 4}}).model
     difference = first_difference(key, cache_key(longer, {"train": tmp_path / "train.jsonl"}))
     assert difference == "max_sequence_length is 4 now, and was 1 when it was made"
+
+
+def test_that_long_prompts_are_cut_is_one_line_however_many_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = logging.StreamHandler(io.StringIO())
+    monkeypatch.setattr(CutOnce, "told", False)
+    monkeypatch.setattr(logging.getLogger("diffusers"), "handlers", [shown])
+    encode = text_encoder(preset("world").model, "cpu", REPOSITORY)
+    for _ in range(3):
+        encode(["a photo of a red circle " * 40, "a photo of a red circle"])
+    (line,) = shown.stream.getvalue().splitlines()
+    assert line.startswith("cache_teacher: some prompts are longer than a text encoder reads (CLIP: 77 tokens")
+    logging.getLogger("diffusers.pipelines").warning("another word")
+    assert shown.stream.getvalue().splitlines()[1:] == ["another word"]
