@@ -217,8 +217,8 @@ def collapse(metrics: Metrics, suite: str = "") -> str:
 def curves(files: Mapping[str, Path]) -> str:
     """Training curves of each stage: every numeric column of its curves.csv over the first; empty where none was
     trained."""
-    drawn = {title: shown for title, path in files.items() if (shown := _charts(path))}
-    body = [f'<h3>{escape(title)}</h3><div class="curves">{shown}</div>' for title, shown in drawn.items()]
+    trained = {title: path for title, path in files.items() if any(read_curves(path)[1].values())}
+    body = [f'<h3>{escape(title)}</h3><div class="curves">{_charts(path)}</div>' for title, path in trained.items()]
     return section("Training curves", _HOW["curves"], "".join(body), "curves") if body else ""
 
 

@@ -147,8 +147,6 @@ def relative_gradients(
     panel: Panel, batches: Sequence[Batch], weights: Mapping[str, float], p: RelativeParams, draws: Draws
 ) -> list[tuple[Tensor, Tensor]]:
     """As `Panel.gradients`, of SRPO's relative reward: (1 + k) r(liked words. prompt) - r(disliked words. prompt)."""
-    if not p.liked:
-        return panel.gradients(batches, weights)
     found = []
     for words in (p.liked, p.disliked):
         which = integers(0, len(words), draws.seed, draws.stream, draws.step, "words", words is p.liked)

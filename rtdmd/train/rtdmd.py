@@ -411,16 +411,22 @@ class RtdmdTrainer:
         p = self.p
         weights = {spec.name: spec.weight for spec in p.rewards if spec.differentiable}
         in_turn = not self.rewards.offloaded.isdisjoint(weights)
-        height, width = self.params.model.size
-        each = 2 * p.micro_batch * 3 * 4 * height * width  # bytes of images and their gradients
+        at_once = 1  # micro-batches
+        if in_turn:
+            height, width = self.params.model.size
+            each = 2 * p.micro_batch * 3 * 4 * height * width  # bytes of images and their gradients
+            at_once = max(1, WAITING // each)
         parts = list(micro_batches(len(rollout), p.micro_batch))
-        for some in micro_batches(len(parts), max(1, WAITING // each) if in_turn else 1):
+        for some in micro_batches(len(parts), at_once):
             batches = list[Batch]()
             for rows in parts[some]:
                 with torch.set_grad_enabled(not in_turn):
                     x0, images = self.decoded(rollout, rows, seen)
                 batches.append(self.batch(rollout, rows, images.detach().to(CPU) if in_turn else images.detach()))
-            gradients = relative_gradients(self.rewards, batches, weights, p.relative, draws)
+            if p.relative.liked:
+                gradients = relative_gradients(self.rewards, batches, weights, p.relative, draws)
+            else:
+                gradients = self.rewards.gradients(batches, weights)
             for rows, (rewards, slope) in zip(parts[some], gradients, strict=True):
                 if in_turn:
                     x0, images = self.decoded(rollout, rows, seen)
