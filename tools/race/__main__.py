@@ -4,7 +4,8 @@
     python -m tools.race --width 640 --blocks 5   a random one of 74 million parameters
 
 One process, one thread, the same random weights, batches and published settings; `tools/race/public.py` says what is
-restated. Each turn of stage one is made once for each step at which its roll-out can stop. Seconds are the
+restated. Each turn of stage one is made once for each step at which its roll-out can stop; "both turns" is the
+iteration with a generator's turn, which on our side has one roll-out (`generator_rollout: shared`). Seconds are the
 processor's, medians over the rounds, of which the first does not count; a ratio is the median of the rounds' own.
 Memory: the storages of all tensors at the peak of an update, weights, optimizers and rewards included, each side alone
 in the process.
@@ -25,12 +26,12 @@ from rtdmd.common.rng import integers
 from rtdmd.common.torch_setup import configure
 from rtdmd.config import Params
 from rtdmd.plan.tally import tally
-from rtdmd.plan.text import size, table
+from rtdmd.plan.text import table
 from rtdmd.rehearse.memory import held_by_tensors
 from rtdmd.rehearse.real_models import Configs
 from tools.race.models import Run, Sizes, configs_of, ours, settings, theirs
 
-TURNS = {"train_acdmd": ("fake turn", "generator turn"), "train_rtdmd": ("epoch",)}
+TURNS = {"train_acdmd": ("fake turn", "generator turn", "both turns"), "train_rtdmd": ("epoch",)}
 SIDES: dict[str, Callable[[Params, Configs, str], Run]] = {"ours": ours, "public": theirs}
 
 
@@ -49,7 +50,7 @@ def main() -> None:
     configs = configs_of(params, sizes)
     configure(params.run)
     for stage, turns in TURNS.items():
-        rows = [["", "images", "ours [CPU s]", "public [CPU s]", "ratio", "ours, peak", "public, peak"]]
+        rows = [["", "images", "ours [CPU s]", "public [CPU s]", "ratio", "ours, peak [MiB]", "public, peak"]]
         peaks = {name: peaks_of(make(params, configs, stage), params, stage) for name, make in SIDES.items()}
         found = seconds_of({name: make(params, configs, stage) for name, make in SIDES.items()}, params, stage, rounds)
         for turn in turns:
@@ -57,7 +58,7 @@ def main() -> None:
             ratio = statistics.median(b / a for a, b in zip(own, public, strict=True))
             seconds = [f"{statistics.median(one):.2f}" for one in (own, public)]
             images = sizes.prompts * sizes.group if turn == "epoch" else sizes.batch * len(numbers(params, turn, 0))
-            memory = [size(peaks[name][turn]) for name in SIDES]
+            memory = [f"{peaks[name][turn] / 2**20:.0f}" for name in SIDES]
             rows.append([f"{stage}: {turn}", str(images), *seconds, f"{ratio:.2f}", *memory])
         print(table(rows), flush=True)
 

@@ -29,9 +29,8 @@ from tools.race.public import Learnt, Public
 
 CPU = torch.device("cpu")
 HEAD = 64  # width of an attention head of a model whose width is asked for
-TURNS = ("fake turn", "generator turn", "epoch")
 Run = Callable[[str, int], None]
-"""(one of TURNS, its number) -> the update is made."""
+"""(turn, its number) -> the update is made. Turns of stage one: fake turn, generator turn, both turns."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +122,8 @@ def ours(params: Params, configs: Configs, stage: str) -> Run:
         one = AcdmdTrainer(params, side.backbone, side.null)
 
         def turn(name: str, number: int) -> None:
-            fake = name == "fake turn"
-            one.turn(side.cond, side.draws(number), fake=fake, generator=not fake)
+            fake = name != "generator turn"
+            one.turn(side.cond, side.draws(number), fake=fake, generator=name != "fake turn")
 
         return turn
     panel = open_panel(params.train_rtdmd.rewards, CPU, Path("."))
@@ -147,8 +146,10 @@ def theirs(params: Params, configs: Configs, stage: str) -> Run:
         def turn(name: str, number: int) -> None:
             draws = side.draws(number, TorchDraws)
             stop = integers(0, len(sigmas) - 1, draws.seed, draws.stream, draws.step, "stop")
-            run = one.fake_turn if name == "fake turn" else one.generator_turn
-            run(side.cond, draws, stop)
+            if name != "generator turn":
+                one.fake_turn(side.cond, draws, stop)
+            if name != "fake turn":
+                one.generator_turn(side.cond, draws, stop)
 
         return turn
     panel = open_panel(params.train_rtdmd.rewards, CPU, Path("."))
