@@ -87,7 +87,7 @@ WORLD: dict[str, Any] = {
     },
     "train_rtdmd": {
         "recipe": "custom",
-        "epochs": 130,
+        "epochs": 115,
         "processes": 1,
         "compile": False,
         "prompts": "train",
