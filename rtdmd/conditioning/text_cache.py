@@ -159,7 +159,7 @@ def text_encoder(model: ModelParams, device: torch.device | str, root: Path) -> 
     """The teacher's text encoders, and nothing else of it, as a function from prompts to conditioning."""
     encode = load_backbone(model, text=True, vae=False, bases="none", device=device, root=root).encode
     for handler in logging.getLogger("diffusers").handlers:  # which it has since its pipeline was loaded
-        handler.addFilter(_CUT_ONCE)
+        handler.addFilter(CUT_ONCE)
     return encode
 
 
@@ -182,7 +182,7 @@ class CutOnce(logging.Filter):
         return first
 
 
-_CUT_ONCE = CutOnce()
+CUT_ONCE = CutOnce()
 
 
 def _check(index: Path, found: Mapping[str, Any], expect: Mapping[str, Any]) -> None:

@@ -14,7 +14,8 @@ import torch
 from rtdmd.backbones import Conditioning
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json, sha256_file, write_json
-from rtdmd.conditioning.text_cache import CutOnce, TextCache, cache_key, first_difference, text_encoder, write_index
+from rtdmd.conditioning import text_cache
+from rtdmd.conditioning.text_cache import TextCache, cache_key, first_difference, text_encoder, write_index
 from rtdmd.conditioning.text_store import Layout, RowWriter
 from rtdmd.config.presets import preset
 from tests.workspace import REPOSITORY
@@ -126,7 +127,7 @@ def test_the_key_follows_params_and_files(tiny_teacher: Path, tmp_path: Path) ->
 
 def test_that_long_prompts_are_cut_is_one_line_however_many_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = logging.StreamHandler(io.StringIO())
-    monkeypatch.setattr(CutOnce, "told", False)
+    monkeypatch.setattr(text_cache.CUT_ONCE, "told", False)  # another test of this process may have been told
     monkeypatch.setattr(logging.getLogger("diffusers"), "handlers", [shown])
     encode = text_encoder(preset("world").model, "cpu", REPOSITORY)
     for _ in range(3):
