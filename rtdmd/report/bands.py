@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rtdmd.report.charts import AXIS, GRID, INK, Frame, _line, _polyline, _svg, _text, number, ticks
+from rtdmd.report.charts import INK, Frame, _axes, _key, _points, _polyline, _stroke, _svg, _text
 from rtdmd.report.frontier import model_colors
 
 WIDTH = 760
@@ -34,25 +34,16 @@ def band_plot(bands: Mapping[str, Band], labels: Mapping[str, str], levels: Mapp
     x_range = (0.0, max(band.x[-1] for band in bands.values()))
     frame = Frame(52, head, WIDTH - 72, PLOT, x_range, (min(every) - pad, max(every) + pad))
     right = frame.left + frame.width
-    parts = []
-    for tick in ticks(*frame.y, 5):
-        parts.append(_line(frame.left, frame.py(tick), right, frame.py(tick), GRID))
-        parts.append(_text(frame.left - 6, frame.py(tick) + 4, number(tick), "end", AXIS, 10))
-    for tick in ticks(*frame.x, 6):
-        parts.append(_text(frame.px(tick), head + PLOT + 16, number(tick), "middle", AXIS, 10))
+    parts = _axes(frame, columns=False)
     for label, level in levels.items():
         y = frame.py(level)
-        ends = f'x1="{frame.left:.1f}" y1="{y:.1f}" x2="{right:.1f}" y2="{y:.1f}"'
-        parts.append(f'<line {ends} stroke="{INK}" stroke-width="1" stroke-dasharray="4 4"/>')
+        parts.append(_stroke(frame.left, y, right, y, f'stroke="{INK}" stroke-width="1" stroke-dasharray="4 4"'))
         parts.append(_text(right, y - 4, label, "end", size=10))
     for place, (name, band) in enumerate(bands.items()):
-        corners = [*zip(band.x, band.high, strict=True), *reversed(list(zip(band.x, band.low, strict=True)))]
-        points = " ".join(f"{frame.px(x):.1f},{frame.py(y):.1f}" for x, y in corners)
+        points = _points(frame, [*band.x, *reversed(band.x)], [*band.high, *reversed(band.low)])
         parts.append(f'<polygon points="{points}" fill="{colors[name]}" fill-opacity="0.16"/>')
         parts.append(_polyline(frame, band.x, band.mean, colors[name], 2.0, 1.0))
-        row = 12 + 20 * place
-        parts.append(f'<circle cx="{frame.left + 6:.1f}" cy="{row}" r="5" fill="{colors[name]}"/>')
-        parts.append(_text(frame.left + 17, row + 4, labels[name], size=12))
+        parts.append(_key(frame.left, 12 + 20 * place, colors[name], labels[name]))
     parts.append(_text(frame.left + frame.width / 2, height - 8, x_name, "middle", size=12))
     parts.append(_text(4, head - 8, y_name, size=12))
     return _svg(WIDTH, height, parts, axes)

@@ -68,7 +68,30 @@ def _text(x: float, y: float, text: str, anchor: str = "start", color: str = INK
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, color: str, width: float = 1.0) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{color}" stroke-width="{width}"/>'
+    return _stroke(x1, y1, x2, y2, f'stroke="{color}" stroke-width="{width}"')
+
+
+def _stroke(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" {style}/>'
+
+
+def _axes(frame: Frame, columns: bool) -> list[str]:
+    """The numbers of both axes, with a line across the frame at each one upwards; ``columns``: at the others too."""
+    parts = []
+    bottom = frame.top + frame.height
+    for tick in ticks(*frame.y, 5):
+        parts.append(_line(frame.left, frame.py(tick), frame.left + frame.width, frame.py(tick), GRID))
+        parts.append(_text(frame.left - 6, frame.py(tick) + 4, number(tick), "end", AXIS, 10))
+    for tick in ticks(*frame.x, 6):
+        if columns:
+            parts.append(_line(frame.px(tick), frame.top, frame.px(tick), bottom, GRID))
+        parts.append(_text(frame.px(tick), bottom + 16, number(tick), "middle", AXIS, 10))
+    return parts
+
+
+def _key(left: float, row: int, color: str, label: str) -> str:
+    """An entry of a legend: a dot and its name."""
+    return f'<circle cx="{left + 6:.1f}" cy="{row}" r="5" fill="{color}"/>' + _text(left + 17, row + 4, label, size=12)
 
 
 def _svg(width: float, height: float, parts: Sequence[str], label: str) -> str:
@@ -101,9 +124,12 @@ def curve(name: str, x: Sequence[float], y: Sequence[float], x_name: str, size: 
 
 
 def _polyline(frame: Frame, x: Sequence[float], y: Sequence[float], color: str, width: float, opacity: float) -> str:
-    points = " ".join(f"{frame.px(a):.1f},{frame.py(b):.1f}" for a, b in zip(x, y, strict=True))
     style = f'stroke="{color}" stroke-width="{width}" stroke-opacity="{opacity}" stroke-linejoin="round"'
-    return f'<polyline points="{points}" fill="none" {style}/>'
+    return f'<polyline points="{_points(frame, x, y)}" fill="none" {style}/>'
+
+
+def _points(frame: Frame, x: Sequence[float], y: Sequence[float]) -> str:
+    return " ".join(f"{frame.px(a):.1f},{frame.py(b):.1f}" for a, b in zip(x, y, strict=True))
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
@@ -132,12 +158,7 @@ def tag_plot(rows: Mapping[str, Mapping[str, Estimate]], labels: Mapping[str, st
 
 
 def _legend(left: float, models: Sequence[str], labels: Mapping[str, str]) -> str:
-    parts = []
-    for k, model in enumerate(models):
-        x = left + 190 * k
-        parts += [f'<circle cx="{x + 6:.1f}" cy="12" r="5" fill="{COLORS.get(model, OTHER)}"/>']
-        parts += [_text(x + 17, 16, labels[model], size=12)]
-    return "".join(parts)
+    return "".join(_key(left + 190 * k, 12, COLORS.get(model, OTHER), labels[model]) for k, model in enumerate(models))
 
 
 def _dot(frame: Frame, x: float, value: Estimate, color: str) -> str:

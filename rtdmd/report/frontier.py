@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rtdmd.evaluate.frontier import plot_point
-from rtdmd.report.charts import AXIS, COLORS, GRID, OTHER, Frame, _line, _polyline, _svg, _text, number, ticks
+from rtdmd.report.charts import AXIS, COLORS, OTHER, Frame, _axes, _key, _line, _points, _polyline, _stroke, _svg, _text
 
 WIDTH = 1112
 PLOT = 330  # pixels of the plot's inner height
@@ -30,13 +30,7 @@ def frontier_plot(data: Mapping[str, Any], labels: Mapping[str, str]) -> str:
     frame = Frame(58, head, WIDTH - 78, PLOT, *_ranges(data))
     kl = [point["kl"] for point in data["optimum"]]
     reward = [point["reward"] for point in data["optimum"]]
-    parts = [_out_of_reach(frame, kl, reward)]
-    for tick in ticks(*frame.y, 5):
-        parts.append(_line(frame.left, frame.py(tick), frame.left + frame.width, frame.py(tick), GRID))
-        parts.append(_text(frame.left - 6, frame.py(tick) + 4, number(tick), "end", AXIS, 10))
-    for tick in ticks(*frame.x, 6):
-        parts.append(_line(frame.px(tick), frame.top, frame.px(tick), frame.top + frame.height, GRID))
-        parts.append(_text(frame.px(tick), frame.top + frame.height + 16, number(tick), "middle", AXIS, 10))
+    parts = [_out_of_reach(frame, kl, reward), *_axes(frame, columns=True)]
     middle = frame.left + frame.width / 2
     parts.append(_text(middle, height - 8, "divergence from the teacher, at least (nats an image)", "middle", size=12))
     parts.append(_text(4, head - 10, "strict score", size=12))
@@ -56,10 +50,8 @@ def frontier_plot(data: Mapping[str, Any], labels: Mapping[str, str]) -> str:
             parts.append(_text(*at, numbers[name], color=AXIS, size=10))
     for k, name in enumerate(data["models"]):
         column = frame.left + 205 * (k % COLUMNS)
-        row = 12 + 22 * (k // COLUMNS)
-        parts.append(f'<circle cx="{column + 6:.1f}" cy="{row}" r="5" fill="{colors[name]}"/>')
         label = f"{numbers[name]}: {labels[name]}" if name in numbers else labels[name]
-        parts.append(_text(column + 17, row + 4, label, size=12))
+        parts.append(_key(column, 12 + 22 * (k // COLUMNS), colors[name], label))
     return _svg(WIDTH, height, parts, "reward against divergence from the teacher: the optimum and the models")
 
 
@@ -86,10 +78,8 @@ def _ranges(data: Mapping[str, Any]) -> tuple[tuple[float, float], tuple[float, 
 
 def _out_of_reach(frame: Frame, kl: Sequence[float], reward: Sequence[float]) -> str:
     """The side of the curve on which no law lies: less divergence than its reward costs."""
-    left = frame.left
-    corners = [(left, frame.py(reward[0])), *((frame.px(a), frame.py(b)) for a, b in zip(kl, reward, strict=True))]
-    corners += [(frame.px(kl[-1]), frame.top), (left, frame.top)]
-    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
+    left, lowest, highest = frame.left, frame.x[0], frame.y[1]
+    points = _points(frame, [lowest, *kl, kl[-1], lowest], [reward[0], *reward, highest, highest])
     area = f'<polygon points="{points}" fill="{OUT_OF_REACH}"/>'
     return area + _text(left + 8, frame.top + 16, "out of reach", color=AXIS)
 
@@ -110,9 +100,8 @@ def _spread(frame: Frame, point: Mapping[str, Any], color: str) -> str:
     """Both intervals of a student on a path, thin and pale."""
     bars = []
     for name in ("excess", "reward"):
-        x1, y1, x2, y2 = _ends(frame, point, name)
-        ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
-        bars.append(f'<line {ends} stroke="{color}" stroke-width="0.8" stroke-opacity="0.4"/>')
+        style = f'stroke="{color}" stroke-width="0.8" stroke-opacity="0.4"'
+        bars.append(_stroke(*_ends(frame, point, name), style))
     return "".join(bars)
 
 
@@ -120,8 +109,8 @@ def _point(frame: Frame, found: Mapping[str, Any], color: str) -> str:
     """A model: its dot, both intervals, and the way from the optimum."""
     point = plot_point(found)
     y = frame.py(point["reward"])
-    ends = f'x1="{frame.px(point["optimum"]):.1f}" y1="{y:.1f}" x2="{frame.px(point["kl"]):.1f}" y2="{y:.1f}"'
-    parts = [f'<line {ends} stroke="{color}" stroke-width="1.2" stroke-dasharray="2 3"/>']
+    style = f'stroke="{color}" stroke-width="1.2" stroke-dasharray="2 3"'
+    parts = [_stroke(frame.px(point["optimum"]), y, frame.px(point["kl"]), y, style)]
     for name in ("excess", "reward"):
         if point[f"{name}_ci95"] is not None:
             parts.append(_line(*_ends(frame, point, name), color, 1.6))

@@ -217,24 +217,23 @@ def collapse(metrics: Metrics, suite: str = "") -> str:
 def curves(files: Mapping[str, Path]) -> str:
     """Training curves of each stage: every numeric column of its curves.csv over the first; empty where none was
     trained."""
-    trained = {title: path for title, path in files.items() if any(read_curves(path)[1].values())}
-    body = [f'<h3>{escape(title)}</h3><div class="curves">{_charts(path)}</div>' for title, path in trained.items()]
+    read = {title: read_curves(path) for title, path in files.items()}
+    trained = {title: _charts(*found) for title, found in read.items() if any(found[1].values())}
+    body = [f'<h3>{escape(title)}</h3><div class="curves">{shown}</div>' for title, shown in trained.items()]
     return section("Training curves", _HOW["curves"], "".join(body), "curves") if body else ""
 
 
 def watched(files: Mapping[str, Path]) -> str:
     """The student's scores while it trained, a chart a scorer and suite, of each stage that was watched; empty where
     none was."""
-    drawn = {title: shown for title, path in files.items() if (shown := _charts(path))}
+    drawn = {title: shown for title, path in files.items() if (shown := _charts(*read_curves(path)))}
     body = [f'<h3>{escape(title)}</h3><div class="curves">{shown}</div>' for title, shown in drawn.items()]
     return section("Watched while training", _HOW["watched"], "".join(body), "watched") if body else ""
 
 
-def _charts(path: Path) -> str:
-    """Every numeric column of a file of curves over the first, where it has two points."""
-    x_name, columns = read_curves(path)
-    x = columns.pop(x_name)
-    points = {name: _finite(x, y) for name, y in columns.items()}
+def _charts(x_name: str, columns: Mapping[str, Sequence[float | None]]) -> str:
+    """Every column of `read_curves` over the first, where it has two points."""
+    points = {name: _finite(columns[x_name], y) for name, y in columns.items() if name != x_name}
     return "".join(charts.curve(name, *both, x_name) for name, both in points.items() if len(both[0]) > 1)
 
 
