@@ -19,6 +19,17 @@ AGAIN = "`rtdmd train_rtdmd` writes results/train_rtdmd/looks.csv"
 LEAST = 150  # images of a look: of fewer the divergence is mostly noise, and no path is drawn
 
 
+def read_looks(path: Path, suite: str, again: str) -> dict[int, list[dict[str, str]]]:
+    """The lines of a stage's looks.csv on one suite, by the updates before each look. UserError with ``again``, what
+    makes it anew, where it is no table."""
+    (unit, *_), lines = read_table(path, again)
+    looks: dict[int, list[dict[str, str]]] = {}
+    for line in lines:
+        if line["suite"] == suite:
+            looks.setdefault(int(line[unit]), []).append(line)
+    return looks
+
+
 @dataclass(frozen=True)
 class Looks:
     """The files behind the path: looks.csv of stage two and parses.csv of the evaluation; the seed of the intervals,
@@ -36,10 +47,7 @@ class Looks:
 
         UserError where looks.csv or parses.csv is damaged.
         """
-        lines: dict[int, list[dict[str, str]]] = {}
-        for line in read_table(self.looks, AGAIN)[1]:
-            if line["suite"] == suite:
-                lines.setdefault(int(line["epoch"]), []).append(line)
+        lines = read_looks(self.looks, suite, AGAIN)
         ends = {0: "train_acdmd"} | ({} if self.epochs is None else {self.epochs: STUDENT})
         judged = metrics["frontier"]["models"]
         known = {epoch: name for epoch, name in ends.items() if name in judged}

@@ -25,8 +25,6 @@ PLAN = Path("workflow/sweep.yaml")
 TEACHER, BASE = "teacher", "base"
 STAGES = {TEACHER: "teacher", BASE: "train_acdmd"}
 MODELS = {"teacher": ("teacher", "teacher_few_step"), "train_acdmd": ("train_acdmd",), "train_rtdmd": ("train_rtdmd",)}
-
-
 TIME_FILES = ("time_to_reward.csv", "time_runs.csv", "time_curves.csv", "time_to_reward.md")
 """What `rtdmd sweep gather` adds to the page's folder where the plan asks for it, beside a picture a stage."""
 

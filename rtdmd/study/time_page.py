@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from rtdmd.study.gather import title_of
 from rtdmd.study.plan import TIME_FILES, SweepPlan, stage_of
 from rtdmd.study.time_to_reward import UNITS, Line, Track, lines_of, share_of, tracks_of
 
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" '  # what a picture of its own needs
 FIGURES = {"updates": 0, "passes": 0, "seconds": 0, "excess": 3}  # and their digits in a table
 AXES = "strict score over thousand passes of the transformer, forward and backward"
 _HOW = (
@@ -33,31 +36,23 @@ _HOW = (
 def write_time(root: Path, plan: SweepPlan, base: Params) -> str:
     """The files of the plan's time to reward in its page's folder; returns the page's section, empty where the plan
     does not ask for it."""
-    if plan.time_to_reward is None:
+    asked = plan.time_to_reward
+    if asked is None:
         return ""
-    tracks = tracks_of(root, plan, base, plan.time_to_reward.suite)
-    lines = lines_of(root, plan, plan.time_to_reward, tracks)
+    tracks = tracks_of(root, plan, base, asked.suite)
+    lines = lines_of(root, plan, asked, tracks)
     out = root / plan.page
-    texts = (
-        table_csv(lines, plan.time_to_reward.against),
-        runs_csv(lines),
-        curves_csv(tracks),
-        markdown(lines, plan.time_to_reward.against),
-    )
+    texts = (table_csv(lines, asked.against), runs_csv(lines), curves_csv(tracks), markdown(lines, asked.against))
     for name, text in zip(TIME_FILES, texts, strict=True):
         write_atomic(out / name, text)
     body = ""
-    for stage in STAGE_TITLES:
-        own = [line for line in lines if stage_of(line.name) == stage]
-        if own:
-            picture = plot(own, [track for track in tracks if stage_of(track.name) == stage])
-            write_atomic(out / f"time_to_reward_{stage}.svg", picture.replace("<svg ", SVG, 1) + "\n")
-            cells = [[escape(cell) for cell in row] for row in rows(own, plan.time_to_reward.against)]
-            body += f"<h3>{STAGE_TITLES[stage].capitalize()}</h3>" + picture + table(header(stage), cells)
+    for stage, group in groupby(lines, attrgetter("stage")):
+        own = list(group)
+        picture = plot(own, [track for track in tracks if stage_of(track.name) == stage])
+        write_atomic(out / f"time_to_reward_{stage}.svg", picture.replace("<svg ", SVG, 1) + "\n")
+        cells = [[escape(cell) for cell in row] for row in rows(own, asked.against)]
+        body += f"<h3>{STAGE_TITLES[stage].capitalize()}</h3>" + picture + table(header(stage), cells)
     return section("Time to reward", _HOW, body, "time-to-reward") if body else ""
-
-
-SVG = '<svg xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" '  # what a picture of its own needs
 
 
 def header(stage: str) -> list[str]:
@@ -73,7 +68,7 @@ def rows(lines: Sequence[Line], against: Sequence[str]) -> list[list[str]]:
         scores = sorted(run.level for run in line.runs)
         level = f"{scores[0]:.2f}" if scores[0] == scores[-1] else f"{line.label}: {spread(scores, 3)}"
         count = len(line.values("passes"))
-        limit = f"not reached in {length(line):,.0f} {UNITS[stage_of(line.name)]}s"
+        limit = f"not reached in {length(line):,.0f} {UNITS[line.stage]}s"
         reached = f"{count} of {len(line.runs)} seeds"
         if 0 < count < len(line.runs):
             reached = f"{reached}, others {limit}"
@@ -100,9 +95,11 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 def share(line: Line, lines: Sequence[Line], against: Sequence[str]) -> tuple[float, bool] | None:
     """`share_of` the method of its stage that the plan compares with, at the same level; None for that one itself."""
-    others = [other for other in lines if other.name in against and stage_of(other.name) == stage_of(line.name)]
-    same = [other for other in others if other.label == line.label and other.name != line.name]
-    return share_of(line, same[0]) if same and line.name not in against else None
+    if line.name in against:
+        return None
+    own = (line.stage, line.label)
+    others = [other for other in lines if other.name in against and (other.stage, other.label) == own]
+    return share_of(line, others[0]) if others else None
 
 
 def share_text(line: Line, lines: Sequence[Line], against: Sequence[str]) -> str:
@@ -116,13 +113,11 @@ def share_text(line: Line, lines: Sequence[Line], against: Sequence[str]) -> str
 def markdown(lines: Sequence[Line], against: Sequence[str]) -> str:
     """A table a stage."""
     parts = []
-    for stage in STAGE_TITLES:
-        own = [line for line in lines if stage_of(line.name) == stage]
-        if own:
-            head = header(stage)
-            body = [head, ["---"] * len(head), *rows(own, against)]
-            parts.append(f"### {STAGE_TITLES[stage].capitalize()}\n")
-            parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in body) + "\n")
+    for stage, own in groupby(lines, attrgetter("stage")):
+        head = header(stage)
+        body = [head, ["---"] * len(head), *rows(list(own), against)]
+        parts.append(f"### {STAGE_TITLES[stage].capitalize()}\n")
+        parts.append("\n".join(f"| {' | '.join(cells)} |" for cells in body) + "\n")
     return "\n".join([*parts, _HOW]) + "\n"
 
 
@@ -133,7 +128,7 @@ def table_csv(lines: Sequence[Line], against: Sequence[str]) -> str:
     body: list[list[object]] = []
     for line in lines:
         scores = [run.level for run in line.runs]
-        cells: list[object] = [line.name, stage_of(line.name), line.label, float(np.mean(scores)), len(scores)]
+        cells: list[object] = [line.name, line.stage, line.label, float(np.mean(scores)), len(scores)]
         cells += [len(line.values("passes")), length(line)]
         for figure in FIGURES:
             values = line.values(figure)
@@ -147,13 +142,12 @@ def table_csv(lines: Sequence[Line], against: Sequence[str]) -> str:
 def runs_csv(lines: Sequence[Line]) -> str:
     """One line a run and level, with what the run took to its last look, or to the last below a level not reached."""
     last = ("updates", "passes", "seconds")
-    body = [
-        [line.name, run.seed, line.label, run.level]
-        + [(run.found or {}).get(figure) for figure in FIGURES]
-        + [run.last[name] for name in last]
-        for line in lines
-        for run in line.runs
-    ]
+    body: list[list[object]] = []
+    for line in lines:
+        for run in line.runs:
+            found = run.found or {}
+            figures = [found.get(figure) for figure in FIGURES]
+            body.append([line.name, run.seed, line.label, run.level, *figures, *(run.last[name] for name in last)])
     return csv_text(["run", "seed", "level", "score", *FIGURES, *(f"last_{name}" for name in last)], body)
 
 

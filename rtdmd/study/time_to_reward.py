@@ -20,15 +20,16 @@ import numpy as np
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json
-from rtdmd.common.parsing import read_table
 from rtdmd.config import Params
 from rtdmd.evaluate.divergence import divergence
 from rtdmd.evaluate.frontier import PATH_REPLICATES
+from rtdmd.evaluate.intervals import estimate
 from rtdmd.evaluate.names import suites_of
 from rtdmd.evaluate.parses import Parses, parses_from
 from rtdmd.pipeline.stage import RESOLVED
 from rtdmd.pipeline.stage import run_folder as training_folder
 from rtdmd.plan.budget import update_counts
+from rtdmd.report.run_path import read_looks
 from rtdmd.study.divergences import METRICS, Law, law_of
 from rtdmd.study.plan import BASE, TEACHER, SweepPlan, TimeToReward, run_folder, run_params, stage_of
 from rtdmd.study.run import DONE
@@ -67,7 +68,6 @@ class Reached:
     excess divergence; None where the run ended before. ``last``: the first three at the run's last look, or at the last
     one below the level where it was not reached: it needs more than that."""
 
-    name: str
     seed: int
     level: float
     found: Mapping[str, float] | None
@@ -81,6 +81,11 @@ class Line:
     name: str
     label: str  # of the level
     runs: Sequence[Reached]
+
+    @property
+    def stage(self) -> str:
+        """Of the method."""
+        return stage_of(self.name)
 
     def values(self, figure: str) -> list[float]:
         """Of the runs that reached the level."""
@@ -106,18 +111,13 @@ def reach(track: Track, level: float, law: Law | None) -> Reached:
     place = place_of(track.strict, level)
     if place is None:
         below = int(np.flatnonzero(track.strict < level)[-1])
-        return Reached(track.name, track.seed, level, None, track.at(below))
+        return Reached(track.seed, level, None, track.at(below))
     found = track.at(place)
     if law is not None:
         sides = sorted({int(np.floor(place)), int(np.ceil(place))})
         excess = [divergence(track.looks[i], law.law, law.seed, PATH_REPLICATES)["excess"]["mean"] for i in sides]
         found["excess"] = float(np.interp(place, sides, excess))
-    return Reached(track.name, track.seed, level, found, track.at(len(track.strict) - 1))
-
-
-def tag_mean(parses: Parses) -> float:
-    """The strict score: the mean over tags of the share of right images."""
-    return float(np.mean([parses.right[parses.tags == tag].mean() for tag in np.unique(parses.tags)]))
+    return Reached(track.seed, level, found, track.at(len(track.strict) - 1))
 
 
 def spent(journal: Journal, params: Params, stage: str) -> tuple[np.ndarray, np.ndarray]:
@@ -136,10 +136,7 @@ def read_track(folder: Path, params: Params, run: tuple[str, int], suite: str) -
     results = folder / "results" / stage
     path = results / "looks.csv"
     again = f"`rm -r {results}`, then `rtdmd sweep run {name} {seed}` trains it anew"
-    unit, by_look = UNITS[stage], dict[int, list[dict[str, str]]]()
-    for line in read_table(path, again)[1]:
-        if line["suite"] == suite:
-            by_look.setdefault(int(line[unit]), []).append(line)
+    by_look = read_looks(path, suite, again)
     if len(by_look) < 2:
         raise UserError(
             f"{path}: {len(by_look)} looks at the suite {suite}, which the plan's time_to_reward names; allowed: a"
@@ -148,10 +145,10 @@ def read_track(folder: Path, params: Params, run: tuple[str, int], suite: str) -
     file = training_folder(folder, stage, read_json(results / RESOLVED)) / JOURNAL
     if not file.is_file():
         raise UserError(f"{file}: no such file, and without it nobody knows what the run took; {again}")
-    passes, seconds = spent(Journal(file, unit, file.read_text(encoding="utf-8").splitlines()), params, stage)
+    passes, seconds = spent(Journal(file, UNITS[stage], file.read_text(encoding="utf-8").splitlines()), params, stage)
     updates = np.array(sorted(by_look))
     looks = [parses_from(by_look[number], path, again) for number in updates.tolist()]
-    strict = np.array([tag_mean(look) for look in looks])
+    strict = np.array([estimate(look.right, look.prompts.tolist(), look.tags.tolist()).mean for look in looks])
     return Track(name, seed, updates, strict, passes[updates], seconds[updates], looks)
 
 
@@ -170,8 +167,9 @@ def lines_of(root: Path, plan: SweepPlan, asked: TimeToReward, tracks: Sequence[
     """A line a method and level, those of stage one first. A seed without a judged teacher has no level of stage one,
     and no excess divergence."""
     laws = {seed: law_of(root, plan, seed, asked.suite) for seed in plan.seeds}
-    few = {seed: few_step_score(root, plan, seed, asked.suite) for seed in plan.seeds}
-    levels: dict[str, dict[str, Mapping[int, float | None]]] = {  # stage, label, seed
+    scores = {seed: few_step_score(root, plan, seed, asked.suite) for seed in plan.seeds}
+    few = {seed: score for seed, score in scores.items() if score is not None}
+    levels: dict[str, dict[str, dict[int, float]]] = {  # stage, label, seed
         "train_acdmd": {"the teacher in as few steps": few},
         "train_rtdmd": {f"{level:g}": dict.fromkeys(plan.seeds, level) for level in asked.levels},
     }
@@ -179,11 +177,8 @@ def lines_of(root: Path, plan: SweepPlan, asked: TimeToReward, tracks: Sequence[
     for stage, own in levels.items():
         for name in dict.fromkeys(track.name for track in tracks if stage_of(track.name) == stage):
             for label, by_seed in own.items():
-                runs = []
-                for track in tracks:
-                    level = by_seed[track.seed]
-                    if track.name == name and level is not None:
-                        runs.append(reach(track, level, laws[track.seed]))
+                own_tracks = [track for track in tracks if track.name == name and track.seed in by_seed]
+                runs = [reach(track, by_seed[track.seed], laws[track.seed]) for track in own_tracks]
                 if runs:
                     lines.append(Line(name, label, runs))
     return lines

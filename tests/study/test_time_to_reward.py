@@ -122,7 +122,7 @@ def test_tables_have_mean_range_and_share_by_hand() -> None:
     assert share_of(ours, theirs) == (pytest.approx((5 / 20 + 15 / 40) / 2), False)
     assert share_of(ours, Line(THEIRS, "0.75", theirs.runs[:1])) == (pytest.approx(0.25), True)
     assert share_of(theirs, ours) is None  # a seed of its own has not reached it
-    at_once = Reached(THEIRS, 0, 0.75, {"updates": 0.0, "passes": 0.0, "seconds": 0.0}, theirs.runs[0].last)
+    at_once = Reached(0, 0.75, {"updates": 0.0, "passes": 0.0, "seconds": 0.0}, theirs.runs[0].last)
     assert share_of(ours, Line(THEIRS, "0.75", [at_once])) is None
     table = {row["run"]: row for row in csv.DictReader(io.StringIO(table_csv([ours, theirs], [THEIRS])))}
     names = ("reached", "length", "updates", "passes_low", "passes_high", "seconds", "excess", "share", "share_is")
