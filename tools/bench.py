@@ -25,9 +25,9 @@ from rtdmd.backbones import Conditioning, load_backbone
 from rtdmd.common.errors import UserError
 from rtdmd.common.torch_setup import configure
 from rtdmd.config import Params
-from rtdmd.plan.budget import Counts, transformer_counts
+from rtdmd.plan.budget import Counts, update_counts
 from rtdmd.plan.models import part_configs, text_shapes
-from rtdmd.plan.passes import acdmd_rows, guided_passes, rtdmd_rows, scaled
+from rtdmd.plan.passes import guided_passes
 from rtdmd.prompts.records import read_set
 from rtdmd.rehearse.updates import Update, stage_one, stage_two
 from rtdmd.rewards.panel import open_panel
@@ -140,11 +140,10 @@ def bench(params: Params, repeats: int, root: Path = Path(".")) -> Iterator[tupl
 
 
 def needed(params: Params, stage: str) -> Counts:
-    """What an update of a stage takes through the transformer by the algorithm."""
-    rows = rtdmd_rows(params)
-    if stage == "train_acdmd":
-        rows = scaled(acdmd_rows(params), params.train_acdmd.generator_every)
-    return transformer_counts(rows, params)
+    """What an update of a stage, a round of stage one, takes through the transformer by the algorithm."""
+    iterations = params.train_acdmd.generator_every if stage == "train_acdmd" else 1
+    forward, backward = update_counts(params, stage)
+    return Counts(iterations * forward, iterations * backward)
 
 
 def _timed(update: Update, passes: Passes, repeats: int, need: Counts) -> Times:

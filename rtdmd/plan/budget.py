@@ -57,19 +57,14 @@ class Counts(NamedTuple):
     backward: float
 
 
-def transformer_counts(rows: Rows, params: Params) -> Counts:
-    """What these rows take through the transformer, whatever role passes it."""
+def update_counts(params: Params, stage: str, kept: float = 1.0) -> Counts:
+    """What an update of a stage, an iteration or an epoch, takes through the transformer, whatever role passes it;
+    ``kept`` as in `stage_two_epoch`."""
+    rows = acdmd_rows(params) if stage == "train_acdmd" else summed(*kept_parts(params, kept).values())
     passes = {"teacher": guided_passes(params), "unguided-teacher": 1}
     passes |= dict.fromkeys(("generator", "fake", "reference", "surrogate"), 1)
     forward = sum(count * rows.get(f"{role} forward", 0.0) for role, count in passes.items())
     return Counts(forward, sum(rows.get(f"{role} backward", 0.0) for role in passes))
-
-
-def update_counts(params: Params, stage: str, kept: float = 1.0) -> Counts:
-    """What an update of a stage, an iteration or an epoch, takes through the transformer; ``kept`` as in
-    `stage_two_epoch`."""
-    rows = acdmd_rows(params) if stage == "train_acdmd" else summed(*kept_parts(params, kept).values())
-    return transformer_counts(rows, params)
 
 
 def priced(rows: Rows, params: Params, stage: str, prices: Prices) -> float:

@@ -84,11 +84,16 @@ class Peak:
 def held_by_tensors() -> int:
     """Bytes of the storages of all tensors of this process that have memory here, each once."""
     storages: dict[int, int] = {}
-    for found in gc.get_objects():
-        if issubclass(type(found), torch.Tensor) and found.device.type == "cpu":
+    for found in every_tensor():
+        if found.device.type == "cpu":
             storage = found.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
+
+
+def every_tensor() -> list[torch.Tensor]:
+    """All tensors of this process, wherever their memory is."""
+    return [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
 
 
 def resident(what: str) -> int:

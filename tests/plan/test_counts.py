@@ -19,6 +19,7 @@ from rtdmd.plan.memory import acdmd_memory, rtdmd_memory
 from rtdmd.plan.passes import acdmd_rows, rtdmd_rows
 from rtdmd.plan.stand import Stand
 from rtdmd.plan.tally import tally
+from rtdmd.rehearse.memory import every_tensor
 from rtdmd.rehearse.updates import Update, peak_epochs
 from rtdmd.train.adapters import merge_stage_one, transformer_blocks
 from rtdmd.train.rtdmd import open_adapters
@@ -171,7 +172,7 @@ def unnoted(monkeypatch: pytest.MonkeyPatch) -> None:
 def peak_of(update: Update, step: int) -> int:
     """Bytes that an update holds at its peak beside what was there before it."""
     gc.collect()
-    with tally([found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]) as meter:
+    with tally(every_tensor()) as meter:
         update(step)
     return int(meter.peak)
 

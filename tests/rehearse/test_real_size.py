@@ -41,7 +41,7 @@ class Counted:
 
     def __init__(self, device: torch.device, before: int) -> None:
         self.base = memory.held(device) - before
-        self.tally = tally([found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)])
+        self.tally = tally(memory.every_tensor())
         self.meter = self.tally.__enter__()
 
     def bytes(self) -> int:

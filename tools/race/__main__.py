@@ -14,22 +14,19 @@ in the process.
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
-
-import torch
 
 from rtdmd.common.rng import integers
 from rtdmd.common.torch_setup import configure
 from rtdmd.config import Params
 from rtdmd.plan.tally import tally
 from rtdmd.plan.text import table
-from rtdmd.rehearse.memory import held_by_tensors
+from rtdmd.rehearse.memory import every_tensor, held
 from rtdmd.rehearse.real_models import Configs
-from tools.race.models import Run, Sizes, configs_of, ours, settings, theirs
+from tools.race.models import CPU, Run, Sizes, configs_of, ours, settings, theirs
 
 TURNS = {"train_acdmd": ("fake turn", "generator turn", "both turns"), "train_rtdmd": ("epoch",)}
 SIDES: dict[str, Callable[[Params, Configs, str], Run]] = {"ours": ours, "public": theirs}
@@ -92,17 +89,11 @@ def peaks_of(run: Run, params: Params, stage: str) -> dict[str, int]:
         run(turn, numbers(params, turn, 0)[-1])
     found = dict[str, int]()
     for turn in TURNS[stage]:
-        gc.collect()
-        before = held_by_tensors()
-        with tally(tensors()) as meter:
+        before = held(CPU)
+        with tally(every_tensor()) as meter:
             run(turn, numbers(params, turn, 1)[-1])
         found[turn] = before + int(meter.peak)
     return found
-
-
-def tensors() -> Iterator[torch.Tensor]:
-    """All that there are."""
-    return (one for one in gc.get_objects() if issubclass(type(one), torch.Tensor))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from rtdmd.config.presets import merged
 from rtdmd.flow.policy import draw_step_subset
 from rtdmd.plan.models import part_configs, text_shapes
 from rtdmd.rehearse.real_models import Configs, random_backbone
-from rtdmd.rehearse.updates import random_texts
+from rtdmd.rehearse.updates import draws_of, random_texts
 from rtdmd.rewards.panel import open_panel
 from rtdmd.train.acdmd import AcdmdTrainer
 from rtdmd.train.losses import Draws
@@ -103,9 +103,9 @@ class Side:
         cond, self.null = random_texts(p, text_shapes(p.model, self.configs), rows, CPU)
         self.cond = cond.repeat_interleave(p.train_rtdmd.group_size) if two else cond
 
-    def draws(self, step: int, kind: type[Draws] = Draws) -> Draws:
+    def draws(self, step: int) -> Draws:
         """Of all samples of an update."""
-        return kind(0, self.stage, step, tuple(range(len(self.cond))), self.backbone.latent_shape(), CPU)
+        return draws_of(self.stage, step, len(self.cond), self.backbone)
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -144,7 +144,7 @@ def theirs(params: Params, configs: Configs, stage: str) -> Run:
         one = Public(params, roles.velocity, roles.learnt, sigmas, side.backbone.decode, {})
 
         def turn(name: str, number: int) -> None:
-            draws = side.draws(number, TorchDraws)
+            draws = TorchDraws(**vars(side.draws(number)))
             stop = integers(0, len(sigmas) - 1, draws.seed, draws.stream, draws.step, "stop")
             if name != "generator turn":
                 one.fake_turn(side.cond, draws, stop)
@@ -158,7 +158,7 @@ def theirs(params: Params, configs: Configs, stage: str) -> Run:
     groups = torch.arange(len(side.cond)) // p.group_size
 
     def epoch(name: str, number: int) -> None:
-        draws = side.draws(number, TorchDraws)
+        draws = TorchDraws(**vars(side.draws(number)))
         order = permutation(len(p.candidate_steps), draws.seed, draws.stream, draws.step, "subset")
         trained = [p.candidate_steps[i] for i in draw_step_subset(order, p.trained_steps)]
         two.epoch(side.cond, side.records, groups, trained, draws)
