@@ -16,9 +16,10 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from rtdmd.common.files import save_tensors
+from rtdmd.common.files import hash_of, remove, sha256_bytes
 from rtdmd.common.progress import progress
 from rtdmd.common.rng import numpy_generator, torch_generator
+from rtdmd.train.engine import checkpoint
 from rtdmd.world import GRID, IMAGE_SIZE
 from rtdmd.world.grammar import TAGS, Caption, auxiliary, captions_of
 from rtdmd.world.render import Scenes, render, sample_scenes
@@ -26,7 +27,7 @@ from rtdmd.world.verifier import verify
 from tools.world.common import WORK, cosine_after, finish, part_folder, start
 from tools.world.settings import TeacherParams, WorldParams, load_world_params
 
-LOOK_EVERY = 1000  # optimizer steps
+SAVE_EVERY = 1000  # optimizer steps between checkpoints: a few minutes
 T5_TOKENS = 1  # max_sequence_length of a pipeline without a T5: that many zero tokens
 Draw = Callable[[list[Caption], np.ndarray, np.random.Generator], Iterable[Scenes]]
 """From captions and the index of each image's: batches of scenes, one scene an image."""
@@ -123,14 +124,27 @@ def train_teacher(
     latents: Tensor,
     rows: Tensor,
     cond: tuple[Tensor, Tensor],
-    look: Path,
+    folder: Path,
 ) -> None:
-    """Flow matching in place; ``model`` ends with the averaged weights. cond[.][0] is the null prompt."""
+    """Flow matching in place; ``model`` ends with the averaged weights. cond[.][0] is the null prompt.
+
+    The state is saved in ``folder`` every SAVE_EVERY steps. A training that was killed goes on from there, to the same
+    bytes; one whose settings or inputs differ begins anew.
+    """
     p, generator = params.teacher, torch_generator(params.seed, "teacher")
-    weights = [w for w in model.parameters() if w.requires_grad]
+    named = {name: w for name, w in model.named_parameters() if w.requires_grad}
+    weights = list(named.values())
+    folder = folder / _run_name(params, [*weights, latents, rows, *cond])
     average = [w.detach().clone() for w in weights]
     optimizer = torch.optim.AdamW(weights, lr=p.lr, weight_decay=p.weight_decay, betas=(0.9, 0.99))
-    bar = progress(range(p.iterations), desc="teacher")
+    found = checkpoint.load(folder)
+    if found is not None:
+        checkpoint.copy_indexed(weights, found.tensors["weights"])
+        checkpoint.copy_indexed(average, checkpoint.indexed([found.tensors["average"][name] for name in named]))
+        checkpoint.restore_optimizer(optimizer, found.tensors["optimizer"])
+        generator.set_state(found.tensors["generator"]["state"])
+    first = found.step if found is not None else 0
+    bar = progress(range(first, p.iterations), desc="teacher", initial=first, total=p.iterations)
     for step in bar:
         optimizer.param_groups[0]["lr"] = p.lr * cosine_after(step, p.iterations, 0.4, warmup=200)
         pick = torch.randint(len(latents), (p.batch_size,), generator=generator)
@@ -148,11 +162,22 @@ def train_teacher(
             torch._foreach_lerp_(average, weights, 1 - min(p.ema_decay, (step + 1) / (step + 10)))
         if step % 200 == 0:
             bar.set_postfix(refresh=False, loss=f"{loss.item():.4f}")
-        if (step + 1) % LOOK_EVERY == 0:  # the average so far, for a look while it trains
-            names = [name for name, w in model.named_parameters() if w.requires_grad]
-            save_tensors(dict(zip(names, average, strict=True)), look)
+        if (step + 1) % SAVE_EVERY == 0:
+            state = {
+                "weights": checkpoint.indexed(weights),
+                "average": dict(zip(named, average, strict=True)),  # by name: `tools.world.teacher_row` judges it
+                "optimizer": checkpoint.optimizer_tensors(optimizer),
+                "generator": {"state": generator.get_state()},
+            }
+            checkpoint.save(folder, checkpoint.Snapshot(step + 1, state))
     with torch.no_grad():
         torch._foreach_copy_(weights, average)
+
+
+def _run_name(params: WorldParams, tensors: Iterable[Tensor]) -> str:
+    """A hash of what a training's bytes depend on: its settings, first weights and data."""
+    data = [sha256_bytes(tensor.detach().numpy().tobytes()) for tensor in tensors]
+    return hash_of([params.model_dump(mode="json"), data])[:12]
 
 
 def strict_by_tag(
@@ -194,12 +219,13 @@ def make_part(part: str, root: Path, params: WorldParams, pipe: StableDiffusion3
     cond = encode_prompts(pipe, ["", *(c.prompt for c in captions)])
     rows = draw_captions(params, captions, rng)
     latents = encode_images(pipe.vae, draw(captions, rows, rng))
-    look = root / WORK / f"{part}-so-far.safetensors"
-    train_teacher(params, pipe.transformer.train(), latents, torch.from_numpy(rows), cond, look)
+    states = root / WORK / f".{part}"
+    train_teacher(params, pipe.transformer.train(), latents, torch.from_numpy(rows), cond, states)
     pipe.transformer.eval()
     folder = part_folder(root, part)
     pipe.save_pretrained(folder / "teacher")
     finish(folder, figures(pipe, params))
+    remove(states)
 
 
 def run(root: Path = Path(".")) -> None:

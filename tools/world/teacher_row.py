@@ -4,7 +4,7 @@ Run it in the repository's root, on the committed teacher or on one that is bein
 
     python -m tools.world.teacher_row --guidance 1 2 3 4.5
     python -m tools.world.teacher_row --teacher results/world/teacher/teacher --images 150
-    python -m tools.world.teacher_row --weights results/world/teacher-so-far.safetensors --images 60
+    python -m tools.world.teacher_row --weights results/world/.teacher/*/step-00014000/average.safetensors
 """
 
 from __future__ import annotations

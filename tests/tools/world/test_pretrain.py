@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from tools.world import teacher_row
 from tools.world import text as pretrain_text
 from tools.world import vae as pretrain_vae
 from tools.world.clip import compatible, contrast_loss
-from tools.world.common import cosine_after
+from tools.world.common import WORK, cosine_after
 from tools.world.settings import WORLD_PARAMS, load_world_params
 from tools.world.teacher import draw_captions, draw_times
 from tools.world.vae import loss_weight
@@ -73,6 +74,45 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for part in (pretrain_text, pretrain_vae, pretrain_clip, pretrain_teacher, pretrain_imperfect):
             part.run(root)
     return root
+
+
+def test_a_teacher_that_was_killed_goes_on_to_the_same_bytes(made: Path, tmp_path: Path) -> None:
+    recipe = TINY | {"teacher": TINY["teacher"] | {"iterations": 5}}
+    roots = [tmp_path / "whole", tmp_path / "killed"]
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        patch.setattr(pretrain_teacher, "SAVE_EVERY", 2)
+        for root in roots:
+            write_recipe(root, recipe)
+            for part in ("text", "vae"):
+                shutil.copytree(made / WORK / part, root / WORK / part)
+        pretrain_teacher.run(roots[0])
+        with pytest.MonkeyPatch.context() as kill:
+            kill.setattr(pretrain_teacher, "cosine_after", functools.partial(killed_at, 3))
+            with pytest.raises(KeyboardInterrupt):
+                pretrain_teacher.run(roots[1])
+        (saved,) = (roots[1] / WORK / ".teacher").glob("*/step-*")
+        assert saved.name == "step-00000002"
+        rates: list[int] = []
+        patch.setattr(pretrain_teacher, "cosine_after", functools.partial(noted, rates))
+        pretrain_teacher.run(roots[1])
+    assert rates == [2, 3, 4]  # the first two steps are not made again
+    transformer = WORK / "teacher" / "teacher" / "transformer" / "diffusion_pytorch_model.safetensors"
+    assert sha256_file(roots[0] / transformer) == sha256_file(roots[1] / transformer)
+    assert not (roots[1] / WORK / ".teacher").exists()
+
+
+def killed_at(last: int, step: int, *others: Any, **more: Any) -> float:
+    """The learning rate's shape, in a process that is interrupted at step ``last``."""
+    if step == last:
+        raise KeyboardInterrupt
+    return cosine_after(step, *others, **more)
+
+
+def noted(steps: list[int], step: int, *others: Any, **more: Any) -> float:
+    """The learning rate's shape; ``steps`` gets each step that asks for it."""
+    steps.append(step)
+    return cosine_after(step, *others, **more)
 
 
 def shorten(patch: pytest.MonkeyPatch) -> None:
