@@ -88,10 +88,15 @@ def latent_size(model: ModelParams, folder: Path, patch: int) -> tuple[int, int]
     channels = read_config(config, model.key).get("block_out_channels")
     if not isinstance(channels, list) or not channels:
         raise UserError(f"{model.key}: {config} has no block_out_channels; {bring_back(folder)}")
-    factor: int = 2 ** (len(channels) - 1)
+    return fitting_size(model, len(channels), patch, str(folder))
+
+
+def fitting_size(model: ModelParams, blocks: int, patch: int, name: str) -> tuple[int, int]:
+    """`latent_size` behind a VAE of so many blocks; ``name``: what the UserError calls the model."""
+    factor: int = 2 ** (blocks - 1)
     for key, side in zip(("resolution", "width"), model.size, strict=True):
         if side % (factor * patch):
-            raise UserError(f"model.{key}: {side} is not a multiple of {factor * patch}, which {folder} needs")
+            raise UserError(f"model.{key}: {side} is not a multiple of {factor * patch}, which {name} needs")
     height, width = model.size
     return height // factor, width // factor
 

@@ -51,7 +51,7 @@ class Costs:
     def sized(self, params: Params) -> Costs:
         """The same passes for settings that differ in the sizes of updates alone; what is counted is not counted
         again."""
-        return replace(self, stand=replace(self.stand, params=params))
+        return replace(self, stand=self.stand.sized(params))
 
     def _once(self, name: Any, counting: Callable[[], Cost]) -> Cost:
         if name not in self.counted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -60,11 +60,6 @@ class WatchPlan:
     total: float
 
 
-def no_other(params: Params) -> Memory:
-    """ValueError: the memory under other settings is that of a whole plan's stages."""
-    raise ValueError("only the stages of make_plan can be measured under other settings")
-
-
 @dataclass(frozen=True)
 class StagePlan:
     """One stage: what an update is called and how many there are, its FLOPs, and the peak of one process; measure:
@@ -75,10 +70,10 @@ class StagePlan:
     updates: int
     flops: float
     memory: Memory
+    measure: Measure = field(repr=False, compare=False)
     processes: int = 1
     suites: tuple[SuitePlan, ...] = ()
     watch: WatchPlan | None = None
-    measure: Measure = field(default=no_other, repr=False, compare=False)
 
     @property
     def total(self) -> float:
@@ -110,8 +105,8 @@ def make_plan(params: Params, root: Path = Path("."), processes: int | None = No
     one, two, own = params.train_acdmd, params.train_rtdmd, params.model.resolution
     encode = encoding(stand)
     training = (
-        ("train_acdmd", "iterations", one.iterations, acdmd_rows, acdmd_memory, processes or one.processes),
-        ("train_rtdmd", "epochs", two.epochs, rtdmd_rows, rtdmd_memory, processes or two.processes),
+        ("train_acdmd", "iterations", one.iterations, acdmd_rows, processes or one.processes),
+        ("train_rtdmd", "epochs", two.epochs, rtdmd_rows, processes or two.processes),
     )
     require_suites(params, stand.configs, params.model.teacher)
     asked = {suite.resolution or own for judging in params.judging.values() for suite in judging.suites}
@@ -120,22 +115,25 @@ def make_plan(params: Params, root: Path = Path("."), processes: int | None = No
     if prepared(params, root):
         counts = Counter(prompt.set for prompt in read_prompts(root / PREPARED / "eval.jsonl"))
     prompts = prompts_of(params, root)
-    stages = [StagePlan("cache_teacher", "prompts", prompts, encode.flops, cache_memory(stand, encode))]
-    for name, unit, updates, rows, memory, number in training:
-        stage = StagePlan(name, unit, updates, flops_of(rows(params), costs, name), memory(costs, number), number)
-        stages.append(_with_watch(stage, params, sized, counts))
-    stages.append(_evaluation(params, sized, counts))
-    tried = _Tried(sized, own, root, encode)
-    return Plan(
-        _parameters(stand),
-        {stage.name: replace(stage, measure=partial(tried.memory, stage.name, stage.processes)) for stage in stages},
-        publishing_memory(costs, encode),
-    )
+    memories = _Memories(sized, own, root, encode)
+    measure = partial(memories.memory, "cache_teacher", 1)
+    stages = [StagePlan("cache_teacher", "prompts", prompts, encode.flops, measure(params), measure)]
+    for name, unit, updates, rows, number in training:
+        flops = flops_of(rows(params), costs, name)
+        measure = partial(memories.memory, name, number)
+        watch = _watch(name, updates, params, sized, counts)
+        stages.append(StagePlan(name, unit, updates, flops, measure(params), measure, number, watch=watch))
+    suites = _suites(params, sized, counts)
+    images = sum(suite.images for suite in suites)
+    flops = sum(suite.total for suite in suites) / images
+    measure = partial(memories.memory, "evaluate", 1)
+    stages.append(StagePlan("evaluate", "images of each model", images, flops, measure(params), measure, suites=suites))
+    return Plan(_parameters(stand), {stage.name: stage for stage in stages}, publishing_memory(costs, encode))
 
 
 @dataclass
-class _Tried:
-    """The memory of a stage under other settings, from the passes that are counted already."""
+class _Memories:
+    """The memory of a stage under the plan's settings and under others, from the passes that are counted already."""
 
     sized: Mapping[int, Costs]
     own: int
@@ -164,27 +162,25 @@ def hours_of(flops: float, gpu: str, dtype: str, utilisation: float = UTILISATIO
     return flops / (getattr(GPUS[gpu], dtype) * utilisation) / 3600
 
 
-def _with_watch(
-    stage: StagePlan, params: Params, sized: Mapping[int, Costs], counts: Mapping[str, int] | None
-) -> StagePlan:
-    """A training stage with the looks at its student, where it is watched; ``sized``: the costs by resolution."""
-    section = getattr(params, stage.name)
-    p = section.watch
+def _watch(
+    stage: str, updates: int, params: Params, sized: Mapping[int, Costs], counts: Mapping[str, int] | None
+) -> WatchPlan | None:
+    """The looks at a training stage's student; None where it is not watched. ``sized``: the costs by resolution."""
+    p = getattr(params, stage).watch
     if not p.every:
-        return stage
-    looks = 1 + stage.updates // p.every
+        return None
+    looks = 1 + updates // p.every
     images, flops = 0, 0.0
     for suite in p.suites:
         own = p.images * min(p.max_prompts, prompts_in(suite.prompts, params, counts))
         costs = sized[suite.resolution or params.model.resolution]
-        flops += flops_of(watch_rows(params, own), costs, stage.name, suite.scorers(p.rewards))
+        flops += flops_of(watch_rows(params, own), costs, stage, suite.scorers(p.rewards))
         images += own
-    memory = with_watch(stage.memory, p, section.micro_batch, sized)
-    return replace(stage, memory=memory, watch=WatchPlan(looks, images, looks * flops))
+    return WatchPlan(looks, images, looks * flops)
 
 
-def _evaluation(params: Params, sized: Mapping[int, Costs], counts: Mapping[str, int] | None) -> StagePlan:
-    """The stage by suites, each at its own resolution and with its own scorers; memory is that of the largest."""
+def _suites(params: Params, sized: Mapping[int, Costs], counts: Mapping[str, int] | None) -> tuple[SuitePlan, ...]:
+    """The evaluation by suites, each at its own resolution and with its own scorers."""
     own = params.model.resolution
     suites = []
     for suite in params.evaluate.suites:
@@ -194,10 +190,7 @@ def _evaluation(params: Params, sized: Mapping[int, Costs], counts: Mapping[str,
         each = flops_of(evaluate_rows(params, 1), sized[resolution], "evaluate", scorers)
         law = flops_of(law_rows(params, law_images(suite, scorers)), sized[resolution], "evaluate", ())
         suites.append(SuitePlan(suite.name, images, resolution, images * each + law))
-    images = sum(suite.images for suite in suites)
-    flops = sum(suite.total for suite in suites) / images
-    memory = evaluate_memory(sized[max(suite.resolution for suite in suites)])
-    return StagePlan("evaluate", "images of each model", images, flops, memory, suites=tuple(suites))
+    return tuple(suites)
 
 
 def law_images(suite: SuiteParams, scorers: Sequence[RewardParams]) -> int:

@@ -47,7 +47,7 @@ def fit(stage: str, params: Params, measure: Measure, memory: float) -> Fit:
         if less < peak:
             chosen.append(candidate)
             peak = less
-    for candidate in reversed(chosen.copy() if peak <= memory else ()):
+    for candidate in reversed(chosen[:-1] if peak <= memory else ()):  # without the last one it did not fit
         fewer = [one for one in chosen if one is not candidate]
         without = measure(_changed(params, fewer)).peak
         if without <= memory:
@@ -68,11 +68,10 @@ def _candidates(stage: str, params: Params) -> Iterator[Candidate]:
     """In the order in which they are tried."""
     section = getattr(params, stage)
     if stage in ("train_rtdmd", "evaluate"):
-        rewards = [reward.model_dump(mode="json") for reward in section.rewards]
-        own = [bool(one.sources) and one.socket is None and not one.offload for one in section.rewards]
-        names = [reward["name"] for reward, here in zip(rewards, own, strict=True) if here]
+        names = [one.name for one in section.rewards if one.sources and one.socket is None and not one.offload]
         if names:
-            moved = [reward | ({"offload": True} if here else {}) for reward, here in zip(rewards, own, strict=True)]
+            rewards = [one.model_dump(mode="json") for one in section.rewards]
+            moved = [one | ({"offload": True} if one["name"] in names else {}) for one in rewards]
             yield f"offload of {stage}.rewards {', '.join(names)}", "true", {stage: {"rewards": moved}}
     learns = stage in ("train_acdmd", "train_rtdmd")
     if learns and not params.adapter.gradient_checkpointing:

@@ -124,8 +124,9 @@ def _latents(stand: Stand) -> int:
 
 
 def _picture(stand: Stand) -> int:
-    """Bytes of a decoded image."""
-    return picture_bytes(stand.params.model.size)
+    """Bytes of an image as the decoder gives it, float32."""
+    height, width = stand.params.model.size
+    return 4 * 3 * height * width
 
 
 def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, float]]:
@@ -158,18 +159,17 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
     point = 4 * stand.latent_bytes()  # a renoised image: its noise and itself, directions, velocities
 
     own = costs.generator
-    decoded = [(micro * _scoring(costs, _staying(stand, p.rewards), sums * picture))]
-    turns = [_turn(costs, spec, micro * picture, micro, gradient=False) for spec in waiting]
+    decoded = micro * _scoring(costs, _staying(stand, p.rewards), sums * picture)
     phases = {
         "roll-out": _phase(micro * costs.teacher.peak, 0, rolled),
-        "rewards": _phase(max(decoded + turns), 0, rolled),
+        "rewards": _phase(max(decoded, _turns(costs, waiting, micro)), 0, rolled),
     }
     if before:
         again = (1 + sums_last) * one if before > 1 else 0
         points = (last if stand.apart else chosen) * point
         step = points + scored + _last_step(costs, last, again)
-        turns = [_turn(costs, spec, last * picture, last, gradient=True) for spec in waiting if spec.differentiable]
-        alone = points + max(turns, default=0.0) * (w.backprop > 0)
+        followed = [spec for spec in waiting if spec.differentiable and w.backprop > 0]
+        alone = points + _turns(costs, followed, last, gradient=True)
         phases["last step"] = _phase(max(step, alone), before * sums_last * one, both)
     if on_trained:
         back = micro * own.back_peak
@@ -177,14 +177,12 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
             back = micro * own.again_peak + (1 + sums) * one
         back = max(back, micro * costs.teacher.peak * (w.reference_kl > 0))
         phases["policy"] = _phase(micro * own.kept + back, (before + passed * sums) * one, rolled)
-    if w.nft > 0:
-        phases["NFT"] = _phase(micro * (own.kept + own.back_peak), (before + passed + sums) * one, rolled)
-        passed += 1
-    if w.awm > 0:
-        phases["AWM"] = _phase(micro * (own.kept + own.back_peak), (before + passed + sums) * one, rolled)
-        passed += 1
+    for name, weight in (("NFT", w.nft), ("AWM", w.awm)):
+        if weight > 0:
+            phases[name] = _phase(micro * (own.kept + own.back_peak), (before + passed + sums) * one, rolled)
+            passed += 1
     if w.surrogate > 0:
-        learning = min(p.micro_batch, images) * max(costs.one.kept + costs.one.back_peak, costs.unguided.peak)
+        learning = micro * max(costs.one.kept + costs.one.back_peak, costs.unguided.peak)
         phases["surrogate"] = _phase(learning, (before + passed) * one + fake, rolled)
         term = last * max(own.kept + own.back_peak, costs.teacher.peak)
         phases["surrogate's term"] = _phase(term, (before + passed + sums_last) * one, both)
@@ -195,11 +193,6 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
     combined = (3 if terms > 1 else 1) * one  # the sum so far, the next term scaled, and the two added up
     phases["update"] = _phase(0, terms * one + combined, rolled)
     return phases
-
-
-def picture_bytes(size: tuple[int, int]) -> int:
-    """Bytes of an image of ``size`` (height, width) as the decoder gives it, float32."""
-    return 4 * 3 * size[0] * size[1]
 
 
 def _phase(activations: float, gradients: float, rollout: float = 0) -> dict[str, float]:
@@ -244,11 +237,16 @@ def _in_turn(stand: Stand, specs: Sequence[RewardParams]) -> list[RewardParams]:
     return [spec for spec in specs if stand.apart and spec.offload]
 
 
-def _turn(costs: Costs, spec: RewardParams, images: float, rows: int, gradient: bool) -> float:
-    """Bytes of an offloaded scorer's turn: its weights, a micro-batch of ``rows`` images and what scoring it takes."""
-    score = costs.scores([spec], gradient)
-    own = max(score.peak, score.kept + score.back_peak) if gradient else score.peak
-    return _rewards(costs.stand, [spec]) + images * (1 + gradient) + rows * own
+def _turns(costs: Costs, specs: Iterable[RewardParams], rows: int, gradient: bool = False) -> float:
+    """Bytes of the largest turn of offloaded scorers: its weights, a micro-batch of ``rows`` images and what scoring it
+    takes; 0 where there is none."""
+    images = rows * _picture(costs.stand) * (1 + gradient)
+    largest = 0.0
+    for spec in specs:
+        score = costs.scores([spec], gradient)
+        own = max(score.peak, score.kept + score.back_peak) if gradient else score.peak
+        largest = max(largest, _rewards(costs.stand, [spec]) + images + rows * own)
+    return largest
 
 
 def evaluate_memory(costs: Costs) -> Memory:
@@ -260,12 +258,10 @@ def evaluate_memory(costs: Costs) -> Memory:
     staying, waiting = _staying(stand, p.rewards), _in_turn(stand, p.rewards)
     parts["rewards"] = _rewards(stand, staying)
     parts["prompts"] = p.batch_size * stand.row_bytes()
-    picture = _picture(stand)
-    turns = [_turn(costs, spec, p.batch_size * picture, p.batch_size, gradient=False) for spec in waiting]
-    judged = p.batch_size * max(costs.pictures.peak, costs.pictures.kept + costs.scores(staying, gradient=False).peak)
+    judged = p.batch_size * _scoring(costs, staying)
     phases = {
         "sampling": _phase(p.batch_size * costs.teacher.peak, 0),
-        "rewards": _phase(max([judged, *turns]), 0),
+        "rewards": _phase(max(judged, _turns(costs, waiting, p.batch_size)), 0),
     }
     return Memory(parts, phases, (_rewards(stand, waiting) + WAITING) if waiting else 0.0)
 
@@ -278,15 +274,13 @@ def with_watch(memory: Memory, p: WatchParams, micro_batch: int, sized: Mapping[
     phase = 0.0
     for suite in p.suites:
         costs = sized[suite.resolution or stand.params.model.resolution]
-        picture = _picture(costs.stand)
-        turns = [_turn(costs, spec, rows * picture, rows, gradient=False) for spec in suite.scorers(p.rewards)]
-        phase = max([phase, rows * max(costs.teacher.peak, costs.pictures.peak), *turns])
+        drawn = rows * max(costs.teacher.peak, costs.pictures.peak)
+        phase = max(phase, drawn, _turns(costs, suite.scorers(p.rewards), rows))
     scorers = _rewards(stand, p.rewards)
     parts = memory.parts | {"decoder": size_of([stand.vae])[1]}
     if not stand.apart:  # where they wait is where they score
         parts["watch's scorers"] = scorers
-        return Memory(parts, memory.phases | {"watch": _phase(phase, 0)}, memory.host)
-    return Memory(parts, memory.phases | {"watch": _phase(phase, 0)}, memory.host + scorers)
+    return Memory(parts, memory.phases | {"watch": _phase(phase, 0)}, memory.host + scorers * stand.apart)
 
 
 def cache_memory(stand: Stand, encode: Cost) -> Memory:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from rtdmd.backbones import Conditioning, PipelineBackbone, family_module
+from rtdmd.backbones.parts import fitting_size
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json
 from rtdmd.common.model_files import INDEX, bring_back, model_index, parts_of
@@ -113,20 +114,15 @@ def backbone_of(
     accepted = inspect.signature(own.PIPELINE).parameters
     required = [name for name, about in accepted.items() if about.default is inspect.Parameter.empty]
     pipeline = own.PIPELINE(**(dict.fromkeys(required) | dict(parts) | {"scheduler": _scheduler()}))
-    patch = own.latent_multiple(configs["transformer"])
-    factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
-    for key, side in zip(("resolution", "width"), model.size, strict=True):
-        if side % (factor * patch):
-            raise UserError(f"model.{key}: {side} is not a multiple of {factor * patch}, which {model.teacher} needs")
     return backbone_on(pipeline, model, configs)
 
 
 def backbone_on(pipeline: Any, model: ModelParams, configs: Mapping[str, dict[str, Any]]) -> PipelineBackbone:
-    """Our backbone over such a pipeline, at ``model.size``, which has to fit it."""
-    factor = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
-    family = family_module(model.family).BACKBONE
-    height, width = model.size
-    backbone: PipelineBackbone = family(pipeline, (height // factor, width // factor), model.max_sequence_length)
+    """Our backbone over such a pipeline, at ``model.size``; errors as in `backbone_of`."""
+    own = family_module(model.family)
+    patch = own.latent_multiple(configs["transformer"])
+    size = fitting_size(model, len(configs["vae"]["block_out_channels"]), patch, model.teacher)
+    backbone: PipelineBackbone = own.BACKBONE(pipeline, size, model.max_sequence_length)
     return backbone
 
 

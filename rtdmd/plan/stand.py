@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,12 +71,20 @@ class Stand:
     def at(self, resolution: int) -> Stand:
         """The same models, asked for squares of another side."""
         model = self.params.model.model_copy(update={"resolution": resolution, "width": None})
-        backbone = backbone_on(self.backbone.pipeline, model, self.configs)
-        backbone.student = self.backbone.student
-        backbone.device = self.backbone.device
-        roles = copy.copy(self.roles)
-        roles.backbone = backbone
-        return replace(self, params=self.params.model_copy(update={"model": model}), backbone=backbone, roles=roles)
+        other = self.sized(self.params.model_copy(update={"model": model}))
+        other.backbone = backbone_on(self.backbone.pipeline, model, self.configs)
+        other.backbone.student = self.backbone.student
+        other.backbone.device = self.backbone.device
+        other.roles = copy.copy(self.roles)
+        other.roles.backbone = other.backbone
+        return other
+
+    def sized(self, params: Params) -> Stand:
+        """The same models, those that were made on demand too, for settings that differ in the sizes of updates
+        alone."""
+        other = copy.copy(self)
+        other.params = params
+        return other
 
     @property
     def transformer(self) -> nn.Module:

@@ -121,7 +121,7 @@ def rehearse(cases: Mapping[str, Case], options: Options) -> list[Row]:
     measured."""
     require_device(cases, options)
     cases = {name: case.changed({"run": {"device": options.device}}) for name, case in cases.items()}
-    device = configure(next(iter(cases.values())).params.run.model_copy(update={"device": options.device}))
+    device = configure(next(iter(cases.values())).params.run)
     sheet = Sheet(options.out / FILE)
     began = time.monotonic()
     running = False
