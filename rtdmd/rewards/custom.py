@@ -76,16 +76,17 @@ class OwnReward:
 
     needs_metadata = False
 
-    def __init__(self, name: str, differentiable: bool, folder: Path, device: torch.device) -> None:
-        """UserError, which names the file, where it cannot be imported or lacks RANGE or load."""
+    def __init__(self, params: OwnRewardParams, device: torch.device) -> None:
+        """UserError, which names the file, where there is none, it cannot be imported or lacks RANGE or load."""
         from rtdmd.rewards.weights import file_hashes, file_in
 
-        key = f"rewards: {name}: module"
-        self.name = name
-        self.differentiable = differentiable
+        folder = Path(params.module)
+        key = f"rewards: {params.name}: module"
+        self.name = params.name
+        self.differentiable = params.differentiable
         self.code = file_in(folder, key, CODE)
         self.files = file_hashes(path for path in folder.iterdir() if path.is_file())
-        found = _run(self.code, f"rtdmd_{name}_{sha256_bytes(str(folder.absolute()).encode())[:8]}", key)
+        found = _run(self.code, f"rtdmd_{self.name}_{sha256_bytes(str(folder.absolute()).encode())[:8]}", key)
         for needed in ("RANGE", "load"):
             if needed not in found:
                 raise UserError(f"{key}: {self.code} has no {needed}; docs/rewards.md shows a whole one")

@@ -72,7 +72,8 @@ class Panel:
         At the end what a thread has not begun is dropped.
         """
         with ExitStack() as stack:
-            scores = {name: torch.no_grad()(reward.score) for name, reward in self.rewards.items()}
+            staying = [name for name in self.rewards if name not in self.offloaded]
+            scores = {name: torch.no_grad()(self.rewards[name].score) for name in staying}
             scoring = Scoring({name: [] for name in self.rewards}, {name: [] for name in self.beside})
             threads = {name: ThreadPoolExecutor(1, f"reward-{name}") for name in sorted(self.beside)}
             for thread in threads.values():
@@ -86,8 +87,6 @@ class Panel:
                         waiting.append((read, prompts, metadata))
                         size += read.nbytes
                     for name, score in scores.items():
-                        if name in self.offloaded:
-                            continue
                         if name not in threads:
                             scoring.parts[name].append(score(images, prompts, metadata))
                             continue

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from rtdmd.common.section import param
 from rtdmd.rewards.custom import OwnReward, OwnRewardParams
 from rtdmd.rewards.registration import FREE, Registration
-
-if TYPE_CHECKING:
-    import torch
 
 
 class CustomParams(OwnRewardParams):
@@ -22,9 +18,4 @@ class CustomParams(OwnRewardParams):
     label = "Own reward"
 
 
-def load(params: CustomParams, device: torch.device) -> OwnReward:
-    """The reward of the folder. UserError where it has no reward.py, or one that cannot be imported."""
-    return OwnReward(params.name, params.differentiable, Path(params.module), device)
-
-
-REWARD = Registration(CustomParams, load, FREE)
+REWARD = Registration(CustomParams, OwnReward, FREE)
