@@ -110,21 +110,22 @@ def watching(journal: Journal, params: Mapping[str, Any]) -> Iterator[Tell]:
     """Start the wanted trackers with the run's ``params`` (a tree of them by section), tell them the journal's steps,
     and then each further step. UserError for one that does not start."""
     names = wanted()
-    with ExitStack() as stack:
-        shows = []
-        if names:
-            from rtdmd.train.engine.tracker_kinds import accelerate_state
+    if not names:
+        yield lambda step: None
+        return
+    from rtdmd.train.engine.tracker_kinds import accelerate_state
 
-            stack.enter_context(accelerate_state())
-            for name in names:
-                shows.append(start(name, journal.path.parent, params))
-                stack.callback(shows[-1].finish)
+    with accelerate_state(), ExitStack() as stack:
+        shows = []
+        for name in names:
+            shows.append(start(name, journal.path.parent, params))
+            stack.callback(shows[-1].finish)
 
         def tell(step: Mapping[str, float]) -> None:
             values = {name: value for name, value in step.items() if name != journal.unit}
             for show in shows:
                 show.step(int(step[journal.unit]), values)
 
-        for step in journal.steps() if shows else ():
+        for step in journal.steps():
             tell(step)
         yield tell
