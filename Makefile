@@ -4,7 +4,7 @@
 #   make test      the tests                      make lint     ruff, snakefmt, snakemake --lint, mypy
 #   make format    write the house format         make smoke    the whole run with tiny settings, in a copy of this folder
 #   make world     pre-train the embedded world   make lock     pin the newest versions that fit together
-#   make rehearse  the whole run of each real preset with stand-ins for its models and prompts: docs/rehearse.md
+#   make rehearse  the whole run of each real preset with stand-ins for its models and prompts: docs/verification.md
 #   make reproduce run the commit again from nothing in a fresh clone, and compare every output's hash with dvc.lock
 #   make trackers  wandb and trackio, for RTDMD_TRACKERS: docs/training.md
 #   make pull      the published results and the run cache from the DVC remote; then neither engine has anything to do

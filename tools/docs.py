@@ -25,7 +25,7 @@ from pathlib import Path
 
 from tools.rooms import with_rooms
 
-PAGES = ("README.md", "CONTRIBUTING.md", "data/prompts/README.md", "docs/*.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "data/prompts/README.md", "docs/*.md", "docs/evidence/*.md")
 PROGRAMS = ("rtdmd", "snakemake", "dvc", "make", "python", "pytest")
 RUN = ("plan", "methods", "params", "experiments")  # commands of rtdmd that a block with `$` may show
 UNFINISHED = ("arguments are required", "expected one argument", "expected at least one argument")

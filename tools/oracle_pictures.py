@@ -1,4 +1,4 @@
-"""The pictures of docs/proved.md: 2-D clouds against ellipses of the exact laws. Same samples, same bytes."""
+"""The pictures of docs/verification.md: 2-D clouds against ellipses of the exact laws. Same samples, same bytes."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Stage one: mean energy distance to the teacher's law. Stage two, from a perfect stage one: gained reward and total
 variance over those of the fixed point, energy distance to it. Seconds are processor seconds, so that a busy machine
-does not change who is cheaper. What was decided by these figures is in docs/proved.md.
+does not change who is cheaper. What was decided by these figures is in docs/verification.md.
 """
 
 from __future__ import annotations

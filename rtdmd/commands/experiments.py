@@ -6,7 +6,7 @@
     rtdmd experiments --cost table_2       GPU hours of its runs by stage, by `rtdmd plan`
     rtdmd experiments --queue table_2      the commands that put its runs into DVC's queue and show them
 
-`snakemake experiment_table_2` runs a table (docs/experiments.md). --check ends with exit code 1 where a cell is off or
+`snakemake experiment_table_2` runs a table (docs/results.md). --check ends with exit code 1 where a cell is off or
 not measured yet.
 """
 

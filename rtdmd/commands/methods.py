@@ -1,5 +1,5 @@
 """`rtdmd methods`: the methods that can be compared; `rtdmd methods gdmd`: one card, with our figures; `rtdmd methods
---lengths`: how long each trains for what the world preset's own stage spends (the table of docs/comparison.md)."""
+--lengths`: how long each trains for what the world preset's own stage spends (docs/results.md)."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of each training stage (default: those of the params, two at most); without GPUs they talk by gloo",
     )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="new folder to keep the run in (default: a temporary)")
-    real = parser.add_argument_group("training at the published size (docs/plan.md)")
+    real = parser.add_argument_group("training at the published size (docs/verification.md)")
     real.add_argument("--real-size", action="store_true", help="measure updates of training with random weights")
     real.add_argument("--also", nargs="+", default=[], metavar="PRESET", help="presets that are measured too")
     real.add_argument("--stage", choices=STAGES, help="one stage alone (default: both)")

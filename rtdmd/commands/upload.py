@@ -3,7 +3,8 @@ would send, and sends nothing.
 
 The files go to a branch, are downloaded again and compared by SHA-256, and only then reach `main` and get a tag with
 the hash of their lineage in dvc.lock. Run again after an interruption: it goes on where it stopped; when all is there,
-it sends nothing. The token is the usual one (`hf auth login`, or HF_TOKEN); it is never printed. See docs/upload.md.
+it sends nothing. The token is the usual one (`hf auth login`, or HF_TOKEN); it is never printed
+(docs/publishing.md).
 """
 
 from __future__ import annotations

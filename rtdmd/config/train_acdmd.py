@@ -47,11 +47,11 @@ class TrainAcdmdParams(TrainingParams):
     generator_rollout: Literal["shared", "own"] = param(
         "what the generator's turn learns from: the fake score's roll-out and its velocity from before its update, or"
         " a roll-out of its own with the fake score as just updated",
-        source="public code: own; shared ours, cheaper (docs/proved.md)",
+        source="public code: own; shared ours, cheaper (docs/evidence/oracle.md)",
     )
     fake_per_step: Flag = param(
         "one fake-score adapter for each stopping step, trained on its turn; stage two gets the last step's",
-        source="paper and public code: false; true ours (docs/proved.md, T8)",
+        source="paper and public code: false; true ours (docs/verification.md, T8)",
     )
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 matching).
 
 `recipe: published` promises the public code's settings and scalings, `recipe: corrected` those that hold the
-oracle's fixed point (docs/proved.md), `recipe: custom` nothing. What each promises is in `rtdmd.methods.rtdmd`.
+oracle's fixed point (docs/verification.md), `recipe: custom` nothing. What each promises is in `rtdmd.methods.rtdmd`.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class TrainRtdmdParams(TrainingParams):
     """Stage two."""
 
     recipe: StageTwoRecipe = param(
-        "published: the public code's method settings; corrected: those of docs/proved.md; a method of `rtdmd methods`;"
-        " all checked; custom: none",
+        "published: the public code's method settings; corrected: those of docs/verification.md; a method of"
+        " `rtdmd methods`; all checked; custom: none",
         source="ours",
     )
     epochs: Whole = param(
@@ -70,7 +70,7 @@ class TrainRtdmdParams(TrainingParams):
     group_size: Whole = param("images per prompt", unit="images", source="public code: 24, SD3-M 16", ge=2)
     candidate_steps: tuple[Whole, ...] = param(
         "stochastic steps among which the trained ones are drawn, 0 the first",
-        source="public code: 0, 1, 2; later ones for short runs, docs/findings.md",
+        source="public code: 0, 1, 2; later ones for short runs, docs/results.md",
         min_length=1,
     )
     trained_steps: Whole = param("M, stochastic steps trained per epoch", source="public code: 2", ge=1)
@@ -93,7 +93,7 @@ class TrainRtdmdParams(TrainingParams):
     drop_zero_advantage: Flag = param(
         "leave images of advantage 0 out of the policy term's mean and passes",
         source="public code: false (its filter looks for exact zeros after a subtraction that leaves rounding); true"
-        " ours (docs/proved.md)",
+        " ours (docs/evidence/oracle.md)",
     )
     density: Literal["gaussian", "published"] = param(
         "log-density of a transition: -|x-μ|²/2ρ² summed, or -(x-μ)² averaged",
@@ -114,7 +114,7 @@ class TrainRtdmdParams(TrainingParams):
     matching_path: Literal["last_step", "random_step", "whole_chain", "reward"] = param(
         "where matching acts: the last step; a random one, as in stage one; all steps, recomputed; or the last, and"
         " as a reward on the trained steps",
-        source="public code: last_step; paper: all steps; whole_chain and reward ours (docs/proved.md)",
+        source="public code: last_step; paper: all steps; whole_chain and reward ours (docs/evidence/oracle.md)",
     )
     normalise_matching: Flag = param(
         "divide each image's matching direction by its mean distance to the teacher's projection",

@@ -88,7 +88,7 @@ class TrainingParams(Section):
     )
     renoise_time: Literal["uniform", "clamped"] = param(
         "t of x_t: uniform on an interval above s, without atoms; or U(s + 0.01, 1) clamped to 0.02 and 0.98",
-        source="public code: clamped; uniform ours (docs/proved.md)",
+        source="public code: clamped; uniform ours (docs/evidence/oracle.md)",
     )
     weighting: Literal["clamp", "inverse_variance"] = param(
         "of the ambient loss: β² min(1/β², 10), or 1/Var(target)",

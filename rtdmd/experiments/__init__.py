@@ -1,6 +1,6 @@
 """The published experiments by name: parameters and jobs of the runs behind the published tables, and their pages.
 
-`rtdmd experiments` lists the tables (`rtdmd.published`); docs/experiments.md has the rest.
+`rtdmd experiments` lists the tables (`rtdmd.published`); docs/results.md has the rest.
 """
 
 from rtdmd.published import RUNS, TABLES, find_run, find_table

@@ -2,7 +2,7 @@
 
 ABSENT = {
     "R_dm": "distribution matching as a reward of the policy; known from an abstract only. `rtdmd-corrected` has our"
-    " own derivation of that idea (docs/proved.md), under its own name.",
+    " own derivation of that idea (docs/verification.md), under its own name.",
     "Flash-DMD": "known from an abstract only: neither losses nor settings are public; an invented version would say"
     " nothing about it.",
 }

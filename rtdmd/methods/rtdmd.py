@@ -89,7 +89,7 @@ _ESTIMATOR = {key: value for key, value in PUBLISHED.items() if key not in _RUNS
 METHODS = (
     Method(
         "rtdmd", "train_rtdmd", "RTDMD with the preset's settings", _SOURCE, _EQUATION, {},
-        "steps, weights, unit-norm scaling and rates of the preset (docs/findings.md)",
+        "steps, weights, unit-norm scaling and rates of the preset (docs/results.md)",
         ("matching acts at a random step; true Gaussian log-density; each term's gradient at norm 1",),
     ),
     Method(
@@ -98,7 +98,7 @@ METHODS = (
         ("`rtdmd params world --recipe published` has its rates too",),
     ),
     Method(
-        "rtdmd-corrected", "train_rtdmd", "RTDMD, corrected on the oracle", "ours (docs/proved.md)",
+        "rtdmd-corrected", "train_rtdmd", "RTDMD, corrected on the oracle", "ours (docs/verification.md)",
         _EQUATION + "; matching is also a reward of the stochastic steps, advantages keep the rewards' units",
         {**CORRECTED, "trained_steps": 2, "share_initial": False},
         "all of it; weights and unit-norm scaling are the preset's, so that no fixed point is claimed",

@@ -1,7 +1,7 @@
 """Peak memory of each stage by part: what stays for the whole run, and the largest of what comes and goes.
 
 Bytes of one process on its device. Left out: the runtime's own (a CUDA context and its libraries, the interpreter) and
-what an allocator keeps beside what is in use; docs/plan.md has both, measured.
+what an allocator keeps beside what is in use; docs/verification.md has both, measured.
 """
 
 from __future__ import annotations

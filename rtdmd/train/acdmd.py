@@ -2,7 +2,7 @@
 
 `recipe: published` is the public code's algorithm. By default (each a parameter) the renoising time has no atoms and
 exceeds s by construction, and generator and fake score share a roll-out, so that the fake score's velocity is computed
-once for both losses. Departures without a parameter are in docs/proved.md. DMD2 is `start: data` with
+once for both losses. Departures without a parameter are in docs/verification.md. DMD2 is `start: data` with
 `consistency.weight: 0`.
 
 Shapes: B prompts of all processes, K steps of the sampler; x_s, x_t (B, C, H, W), s, t (B,), levels falling.

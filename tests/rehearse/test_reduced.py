@@ -37,7 +37,7 @@ def test_only_what_is_listed_changes_and_all_else_is_equal() -> None:
 
 
 def test_every_key_that_is_listed_is_on_the_page_with_what_becomes_of_it() -> None:
-    page = (CHECKOUT / "docs" / "rehearse.md").read_text(encoding="utf-8")
+    page = (CHECKOUT / "docs/evidence/rehearsal.md").read_text(encoding="utf-8")
     for key, to in REDUCED.items():
         assert f"| `{key}` | {to} |" in page
 

@@ -65,4 +65,4 @@ def test_the_readme_lists_the_stages_and_the_number_of_outputs_is_true() -> None
     pipeline = read_pipeline(Path("."))
     assert docs.stage_rows(Path("README.md").read_text(encoding="utf-8")) == list(pipeline)
     count = sum(len(stage.outs) for stage in pipeline.values())
-    assert f"{count} of {count} outputs" in Path("docs/engines.md").read_text(encoding="utf-8")
+    assert f"{count} of {count} outputs" in Path("docs/reproducibility.md").read_text(encoding="utf-8")

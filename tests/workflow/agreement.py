@@ -1,4 +1,4 @@
-"""What both engines would run after one change of each kind: the agreement matrix of docs/engines.md.
+"""What both engines would run after one change of each kind: the agreement matrix of docs/evidence/faults.md.
 
 `python -m tests.workflow.agreement FOLDER` works in a finished checkout (tests/workflow/conftest.py makes one) and
 prints the matrix (--json: a line for each change). A change is made, both engines are asked, it is undone. DVC is

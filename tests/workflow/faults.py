@@ -1,6 +1,6 @@
 """What can go wrong around a run, one fault at a time: what the engines say, and the command that makes it good.
 
-    python -m tests.workflow.faults                    # the whole table (docs/failures.md)
+    python -m tests.workflow.faults                    # the whole table (docs/evidence/faults.md)
     python -m tests.workflow.faults --only cache       # rows that match
 
 Each fault is made in a copy of a finished checkout; `meets` is what a person runs next and what it answers, `mend` the

@@ -32,7 +32,7 @@ NEXT = {
     "snakemake": ("snakemake --unlock", "snakemake --cores 1 --quiet"),
     "dvc": ("dvc repro --quiet",),
 }
-"""The documented commands after a kill (docs/failures.md); the last is also the first."""
+"""The documented commands after a kill (docs/reproducibility.md); the last is also the first."""
 
 SMALL: dict[str, Any] = {
     "run": {"threads": 1},

@@ -1,5 +1,5 @@
 """What the engines cost: `python -m tests.workflow.overhead FOLDER`, in a finished checkout, prints the table of
-docs/engines.md; `--engine slurm` alone that of docs/slurm.md, on a Slurm of one node that it starts.
+docs/evidence/costs.md; `--engine slurm` alone its row of Slurm, on a Slurm of one node that it starts.
 
 A run with nothing to do is an engine's start, its look at all files, and its end. What it adds to a stage is measured
 on stages that are answered from the cache, all seven in turn: the engine starts the job, finds the run in the cache and

@@ -1,4 +1,4 @@
-"""The short version of docs/failures.md: a few of its faults, under the real engines, end in the bytes of a calm run.
+"""A few faults of docs/evidence/faults.md, under the real engines, end in the bytes of an undisturbed run.
 
 The long versions are `python -m tests.workflow.faults` and `python -m tests.workflow.kills`.
 """
@@ -25,7 +25,7 @@ SHORT = [
 
 
 def test_the_document_names_every_fault_and_its_next_command() -> None:
-    text = (REPOSITORY / "docs/failures.md").read_text()
+    text = (REPOSITORY / "docs/evidence/faults.md").read_text()
     for fault in FAULTS:
         assert f"| {fault.name} |" in text, fault.name
         for command in fault.mend.split(" && ")[:-1]:

@@ -1,7 +1,7 @@
 # The comparison of methods: `snakemake sweep` runs everything in workflow/sweep.yaml (another file: --config sweep=FILE), each run
 # in a folder of its own, and gathers it in the plan's `page`. Nothing above depends on these rules. A run is repeated when its
 # parameters change; a killed one goes on from its checkpoint. Code is not an input: an edit would throw hours away, so run.json
-# records it instead and the page says when runs of different code stand side by side (docs/comparison.md).
+# records it instead and the page says when runs of different code stand side by side (docs/results.md).
 import re
 
 from rtdmd.methods import METHODS
