@@ -6,7 +6,8 @@
 Every command in a block, and in `code` within the text, is given to the parser of its program: `rtdmd`, `snakemake` and
 its targets, `dvc`, `make`, `python -m`, `pytest`. A block that begins with `$ rtdmd ...` shows all that the command
 prints; it is run, so it has to be cheap and the same everywhere. The table of rooms is made of the import contract
-(tools/rooms.py).
+(tools/rooms.py), the README's table of the demo of its metrics (tools/results.py). Every link has to lead somewhere
+(tools/links.py).
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tools.links import dead_links
+from tools.results import with_results
 from tools.rooms import with_rooms
 
 PAGES = ("README.md", "CONTRIBUTING.md", "data/prompts/README.md", "docs/*.md", "docs/evidence/*.md")
@@ -188,14 +191,17 @@ def main(write: bool) -> int:
     for page in pages(Path(".")):
         wrong += [f"{command}: {said}" for command in shown(page) if (said := fault(command))]
         text = page.read_text(encoding="utf-8")
-        now = with_rooms(with_outputs(text), Path("."))
+        now = with_results(with_rooms(with_outputs(text), Path(".")), Path("."))
         if write:
             page.write_text(now, encoding="utf-8")
         elif now != text:
             wrong.append(f"{page}: what is made of the code is not what is shown; `make docs` writes it")
+    wrong += dead_links(Path("."), pages(Path(".")))
     if stage_rows(Path("README.md").read_text(encoding="utf-8")) != list(read_pipeline(Path("."))):
         wrong.append("README.md: the table of stages is not dvc.yaml's")
-    print("\n".join(wrong) or "every command on the pages is one, and prints what is shown")
+    print(
+        "\n".join(wrong) or "every command on the pages is one and prints what is shown, and every link leads somewhere"
+    )
     return int(bool(wrong))
 
 

@@ -42,5 +42,5 @@ def family_module(name: str) -> FamilyModule:
     needed = ("PIPELINE", "BACKBONE", "LAYOUT", "load", "latent_multiple", "text_shapes")
     lacking = [part for part in needed if part not in vars(module)]
     if lacking:
-        raise UserError(f"rtdmd/backbones/{name}.py: {lacking[0]} is missing; see docs/backbones.md, how to add one")
+        raise UserError(f"rtdmd/backbones/{name}.py: {lacking[0]} is missing; see docs/extending.md")
     return cast(FamilyModule, module)

@@ -32,7 +32,7 @@ def discover(package: str, variable: str, kind: type[Registration]) -> dict[str,
         value = vars(import_module(f"{package}.{module.name}")).get(variable)
         if not isinstance(value, kind):
             file = f"{package.replace('.', '/')}/{module.name}.py"
-            raise UserError(f"{file}: {variable} = {kind.__name__}(...) is missing; see CONTRIBUTING.md, how to add")
+            raise UserError(f"{file}: {variable} = {kind.__name__}(...) is missing; see docs/extending.md")
         found[module.name] = value
     return found
 

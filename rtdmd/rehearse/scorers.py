@@ -46,7 +46,7 @@ def writer(name: str, source: str) -> Writer:
     if found is None:
         raise UserError(
             f"rewards: {name}: {source}: rtdmd/rewards/scorers/{name}.py has no stand-in to rehearse with; give its"
-            " Source a stand_in (docs/rewards.md)"
+            " Source a stand_in (docs/extending.md)"
         )
     return found
 

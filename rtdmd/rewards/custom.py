@@ -89,7 +89,7 @@ class OwnReward:
         found = _run(self.code, f"rtdmd_{self.name}_{sha256_bytes(str(folder.absolute()).encode())[:8]}", key)
         for needed in ("RANGE", "load"):
             if needed not in found:
-                raise UserError(f"{key}: {self.code} has no {needed}; docs/rewards.md shows a whole one")
+                raise UserError(f"{key}: {self.code} has no {needed}; docs/extending.md shows a complete one")
         low, high = found["RANGE"]
         self.range = (float(low), float(high))
         self.scorer: Callable[[Tensor, Sequence[str], Sequence[Metadata]], Tensor] = found["load"](device)

@@ -1,4 +1,4 @@
-"""Adding a backbone by the recipe of docs/backbones.md: one file, and its entry beside the tests."""
+"""Adding a backbone by the recipe of docs/extending.md: one file, and its entry beside the tests."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from tests.recipes import follow
 
 
 def test_a_backbone_is_one_file(tmp_path: Path) -> None:
-    said = follow(tmp_path, "docs/backbones.md", "How to add a backbone")
+    said = follow(tmp_path, "docs/extending.md", "A backbone")
     assert "family: mine" in (tmp_path / "params.yaml").read_text()
     assert "train_rtdmd" in said and " passed" in said and "failed" not in said

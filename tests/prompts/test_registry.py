@@ -51,7 +51,7 @@ def test_names_are_the_files_and_what_they_provide_is_a_reward() -> None:
 
 def test_the_documented_recipe_for_a_source(tmp_path: Path) -> None:
     """From a copy of the package in a temporary folder: settings, schema, the stage, the engines' jobs and the plan."""
-    text = Path("docs/prompts.md").read_text(encoding="utf-8")
+    text = Path("docs/extending.md").read_text(encoding="utf-8")
     found = re.search(r"```python\n(\"\"\"towns: .*?)```", text, re.DOTALL)
     assert found is not None
     shutil.copytree(REPOSITORY / "rtdmd", tmp_path / "rtdmd", ignore=shutil.ignore_patterns("__pycache__"))

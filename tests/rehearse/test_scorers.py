@@ -250,7 +250,7 @@ def test_a_repository_that_two_keys_name_serves_both(tmp_path: Path) -> None:
 def test_a_scorer_without_one_is_told_where_it_belongs(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = REWARDS["clipscore"].settings
     monkeypatch.setattr("rtdmd.rehearse.scorers.WRITERS", {})
-    says = r"^rewards: clipscore: model: rtdmd/rewards/scorers/clipscore\.py has no stand-in .* \(docs/rewards\.md\)$"
+    says = r"^rewards: clipscore: model: rtdmd/rewards/scorers/clipscore\.py has no stand-in .* \(docs/extending\.md\)$"
     with pytest.raises(UserError, match=says):
         writer("clipscore", "model")
     monkeypatch.setattr(settings, "sources", {"model": Source("revision", stand_in=shutil.rmtree)})

@@ -71,8 +71,8 @@ def test_its_gradient_reaches_the_images_where_its_name_promises_it(name: str, p
     [
         ("import no_such_package\n", r"reward\.py cannot be imported \(No module named 'no_such_package'\)$"),
         ("def load(device) return None\n", r"reward\.py cannot be imported \("),
-        ("def load(device): return None\n", r"reward\.py has no RANGE; docs/rewards\.md shows a whole one$"),
-        ("RANGE = (0, 1)\n", r"reward\.py has no load; docs/rewards\.md shows a whole one$"),
+        ("def load(device): return None\n", r"reward\.py has no RANGE; docs/extending\.md shows a complete one$"),
+        ("RANGE = (0, 1)\n", r"reward\.py has no load; docs/extending\.md shows a complete one$"),
     ],
 )
 def test_code_that_is_no_reward_is_one_line_that_names_the_file(code: str, message: str, tmp_path: Path) -> None:

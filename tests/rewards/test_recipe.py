@@ -1,4 +1,4 @@
-"""A scorer added by the recipe of docs/rewards.md, word for word, works in everything that reads the scorers."""
+"""A scorer added by the recipe of docs/extending.md, word for word, works in everything that reads the scorers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from rtdmd.common.files import save_tensors
+from tests.recipes import blocks, section
 from tests.workflow.checkout import make_checkout, run
 
 NAME = "tint"
@@ -19,10 +20,9 @@ NAME = "tint"
 
 def recipe() -> str:
     """The file that the recipe shows."""
-    text = Path("docs/rewards.md").read_text(encoding="utf-8")
-    found = re.findall(r"^```python\n(.*?)^```$", text.split("## How to add one")[1], flags=re.MULTILINE | re.DOTALL)
+    found = blocks(section("docs/extending.md", "A reward in the package"), "python")
     assert len(found) == 1
-    return str(found[0])
+    return found[0]
 
 
 @pytest.fixture(scope="module")

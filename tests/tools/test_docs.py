@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from rtdmd.common.files import write_json
 from rtdmd.pipeline.dvc_yaml import read_pipeline
-from tools import docs
+from tools import docs, links, results
 from tools.docs import Shown
 
 
@@ -66,3 +67,31 @@ def test_the_readme_lists_the_stages_and_the_number_of_outputs_is_true() -> None
     assert docs.stage_rows(Path("README.md").read_text(encoding="utf-8")) == list(pipeline)
     count = sum(len(stage.outs) for stage in pipeline.values())
     assert f"{count} of {count} outputs" in Path("docs/reproducibility.md").read_text(encoding="utf-8")
+
+
+def test_every_link_and_every_page_that_code_names_is_there() -> None:
+    assert list(links.dead_links(Path("."), docs.pages(Path(".")))) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "fault"),
+    [
+        ("README.md#the-stages", None),
+        ("https://example.org/nothing", None),
+        ("nothing.md", "nothing.md: no such file"),
+        ("README.md#nothing", "README.md#nothing: README.md has no heading of that name"),
+    ],
+)
+def test_a_link_that_leads_nowhere_is_found(target: str, fault: str | None) -> None:
+    assert links.fault(target, Path(".")) == fault
+
+
+def test_the_table_of_the_demo_is_made_of_its_metrics(tmp_path: Path) -> None:
+    score = {"mean": 0.8594, "ci95": 0.0154}
+    model = {"steps": 4, "network_evaluations": 8, "images": 1800, "frechet": 0.0172, "strict": score}
+    suite = dict.fromkeys(results.MODELS, model)
+    paired = {"train_rtdmd-teacher": {"strict": {"mean": 0.212, "ci95": 0.024}}}
+    write_json(tmp_path / results.METRICS, {"suites": {"heldout": suite | {"paired": paired}}})
+    text = results.with_results(f"before\n{results.BEGIN}\nold\n{results.END}\nafter", tmp_path)
+    assert "| **stage two (RTDMD)**, 4 steps | 8 | 85.9 ± 1.5 % | 17.2 |" in text and "old" not in text
+    assert "drew 1800 images" in text and "paired: +21.2 ± 2.4 percentage points" in text

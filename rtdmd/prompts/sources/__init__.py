@@ -1,1 +1,1 @@
-"""Where prompts come from, a file a source; its name in params.yaml is the file's. How to add one: docs/prompts.md."""
+"""Where prompts come from, a file a source, which params.yaml names. docs/extending.md says how to add one."""
