@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-NAMED = re.compile(r"\bdocs/[\w-]+\.md(?:#[\w-]+)?")
+NAMED = re.compile(r"\bdocs/(?:evidence/)?[\w-]+\.md(?:#[\w-]+)?")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 FOLDERS = ("rtdmd", "tests", "tools", "workflow", "profiles")
