@@ -131,6 +131,7 @@ COMMON: dict[str, Any] = {
         "batch_size": 72,
         "micro_batch": 9,
         "sharding": "none",
+        "shard_group": None,
         "generator_optimizer": ADAMW | {"lr": 3e-5},
         "fake_optimizer": ADAMW | {"lr": 3e-5},
         "watch": watch(1000),
@@ -153,6 +154,7 @@ COMMON: dict[str, Any] = {
         "fake_batch_size": 1536,
         "last_step_batch_size": 1536,
         "sharding": "none",
+        "shard_group": None,
         "consistency": _CONSISTENCY,
         "rewards": _TRAINING,
         "validation": {"every": 0, "prompts": 32, "images": 8, "min_diversity": 0.8, "patience": 0},
@@ -290,6 +292,38 @@ _SIZES = (
     " The seed is the public code's. The evaluation is that of the published tables: nine scorers on five sets, at 1024"
     " pixels, and that of each stage while it trains (watch) the public code's, at the resolution of the training."
 )
+_EIGHT = {"processes": 8, "sharding": "base"}
+PARALLEL: dict[str, dict[str, dict[str, Any]]] = {
+    "sd3m": {
+        "train_acdmd": _EIGHT,
+        "train_rtdmd": {"processes": 16, "sharding": "hybrid", "shard_group": 8},
+    },
+    "sd35m": {
+        "train_acdmd": _EIGHT,
+        "train_rtdmd": {"processes": 8, "sharding": "none"},
+    },
+    "flux1-dev": {
+        "train_acdmd": _EIGHT,
+        "train_rtdmd": {"processes": 32, "sharding": "base"},
+    },
+    "flux2-klein-4b": {
+        "train_acdmd": _EIGHT,
+        "train_rtdmd": {"processes": 16, "sharding": "base"},
+    },
+    "flux2-klein-9b": {
+        "train_acdmd": _EIGHT,
+        "train_rtdmd": {"processes": 32, "sharding": "base"},
+    },
+}
+"""Name -> the published number of GPUs, 8 in a node, and how the base lies on them, in our keys. No preset has them:
+each runs on what GPUs there are."""
+
+
+def _parallel(name: str) -> str:
+    keys = ("; ".join(f"{key}: {value}" for key, value in own.items()) for own in PARALLEL[name].values())
+    return "Published on nodes of 8 GPUs: train_acdmd with {}; train_rtdmd with {}.".format(*keys)
+
+
 _ON_THE_FLY_NOTE = (
     "Text is encoded while training ({} resident): a cache of PickScore's and DrawBench's 25 632 prompts alone would"
     " take {} GiB."
@@ -330,5 +364,5 @@ _NOTES: dict[str, list[str]] = {
         _ON_THE_FLY_NOTE.format("Qwen3", "300"),
     ],
 }
-NOTES = {name: [*notes, _LEFT_OUT, _FILL_IN] for name, notes in _NOTES.items()}
+NOTES = {name: [*notes, _parallel(name), _LEFT_OUT, _FILL_IN] for name, notes in _NOTES.items()}
 """Name -> paragraphs above the printed file."""

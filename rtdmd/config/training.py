@@ -76,9 +76,15 @@ class TrainingParams(Section):
         "torch.compile of the transformer's blocks: minutes at the start, faster after; other last digits",
         source="ours",
     )
-    sharding: Literal["none", "base"] = param(
-        "base: each process keeps a shard of the frozen base (FSDP2): less memory, more traffic; changes only rounding",
-        source="ours",
+    sharding: Literal["none", "base", "hybrid"] = param(
+        "of the frozen base (FSDP2): base shards it over all processes, hybrid inside groups; changes only rounding",
+        source="public code: base (full), stage two of SD3.5-M none (DDP), of SD3-M hybrid",
+    )
+    shard_group: Whole | None = param(
+        "hybrid: processes that share one base, best those of a node; null otherwise",
+        unit="processes",
+        source="public code: the 8 GPUs of a node",
+        ge=1,
     )
     generator_optimizer: OptimizerParams
     fake_optimizer: OptimizerParams
@@ -102,3 +108,9 @@ class TrainingParams(Section):
         "steps between panels of generator, teacher and fake score in the run folder; 0: none", source="ours", ge=0
     )
     log_every: Whole = param("steps between rows of curves.csv", source="ours", ge=1)
+
+    def base_shards(self, processes: int) -> int:
+        """Shards of the frozen base where so many processes train; 1: each process keeps all of it."""
+        if self.sharding == "none":
+            return 1
+        return processes if self.shard_group is None else min(self.shard_group, processes)

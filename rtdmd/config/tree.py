@@ -181,6 +181,12 @@ class Params(Section):
     def _check_sharding(self) -> None:
         """What is shared is the frozen base, among several processes."""
         for name, section in (("train_acdmd", self.train_acdmd), ("train_rtdmd", self.train_rtdmd)):
+            if (section.sharding == "hybrid") != (section.shard_group is not None):
+                allowed = "null" if section.shard_group else "the number of processes that share a base"
+                group = section.shard_group or "null"
+                raise ValueError(
+                    f"{name}.shard_group: {group} with {name}.sharding: {section.sharding}; allowed: {allowed}"
+                )
             if section.sharding == "none":
                 continue
             if self.adapter.mode == "full":
@@ -196,4 +202,9 @@ class Params(Section):
             if section.processes == 1:
                 raise ValueError(
                     f"{name}.sharding: {section.sharding} with {name}.processes: 1; allowed: none, or several processes"
+                )
+            if section.shard_group is not None and section.processes % section.shard_group:
+                raise ValueError(
+                    f"{name}.shard_group: {section.shard_group} with {name}.processes: {section.processes}; allowed:"
+                    " a number that divides the processes"
                 )

@@ -22,6 +22,7 @@ from rtdmd.train.gradients import shared_terms
 if TYPE_CHECKING:
     from rtdmd.config import RewardParams, WatchParams
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
+    from rtdmd.config.training import TrainingParams
 
 MOMENTS = 2  # AdamW's, of each trained number
 GATHERED = 3  # blocks of a sharded base, read off torch's FSDP2
@@ -65,7 +66,7 @@ def acdmd_memory(costs: Costs, processes: int) -> Memory:
     share, one = split(p.batch_size, processes), costs.one
     rows = min(share, p.micro_batch)
     fakes = stand.params.model.num_steps if p.fake_per_step else 1
-    parts = _weights(stand, ("acdmd", *("fake" for _ in range(fakes)))) | _shards(stand, p.sharding, processes)
+    parts = _weights(stand, ("acdmd", *("fake" for _ in range(fakes)))) | _shards(stand, p, processes)
     parts |= _text(stand)
     parts |= _optimizer(stand, "acdmd", fakes)
     parts["prompts"] = (share + rows * (rows < share)) * stand.row_bytes()
@@ -96,9 +97,9 @@ def rtdmd_memory(costs: Costs, processes: int) -> Memory:
     copies = ((not stand.two_bases) + stand.new_fake) * stand.merged
     surrogates = int(p.weights.surrogate > 0)  # of the fake score's shape
     parts = _weights(stand, ("acdmd", "rtdmd", "fake", *["fake"] * (stand.new_fake + surrogates)))
-    parts |= _shards(stand, p.sharding, processes, copies)
+    parts |= _shards(stand, p, processes, copies)
     if stand.merged:
-        parts["merged layers"] = copies * stand.adapted_bytes() / (processes if p.sharding == "base" else 1)
+        parts["merged layers"] = copies * stand.adapted_bytes() / p.base_shards(processes)
     parts |= _text(stand) | _optimizer(stand, "rtdmd", 1 + surrogates)
     parts["decoder"] = size_of([stand.vae])[1]
     parts["rewards"] = _rewards(stand, _staying(stand, p.rewards))
@@ -299,16 +300,16 @@ def _weights(stand: Stand, adapters: tuple[str, ...]) -> dict[str, float]:
     return bases | {"adapters": sum(map(stand.adapter_bytes, adapters)), "in half precision": halves}
 
 
-def _shards(stand: Stand, sharding: str, processes: int, copies: int = 0) -> dict[str, float]:
-    """What is left of each base with `sharding: base`: what is outside its blocks, this process's share of them, and
-    the blocks whole for a moment (the gathered one, the buffer that it came through, that of the one before, and the
-    last one of the other base). A block of the teacher's is gathered with the ``copies`` of its adapted layers that are
+def _shards(stand: Stand, p: TrainingParams, processes: int, copies: int = 0) -> dict[str, float]:
+    """What is left of each base that is sharded: what is outside its blocks, this process's shard of them, and the
+    blocks whole for a moment (the gathered one, the buffer that it came through, that of the one before, and the last
+    one of the other base). A block of the teacher's is gathered with the ``copies`` of its adapted layers that are
     merged."""
-    if sharding == "none" or processes == 1:
+    if p.sharding == "none" or processes == 1:
         return {}
     sizes = stand.block_sizes()
     outside = stand.base_size()[1] - sum(sizes)
-    left = outside + sum(sizes) / processes
+    left = outside + sum(sizes) / p.base_shards(processes)
     full = max(size + copies * own for size, own in zip(sizes, stand.adapted_in_blocks(), strict=True))
     gathered = GATHERED * full + stand.two_bases * max(sizes)
     bases = {"transformer": left} | ({STUDENTS: left} if stand.two_bases else {})

@@ -104,7 +104,7 @@ class Case:
             "last_step_batch_size": min(two.last_step_batch_size, most),
             "validation": {"every": 0},
         }
-        alone = {"processes": 1, "sharding": "none"}
+        alone = {"processes": 1, "sharding": "none", "shard_group": None}
         return self.changed({"train_acdmd": first | alone, "train_rtdmd": second | alone}).params
 
     def images(self, stage: str) -> int:

@@ -64,6 +64,7 @@ REDUCED = {
 """Key -> what becomes of it; those of both training stages are in `REDUCED_IN_BOTH`."""
 REDUCED_IN_BOTH = {
     "processes": "at most 2",
+    "shard_group": "at most the processes",
     "save_every": "half of the steps at most",
     "panel_every": "at most 1",
     "log_every": "1",
@@ -196,6 +197,7 @@ def _stage_two(params: Params) -> dict[str, Any]:
 def _both(stage: TrainingParams, processes: int, steps: int) -> dict[str, Any]:
     return {
         "processes": processes,
+        "shard_group": stage.base_shards(processes) if stage.sharding == "hybrid" else None,
         "save_every": min(stage.save_every, max(1, steps // 2)),
         "panel_every": min(stage.panel_every, 1),
         "log_every": 1,

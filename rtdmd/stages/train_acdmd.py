@@ -44,8 +44,8 @@ def train(stage: Stage, ranks: Ranks) -> None:
         )
     if trainer.adapters.full and ranks.main:
         print(f"{NAME}: {trainer.adapters.cost()}", file=sys.stderr)
-    if p.sharding == "base":
-        trainer.adapters.shard(ranks)
+    if p.sharding != "none":
+        trainer.adapters.shard(ranks, p.base_shards(ranks.world))
     learners = {"generator": trainer.generator, **trainer.fakes}
     pictures = Pictures(p.panel_every, stage.run_dir, params, trainer.adapters, backbone, prompts, trainer.sigmas)
     loop = Loop(

@@ -65,8 +65,8 @@ def train(stage: Stage, ranks: Ranks) -> None:
     adapters, backbone = trainer.adapters, trainer.backbone
     if adapters.full and ranks.main:
         print(f"{NAME}: {adapters.cost()}", file=sys.stderr)
-    if p.sharding == "base":
-        adapters.shard(ranks)
+    if p.sharding != "none":
+        adapters.shard(ranks, p.base_shards(ranks.world))
     held_out = prompts.conditioning(prompts.aside) if aside else None
     validation = Validation(p.validation, trainer, prompts.aside, held_out)
     saved: dict[str, Saved] = dict(trainer.learners)

@@ -107,15 +107,15 @@ class AdapterBank:
         named = self._named_parameters(name).items()
         return {key: torch.randn(parameter.shape) for key, parameter in named if ".lora_A." in key}
 
-    def shard(self, ranks: Ranks) -> None:
-        """Leave this process its shard of each frozen base, for `sharding: base`; adapters stay whole."""
+    def shard(self, ranks: Ranks, shards: int) -> None:
+        """Leave this process one of ``shards`` shards of each frozen base; adapters stay whole."""
         from rtdmd.train.distributed.sharding import shard  # seconds of imports that few runs need
 
         for layers in self._layers.values():
             layers.restore()
         blocks = {base: transformer_blocks(base) for base in self.transformers}
         whole = [p for base in self.transformers for key, p in base.named_parameters() if ".lora_" in key]
-        shard(blocks, whole, ranks)
+        shard(blocks, whole, ranks, shards)
 
     def _named_parameters(self, name: str) -> dict[str, nn.Parameter]:
         if self.full:

@@ -114,6 +114,18 @@ def test_misspelt_section_comes_before_the_missing_one() -> None:
             {"train_rtdmd": {"sharding": "base", "processes": 2}, "adapter": {"mode": "full"}},
             "train_rtdmd.sharding: base with adapter.mode: full; allowed: none",
         ),
+        (
+            {"train_rtdmd": {"sharding": "hybrid", "processes": 4}},
+            "train_rtdmd.shard_group: null with train_rtdmd.sharding: hybrid; allowed: the number of processes that",
+        ),
+        (
+            {"train_acdmd": {"sharding": "base", "processes": 4, "shard_group": 2}},
+            "train_acdmd.shard_group: 2 with train_acdmd.sharding: base; allowed: null",
+        ),
+        (
+            {"train_rtdmd": {"sharding": "hybrid", "processes": 4, "shard_group": 3}},
+            "train_rtdmd.shard_group: 3 with train_rtdmd.processes: 4; allowed: a number that divides the processes",
+        ),
         ({"train_rtdmd": {"recipe": "published"}}, "with recipe: published; allowed:"),
         (
             {"train_rtdmd": {"rewards": [{"name": "world_verifier", "soft_weight": 0.7}]}},

@@ -11,7 +11,7 @@ from rtdmd import cli
 from rtdmd.common.errors import UserError
 from rtdmd.common.pins import UNPINNED, require_pin
 from rtdmd.config import NOTES, PRESETS, parse_params, preset
-from rtdmd.config.real import REAL
+from rtdmd.config.real import PARALLEL, REAL
 from rtdmd.config.render import params_text
 from rtdmd.methods import acdmd
 from rtdmd.methods._card import flat
@@ -41,6 +41,23 @@ def test_printed_presets_are_read_back_and_carry_their_notes(name: str) -> None:
     assert all(note in head for note in NOTES[name])
     assert "To expect" in head and "Left out" in head and "epart" not in head and "To fill in" in head
     assert max(len(line) for line in text.split("\n\nrun:")[0].splitlines()) <= 120
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_preset_runs_on_the_published_gpus(name: str) -> None:
+    """Stage one in one pass of each process, stage two in 16."""
+    params = preset(name, PARALLEL[name])
+    one, two = params.train_acdmd, params.train_rtdmd
+    assert one.processes * one.micro_batch == one.batch_size
+    assert two.processes * two.micro_batch * 16 == two.prompts_per_epoch * two.group_size
+
+
+def test_the_published_sharding_is_in_the_notes() -> None:
+    line = (
+        "Published on nodes of 8 GPUs: train_acdmd with processes: 8; sharding: base; train_rtdmd with processes: 16;"
+        " sharding: hybrid; shard_group: 8."
+    )
+    assert line in NOTES["sd3m"]
 
 
 @pytest.mark.parametrize("name", REAL)

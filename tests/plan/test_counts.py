@@ -234,15 +234,22 @@ def test_bytes_of_merged_layers(tiny_teacher: Path, tiny_clip: Path) -> None:
 
 
 def test_bytes_of_a_sharded_base(tiny_teacher: Path, tiny_clip: Path) -> None:
-    """Of the blocks' weights in the teacher's file each of two processes keeps half, in both stages."""
-    changes = {stage: {"processes": 2, "sharding": "base"} for stage in ("train_acdmd", "train_rtdmd")}
-    costs = [Costs(Stand.of(small(tiny_teacher, tiny_clip, own), Path("/"))) for own in ({}, changes)]
+    """Of the blocks' weights in the teacher's file each of two processes keeps half, in both stages; so does each of
+    four in groups of two."""
+    base = {"processes": 2, "sharding": "base"}
+    hybrid = base | {"sharding": "hybrid", "shard_group": 2}
+    whole, shared, grouped = (
+        Costs(Stand.of(small(tiny_teacher, tiny_clip, {"train_acdmd": keys, "train_rtdmd": keys}), Path("/")))
+        for keys in ({}, base, hybrid)
+    )
     tensors, _ = load_tensors(tiny_teacher / "transformer/diffusion_pytorch_model.safetensors")
     blocks = [tensor.nbytes for name, tensor in tensors.items() if name.startswith("transformer_blocks.")]
     for memory in (acdmd_memory, rtdmd_memory):
-        whole, shared = (memory(own, 2).parts for own in costs)
-        assert whole["transformer"] - shared["transformer"] == sum(blocks) / 2
-        assert "gathered blocks" not in whole and shared["gathered blocks"] > 0
+        parts = memory(shared, 2).parts
+        assert memory(whole, 2).parts["transformer"] - parts["transformer"] == sum(blocks) / 2
+        assert "gathered blocks" not in memory(whole, 2).parts and parts["gathered blocks"] > 0
+        assert memory(grouped, 4).parts["transformer"] == parts["transformer"]
+        assert memory(grouped, 4).parts["gathered blocks"] == parts["gathered blocks"]
 
 
 def test_evaluation_counts_no_backward_pass(tiny_teacher: Path, tiny_clip: Path) -> None:

@@ -49,6 +49,10 @@ def test_processes_sharding_and_micro_batches_stay_as_far_as_two_go() -> None:
     for stage in (small.train_acdmd, small.train_rtdmd):
         assert (stage.processes, stage.sharding, stage.micro_batch) == (2, "base", 1)
     assert (small.train_acdmd.batch_size, small.train_acdmd.iterations) == (4, 4)
+    hybrid = reduced(
+        preset("sd3m", {"train_rtdmd": split | {"sharding": "hybrid", "shard_group": 8}}), "cpu"
+    ).train_rtdmd
+    assert (hybrid.processes, hybrid.sharding, hybrid.shard_group) == (2, "hybrid", 2)
     assert (small.train_rtdmd.fake_batch_size, small.train_rtdmd.last_step_batch_size) == (4, 4)
 
 

@@ -26,7 +26,7 @@ SHARDING = {
     "FSDP_OFFLOAD_PARAMS": "false",
     "FSDP_ACTIVATION_CHECKPOINTING": "false",  # adapter.gradient_checkpointing does that
 }
-"""What `sharding: base` is in the variables of `accelerate launch --use_fsdp`."""
+"""What `sharding: base` and `hybrid` are in the variables of `accelerate launch --use_fsdp`."""
 LINGER = 30.0  # seconds that a started process may take to end after this one
 
 
@@ -105,7 +105,7 @@ def require_sharding(stage: str, sharding: str, env: Mapping[str, str]) -> None:
     for name, value in SHARDING.items():
         if env.get(name, value) != value:
             raise UserError(
-                f"{stage}.sharding: base has {name}={value}, but accelerate was started with {env[name]};"
+                f"{stage}.sharding: {sharding} has {name}={value}, but accelerate was started with {env[name]};"
                 f" start with --{name.lower()} {value}"
             )
 

@@ -1,4 +1,5 @@
-"""A frozen base in shards computes what a whole one does, whatever passes each of two processes has to make (gloo)."""
+"""A frozen base in shards computes what a whole one does, whatever passes each of several processes has to make, and
+whether all of them share it or each group has its own (gloo)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from rtdmd.config import preset
 from rtdmd.train.adapters import ADAPTERS, AdapterBank, transformer_blocks
 from rtdmd.train.distributed.launch import Place, _free_port
 from rtdmd.train.distributed.ranks import Ranks, join
-from rtdmd.train.distributed.sharding import is_sharded
+from rtdmd.train.distributed.sharding import is_sharded, shard_mesh
 from tests.backbones.families import FAMILIES, PROMPTS, Family
 from tests.train.distributed.test_processes import (
     STAGES,
@@ -56,10 +58,11 @@ def root(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def left(root: Path) -> dict[tuple[str, str], dict[str, bytes]]:
-    """What two processes leave, by stage and sharding."""
+    """What two processes leave, by stage and sharding; hybrid: each is a group of its own."""
     found = {}
-    for stage, sharding in product(STAGES, ("none", "base")):
-        prepare(root, stage, processes=2, sharding=sharding, **UNEVEN[stage])
+    for stage, sharding in [*product(STAGES, ("none", "base")), ("train_rtdmd", "hybrid")]:
+        group = 1 if sharding == "hybrid" else None
+        prepare(root, stage, processes=2, sharding=sharding, shard_group=group, **UNEVEN[stage])
         assert codes(start_two(root, stage)) == [0, 0], said(root)
         first, second = said(root)
         assert "Warn" not in first and second == ""
@@ -72,6 +75,10 @@ def test_shards_change_nothing_but_rounding(left: dict[tuple[str, str], dict[str
     """Weights that were read from a file lie at other addresses than gathered ones, modulo the width of a vector
     register; on a CPU the order of additions depends on that."""
     require_equal_but_for_rounding(left[stage, "none"], left[stage, "base"], stage)
+
+
+def test_groups_with_a_base_each_leave_the_bytes_of_one_group(left: dict[tuple[str, str], dict[str, bytes]]) -> None:
+    assert left["train_rtdmd", "hybrid"] == left["train_rtdmd", "base"]
 
 
 def test_a_process_that_is_killed_is_one_line_and_the_run_goes_on(
@@ -102,15 +109,36 @@ def teacher(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def as_rank(rank: int, port: int, family: Family, folder: Path) -> None:
     """One of two processes, in which a sharded base is compared with a whole one."""
-    os.environ |= Place(rank, 2, rank, 2, "127.0.0.1", port).environment()
-    with join("train_rtdmd", 2, preset("smoke", {"run": {"threads": 1}}).run) as ranks:
+    with joined(rank, 2, port) as ranks:
         for again, merged, two in ((False, (), False), (True, (), True), (True, ("acdmd",), False)):
             compare(ranks, family.load(folder, vae=False), again, merged, two)
             ranks.before_waiting.clear()
 
 
-def compare(ranks: Ranks, backbone: Any, again: bool, merged: tuple[str, ...], two: bool) -> None:
-    """The second process makes twice the passes of the first, which gathers along meanwhile. ``again``: with gradient
+def as_one_of_four(rank: int, port: int, folder: Path) -> None:
+    """One of four processes, in two groups with a base each."""
+    with joined(rank, 4, port) as ranks:
+        mesh, group = shard_mesh(ranks, 2)
+        assert mesh.mesh.tolist() == [[0, 1], [2, 3]] and mesh.mesh_dim_names == ("replicate", "shard")
+        assert torch.distributed.get_process_group_ranks(group) == [2 * (rank // 2), 2 * (rank // 2) + 1]
+        compare(ranks, FAMILIES["sd3"].load(folder, vae=False), shards=2)
+
+
+def joined(rank: int, world: int, port: int) -> AbstractContextManager[Ranks]:
+    """One of ``world`` processes that a launcher started."""
+    os.environ |= Place(rank, world, rank, world, "127.0.0.1", port).environment()
+    return join("train_rtdmd", world, preset("smoke", {"run": {"threads": 1}}).run)
+
+
+def compare(
+    ranks: Ranks,
+    backbone: Any,
+    again: bool = False,
+    merged: tuple[str, ...] = (),
+    two: bool = False,
+    shards: int = 2,
+) -> None:
+    """Each process makes more passes than the one before it, which gathers along meanwhile. ``again``: with gradient
     checkpointing; ``merged``: adapters whose copies of layers are sharded too; ``two``: the student stands on a base of
     its own."""
     if two:
@@ -129,8 +157,9 @@ def compare(ranks: Ranks, backbone: Any, again: bool, merged: tuple[str, ...], t
     bases = [backbone.transformer, backbone.student][: 1 + two]
     blocks = [block for base in bases for block in transformer_blocks(base)]
     base = [p for block in blocks for key, p in block.named_parameters() if ".lora_" not in key]
-    sizes, most = sum(p.numel() for p in base), sum(-(-len(p) // 2) * p[0].numel() for p in base)
-    sharded.shard(ranks)
+    sizes = ranks.world // shards * sum(p.numel() for p in base)
+    most = sum(-(-len(p) // shards) * p[0].numel() for p in base)
+    sharded.shard(ranks, shards)
     assert held(sharded) <= most and ranks.all_reduce({"held": held(sharded)})["held"] == sizes
     expected, found = (list(passes(roles, backbone, 1 + ranks.rank)) for roles in (whole, sharded))
     ranks.gather(None)
@@ -170,8 +199,18 @@ def passes(roles: AdapterBank, backbone: Any, times: int) -> Iterator[Tensor]:
 
 
 def test_each_process_holds_half_of_the_blocks_and_computes_the_same_bits(teacher: tuple[Family, Path]) -> None:
+    assert ends(2, as_rank, *teacher) == [0, 0]
+
+
+def test_two_groups_of_two_hold_a_base_each_and_compute_the_same_bits(tmp_path: Path) -> None:
+    FAMILIES["sd3"].write(tmp_path)
+    assert ends(4, as_one_of_four, tmp_path) == [0] * 4
+
+
+def ends(world: int, target: Callable[..., None], *arguments: Any) -> list[int | None]:
+    """Exit codes of ``world`` forked processes."""
     port, fork = _free_port(), multiprocessing.get_context("fork")
-    processes = [fork.Process(target=as_rank, args=(rank, port, *teacher)) for rank in range(2)]
+    processes = [fork.Process(target=target, args=(rank, port, *arguments)) for rank in range(world)]
     for process in processes:
         process.start()
-    assert codes(processes) == [0, 0]
+    return codes(processes)
