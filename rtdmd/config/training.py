@@ -84,7 +84,7 @@ class TrainingParams(Section):
         "hybrid: processes that share one base, best those of a node; null otherwise",
         unit="processes",
         source="public code: the 8 GPUs of a node",
-        ge=1,
+        ge=2,
     )
     generator_optimizer: OptimizerParams
     fake_optimizer: OptimizerParams

@@ -58,11 +58,10 @@ def root(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def left(root: Path) -> dict[tuple[str, str], dict[str, bytes]]:
-    """What two processes leave, by stage and sharding; hybrid: each is a group of its own."""
+    """What two processes leave, by stage and sharding."""
     found = {}
-    for stage, sharding in [*product(STAGES, ("none", "base")), ("train_rtdmd", "hybrid")]:
-        group = 1 if sharding == "hybrid" else None
-        prepare(root, stage, processes=2, sharding=sharding, shard_group=group, **UNEVEN[stage])
+    for stage, sharding in product(STAGES, ("none", "base")):
+        prepare(root, stage, processes=2, sharding=sharding, **UNEVEN[stage])
         assert codes(start_two(root, stage)) == [0, 0], said(root)
         first, second = said(root)
         assert "Warn" not in first and second == ""
@@ -75,10 +74,6 @@ def test_shards_change_nothing_but_rounding(left: dict[tuple[str, str], dict[str
     """Weights that were read from a file lie at other addresses than gathered ones, modulo the width of a vector
     register; on a CPU the order of additions depends on that."""
     require_equal_but_for_rounding(left[stage, "none"], left[stage, "base"], stage)
-
-
-def test_groups_with_a_base_each_leave_the_bytes_of_one_group(left: dict[tuple[str, str], dict[str, bytes]]) -> None:
-    assert left["train_rtdmd", "hybrid"] == left["train_rtdmd", "base"]
 
 
 def test_a_process_that_is_killed_is_one_line_and_the_run_goes_on(
