@@ -6,7 +6,7 @@
 Every command in a block, and in `code` within the text, is given to the parser of its program: `rtdmd`, `snakemake` and
 its targets, `dvc`, `make`, `python -m`, `pytest`. A block that begins with `$ rtdmd ...` shows all that the command
 prints; it is run, so it has to be cheap and the same everywhere. The table of rooms is made of the import contract
-(tools/rooms.py), the README's table of the demo of its metrics (tools/results.py). Every link has to lead somewhere
+(tools/rooms.py), the tables of the demo of its metrics (tools/results.py). Every link has to lead somewhere
 (tools/links.py).
 """
 

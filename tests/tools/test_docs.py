@@ -86,12 +86,27 @@ def test_a_link_that_leads_nowhere_is_found(target: str, fault: str | None) -> N
     assert links.fault(target, Path(".")) == fault
 
 
-def test_the_table_of_the_demo_is_made_of_its_metrics(tmp_path: Path) -> None:
-    score = {"mean": 0.8594, "ci95": 0.0154}
-    model = {"steps": 4, "network_evaluations": 8, "images": 1800, "frechet": 0.0172, "strict": score}
-    suite = dict.fromkeys(results.MODELS, model)
-    paired = {"train_rtdmd-teacher": {"strict": {"mean": 0.212, "ci95": 0.024}}}
-    write_json(tmp_path / results.METRICS, {"suites": {"heldout": suite | {"paired": paired}}})
-    text = results.with_results(f"before\n{results.BEGIN}\nold\n{results.END}\nafter", tmp_path)
-    assert "| **stage two (RTDMD)**, 4 steps | 8 | 85.9 ± 1.5 % | 17.2 |" in text and "old" not in text
+def test_the_tables_of_the_demo_are_made_of_its_metrics(tmp_path: Path) -> None:
+    score = {"mean": 0.8594, "ci95": 0.0154, "ci95_prompts": 0.048}
+    scores = {"strict": score, "lenient": score, "clipscore": score, "frechet": 0.0172, "diversity": 1.5}
+    model = scores | {"steps": 4, "network_evaluations": 8, "images": 1800, "clutter": 0.006, "background_entropy": 0.9}
+    model |= {"per_tag": {"strict": dict.fromkeys(results.TAGS, score)}}
+    gain = {"strict": {"mean": 0.212, "ci95": 0.024, "ci95_prompts": 0.048}, "clipscore": score}
+    pairs = ("train_acdmd-teacher", "train_rtdmd-train_acdmd", "train_rtdmd-teacher")
+    figures = {"kl": score, "optimum": score, "excess": score}
+    suite = dict.fromkeys([*results.MODELS, "reference"], model) | {
+        "paired": dict.fromkeys(pairs, gain),
+        "etas": {"1": model | {"minus_trained": gain}},
+        "frontier": {"models": dict.fromkeys(results.MODELS, figures)},
+    }
+    write_json(tmp_path / results.METRICS, {"suites": {"heldout": suite}})
+    page = "\n".join(f"before\n{begin}\nold\n{end}\nafter" for begin, end in map(results.marks, results.TABLES))
+    text = results.with_results(page, tmp_path)
+    assert "old" not in text and text.count("before") == text.count("after") == len(results.TABLES)
+    assert "| **stage two (RTDMD)**, 4 steps | 8 | 85.9 ± 1.5 % | 17.2 |" in text
     assert "drew 1800 images" in text and "paired: +21.2 ± 2.4 percentage points" in text
+    assert f"steps | 8 | 0.859 ± 0.015 | {' | '.join(['0.86'] * 6)} | 0.859 | 17.2 | 1.50 |" in text
+    assert f"| held-out world images |  | 0.859 | {' | '.join(['0.86'] * 6)} | 0.859 | 17.2 | 1.50 |" in text
+    assert "**stage two minus teacher +0.212 ± 0.024**\n(± 0.048 over captions)." in text
+    assert "| 0.86 ± 0.02 | 0.86 | 0.86 ± 0.02 | 0.6 % | 0.90 |" in text
+    assert "| 1 | 0.859 ± 0.015 | +0.212 ± 0.024 | 0.859 ± 0.015 | +0.859 ± 0.015 |" in text
