@@ -89,7 +89,7 @@ def test_a_file_that_is_the_users_is_not_asked_of_git() -> None:
     says = missing_file("data/prompts/drawbench.txt", PIPELINE)
     assert says == (
         "data/prompts/drawbench.txt: no such file; put it there, or name another in prepare_prompts of params.yaml"
-        " (docs/prompts.md has the public sets)"
+        " (docs/configuration.md says how)"
     )
     assert missing_file("data/prompts", PIPELINE).endswith("it belongs to the repository: `git checkout data/prompts`")
     assert missing_file("results/evaluate/metrics.json", PIPELINE).endswith("; `snakemake evaluate` makes it")

@@ -6,8 +6,8 @@
 Every command in a block, and in `code` within the text, is given to the parser of its program: `rtdmd`, `snakemake` and
 its targets, `dvc`, `make`, `python -m`, `pytest`. A block that begins with `$ rtdmd ...` shows all that the command
 prints; it is run, so it has to be cheap and the same everywhere. The table of rooms is made of the import contract
-(tools/rooms.py), the tables of the demo of its metrics (tools/results.py). Every link has to lead somewhere
-(tools/links.py).
+(tools/rooms.py), the tables of the demo of its metrics (tools/results.py), docs/keys.md of the configuration's classes
+(tools/keys.py). Every link has to lead somewhere (tools/links.py).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tools.keys import PAGE, keys_page
 from tools.links import dead_links
 from tools.results import with_results
 from tools.rooms import with_rooms
@@ -191,7 +192,7 @@ def main(write: bool) -> int:
     for page in pages(Path(".")):
         wrong += [f"{command}: {said}" for command in shown(page) if (said := fault(command))]
         text = page.read_text(encoding="utf-8")
-        now = with_results(with_rooms(with_outputs(text), Path(".")), Path("."))
+        now = keys_page() if page == PAGE else with_results(with_rooms(with_outputs(text), Path(".")), Path("."))
         if write:
             page.write_text(now, encoding="utf-8")
         elif now != text:

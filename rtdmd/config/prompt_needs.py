@@ -55,7 +55,7 @@ def _check_rewards(key: str, rewards: Sequence[RewardParams], name: str, sets: S
                 raise UserError(
                     f"params.yaml: {key}: {reward.name} needs {needed}, which prepare_prompts.sets.{name}[{number}]"
                     f" ({_called(source)}) never has; allowed: without {reward.name}, or prompts of {makers}, or of a"
-                    " .jsonl file that has it (docs/prompts.md)"
+                    " .jsonl file that has it (docs/configuration.md)"
                 )
 
 
@@ -67,7 +67,7 @@ def _check_order(key: str, order: str, name: str, sets: Sets) -> None:
         if _bare(source) and not SOURCES[source.name].sets_tags:
             raise UserError(
                 f"params.yaml: {key}: by_tag needs tags, which prepare_prompts.sets.{name}[{number}]"
-                f" ({_called(source)}) never has; allowed: uniform, or prompts with tags (docs/prompts.md)"
+                f" ({_called(source)}) never has; allowed: uniform, or prompts with tags (docs/configuration.md)"
             )
 
 

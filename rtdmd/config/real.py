@@ -50,8 +50,8 @@ SCORERS: dict[str, dict[str, Any]] = {
     },
     "ocr": {},
 }
-"""Each scorer's keys as the public code uses it (docs/rewards.md). geneval is its soft score, in training and among the
-nine; the table by tags takes its strict verdict (rtdmd/experiments)."""
+"""Each scorer's keys as the public code uses it (docs/configuration.md). geneval is its soft score, in training and
+among the nine; the table by tags takes its strict verdict (rtdmd/experiments)."""
 
 
 def scorer(name: str, **keys: Any) -> dict[str, Any]:

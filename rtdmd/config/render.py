@@ -59,24 +59,24 @@ def _section(section: BaseModel, depth: int) -> Iterator[str]:
                 yield from _entries(entries, depth + 2)
         else:
             plain = value if not isinstance(value, tuple) else list(value)
-            yield f"{indent}{name}: {_flow(plain)}".ljust(_COMMENT_COLUMN) + f"  {comment}"
+            yield f"{indent}{name}: {flow(plain)}".ljust(_COMMENT_COLUMN) + f"  {comment}"
 
 
 def _entries(entries: Sequence[BaseModel], depth: int) -> Iterator[str]:
     """The entries of a list, one a line."""
     for entry in entries:
-        yield f"{'  ' * depth}- {_flow(entry.model_dump(mode='json', exclude_none=True))}"
+        yield f"{'  ' * depth}- {flow(entry.model_dump(mode='json', exclude_none=True))}"
 
 
-def _flow(value: Any) -> str:
+def flow(value: Any) -> str:
     """A value on one line of YAML 1.1 and 1.2 alike (floats keep their point, so that every reader sees a number)."""
     if isinstance(value, float):
         mantissa, _, exponent = repr(value).partition("e")
         return mantissa if not exponent else f"{mantissa if '.' in mantissa else mantissa + '.0'}e{exponent}"
     if isinstance(value, list):
-        return "[" + ", ".join(_flow(item) for item in value) + "]"
+        return "[" + ", ".join(flow(item) for item in value) + "]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {flow(item)}" for key, item in value.items()) + "}"
     quoted = '"' if isinstance(value, str) and _NUMBER.match(value) else None  # which YAML 1.2 could read as a number
     return (
         yaml.safe_dump(value, default_flow_style=True, default_style=quoted, width=10**6).removesuffix("...\n").strip()

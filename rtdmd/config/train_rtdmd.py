@@ -189,7 +189,7 @@ class TrainRtdmdParams(TrainingParams):
     stage_one_adapters: Literal["stacked", "merged"] = param(
         "stage one's adapters below new ones: as they are, or merged into copies of the layers that carry them, which"
         " model.dtype rounds (lora only)",
-        source="public code: merged; stacked ours, exact (docs/training.md)",
+        source="public code: merged; stacked ours, exact (docs/evidence/training.md)",
     )
     fake_adapter: Literal["continued", "new"] = param(
         "the fake score's: stage one's, which goes on learning, or a new one on top of it (lora only)",

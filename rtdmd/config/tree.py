@@ -191,8 +191,8 @@ class Params(Section):
                 continue
             if self.adapter.mode == "full":
                 raise ValueError(
-                    f"{name}.sharding: {section.sharding} with adapter.mode: full; allowed: none (docs/training.md:"
-                    " weights that are trained stay whole), or adapter.mode: lora"
+                    f"{name}.sharding: {section.sharding} with adapter.mode: full; allowed: none"
+                    " (docs/evidence/training.md: weights that are trained stay whole), or adapter.mode: lora"
                 )
             if section.compile:
                 raise ValueError(

@@ -62,7 +62,7 @@ def missing_file(path: str, pipeline: dict[str, StageEntry]) -> str:
     if makers:
         return f"{path}: no such file; `snakemake {makers[0]}` makes it"
     if path != PROMPT_FILES and covers(PROMPT_FILES, path):
-        then = "put it there, or name another in prepare_prompts of params.yaml (docs/prompts.md has the public sets)"
+        then = "put it there, or name another in prepare_prompts of params.yaml (docs/configuration.md says how)"
         return f"{path}: no such file; {then}"
     return f"{path}: no such file; it belongs to the repository: `git checkout {path}`"
 

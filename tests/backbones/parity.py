@@ -1,4 +1,4 @@
-"""The tables of docs/backbones.md, measured: `python -m tests.backbones.parity`.
+"""The tables of docs/evidence/backbones.md, measured: `python -m tests.backbones.parity`.
 
 The largest absolute difference between ours and the family's own diffusers pipeline, on tiny random models in float32;
 and the real models on the meta device.

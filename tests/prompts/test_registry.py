@@ -42,7 +42,7 @@ def test_names_are_the_files_and_what_they_provide_is_a_reward() -> None:
     for name, source in SOURCES.items():
         assert get_args(source.settings.model_fields["name"].annotation) == (name,)
         assert set(source.provides) <= set(NAMES)
-        assert f"`{name}`" in Path("docs/prompts.md").read_text(encoding="utf-8")
+        assert f"`{name}`" in Path("docs/configuration.md").read_text(encoding="utf-8")
     assert {name for name, source in SOURCES.items() if not issubclass(source.settings, FileParams)} == {
         "generated",
         "world",

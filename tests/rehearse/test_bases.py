@@ -30,7 +30,7 @@ KEPT = (
     *("model_type", "architectures", "max_position_embeddings", "feed_forward_proj", "tie_word_embeddings"),
 )
 """What the code derives of a configuration, and what stays as published."""
-LEVELS = {  # K = 4 at 512 pixels, docs/backbones.md
+LEVELS = {  # K = 4 at 512 pixels, docs/configuration.md
     "sd3": [1, 0.9, 0.75, 0.5, 0],
     "flux1": [1, 0.849, 0.652, 0.385, 0],
     "flux2": [1, 0.958, 0.884, 0.717, 0],

@@ -1,4 +1,4 @@
-"""Speed and gradients of every scorer on its tiny model, as the Markdown table of docs/rewards.md.
+"""Speed and gradients of every scorer on its tiny model, as the Markdown table of docs/evidence/scorers.md.
 
     OMP_NUM_THREADS=1 python -m tests.rewards.measure
 

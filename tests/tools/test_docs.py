@@ -8,7 +8,7 @@ import pytest
 
 from rtdmd.common.files import write_json
 from rtdmd.pipeline.dvc_yaml import read_pipeline
-from tools import docs, links, results
+from tools import docs, keys, links, results
 from tools.docs import Shown
 
 
@@ -67,6 +67,10 @@ def test_the_readme_lists_the_stages_and_the_number_of_outputs_is_true() -> None
     assert docs.stage_rows(Path("README.md").read_text(encoding="utf-8")) == list(pipeline)
     count = sum(len(stage.outs) for stage in pipeline.values())
     assert f"{count} of {count} outputs" in Path("docs/reproducibility.md").read_text(encoding="utf-8")
+
+
+def test_the_reference_of_keys_is_that_of_the_configuration() -> None:
+    assert keys.PAGE.read_text(encoding="utf-8") == keys.keys_page()
 
 
 def test_every_link_and_every_page_that_code_names_is_there() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 HEAD = """\
-# Generated from requirements.lock by `make lock`. For `snakemake --software-deployment-method conda`: docs/engines.md.
+# Generated from requirements.lock by `make lock`. For Snakemake with conda: docs/configuration.md.
 channels: [conda-forge]
 dependencies:
   - python=3.11

@@ -114,7 +114,7 @@ def test_tensorboard_has_the_journal_once_after_a_kill(tmp_path: Path, monkeypat
 
 class Service:
     """W&B and Trackio as far as accelerate's trackers and ours ask them, with runs that outlive a process: neither is
-    in the environment of the tests (docs/training.md). A step that it has it does not take again."""
+    in the environment of the tests (docs/evidence/training.md). A step that it has it does not take again."""
 
     def __init__(self) -> None:
         self.runs: dict[str, list[tuple[int, dict[str, Any]]]] = {}
