@@ -68,7 +68,7 @@ class EvaluateParams(Section):
     """Suites of held-out prompts, equal seeds for every model."""
 
     suites: tuple[SuiteParams, ...] = param(
-        "prompt sets to judge on, and how: docs/results.md has the keys",
+        "prompt sets to judge on, and how: docs/keys.md has the keys of an entry",
         source="public code: nine scorers on five sets",
         min_length=1,
     )
