@@ -7,6 +7,7 @@ so that the stages after training can be tested without it.
 from __future__ import annotations
 
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ def write_scorers(root: Path, params: Params) -> None:
 
 
 def write_training_records(folder: Path, params: Params, stage: str) -> None:
-    """curves.csv, watched.csv, looks.csv (of none) and resolved.json as a training stage leaves them."""
+    """curves.csv, watched.csv, looks.csv and image_log.zip (of none) and resolved.json as a training stage leaves
+    them."""
     x = "iteration" if stage == "train_acdmd" else "epoch"
     lines = [
         f"{x},fake_loss,generator_gradient",
@@ -88,6 +90,7 @@ def write_training_records(folder: Path, params: Params, stage: str) -> None:
     (folder / "curves.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "watched.csv").write_text(f"{x},heldout/clipscore\n0,0.25\n30,0.5\n60,0.75\n", encoding="utf-8")
     (folder / "looks.csv").write_text(f"{x},suite,prompt_id,index,tag,strict,background,cells\n", encoding="utf-8")
+    zipfile.ZipFile(folder / "image_log.zip", "w").close()
     sections = {name: getattr(params, name).model_dump(mode="json") for name in ("run", "model", "adapter", stage)}
     inputs = {"data/world/teacher": "0" * 64, "rtdmd/train": "1" * 64}
     write_json(

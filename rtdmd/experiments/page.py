@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from rtdmd.experiments import find_table
 from rtdmd.experiments.text import run_text
 from rtdmd.published.figures import Cell, summary
 from rtdmd.published.table import Table
-from rtdmd.report.html import page, section
+from rtdmd.report.html import Section, page, paragraphs, section
 from rtdmd.report.published import table_section
 
 if TYPE_CHECKING:
@@ -33,13 +32,12 @@ def write_table(name: str, jobs: Jobs) -> Path:
     return out / "index.html"
 
 
-def about(found: Table) -> str:
+def about(found: Table) -> Section:
     """The runs behind the rows, and what departs; a row without a run says itself why."""
     lines = [run_text(run) for run in found.runs().values()]
     lines += [f"departs, {run.name}: {text}" for run in found.runs().values() for text in run.departs]
     lines += [f"note: {note}" for note in found.notes]
-    body = "".join(f"<p>{escape(line)}</p>" for line in lines)
-    return section("The runs", "The settings of one: rtdmd params --experiment NAME.", body, "runs")
+    return section("The runs", "The settings of one: rtdmd params --experiment NAME.", paragraphs(lines), "runs")
 
 
 def table_csv(cells: Sequence[Cell]) -> str:

@@ -6,7 +6,9 @@ bound on weights can be promised; what is promised is that the measured scores a
 
 from __future__ import annotations
 
+import io
 import math
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,14 +93,34 @@ def _tensors(recorded: Path, here: Path) -> str:
 
 def _pictures(recorded: Path, here: Path) -> str:
     """Largest and mean difference of a pixel."""
+    return _pixels({recorded.suffix: recorded.read_bytes()}, {recorded.suffix: here.read_bytes()})
+
+
+def _archives(recorded: Path, here: Path) -> str:
+    """The same over all pictures of two zip archives."""
+    return _pixels(_members(recorded), _members(here))
+
+
+def _members(path: Path) -> dict[str, bytes]:
+    """The files in a zip archive by name."""
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def _pixels(recorded: Mapping[str, bytes], here: Mapping[str, bytes]) -> str:
     import numpy as np
     from PIL import Image
 
-    was, now = (np.asarray(Image.open(path).convert("RGB"), dtype=np.int16) for path in (recorded, here))
-    if was.shape != now.shape:
-        return "another size"
-    gap = np.abs(was - now)
-    return f"pixels: max difference {gap.max()} of 255, mean {gap.mean():.2g}"
+    if recorded.keys() != here.keys():
+        return "other pictures"
+    gaps = []
+    for name in recorded:
+        was, now = (Image.open(io.BytesIO(data[name])).convert("RGB") for data in (recorded, here))
+        if was.size != now.size:
+            return "another size"
+        gaps.append(np.abs(np.asarray(was, dtype=np.int16) - np.asarray(now, dtype=np.int16)).ravel())
+    every = np.concatenate(gaps)
+    return f"pixels: max difference {every.max()} of 255, mean {every.mean():.2g}"
 
 
 def _json(recorded: Path, here: Path) -> str:
@@ -145,6 +167,7 @@ def _numbers(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 _MEASURES: dict[str, Callable[[Path, Path], str]] = {
     ".safetensors": _tensors,
     ".png": _pictures,
+    ".zip": _archives,
     ".json": _json,
     ".csv": _table,
 }

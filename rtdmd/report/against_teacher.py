@@ -6,9 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from rtdmd.evaluate.names import LABELS, STUDENT, TAGS, in_order, score_label
 from rtdmd.report.frontier import frontier_plot
-from rtdmd.report.html import cell, plain, section, table
+from rtdmd.report.html import Section, cell, drawing, plain, section, table
 
 Metrics = Mapping[str, Any]
 FRONTIER = (
@@ -28,10 +30,10 @@ TOLD = (
 )
 
 
-def frontier(metrics: Metrics, path: Sequence[Mapping[str, Any]] = (), suite: str = "") -> str:
-    """The plot and its figures, with the ``path`` of stage two; empty where no divergence was measured."""
+def frontier(metrics: Metrics, path: Sequence[Mapping[str, Any]] = (), suite: str = "") -> Section | None:
+    """The plot and its figures, with the ``path`` of stage two; None where no divergence was measured."""
     if "frontier" not in metrics:
-        return ""
+        return None
     found = metrics["frontier"]
     models = {name: found["models"][name] for name in in_order(found["models"], list(LABELS))}
     header = ["Model", "Strict", "Divergence, at least", "Optimum at its reward", "Excess"]
@@ -39,18 +41,18 @@ def frontier(metrics: Metrics, path: Sequence[Mapping[str, Any]] = (), suite: st
     header += ["Fréchet to the optimum ×1000"] if distance else []
     rows = []
     for name, own in models.items():
-        cells = [cell(own[figure]) for figure in ("reward", "kl", "optimum", "excess")]
+        cells: list[str] = [cell(own[figure]) for figure in ("reward", "kl", "optimum", "excess")]
         cells += [plain(1000 * own["tilted_frechet"], 1)] if distance else []
         rows.append([LABELS[name], *cells])
     paths = {STUDENT: path} if path else {}
-    body = frontier_plot({**found, "models": models, "paths": paths}, LABELS)
+    body = drawing(frontier_plot({**found, "models": models, "paths": paths}, LABELS))
     body += table(header, rows, ["best" if name == STUDENT else "" for name in models])
     body += _by_kind({name: found["by_kind"][name] for name in models})
     shares = {LABELS[name]: own["at_bound"] for name, own in models.items() if own["at_bound"] > 0}
     return section("Reward against divergence", FRONTIER + at_bound(shares), body, "frontier", suite)
 
 
-def _by_kind(models: Mapping[str, Mapping[str, float]]) -> str:
+def _by_kind(models: Mapping[str, Mapping[str, float]]) -> Markup:
     """A line a model, a column a kind of what the verifier reads."""
     kinds = next(iter(models.values()))
     rows = [[LABELS[name], *(plain(own[kind]) for kind in kinds)] for name, own in models.items()]
@@ -70,8 +72,8 @@ def at_bound(shares: Mapping[str, float]) -> str:
     )
 
 
-def told(metrics: Metrics, suite: str = "") -> str:
-    """A line a score and model, a column a tag; empty without verdicts or other scores."""
+def told(metrics: Metrics, suite: str = "") -> Section | None:
+    """A line a score and model, a column a tag; None without verdicts or other scores."""
     rows = []
     tags: list[str] = []
     for model in in_order(metrics.get("auc", {}), list(LABELS)):
@@ -80,6 +82,6 @@ def told(metrics: Metrics, suite: str = "") -> str:
             cells = ["–" if by_tag[tag] is None else cell(by_tag[tag]) for tag in tags]
             rows.append([f"{score_label(score)} on images of: {LABELS[model]}", *cells])
     if not rows:
-        return ""
+        return None
     body = table(["Score", *(tag.replace("_", " ") for tag in tags)], rows)
     return section("What a score alone tells", TOLD, body, "told", suite)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from rtdmd.report.charts import INK, Frame, _axes, _key, _points, _polyline, _stroke, _svg, _text
 from rtdmd.report.frontier import model_colors
 
@@ -22,7 +24,7 @@ class Band:
     high: Sequence[float]
 
 
-def band_plot(bands: Mapping[str, Band], labels: Mapping[str, str], levels: Mapping[str, float], axes: str) -> str:
+def band_plot(bands: Mapping[str, Band], labels: Mapping[str, str], levels: Mapping[str, float], axes: str) -> Markup:
     """The plot of bands by method; ``labels``: names in the legend, a row each; ``levels``: dashed lines by name;
     ``axes``: what is upwards and to the right, "y over x"."""
     y_name, _, x_name = axes.partition(" over ")

@@ -1,5 +1,5 @@
-"""Charts as inline SVG text: training curves as small multiples, and scores with their intervals. No script, no
-outside font."""
+"""Charts as inline SVG: training curves as small multiples, and scores with their intervals. They are whole without a
+script; a page's script (templates/page.js) shows a curve's values under the pointer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
+
+from markupsafe import Markup
 
 from rtdmd.evaluate.intervals import Estimate
 
@@ -19,7 +21,32 @@ COLORS = {
     "train_rtdmd": "#1a7f37",
 }
 OTHER = "#6e7781"
-AXIS, GRID, INK = "#8c959f", "#eaeef2", "#424a53"
+AXIS, GRID, INK = "#6e7781", "#eaeef2", "#424a53"
+OUT_OF_REACH = "#f3f4f6"
+PALETTE = ("#bc4c00", "#1b7c83", "#4d2d00", "#0550ae", "#a40e26", "#6b8e00")
+"""Of models that the report does not colour."""
+DARK = {
+    "#24292f": "#e6edf3",
+    "#9a6700": "#d29922",
+    "#8250df": "#a371f7",
+    "#bf3989": "#f778ba",
+    "#0969da": "#58a6ff",
+    "#1a7f37": "#3fb950",
+    "#6e7781": "#8b949e",
+    "#eaeef2": "#2d333b",
+    "#424a53": "#c9d1d9",
+    "#f3f4f6": "#21262d",
+    "#bc4c00": "#f0883e",
+    "#1b7c83": "#39c5cf",
+    "#4d2d00": "#c69026",
+    "#0550ae": "#79c0ff",
+    "#a40e26": "#ff7b72",
+    "#6b8e00": "#a5c261",
+}
+"""What a page shows in place of each colour of the charts on a dark ground."""
+
+
+MOST = 400  # points of a curve: more are closer together than the pixels of a chart
 
 
 @dataclass(frozen=True)
@@ -94,14 +121,17 @@ def _key(left: float, row: int, color: str, label: str) -> str:
     return f'<circle cx="{left + 6:.1f}" cy="{row}" r="5" fill="{color}"/>' + _text(left + 17, row + 4, label, size=12)
 
 
-def _svg(width: float, height: float, parts: Sequence[str], label: str) -> str:
-    head = f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img"'
-    return f'{head} aria-label="{escape(label, {chr(34): "&quot;"})}">{"".join(parts)}</svg>'
+def _svg(width: float, height: float, parts: Sequence[str], label: str, data: str = "") -> Markup:
+    """The picture, with a ``label`` for those who do not see it; ``data``: attributes for the page's script."""
+    head = f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img"{data}'
+    return Markup(f'{head} aria-label="{escape(label, {chr(34): "&quot;"})}">{"".join(parts)}</svg>')
 
 
-def curve(name: str, x: Sequence[float], y: Sequence[float], x_name: str, size: tuple[int, int] = (360, 170)) -> str:
-    """One training curve: its points as a thin line and, from 30 points on, a running mean over a tenth of them."""
+def curve(name: str, x: Sequence[float], y: Sequence[float], x_name: str, size: tuple[int, int] = (360, 170)) -> Markup:
+    """One training curve: its points as a thin line and, from 30 points on, a running mean over a tenth of them. Of
+    more than MOST points, means of neighbours are drawn. The values are in it for the page's script."""
     width, height = size
+    x, y = thinned(x, y)
     log = min(y) > 0 and max(y) / min(y) > 100
     shown = [math.log10(v) for v in y] if log else list(y)
     low, high = min(shown), max(shown)
@@ -120,7 +150,18 @@ def curve(name: str, x: Sequence[float], y: Sequence[float], x_name: str, size: 
     parts += [_polyline(frame, x, shown, "#0969da", 1.0 if smooth else 1.6, 0.35 if smooth else 1.0)]
     if smooth:
         parts += [_polyline(frame, x, smooth, "#0969da", 2.0, 1.0)]
-    return _svg(width, height, parts, f"{name} over {x_name}")
+    columns = [" ".join(f"{value:.5g}" for value in values) for values in (x, y)]
+    data = f' data-x="{columns[0]}" data-y="{columns[1]}"'
+    return _svg(width, height, parts, f"{name} over {x_name}", data)
+
+
+def thinned(x: Sequence[float], y: Sequence[float], most: int = MOST) -> tuple[list[float], list[float]]:
+    """At most ``most`` points: means of equally many neighbours, each at the last x of its own."""
+    each = -(-len(x) // most)
+    starts = range(0, len(x), each)
+    parts = [y[start : start + each] for start in starts]
+    ends = [x[min(start + each, len(x)) - 1] for start in starts]
+    return ends, [sum(part) / len(part) for part in parts]
 
 
 def _polyline(frame: Frame, x: Sequence[float], y: Sequence[float], color: str, width: float, opacity: float) -> str:
@@ -138,7 +179,7 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
     return [sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i - half) : i + half + 1])]
 
 
-def tag_plot(rows: Mapping[str, Mapping[str, Estimate]], labels: Mapping[str, str], width: int = 1112) -> str:
+def tag_plot(rows: Mapping[str, Mapping[str, Estimate]], labels: Mapping[str, str], width: int = 1112) -> Markup:
     """Scores in [0, 1]: a group of dots with interval bars for each tag; `rows` maps model -> tag -> estimate."""
     tags = list(next(iter(rows.values())))
     height = 300
@@ -153,7 +194,8 @@ def tag_plot(rows: Mapping[str, Mapping[str, Estimate]], labels: Mapping[str, st
             parts += [_line(frame.px(column), frame.top, frame.px(column), frame.top + frame.height, GRID)]
         for k, (model, values) in enumerate(rows.items()):
             spread = 0.5 + (k - (len(rows) - 1) / 2) * min(0.18, 0.8 / len(rows))
-            parts += [_dot(frame, column + spread, values[tag], COLORS.get(model, OTHER))]
+            name = f"{labels[model]}, {tag.replace('_', ' ')}"
+            parts += [_dot(frame, column + spread, values[tag], COLORS.get(model, OTHER), name)]
     return _svg(width, height, parts, "score of each model for each tag")
 
 
@@ -161,16 +203,25 @@ def _legend(left: float, models: Sequence[str], labels: Mapping[str, str]) -> st
     return "".join(_key(left + 190 * k, 12, COLORS.get(model, OTHER), labels[model]) for k, model in enumerate(models))
 
 
-def _dot(frame: Frame, x: float, value: Estimate, color: str) -> str:
+def _dot(frame: Frame, x: float, value: Estimate, color: str, name: str) -> str:
     px, py = frame.px(x), frame.py(value.mean)
-    dot = f'<circle cx="{px:.1f}" cy="{py:.1f}" r="4.5" fill="{color}"/>'
+    width = "" if value.ci95 is None else f" ± {value.ci95:.3f}"
+    dot = circle(px, py, 4.5, color, f"{name}: {value.mean:.3f}{width}")
     if value.ci95 is None:
         return dot
     low, high = frame.py(max(0.0, value.mean - value.ci95)), frame.py(min(1.0, value.mean + value.ci95))
     return _line(px, low, px, high, color, 1.6) + dot
 
 
-def forest(columns: Mapping[str, Mapping[str, tuple[float, float]]], width: int = 1112, label_width: int = 270) -> str:
+def circle(px: float, py: float, radius: float, color: str, title: str = "") -> str:
+    """A dot at a place in pixels; a browser shows its ``title`` under the pointer."""
+    head = f'<circle cx="{px:.1f}" cy="{py:.1f}" r="{radius:g}" fill="{color}"'
+    return f"{head}><title>{escape(title)}</title></circle>" if title else f"{head}/>"
+
+
+def forest(
+    columns: Mapping[str, Mapping[str, tuple[float, float]]], width: int = 1112, label_width: int = 270
+) -> Markup:
     """Differences with their intervals: a line a row, a column a figure; `columns` maps figure -> row -> (difference,
     half-width). An interval that leaves out 0 is coloured."""
     rows = list(dict.fromkeys(row for values in columns.values() for row in values))
@@ -193,5 +244,5 @@ def forest(columns: Mapping[str, Mapping[str, tuple[float, float]]], width: int 
             y = top + step * (rows.index(row) + 0.5)
             color = COLORS["train_acdmd"] if abs(mean) > half else OTHER
             parts += [_line(frame.px(mean - half), y, frame.px(mean + half), y, color, 2)]
-            parts += [f'<circle cx="{frame.px(mean):.1f}" cy="{y:.1f}" r="3.5" fill="{color}"/>']
+            parts += [circle(frame.px(mean), y, 3.5, color, f"{row}, {figure}: {mean:+.4g} ± {half:.2g}")]
     return _svg(width, height, parts, "differences with their intervals: " + ", ".join(columns))

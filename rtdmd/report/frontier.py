@@ -5,18 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from rtdmd.evaluate.frontier import plot_point
-from rtdmd.report.charts import AXIS, COLORS, OTHER, Frame, _axes, _key, _line, _points, _polyline, _stroke, _svg, _text
+from rtdmd.report.charts import (
+    AXIS,
+    COLORS,
+    OTHER,
+    OUT_OF_REACH,
+    PALETTE,
+    Frame,
+    _axes,
+    _key,
+    _line,
+    _points,
+    _polyline,
+    _stroke,
+    _svg,
+    _text,
+    circle,
+)
 
 WIDTH = 1112
 PLOT = 330  # pixels of the plot's inner height
 COLUMNS = 5  # of the legend
-OUT_OF_REACH = "#f3f4f6"
-PALETTE = ("#bc4c00", "#1b7c83", "#4d2d00", "#0550ae", "#a40e26", "#6b8e00")
-"""Of models that the report does not colour."""
 
 
-def frontier_plot(data: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+def frontier_plot(data: Mapping[str, Any], labels: Mapping[str, str]) -> Markup:
     """The plot of `rtdmd.evaluate.frontier.frontier`'s data.
 
     A point is a model. The dotted line to its left ends on the optimum of the same reward, so that its length is the
@@ -40,11 +55,13 @@ def frontier_plot(data: Mapping[str, Any], labels: Mapping[str, str]) -> str:
         y = [point["reward"] for point in points]
         parts.append(_polyline(frame, x, y, colors[name], 1.2, 0.6))
         parts += [_spread(frame, point, colors[name]) for point in points]
-        parts += [_circle(frame, a, b, 2.2, colors[name]) for a, b in zip(x, y, strict=True)]
+        for point in points:
+            said = f"{labels[name]}, epoch {point['epoch']}: {_said(point)}"
+            parts.append(circle(frame.px(point["kl"]), frame.py(point["reward"]), 2.2, colors[name], said))
     grey = [name for name in data["models"] if colors[name] == OTHER]
     numbers = {name: str(place) for place, name in enumerate(grey, 1)}
     for name, found in data["models"].items():
-        parts.append(_point(frame, found, colors[name]))
+        parts.append(_point(frame, found, colors[name], labels[name]))
         if name in numbers:
             at = frame.px(found["kl"]["mean"]) + 6, frame.py(found["reward"]["mean"]) - 6
             parts.append(_text(*at, numbers[name], color=AXIS, size=10))
@@ -84,8 +101,16 @@ def _out_of_reach(frame: Frame, kl: Sequence[float], reward: Sequence[float]) ->
     return area + _text(left + 8, frame.top + 16, "out of reach", color=AXIS)
 
 
-def _circle(frame: Frame, x: float, y: float, radius: float, color: str) -> str:
-    return f'<circle cx="{frame.px(x):.1f}" cy="{frame.py(y):.1f}" r="{radius:g}" fill="{color}"/>'
+def _said(point: Mapping[str, Any]) -> str:
+    """A point's figures, with their intervals as far as they are there."""
+    figures = []
+    for name, value, half in (
+        ("strict", point["reward"], point["reward_ci95"]),
+        ("divergence", point["kl"], None),
+        ("excess", point["excess"], point["excess_ci95"]),
+    ):
+        figures.append(f"{name} {value:.3f}" if half is None else f"{name} {value:.3f} ± {half:.3f}")
+    return ", ".join(figures)
 
 
 def _ends(frame: Frame, point: Mapping[str, Any], name: str) -> tuple[float, float, float, float]:
@@ -105,7 +130,7 @@ def _spread(frame: Frame, point: Mapping[str, Any], color: str) -> str:
     return "".join(bars)
 
 
-def _point(frame: Frame, found: Mapping[str, Any], color: str) -> str:
+def _point(frame: Frame, found: Mapping[str, Any], color: str, label: str) -> str:
     """A model: its dot, both intervals, and the way from the optimum."""
     point = plot_point(found)
     y = frame.py(point["reward"])
@@ -114,4 +139,5 @@ def _point(frame: Frame, found: Mapping[str, Any], color: str) -> str:
     for name in ("excess", "reward"):
         if point[f"{name}_ci95"] is not None:
             parts.append(_line(*_ends(frame, point, name), color, 1.6))
-    return "".join(parts) + _circle(frame, point["kl"], point["reward"], 4.5, color)
+    x, y = frame.px(point["kl"]), frame.py(point["reward"])
+    return "".join(parts) + circle(x, y, 4.5, color, f"{label}: {_said(point)}")

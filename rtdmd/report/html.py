@@ -1,87 +1,110 @@
-"""The few HTML pieces of the report, and its style sheet. Every text is escaped here, so that nothing else has to."""
+"""Pages and their parts, from the templates beside this file. Text is escaped by the templates; only what is `Markup`
+already, as the parts and the charts are, goes into a page as it is."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
-from pathlib import Path
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
-STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f6f8fa; color: #1f2328; font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto,
-"Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1200px; margin: 0 auto; padding: 32px 20px 60px; }
-h1 { font-size: 30px; line-height: 1.25; margin: 0 0 6px; letter-spacing: -0.01em; }
-h2 { font-size: 20px; margin: 0 0 4px; }
-h3 { font-size: 15px; margin: 20px 0 6px; }
-p { margin: 0 0 10px; }
-.lead { font-size: 17px; color: #424a53; max-width: 920px; margin-bottom: 20px; }
-.read { color: #59636e; font-size: 14px; max-width: 980px; }
-section { background: #fff; border: 1px solid #d8dee4; border-radius: 8px; padding: 20px 24px 22px; margin: 18px 0; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; margin: 10px 0 4px; }
-table { font-variant-numeric: tabular-nums; font-size: 14px; }
-th, td { padding: 6px 7px; text-align: right; white-space: nowrap; vertical-align: top; }
-td { border-bottom: 1px solid #eaeef2; }
-th { font-weight: 600; line-height: 1.3; color: #59636e; border-bottom: 1px solid #d0d7de; }
-th { white-space: normal; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 150px; }
-th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
-tr.best td { background: #f0f9f3; }
-tr.real td { color: #59636e; border-top: 1px solid #d0d7de; }
-td small { color: #6e7781; font-size: 12px; }
-table.wide td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
-table.wide td:first-child { white-space: nowrap; width: 240px; color: #59636e; }
-img, svg { max-width: 100%; height: auto; display: block; }
-.curves { display: grid; grid-template-columns: repeat(3, 1fr); gap: 6px 16px; }
-code, pre { font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-pre { background: #f6f8fa; border-radius: 6px; padding: 12px 14px; overflow-x: auto; margin: 6px 0; }
-details { border-top: 1px solid #eaeef2; padding: 8px 0; }
-summary { cursor: pointer; font-weight: 600; }
-svg text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; }
-@media print { body { background: #fff; } section { border: 0; padding: 0; break-inside: avoid; } }
-"""
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from rtdmd.report.charts import DARK
+
+SMALL = 400  # pixels: a narrower picture is of small images, which are enlarged without blur
 
 
-def page(title: str, lead: str, sections: Iterable[str]) -> str:
-    """The whole document; ``lead`` is text, the sections are HTML."""
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f'<h1>{escape(title)}</h1>\n<p class="lead">{escape(lead)}</p>\n'
-        + "\n".join(sections)
-        + "\n</main>\n</body>\n</html>\n"
+@dataclass(frozen=True)
+class Section:
+    """A titled box of a page: how to read it, then its body. ``heading`` is its title in the contents, where those of
+    one ``suite`` stand together."""
+
+    title: str
+    heading: str
+    how_to_read: str
+    body: Markup
+    anchor: str
+    suite: str
+
+
+def section(title: str, how_to_read: str, body: Markup, anchor: str, suite: str = "") -> Section:
+    """A section, of one suite where ``suite`` names it."""
+    if not suite:
+        return Section(title, title, how_to_read, body, anchor, suite)
+    own_anchor = re.sub(r"[^\w-]", "-", f"{anchor}-{suite}")
+    return Section(f"{title}: {suite}", title, how_to_read, body, own_anchor, suite)
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("rtdmd.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
 
 
-def section(title: str, how_to_read: str, body: str, anchor: str, suite: str = "") -> str:
-    """A titled box: the sentence on how to read it, then the HTML ``body``; of one suite where ``suite`` names it."""
-    if suite:
-        title = f"{title}: {suite}"
-        anchor = f"{anchor}-{suite}"
-    head = f'<section id="{escape(anchor)}">\n<h2>{escape(title)}</h2>\n<p class="read">{escape(how_to_read)}</p>\n'
-    return f"{head}{body}\n</section>"
+def _source(name: str) -> str:
+    """The text of a file beside the templates."""
+    environment = _environment()
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence[str] = (), kind: str = "") -> str:
-    """A table of escaped header texts and rows of HTML cells; ``classes`` names a class for each row, or is empty."""
-    head = "".join(f"<th>{escape(text)}</th>" for text in header)
-    lines = []
-    for i, row in enumerate(rows):
-        style = f' class="{classes[i]}"' if classes and classes[i] else ""
-        lines.append(f"<tr{style}>" + "".join(f"<td>{text}</td>" for text in row) + "</tr>")
-    top = f"<thead><tr>{head}</tr></thead>" if header else ""
-    style = f' class="{kind}"' if kind else ""
-    return f'<div class="scroll"><table{style}>{top}<tbody>{"".join(lines)}</tbody></table></div>'
+def _part(name: str, *values: Any) -> Markup:
+    """A macro of pieces.html, called."""
+    module = _environment().get_template("pieces.html").module
+    return Markup(str(getattr(module, name)(*values)).strip())
 
 
-def cell(value: Mapping[str, float | None]) -> str:
+def page(title: str, lead: str, sections: Iterable[Section | None]) -> str:
+    """The whole document, with the sections that there are. Nothing outside it is loaded: its policy forbids all but
+    the pictures inside it and its own style and script, which it names by their hashes."""
+    dark = "".join(f'[fill="{a}"] {{ fill: {b}; }} [stroke="{a}"] {{ stroke: {b}; }}\n' for a, b in DARK.items())
+    style = f"{_source('page.css')}@media screen and (prefers-color-scheme: dark) {{\n{dark}}}\n"
+    script = _source("page.js")
+    allowed = {"style-src": _hash(style), "script-src": _hash(script), "img-src": "data:"}
+    policy = "; ".join(["default-src 'none'", *(f"{kind} {source}" for kind, source in allowed.items())])
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=title,
+            lead=lead,
+            sections=[section for section in sections if section is not None],
+            policy=policy,
+            style=Markup(style),
+            script=Markup(script),
+        )
+    )
+
+
+def _hash(text: str) -> str:
+    """How a page's policy names a text of it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], classes: Sequence[str] = (), kind: str = "") -> Markup:
+    """A table; ``classes`` names a class for each row, or is empty."""
+    return _part("table", header, [list(row) for row in rows], classes, kind)
+
+
+def cell(value: Mapping[str, float | None]) -> Markup:
     """A mean with its half-width over noise, as a table cell."""
-    width = "" if value["ci95"] is None else f" <small>± {value['ci95']:.3f}</small>"
-    return f"{value['mean']:.3f}{width}"
+    mean = f"{value['mean']:.3f}"
+    if value["ci95"] is None:
+        return Markup(mean)
+    return Markup("{} <small>± {}</small>").format(mean, f"{value['ci95']:.3f}")
 
 
 def plain(value: float | None, digits: int = 3) -> str:
@@ -89,12 +112,41 @@ def plain(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def picture(path: Path, text: str) -> str:
-    """A PNG inside the page."""
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{escape(text)}">'
+def picture(image: Image.Image, text: str, budget: int, caption: str = "") -> Markup:
+    """A picture inside the page in at most ``budget`` bytes; ``text`` is read out where it cannot be seen."""
+    data = base64.b64encode(webp_bytes(image, budget)).decode()
+    kind = "small" if image.width < SMALL else ""
+    return _part("figure", f"data:image/webp;base64,{data}", text, caption, kind)
 
 
-def details(title: str, body: str) -> str:
+def webp_bytes(image: Image.Image, budget: int) -> bytes:
+    """The image as WebP in at most ``budget`` bytes: without loss where that fits, else as well as it fits, and in the
+    end with half the pixels, again and again. The same pixels give the same bytes."""
+    picture = image.convert("RGB")
+    while True:
+        for quality in (100, 90, 80, 65):
+            buffer = io.BytesIO()
+            picture.save(buffer, "WEBP", lossless=quality == 100, quality=quality)
+            if buffer.tell() <= budget or max(picture.size) == 1:
+                return buffer.getvalue()
+        picture = picture.resize((max(1, picture.width * 7 // 10), max(1, picture.height * 7 // 10)))
+
+
+def paragraphs(texts: Iterable[str]) -> Markup:
+    """A paragraph a text."""
+    return Markup().join(Markup("<p>{}</p>").format(text) for text in texts)
+
+
+def drawing(chart: Markup) -> Markup:
+    """A wide chart, which scrolls within its own box on a narrow screen."""
+    return Markup('<div class="drawing" tabindex="0">{}</div>').format(chart)
+
+
+def details(title: str, body: Markup) -> Markup:
     """A part that opens on a click."""
-    return f"<details><summary>{escape(title)}</summary>{body}</details>"
+    return _part("details", title, body)
+
+
+def titled(title: str, body: Iterable[Markup], kind: str = "curves") -> Markup:
+    """A heading within a section, and charts or pictures in columns below it."""
+    return _part("titled", title, kind, Markup().join(body))

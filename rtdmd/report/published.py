@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from html import escape
 from typing import Any
+
+from markupsafe import Markup
 
 from rtdmd.published import TABLES, find_run
 from rtdmd.published.figures import Cell, cells_of, parts, rows_of, stands_for, summary
 from rtdmd.published.table import Row, Table
-from rtdmd.report.html import section, table
+from rtdmd.report.html import Section, paragraphs, section, table
 
 _HOW = (
     "In each cell, from above: the published figure (– where none is given), ours, its 95 % interval over noise on the"
@@ -20,7 +21,7 @@ _HOW = (
 )
 
 
-def run_sections(experiment: str, metrics: Mapping[str, Any]) -> list[str]:
+def run_sections(experiment: str, metrics: Mapping[str, Any]) -> list[Section]:
     """A section for each published table with rows of the run ``experiment``: those rows, beside the run's own metrics.
 
     UserError for an unknown run.
@@ -34,39 +35,39 @@ def run_sections(experiment: str, metrics: Mapping[str, Any]) -> list[str]:
             cells = cells_of(own, lambda _: metrics)
             title = f"Published, ours, difference: {whole.title}"
             note = f"{whole.source}; run {experiment}. {summary(cells).capitalize()}."
-            notes = "".join(f"<p>{escape(text)}</p>" for text in (note, *run.departs, *whole.notes))
+            notes = paragraphs([note, *run.departs, *whole.notes])
             sections.append(section(title, _HOW, cells_table(own, cells) + notes, f"published-{name}"))
     return sections
 
 
-def table_section(found: Table, cells: Sequence[Cell]) -> str:
+def table_section(found: Table, cells: Sequence[Cell]) -> Section:
     """A whole table."""
     return section("Published, ours, difference", _HOW, cells_table(found, cells), "published")
 
 
-def cells_table(found: Table, cells: Sequence[Cell]) -> str:
+def cells_table(found: Table, cells: Sequence[Cell]) -> Markup:
     """The rows and columns of a table."""
     header = ["Model", "Passes", *(column.title for column in found.columns)]
     return table(header, ([_title(row), str(row.passes), *map(_html, own)] for row, own in rows_of(found, cells)))
 
 
-def _title(row: Row) -> str:
+def _title(row: Row) -> Markup:
     """The row as published, and the run and model behind it, or why there is none."""
-    return _lines(escape(row.title), _small(escape(row.missing or stands_for(row))))
+    return _lines(row.title, _small(row.missing or stands_for(row)))
 
 
-def _html(cell: Cell) -> str:
+def _html(cell: Cell) -> Markup:
     """One cell, a line each: published, or a dash; ours, its interval and the difference, as far as they are there; the
     verdict, which the dash can say alone."""
-    published, ours, width, difference = map(escape, parts(cell))
-    strong = f"<b>{ours}</b>" if cell.verdict == "agrees" else ours
+    published, ours, width, difference = parts(cell)
+    strong = Markup("<b>{}</b>").format(ours) if cell.verdict == "agrees" else ours
     verdict = "" if cell.verdict == "not published" else cell.verdict
     return _lines(published or "–", strong, _small(width), difference, _small(verdict))
 
 
-def _small(text: str) -> str:
-    return text and f"<small>{text}</small>"
+def _small(text: str) -> Markup:
+    return Markup("<small>{}</small>").format(text) if text else Markup()
 
 
-def _lines(*lines: str) -> str:
-    return "<br>".join(filter(None, lines))
+def _lines(*lines: str) -> Markup:
+    return Markup("<br>").join(line for line in lines if line)

@@ -1,16 +1,15 @@
-"""The parts of the report, each from the files it shows: text and tables in, HTML out."""
+"""The parts of the report on what was evaluated, and on what it was made of; `over_time` has those on the training."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from markupsafe import Markup
+from PIL import Image
 
-from rtdmd.common.errors import UserError
-from rtdmd.common.parsing import read_table
 from rtdmd.evaluate.intervals import Estimate
 from rtdmd.evaluate.names import (
     LABELS,
@@ -24,7 +23,7 @@ from rtdmd.evaluate.names import (
     suites_of,
 )
 from rtdmd.report import against_teacher, charts
-from rtdmd.report.html import cell, details, picture, plain, section, table
+from rtdmd.report.html import Section, cell, details, drawing, picture, plain, section, table
 from rtdmd.report.run_path import Looks
 
 Metrics = Mapping[str, Any]
@@ -38,6 +37,8 @@ FIGURES = {
 }
 
 SECTIONS = ("run", "model", "adapter", "train_acdmd", "train_rtdmd", "evaluate")
+
+SHEET = 400_000  # bytes of the contact sheet in the page
 
 
 def models_of(metrics: Metrics) -> list[str]:
@@ -70,11 +71,11 @@ def interval(value: Mapping[str, float | None], digits: int = 3) -> str:
     return f"{value['mean']:.{digits}f}{width}"
 
 
-def suite_sections(metrics: Metrics, trained_eta: float, looks: Looks | None = None) -> list[str]:
+def suite_sections(metrics: Metrics, trained_eta: float, looks: Looks | None = None) -> list[Section | None]:
     """All that was measured: where there are several suites, first one table of them side by side, and each part under
     the suite's name. ``looks``: the students on the way through stage two."""
     suites = suites_of(metrics)
-    parts = [overview(suites)] if len(suites) > 1 else []
+    parts: list[Section | None] = [overview(suites)] if len(suites) > 1 else []
     for name, own in suites.items():
         where = name if len(suites) > 1 else ""
         path = looks.path(name, own) if looks is not None and "frontier" in own else []
@@ -90,13 +91,13 @@ def suite_sections(metrics: Metrics, trained_eta: float, looks: Looks | None = N
     return parts
 
 
-def overview(suites: Mapping[str, Metrics]) -> str:
+def overview(suites: Mapping[str, Metrics]) -> Section:
     """Every score of every suite, a row a model."""
     columns = [(suite, own, name) for suite, own in suites.items() for name in score_names(own)]
     header = ["Model", *(f"{score_label(name)} ({suite})" for suite, _, name in columns)]
     models = models_of(next(iter(suites.values())))
     rows = [[LABELS[m], *(cell(own[m][name]) for _, own, name in columns)] for m in models]
-    sizes = [[escape(suite), *map(str, _size(own))] for suite, own in suites.items()]
+    sizes = [[suite, *map(str, _size(own))] for suite, own in suites.items()]
     body = table(header, rows, ["best" if m == STUDENT else "" for m in models])
     body += table(["Suite", "Prompts", "Images of each model", "Pixels", "Pixels in training"], sizes)
     return section("All suites", _HOW["overview"], body, "suites")
@@ -107,12 +108,12 @@ def _size(own: Metrics) -> tuple[int, int, int, int]:
     return own["prompts"], images, own["resolution"], own["trained_resolution"]
 
 
-def _section(title: str, how: str, body: str, suite: str) -> str:
+def _section(title: str, how: str, body: Markup, suite: str) -> Section:
     """A section of one suite; ``suite`` is empty where there is no other."""
     return section(title, _HOW[how], body, how.replace("_", "-"), suite)
 
 
-def results(metrics: Metrics, suite: str = "") -> str:
+def results(metrics: Metrics, suite: str = "") -> Section:
     """The table of all models, real images last."""
     rows, classes = [], []
     for model in [*models_of(metrics), *(["reference"] if "reference" in metrics else [])]:
@@ -121,10 +122,11 @@ def results(metrics: Metrics, suite: str = "") -> str:
         rows.append([LABELS[model], *cost, *_figures(metrics, own)])
         classes.append({"reference": "real", STUDENT: "best"}.get(model, ""))
     header = ["Model", "Steps", "Evaluations", *_figure_names(metrics)]
-    size = ""
+    body = table(header, rows, classes)
     if metrics["resolution"] != metrics["trained_resolution"]:
-        size = f"<p>Images of {metrics['resolution']} pixels; trained at {metrics['trained_resolution']}.</p>"
-    return _section("Results", "results", table(header, rows, classes) + size, suite)
+        sizes = metrics["resolution"], metrics["trained_resolution"]
+        body += Markup("<p>Images of {} pixels; trained at {}.</p>").format(*sizes)
+    return _section("Results", "results", body, suite)
 
 
 def _figure_names(metrics: Metrics) -> list[str]:
@@ -141,11 +143,11 @@ def _figures(metrics: Metrics, own: Mapping[str, Any]) -> list[str]:
     return [*(cell(own[name]) for name in score_names(metrics)), *present]
 
 
-def noise_levels(metrics: Metrics, trained: float, suite: str = "") -> str:
-    """The published student at other noise levels than the ``trained`` one; empty where none was scored."""
+def noise_levels(metrics: Metrics, trained: float, suite: str = "") -> Section | None:
+    """The published student at other noise levels than the ``trained`` one; None where none was scored."""
     levels = metrics.get("etas", {})
     if not levels:
-        return ""
+        return None
     rows = {f"{trained:g}": _figures(metrics, metrics[STUDENT])}
     rows |= {level: _figures(metrics, own) for level, own in levels.items()}
     lines = [[f"η = {level}", *rows[level]] for level in sorted(rows, key=float)]
@@ -161,12 +163,14 @@ def _thousand(value: float | None) -> float | None:
     return None if value is None else 1000 * value
 
 
-def samples(sheet: Path) -> str:
+def samples(sheet: Path) -> Section:
     """The contact sheet."""
-    return section("Samples", _HOW["samples"], picture(sheet, "samples of every model for the same prompts"), "samples")
+    with Image.open(sheet) as image:
+        body = picture(image, "samples of every model for the same prompts", SHEET)
+    return section("Samples", _HOW["samples"], body, "samples")
 
 
-def tags(metrics: Metrics, suite: str = "") -> str:
+def tags(metrics: Metrics, suite: str = "") -> Section:
     """Chart and table of the first score for each tag."""
     models, name = models_of(metrics), score_names(metrics)[0]
     order = in_order(metrics[models[0]]["per_tag"][name], TAGS)
@@ -178,11 +182,11 @@ def tags(metrics: Metrics, suite: str = "") -> str:
     }
     header = ["Model", *(tag.replace("_", " ") for tag in order)]
     rows = [[LABELS[m], *(cell(value) for value in found[m].values())] for m in models]
-    body = charts.tag_plot(estimates, LABELS) + table(header, rows)
+    body = drawing(charts.tag_plot(estimates, LABELS)) + table(header, rows)
     return _section(f"{score_title(name)} by tag", "tags", body, suite)
 
 
-def differences(metrics: Metrics, suite: str = "") -> str:
+def differences(metrics: Metrics, suite: str = "") -> Section:
     """Paired differences with both intervals."""
     names = score_names(metrics)
     header = ["Difference", *(score_label(name) for name in names)]
@@ -192,92 +196,61 @@ def differences(metrics: Metrics, suite: str = "") -> str:
         if values is None:
             continue
         title = f"{LABELS[first]} − {LABELS[second]}"
-        rows.append([escape(title), *(_difference(values[name]) for name in names)])
+        rows.append([title, *(_difference(values[name]) for name in names)])
     return _section("Paired differences", "differences", table(header, rows), suite)
 
 
-def _difference(value: Mapping[str, float | None]) -> str:
+def _difference(value: Mapping[str, float | None]) -> Markup:
     widths = [text for key in ("ci95", "ci95_prompts") if (text := plain(value[key])) != "–"]
-    small = f" <small>± {' / '.join(widths)}</small>" if widths else ""
-    return f"{value['mean']:+.3f}".replace("-", "−") + small
+    mean = f"{value['mean']:+.3f}".replace("-", "−")
+    return Markup("{} <small>± {}</small>").format(mean, " / ".join(widths)) if widths else Markup(mean)
 
 
-def collapse(metrics: Metrics, suite: str = "") -> str:
-    """What the images look like as a whole; empty for prompts outside the embedded world."""
+def collapse(metrics: Metrics, suite: str = "") -> Section | None:
+    """What the images look like as a whole; None for prompts outside the embedded world."""
     models = [*models_of(metrics), *(["reference"] if "reference" in metrics else [])]
     keys = [key for key in FIGURES if key in metrics[models[0]]]
     if not keys:
-        return ""
+        return None
     rows = [[LABELS[m], *(plain(metrics[m][key]) for key in keys)] for m in models]
     classes = ["real" if m == "reference" else "" for m in models]
     body = table(["Model", *(FIGURES[key] for key in keys)], rows, classes)
     return _section("What was drawn", "collapse", body, suite)
 
 
-def curves(files: Mapping[str, Path]) -> str:
-    """Training curves of each stage: every numeric column of its curves.csv over the first; empty where none was
-    trained."""
-    read = {title: read_curves(path) for title, path in files.items()}
-    trained = {title: _charts(*found) for title, found in read.items() if any(found[1].values())}
-    body = [f'<h3>{escape(title)}</h3><div class="curves">{shown}</div>' for title, shown in trained.items()]
-    return section("Training curves", _HOW["curves"], "".join(body), "curves") if body else ""
-
-
-def watched(files: Mapping[str, Path]) -> str:
-    """The student's scores while it trained, a chart a scorer and suite, of each stage that was watched; empty where
-    none was."""
-    drawn = {title: shown for title, path in files.items() if (shown := _charts(*read_curves(path)))}
-    body = [f'<h3>{escape(title)}</h3><div class="curves">{shown}</div>' for title, shown in drawn.items()]
-    return section("Watched while training", _HOW["watched"], "".join(body), "watched") if body else ""
-
-
-def _charts(x_name: str, columns: Mapping[str, Sequence[float | None]]) -> str:
-    """Every column of `read_curves` over the first, where it has two points."""
-    points = {name: _finite(columns[x_name], y) for name, y in columns.items() if name != x_name}
-    return "".join(charts.curve(name, *both, x_name) for name, both in points.items() if len(both[0]) > 1)
-
-
-def _finite(x: Sequence[float | None], y: Sequence[float | None]) -> tuple[list[float], list[float]]:
-    """The points where both are known."""
-    pairs = [(a, b) for a, b in zip(x, y, strict=True) if a is not None and b is not None]
-    return [a for a, _ in pairs], [b for _, b in pairs]
-
-
-def read_curves(path: Path) -> tuple[str, dict[str, list[float | None]]]:
-    """Name of the first column, and all columns of numbers (None for an empty field). UserError for anything else."""
-    names, rows = read_table(path, "run the training stage again")
-    try:
-        return names[0], {name: [float(row[name]) if row[name] else None for row in rows] for name in names}
-    except ValueError as error:
-        raise UserError(f"{path}: a field is no number ({error}); run the training stage again") from error
-
-
-def settings(resolved: Mapping[str, Mapping[str, Any]]) -> str:
+def settings(resolved: Mapping[str, Mapping[str, Any]]) -> Section:
     """The parameters that each stage ran with; sections that several used are shown once."""
     merged: dict[str, Any] = {}
     for stage in resolved.values():
         merged |= stage["params"]
-    parts = [
-        details(name, f"<pre>{escape(yaml.safe_dump(value, sort_keys=False, allow_unicode=True).strip())}</pre>")
-        for name, value in ((name, merged[name]) for name in in_order(merged, SECTIONS))
-    ]
-    return section("Settings", _HOW["settings"], "".join(parts), "settings")
+    body = Markup()
+    for name in in_order(merged, SECTIONS):
+        text = yaml.safe_dump(merged[name], sort_keys=False, allow_unicode=True).strip()
+        body += details(name, Markup("<pre>{}</pre>").format(text))
+    return section("Settings", _HOW["settings"], body, "settings")
 
 
-def provenance(resolved: Mapping[str, Mapping[str, Any]], prompts: Mapping[str, Any], facts: Mapping[str, str]) -> str:
+def provenance(
+    resolved: Mapping[str, Mapping[str, Any]], prompts: Mapping[str, Any], facts: Mapping[str, str]
+) -> Section:
     """Commit, hashes and versions."""
     versions = ", ".join(f"{name} {version}" for name, version in resolved["evaluate"]["versions"].items())
     in_order = sorted(prompts["sets"].items(), key=lambda item: item[1]["use"] != "training")
     sets = "; ".join(f"{about['prompts']} {about['use']} ({name}: {about['source']})" for name, about in in_order)
-    rows = [[escape(k), f"<code>{escape(v)}</code>"] for k, v in facts.items()]
-    rows += [["Package versions", escape(versions)], ["Prompts", escape(sets)]]
+    rows = [[name, code(value)] for name, value in facts.items()]
+    rows += [["Package versions", versions], ["Prompts", sets]]
     body = table([], rows, kind="wide")
     for stage, values in resolved.items():
         data = {path: digest for path, digest in values["inputs"].items() if not path.startswith("rtdmd/")}
-        code = {path: digest for path, digest in values["inputs"].items() if path.startswith("rtdmd/")}
-        lines = [[escape(path), f"<code>{digest}</code>"] for path, digest in {**data, **code}.items()]
+        own = {path: digest for path, digest in values["inputs"].items() if path.startswith("rtdmd/")}
+        lines = [[path, code(digest)] for path, digest in {**data, **own}.items()]
         body += details(f"Inputs of {stage}, SHA-256", table([], lines, kind="wide"))
     return section("Provenance", _HOW["provenance"], body, "provenance")
+
+
+def code(text: str) -> Markup:
+    """A text that machines read."""
+    return Markup("<code>{}</code>").format(text)
 
 
 _HOW = {
@@ -298,10 +271,6 @@ _HOW = {
     " chance on these prompts, larger than the second also for other prompts of the kind.",
     "collapse": "Compare with the last row: a model that collapses leaves the real images' shares first in sizes, then"
     " in colours, places and backgrounds (entropies are relative to uniform, 1 = all equally often).",
-    "curves": "Thin lines are the logged values and thick ones their running mean: a loss that keeps falling was not"
-    " yet converged, a jump that stays is a fault.",
-    "watched": "The averaged student on a few held-out prompts of each suite, always of the same noise,"
-    " the first point before the first step: read the trend, not a point, and take the results above for figures.",
     "settings": "The sections of params.yaml that these results were made with; the same file gives the same figures.",
     "provenance": "Which code and which data made this page: equal hashes mean equal inputs, byte for byte.",
 }

@@ -1,7 +1,7 @@
 """Stage report: one self-contained HTML page from the results of the other stages.
 
 Run `rtdmd report`: it reads the pictures, figures, curves and settings under results/ and writes
-results/report/index.html, which needs nothing else: pictures, charts and style are inside it.
+results/report/index.html, which needs nothing else: pictures, charts, style and script are inside it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from rtdmd.common.files import hash_of, read_json, sha256_file, write_atomic
 from rtdmd.pipeline.dvc_yaml import covers
 from rtdmd.pipeline.provenance import last_commit
 from rtdmd.pipeline.stage import Stage, open_stage
-from rtdmd.report import sections
+from rtdmd.report import over_time, sections
 from rtdmd.report.html import page
 from rtdmd.report.published import run_sections
 from rtdmd.report.run_path import Looks
 
 TRAINING = {"train_acdmd": "Stage one (AC-DMD)", "train_rtdmd": "Stage two (RTDMD)"}
+UNITS = {"train_acdmd": "iteration", "train_rtdmd": "epoch"}
 
 
 def run(root: Path = Path(".")) -> None:
@@ -33,8 +34,12 @@ def build(stage: Stage) -> str:
     metrics = read_json(stage.input("results/evaluate/metrics.json"))
     trained = [name for name in TRAINING if f"results/{name}/curves.csv" in stage.entry.deps]
     resolved = {name: read_json(stage.input(f"results/{name}/resolved.json")) for name in (*trained, "evaluate")}
-    curves = {TRAINING[name]: stage.input(f"results/{name}/curves.csv") for name in trained}
-    watched = {TRAINING[name]: stage.input(f"results/{name}/watched.csv") for name in trained}
+    curves, watched, logs = {}, {}, {}
+    for name in trained:
+        title = TRAINING[name]
+        curves[title] = stage.input(f"results/{name}/curves.csv")
+        watched[title] = stage.input(f"results/{name}/watched.csv"), stage.input(f"results/{name}/looks.csv")
+        logs[title] = stage.input(f"results/{name}/image_log.zip"), UNITS[name]
     experiment = stage.params.report.experiment
     facts = {
         "Git commit": last_commit(stage.root, _sources(stage, resolved)) or "not a Git checkout",
@@ -55,12 +60,13 @@ def build(stage: Stage) -> str:
     if experiment is not None:
         parts += run_sections(experiment, metrics)
     parts += [
-        sections.curves(curves),
-        sections.watched(watched),
+        over_time.curves(curves),
+        over_time.watched(watched),
+        over_time.image_log(logs),
         sections.settings(resolved),
         sections.provenance(resolved, read_json(stage.input("results/prepare_prompts/summary.json")), facts),
     ]
-    return page(stage.params.report.title, sections.lead(metrics), [part for part in parts if part])
+    return page(stage.params.report.title, sections.lead(metrics), parts)
 
 
 def _sources(stage: Stage, resolved: Mapping[str, Mapping[str, Any]]) -> list[str]:

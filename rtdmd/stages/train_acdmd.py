@@ -78,3 +78,4 @@ def train(stage: Stage, ranks: Ranks) -> None:
         trainer.write_outputs(stage)
         write_curves(loop.rows, stage.output("curves.csv"), first=[loop.unit])
         write_watched(loop.journal, stage)
+        pictures.write(len(loop.journal.lines), stage.output("image_log.zip"))

@@ -109,3 +109,4 @@ def train(stage: Stage, ranks: Ranks) -> None:
         trainer.write_outputs(stage, validation.put_best())
         write_curves(loop.rows, stage.output("curves.csv"))
         write_watched(loop.journal, stage)
+        pictures.write(len(loop.journal.lines), stage.output("image_log.zip"))

@@ -9,7 +9,7 @@ from rtdmd.methods._card import STAGE_TITLES
 from rtdmd.report.against_teacher import at_bound
 from rtdmd.report.charts import OTHER
 from rtdmd.report.frontier import frontier_plot, model_colors
-from rtdmd.report.html import section
+from rtdmd.report.html import Section, drawing, section
 from rtdmd.study.divergences import Law
 from rtdmd.study.gather import BASE, Row, seed_mean
 from rtdmd.study.plan import TEACHER
@@ -22,12 +22,12 @@ _HOW = (
 )
 
 
-def frontier_section(rows: Sequence[Row], stage: str, law: Law | None) -> str:
-    """The plot of one stage with teacher and base; empty where no divergence was measured."""
+def frontier_section(rows: Sequence[Row], stage: str, law: Law | None) -> Section | None:
+    """The plot of one stage with teacher and base; None where no divergence was measured."""
     measured = {row.name: row for row in rows if row.stage == stage or row.name in (TEACHER, BASE)}
     measured = {name: row for name, row in measured.items() if any(run.divergence for run in row.runs)}
     if law is None or not set(measured) - {TEACHER, BASE}:
-        return ""
+        return None
     models = {name: point(row) for name, row in measured.items()}
     colors = model_colors(list(models))
     paths = {name: row.runs[0].path for name, row in measured.items() if row.runs[0].path and colors[name] != OTHER}
@@ -35,7 +35,7 @@ def frontier_section(rows: Sequence[Row], stage: str, law: Law | None) -> str:
     data = {"models": models, "optimum": law.curve(lowest), "paths": paths}
     title = f"{STAGE_TITLES[stage].capitalize()}: reward against divergence"
     shares = {name: own["at_bound"] for name, own in models.items() if own["at_bound"] > 0}
-    plot = frontier_plot(data, {name: name for name in models})
+    plot = drawing(frontier_plot(data, {name: name for name in models}))
     return section(title, _HOW + at_bound(shares), plot, f"frontier-{stage}")
 
 

@@ -23,7 +23,7 @@ from rtdmd.evaluate.names import first_suite, suites_of
 from rtdmd.evaluate.pairs import paired_difference
 from rtdmd.evaluate.tables import Scores, csv_text, read_scores
 from rtdmd.methods import METHODS
-from rtdmd.report.sections import read_curves
+from rtdmd.report.over_time import read_curves
 from rtdmd.study.divergences import METRICS, Law, law_of
 from rtdmd.study.history import LAST, figures, point_folder
 from rtdmd.study.plan import BASE, MODELS, TEACHER, SweepPlan, run_folder, stage_of

@@ -18,7 +18,7 @@ from rtdmd.config.presets import merged
 from rtdmd.config.render import params_text
 from rtdmd.evaluate.names import first_suite
 from rtdmd.pipeline.stage import RESOLVED, run_folder
-from rtdmd.report.sections import read_curves
+from rtdmd.report.over_time import read_curves
 from rtdmd.stages import evaluate
 from rtdmd.study.plan import SweepPlan
 from rtdmd.study.workspace import SHARED, link, write_new

@@ -4,13 +4,13 @@ over-optimised."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
+from markupsafe import Markup
 
 from rtdmd.evaluate.names import score_label
 from rtdmd.report.charts import curve
-from rtdmd.report.html import details, section, table
+from rtdmd.report.html import Section, details, section, table
 from rtdmd.study.gather import HEADLINE, Row, Run, is_reward, reward_names, title_of
 
 LABELS = {
@@ -35,7 +35,7 @@ def figure_label(name: str) -> str:
     return LABELS.get(name, score_label(name))
 
 
-def time_section(rows: Sequence[Row]) -> str:
+def time_section(rows: Sequence[Row]) -> Section:
     """A table of first and last figures of each method, and its curves."""
     rewards = reward_names(rows)
     figures = list(dict.fromkeys(name for row in rows for run in row.runs for name in judged(run)))
@@ -43,7 +43,7 @@ def time_section(rows: Sequence[Row]) -> str:
     header += [*(f"held-out {LABELS.get(name, name)}" for name in figures), f"kept epoch, of the last: {HEADLINE}"]
     lines = []
     for row in rows:
-        cells = [escape(title_of(row.name))]
+        cells = [title_of(row.name)]
         cells += [change([ends(run.curves[name]) for run in row.runs if name in run.curves]) for name in rewards]
         cells += [change([judged(run)[name] for run in row.runs if name in judged(run)]) for name in figures]
         chosen = ", ".join(str(run.record["chosen"]) for run in row.runs)
@@ -51,8 +51,8 @@ def time_section(rows: Sequence[Row]) -> str:
         lines.append([*cells, f"{chosen} of {row.runs[0].record['length']}: {kept:.3f}"])
     body = table(header, lines)
     for row in rows:
-        charts = "".join(reward_charts(row.runs[0]) + history_charts(row.runs[0]))
-        body += details(title_of(row.name), f'<div class="curves">{charts}</div>')
+        charts = Markup().join(reward_charts(row.runs[0]) + history_charts(row.runs[0]))
+        body += details(title_of(row.name), Markup('<div class="curves">{}</div>').format(charts))
     return section("Over time", _HOW, body, "time")
 
 
@@ -79,9 +79,9 @@ def change(pairs: Sequence[tuple[float, float]]) -> str:
     return f"{first:.3f} → {last:.3f}"
 
 
-def reward_charts(run: Run) -> list[str]:
+def reward_charts(run: Run) -> list[Markup]:
     """Training rewards, and the validation's figures where there were validations."""
-    x_name, charts = next(iter(run.curves)), list[str]()
+    x_name, charts = next(iter(run.curves)), list[Markup]()
     for name, values in run.curves.items():
         if is_reward(name) or (name.startswith("validation_") and name != "validation_best"):
             points = [
@@ -93,7 +93,7 @@ def reward_charts(run: Run) -> list[str]:
     return charts
 
 
-def history_charts(run: Run) -> list[str]:
+def history_charts(run: Run) -> list[Markup]:
     """Held-out figures of the kept checkpoints."""
     history = run.record["history"]
     x = [point["epoch"] for point in history]

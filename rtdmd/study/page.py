@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from textwrap import shorten
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from rtdmd.common.errors import UserError
@@ -21,7 +21,7 @@ from rtdmd.methods._absent import ABSENT
 from rtdmd.methods._card import STAGE_TITLES
 from rtdmd.prompts.records import read_prompts
 from rtdmd.report.charts import forest
-from rtdmd.report.html import page, picture, section, table
+from rtdmd.report.html import Section, drawing, page, paragraphs, picture, section, table
 from rtdmd.study.divergences import law_of
 from rtdmd.study.frontier import frontier_section
 from rtdmd.study.gather import (
@@ -44,6 +44,7 @@ from rtdmd.study.time_page import write_time
 from rtdmd.study.variance_table import FIGURES, HEADER, REFERENCE, UNIT, Figure
 
 VARIANCE = "variance.csv"  # of `rtdmd variance`, shown where it is there
+PICTURE = 900_000  # bytes of the sample grids in the page
 PANEL = 5  # methods side by side, as many as a page shows at their size
 Grid = tuple[str, Image.Image]  # heading and picture of a method
 _HOW = (
@@ -63,9 +64,10 @@ def write_comparison(root: Path, plan: SweepPlan, base: Params) -> Path:
     write_atomic(out / "table.csv", table_csv(rows))
     write_atomic(out / "runs.csv", runs_csv(rows))
     sheet = out / "contact_sheet.png"
-    save_png(sheet, np.asarray(all_grids(root, plan, rows, base)))
+    grids = all_grids(root, plan, rows, base)
+    save_png(sheet, np.asarray(grids))
     law = next((law for seed in plan.seeds if (law := law_of(root, plan, seed))), None)
-    parts = []
+    parts: list[Section | None] = []
     trained = {row.stage for row in rows if row.name not in (TEACHER, BASE)}
     for stage in STAGE_TITLES:
         if stage in trained:
@@ -75,8 +77,8 @@ def write_comparison(root: Path, plan: SweepPlan, base: Params) -> Path:
     if (out / VARIANCE).is_file():
         parts.append(variance_section(out / VARIANCE))
     how = "The same prompts and noise for every method, first seed; the base stands at the left of each panel."
-    parts.append(section("Samples", how, picture(sheet, "sample grids of every method"), "samples"))
-    write_atomic(out / "index.html", page("Comparison of methods", lead(rows), [part for part in parts if part]))
+    parts.append(section("Samples", how, picture(grids, "sample grids of every method", PICTURE), "samples"))
+    write_atomic(out / "index.html", page("Comparison of methods", lead(rows), parts))
     return out / "index.html"
 
 
@@ -113,10 +115,10 @@ def difference(value: Mean | None, digits: int = 3) -> str:
 def marked(value: Mean | None, digits: int = 3) -> str:
     """A difference for a table, bold where it is beyond its interval over seeds."""
     text = difference(value, digits)
-    return f"<strong>{text}</strong>" if value is not None and value.sure else text
+    return Markup("<strong>{}</strong>").format(text) if value is not None and value.sure else text
 
 
-def table_section(rows: Sequence[Row], stage: str) -> str:
+def table_section(rows: Sequence[Row], stage: str) -> Section:
     """The table of one stage, teacher and base first."""
     own = [row for row in rows if row.name in (TEACHER, BASE) or row.stage == stage]
     names = list(dict.fromkeys(figure for row in own for figure in row.figures))
@@ -128,7 +130,7 @@ def table_section(rows: Sequence[Row], stage: str) -> str:
     header += ["Length", "Passes", "Seconds"]
     lines, classes = [], []
     for row in own:
-        cells = [escape(title_of(row.name))]
+        cells = [title_of(row.name)]
         cells += [plus(row.figures[name]) if name in row.figures else "–" for name in names]
         cells += [marked(row.minus.get(other, {}).get(HEADLINE)) for other in REFERENCES[stage]]
         lines.append([*cells, *(f"{value:,.0f}" for value in costs(row))])
@@ -136,12 +138,11 @@ def table_section(rows: Sequence[Row], stage: str) -> str:
     body = differences_chart(own, names, stage) + table(header, lines, classes)
     body += differences_table(own, [name for name in names if name != HEADLINE], stage)
     if stage == "train_rtdmd":
-        absent = [[escape(name), escape(text)] for name, text in ABSENT.items()]
-        body += table(["Not run", "What is known"], absent, kind="wide")
+        body += table(["Not run", "What is known"], ABSENT.items(), kind="wide")
     return section(STAGE_TITLES[stage].capitalize(), _HOW, body, stage)
 
 
-def differences_chart(rows: Sequence[Row], names: Sequence[str], stage: str) -> str:
+def differences_chart(rows: Sequence[Row], names: Sequence[str], stage: str) -> Markup:
     """Every figure's difference from the stage's first reference with its interval over seeds; nothing for one seed."""
     other, columns = REFERENCES[stage][0], dict[str, dict[str, tuple[float, float]]]()
     for row in rows:
@@ -150,46 +151,46 @@ def differences_chart(rows: Sequence[Row], names: Sequence[str], stage: str) -> 
             if found is not None and found.seeds is not None:
                 column = columns.setdefault(f"{figure_label(name)} − {other}", {})
                 column[title_of(row.name)] = found.mean, found.seeds
-    return forest(columns) if columns else ""
+    return drawing(forest(columns)) if columns else Markup()
 
 
-def differences_table(rows: Sequence[Row], names: Sequence[str], stage: str) -> str:
+def differences_table(rows: Sequence[Row], names: Sequence[str], stage: str) -> Markup:
     """What the other figures lose or gain against the stage's first reference."""
     other = REFERENCES[stage][0]
     lines = [
-        [escape(title_of(row.name)), *(marked(row.minus[other].get(name), 4) for name in names)]
+        [title_of(row.name), *(marked(row.minus[other].get(name), 4) for name in names)]
         for row in rows
         if row.minus.get(other)
     ]
-    return table(["Method", *(f"{figure_label(name)} − {other}" for name in names)], lines) if lines else ""
+    return table(["Method", *(f"{figure_label(name)} − {other}" for name in names)], lines) if lines else Markup()
 
 
-def paper_section(rows: Sequence[Row]) -> str:
-    """The paper's ablations beside ours, and which of its orders ours confirms, contradicts or leaves open; empty where
+def paper_section(rows: Sequence[Row]) -> Section | None:
+    """The paper's ablations beside ours, and which of its orders ours confirms, contradicts or leaves open; None where
     no two of an ablation were run."""
     by_name = {row.name: row for row in rows}
-    body = ""
+    body = Markup()
     for title, paper in (("Consistency weight γ", GAMMA), ("Stage two", STAGE_TWO)):
         if len(by_name.keys() & paper.keys()) < 2:
             continue
         lines = []
         for name, (clip, pick, hps) in paper.items():
             ours = plus(by_name[name].figures[HEADLINE]) if name in by_name else "not run"
-            lines.append([escape(title_of(name)), f"{clip:.4f}", f"{pick:.2f}", f"{hps:.4f}", ours])
+            lines.append([title_of(name), f"{clip:.4f}", f"{pick:.2f}", f"{hps:.4f}", ours])
         found = order_agreement(by_name, paper)
         said = [f"{verdict}: {', '.join(pairs) or 'none'}" for verdict, pairs in found.items()]
-        body += f"<h3>{escape(title)}</h3>"
+        body += Markup("<h3>{}</h3>").format(title)
         body += table(["", "paper: CLIPScore", "PickScore", "HPSv2", f"ours: {HEADLINE}"], lines)
-        body += "".join(f"<p>{escape(line)}</p>" for line in said)
+        body += paragraphs(said)
     how = (
         "The paper's figures are of SD3.5-M on DrawBench, ours of the embedded world: only orders can be compared. The"
         " paper's order is by PickScore; a pair agrees or disagrees where our paired difference is beyond its interval"
         " over seeds, else it is undecided."
     )
-    return section("The paper's ablations", how, body, "paper") if body else ""
+    return section("The paper's ablations", how, body, "paper") if body else None
 
 
-def variance_section(path: Path) -> str:
+def variance_section(path: Path) -> Section:
     """The table of `rtdmd variance` from its CSV: a line an estimator, each figure with its standard error, and the
     noise at scale 1. UserError where the file is not of this version."""
     names, lines = read_table(path, "`rtdmd variance` makes it anew")
@@ -199,9 +200,7 @@ def variance_section(path: Path) -> str:
     for line in lines:
         shown = [Figure(float(line[name]), float(line[f"{name}_se"])) for name in FIGURES]
         at_scale = f"{shown[0].value / shown[1].value ** 2:.3g}" if shown[1].value else "–"
-        body.append(
-            [escape(line["estimator"]), line["rounds"], f"{float(line['passes']):.0f}", *map(str, shown), at_scale]
-        )
+        body.append([line["estimator"], line["rounds"], f"{float(line['passes']):.0f}", *map(str, shown), at_scale])
     how = (
         "Estimators of the reward's gradient on roll-outs of a stage-one student, in units of the gradient's squared"
         f" length. Noise is of an estimate of {UNIT:.0f} passes; scale, bias and cosine are of its mean against"

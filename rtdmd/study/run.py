@@ -19,7 +19,7 @@ from rtdmd.config import Params
 from rtdmd.pipeline.dvc_yaml import params_values, read_pipeline
 from rtdmd.pipeline.stage import stage_inputs
 from rtdmd.plan.budget import cost, stage_one_iteration, stage_two_epoch
-from rtdmd.report.sections import read_curves
+from rtdmd.report.over_time import read_curves
 from rtdmd.study.history import LAST, chosen_epoch, judge_over_time, last_epoch, lay_last
 from rtdmd.study.plan import BASE, SweepPlan, run_folder, stage_of
 from rtdmd.study.workspace import SHARED, lay

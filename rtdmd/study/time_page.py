@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 
 from rtdmd.common.files import write_atomic
 from rtdmd.config import Params
 from rtdmd.evaluate.tables import csv_text
 from rtdmd.methods._card import STAGE_TITLES
 from rtdmd.report.bands import Band, band_plot
-from rtdmd.report.html import section, table
+from rtdmd.report.html import Section, drawing, section, table
 from rtdmd.study.gather import title_of
 from rtdmd.study.plan import TIME_FILES, SweepPlan, stage_of
 from rtdmd.study.time_to_reward import UNITS, Line, Track, lines_of, share_of, tracks_of
@@ -33,26 +33,26 @@ _HOW = (
 )
 
 
-def write_time(root: Path, plan: SweepPlan, base: Params) -> str:
-    """The files of the plan's time to reward in its page's folder; returns the page's section, empty where the plan
+def write_time(root: Path, plan: SweepPlan, base: Params) -> Section | None:
+    """The files of the plan's time to reward in its page's folder; returns the page's section, None where the plan
     does not ask for it."""
     asked = plan.time_to_reward
     if asked is None:
-        return ""
+        return None
     tracks = tracks_of(root, plan, base, asked.suite)
     lines = lines_of(root, plan, asked, tracks)
     out = root / plan.page
     texts = (table_csv(lines, asked.against), runs_csv(lines), curves_csv(tracks), markdown(lines, asked.against))
     for name, text in zip(TIME_FILES, texts, strict=True):
         write_atomic(out / name, text)
-    body = ""
+    body = Markup()
     for stage, group in groupby(lines, attrgetter("stage")):
         own = list(group)
         picture = plot(own, [track for track in tracks if stage_of(track.name) == stage])
-        write_atomic(out / f"time_to_reward_{stage}.svg", picture.replace("<svg ", SVG, 1) + "\n")
-        cells = [[escape(cell) for cell in row] for row in rows(own, asked.against)]
-        body += f"<h3>{STAGE_TITLES[stage].capitalize()}</h3>" + picture + table(header(stage), cells)
-    return section("Time to reward", _HOW, body, "time-to-reward") if body else ""
+        write_atomic(out / f"time_to_reward_{stage}.svg", str(picture).replace("<svg ", SVG, 1) + "\n")
+        body += Markup("<h3>{}</h3>").format(STAGE_TITLES[stage].capitalize())
+        body += drawing(picture) + table(header(stage), rows(own, asked.against))
+    return section("Time to reward", _HOW, body, "time-to-reward") if body else None
 
 
 def header(stage: str) -> list[str]:
@@ -160,7 +160,7 @@ def curves_csv(tracks: Sequence[Track]) -> str:
     return csv_text(["run", "seed", "updates", "passes", "seconds", "strict"], body)
 
 
-def plot(lines: Sequence[Line], tracks: Sequence[Track]) -> str:
+def plot(lines: Sequence[Line], tracks: Sequence[Track]) -> Markup:
     """The scores of one stage's methods over their passes: mean and range over seeds, look by look."""
     bands = {}
     for name in dict.fromkeys(track.name for track in tracks):

@@ -22,7 +22,7 @@ from rtdmd.prompts.files import file_sources
 from rtdmd.prompts.records import Faults, read_prompts
 from rtdmd.publish.lineage_record import header_of, record_of_weights, steps_of_record
 from rtdmd.publish.record_schema import Provenance, read_record_file
-from rtdmd.report.sections import read_curves
+from rtdmd.report.over_time import read_curves
 from rtdmd.study.plan import load_plan
 from tests.mutations import mutations, outcome
 from tests.workspace import REPOSITORY

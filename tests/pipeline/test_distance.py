@@ -1,5 +1,6 @@
 """How far apart two versions of an output are, in figures that can be computed by hand."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,12 @@ def test_pictures(tmp_path: Path) -> None:
     Image.fromarray(pixels[:1]).save(tmp_path / "3.png")
     assert distance(tmp_path / "1.png", tmp_path / "2.png").words == "pixels: max difference 6 of 255, mean 0.5"
     assert distance(tmp_path / "1.png", tmp_path / "3.png").words == "another size"
+    for archive, members in (("1.zip", "11"), ("2.zip", "12"), ("3.zip", "1")):
+        with zipfile.ZipFile(tmp_path / archive, "w") as file:
+            for name, member in zip("ab", members, strict=False):
+                file.write(tmp_path / f"{member}.png", name)
+    assert distance(tmp_path / "1.zip", tmp_path / "2.zip").words == "pixels: max difference 6 of 255, mean 0.25"
+    assert distance(tmp_path / "1.zip", tmp_path / "3.zip").words == "other pictures"
 
 
 def test_tables_and_records(tmp_path: Path) -> None:

@@ -5,11 +5,22 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from rtdmd.common.errors import UserError
 from rtdmd.evaluate.intervals import Estimate
-from rtdmd.report.charts import COLORS, OTHER, Frame, curve, forest, number, running_mean, tag_plot, ticks
-from rtdmd.report.html import details, page, section, table
-from rtdmd.report.sections import read_curves
+from rtdmd.report import charts
+from rtdmd.report.charts import (
+    COLORS,
+    DARK,
+    OTHER,
+    PALETTE,
+    Frame,
+    curve,
+    forest,
+    number,
+    running_mean,
+    tag_plot,
+    thinned,
+    ticks,
+)
 
 
 def test_frame_maps_corners_to_corners():
@@ -43,9 +54,28 @@ def test_a_curve_is_valid_svg_with_its_points():
     assert svg.findall("text")[0].text == "loss <a & b>"
 
 
+def test_a_curve_has_its_values_for_the_pages_script():
+    svg = ET.fromstring(curve("loss", [10, 20, 30], [1e-4, 1.0, 123456.789], "iteration"))
+    assert svg.attrib["data-x"].split() == ["10", "20", "30"]
+    assert [float(text) for text in svg.attrib["data-y"].split()] == [1e-4, 1.0, 123460.0]
+    assert len(svg.findall("polyline")[0].attrib["points"].split()) == 3
+
+
+def test_a_long_curve_is_thinned_to_means_of_neighbours():
+    assert thinned([1, 2, 3], [5.0, 6.0, 7.0], 3) == ([1, 2, 3], [5.0, 6.0, 7.0])
+    assert thinned([1, 2, 3, 4, 5], [0.0, 2.0, 4.0, 6.0, 9.0], 3) == ([2, 4, 5], [1.0, 5.0, 9.0])
+    svg = ET.fromstring(curve("loss", range(1000), [0.5] * 1000, "epoch"))
+    assert len(svg.attrib["data-y"].split()) == 334
+
+
+def test_every_colour_of_the_charts_has_one_for_a_dark_ground():
+    own = {charts.AXIS, charts.GRID, charts.INK, charts.OUT_OF_REACH, OTHER, *COLORS.values(), *PALETTE}
+    assert own == set(DARK)
+
+
 def test_a_wide_range_is_drawn_on_a_log_scale():
     svg = curve("loss", [0, 1, 2], [1e-3, 1.0, 1e3], "epoch")
-    (line,) = re.findall(r'points="([^"]+)"', svg)
+    (line,) = re.findall(r' points="([^"]+)"', svg)
     rows = [float(p.split(",")[1]) for p in line.split()]
     assert rows[0] - rows[1] == pytest.approx(rows[1] - rows[2], abs=0.2)
     assert "log scale" in svg
@@ -76,24 +106,3 @@ def test_forest_colours_what_leaves_out_zero():
     wide, narrow = (float(bars[i].get("x2")) - float(bars[i].get("x1")) for i in (1, 0))
     assert wide == pytest.approx(3 * narrow, abs=0.5)
     assert {"one", "<two>", "strict", "other"} <= {text.text for text in svg.findall("text")}
-
-
-def test_pieces_escape_their_texts():
-    text = page(
-        "<t>", "a < b", [section("<s>", "x & y", table(["<h>"], [["<b>cell</b>"]]), "s"), details("<d>", "<p>ok</p>")]
-    )
-    for escaped in ("&lt;t&gt;", "a &lt; b", "&lt;s&gt;", "x &amp; y", "&lt;h&gt;", "&lt;d&gt;"):
-        assert escaped in text
-    assert "<td><b>cell</b></td>" in text
-
-
-def test_curves_keep_gaps_and_name_a_damaged_file(tmp_path):
-    path = tmp_path / "curves.csv"
-    path.write_text("epoch,a,b\n1,0.5,\n2,,3\n")
-    assert read_curves(path) == ("epoch", {"epoch": [1, 2], "a": [0.5, None], "b": [None, 3]})
-    path.write_text("epoch,a\n1,oops\n")
-    with pytest.raises(UserError, match=r"curves\.csv: a field is no number"):
-        read_curves(path)
-    path.write_text("")
-    with pytest.raises(UserError, match=r"curves\.csv:1: the columns' names are expected"):
-        read_curves(path)

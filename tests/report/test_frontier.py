@@ -30,8 +30,8 @@ DATA: dict[str, Any] = {
     },
     "paths": {
         "train_rtdmd": [
-            {"epoch": 1, "reward": 0.65, "kl": 0.05, "reward_ci95": 0.04, "excess_ci95": 0.1},
-            {"epoch": 2, "reward": 0.75, "kl": 0.15, "reward_ci95": None, "excess_ci95": 0.0},
+            {"epoch": 1, "reward": 0.65, "kl": 0.05, "excess": 0.03, "reward_ci95": 0.04, "excess_ci95": 0.1},
+            {"epoch": 2, "reward": 0.75, "kl": 0.15, "excess": 0.08, "reward_ci95": None, "excess_ci95": 0.0},
         ]
     },
 }
@@ -88,6 +88,17 @@ def test_a_path_is_a_line_through_its_epochs() -> None:
     across = small[1][0] - small[0][0]  # 0.1 nats
     upwards = small[0][1] - small[1][1]  # 0.1 of the reward
     assert lengths == pytest.approx([2 * across, 0.0, 0.0, 0.0, 0.8 * upwards], abs=0.21)
+
+
+def test_a_dot_says_its_figures() -> None:
+    titles = [title.text for title in drawn().findall("circle/title")]
+    assert titles == [
+        "Stage two, epoch 1: strict 0.650 ± 0.040, divergence 0.050, excess 0.030 ± 0.100",
+        "Stage two, epoch 2: strict 0.750, divergence 0.150, excess 0.080 ± 0.000",
+        "Teacher: strict 0.600 ± 0.020, divergence 0.000, excess 0.000 ± 0.030",
+        "Stage two: strict 0.800 ± 0.020, divergence 0.200, excess 0.100 ± 0.030",
+        "Mine & others: strict 0.700, divergence 0.300, excess 0.260 ± 0.030",
+    ]
 
 
 def test_what_no_law_reaches_is_above_the_curve() -> None:

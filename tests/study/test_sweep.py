@@ -250,7 +250,7 @@ def test_every_method_has_its_place_beside_the_optimum_once_the_teacher_is_judge
     assert rows["dmd-nft"].minus["base"]["excess"].mean == pytest.approx(gap)
     page = write_comparison(copy, PLAN, params)
     text = page.read_text()
-    assert "Stage two: reward against divergence" in text and "<th>Excess divergence</th>" in text
+    assert "Stage two: reward against divergence" in text and ">Excess divergence</th>" in text
     with (page.parent / "table.csv").open(newline="") as file:
         lines = {line["run"]: line for line in csv.DictReader(file)}
     for figure in ("strict", "diversity", "clutter", "kl", "excess"):

@@ -31,7 +31,15 @@ FULL = {"adapter": {"mode": "full"}, "publish": {"format": "merged"}}
 EIGHT = {
     "train_acdmd": {"iterations": 8, "save_every": 3, "log_every": 2, "watch": {"every": 4, "max_prompts": 2}},
 }
-FILES = ["curves.csv", "fake.safetensors", "generator.safetensors", "looks.csv", "resolved.json", "watched.csv"]
+FILES = [
+    "curves.csv",
+    "fake.safetensors",
+    "generator.safetensors",
+    "image_log.zip",
+    "looks.csv",
+    "resolved.json",
+    "watched.csv",
+]
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +150,7 @@ def test_kill_9_inside_a_save_and_resume(root: Path, whole: dict[str, bytes]) ->
 
 def test_another_seed_is_another_run(root: Path, whole: dict[str, bytes]) -> None:
     other = train(root, EIGHT | {"run": {"seed": 1, "threads": 1}})
-    assert [name for name in FILES if other[name] == whole[name]] == ["looks.csv"]  # nobody looked
+    assert [name for name in FILES if other[name] == whole[name]] == ["image_log.zip", "looks.csv"]  # nobody looked
 
 
 def test_curves_tell_what_happened(whole: dict[str, bytes]) -> None:

@@ -1,11 +1,13 @@
-"""A panel of what the roles see, in the run folder: `panel-00000500.png` with three rows for the same eight prompts.
+"""The image log: panels of what the roles see, `panel-00000500.png` with three rows for the same eight prompts.
 
 The generator's samples, then the teacher's and the fake score's estimates x̂_0 of them from one noised point. Where the
 last two agree the matching term has nothing left to say; where the fake score's row is a blur it lags behind.
+They are drawn into the run folder, where a tracker finds them, and end in one output, image_log.zip.
 """
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from rtdmd.backbones.protocol import Backbone, Conditioning
 from rtdmd.backbones.sampling import ImageNoise, sample
+from rtdmd.common.errors import UserError
 from rtdmd.common.images import Pixels, grid, save_png
 from rtdmd.common.rng import key_seed
 from rtdmd.config import Params
@@ -42,6 +45,18 @@ class Pictures:
         """After ``done`` steps, where a panel is due: draw it."""
         if self.every and done % self.every == 0:
             save_png(panel_path(self.folder, done), self.draw())
+
+    def write(self, done: int, path: Path) -> None:
+        """image_log.zip: the panels of a run of ``done`` steps by the names that they have in the run folder, the same
+        bytes for the same panels; without a member where none was due. UserError where the run folder has lost one."""
+        with zipfile.ZipFile(path, "w") as log:
+            for number in range(self.every, done + 1, self.every) if self.every else ():
+                panel = panel_path(self.folder, number)
+                if not panel.is_file():
+                    raise UserError(
+                        f"{panel}: the panel after {number} steps is gone; `rm -r {self.folder}`, then run again"
+                    )
+                log.writestr(zipfile.ZipInfo(panel.name), panel.read_bytes())  # a PNG is compressed already
 
     @torch.no_grad()
     def draw(self) -> Pixels:

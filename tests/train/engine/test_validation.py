@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -110,6 +111,9 @@ def test_panels_change_no_training_number_shown_in_a_tracker_or_not(
     assert all(panels[name] == plain[name] for name in ("generator.safetensors", "curves.csv"))
     (run_dir,) = (root / ".rtdmd/runs").iterdir()
     assert sorted(path.name for path in run_dir.glob("*.png")) == ["panel-00000003.png", "panel-00000006.png"]
+    with zipfile.ZipFile(root / "results" / STAGE / "image_log.zip") as log:
+        found = {name: log.read(name) for name in log.namelist()}
+    assert found == {path.name: path.read_bytes() for path in run_dir.glob("*.png")}
     with Image.open(run_dir / "panel-00000006.png") as panel:
         assert panel.width == 8 * (36 + PADDING) + PADDING and panel.height > 3 * 36
         with Image.open(run_dir / "dvclive/plots/images/panel.png") as shown:
