@@ -34,6 +34,8 @@ class FakeOptimizerParams(OptimizerParams):
 
 MOVING = ("policy", "matching", "backprop", "nft", "awm", "surrogate")
 """The terms that move the generator; a KL to where it starts is none."""
+GRADED = ("policy", "nft", "awm", "surrogate")
+"""Those of them that follow the images' advantages."""
 
 
 class TermWeights(Section):
@@ -258,13 +260,8 @@ class TrainRtdmdParams(TrainingParams):
 
     def _check_rewarded(self) -> None:
         """What follows the rewards needs one that counts."""
-        followers = {
-            "weights.policy": self.weights.policy,
-            "weights.nft": self.weights.nft,
-            "weights.awm": self.weights.awm,
-            "weights.surrogate": self.weights.surrogate,
-            "matching_gain": self.matching_gain,
-        }
+        followers = {f"weights.{name}": getattr(self.weights, name) for name in GRADED}
+        followers["matching_gain"] = self.matching_gain
         if not any(r.policy is not False and r.weight > 0 for r in self.rewards):
             for key, value in followers.items():
                 if value > 0:

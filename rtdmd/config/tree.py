@@ -11,7 +11,7 @@ from rtdmd.config.model import AdapterParams, ModelParams
 from rtdmd.config.results import EvaluateParams, PublishParams, ReportParams
 from rtdmd.config.run import RunParams
 from rtdmd.config.train_acdmd import TrainAcdmdParams
-from rtdmd.config.train_rtdmd import TrainRtdmdParams
+from rtdmd.config.train_rtdmd import GRADED, TrainRtdmdParams
 from rtdmd.config.watch import WatchParams
 from rtdmd.methods import RECIPES
 
@@ -131,7 +131,7 @@ class Params(Section):
                 )
             if eta == 0:
                 raise ValueError(f"model.eta: 0 with {user}; allowed: above 0, or {off} (the policy needs noise)")
-        graded = [name for name in ("nft", "awm", "surrogate") if getattr(p.weights, name) > 0]  # by images' rewards
+        graded = [name for name in GRADED if name != "policy" and getattr(p.weights, name) > 0]
         if stochastic > 0 and (used or graded) and max(p.candidate_steps) >= stochastic:
             fitting = [k for k in p.candidate_steps if k < stochastic] or list(range(stochastic))
             together = [f"candidate_steps: {fitting}"]

@@ -37,24 +37,22 @@ def nft_loss(v: Tensor, v_old: Tensor, target: Tensor, r: Tensor, strength: floa
     return r * to_positive + (1 - r) * to_negative
 
 
-def published_nft_loss(
-    v: Tensor, v_old: Tensor, target: Tensor, sigma: Tensor, advantages: Tensor, strength: float, clip: float
-) -> Tensor:
-    """The public code's loss, (B,): c/b (r |x̂⁺ - x_0|²/m⁺ + (1-r) |x̂⁻ - x_0|²/m⁻), each mean over the dimensions.
+def published_nft_loss(v: Tensor, v_old: Tensor, target: Tensor, sigma: Tensor, r: Tensor, strength: float) -> Tensor:
+    """1/b (r |x̂⁺ - x_0|²/m⁺ + (1-r) |x̂⁻ - x_0|²/m⁻), each mean over the dimensions, (B,); the public code's loss is
+    this times c, with r = ½ + A/2c of advantages A within ±c.
 
-    x̂± = x_σ - σ v± and m± = mean |x̂± - x_0|, held and at least 1e-5; r = ½ + A/2c, advantages A (B,) within ±c.
-    Others as `nft_loss` has them. On-policy its gradient in v is 2 A σ (v_old - target) / (D mean |v_old - target|):
-    every image pulls with the same force, whatever its distance.
+    x̂± = x_σ - σ v± and m± = mean |x̂± - x_0|, held and at least 1e-5. Others as `nft_loss` has them. On-policy its
+    gradient in v is 2 (2r - 1) σ (v_old - target) / (D mean |v_old - target|): every image pulls with the same force,
+    whatever its distance.
     """
-    v, v_old, target, sigma = at_least_float32(v, v_old.detach(), target.detach(), sigma)
-    r = optimality(advantages.detach() / clip).to(v)
+    v, v_old, target, sigma, r = at_least_float32(v, v_old.detach(), target.detach(), sigma, r.detach())
     level = expand(sigma, v)
     total = v.new_zeros(len(v))
     for share, sign in ((r, 1.0), (1 - r, -1.0)):
         error = level * (v_old + sign * strength * (v - v_old) - target)
         distance = error.detach().abs().flatten(1).mean(1).clamp(min=SMALLEST_DISTANCE)
         total = total + share * (error**2).flatten(1).mean(1) / distance
-    return clip / strength * total
+    return total / strength
 
 
 def reward_gain(target_rewards: Tensor, rewards: Tensor, spread: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ Shapes: N images of a roll-out, K steps; ``mine``: this process's images among t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,106 +28,53 @@ if TYPE_CHECKING:
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
     from rtdmd.rewards.panel import Batch, Panel
     from rtdmd.train.adapters import AdapterBank
-    from rtdmd.train.distributed.ranks import Ranks
     from rtdmd.train.gradients import Terms
-    from rtdmd.train.learner import Learner
+    from rtdmd.train.rtdmd import RtdmdTrainer, Weigh
 
 
-class Trainer(Protocol):
-    """What the methods need of stage two's trainer."""
-
-    p: TrainRtdmdParams
-    eta: float
-    adapters: AdapterBank
-    generator: Learner
-    rewards: Panel
-    ranks: Ranks
-
-    def images(self, rollout: Rollout) -> Iterator[Batch]:
-        """The roll-out's final images as rewards take them."""
-        ...
-
-    def advantages(self, scores: Mapping[str, Tensor], groups: Tensor) -> Tensor:
-        """Advantages (N,) from each reward's scores (N,)."""
-        ...
-
-    def policy_gradient(
-        self,
-        rollout: Rollout,
-        advantages: Tensor,
-        trained: Sequence[int],
-        terms: Terms,
-        everyone: Tensor | None = None,
-    ) -> dict[str, float]:
-        """Gradients of the policy loss and of the reference KL, in ``terms``, and values."""
-        ...
+def nft_losses(p: TrainRtdmdParams, v: Tensor, target: Tensor, sigma: Tensor, advantages: Tensor) -> Tensor:
+    """DiffusionNFT, (B,). The generator has not moved since the roll-out, so v_old is its own velocity without
+    gradient."""
+    if p.nft_form == "plain":
+        return nft_loss(v, v.detach(), target, optimality(advantages), p.nft_strength)
+    r = optimality(advantages / p.advantage_clip)
+    return p.advantage_clip * published_nft_loss(v, v.detach(), target, sigma, r, p.nft_strength)
 
 
-def nft_gradient(
-    trainer: Trainer, rollout: Rollout, advantages: Tensor, draws: Draws, terms: Terms, total: int | None = None
-) -> float:
-    """DiffusionNFT on the roll-out's images, each renoised to one of the sampler's own levels: its value, and its
-    gradient in ``terms``.
+def awm_losses(p: TrainRtdmdParams, v: Tensor, target: Tensor, sigma: Tensor, advantages: Tensor) -> Tensor:
+    """Advantage-weighted matching, (B,), of advantages over ``advantage_clip``."""
+    return awm_loss(v, target, sigma, advantages / p.advantage_clip, p.awm_power)
 
-    The generator has not moved since the roll-out, so v_old is its own velocity without gradient. ``total``: images of
-    all processes, whose gradients and values add up; None where these are all.
-    """
+
+RENOISED = {"nft": nft_losses, "awm": awm_losses}
+"""Losses of renoised images by term: of velocity and target (B, C, H, W), level and advantage (B,)."""
+
+
+def renoised_gradients(
+    trainer: RtdmdTrainer, rollout: Rollout, advantages: Tensor, draws: Draws, terms: Terms
+) -> dict[str, float]:
+    """Values, and in ``terms`` the gradients, of those of RENOISED that have a weight, on the roll-out's images, each
+    renoised to one of the sampler's own levels. Those of all processes add up to means over all images."""
     p = trainer.p
-
-    def losses(v: Tensor, target: Tensor, sigma: Tensor, graded: Tensor) -> Tensor:
-        if p.nft_form == "plain":
-            return nft_loss(v, v.detach(), target, optimality(graded), p.nft_strength)
-        return published_nft_loss(v, v.detach(), target, sigma, graded, p.nft_strength, p.advantage_clip)
-
-    return renoised_gradient(trainer, rollout, advantages, draws, terms, RenoisedTerm("nft", losses, total))
-
-
-def awm_gradient(
-    trainer: Trainer, rollout: Rollout, advantages: Tensor, draws: Draws, terms: Terms, total: int | None = None
-) -> float:
-    """Advantage-weighted matching on the same points as DiffusionNFT's, of advantages over ``advantage_clip``; as
-    there."""
-    p = trainer.p
-
-    def losses(v: Tensor, target: Tensor, sigma: Tensor, graded: Tensor) -> Tensor:
-        return awm_loss(v, target, sigma, graded / p.advantage_clip, p.awm_power)
-
-    return renoised_gradient(trainer, rollout, advantages, draws, terms, RenoisedTerm("awm", losses, total))
-
-
-@dataclass(frozen=True)
-class RenoisedTerm:
-    """A loss on renoised images: its name among the terms; losses (B,) of velocity and target (B, C, H, W), level and
-    advantage (B,); and the images of all processes, None where those of one are all."""
-
-    name: str
-    losses: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-    total: int | None
-
-
-def renoised_gradient(
-    trainer: Trainer, rollout: Rollout, advantages: Tensor, draws: Draws, terms: Terms, term: RenoisedTerm
-) -> float:
-    """The value of a loss on the roll-out's images, each renoised to one of the sampler's own levels, and its gradient
-    in ``terms``."""
-    value, total = 0.0, term.total or len(rollout)
-    steps = len(rollout.sigmas) - 1
+    values = {name: 0.0 for name in RENOISED if getattr(p.weights, name) > 0}
+    steps, total = len(rollout.sigmas) - 1, p.prompts_per_epoch * p.group_size
     sigma = rollout.sigmas[(draws.uniform("nft-level") * steps).long()]
     noises = replace(draws, device=CPU).normal("nft")
     graded = advantages.to(sigma)
-    for rows in micro_batches(len(rollout), trainer.p.micro_batch):
+    for rows in micro_batches(len(rollout), p.micro_batch):
         image = rollout.state(-1, rows)
         noise = sent(noises[rows], rollout.device)
         x = interpolate(image, noise, sigma[rows])
         v = trainer.adapters.velocity("generator", x, sigma[rows], rollout.cond.index(rows))
-        loss = term.losses(v, noise - image, sigma[rows], graded[rows]).sum() / total
-        terms.add({term.name: loss})
-        value += loss.item()
-    return value
+        losses = {name: RENOISED[name](p, v, noise - image, sigma[rows], graded[rows]).sum() / total for name in values}
+        terms.add(losses)
+        for name, loss in losses.items():
+            values[name] += loss.item()
+    return values
 
 
 @torch.no_grad()
-def from_renoised(trainer: Trainer, rollout: Rollout, draws: Draws) -> Rollout:
+def from_renoised(trainer: RtdmdTrainer, rollout: Rollout, draws: Draws) -> Rollout:
     """One-step chains of the same prompts, as DMDR's code has them: the images renoised to one of the sampler's levels,
     the same for all, and the x̂_0 that the generator makes of them."""
     k = integers(0, len(rollout.sigmas) - 1, draws.seed, draws.stream, draws.step, "renoised-level")
@@ -158,14 +105,14 @@ def relative_gradients(
     return [(gain * r - s, gain * dr - ds) for (r, dr), (s, ds) in zip(*found, strict=True)]
 
 
-def scored(trainer: Trainer, rollout: Rollout, images: Tensor) -> dict[str, Tensor]:
+def scored(trainer: RtdmdTrainer, rollout: Rollout, images: Tensor) -> dict[str, Tensor]:
     """Scores (N,) of other images (N, C, H, W) of the roll-out's prompts."""
     with trainer.rewards.scoring(trainer.images(replace(rollout, states=[images]))) as scoring:
         return scoring.scores(rollout.device)
 
 
 def step_advantages(
-    trainer: Trainer, rollout: Rollout, scores: Mapping[str, Tensor], trained: Sequence[int]
+    trainer: RtdmdTrainer, rollout: Rollout, scores: Mapping[str, Tensor], trained: Sequence[int]
 ) -> dict[int, Tensor]:
     """Advantages (N,) of every trained step as ``credit`` has it, of the images of all processes; ``scores``: theirs,
     of the final images."""
@@ -188,7 +135,7 @@ def step_advantages(
 
 
 def stepwise_policy_gradient(
-    trainer: Trainer, rollout: Rollout, advantages: Mapping[int, Tensor], mine: slice, terms: Terms
+    trainer: RtdmdTrainer, rollout: Rollout, advantages: Mapping[int, Tensor], mine: slice, terms: Terms
 ) -> dict[str, float]:
     """Add to ``terms`` the trainer's policy gradient with advantages of their own for every trained step, averaged over
     the steps, or with ``loss_average: all_steps`` summed, as there; its values. advantages[k] (N,) are of the images of
@@ -206,21 +153,18 @@ def stepwise_policy_gradient(
     return values
 
 
-def gain_weights(
-    trainer: Trainer, rollout: Rollout, scores: Mapping[str, Tensor], mine: slice, rows: Sequence[int]
-) -> Callable[[slice, Tensor, Tensor], Tensor]:
-    """GDMD's weights of matching for the chosen ``rows``: 1 + γ clip((R(x̂_0 - g) - R(x̂_0)) / Z, ±1), R the weighted
-    sum of the rewards that the policy sees, Z its standard deviation over the images of all processes, whose ``scores``
-    (N,) are."""
+def gain_weights(trainer: RtdmdTrainer, chosen: Rollout, scores: Mapping[str, Tensor], numbers: Sequence[int]) -> Weigh:
+    """GDMD's weights of matching for the ``chosen`` images, whose ``numbers`` among those of all processes are given:
+    1 + γ clip((R(x̂_0 - g) - R(x̂_0)) / Z, ±1), R the weighted sum of the rewards that the policy sees, Z its standard
+    deviation over the images of all processes, whose ``scores`` (N,) are."""
     p = trainer.p
     seen = {spec.name: spec.weight for spec in p.rewards if spec.policy is not False}
-    chosen = rollout.take(rows)
 
     def total(of: Mapping[str, Tensor]) -> Tensor:
         return torch.stack([weight * of[name].float() for name, weight in seen.items()]).sum(0)
 
     everyone = total(scores)
-    own, spread = everyone[mine][list(rows)], everyone.std(correction=0)
+    own, spread = everyone[list(numbers)], everyone.std(correction=0)
 
     def weigh(part: slice, images: Tensor, direction: Tensor) -> Tensor:
         if float(spread) == 0:  # every image has the same reward: nothing to compare with

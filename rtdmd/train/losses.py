@@ -112,6 +112,11 @@ class Renoised:
     t: Tensor
     z: Tensor
 
+    @property
+    def target(self) -> Tensor:
+        """The velocity that the sample asks for at the point."""
+        return ambient_target(self.x_s, self.z, self.s, self.t)
+
     def part(self, rows: slice, device: torch.device) -> Renoised:
         """Some of the samples, on a device."""
         parts = (one[rows].to(device) for one in (self.x_s, self.s, self.x_t, self.t, self.z))
@@ -128,12 +133,20 @@ def require_renoise_time(section: str, law: Literal["uniform", "clamped"], level
         )
 
 
-def renoised(x_s: Tensor, s: Tensor, draws: Draws, law: Literal["uniform", "clamped"]) -> Renoised:
-    """Subinterval renoising of detached samples (method, stage one, step 2) to times of a law. FloatingPointError where
-    a sample is not finite."""
+def renoised(
+    x_s: Tensor,
+    s: Tensor,
+    draws: Draws,
+    law: Literal["uniform", "clamped"] = "uniform",
+    low: float = 0.0,
+    groups: Tensor | None = None,
+) -> Renoised:
+    """Subinterval renoising of detached samples (method, stage one, step 2) to times of a law, none below ``low`` [σ];
+    images of one of ``groups`` (B,) share time and noise. FloatingPointError where a sample is not finite."""
     draw = clamped_renoise_time if law == "clamped" else draw_renoise_time
-    t = draw(draws.uniform("time"), s, RENOISE_MARGIN, RENOISE_LOW, RENOISE_HIGH)
-    z = draws.normal("renoise")
+    shared = draws if groups is None else replace(draws, samples=tuple(groups.tolist()))
+    t = draw(shared.uniform("time"), s, RENOISE_MARGIN, max(RENOISE_LOW, low), RENOISE_HIGH)
+    z = draws.normal("renoise", groups)
     x_s = require_finite("the generator's sample x_s", x_s.detach())
     return Renoised(x_s, s, renoise(x_s, z, s, t), t, z)
 
@@ -159,7 +172,7 @@ class FakeScoreLoss:
         require_finite("the fake score's velocity v_fake", v_fake)
         loss = ambient_loss(
             v_fake,
-            ambient_target(point.x_s, point.z, point.s, point.t),  # freed before the regulariser's passes
+            point.target,  # freed before the regulariser's passes
             point.s,
             point.t,
             self.p.weighting,

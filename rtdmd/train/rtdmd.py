@@ -32,12 +32,12 @@ from rtdmd.rewards.panel import WAITING, Batch, Panel
 from rtdmd.rewards.protocol import identities
 from rtdmd.train.adapters import AdapterBank, merge_stage_one, stage_two_stacks
 from rtdmd.train.baseline_losses import (
+    RENOISED,
     DmdrAnnealing,
-    awm_gradient,
     from_renoised,
     gain_weights,
-    nft_gradient,
     relative_gradients,
+    renoised_gradients,
     step_advantages,
     stepwise_policy_gradient,
 )
@@ -156,40 +156,34 @@ class RtdmdTrainer:
         # 2. Rewards of the final images; a slow scorer goes on beside 3.
         with ranks.sync_errors(), self.rewards.scoring(self.images(rollout, pixels)) as scoring:
             # 3. Last step: distribution matching, and back-propagation of the differentiable rewards.
+            chosen = rollout.take(last_rows)
             if p.matching_gain == 0:
-                chosen = rollout.take(last_rows)
-                if p.last_step_from == "renoised":
-                    chosen = from_renoised(self, chosen, last_draws)
-                sums = self.last_step(chosen, last_draws, terms, len(last_images))
+                chain = from_renoised(self, chosen, last_draws) if p.last_step_from == "renoised" else chosen
+                sums = self.last_step(chain, last_draws, terms, len(last_images))
             own_scores = scoring.scores(rollout.device)
 
         # 4. Advantages over the images of all processes, and the policy gradient of the trained steps.
         scores = {name: ranks.all_gather(own) for name, own in own_scores.items()}
         advantages = self.advantages(scores, groups)
         credited = step_advantages(self, rollout, scores, trained) if p.credit != "trajectory" else None
+        # TDM-R1: the reward learns from the advantages, then the generator from it.
+        learned = {} if self.surrogate is None else self.surrogate.update(self, rollout, advantages[mine], draws)
         with ranks.sync_errors():
             if p.matching_gain > 0:  # GDMD: the rewards weigh the matching
-                weigh = gain_weights(self, rollout, scores, mine, last_rows)
-                sums = self.last_step(rollout.take(last_rows), last_draws, terms, len(last_images), weigh)
+                weigh = gain_weights(self, chosen, scores, last_draws.samples)
+                sums = self.last_step(chosen, last_draws, terms, len(last_images), weigh)
             if credited is None:
                 means = self.policy_gradient(rollout, advantages[mine], trained, terms, advantages)
             else:
                 means = stepwise_policy_gradient(self, rollout, credited, mine, terms)
-            if p.weights.nft > 0:
-                sums["nft"] = nft_gradient(self, rollout, advantages[mine], draws, terms, count)
-            if p.weights.awm > 0:
-                sums["awm"] = awm_gradient(self, rollout, advantages[mine], draws, terms, count)
-        if self.surrogate is not None:  # TDM-R1: the reward learns from the advantages, then the generator from it
-            surrogate_values = self.surrogate.update(self, rollout, advantages[mine], draws)
-            with ranks.sync_errors():
-                chosen = rollout.take(last_rows)
+            if any(getattr(p.weights, name) > 0 for name in RENOISED):
+                sums |= renoised_gradients(self, rollout, advantages[mine], draws, terms)
+            if self.surrogate is not None:
                 sums["surrogate"] = self.surrogate.gradient(self, chosen, last_draws, terms, len(last_images))
         values = ranks.all_reduce(means, "mean")
         values |= ranks.all_reduce({"ratio_error": means["ratio_error"]}, "max")
         require_on_policy(values["ratio_error"], p.clip_range)
-        values |= ranks.all_reduce(sums)
-        if self.surrogate is not None:
-            values |= surrogate_values
+        values |= ranks.all_reduce(sums) | learned
 
         # 5. One update of the generator with the weighted sum of its terms over all processes, and of its EMA.
         parts = p.trained_steps + 1 if p.loss_average == "all_steps" else 1  # of the loss, one for each trained step

@@ -85,9 +85,8 @@ def _differences(path: Path, header: Mapping[str, str], params: Params) -> Itera
         names = {"teacher": here.key, "revision": here.pin}
     present = here.model_dump(mode="json")
     for key in MODEL_KEYS:
-        was = model.get(
-            key, None if key in ("student", "width", "shift") else present[key]
-        )  # older records have none of these
+        absent = None if key in ("student", "width", "shift") else present[key]  # in older records
+        was = model.get(key, absent)
         if was != present[key]:
             yield names.get(key, f"model.{key}"), _flow(was), _flow(present[key])
 

@@ -10,53 +10,33 @@ difference of the two velocities, along which the generator is moved as matching
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from rtdmd.common.rng import integers, permutation
-from rtdmd.flow.ambient import ambient_target, draw_renoise_time, renoise
 from rtdmd.flow.matching import dmd_loss
 from rtdmd.flow.path import require_finite
 from rtdmd.flow.preference import held_back, preference_weights
 from rtdmd.train.gradients import Gradients
 from rtdmd.train.learner import Learner
 from rtdmd.train.losses import (
-    RENOISE_HIGH,
-    RENOISE_LOW,
-    RENOISE_MARGIN,
     Draws,
     Renoised,
     matching_direction,
     micro_batches,
     part_of_guidance,
+    renoised,
 )
 from rtdmd.train.rollout import CPU
 
 if TYPE_CHECKING:
-    from rtdmd.backbones.protocol import Conditioning
-    from rtdmd.config import Params
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
     from rtdmd.train.adapters import AdapterBank
-    from rtdmd.train.distributed.ranks import Ranks
     from rtdmd.train.gradients import Terms
     from rtdmd.train.rollout import Rollout
-
-
-class Trainer(Protocol):
-    """What the surrogate needs of stage two's trainer."""
-
-    params: Params
-    p: TrainRtdmdParams
-    eta: float
-    adapters: AdapterBank
-    null: Conditioning
-    ranks: Ranks
-
-    def repeat_step(self, rollout: Rollout, rows: slice, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x_{k+1} and x̂_0 (B, C, H, W) from x at step k, with the generator's gradient."""
-        ...
+    from rtdmd.train.rtdmd import RtdmdTrainer
 
 
 class SurrogateReward:
@@ -66,7 +46,7 @@ class SurrogateReward:
         self.learner = Learner.adamw(adapters.trainable("surrogate"), p.surrogate.optimizer)
         self.learner.called("surrogate reward", adapters.parameter_names("surrogate"))
 
-    def update(self, trainer: Trainer, rollout: Rollout, advantages: Tensor, draws: Draws) -> dict[str, float]:
+    def update(self, trainer: RtdmdTrainer, rollout: Rollout, advantages: Tensor, draws: Draws) -> dict[str, float]:
         """One update from whole groups of the roll-out, all at one step of their chains; later steps come more often
         and weigh more (k + 1, as the public code draws and weighs them). ``advantages`` (N,): of this process's images.
 
@@ -102,14 +82,14 @@ class SurrogateReward:
                 with torch.no_grad():
                     v_teacher = trainer.adapters.velocity("teacher", here.x_t, here.t, cond)
                 v = trainer.adapters.velocity("surrogate", here.x_t, here.t, cond)
-                loss = weights[part].to(v) * _distance(v, _target(here)) + own.anchor * _distance(v, v_teacher)
+                loss = weights[part].to(v) * _distance(v, here.target) + own.anchor * _distance(v, v_teacher)
                 gradients.add(scale * loss.sum())
         gradients.all_reduce(trainer.ranks)
         return means | {"surrogate_grad_norm": self.learner.step(gradients.total, gradients.term)}
 
     @torch.no_grad()
     def _losses(
-        self, trainer: Trainer, rollout: Rollout, points: Renoised, rows: list[int], parts: list[slice]
+        self, trainer: RtdmdTrainer, rollout: Rollout, points: Renoised, rows: list[int], parts: list[slice]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Matching losses of surrogate and teacher at the points, and the squared distance of the two, each (N,)."""
         found = torch.zeros(3, len(rows))
@@ -119,13 +99,13 @@ class SurrogateReward:
             v = require_finite(
                 "the surrogate's velocity", trainer.adapters.velocity("surrogate", here.x_t, here.t, cond)
             )
-            target = _target(here)
+            target = here.target
             found[0, part] = _distance(v, target).to(CPU)
             found[1, part] = _distance(v_teacher, target).to(CPU)
             found[2, part] = _distance(v, v_teacher).to(CPU)
         return found[0], found[1], found[2]
 
-    def gradient(self, trainer: Trainer, rollout: Rollout, draws: Draws, terms: Terms, total: int) -> float:
+    def gradient(self, trainer: RtdmdTrainer, rollout: Rollout, draws: Draws, terms: Terms, total: int) -> float:
         """The value of the generator's term through a random step of the roll-out, and its gradient in ``terms``.
         ``total``: images of all processes."""
         p, own = trainer.p, trainer.p.surrogate
@@ -158,18 +138,8 @@ def _points(
 ) -> Renoised:
     """States k of the roll-out's ``rows``, whose draws these are, renoised above ``low``; images of one of ``groups``
     (N,) share their time and noise. On the host."""
-    on_host = replace(draws, device=CPU)
-    by_group = on_host if groups is None else replace(on_host, samples=tuple(groups.tolist()))
-    x_s = rollout.states[k][rows]
     s = rollout.sigmas[k].to(CPU).expand(len(rows))
-    t = draw_renoise_time(by_group.uniform("time"), s, RENOISE_MARGIN, max(RENOISE_LOW, low), RENOISE_HIGH)
-    z = on_host.normal("renoise", groups)
-    return Renoised(x_s, s, renoise(x_s, z, s, t), t, z)
-
-
-def _target(point: Renoised) -> Tensor:
-    """The velocity that a point's sample asks for."""
-    return ambient_target(point.x_s, point.z, point.s, point.t)
+    return renoised(rollout.states[k][rows], s, replace(draws, device=CPU), low=low, groups=groups)
 
 
 def _distance(one: Tensor, other: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def test_the_published_loss_pulls_every_image_with_the_same_force(strength):
     advantages = torch.tensor([-5.0, -1.0, 0.0, 2.0, 5.0]).double()
     sigma = torch.tensor([0.5, 0.6, 0.75, 0.9, 1.0]).double()
     v = old.clone().requires_grad_()
-    loss = nft.published_nft_loss(v, old, target, sigma, advantages, strength, 5.0)
+    loss = 5 * nft.published_nft_loss(v, old, target, sigma, nft.optimality(advantages / 5), strength)
     gradient = torch.autograd.grad(loss.sum(), v)[0]
     error = old - target
     factor = 2 * advantages * sigma / (DIMS * error.abs().flatten(1).mean(1))
@@ -56,7 +56,7 @@ def test_the_published_loss_by_hand():
     0.5)."""
     v, old, target = (torch.full((1, 1), value).double() for value in (4.0, 3.0, 2.0))
     half, advantage = torch.tensor([0.5]).double(), torch.tensor([-2.5]).double()
-    loss = nft.published_nft_loss(v, old, target, half, advantage, 2.0, 5.0)
+    loss = 5 * nft.published_nft_loss(v, old, target, half, nft.optimality(advantage / 5), 2.0)
     assert loss.tolist() == pytest.approx([2.5 * (0.25 * 1.5 + 0.75 * 0.5)], rel=1e-12)
 
 

@@ -19,11 +19,10 @@ from rtdmd.flow.path import interpolate, x0_from_velocity
 from rtdmd.rewards.panel import Panel
 from rtdmd.train.baseline_losses import (
     DmdrAnnealing,
-    awm_gradient,
     from_renoised,
     gain_weights,
-    nft_gradient,
     relative_gradients,
+    renoised_gradients,
     step_advantages,
     stepwise_policy_gradient,
 )
@@ -72,10 +71,10 @@ def short(table: Table) -> Table:  # noqa: F811
 
 
 def test_nft_is_the_loss_on_the_images_renoised_to_the_samplers_levels(short: Table) -> None:
-    p = settings(nft_strength=0.7)
+    p = settings(nft_strength=0.7, weights={"nft": 1.0})
     rollout, advantages = short.roll_out(p, (0, 2)), some_advantages()
     terms = Terms(short.learner, dict(p.weights))
-    value = nft_gradient(short.on(p), rollout, advantages, draws(), terms)
+    value = renoised_gradients(short.on(p), rollout, advantages, draws(), terms)["nft"]
     sigma = LEVELS[:-1][(draws().uniform("nft-level") * 4).long()]
     assert set(sigma.tolist()) <= set(LEVELS[:-1].tolist()) and len(set(sigma.tolist())) > 1
     noise, x0 = draws().normal("nft"), rollout.states[-1]
@@ -89,16 +88,17 @@ def test_nft_is_the_loss_on_the_images_renoised_to_the_samplers_levels(short: Ta
 @pytest.mark.parametrize("term", ["nft", "awm"])
 def test_published_forms_are_their_losses_on_the_same_points(short: Table, term: str) -> None:
     """DiffusionNFT as its code has it, and AWM with advantages over their clip."""
-    p = settings(nft_strength=0.7, nft_form="published", awm_power=0.5, advantage_clip=4.0, weights={"awm": 1.0})
+    weights = {"nft": 1.0, "awm": 1.0}
+    p = settings(nft_strength=0.7, nft_form="published", awm_power=0.5, advantage_clip=4.0, weights=weights)
     rollout, advantages = short.roll_out(p, (0, 2)), some_advantages()
     terms = Terms(short.learner, dict(p.weights))
-    make = nft_gradient if term == "nft" else awm_gradient
-    value = make(short.on(p), rollout, advantages, draws(), terms)
+    value = renoised_gradients(short.on(p), rollout, advantages, draws(), terms)[term]
     sigma = LEVELS[:-1][(draws().uniform("nft-level") * 4).long()]
     noise, x0 = draws().normal("nft"), rollout.states[-1]
     v = short.roles.velocity("generator", interpolate(x0, noise, sigma), sigma, short.cond)
     if term == "nft":
-        loss = published_nft_loss(v, v.detach(), noise - x0, sigma, advantages, 0.7, 4.0).mean()
+        r = optimality(advantages / 4)
+        loss = 4 * published_nft_loss(v, v.detach(), noise - x0, sigma, r, 0.7).mean()
     else:
         loss = awm_loss(v, noise - x0, sigma, advantages / 4, 0.5).mean()
     own = torch.cat([g.flatten() for g in torch.autograd.grad(loss, short.learner.parameters)])
@@ -172,12 +172,12 @@ def test_matching_keeps_a_share_of_the_guidance(short: Table) -> None:
 
 
 def test_nft_moves_the_velocity_to_good_images_and_from_bad_ones(short: Table) -> None:
-    p = settings()
+    p = settings(weights={"nft": 1.0})
     rollout = short.roll_out(p, (0, 2))
     both = []
     for advantage in (1.0, -1.0):
         terms = Terms(short.learner, dict(p.weights))
-        nft_gradient(short.on(p), rollout, torch.full((COUNT,), advantage), draws(), terms)
+        renoised_gradients(short.on(p), rollout, torch.full((COUNT,), advantage), draws(), terms)
         both.append(flat(terms.sums["nft"]))
     good, bad = both
     assert relative(good, -bad) < 1e-5 and good.norm() > 0
@@ -221,7 +221,7 @@ def test_matching_weighs_by_what_the_target_gains(short: Table) -> None:
     final = {"world_verifier": brightness(short, rollout.states[-1])}
     rows = [7, 2, 5]
     trainer = short.on(p, BRIGHT)
-    weigh = gain_weights(trainer, rollout, final, slice(None), rows)
+    weigh = gain_weights(trainer, rollout.take(rows), final, rows)
     images, direction = rollout.states[-1][rows][1:], 0.3 * draws().normal("g")[:2]
     spread = 2 * final["world_verifier"].std(correction=0)
     gained = 2 * (brightness(short, images - direction) - brightness(short, images)) / spread
@@ -229,7 +229,7 @@ def test_matching_weighs_by_what_the_target_gains(short: Table) -> None:
     torch.testing.assert_close(weigh(slice(1, 3), images, direction), expected, rtol=1e-3, atol=1e-3)
     assert bool((expected != 1).all())
     flat_scores = {"world_verifier": torch.ones(COUNT)}
-    silent = gain_weights(trainer, rollout, flat_scores, slice(None), rows)
+    silent = gain_weights(trainer, rollout.take(rows), flat_scores, rows)
     assert silent(slice(0, 3), rollout.states[-1][rows], direction[:1]).tolist() == [1, 1, 1]
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rtdmd.config.train_rtdmd import GRADED
 from rtdmd.train.engine.journal import Journal
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def require_signal(journal: Journal, p: TrainRtdmdParams) -> None:
     for SILENT_EPOCHS epochs: every advantage was 0, and a scorer is broken or saturated."""
     seen = [spec.name for spec in p.rewards if spec.policy is not False and spec.weight > 0]
     steps = journal.steps(SILENT_EPOCHS)
-    followers = [name for name in ("policy", "nft", "awm", "surrogate") if getattr(p.weights, name) > 0]
+    followers = [name for name in GRADED if getattr(p.weights, name) > 0]
     if not followers or len(steps) < SILENT_EPOCHS:
         return
     if all(step[f"reward/{name}/told"] == 0 for step in steps for name in seen):
