@@ -37,9 +37,15 @@ _OURS = "rates, ratio of updates, weighting of the ambient loss, batch: the pres
 
 def _consistency(name: str, weight: float, title: str, source: str = _SOURCE) -> Method:
     return Method(
-        name, "train_acdmd", title, source, _EQUATION, {"consistency": {"weight": weight}}, _OURS,
-        ("renoising times without atoms, non-finite values stop the run (rtdmd/train/acdmd.py)",),
-    )  # fmt: skip
+        name=name,
+        stage="train_acdmd",
+        title=title,
+        source=source,
+        equation=_EQUATION,
+        settings={"consistency": {"weight": weight}},
+        ours=_OURS,
+        departs=("renoising times without atoms, non-finite values stop the run (rtdmd/train/acdmd.py)",),
+    )
 
 
 _RUNS_OWN = ("generator_optimizer", "fake_optimizer", "warmup", "adapter_init", "ema_decay", "ema_per")

@@ -15,16 +15,30 @@ _DEPARTS = (
 
 METHODS = (
     Method(
-        "awm", "train_rtdmd", "advantage-weighted matching alone", _SOURCE, _EQUATION,
-        _SETTINGS | {
-            "weights": {"policy": 0.0, "matching": 0.0, "backprop": 0.0, "awm": 1.0}, "fake_updates_per_epoch": 0,
+        name="awm",
+        stage="train_rtdmd",
+        title="advantage-weighted matching alone",
+        source=_SOURCE,
+        equation=_EQUATION,
+        settings={
+            **_SETTINGS,
+            "weights": {"policy": 0.0, "matching": 0.0, "backprop": 0.0, "awm": 1.0},
+            "fake_updates_per_epoch": 0,
         },
-        _OURS,
-        (*_DEPARTS, "without their pulls on the velocity: 0.003 to the first student (GenEval), 1 to a recent average"),
+        ours=_OURS,
+        departs=(
+            *_DEPARTS,
+            "without their pulls on the velocity: 0.003 to the first student (GenEval), 1 to a recent average",
+        ),
     ),
     Method(
-        "dmd-awm", "train_rtdmd", "matching and advantage-weighted matching", f"{_SOURCE}, beside DMD", _EQUATION,
-        _SETTINGS | {"weights": {"policy": 0.0, "matching": 0.4, "backprop": 0.0, "awm": 1.0}}, _OURS,
-        (*_DEPARTS, "matching holds the student, in the place of their pulls on the velocity"),
+        name="dmd-awm",
+        stage="train_rtdmd",
+        title="matching and advantage-weighted matching",
+        source=f"{_SOURCE}, beside DMD",
+        equation=_EQUATION,
+        settings=_SETTINGS | {"weights": {"policy": 0.0, "matching": 0.4, "backprop": 0.0, "awm": 1.0}},
+        ours=_OURS,
+        departs=(*_DEPARTS, "matching holds the student, in the place of their pulls on the velocity"),
     ),
-)  # fmt: skip
+)

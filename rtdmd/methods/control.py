@@ -4,8 +4,12 @@ from rtdmd.methods._card import Method
 
 METHODS = (
     Method(
-        "matching-only", "train_rtdmd", "matching alone, the control", "ours",
-        "generator along (y_fake - y_teacher) / mean|x_s - y_teacher|, at a random step of the roll-out",
-        {"weights": {"policy": 0.0, "matching": 1.0, "backprop": 0.0}}, "all of it",
+        name="matching-only",
+        stage="train_rtdmd",
+        title="matching alone, the control",
+        source="ours",
+        equation="generator along (y_fake - y_teacher) / mean|x_s - y_teacher|, at a random step of the roll-out",
+        settings={"weights": {"policy": 0.0, "matching": 1.0, "backprop": 0.0}},
+        ours="all of it",
     ),
-)  # fmt: skip
+)

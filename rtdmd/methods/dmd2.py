@@ -13,16 +13,36 @@ _NO_GAN = "no GAN loss and no regression loss"
 
 METHODS = (
     Method(
-        "dmd2", "train_acdmd", "DMD2, random stop", _SOURCE, _EQUATION, _DMD2, _OURS,
-        (_NO_GAN, "one fake score for the images of all steps together: a mixture (docs/verification.md, T8)"),
+        name="dmd2",
+        stage="train_acdmd",
+        title="DMD2, random stop",
+        source=_SOURCE,
+        equation=_EQUATION,
+        settings=_DMD2,
+        ours=_OURS,
+        departs=(_NO_GAN, "one fake score for the images of all steps together: a mixture (docs/verification.md, T8)"),
     ),
     Method(
-        "dmd2-last", "train_acdmd", "DMD2, last step only", _SOURCE, _EQUATION, _DMD2 | {"stop": "last"}, _OURS,
-        (_NO_GAN, "the whole chain is run every time and only its last step is trained"),
+        name="dmd2-last",
+        stage="train_acdmd",
+        title="DMD2, last step only",
+        source=_SOURCE,
+        equation=_EQUATION,
+        settings=_DMD2 | {"stop": "last"},
+        ours=_OURS,
+        departs=(_NO_GAN, "the whole chain is run every time and only its last step is trained"),
     ),
     Method(
-        "dmd2-steps", "train_acdmd", "DMD2, fake score told the step", "ours (docs/verification.md, T8)", _EQUATION,
-        _DMD2 | {"fake_per_step": True}, _OURS,
-        (_NO_GAN, "one fake-score adapter for each step, each trained on its turn; stage two gets the last step's"),
+        name="dmd2-steps",
+        stage="train_acdmd",
+        title="DMD2, fake score told the step",
+        source="ours (docs/verification.md, T8)",
+        equation=_EQUATION,
+        settings=_DMD2 | {"fake_per_step": True},
+        ours=_OURS,
+        departs=(
+            _NO_GAN,
+            "one fake-score adapter for each step, each trained on its turn; stage two gets the last step's",
+        ),
     ),
-)  # fmt: skip
+)

@@ -56,54 +56,83 @@ _PUBLISHED_DEPARTS = (
 
 def _dmdr(kind: str, title: str, equation: str, settings: dict[str, Any], *departs: str) -> Method:
     return Method(
-        f"dmdr-{kind}", "train_rtdmd", title, _SOURCE, equation + _HELPS, _DYNAMIC | settings, _OURS,
-        (*departs, *_DEPARTS),
-    )  # fmt: skip
+        name=f"dmdr-{kind}",
+        stage="train_rtdmd",
+        title=title,
+        source=_SOURCE,
+        equation=equation + _HELPS,
+        settings=_DYNAMIC | settings,
+        ours=_OURS,
+        departs=(*departs, *_DEPARTS),
+    )
 
 
 METHODS = (
     _dmdr(
-        "refl", "DMDR with ReFL", "matching - w r(x̂_0) with x̂_0 of a random step of the roll-out, back-propagated",
+        "refl",
+        "DMDR with ReFL",
+        "matching - w r(x̂_0) with x̂_0 of a random step of the roll-out, back-propagated",
         {"weights": {"policy": 0.0, "matching": 0.4, "backprop": 0.3}, "backprop_at": "random_step"},
         "ReFL (arXiv 2304.05977) takes a late step of a long chain; here any of the four",
     ),
     _dmdr(
-        "grpo", "DMDR with GRPO", "matching + w Σ_k A ∇log p_θ(x_{k+1} | x_k)",
+        "grpo",
+        "DMDR with GRPO",
+        "matching + w Σ_k A ∇log p_θ(x_{k+1} | x_k)",
         {
-            "weights": {"policy": 1.0, "matching": 0.4, "backprop": 0.0}, "candidate_steps": [0, 1, 2],
-            "trained_steps": 3, "share_noise": False, "share_initial": False,
+            "weights": {"policy": 1.0, "matching": 0.4, "backprop": 0.0},
+            "candidate_steps": [0, 1, 2],
+            "trained_steps": 3,
+            "share_noise": False,
+            "share_initial": False,
         },
         "CPS transitions, true Gaussian log-density",
     ),
     _dmdr(
-        "nft", "DMDR with NFT", "matching + w (r |v⁺ - v|² + (1-r) |v⁻ - v|²)",
+        "nft",
+        "DMDR with NFT",
+        "matching + w (r |v⁺ - v|² + (1-r) |v⁻ - v|²)",
         {
             "weights": {"policy": 0.0, "matching": 0.4, "backprop": 0.0, "nft": 1.0},
-            "share_noise": False, "share_initial": False,
+            "share_noise": False,
+            "share_initial": False,
         },
         "NFT at the sampler's own levels, as in dmd-nft",
     ),
     Method(
-        "dmdr-published-refl", "train_rtdmd", "DMDR with ReFL as its code has it", _PUBLISHED_SOURCE,
-        _PUBLISHED_EQUATION + "0.1 relu(m - r(x̂_0))",
-        _PUBLISHED | {"weights": {"policy": 0.0, "matching": 1.0, "backprop": 0.1}}, _PUBLISHED_OURS,
-        (*_PUBLISHED_DEPARTS, "no words before HPSv2's prompts (theirs: Realistic photo); SD3-M's weights are 0.3"),
+        name="dmdr-published-refl",
+        stage="train_rtdmd",
+        title="DMDR with ReFL as its code has it",
+        source=_PUBLISHED_SOURCE,
+        equation=_PUBLISHED_EQUATION + "0.1 relu(m - r(x̂_0))",
+        settings=_PUBLISHED | {"weights": {"policy": 0.0, "matching": 1.0, "backprop": 0.1}},
+        ours=_PUBLISHED_OURS,
+        departs=(
+            *_PUBLISHED_DEPARTS,
+            "no words before HPSv2's prompts (theirs: Realistic photo); SD3-M's weights are 0.3",
+        ),
     ),
     Method(
-        "dmdr-published-srpo", "train_rtdmd", "DMDR with SRPO as its code has it", _PUBLISHED_SOURCE,
-        _PUBLISHED_EQUATION + "5 relu(m - (1+k) r(x̂_0, liked words. prompt) + r(x̂_0, disliked words. prompt)), k = 0.1",
-        _PUBLISHED | {
+        name="dmdr-published-srpo",
+        stage="train_rtdmd",
+        title="DMDR with SRPO as its code has it",
+        source=_PUBLISHED_SOURCE,
+        equation=_PUBLISHED_EQUATION
+        + "5 relu(m - (1+k) r(x̂_0, liked words. prompt) + r(x̂_0, disliked words. prompt)), k = 0.1",
+        settings={
+            **_PUBLISHED,
             "weights": {"policy": 0.0, "matching": 1.0, "backprop": 5.0},
             "relative": {
-                "strength": 0.1, "liked": ["Natural-lighting", "Detailed", "Realistic"],
+                "strength": 0.1,
+                "liked": ["Natural-lighting", "Detailed", "Realistic"],
                 "disliked": ["Painting", "CG Render", "Oil"],
             },
         },
-        _PUBLISHED_OURS,
-        (
+        ours=_PUBLISHED_OURS,
+        departs=(
             *_PUBLISHED_DEPARTS,
             "every differentiable reward is relative, theirs HPSv2 alone beside 0.1 of a plain CLIP",
             "the embedded world's text encoder does not know the words, which say nothing there",
         ),
     ),
-)  # fmt: skip
+)

@@ -4,18 +4,25 @@ from rtdmd.methods._card import Method
 
 METHODS = (
     Method(
-        "gdmd", "train_rtdmd", "GDMD: matching weighed by its reward's gain",
-        "arXiv 2604.19009",
-        "x_tar = x̂_0 - g; matching direction times 1 + γ clip((R(x_tar) - R(x̂_0)) / Z, ±1): the NFT loss at x_tar"
-        " beside DMD, on-policy (tests/flow/test_nft.py)",
-        {
-            "weights": {"policy": 0.0, "matching": 1.0, "backprop": 0.0}, "matching_path": "last_step",
-            "matching_gain": 1.0, "share_noise": False, "share_initial": False,
+        name="gdmd",
+        stage="train_rtdmd",
+        title="GDMD: matching weighed by its reward's gain",
+        source="arXiv 2604.19009",
+        equation=(
+            "x_tar = x̂_0 - g; matching direction times 1 + γ clip((R(x_tar) - R(x̂_0)) / Z, ±1): the NFT loss at x_tar"
+            " beside DMD, on-policy (tests/flow/test_nft.py)"
+        ),
+        settings={
+            "weights": {"policy": 0.0, "matching": 1.0, "backprop": 0.0},
+            "matching_path": "last_step",
+            "matching_gain": 1.0,
+            "share_noise": False,
+            "share_initial": False,
         },
-        "γ = 1, λ = 1, b = 1: the paper gives none of them; Z over the epoch's whole roll-out",
-        (
+        ours="γ = 1, λ = 1, b = 1: the paper gives none of them; Z over the epoch's whole roll-out",
+        departs=(
             "one update an epoch, where the NFT loss and the weight are the same gradient up to the levels' factor",
             "a group's images differ by their roll-outs; the paper's different fake-score versions are left out",
         ),
     ),
-)  # fmt: skip
+)

@@ -17,18 +17,27 @@ def _sub(trained: int, last: bool) -> Method:
     name, title = f"subgrpo-{trained}" + ("-last" if last else ""), f"SubGRPO, M = {trained}"
     settings = _STEPS | {"trained_steps": trained, "share_noise": True} | (_LAST if last else _ALONE)
     return Method(
-        name, "train_rtdmd", title + (" and last step" if last else ""), "arXiv 2605.26108, ablation of stage two",
-        _SUB + ("; matching and reward back-propagation through the last step" if last else ""), settings, _OURS,
-        ("no distribution matching" if not last else "weights of the three terms are the preset's",),
-    )  # fmt: skip
+        name=name,
+        stage="train_rtdmd",
+        title=title + (" and last step" if last else ""),
+        source="arXiv 2605.26108, ablation of stage two",
+        equation=_SUB + ("; matching and reward back-propagation through the last step" if last else ""),
+        settings=settings,
+        ours=_OURS,
+        departs=("no distribution matching" if not last else "weights of the three terms are the preset's",),
+    )
 
 
 METHODS = (
     Method(
-        "grpo", "train_rtdmd", "plain GRPO on the few-step student",
-        "Flow-GRPO (arXiv 2505.05470); arXiv 2605.26108, ablation", _EQUATION,
-        _STEPS | _ALONE | {"trained_steps": 3, "share_noise": False}, _OURS,
-        ("CPS transitions in place of Flow-GRPO's SDE; no reference KL; four steps in training and sampling",),
+        name="grpo",
+        stage="train_rtdmd",
+        title="plain GRPO on the few-step student",
+        source="Flow-GRPO (arXiv 2505.05470); arXiv 2605.26108, ablation",
+        equation=_EQUATION,
+        settings=_STEPS | _ALONE | {"trained_steps": 3, "share_noise": False},
+        ours=_OURS,
+        departs=("CPS transitions in place of Flow-GRPO's SDE; no reference KL; four steps in training and sampling",),
     ),
     *(_sub(trained, last) for trained in (1, 2, 3) for last in (False, True)),
-)  # fmt: skip
+)

@@ -88,22 +88,38 @@ _ESTIMATOR = {key: value for key, value in PUBLISHED.items() if key not in _RUNS
 
 METHODS = (
     Method(
-        "rtdmd", "train_rtdmd", "RTDMD with the preset's settings", _SOURCE, _EQUATION, {},
-        "steps, weights, unit-norm scaling and rates of the preset (docs/results.md)",
-        ("matching acts at a random step; true Gaussian log-density; each term's gradient at norm 1",),
+        name="rtdmd",
+        stage="train_rtdmd",
+        title="RTDMD with the preset's settings",
+        source=_SOURCE,
+        equation=_EQUATION,
+        settings={},
+        ours="steps, weights, unit-norm scaling and rates of the preset (docs/results.md)",
+        departs=("matching acts at a random step; true Gaussian log-density; each term's gradient at norm 1",),
     ),
     Method(
-        "rtdmd-published", "train_rtdmd", "RTDMD, the public code's estimator", _SOURCE, _EQUATION, _ESTIMATOR,
-        "rates, average, optimizers and the start of adapters are the preset's: 3e-6 is for models of 2 B parameters",
-        ("`rtdmd params world --recipe published` has its rates too",),
+        name="rtdmd-published",
+        stage="train_rtdmd",
+        title="RTDMD, the public code's estimator",
+        source=_SOURCE,
+        equation=_EQUATION,
+        settings=_ESTIMATOR,
+        ours=(
+            "rates, average, optimizers and the start of adapters are the preset's: 3e-6 is for models of 2 B"
+            " parameters"
+        ),
+        departs=("`rtdmd params world --recipe published` has its rates too",),
     ),
     Method(
-        "rtdmd-corrected", "train_rtdmd", "RTDMD, corrected on the oracle", "ours (docs/verification.md)",
-        _EQUATION + "; matching is also a reward of the stochastic steps, advantages keep the rewards' units",
-        {**CORRECTED, "trained_steps": 2, "share_initial": False},
-        "all of it; weights and unit-norm scaling are the preset's, so that no fixed point is claimed",
+        name="rtdmd-corrected",
+        stage="train_rtdmd",
+        title="RTDMD, corrected on the oracle",
+        source="ours (docs/verification.md)",
+        equation=_EQUATION + "; matching is also a reward of the stochastic steps, advantages keep the rewards' units",
+        settings={**CORRECTED, "trained_steps": 2, "share_initial": False},
+        ours="all of it; weights and unit-norm scaling are the preset's, so that no fixed point is claimed",
     ),
-)  # fmt: skip
+)
 
 RECIPES: dict[str, dict[str, Any]] = {"published": PUBLISHED, "corrected": CORRECTED}
 """What the section's `recipe: published` and `recipe: corrected` promise; the first has the code's own rates."""

@@ -4,23 +4,40 @@ from rtdmd.methods._card import Method
 
 METHODS = (
     Method(
-        "tdm-r1", "train_rtdmd", "TDM-R1: a learned surrogate reward and a marginal KL",
-        "TDM-R1 (arXiv 2603.07700); public code Luo-Yihong/TDM-R1, scripts/train_tdmr1_pub.py, GenEval's settings",
-        "surrogate v_φ, at first the teacher: σ(S) A |v_φ(x_t) - u|² + 0.001 |v_φ - v_ψ|², S = β/G Σ A (|v_φ - u|² -"
-        " |v_ψ - u|²) over a group that shares time and noise, late steps more often; generator: matching to the"
-        " teacher at 0.3 of its guidance (guidance counts as a reward) + 0.7 along v_φ (guided) - v_ψ",
-        {
+        name="tdm-r1",
+        stage="train_rtdmd",
+        title="TDM-R1: a learned surrogate reward and a marginal KL",
+        source=(
+            "TDM-R1 (arXiv 2603.07700); public code Luo-Yihong/TDM-R1, scripts/train_tdmr1_pub.py, GenEval's settings"
+        ),
+        equation=(
+            "surrogate v_φ, at first the teacher: σ(S) A |v_φ(x_t) - u|² + 0.001 |v_φ - v_ψ|²,"
+            " S = β/G Σ A (|v_φ - u|² - |v_ψ - u|²) over a group that shares time and noise, late steps more often;"
+            " generator: matching to the teacher at 0.3 of its guidance (guidance counts as a reward) + 0.7 along"
+            " v_φ (guided) - v_ψ"
+        ),
+        settings={
             "weights": {"policy": 0.0, "matching": 1.0, "backprop": 0.0, "surrogate": 0.7},
-            "matching_path": "random_step", "matching_guidance": 0.3, "fake_start": "chain",
-            "share_noise": False, "share_initial": False, "update_order": "fake_first",
-            "baseline": "group_mean", "advantage_std": "batch", "advantage_clip": 5.0,
+            "matching_path": "random_step",
+            "matching_guidance": 0.3,
+            "fake_start": "chain",
+            "share_noise": False,
+            "share_initial": False,
+            "update_order": "fake_first",
+            "baseline": "group_mean",
+            "advantage_std": "batch",
+            "advantage_clip": 5.0,
             "surrogate": {
-                "preference": 1.0, "anchor": 0.001, "bound": 0.05, "learn_from": 0.55, "read_from": 0.25,
+                "preference": 1.0,
+                "anchor": 0.001,
+                "bound": 0.05,
+                "learn_from": 0.55,
+                "read_from": 0.25,
                 "guidance": 0.43,
             },
         },
-        "rates, scaling of the terms, images and prompts of an update: the preset's",
-        (
+        ours="rates, scaling of the terms, images and prompts of an update: the preset's",
+        departs=(
             "the roll-out is the preset's stochastic sampler; theirs is deterministic, so that an image's reward is"
             " that of all its steps (model.eta: 0 has it)",
             "one random step an update for each term, where the public code accumulates two of four; the sample x_s is"
@@ -32,4 +49,4 @@ METHODS = (
             "starts from stage one's student in the place of TDM's",
         ),
     ),
-)  # fmt: skip
+)
