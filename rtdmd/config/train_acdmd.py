@@ -58,9 +58,12 @@ class TrainAcdmdParams(TrainingParams):
     def _check(self) -> TrainAcdmdParams:
         if self.processes > self.batch_size:
             raise ValueError(f"processes: {self.processes}; allowed: 1 to batch_size = {self.batch_size}")
-        if self.iterations == 0:
-            self._check_untrained()
-        elif self.generator_every > self.iterations:
+        if self.iterations == 0 and self.watch.every > 0:
+            raise ValueError(
+                f"watch.every: {self.watch.every} with iterations: 0, so that nothing is ever watched; allowed: 0"
+                " (train_rtdmd.watch looks at the same student before its first epoch)"
+            )
+        if 0 < self.iterations < self.generator_every:
             raise ValueError(
                 f"generator_every: {self.generator_every}, so the generator would never be trained;"
                 f" allowed: 1 to iterations = {self.iterations}"
@@ -83,11 +86,3 @@ class TrainAcdmdParams(TrainingParams):
             )
         check_recipe("train_acdmd", self.recipe, self.model_dump(mode="json"))
         return self
-
-    def _check_untrained(self) -> None:
-        """Without an iteration there is nothing to look at while it trains."""
-        if self.watch.every > 0:
-            raise ValueError(
-                f"watch.every: {self.watch.every} with iterations: 0, so that nothing is ever watched; allowed: 0"
-                " (train_rtdmd.watch looks at the same student before its first epoch)"
-            )

@@ -184,7 +184,7 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
             passed += 1
     if w.surrogate > 0:
         learning = micro * max(costs.one.kept + costs.one.back_peak, costs.unguided.peak)
-        phases["surrogate"] = _phase(learning, (before + passed) * one + fake, rolled)
+        phases["surrogate"] = _phase(learning, before * one + fake, rolled)
         term = last * max(own.kept + own.back_peak, costs.teacher.peak)
         phases["surrogate's term"] = _phase(term, (before + passed + sums_last) * one, both)
     if p.fake_updates_per_epoch:

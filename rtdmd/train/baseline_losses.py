@@ -56,19 +56,19 @@ def renoised_gradients(
     """Values, and in ``terms`` the gradients, of those of RENOISED that have a weight, on the roll-out's images, each
     renoised to one of the sampler's own levels. Those of all processes add up to means over all images."""
     p = trainer.p
-    values = {name: 0.0 for name in RENOISED if getattr(p.weights, name) > 0}
     steps, total = len(rollout.sigmas) - 1, p.prompts_per_epoch * p.group_size
     sigma = rollout.sigmas[(draws.uniform("nft-level") * steps).long()]
     noises = replace(draws, device=CPU).normal("nft")
     graded = advantages.to(sigma)
-    for rows in micro_batches(len(rollout), p.micro_batch):
-        image = rollout.state(-1, rows)
-        noise = sent(noises[rows], rollout.device)
-        x = interpolate(image, noise, sigma[rows])
-        v = trainer.adapters.velocity("generator", x, sigma[rows], rollout.cond.index(rows))
-        losses = {name: RENOISED[name](p, v, noise - image, sigma[rows], graded[rows]).sum() / total for name in values}
-        terms.add(losses)
-        for name, loss in losses.items():
+    values = {name: 0.0 for name in RENOISED if getattr(p.weights, name) > 0}
+    for name in values:
+        for rows in micro_batches(len(rollout), p.micro_batch):
+            image = rollout.state(-1, rows)
+            noise = sent(noises[rows], rollout.device)
+            x = interpolate(image, noise, sigma[rows])
+            v = trainer.adapters.velocity("generator", x, sigma[rows], rollout.cond.index(rows))
+            loss = RENOISED[name](p, v, noise - image, sigma[rows], graded[rows]).sum() / total
+            terms.add({name: loss})
             values[name] += loss.item()
     return values
 

@@ -10,7 +10,7 @@ difference of the two velocities, along which the generator is moved as matching
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -74,7 +74,7 @@ class SurrogateReward:
             sums["surrogate_distance"] = float(distances.sum())
         means = {name: value / len(chosen) for name, value in trainer.ranks.all_reduce(sums).items()}
         if means["surrogate_distance"] > own.bound:
-            weights = weights.where(~held_back(losses, reference, graded), torch.zeros_like(weights))
+            weights = weights.masked_fill(held_back(losses, reference, graded), 0.0)
         scale = (k + 1) / steps / len(chosen)
         with trainer.ranks.sync_errors():
             for part in parts:
@@ -112,16 +112,13 @@ class SurrogateReward:
         draws = replace(draws, stream=f"{draws.stream}-surrogate")
         k = integers(0, len(rollout.sigmas) - 1, draws.seed, draws.stream, draws.step, "step")
         points = _points(rollout, k + 1, list(range(len(rollout))), draws, own.read_from)
-        guided: dict[str, Any] = {
-            "guidance": part_of_guidance(trainer.params.model.guidance, own.guidance),
-            "null": trainer.null,
-        }
+        guidance = part_of_guidance(trainer.params.model.guidance, own.guidance)
         value = 0.0
         for rows in micro_batches(len(rollout), p.micro_batch):
             here, cond = points.part(rows, rollout.device), rollout.cond.index(rows)
             with torch.no_grad():
                 v_teacher = trainer.adapters.velocity("teacher", here.x_t, here.t, cond)
-                v = trainer.adapters.velocity("surrogate", here.x_t, here.t, cond, **guided)
+                v = trainer.adapters.velocity("surrogate", here.x_t, here.t, cond, guidance=guidance, null=trainer.null)
             own_draws = replace(draws, samples=draws.samples[rows])
             direction = matching_direction(here, v_teacher, v, trainer.eta, own_draws, p.normalise_matching)
             sample = here.x_s.detach().requires_grad_()
