@@ -5,9 +5,10 @@
 
 Every command in a block, and in `code` within the text, is given to the parser of its program: `rtdmd`, `snakemake` and
 its targets, `dvc`, `make`, `python -m`, `pytest`. A block that begins with `$ rtdmd ...` shows all that the command
-prints; it is run, so it has to be cheap and the same everywhere. The table of rooms is made of the import contract
-(tools/rooms.py), the tables of the demo of its metrics (tools/results.py), docs/keys.md of the configuration's classes
-(tools/keys.py). Every link has to lead somewhere (tools/links.py).
+prints; it is run, so it has to be cheap and the same everywhere. A line `...` stands for lines that are left out. The
+table of rooms is made of the import contract (tools/rooms.py), the tables of the demo of its metrics
+(tools/results.py), docs/keys.md of the configuration's classes (tools/keys.py). Every link has to lead somewhere
+(tools/links.py).
 """
 
 from __future__ import annotations
@@ -165,18 +166,27 @@ def _rules() -> set[str]:
 
 def with_outputs(text: str) -> str:
     """A page's text with what its `$ rtdmd ...` blocks print today."""
-    return re.sub(r"^```\n\$ (.*)\n(?:(?!```).*\n)*```$", _block, text, flags=re.MULTILINE)
+    return re.sub(r"^```\n\$ (.*)\n((?:(?!```).*\n)*)```$", _block, text, flags=re.MULTILINE)
 
 
 def _block(found: re.Match[str]) -> str:
-    from rtdmd.cli import main
-
     program, *words = shlex.split(found[1])
     if program != "rtdmd" or words[0] not in RUN:
         return f"```\n$ {found[1]}\ncannot be run here (rtdmd {', '.join(RUN)} can): show it without $\n```"
+    printed = _printed(tuple(words))
+    kept = [line for line in found[2].splitlines() if line != "..."]
+    if "...\n" in found[2] and set(kept) <= set(printed.splitlines()):
+        return found[0]
+    return f"```\n$ {found[1]}\n{printed}\n```"
+
+
+@cache
+def _printed(words: tuple[str, ...]) -> str:
+    from rtdmd.cli import main
+
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        main(words)
-    return f"```\n$ {found[1]}\n{printed.getvalue().rstrip()}\n```"
+        main(list(words))
+    return printed.getvalue().rstrip()
 
 
 def stage_rows(text: str) -> list[str]:

@@ -59,6 +59,11 @@ def test_what_a_command_prints_is_written_and_compared() -> None:
     now = docs.with_outputs(stale)
     assert "something else" not in now and "$ rtdmd methods rtdmd\nrtdmd: " in now
     assert docs.with_outputs(now) == now
+    shortened = "```\n$ rtdmd methods rtdmd\n" + now.splitlines()[3] + "\n...\n```"
+    assert docs.with_outputs(shortened) == shortened
+    assert docs.with_outputs(shortened.replace("\n...", "\nsomething else\n...")) == now.removeprefix(
+        "before\n"
+    ).removesuffix("\nafter\n")
     assert "show it without $" in docs.with_outputs("```\n$ rtdmd demo\n```")
 
 
