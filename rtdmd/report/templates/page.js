@@ -110,7 +110,8 @@ const view = (index) => {
   const own = pictures[shown];
   const image = own.cloneNode();
   image.loading = "eager";
-  image.style.width = `${Math.min(innerWidth * 0.96, 3 * own.naturalWidth)}px`;
+  const width = Math.max(own.naturalWidth, Math.min(innerWidth * 0.96, 3 * own.naturalWidth));
+  image.style.width = `${width}px`;
   if (own.closest(".small")) image.style.imageRendering = "pixelated";
   image.addEventListener("click", (event) => {
     event.stopPropagation();
