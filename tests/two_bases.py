@@ -15,7 +15,7 @@ CLIP = {"name": "clipscore", "model": "data/world/clip"}
 SMALLEST: dict[str, Any] = {
     "model": {"student": {"model": f"./{STUDENT}", "revision": None}, "teacher_steps": 2},
     "adapter": {"rank": 2, "alpha": 4, "targets": "attention"},
-    "train_acdmd": {"iterations": 2, "batch_size": 2, "micro_batch": 2, "save_every": 2, "panel_every": 2},
+    "train_acdmd": {"iterations": 2, "batch_size": 2, "micro_batch": 2, "save_every": 2, "image_log_every": 2},
     "train_rtdmd": {"epochs": 1, "rewards": [CLIP], "fake_batch_size": 2, "micro_batch": 2},
 }
 

@@ -30,7 +30,7 @@ from rtdmd.plan.models import part_configs, text_shapes
 from rtdmd.plan.passes import guided_passes
 from rtdmd.prompts.records import read_set
 from rtdmd.rehearse.updates import Update, stage_one, stage_two
-from rtdmd.rewards.panel import open_panel
+from rtdmd.rewards.reward_models import load_rewards
 from rtdmd.train.gradients import TERMS
 
 PROMPTS = Path("results/prepare_prompts/train.jsonl")
@@ -188,15 +188,15 @@ def _second(params: Params, root: Path, device: torch.device, prompts: list[dict
     not count does, as the passes that are run again find it kept."""
     passes = Passes(1 if params.train_rtdmd.gradient_scaling == "none" else len(TERMS))
     backbone = load_backbone(params.model, vae=True, device=device, root=root)
-    panel = open_panel(params.train_rtdmd.rewards, device, root)
+    reward_models = load_rewards(params.train_rtdmd.rewards, device, root)
     shapes = text_shapes(params.model, part_configs(params.model, root))
-    trainer, update = stage_two(params, backbone, panel, shapes, prompts)
+    trainer, update = stage_two(params, backbone, reward_models, shapes, prompts)
     passes.watch_adapters(
         trainer.adapters,
         {role: learner.parameters for role, learner in trainer.learners.items()},
         guided_passes(params),
     )
     passes.watch(backbone, "decode")
-    for reward in panel.rewards.values():
+    for reward in reward_models.rewards.values():
         passes.watch(reward, "score")
     return update, passes

@@ -1,8 +1,8 @@
 """`rtdmd verify --study FOLDER`: the method's choices side by side on the oracle, as study.csv and a picture.
 
-Stage one: mean energy distance to the teacher's law. Stage two, from a perfect stage one: gained reward and total
-variance over those of the fixed point, energy distance to it. Seconds are processor seconds, so that a busy machine
-does not change who is cheaper. What was decided by these figures is in docs/verification.md.
+Stage one: mean energy distance to the teacher's distribution. Stage two, from a perfect stage one: gained reward and
+total variance over those of the fixed point, energy distance to it. Seconds are processor seconds, so that a busy
+machine does not change who is cheaper. What was decided by these figures is in docs/verification.md.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PUBLISHED = SUBSET | {
     "matching_path": "last_step",
     "update_order": "fake_first",
     "loss_average": "all_steps",
-    "fake_start": "data",
+    "fake_samples": "data",
     "fake_updates_per_epoch": 1,
     "renoise_time": "clamped",
     "drop_zero_advantage": False,
@@ -67,7 +67,7 @@ PUBLISHED_ONE = {
 
 RANDOM = {
     "matching_path": "random_step",
-    "fake_start": "chain",
+    "fake_samples": "chain",
     "weights": {**reinforcement.CORRECTED["weights"], "matching": 4.0},
 }
 """One of K = 4 steps is drawn an epoch, so that each has the weight 1."""
@@ -80,9 +80,9 @@ def _anchored(weight: float) -> dict[str, float]:
 
 VARIANTS: tuple[Variant, ...] = (
     Variant("AC-DMD", "one", seeds=(0, 1, 2)),
-    Variant("DMD2", "one", {"start": "data"}, seeds=(0, 1, 2)),
+    Variant("DMD2", "one", {"renoise_from": "data"}, seeds=(0, 1, 2)),
     Variant("AC-DMD, fake score told the step", "one", seeds=(0, 1, 2), step_aware=True),
-    Variant("DMD2, fake score told the step", "one", {"start": "data"}, (0, 1, 2), True),
+    Variant("DMD2, fake score told the step", "one", {"renoise_from": "data"}, (0, 1, 2), True),
     Variant("AC-DMD, published weighting (clamp)", "one", {"weighting": "clamp"}),
     Variant("AC-DMD, consistency 0.01, published kernel", "one", {"consistency": {"weight": 0.01}}),
     Variant("AC-DMD, consistency 0.01, η* kernel", "one", {"consistency": {"weight": 0.01, "kernel": "eta_star"}}),
@@ -94,12 +94,14 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("matching on the last step", "two", {"matching_path": "last_step"}),
     Variant("matching at a random step, weight K", "two", RANDOM, (0,)),
     Variant("published choices together", "two", PUBLISHED, (0, 1, 2, 3)),
-    Variant("published choices, fake score from the chain", "two", PUBLISHED | {"fake_start": "chain"}),
+    Variant("published choices, fake score from the chain", "two", PUBLISHED | {"fake_samples": "chain"}),
     Variant("published choices, generator first", "two", PUBLISHED | {"update_order": "generator_first"}),
     Variant("published choices, mean over the trained steps", "two", PUBLISHED | {"loss_average": "trained_steps"}),
     Variant("last step, reference KL 0.1", "two", {"matching_path": "last_step", "weights": _anchored(0.1)}, (0,)),
     Variant("last step, reference KL 1", "two", {"matching_path": "last_step", "weights": _anchored(1.0)}, (0,)),
-    Variant("as a reward, fake score from the chain", "two", {"matching_path": "reward", "fake_start": "chain"}, (0,)),
+    Variant(
+        "as a reward, fake score from the chain", "two", {"matching_path": "reward", "fake_samples": "chain"}, (0,)
+    ),
     Variant("as a reward, one fake update", "two", {"matching_path": "reward", "fake_updates_per_epoch": 1}, (0,)),
     Variant("as a reward, published weighting", "two", {"matching_path": "reward", "weighting": "clamp"}, (0,)),
     Variant("as a reward, SubGRPO (M = 2)", "two", {"matching_path": "reward"} | SUBSET, (0,)),
@@ -150,12 +152,13 @@ def run(folder: Path, variants: tuple[Variant, ...] = VARIANTS) -> Iterator[str]
     write_table(measured, folder / "study.csv")
     shown = {name: clouds[name] for name in SHOWN if name in clouds}
     if shown:
-        draw_clouds(shown, laws(), folder / "clouds.png")
+        draw_clouds(shown, mixtures(), folder / "clouds.png")
 
 
-def laws() -> dict[str, Mixture]:
-    """The laws of the picture: the teacher, its plain tilt p exp(βr), and where stage two ends (β = D w_r/w_m)."""
-    teacher, weights = reinforcement.LAW, reinforcement.CORRECTED["weights"]
+def mixtures() -> dict[str, Mixture]:
+    """The distributions of the picture: the teacher, its plain tilt p exp(βr), and where stage two ends (β = D
+    w_r/w_m)."""
+    teacher, weights = reinforcement.MIXTURE, reinforcement.CORRECTED["weights"]
     linear, beta = torch.tensor(LINEAR, dtype=torch.float64), teacher.dims * weights["backprop"] / weights["matching"]
     tilted = teacher.tilted(linear, torch.zeros(2, 2, dtype=torch.float64), beta)
     return {"teacher p": teacher, "p exp(βr)": tilted, "fixed point": reinforcement.fixed_point(teacher)}

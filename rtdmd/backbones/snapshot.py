@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rtdmd.backbones.hub import fetch_base
-from rtdmd.common.digests import kept_digest
+from rtdmd.common.digests import cached_digest
 from rtdmd.common.errors import UserError
 from rtdmd.common.model_files import INDEX, bring_back, model_index, no_folder, teacher_files
 
@@ -49,4 +49,4 @@ def text_identity(model: ModelParams, root: Path = Path(".")) -> dict[str, Any]:
     index = model_index(folder)
     parts = [part for part in index if part.startswith(TEXT_PARTS) and isinstance(index[part], list)]
     names = {*teacher_files(folder, only=parts), "transformer/config.json"}
-    return {"teacher": model.teacher, "files": {name: kept_digest(folder / name, root) for name in sorted(names)}}
+    return {"teacher": model.teacher, "files": {name: cached_digest(folder / name, root) for name in sorted(names)}}

@@ -30,7 +30,7 @@ from typing import Any
 
 from rtdmd.backbones import Backbone
 from rtdmd.backbones.sampling import Velocity
-from rtdmd.common.digests import kept_tree
+from rtdmd.common.digests import cached_tree_digest
 from rtdmd.common.errors import UserError
 from rtdmd.common.escape import printable
 from rtdmd.common.files import hash_of, save_tensors, sha256_tree, write_json
@@ -75,19 +75,21 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     source = _source(asked, model, record, root)
     with _new_folder(root / asked.out) as folder:
 
-        def place(name: str) -> Path:
+        def output_path(name: str) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             return folder / name
 
-        made = make_weights(source, place)
+        exported = make_weights(source, output_path)
         for (name, adapter), path in zip(adapters.items(), asked.files.values(), strict=True):
             about = {"rank": str(adapter.rank), "alpha": f"{adapter.alpha:g}", "stage": name}
             about |= {"model": json.dumps(model.model_dump(mode="json"), sort_keys=True), "imported": "true"}
             about |= MERGED if name == "train_rtdmd" and trained_on_merged(path) else {}
-            save_tensors(adapter.tensors, place(f"students/{name}/generator.safetensors"), about)
-        write_json(place(PROVENANCE), {**record, "sampling": {"sigmas": made.sigmas, "eta": source.model.eta}})
-        told = {"settings": {}, "settings_sha256": record["settings_sha256"], "metrics": {}, "sources": hashes}
-        print(table(finish(source, made, place, told)["forms"]), file=sys.stderr)
+            save_tensors(adapter.tensors, output_path(f"students/{name}/generator.safetensors"), about)
+        write_json(
+            output_path(PROVENANCE), {**record, "sampling": {"sigmas": exported.sigmas, "eta": source.model.eta}}
+        )
+        card_context = {"settings": {}, "settings_sha256": record["settings_sha256"], "metrics": {}, "sources": hashes}
+        print(table(finish(source, exported, output_path, card_context)["forms"]), file=sys.stderr)
     print(asked.out)
 
 
@@ -164,7 +166,7 @@ def _source(asked: Asked, model: ModelParams, record: dict[str, Any], root: Path
 def _record(model: ModelParams, hashes: dict[str, str], root: Path) -> dict[str, Any]:
     """Where the folder comes from, as `rtdmd trace` reads it."""
     settings = {"model": model.model_dump(mode="json")}
-    base = None if model.is_hub_id else kept_tree(root / model.teacher, root)
+    base = None if model.is_hub_id else cached_tree_digest(root / model.teacher, root)
     return {
         "settings": settings,
         "settings_sha256": hash_of(settings),

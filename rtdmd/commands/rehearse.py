@@ -24,7 +24,7 @@ from rtdmd.rehearse import MEASUREMENTS, STAGES
 if TYPE_CHECKING:
     from rtdmd.config import Params
 
-LEAST_ONE = ("updates", "images", "blocks")
+MIN_ONE = ("updates", "images", "blocks")
 OF_REAL_SIZE = ("also", "stage", "updates", "minutes", "device", "images", "blocks", "measure", "settings", "out")
 
 
@@ -113,7 +113,7 @@ def _real_size(arguments: argparse.Namespace, params: Params, root: Path) -> Non
     from rtdmd.rehearse.real_case import Case
     from rtdmd.rehearse.real_size import Options, rehearse
 
-    for name in LEAST_ONE:
+    for name in MIN_ONE:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name}: {value}; allowed: 1 or more")

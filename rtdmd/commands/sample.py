@@ -36,7 +36,7 @@ from rtdmd.publish.recorded import recorded, with_base
 from rtdmd.publish.sampler import published_sampler
 
 MODELS = ("teacher", "teacher_few_step", "student_base", "train_acdmd", "train_rtdmd")
-LEAST_SIDE = 144  # smaller images are enlarged to about this many pixels in the grid
+MIN_SIDE = 144  # smaller images are enlarged to about this many pixels in the grid
 
 
 def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
         resolution = arguments.resolution
         sampler = sampler.resized(sized_backbone(params.model, resolution, "--resolution", root))
     images = draw(sampler, text.of([arguments.prompt]), arguments.images, arguments.seed, params.evaluate.batch_size)
-    scale = max(1, LEAST_SIDE // resolution)
+    scale = max(1, MIN_SIDE // resolution)
     save_png(arguments.out, grid(images, columns=math.ceil(math.sqrt(arguments.images)), scale=scale))
     print(arguments.out)
 

@@ -2,9 +2,9 @@
 
     rtdmd variance --out results/comparison/variance.csv     on the stage-one student of this folder
 
-Each row is an estimator of ∇E r(x̂_0), r the first differentiable reward of train_rtdmd.rewards, over --prompts training
-prompts. Noise is tr Cov of an estimate that costs 1000 forward passes of the generator (a round's, scaled to that
-price), scale, bias and cosine are of its mean against the unbiased "policy + last step": 1, 0 and 1 where it is
+Each row is an estimator of ∇E r(x̂_0), r the first differentiable reward of train_rtdmd.rewards, over --prompts
+training prompts. Noise is tr Cov of an estimate that costs 1000 forward passes of the generator (a round's, scaled to
+that price), scale, bias and cosine are of its mean against the unbiased "policy + last step": 1, 0 and 1 where it is
 unbiased too; all in units of the gradient's squared length. A shrunk estimate has little noise: noise / scale² is that
 of one brought to scale 1. Each figure has a jackknife standard error, which a larger --cost makes smaller: a row is
 measured with that many passes (three rounds at least), the reference with four times as many.

@@ -20,7 +20,7 @@ LARGE = 64 * 2**20  # bytes: below it a file is read each time
 TIME_STEP = 2 * 10**9  # nanoseconds: FAT's, the coarsest of the file systems in use
 
 
-def kept_digest(path: Path, root: Path, algorithm: Algorithm = "sha256") -> str:
+def cached_digest(path: Path, root: Path, algorithm: Algorithm = "sha256") -> str:
     """Hex digest of a file; that of a large one is kept below ``root``, so that it is read once by all stages and
     processes. One that another process is reading is waited for."""
     about = path.stat()
@@ -42,9 +42,9 @@ def kept_digest(path: Path, root: Path, algorithm: Algorithm = "sha256") -> str:
     return digest
 
 
-def kept_tree(path: Path, root: Path) -> str:
+def cached_tree_digest(path: Path, root: Path) -> str:
     """`sha256_tree` with the digests of large files as they are kept below ``root``."""
-    return sha256_tree(path, partial(kept_digest, root=root))
+    return sha256_tree(path, partial(cached_digest, root=root))
 
 
 def share_digests(root: Path, other: Path) -> None:

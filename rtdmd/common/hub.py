@@ -39,8 +39,8 @@ def fetching(
     except errors.HFValidationError as error:
         raise UserError(f"{key}: {repository!r} is no name that the Hub has ({first_line(error)})") from error
     except errors.GatedRepoError as error:
-        says = f"{key}: {repository} is gated: accept its terms on {page}, then run `hf auth login`"
-        raise UserError(says) from error
+        message = f"{key}: {repository} is gated: accept its terms on {page}, then run `hf auth login`"
+        raise UserError(message) from error
     except errors.RepositoryNotFoundError as error:
         raise UserError(f"{key}: {page} does not exist, or needs `hf auth login`") from error
     except errors.RevisionNotFoundError as error:

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rtdmd.common.digests import kept_digest
+from rtdmd.common.digests import cached_digest
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json, sha256_bytes
 from rtdmd.common.parsing import first_line, read_bytes
@@ -260,6 +260,6 @@ def files_hash(
     read for it, None where it has to."""
     lines = []
     for name in sorted(names, key=PurePosixPath):
-        digest = known(folder / name) or kept_digest(folder / name, root)
+        digest = known(folder / name) or cached_digest(folder / name, root)
         lines.append(f"{digest}  {name}\n")
     return sha256_bytes("".join(lines).encode())

@@ -1,8 +1,8 @@
 """SIGTERM and SIGUSR1: how a scheduler ends a job that it will start again.
 
-Inside ``caught()`` either signal raises `Stopped`, which the command line turns into exit code 75. Inside ``held()`` it
-is noted instead and raised at the end, so that a training step or a set of outputs is finished first. Signals after the
-first change nothing: a scheduler sends several, to the process and to its group.
+Inside ``caught()`` either signal raises `Stopped`, which the command line turns into exit code 75. Inside
+``defer_signals()`` it is noted instead and raised at the end, so that a training step or a set of outputs is finished
+first. Signals after the first change nothing: a scheduler sends several, to the process and to its group.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Stopped(BaseException):
 @dataclass
 class _State:
     received: str | None = None  # name of the first signal
-    holds: int = 0
+    deferrals: int = 0
 
 
 _state = _State()
@@ -36,7 +36,7 @@ def caught() -> Iterator[None]:
 
     The former handlers come back afterwards, unless a signal came: a second one must not cut the exit short.
     """
-    _state.received, _state.holds = None, 0
+    _state.received, _state.deferrals = None, 0
     former = {number: signal.signal(number, _on_signal) for number in SIGNALS}
     try:
         yield
@@ -47,14 +47,14 @@ def caught() -> Iterator[None]:
 
 
 @contextmanager
-def held() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Put a signal off to the end of the ``with``, where it raises Stopped unless an exception is under way."""
-    _state.holds += 1
+    _state.deferrals += 1
     try:
         yield
     finally:
-        _state.holds -= 1
-    if _state.received and not _state.holds:
+        _state.deferrals -= 1
+    if _state.received and not _state.deferrals:
         raise Stopped(f"stopped by {_state.received}")
 
 
@@ -71,5 +71,5 @@ def _on_signal(number: int, _: FrameType | None) -> None:
     if _state.received:
         return
     _state.received = signal.Signals(number).name
-    if not _state.holds:
+    if not _state.deferrals:
         raise Stopped(f"stopped by {_state.received}")

@@ -65,8 +65,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _fault(says: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
-    return yaml.constructor.ConstructorError(None, None, says, node.start_mark)
+def _fault(message: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, message, node.start_mark)
 
 
 def parse_yaml(text: str, name: str, remedy: str = "") -> Any:
@@ -100,8 +100,8 @@ def _parsed(text: str, name: str, remedy: str, both: bool) -> Any:
     except _TooMany as error:
         raise UserError(f"{name}: its aliases stand for more than {MAX_VALUES} values; write them out") from error
     if both and node is not None and (difference := _difference(node, value, text)) is not None:
-        line, says = difference
-        raise UserError(f"{name}:{line}: {says}")
+        line, message = difference
+        raise UserError(f"{name}:{line}: {message}")
     return value
 
 

@@ -8,8 +8,8 @@ from rtdmd.common.section import Flag, Real, Section, Whole, param
 from rtdmd.config.training import OptimizerParams
 
 
-class DynamicParams(Section):
-    """DMDR's two early helps, which fade (arXiv 2511.13649)."""
+class AnnealingParams(Section):
+    """DMDR's two changes to early training, annealed to nothing (arXiv 2511.13649)."""
 
     guidance: Real = param(
         "scale at which the teacher carries the fake score's adapter at first",
@@ -19,7 +19,7 @@ class DynamicParams(Section):
     renoise: Flag = param(
         "renoising times start as Beta(4, 1.5) and end uniform", source="public code: false; DMDR: true"
     )
-    epochs: Whole = param("until both have faded", unit="epochs", source="ours", ge=0)
+    epochs: Whole = param("until both are annealed to nothing", unit="epochs", source="ours", ge=0)
 
 
 class SurrogateOptimizerParams(OptimizerParams):
@@ -47,10 +47,10 @@ class SurrogateParams(Section):
     bound: Real = param(
         "that distance beyond which images that would widen it are left out", source="TDM-R1's code: 0.05", gt=0
     )
-    learn_from: Real = param(
+    train_min_sigma: Real = param(
         "lowest noise level at which it learns", unit="σ", source="TDM-R1's code: 0.55 (OCR 0.3)", ge=0, lt=0.9
     )
-    read_from: Real = param(
+    reward_min_sigma: Real = param(
         "lowest noise level at which its reward is read",
         unit="σ",
         source="TDM-R1's code: GenEval 0.25, OCR 0.3, HPSv2 0.4",

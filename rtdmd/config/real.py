@@ -137,7 +137,7 @@ COMMON: dict[str, Any] = {
         "watch": watch(1000),
         "save_every": 500,
         "keep": 2,
-        "panel_every": 0,
+        "image_log_every": 0,
         "log_every": 10,
     },
     "train_rtdmd": PUBLISHED
@@ -161,7 +161,7 @@ COMMON: dict[str, Any] = {
         "watch": watch(50),
         "save_every": 100,
         "keep": 2,
-        "panel_every": 50,
+        "image_log_every": 50,
         "log_every": 1,
     },
     "evaluate": {

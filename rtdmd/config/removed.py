@@ -6,8 +6,8 @@ _LOSSES = "rtdmd/train/losses.py"
 _CONSTANTS = {
     "renoise": ("0.01, 0.02 and 0.98", "RENOISE_MARGIN, RENOISE_LOW and RENOISE_HIGH", _LOSSES),
     "weight_clamp": ("10", "WEIGHT_CLAMP", _LOSSES),
-    "consistency.delta_min": ("0.001", "SMALLEST_DELTA", _LOSSES),
-    "consistency.delta_max": ("0.2", "LARGEST_DELTA", _LOSSES),
+    "consistency.delta_min": ("0.001", "MIN_DELTA", _LOSSES),
+    "consistency.delta_max": ("0.2", "MAX_DELTA", _LOSSES),
 }
 _OF_STAGE_TWO = {"advantage_eps": ("1e-4", "ADVANTAGE_EPS", "rtdmd/train/rtdmd.py")}
 
@@ -26,11 +26,24 @@ _OPTIMIZER = {
     "max_grad_norm": ("generator_optimizer.max_grad_norm", "fake_optimizer.max_grad_norm"),
 }
 
+_WORDS = {
+    "train_acdmd.start": "train_acdmd.renoise_from",
+    "train_acdmd.stop": "train_acdmd.rollout_stop",
+    "train_acdmd.panel_every": "train_acdmd.image_log_every",
+    "train_rtdmd.panel_every": "train_rtdmd.image_log_every",
+    "train_rtdmd.fake_start": "train_rtdmd.fake_samples",
+    "train_rtdmd.lr_fall": "train_rtdmd.lr_decay_fraction",
+    "train_rtdmd.dynamic": "train_rtdmd.annealing",
+    "train_rtdmd.surrogate.learn_from": "train_rtdmd.surrogate.train_min_sigma",
+    "train_rtdmd.surrogate.read_from": "train_rtdmd.surrogate.reward_min_sigma",
+}
+
 RENAMED: dict[str, tuple[str, ...]] = {
     f"{section}.{key}": tuple(f"{section}.{name}" for name in names)
     for section in ("train_acdmd", "train_rtdmd")
     for key, names in _OPTIMIZER.items()
 } | {
+    **{old: (new,) for old, new in _WORDS.items()},
     "prepare_prompts.train": ("prepare_prompts.sets.train", "train_acdmd.prompts", "train_rtdmd.prompts"),
     "prepare_prompts.eval": ("prepare_prompts.sets.heldout", "evaluate.suites"),
 }

@@ -33,15 +33,15 @@ class TrainAcdmdParams(TrainingParams):
     generator_every: Whole = param("fake-score updates per generator update", source="public code: 10", ge=1)
     warmup: Whole = param("updates of linear warm-up of both rates", unit="updates", source="public code: 0", ge=0)
     adapter_init: Initialisation = param(INITIALISATION, source="public code: gaussian; kaiming_uniform PEFT's default")
-    ema_decay: Real = param("of the generator's average", source="public code: 0.99", ge=0, lt=1)
+    ema_decay: Real = param("EMA decay of the generator weights", source="public code: 0.99", ge=0, lt=1)
     ema_per: Literal["generator_update", "iteration"] = param(
-        "when the average is updated: with the generator, or also in the iterations in which it stays as it is",
+        "when the EMA is updated: with the generator, or also in the iterations in which it stays as it is",
         source="public code: iteration; generator_update ours",
     )
-    start: Literal["step", "data"] = param(
+    renoise_from: Literal["step", "data"] = param(
         "renoise from the stopped step's level (AC-DMD) or from s = 0 (DMD2)", source="paper: step"
     )
-    stop: Literal["random", "last"] = param(
+    rollout_stop: Literal["random", "last"] = param(
         "last step of a roll-out, the trained one: any of K, or always the K-th", source="paper and public code: random"
     )
     generator_rollout: Literal["shared", "own"] = param(
@@ -74,10 +74,10 @@ class TrainAcdmdParams(TrainingParams):
                 f"warmup: {self.warmup}, so that generator_optimizer.lr is never reached; allowed: 0 to {updates}, the"
                 " generator's updates (iterations / generator_every)"
             )
-        if self.fake_per_step and self.stop == "last":
+        if self.fake_per_step and self.rollout_stop == "last":
             raise ValueError(
-                "fake_per_step: true with stop: last, so that no fake score but the last step's is ever trained;"
-                " allowed: false, or stop: random"
+                "fake_per_step: true with rollout_stop: last, so that no fake score but the last step's is ever"
+                " trained; allowed: false, or rollout_stop: random"
             )
         if self.fake_per_step and self.consistency.weight > 0:
             raise ValueError(

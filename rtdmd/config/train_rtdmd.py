@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import field_validator, model_validator
 
 from rtdmd.common.section import Flag, Real, Section, Whole, param
-from rtdmd.config.compared import DynamicParams, RelativeParams, SurrogateParams
+from rtdmd.config.compared import AnnealingParams, RelativeParams, SurrogateParams
 from rtdmd.config.recipes import StageTwoRecipe, check_recipe
 from rtdmd.config.rewards import RewardEntry, distinct
 from rtdmd.config.training import INITIALISATION, Initialisation, OptimizerParams, TrainingParams
@@ -105,7 +105,7 @@ class TrainRtdmdParams(TrainingParams):
         "log of the policy ratio is clipped to ± this, in the density's units", source="public code: 1e-5", gt=0
     )
     credit: Literal["trajectory", "gain", "to_go"] = param(
-        "what rewards a stochastic step: the image; what its successor's foreseen image gains; all gains from it on",
+        "what rewards a stochastic step: the image; what its successor's predicted image gains; all gains from it on",
         source="public code: trajectory; gain arXiv 2603.28718; to_go ours",
     )
     weights: TermWeights
@@ -145,7 +145,7 @@ class TrainRtdmdParams(TrainingParams):
         "p of AWM's loss A σ/p ℓ^p, ℓ the matching loss of an image", source="AWM's code: 0.25", gt=0, le=1
     )
     surrogate: SurrogateParams
-    dynamic: DynamicParams
+    annealing: AnnealingParams
     gradient_scaling: Literal["none", "unit_norm"] = param(
         "each term's gradient is brought to norm 1 before its weight", source="public code: none; unit_norm ours"
     )
@@ -172,7 +172,7 @@ class TrainRtdmdParams(TrainingParams):
         " term of every step is divided by M + 1, the trained steps and the last",
         source="public code: all_steps; trained_steps ours",
     )
-    fake_start: Literal["chain", "data"] = param(
+    fake_samples: Literal["chain", "data"] = param(
         "what the fake score learns from: a random level of the roll-out, or its images, which matching compares",
         source="public code: data; chain ours",
     )
@@ -202,23 +202,21 @@ class TrainRtdmdParams(TrainingParams):
     )
     generator_optimizer: GeneratorOptimizerParams
     fake_optimizer: FakeOptimizerParams
-    lr_fall: Real = param(
+    lr_decay_fraction: Real = param(
         "share of the epochs, the last ones, over which generator_optimizer.lr falls linearly to 0",
         source="public code: 0",
         ge=0,
         le=1,
     )
-    ema_decay: Real = param("of the generator's average", source="public code: 0.9", ge=0, lt=1)
-    ema_every: Whole = param(
-        "generator updates between updates of the average", unit="updates", source="public code: 8", ge=1
-    )
+    ema_decay: Real = param("EMA decay of the generator weights", source="public code: 0.9", ge=0, lt=1)
+    ema_every: Whole = param("generator updates between EMA updates", unit="updates", source="public code: 8", ge=1)
     ema_warmup: Flag = param(
-        "after n generator updates the decay is min((1 + n) / (10 + n), ema_decay), and the average is updated where"
+        "after n generator updates the decay is min((1 + n) / (10 + n), ema_decay), and the EMA is updated where"
         " ema_every divides n + 1, not n",
         source="public code: true; false ours",
     )
     ema_repeats: Whole = param(
-        "times in a row that an update of the average is made: it then keeps the decay to that power",
+        "times in a row that an update of the EMA is made: it then keeps the decay to that power",
         source="public code: 16 (once a batch of an epoch, whose last batch alone moves the generator)",
         ge=1,
     )
@@ -287,7 +285,7 @@ class TrainRtdmdParams(TrainingParams):
         most = self.epochs + self.ema_warmup
         if self.ema_every > most:
             raise ValueError(
-                f"ema_every: {self.ema_every} with epochs: {self.epochs}, so that the average, which is what the run"
+                f"ema_every: {self.ema_every} with epochs: {self.epochs}, so that the EMA, which is what the run"
                 f" delivers, stays stage one's student; allowed: 1 to {most}"
             )
         if self.subset_factor and self.loss_average == "all_steps":
@@ -295,15 +293,15 @@ class TrainRtdmdParams(TrainingParams):
                 "subset_factor: true with loss_average: all_steps, another weight of the policy term; allowed:"
                 " subset_factor: false, or loss_average: trained_steps"
             )
-        if self.dynamic.guidance > 0 and self.fake_adapter == "new":
+        if self.annealing.guidance > 0 and self.fake_adapter == "new":
             raise ValueError(
-                f"dynamic.guidance: {self.dynamic.guidance:g} with fake_adapter: new, of whose two adapters it would"
-                " scale one; allowed: 0, or fake_adapter: continued"
+                f"annealing.guidance: {self.annealing.guidance:g} with fake_adapter: new, of whose two adapters it"
+                " would scale one; allowed: 0, or fake_adapter: continued"
             )
-        if self.dynamic.epochs == 0 and (self.dynamic.guidance > 0 or self.dynamic.renoise):
+        if self.annealing.epochs == 0 and (self.annealing.guidance > 0 or self.annealing.renoise):
             raise ValueError(
-                f"dynamic.epochs: 0 with dynamic.guidance: {self.dynamic.guidance:g} and dynamic.renoise:"
-                f" {str(self.dynamic.renoise).lower()}, which then never act; allowed: 1 or more, or guidance: 0 and"
+                f"annealing.epochs: 0 with annealing.guidance: {self.annealing.guidance:g} and annealing.renoise:"
+                f" {str(self.annealing.renoise).lower()}, which then never act; allowed: 1 or more, or guidance: 0 and"
                 " renoise: false"
             )
 
@@ -318,8 +316,8 @@ class TrainRtdmdParams(TrainingParams):
         if self.weights.matching == 0:
             acting = {
                 "matching_gain": self.matching_gain,
-                "dynamic.guidance": self.dynamic.guidance,
-                "dynamic.renoise": self.dynamic.renoise,
+                "annealing.guidance": self.annealing.guidance,
+                "annealing.renoise": self.annealing.renoise,
             }
             for key, value in acting.items():
                 if value:

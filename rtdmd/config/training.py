@@ -104,8 +104,8 @@ class TrainingParams(Section):
     watch: WatchParams
     save_every: Whole = param("steps (updates, epochs) between checkpoints for resuming", source="ours", ge=1)
     keep: Whole = param("checkpoints kept, the newest whole ones", unit="checkpoints", source="ours", ge=1)
-    panel_every: Whole = param(
-        "steps between panels of generator, teacher and fake score in the run folder; 0: none", source="ours", ge=0
+    image_log_every: Whole = param(
+        "steps between image grids of generator, teacher and fake score in the run folder; 0: none", source="ours", ge=0
     )
     log_every: Whole = param("steps between rows of curves.csv", source="ours", ge=1)
 

@@ -167,10 +167,10 @@ class Params(Section):
         """Full mode trains no adapter: there is none to scale, and none to publish."""
         if self.adapter.mode != "full":
             return
-        if self.train_rtdmd.dynamic.guidance > 0:
+        if self.train_rtdmd.annealing.guidance > 0:
             raise ValueError(
-                f"train_rtdmd.dynamic.guidance: {self.train_rtdmd.dynamic.guidance:g} with adapter.mode: full, which"
-                " has no adapter to scale; allowed: 0, or adapter.mode: lora"
+                f"train_rtdmd.annealing.guidance: {self.train_rtdmd.annealing.guidance:g} with adapter.mode: full,"
+                " which has no adapter to scale; allowed: 0, or adapter.mode: lora"
             )
         if self.publish.format != "merged":
             raise ValueError(

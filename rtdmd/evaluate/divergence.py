@@ -4,7 +4,7 @@ For every model, from the verifier's records of its images and of independent im
 captions (nats; weights w_c: tags alike, a tag's captions by their images, as the strict score has them):
 
 - ``kl``: a lower bound of Σ_c w_c KL(q_c ‖ p_c). Right or wrong is counted by caption (`optimum.bernoulli_kl`). Within
-  the right images and within the wrong ones it is the least divergence of any law with the model's marginals
+  the right images and within the wrong ones it is the least divergence of any distribution with the model's marginals
   (`marginals.least_divergence`); there the teacher's images of a caption weigh as much as the model's, so that a change
   of which captions come out right is not counted again. A few of a teacher's images bound what it can be
   (`marginals`): ``at_bound`` is the share of the model's images of tags in which it is there, so that the truth may be
@@ -81,8 +81,8 @@ def _require_captions(teacher: Parses, weights: Mapping[int, float]) -> None:
 
 
 def teacher_optimum(teacher: Parses, weights: Mapping[int, float]) -> Optimum:
-    """The tilted laws of the teacher behind ``teacher``, for captions of these weights. UserError where it has no image
-    of a caption."""
+    """The tilted distributions of the teacher behind ``teacher``, for captions of these weights. UserError where it has
+    no image of a caption."""
     _require_captions(teacher, weights)
     captions = np.array(sorted(weights))
     images = np.array([(teacher.prompts == caption).sum() for caption in captions])
@@ -153,25 +153,27 @@ def _samples(
     ids = np.array(sorted(weights))
     tags = np.array([model.tags[model.prompts == caption][0] for caption in ids])
     own = _sample(model, ids, (*draw.key, "model"), draw.replicates)
-    law = _sample(teacher.rows(np.isin(teacher.prompts, ids)), ids, (*draw.key, "teacher"), draw.replicates)
+    distribution = _sample(teacher.rows(np.isin(teacher.prompts, ids)), ids, (*draw.key, "teacher"), draw.replicates)
     weight = _caption_draws(np.array([weights[int(caption)] for caption in ids]), tags, draw)
-    return own, law, weight, tags
+    return own, distribution, weight, tags
 
 
 def _figures(model: Parses, teacher: Parses, weights: Mapping[int, float], draw: _Draw) -> dict[str, Bound]:
     """Every figure of the sample with its bias, and in R replicates."""
-    own, law, weight, tags = _samples(model, teacher, weights, draw)
-    best = optimum(law.right, law.images, weight)
+    own, distribution, weight, tags = _samples(model, teacher, weights, draw)
+    best = optimum(distribution.right, distribution.images, weight)
     reward = (weight * own.right / own.images).sum(1)
     beta = best.beta_at(reward)
-    surplus = float((weight[0] ** 2 * _noise(own, law) ** 2).sum())
+    surplus = float((weight[0] ** 2 * _noise(own, distribution) ** 2).sum())
     out = {
         "beta": _plain(beta),
-        "right_or_wrong": _plain((weight * bernoulli_kl(own.right, own.images, law.right, law.images)).sum(1), surplus),
+        "right_or_wrong": _plain(
+            (weight * bernoulli_kl(own.right, own.images, distribution.right, distribution.images)).sum(1), surplus
+        ),
         "optimum": _plain(beta * reward - (weight * best.log_partition(beta)).sum(1)),
     }
     for name, right in SIDES.items():
-        out[name] = least_divergence(_strata(own, law, weight, tags, right), draw.replicates)
+        out[name] = least_divergence(_strata(own, distribution, weight, tags, right), draw.replicates)
     out["kl"] = _sum([out["right_or_wrong"], out["within_right"], out["within_wrong"]])
     minus = Bound(-out["optimum"].value, 0.0, -out["optimum"].replicates, 0.0)
     out["excess"] = _sum([out["kl"], minus])
@@ -190,14 +192,14 @@ def _sum(parts: Sequence[Bound]) -> Bound:
     return Bound(replicates=replicates, **totals)
 
 
-def _noise(own: Sample, law: Sample) -> np.ndarray:
+def _noise(own: Sample, distribution: Sample) -> np.ndarray:
     """(C,) the variance of a caption's share of right images less the tilted teacher's, in units of one image's own
     q (1 - q): 1 / n + q (1 - q) / (m p (1 - p)), with half an image of each kind added so that no share is 0."""
     spread = []
-    for sample in (own, law):
+    for sample in (own, distribution):
         share = (sample.right[0] + 0.5) / (sample.images + 1)
         spread.append(share * (1 - share))
-    return 1 / own.images + spread[0] / (spread[1] * law.images)
+    return 1 / own.images + spread[0] / (spread[1] * distribution.images)
 
 
 def _sample(parses: Parses, ids: np.ndarray, key: tuple[Key, ...], replicates: int) -> Sample:
@@ -229,29 +231,30 @@ def _caption_draws(weight: np.ndarray, tags: np.ndarray, draw: _Draw) -> np.ndar
     return out
 
 
-def _strata(own: Sample, law: Sample, weight: np.ndarray, tags: np.ndarray, right: bool) -> list[Stratum]:
+def _strata(own: Sample, distribution: Sample, weight: np.ndarray, tags: np.ndarray, right: bool) -> list[Stratum]:
     """The tags' images on one side, the teacher's weighted by caption as the model's; of captions that have images of
     both there."""
     model_here = own.parses.right == right
-    law_here = law.parses.right == right
-    counts = [_by_caption(sample, here) for sample, here in ((own, model_here), (law, law_here))]
+    distribution_here = distribution.parses.right == right
+    counts = [_by_caption(sample, here) for sample, here in ((own, model_here), (distribution, distribution_here))]
     both = (counts[0][0] > 0) & (counts[1][0] > 0)
     used = both & (counts[0] > 0) & (counts[1] > 0)  # (R, C); a replicate may lack what the sample has
     share = np.where(used, weight * counts[0] / own.images, 0.0)
     per_model = np.where(used, weight / own.images, 0.0)
-    per_law = np.where(used, share / np.maximum(counts[1], 1), 0.0)
+    per_distribution = np.where(used, share / np.maximum(counts[1], 1), 0.0)
     out = []
     for tag in np.unique(tags):
         usable = both & (tags == tag)
         rows = np.flatnonzero(model_here & usable[own.caption])
-        law_rows = np.flatnonzero(law_here & usable[law.caption])
+        distribution_rows = np.flatnonzero(distribution_here & usable[distribution.caption])
         if len(rows) > 0:
             out.append(
                 Stratum(
                     statistics(own.parses.rows(rows)),
-                    statistics(law.parses.rows(law_rows)),
+                    statistics(distribution.parses.rows(distribution_rows)),
                     own.counts[:, rows] * per_model[:, own.caption[rows]],
-                    law.counts[:, law_rows] * per_law[:, law.caption[law_rows]],
+                    distribution.counts[:, distribution_rows]
+                    * per_distribution[:, distribution.caption[distribution_rows]],
                 )
             )
     return out

@@ -21,10 +21,11 @@ PATH_REPLICATES = 50  # of a path's points, whose intervals are thin lines
 
 def teacher_items(items: Sequence[Item], count: int) -> list[Item]:
     """``count`` images of the plan's prompts or somewhat more, as many of each tag, with other noise than the plan's:
-    what to draw of the teacher as the law to compare with.
+    what to draw of the teacher as the distribution to compare with.
 
-    A model's images share the plan's noise with the teacher's own of the plan, so these cannot stand for its law: the
-    divergence of two samples counts on their independence. UserError where a prompt would be left without an image.
+    A model's images share the plan's noise with the teacher's own of the plan, so these cannot stand for its
+    distribution: the divergence of two samples counts on their independence. UserError where a prompt would be left
+    without an image.
     """
     prompts = list({item.prompt.id: item.prompt for item in items}.values())
     tags = by_tag(prompts)

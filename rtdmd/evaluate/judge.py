@@ -22,8 +22,8 @@ from rtdmd.evaluate.parses import Parses, parses_of
 from rtdmd.evaluate.plan import Item
 from rtdmd.evaluate.tables import Scores, scores_of
 from rtdmd.rewards.clip import ClipReward
-from rtdmd.rewards.panel import CPU, Panel, open_panel
 from rtdmd.rewards.protocol import Metadata, identities
+from rtdmd.rewards.reward_models import CPU, RewardModels, load_rewards
 from rtdmd.rewards.scorers.clipscore import ClipScoreParams
 from rtdmd.rewards.scorers.clipscore import load as load_clip
 from rtdmd.world.verifier import VERIFIER, Verdict, verify
@@ -37,22 +37,22 @@ AHEAD = 2  # batches that may wait for a slow scorer
 class Judge:
     """The scorers of an evaluation, loaded once."""
 
-    panel: Panel
+    reward_models: RewardModels
     clip: ClipReward | None  # whose image embedding is the feature space
 
     @property
     def world(self) -> bool:
         """Whether the images are read with the world's verifier."""
-        return VERIFIER in self.panel.rewards
+        return VERIFIER in self.reward_models.rewards
 
     def of(self, names: Collection[str]) -> Judge:
         """The judge with the scorers of ``names`` alone; they are the same, loaded once."""
-        return replace(self, panel=self.panel.only(names))
+        return replace(self, reward_models=self.reward_models.only(names))
 
     def identities(self) -> dict[str, dict[str, Any]]:
         """What every scorer was, and the model whose embedding is the feature space as "features"."""
         features = {} if self.clip is None else {"features": identities([self.clip])[self.clip.name]}
-        return identities(self.panel.rewards.values()) | features
+        return identities(self.reward_models.rewards.values()) | features
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,12 @@ class Judged:
 
 def load_judge(params: EvaluateParams, device: torch.device, root: Path) -> Judge:
     """The scorers that `evaluate` names; the verifier's verdict is read where world_verifier is among them."""
-    panel = open_panel(params.rewards, device, root)
+    reward_models = load_rewards(params.rewards, device, root)
     clip = None
     if params.features_model is not None:
         spec = ClipScoreParams(name="clipscore", model=str((root / params.features_model).absolute()))
         clip = load_clip(spec, device)
-    return Judge(panel, clip)
+    return Judge(reward_models, clip)
 
 
 @torch.no_grad()
@@ -109,7 +109,8 @@ def judge_images(judge: Judge, batches: Iterable[Batch], keep: Collection[ImageK
                 kept.update(zip([chunk[row].key for row in wanted], to_uint8(images[wanted]), strict=True))
             yield images, prompts, metadata
 
-    with judge.panel.scoring(seen(), ahead=AHEAD) as scoring:  # a scorer with a thread goes on while images are made
+    with judge.reward_models.scoring(seen(), ahead=AHEAD) as scoring:
+        # a scorer with a thread goes on while images are made
         columns = _columns(verdicts) | scoring.scores(CPU)
     return Judged(
         items=tuple(items),

@@ -1,7 +1,9 @@
-"""How far a sample of images is from another one by its marginals: the least divergence of any law that has them.
+"""How far a sample of images is from another one by its marginals: the least divergence of any distribution that has
+them.
 
 Let g be statistics of an image (which background, how many objects, how many of a shape, a colour, a cell, a size...).
-Among all laws whose mean of g is the model's, the one closest to the teacher p is an exponential tilt of p, and so
+Among all distributions whose mean of g is the model's, the one closest to the teacher p is an exponential tilt of p,
+and so
 
     KL(q ‖ p) >= sup_θ  θ · E_q g - log E_p exp(θ · g)
 
@@ -32,14 +34,14 @@ from rtdmd.world.cells import SMALL
 from rtdmd.world.grammar import COLORS, SHAPES, captions
 from rtdmd.world.render import BACKGROUNDS, CELLS
 
-MOST_OBJECTS = 5  # and more
+MAX_OBJECTS = 5  # and more
 RIDGE = 1e-3  # of θ in standard deviations: without it a category that the model has left sends θ to infinity
 PRIOR = 1.0  # the ridge in images, added to it: θ is normal of variance 1 before any image, which few images need
 AT_BOUND = 0.5  # share of a tilted stratum that is the model's own images, above which the teacher's hardly show it
 STEPS = 60  # Newton's, at most
 KINDS = {
     "background": len(BACKGROUNDS) - 1,
-    "number": MOST_OBJECTS,
+    "number": MAX_OBJECTS,
     "clutter": 1,
     "shapes": len(SHAPES) - 1,
     "colors": 2 * (len(COLORS) - 1),
@@ -60,7 +62,7 @@ def statistics(parses: Parses) -> np.ndarray:
     count = objects.sum(1)
     named = np.isin(parses.tags, list(NAMED_COLORS))
     columns = [parses.background == level for level in range(len(BACKGROUNDS) - 1)]
-    columns += [np.minimum(count, MOST_OBJECTS) == number for number in range(MOST_OBJECTS)]
+    columns += [np.minimum(count, MAX_OBJECTS) == number for number in range(MAX_OBJECTS)]
     columns += [(parses.state == -1).any(1)]
     columns += [(objects & (parses.shape == shape)).sum(1) for shape in range(len(SHAPES) - 1)]
     for color in range(len(COLORS) - 1):

@@ -70,19 +70,19 @@ def paired_metrics(models: Mapping[str, Judged]) -> dict[str, Any]:
     return found
 
 
-def frontier_metrics(models: Mapping[str, Judged], law: Judged, seed: int) -> dict[str, Any]:
-    """`frontier` of the models against the teacher's images ``law``, and each one's Fréchet distance to these images
-    resampled at the β of its reward (with features). ValueError where the verifier read no images.
+def frontier_metrics(models: Mapping[str, Judged], distribution: Judged, seed: int) -> dict[str, Any]:
+    """`frontier` of the models against the teacher's images ``distribution``, and each one's Fréchet distance to these
+    images resampled at the β of its reward (with features). ValueError where the verifier read no images.
     """
     parses = {name: judged.parses for name, judged in models.items() if judged.parses is not None}
-    if law.parses is None or len(parses) < len(models):
+    if distribution.parses is None or len(parses) < len(models):
         raise ValueError("a divergence needs what the verifier read of the images")
-    found = frontier(parses, law.parses, seed)
+    found = frontier(parses, distribution.parses, seed)
     for name, judged in models.items():
-        if judged.features is not None and law.features is not None:
+        if judged.features is not None and distribution.features is not None:
             own = found["models"][name]
-            weights = tilted_weights(law.parses.right, law.parses.prompts, own["beta"])
-            own["tilted_frechet"] = _rounded(tilted_frechet(judged.features, law.features, weights))
+            weights = tilted_weights(distribution.parses.right, distribution.parses.prompts, own["beta"])
+            own["tilted_frechet"] = _rounded(tilted_frechet(judged.features, distribution.features, weights))
     return found
 
 

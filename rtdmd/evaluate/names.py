@@ -8,7 +8,7 @@ from typing import Any
 from rtdmd.config.rewards import LABELS as REWARD_LABELS
 
 STUDENT = "train_rtdmd"  # the published one
-LAW = "teacher_law"  # images of the teacher with noise of their own, in parses.csv
+TEACHER_DISTRIBUTION = "teacher_law"  # images of the teacher with noise of their own, in parses.csv
 LABELS = {
     "teacher": "Teacher",
     "teacher_few_step": "Teacher, few steps",

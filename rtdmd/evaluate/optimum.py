@@ -1,7 +1,7 @@
 """The known optimum of a 0/1 reward: the teacher's own images, the right ones reweighted.
 
-For caption c the teacher's images are right with probability p_c. Among all laws of mean reward ρ the one closest to
-the teacher is p̃ ∝ p exp(β r) with one β for all captions: it draws right images with probability
+For caption c the teacher's images are right with probability p_c. Among all distributions of mean reward ρ the one
+closest to the teacher is p̃ ∝ p exp(β r) with one β for all captions: it draws right images with probability
 ρ_c(β) = p_c e^β / (1 - p_c + p_c e^β), and leaves the right ones and the wrong ones among themselves as they are. It
 costs
 
@@ -39,8 +39,8 @@ def bernoulli_kl(
     The estimator of Zhang and Grabchak (2014) with one change. -log p = Σ_k (1 - p)^k / k is estimated by its first
     terms, as many as the teacher's m images tell, and -log q likewise from the n - 1 other images. Here both series end
     at K = min(n - 1, m): each ended at its own, the difference of what they leave out would be a bias where q = p (of a
-    law that is right 98 times in 100, -0.007 with 50 images against 24, +0.019 with 8 against 24). So the bias is 0
-    where q = p, and elsewhere falls exponentially with the images. The figure is finite for any counts and may be
+    distribution that is right 98 times in 100, -0.007 with 50 images against 24, +0.019 with 8 against 24). So the bias
+    is 0 where q = p, and elsewhere falls exponentially with the images. The figure is finite for any counts and may be
     negative; the two samples must be independent, with an image each at least.
     """
     terms = np.minimum(images - 1, teacher_images)
@@ -65,8 +65,8 @@ def _powers(count: np.ndarray, images: np.ndarray, most: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Optimum:
-    """The reward-tilted laws of a teacher, estimated from its images: ``weights`` (C,) of the captions, which sum to 1,
-    and unbiased estimates (..., C, K) of the powers 1 to K of p_c (``hit``) and of 1 - p_c (``miss``)."""
+    """The reward-tilted distributions of a teacher, estimated from its images: ``weights`` (C,) of the captions, which
+    sum to 1, and unbiased estimates (..., C, K) of the powers 1 to K of p_c (``hit``) and of 1 - p_c (``miss``)."""
 
     weights: np.ndarray
     hit: np.ndarray
@@ -96,7 +96,7 @@ class Optimum:
         return (self.weights * self.rewards(beta)).sum(-1)
 
     def kl(self, beta: np.ndarray | float) -> np.ndarray:
-        """What the tilted law costs, KL(p̃ ‖ p) in nats, (...)."""
+        """What the tilted distribution costs, KL(p̃ ‖ p) in nats, (...)."""
         return beta * self.reward(beta) - (self.weights * self.log_partition(beta)).sum(-1)
 
     def beta_at(self, reward: np.ndarray | float) -> np.ndarray:
@@ -112,8 +112,8 @@ class Optimum:
 
 
 def optimum(right: np.ndarray, images: np.ndarray, weights: np.ndarray) -> Optimum:
-    """The tilted laws of a teacher with ``right`` (..., C) of ``images`` (C,) right, the captions weighing ``weights``
-    (..., C). ValueError where a caption has no image or the weights do not sum to 1.
+    """The tilted distributions of a teacher with ``right`` (..., C) of ``images`` (C,) right, the captions weighing
+    ``weights`` (..., C). ValueError where a caption has no image or the weights do not sum to 1.
     """
     if (images < 1).any() or not np.allclose(weights.sum(-1), 1):
         raise ValueError("every caption needs an image of the teacher, and the weights must sum to 1")

@@ -19,7 +19,7 @@ from rtdmd.evaluate.metrics import (
     model_metrics,
     paired_metrics,
 )
-from rtdmd.evaluate.names import LAW, STUDENT, level_name
+from rtdmd.evaluate.names import STUDENT, TEACHER_DISTRIBUTION, level_name
 from rtdmd.evaluate.parses import Parses
 from rtdmd.evaluate.plan import Item, grid_prompts, plan_suite
 from rtdmd.evaluate.ranking import ranking
@@ -37,7 +37,7 @@ class Suite:
     params: SuiteParams
     prompts: tuple[Prompt, ...]  # of its set
     items: tuple[Item, ...]  # the images
-    law: tuple[Item, ...]  # of the teacher, with noise of their own: what divergence is measured from
+    distribution: tuple[Item, ...]  # of the teacher, with noise of their own: what divergence is measured from
     shown: tuple[Prompt, ...]  # prompts in the pictures
     resolution: int  # pixels
     scorers: frozenset[str]  # names of the rewards that score it
@@ -72,7 +72,7 @@ class Findings:
     levels: dict[float, Evaluated] = field(default_factory=dict)  # the published student at other noise levels
     reference: Judged | None = None  # real images of the plan
     pool: np.ndarray | None = None  # (M, D) features of an independent pool of them
-    law: Judged | None = None  # the teacher's images of `Suite.law`
+    distribution: Judged | None = None  # the teacher's images of `Suite.distribution`
 
     def judged(self) -> dict[str, Judged]:
         """Every image: of the models, then of the student at other noise levels."""
@@ -85,10 +85,10 @@ class Findings:
 
     def parses(self) -> dict[str, Parses]:
         """What the world's verifier read of every image: of the models, of the student at other noise levels, and of
-        the teacher's law; {} where it read none."""
+        the teacher's distribution; {} where it read none."""
         judged = self.judged()
-        if self.law is not None:
-            judged[LAW] = self.law
+        if self.distribution is not None:
+            judged[TEACHER_DISTRIBUTION] = self.distribution
         return {name: one.parses for name, one in judged.items() if one.parses is not None}
 
     def metrics(self, trained_resolution: int, seed: int) -> dict[str, Any]:
@@ -114,8 +114,8 @@ class Findings:
         told = {name: found for name, one in judged.items() if (found := ranking(one.scores))}
         if told:
             metrics["auc"] = told
-        if self.law is not None:
-            metrics["frontier"] = frontier_metrics(judged, self.law, seed)
+        if self.distribution is not None:
+            metrics["frontier"] = frontier_metrics(judged, self.distribution, seed)
         if self.levels:
             trained = self.models[STUDENT].judged.scores
             metrics["etas"] = {
@@ -134,14 +134,18 @@ def plan_suites(params: Params, prompts: Sequence[Prompt]) -> list[Suite]:
         own = prompts_of(suite, prompts)
         items = plan_suite(suite, own)
         scorers = frozenset(reward.name for reward in suite.scorers(params.evaluate.rewards))
-        law = _law(suite.name, items, suite.teacher_images) if suite.teacher_images and VERIFIER in scorers else []
+        distribution = (
+            _distribution_items(suite.name, items, suite.teacher_images)
+            if suite.teacher_images and VERIFIER in scorers
+            else []
+        )
         share = count // len(suites) + (number < count % len(suites))  # of the prompts in the pictures
         planned.append(
             Suite(
                 params=suite,
                 prompts=tuple(own),
                 items=tuple(items),
-                law=tuple(law),
+                distribution=tuple(distribution),
                 shown=tuple(grid_prompts(items, share)),
                 resolution=suite.resolution or params.model.resolution,
                 scorers=scorers,
@@ -150,7 +154,7 @@ def plan_suites(params: Params, prompts: Sequence[Prompt]) -> list[Suite]:
     return planned
 
 
-def _law(suite: str, items: Sequence[Item], count: int) -> list[Item]:
+def _distribution_items(suite: str, items: Sequence[Item], count: int) -> list[Item]:
     try:
         return teacher_items(items, count)
     except UserError as error:

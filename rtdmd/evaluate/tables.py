@@ -155,5 +155,5 @@ def _scores(path: Path, rows: Sequence[Mapping[str, str]], names: Sequence[str])
             columns={name: np.array([float(row[name]) for row in rows]) for name in own},
         )
     except ValueError as error:
-        says = f"a field is no number ({first_line(error)})"
-        raise UserError(f"{path}: {says}; `rtdmd evaluate` writes results/evaluate/scores.csv") from error
+        message = f"a field is no number ({first_line(error)})"
+        raise UserError(f"{path}: {message}; `rtdmd evaluate` writes results/evaluate/scores.csv") from error

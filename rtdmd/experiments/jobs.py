@@ -23,7 +23,7 @@ from rtdmd.experiments.settings import Local, all_params, load_local
 from rtdmd.experiments.written import committed
 from rtdmd.pipeline.dvc_yaml import params_values, read_pipeline
 from rtdmd.pipeline.model_inputs import model_inputs
-from rtdmd.plan.needs import needs
+from rtdmd.plan.resources import plan_resources
 from rtdmd.published.figures import Cell, cells_of
 from rtdmd.published.table import Row, Table
 from rtdmd.study.workspace import TRAINED, link, pipeline_text, write_new
@@ -101,13 +101,13 @@ class Jobs:
         return [str(self.done(run, stage)) for run, stage in jobs]
 
     @cache  # noqa: B019  # as long as the workflow reads its rules
-    def needs(self, run: str) -> dict[str, dict[str, int]]:
+    def run_resources(self, run: str) -> dict[str, dict[str, int]]:
         """Memory, time and GPUs of a run's stages that compute, from its plan."""
-        return needs(self.params[run], self.root)
+        return plan_resources(self.params[run], self.root)
 
     def resources(self, run: str, stage: str) -> dict[str, int]:
         """Memory [MB], time [min] and GPUs of one job."""
-        return LIGHT if stage == "prepare_prompts" else {"gpu": 0} | self.needs(run)[stage]
+        return LIGHT if stage == "prepare_prompts" else {"gpu": 0} | self.run_resources(run)[stage]
 
     def threads(self, run: str, stage: str) -> int:
         """Threads of one job: those of a process, times the processes of a training."""

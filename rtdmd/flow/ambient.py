@@ -1,7 +1,7 @@
 """Subinterval renoising x_s -> x_t and the ambient flow-matching target, which needs no x_0 (paper, AC-DMD).
 
     x_t = α x_s + β z,   α = (1-t)/(1-s),   β² = t² - α² s²,   z ~ N(0, I)
-    u   = α' x_s + β' z  (derivative in t),  E[u | x_t] = velocity of the noised generator law (statement T1)
+    u   = α' x_s + β' z  (derivative in t),  E[u | x_t] = velocity of the noised generator distribution (statement T1)
 
 The paper's v1 writes β = (t-s)/(1-s); that loses noise (for x_s = (1-s) x_0 + s ε the variance of ε must be t²), the
 public code and this module use the square root.
@@ -20,7 +20,7 @@ from torch import Tensor
 from rtdmd.flow.path import at_least_float32, expand
 
 Weighting = Literal["clamp", "inverse_variance"]
-LARGEST_START = 0.999  # above this s no renoising interval is left that float32 resolves
+MAX_START = 0.999  # above this s no renoising interval is left that float32 resolves
 
 
 def draw_renoise_time(u: Tensor, s: Tensor, margin: float, low: float, high: float) -> Tensor:
@@ -33,14 +33,14 @@ def draw_renoise_time(u: Tensor, s: Tensor, margin: float, low: float, high: flo
         from  max(low, s + min(margin, (1-s)/2))      margin, but never more than half of what is left
         to    max(high, (from + 1)/2)                    high, but always at least half of what is left
 
-    It is the published law without its atoms wherever `from` <= 2 high - 1 (0.96), and t - s >= min(margin, (1-s)/2)
-    > 0 by construction. Raises ValueError for s outside [0, 0.999] or unordered bounds.
+    It is the published distribution without its atoms wherever `from` <= 2 high - 1 (0.96), and t - s >= min(margin,
+    (1-s)/2) > 0 by construction. Raises ValueError for s outside [0, 0.999] or unordered bounds.
     """
     u, s = at_least_float32(u, s)
     if not (0 < margin < 1 and 0 <= low < high < 1):
         raise ValueError(f"need 0 < margin < 1 and 0 <= low < high < 1, got margin={margin}, low={low}, high={high}")
-    if not bool(((s >= 0) & (s <= LARGEST_START)).all()):
-        raise ValueError(f"start levels must lie in [0, {LARGEST_START}], got {s.min():.4f} to {s.max():.4f}")
+    if not bool(((s >= 0) & (s <= MAX_START)).all()):
+        raise ValueError(f"start levels must lie in [0, {MAX_START}], got {s.min():.4f} to {s.max():.4f}")
     start = (s + ((1 - s) / 2).clamp(max=margin)).clamp(min=low)
     stop = ((start + 1) / 2).clamp(min=high)
     return start + u * (stop - start)

@@ -3,7 +3,7 @@
     x_τ = (1 - τ) x̂_0 + τ cos(ηπ/2) noise_hat + τ sin(ηπ/2) z,    z ~ N(0, I)
 
 η = 0 is the Euler step of the flow ODE, η = 1 renoises x̂_0, τ = 0 is deterministic for every η. The squares of the
-two noise coefficients sum to τ², so a true (x_0, noise) pair keeps the marginal law of x_τ (statement T3).
+two noise coefficients sum to τ², so a true (x_0, noise) pair keeps the marginal distribution of x_τ (statement T3).
 """
 
 import math
@@ -65,7 +65,7 @@ def eta_star(r: Tensor, t: Tensor) -> Tensor:
     """η* = (2/π) arccos c*, c* = (1-t) r / ((1-r) t), for r <= t, r < 1, t > 0; (B,) -> (B,).
 
     The one η for which CPS from t to r with the posterior mean preserves the conditional expectation, E[h(x_r, r) |
-    x_t] = h(x_t, t), when the data law is Gaussian (own derivation, statement T2). c* = α(r, t) r/t is the
+    x_t] = h(x_t, t), when the data distribution is Gaussian (own derivation, statement T2). c* = α(r, t) r/t is the
     correlation of the noises of x_r and x_t along the forward process, so CPS with η* and the true x_0 is its exact
     bridge. η*(0, t) = 1.
     """

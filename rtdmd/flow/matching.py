@@ -1,4 +1,4 @@
-"""The direction that moves the generator's law towards the teacher's (paper, AC-DMD generator update).
+"""The direction that moves the generator's distribution towards the teacher's (paper, AC-DMD generator update).
 
 x_t = α x_s + β z is projected back to s by one CPS step (`cps.cps_step`) from the teacher's velocity (y_ψ) and from
 the fake score's (y_φ), with the same noise. Then (statement T4)
@@ -55,8 +55,8 @@ def matching_rewards(x: Tensor, direction: Tensor, groups: Tensor) -> Tensor:
 
     exactly where log(q_t/p_t) is quadratic; the mean over the other members j is F(x_i) less a leave-one-out
     baseline, from the directions that the last step computes anyway (own derivation, statement T8). Minus the size of
-    g, the other reward that suggests itself, does not hold: a shifted law has a large |g| that is the same everywhere.
-    x, direction (N, C, H, W); groups (N,) integer. Raises ValueError for a group of one.
+    g, the other reward that suggests itself, does not hold: a shifted distribution has a large |g| that is the same
+    everywhere. x, direction (N, C, H, W); groups (N,) integer. Raises ValueError for a group of one.
     """
     x, direction = (part.flatten(1) for part in at_least_float32(x, direction))
     index, counts = torch.unique(groups.to(x.device), return_inverse=True, return_counts=True)[1:]

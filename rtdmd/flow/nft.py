@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rtdmd.flow.path import at_least_float32, expand
 
-SMALLEST_DISTANCE = 1e-5  # between an image and its estimate, below which the public code's weight grows no more
+MIN_DISTANCE = 1e-5  # between an image and its estimate, below which the public code's weight grows no more
 
 
 def optimality(advantages: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def published_nft_loss(v: Tensor, v_old: Tensor, target: Tensor, sigma: Tensor, 
     total = v.new_zeros(len(v))
     for share, sign in ((r, 1.0), (1 - r, -1.0)):
         error = level * (v_old + sign * strength * (v - v_old) - target)
-        distance = error.detach().abs().flatten(1).mean(1).clamp(min=SMALLEST_DISTANCE)
+        distance = error.detach().abs().flatten(1).mean(1).clamp(min=MIN_DISTANCE)
         total = total + share * (error**2).flatten(1).mean(1) / distance
     return total / strength
 

@@ -28,7 +28,7 @@ def preference_weights(
     return torch.sigmoid(terms.new_zeros(len(counts)).index_add_(0, index, terms))[index]
 
 
-def held_back(losses: Tensor, reference: Tensor, advantages: Tensor) -> Tensor:
+def increases_distance(losses: Tensor, reference: Tensor, advantages: Tensor) -> Tensor:
     """Which images (N,) would take the surrogate further from the reference in the direction in which it already is:
     those of A > 0 with ℓ_φ below ℓ_ψ, and those of A <= 0 with ℓ_φ above. They have no gradient while the surrogate is
     too far from the reference (the public code's bound)."""

@@ -8,7 +8,7 @@ _EQUATION = (
     " (y_fake - y_teacher) / mean|x̂_0 - y_teacher|"
 )
 _OURS = "rates, ratio of updates, batch: the preset's; DMD2's two time-scale rule has 5 fake updates, the preset fewer"
-_DMD2 = {"start": "data", "consistency": {"weight": 0.0}}
+_DMD2 = {"renoise_from": "data", "consistency": {"weight": 0.0}}
 _NO_GAN = "no GAN loss and no regression loss"
 
 METHODS = (
@@ -28,7 +28,7 @@ METHODS = (
         title="DMD2, last step only",
         source=_SOURCE,
         equation=_EQUATION,
-        settings=_DMD2 | {"stop": "last"},
+        settings=_DMD2 | {"rollout_stop": "last"},
         ours=_OURS,
         departs=(_NO_GAN, "the whole chain is run every time and only its last step is trained"),
     ),

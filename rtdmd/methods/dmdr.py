@@ -1,4 +1,4 @@
-"""DMDR: matching and a reward loss together, with its two early helps; the reward loss is ReFL, GRPO or NFT.
+"""DMDR: matching and a reward loss together, with its two annealed changes; the reward loss is ReFL, GRPO or NFT.
 
 Written from the paper; `dmdr-published-*` are what its public code (vvvvvjdy/dmdr, train_t2i/sd3) does after its cold
 start.
@@ -10,27 +10,27 @@ from rtdmd.methods._card import Method
 
 _SOURCE = "DMDR (arXiv 2511.13649)"
 _PUBLISHED_SOURCE = "public code vvvvvjdy/dmdr, train_t2i/sd3 after its cold start, SD3.5-L's settings"
-_HELPS = (
+_ANNEALED = (
     "; early on the teacher carries the fake score's adapter at 0.75 · ½(1 + cos πp), and t ~ Beta(4, 1.5) fades to"
     " uniform"
 )
 _OURS = (
-    "weight of the reward loss (DMDR's w), the length of the early helps (dynamic.epochs); rates, scaling and roll-out"
+    "weight of the reward loss (DMDR's w), the length of the annealing (annealing.epochs); rates, scaling and roll-out"
     " are the preset's"
 )
-_DYNAMIC = {"dynamic": {"guidance": 0.75, "renoise": True, "epochs": 40}, "fake_adapter": "continued"}
+_ANNEALING = {"annealing": {"guidance": 0.75, "renoise": True, "epochs": 40}, "fake_adapter": "continued"}
 _DEPARTS = (
-    "starts from stage one's student like every stage-two method, and has the early helps there; in the public code"
+    "starts from stage one's student like every stage-two method, and is annealed there; in the public code"
     " both are over when the reward comes (after 2000 updates of a cold start)",
     "0.75 is of the fake score's own strength; the public code has 0.5 (SiT 0.75) where the fake score has 2",
 )
 
 _PUBLISHED_EQUATION = (
-    "x_σ = (1-σ) x_K + σ ε of the roll-out's image at a level σ of the sampler, x̂_0 = x_σ - σ v_θ; ½ mean |x̂_0 - sg(x̂_0"
-    " - g)|² + "
+    "x_σ = (1-σ) x_K + σ ε of the roll-out's image at a level σ of the sampler, x̂_0 = x_σ - σ v_θ; ½ mean |x̂_0 -"
+    " sg(x̂_0 - g)|² + "
 )
 _PUBLISHED: dict[str, Any] = {
-    "dynamic": {"guidance": 0.0, "renoise": False, "epochs": 0},
+    "annealing": {"guidance": 0.0, "renoise": False, "epochs": 0},
     "last_step_from": "renoised",
     "matching_path": "last_step",
     "backprop_at": "last_step",
@@ -38,7 +38,7 @@ _PUBLISHED: dict[str, Any] = {
     "gradient_scaling": "none",
     "update_order": "fake_first",
     "fake_updates_per_epoch": 5,
-    "fake_start": "data",
+    "fake_samples": "data",
     "consistency": {"weight": 0.0},
     "share_noise": False,
     "share_initial": False,
@@ -60,8 +60,8 @@ def _dmdr(kind: str, title: str, equation: str, settings: dict[str, Any], *depar
         stage="train_rtdmd",
         title=title,
         source=_SOURCE,
-        equation=equation + _HELPS,
-        settings=_DYNAMIC | settings,
+        equation=equation + _ANNEALED,
+        settings=_ANNEALING | settings,
         ours=_OURS,
         departs=(*departs, *_DEPARTS),
     )

@@ -33,7 +33,7 @@ PUBLISHED: dict[str, Any] = {
     "normalise_matching": True,
     "matching_guidance": 1.0,
     "matching_gain": 0.0,
-    "dynamic": {"guidance": 0.0, "renoise": False, "epochs": 0},
+    "annealing": {"guidance": 0.0, "renoise": False, "epochs": 0},
     "gradient_scaling": "none",
     "backprop_at": "last_step",
     "last_step_from": "chain",
@@ -42,13 +42,13 @@ PUBLISHED: dict[str, Any] = {
     "update_order": "fake_first",
     "loss_average": "all_steps",
     "fake_updates_per_epoch": 1,
-    "fake_start": "data",
+    "fake_samples": "data",
     "renoise_time": "clamped",
     "weighting": "clamp",
     "consistency": {"estimator": "two_sample", "kernel": "published", "delta": "integer"},
     "generator_optimizer": ADAMW | {"lr": 3e-6, "weight_decay": 1e-4},
     "fake_optimizer": ADAMW,
-    "lr_fall": 0.0,
+    "lr_decay_fraction": 0.0,
     "ema_decay": 0.9,
     "ema_every": 8,
     "ema_warmup": True,
@@ -71,7 +71,7 @@ CORRECTED: dict[str, Any] = {
     "matching_path": "reward",
     "drop_zero_advantage": True,
     "loss_average": "trained_steps",
-    "fake_start": "data",
+    "fake_samples": "data",
     "weighting": "inverse_variance",
 }
 """What holds the oracle's fixed point. Weights, their scaling and the rates are the run's own."""
@@ -83,7 +83,7 @@ _EQUATION = (
 )
 _AVERAGE = ("ema_decay", "ema_every", "ema_warmup", "ema_repeats")
 _ADAPTERS = ("stage_one_adapters", "fake_adapter", "adapter_init")
-_RUNS_OWN = ("generator_optimizer", "fake_optimizer", "lr_fall", *_ADAPTERS, *_AVERAGE)
+_RUNS_OWN = ("generator_optimizer", "fake_optimizer", "lr_decay_fraction", *_ADAPTERS, *_AVERAGE)
 _ESTIMATOR = {key: value for key, value in PUBLISHED.items() if key not in _RUNS_OWN}
 
 METHODS = (

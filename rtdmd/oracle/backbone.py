@@ -26,14 +26,14 @@ class OracleTransformer(nn.Module):
     ``steps`` > 0: the residual also reads which of so many sampler steps made the sample (one-hot, zero where untold).
     """
 
-    def __init__(self, law: Mixture, width: int = 64, seed: int = 0, steps: int = 0) -> None:
+    def __init__(self, mixture: Mixture, width: int = 64, seed: int = 0, steps: int = 0) -> None:
         super().__init__()
-        self.law, self.width, self.steps = law, width, steps
+        self.mixture, self.width, self.steps = mixture, width, steps
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             last = nn.Linear(width, 2)
             self.residual = nn.Sequential(
-                *(nn.Linear(2 + 5 + law.prompts + steps, width), nn.SiLU()),
+                *(nn.Linear(2 + 5 + mixture.prompts + steps, width), nn.SiLU()),
                 *(nn.Linear(width, width), nn.SiLU()),
                 *(nn.Linear(width, width), nn.SiLU()),
                 last,
@@ -46,16 +46,16 @@ class OracleTransformer(nn.Module):
         flat = x.flatten(1)
         angle = sigma[:, None] * math.pi
         waves = [sigma[:, None], torch.sin(angle), torch.cos(angle), torch.sin(2 * angle), torch.cos(2 * angle)]
-        kinds = [nn.functional.one_hot(prompt, self.law.prompts).to(flat.dtype)]
+        kinds = [nn.functional.one_hot(prompt, self.mixture.prompts).to(flat.dtype)]
         if self.steps:
             told = flat.new_zeros(len(x), self.steps)
             kinds.append(told if step is None else nn.functional.one_hot(step, self.steps).to(flat.dtype))
         features = torch.cat([flat, *waves, *kinds], 1)
-        return self.law.velocity(x, sigma, prompt) + self.residual(features).reshape(x.shape)
+        return self.mixture.velocity(x, sigma, prompt) + self.residual(features).reshape(x.shape)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OracleTransformer":
-        """A copy with its own network and the same law."""
-        twin = OracleTransformer(self.law, self.width, steps=self.steps)
+        """A copy with its own network and the same distribution."""
+        twin = OracleTransformer(self.mixture, self.width, steps=self.steps)
         twin.load_state_dict(self.state_dict())
         return twin
 
@@ -66,10 +66,10 @@ class OracleBackbone:
     family = "oracle"
 
     def __init__(
-        self, law: Mixture, width: int = 64, seed: int = 0, dtype: torch.dtype = torch.float32, steps: int = 0
+        self, mixture: Mixture, width: int = 64, seed: int = 0, dtype: torch.dtype = torch.float32, steps: int = 0
     ) -> None:
-        self.law, self.dtype, self.device = law, dtype, law.means.device
-        self.transformer: nn.Module = OracleTransformer(law, width, seed, steps).to(self.device)
+        self.mixture, self.dtype, self.device = mixture, dtype, mixture.means.device
+        self.transformer: nn.Module = OracleTransformer(mixture, width, seed, steps).to(self.device)
         self.student: nn.Module = self.transformer
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -101,7 +101,7 @@ class OracleBackbone:
         """Velocity of the teacher or of a trained copy. The oracle knows no guidance: anything but 1 is a
         ValueError."""
         if guidance != 1.0:
-            raise ValueError(f"the oracle has no unconditional law; guidance must be 1, got {guidance}")
+            raise ValueError(f"the oracle has no unconditional distribution; guidance must be 1, got {guidance}")
         step = cond.tensors.get("step")
         prompt = cond.tensors["prompt"].expand(len(x))
         velocity: Tensor = transformer(x.to(self.dtype).float(), sigma.float(), prompt, step)

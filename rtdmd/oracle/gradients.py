@@ -91,13 +91,13 @@ def hybrid_loss(
     return factor * (torch.stack(terms) * trained).sum(0) - gained
 
 
-def perturbed(setting: Setting, law: Mixture, theta: Tensor, prompt: Tensor) -> Velocity:
+def perturbed(setting: Setting, mixture: Mixture, theta: Tensor, prompt: Tensor) -> Velocity:
     """v_θ with one row of parameters a chain, theta (B, 8)."""
 
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:
         turned = torch.einsum("bde,be->bd", theta[:, :4].reshape(-1, 2, 2), x)
         return (
-            law.velocity(x.to(setting.network), sigma, prompt).to(setting.real)
+            mixture.velocity(x.to(setting.network), sigma, prompt).to(setting.real)
             + turned
             + theta[:, 4:6]
             + sigma[:, None] * theta[:, 6:]
@@ -143,15 +143,15 @@ def policy_gradient_bias(
     Both use the same chains where they can; the true gradient is the pathwise mean. Cached: two rows read one
     measurement.
     """
-    law = ring().to(setting.device)
+    mixture = ring().to(setting.device)
     chains = draw_chains(setting, GROUPS, MEMBERS, 2, "T6")
     trained = draw_trained(setting, GROUPS, MEMBERS, trained_steps, "T7")
-    prompt = chains.groups % law.prompts
+    prompt = chains.groups % mixture.prompts
     mixed = shared_chains(chains, trained, False) if shared else chains
 
     def gradient(loss_of: Callable[[Velocity], Tensor]) -> Tensor:
         theta = torch.zeros(GROUPS, PARAMETERS, dtype=setting.real, device=setting.device, requires_grad=True)
-        loss = loss_of(perturbed(setting, law, theta[chains.groups], prompt))
+        loss = loss_of(perturbed(setting, mixture, theta[chains.groups], prompt))
         return -torch.autograd.grad(loss.sum() / MEMBERS, theta)[0].double()
 
     def hybrid(velocity: Velocity) -> Tensor:

@@ -33,7 +33,7 @@ def _teacher(setting: Setting) -> Mixture:
 
 
 def _other(setting: Setting) -> Mixture:
-    """A generator's law: near the teacher's, not equal to it."""
+    """A generator's distribution: near the teacher's, not equal to it."""
     return (
         ring(radius=1.2, variance=0.15).affine(torch.tensor([0.2, -0.1], dtype=torch.float64), 1.0).to(setting.device)
     )
@@ -42,20 +42,20 @@ def _other(setting: Setting) -> Mixture:
 def ambient_is_velocity(
     setting: Setting, *, target: Formula = ambient.ambient_target, coefficients: Formula = ambient.renoise_coefficients
 ) -> float:
-    """T1. u(E[x_s | x_t], E[z | x_t]) against the exact velocity of the noised generator law, relative, 64 points per
-    (s, t).
+    """T1. u(E[x_s | x_t], E[z | x_t]) against the exact velocity of the noised generator distribution, relative, 64
+    points per (s, t).
 
-    The conditional means come from the law of x_s as a mixture of its own, observed through x_t = α x_s + β z.
+    The conditional means come from the distribution of x_s as a mixture of its own, observed through x_t = α x_s + β z.
     """
-    law, worst = _other(setting), 0.0
+    mixture, worst = _other(setting), 0.0
     for s, t in zip(STARTS, TIMES, strict=True):
         level, time = setting.level(s, 64), setting.level(t, 64)
-        prompt = setting.prompts(64, law)
-        x_t = law.mean()[prompt].to(setting.real) * (1 - t) + setting.normal((64, 2), "T1", str((s, t)))
+        prompt = setting.prompts(64, mixture)
+        x_t = mixture.mean()[prompt].to(setting.real) * (1 - t) + setting.normal((64, 2), "T1", str((s, t)))
         alpha, beta = coefficients(level, time)
-        x_s, z = law.noised(s).conditional_means(x_t.to(setting.network).double(), alpha, beta, prompt)
+        x_s, z = mixture.noised(s).conditional_means(x_t.to(setting.network).double(), alpha, beta, prompt)
         u = target(x_s.to(setting.real), z.to(setting.real), level, time)
-        worst = max(worst, relative_error(u, law.velocity(x_t.double(), time, prompt)))
+        worst = max(worst, relative_error(u, mixture.velocity(x_t.double(), time, prompt)))
     return worst
 
 
@@ -66,16 +66,16 @@ def ambient_minimiser(
 
     Around v* + θ_1 + θ_2 v* the expected gradient is zero exactly when E[u | x_t] = v*, whatever the weighting.
     """
-    law, n = _other(setting), 100_000
-    prompt = setting.prompts(n, law)
+    mixture, n = _other(setting), 100_000
+    prompt = setting.prompts(n, mixture)
     starts = torch.tensor(STARTS, device=setting.device).to(setting.real)[torch.arange(n, device=setting.device) % 8]
     uniform = torch.rand(n, generator=setting.generator("T1", "u"), device=setting.device).to(setting.real)
     t = ambient.draw_renoise_time(uniform, starts, 0.01, 0.02, 0.98)
-    x0 = law.sample(prompt, setting.generator("T1", "x0")).to(setting.real)
+    x0 = mixture.sample(prompt, setting.generator("T1", "x0")).to(setting.real)
     x_s = interpolate(x0, setting.normal((n, 2), "T1", "epsilon"), starts)
     z = setting.normal((n, 2), "T1", "z")
     x_t, u = ambient.renoise(x_s, z, starts, t), target(x_s, z, starts, t)
-    v = setting.velocity(law, x_t, t, prompt)
+    v = setting.velocity(mixture, x_t, t, prompt)
     theta = torch.zeros(n, 2, dtype=setting.real, device=setting.device, requires_grad=True)
     ambient.ambient_loss(v + theta[:, :1] + theta[:, 1:] * v, u, starts, t, weighting, 10.0).sum().backward()
     return largest_z(theta.grad)
@@ -90,14 +90,14 @@ def largest_z(samples: Tensor | None) -> float:
 
 
 def gaussian_self_consistency(setting: Setting, *, eta: Formula = cps.eta_star) -> float:
-    """T2. |E[h(x_r, r) | x_t] - h(x_t, t)| for a Gaussian law and CPS with η*: h is affine, so E[h] is h at the
-    mean."""
-    law = gaussian(torch.tensor([0.7, -0.3]), torch.tensor([[0.5, 0.2], [0.2, 0.9]])).to(setting.device)
+    """T2. |E[h(x_r, r) | x_t] - h(x_t, t)| for a Gaussian distribution and CPS with η*: h is affine, so E[h] is h at
+    the mean."""
+    mixture = gaussian(torch.tensor([0.7, -0.3]), torch.tensor([[0.5, 0.2], [0.2, 0.9]])).to(setting.device)
     r, t = setting.values([0.0, 0.2, 0.5, 0.5, 0.88]), setting.values([0.3, 0.9, 0.6, 0.98, 0.9])
-    x, prompt = setting.normal((5, 2), "T2"), setting.prompts(5, law)
-    v = setting.velocity(law, x, t, prompt)
+    x, prompt = setting.normal((5, 2), "T2"), setting.prompts(5, mixture)
+    v = setting.velocity(mixture, x, t, prompt)
     mean, _ = cps.cps_mean_std(x, v, t, r, eta(r, t))
-    h_r = x0_from_velocity(mean, setting.velocity(law, mean, r, prompt), r)
+    h_r = x0_from_velocity(mean, setting.velocity(mixture, mean, r, prompt), r)
     return float((h_r - x0_from_velocity(x, v, t)).abs().max())
 
 
@@ -110,26 +110,26 @@ def mixture_self_consistency(
     posterior: x_0 ~ p(x_0 | x_t), then CPS with η*, which is the true reverse kernel; otherwise CPS from the
     posterior mean. The expectation is a quadrature over x_0 (component by component) and over the transition's noise.
     """
-    law, worst = _teacher(setting), 0.0
-    starts = setting.normal((6, 2), "T2", "start") * t + (1 - t) * _teacher(setting).mean()[setting.prompts(6, law)].to(
-        setting.real
-    )
+    mixture, worst = _teacher(setting), 0.0
+    starts = setting.normal((6, 2), "T2", "start") * t + (1 - t) * _teacher(setting).mean()[
+        setting.prompts(6, mixture)
+    ].to(setting.real)
     noise, noise_weights = (part.to(setting.device) for part in hermite(10, 2))
     low, high = setting.level(r, 1), setting.level(t, 1)
     for i in range(6):
-        x, prompt = starts[i : i + 1], setting.prompts(6, law)[i : i + 1]
+        x, prompt = starts[i : i + 1], setting.prompts(6, mixture)[i : i + 1]
         if posterior:
-            x0, weights = law.posterior_nodes(x, high, prompt, order=10)
+            x0, weights = mixture.posterior_nodes(x, high, prompt, order=10)
         else:
-            x0, weights = law.posterior_mean(x.double(), high, prompt), torch.ones(1).double().to(x.device)
+            x0, weights = mixture.posterior_mean(x.double(), high, prompt), torch.ones(1).double().to(x.device)
         n = len(x0) * len(noise)
         weights = (weights[:, None] * noise_weights).reshape(n)
         v = (x - x0.repeat_interleave(len(noise), 0).to(setting.real)) / t
         z = noise.repeat(len(x0), 1).to(setting.real)
         x_r = cps.cps_step(x.expand(n, 2), v, high.expand(n), low.expand(n), eta(low, high).expand(n), z)
-        v_r = setting.velocity(law, x_r, low.expand(n), prompt.expand(n))
+        v_r = setting.velocity(mixture, x_r, low.expand(n), prompt.expand(n))
         h_r = x0_from_velocity(x_r, v_r, low.expand(n))
-        h_t = x0_from_velocity(x, setting.velocity(law, x, high, prompt), high)
+        h_t = x0_from_velocity(x, setting.velocity(mixture, x, high, prompt), high)
         expected = (weights[:, None] * h_r.double()).sum(0, keepdim=True)
         squared = ambient.consistency_two_sample(h_t.double(), expected, expected)
         worst = max(worst, float(squared.sqrt()))
@@ -153,13 +153,13 @@ def cps_algebra(setting: Setting, *, step: Formula = cps.cps_step) -> float:
 def cps_marginals(setting: Setting, *, step: Formula = cps.cps_step, eta: float = 0.9) -> float:
     """T3. CPS from the true (x_0, ε): empirical characteristic function of x_τ against the exact one, largest
     z-score."""
-    law, n, tau = _teacher(setting), 200_000, 0.5
+    mixture, n, tau = _teacher(setting), 200_000, 0.5
     prompt = torch.zeros(n, dtype=torch.long, device=setting.device)
-    x0 = law.sample(prompt, setting.generator("T3", "sample")).to(setting.real)
+    x0 = mixture.sample(prompt, setting.generator("T3", "sample")).to(setting.real)
     noise, z = setting.normal((n, 2), "T3", "epsilon"), setting.normal((n, 2), "T3", "fresh")
     sigma, tau_level = setting.level(0.75, n), setting.level(tau, n)
     x = step(interpolate(x0, noise, sigma), noise - x0, sigma, tau_level, eta, z).double()
-    target, worst = law.noised(tau), 0.0
+    target, worst = mixture.noised(tau), 0.0
     for omega in setting.normal((8, 2), "T3", "omega").double() * 1.5:
         phase = x @ omega
         spread = torch.einsum("d,jde,e->j", omega, target.covariances[0], omega)
@@ -180,7 +180,7 @@ def direction_is_score_difference(
     scores = fake.score(x_t.double(), t, prompt) - teacher.score(x_t.double(), t, prompt)
     for eta in (0.0, 0.9, 1.0):
         y_fake, y_teacher = (
-            project(x_t, setting.velocity(law, x_t, t, prompt), t, s, eta, noise) for law in (fake, teacher)
+            project(x_t, setting.velocity(mixture, x_t, t, prompt), t, s, eta, noise) for mixture in (fake, teacher)
         )
         g = matching.dmd_direction(y_fake, y_teacher, x_t, normalise=False)
         worst = max(worst, relative_error(g, expand(factor(s, t, eta), x_t) * scores))
@@ -204,7 +204,8 @@ def direction_is_kl_gradient(
     x_t = ambient.renoise(x_s.detach(), setting.normal((n, 2), "T4", "z"), level, time)
     noise = setting.normal((n, 2), "T4", "projection")
     y_fake, y_teacher = (
-        cps.cps_step(x_t, setting.velocity(law, x_t, time, prompt), time, level, 0.9, noise) for law in (base, teacher)
+        cps.cps_step(x_t, setting.velocity(mixture, x_t, time, prompt), time, level, 0.9, noise)
+        for mixture in (base, teacher)
     )
     g = matching.dmd_direction(y_fake, y_teacher, x_s, normalise=False)
     (2 * loss(x_s, g)).sum().backward()  # the loss is a mean over two dimensions
@@ -216,7 +217,8 @@ def direction_is_kl_gradient(
 
 
 def affine_gradient(functional: Callable[[Mixture], float], base: Mixture, step: float = 1e-4) -> Tensor:
-    """Central differences (3,) of a functional of the law shift + scale x_0, at shift = 0 (two numbers), scale = 1."""
+    """Central differences (3,) of a functional of the distribution shift + scale x_0, at shift = 0 (two numbers), scale
+    = 1."""
     gradient = torch.zeros(3, dtype=torch.float64)
     for i in range(3):
         ends = []
@@ -239,12 +241,12 @@ def reward(x: Tensor) -> Tensor:
     return flat @ linear - torch.einsum("bd,de,be->b", flat, quadratic, flat) / 2
 
 
-def tilt(law: Mixture, beta: float = BETA) -> Mixture:
+def tilt(mixture: Mixture, beta: float = BETA) -> Mixture:
     """p exp(β r) / Z of the oracle's reward."""
     linear, quadratic = (
-        torch.tensor(part, dtype=torch.float64, device=law.means.device) for part in (LINEAR, QUADRATIC)
+        torch.tensor(part, dtype=torch.float64, device=mixture.means.device) for part in (LINEAR, QUADRATIC)
     )
-    return law.tilted(linear, quadratic, beta)
+    return mixture.tilted(linear, quadratic, beta)
 
 
 def tilted_density(setting: Setting, *, tilted: Formula = tilt) -> float:

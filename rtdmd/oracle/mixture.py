@@ -1,4 +1,4 @@
-"""Gaussian mixtures along the linear flow: exact density, score, velocity, posterior samples, and tilted laws.
+"""Gaussian mixtures along the linear flow: exact density, score, velocity, posterior samples, and tilted distributions.
 
 A discrete prompt picks the mixture. Legend: P prompts, J components, d dimensions, B samples. Samples may have any
 shape (B, ...) with d numbers each, e.g. (B, 2, 1, 1) latents; results come back in that shape. Parameters are
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Mixture:
-    """Laws of x_0: weights (P, J) summing to 1, means (P, J, d), covariances (P, J, d, d) positive definite;
+    """Distributions of x_0: weights (P, J) summing to 1, means (P, J, d), covariances (P, J, d, d) positive definite;
     float64."""
 
     weights: Tensor
@@ -34,7 +34,7 @@ class Mixture:
         return self.means.shape[0]
 
     def to(self, device: torch.device | str) -> "Mixture":
-        """The same laws on another device."""
+        """The same distributions on another device."""
         return Mixture(self.weights.to(device), self.means.to(device), self.covariances.to(device))
 
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,13 +58,13 @@ class Mixture:
         return values, vectors
 
     def noised(self, sigma: float) -> "Mixture":
-        """The law of (1-σ) x_0 + σ ε, again a mixture."""
+        """The distribution of (1-σ) x_0 + σ ε, again a mixture."""
         identity = torch.eye(self.dims, dtype=torch.float64, device=self.means.device)
         covariances = (1 - sigma) ** 2 * self.covariances + sigma**2 * identity
         return Mixture(self.weights, (1 - sigma) * self.means, covariances)
 
     def affine(self, shift: Tensor, scale: float) -> "Mixture":
-        """The law of shift + scale x_0; shift (d,)."""
+        """The distribution of shift + scale x_0; shift (d,)."""
         return Mixture(self.weights, shift + scale * self.means, scale**2 * self.covariances)
 
     def sample(self, prompt: Tensor, generator: torch.Generator) -> Tensor:
@@ -74,7 +74,7 @@ class Mixture:
         return _gaussian(_pick(self.means[prompt], chosen), values, vectors, generator)
 
     def log_density(self, x: Tensor, sigma: Tensor, prompt: Tensor) -> Tensor:
-        """log p_σ(x) of the noised law (1-σ) x_0 + σ ε, (B,). x (B, ...), sigma (B,), prompt (B,)."""
+        """log p_σ(x) of the noised distribution (1-σ) x_0 + σ ε, (B,). x (B, ...), sigma (B,), prompt (B,)."""
         return torch.logsumexp(self._observe(x, 1 - sigma.double(), sigma.double(), prompt).log_joint, 1).to(x.dtype)
 
     def conditional_means(self, x: Tensor, signal: Tensor, noise: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,7 +108,8 @@ class Mixture:
         return nodes.reshape(-1, self.dims), (torch.softmax(seen.log_joint, 1)[0][:, None] * weights).reshape(-1)
 
     def tilted(self, linear: Tensor, quadratic: Tensor, beta: float) -> "Mixture":
-        """The law p(x) exp(β r(x)) / Z for r(x) = linear·x - ½ xᵀ quadratic x; linear (d,), quadratic (d, d) symmetric.
+        """The distribution p(x) exp(β r(x)) / Z for r(x) = linear·x - ½ xᵀ quadratic x; linear (d,), quadratic (d, d)
+        symmetric.
 
         Component by component: precision Λ' = Λ + β Q, mean Λ'⁻¹ (Λ m + β b), weight times its evidence.
         """

@@ -53,10 +53,10 @@ class Setting:
         """One level for n samples."""
         return self.values([sigma]).expand(n)
 
-    def prompts(self, n: int, law: Mixture) -> Tensor:
+    def prompts(self, n: int, mixture: Mixture) -> Tensor:
         """Prompts 0, 1, ..., 0, 1, ... for n samples."""
-        return torch.arange(n, device=self.device) % law.prompts
+        return torch.arange(n, device=self.device) % mixture.prompts
 
-    def velocity(self, law: Mixture, x: Tensor, sigma: Tensor, prompt: Tensor) -> Tensor:
+    def velocity(self, mixture: Mixture, x: Tensor, sigma: Tensor, prompt: Tensor) -> Tensor:
         """The exact velocity as a network of this precision gives it: input and output rounded, result in `real`."""
-        return law.velocity(x.to(self.network), sigma, prompt).to(self.real)
+        return mixture.velocity(x.to(self.network), sigma, prompt).to(self.real)

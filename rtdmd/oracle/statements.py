@@ -87,14 +87,14 @@ def _sharing(setting: Setting) -> float:
 
 
 def _dmd2_ratio(setting: Setting) -> float:
-    """DMD2's distance to the teacher's law over AC-DMD's; both trained with the same draws."""
-    return training.stage_one_distance(setting, start="data") / training.stage_one_distance(setting)
+    """DMD2's distance to the teacher's distribution over AC-DMD's; both trained with the same draws."""
+    return training.stage_one_distance(setting, renoise_from="data") / training.stage_one_distance(setting)
 
 
 def _step_aware_ratio(setting: Setting) -> float:
     """DMD2's distance with a fake score that is told the step, over that without."""
-    told = training.stage_one_distance(setting, start="data", step_aware=True)
-    return told / training.stage_one_distance(setting, start="data")
+    told = training.stage_one_distance(setting, renoise_from="data", step_aware=True)
+    return told / training.stage_one_distance(setting, renoise_from="data")
 
 
 def _identity(float64: float, float32: float, bfloat16: float) -> Bound:
@@ -127,7 +127,7 @@ STATEMENTS: tuple[Statement, ...] = (
     ),
     Statement(
         "T2",
-        "Gaussian law: CPS with η* keeps the posterior mean",
+        "Gaussian distribution: CPS with η* keeps the posterior mean",
         "E[h(x_r)|x_t] = h(x_t), cos(η*π/2) = (1-t)r/((1-r)t)",
         identities.gaussian_self_consistency,
         _identity(1e-12, 1e-5, 2e-2),
@@ -175,7 +175,11 @@ STATEMENTS: tuple[Statement, ...] = (
         STANDARD_ERRORS,
     ),
     Statement(
-        "T5", "the tilted law is p exp(βr)/Z", "log p̃ - log p - βr = const", identities.tilted_density, Bound(1e-9)
+        "T5",
+        "the tilted distribution is p exp(βr)/Z",
+        "log p̃ - log p - βr = const",
+        identities.tilted_density,
+        Bound(1e-9),
     ),
     Statement("T5", "tilted KL splits", "∇KL(q‖p̃) = ∇KL(q‖p) - β∇E r", identities.tilted_kl_gradient, Bound(1e-9)),
     Statement(
@@ -220,7 +224,7 @@ STATEMENTS: tuple[Statement, ...] = (
     Statement("T7", "what sharing saves, linear chain, D = 128", "|Var ratio - closed form|", _sharing, Bound(0.08)),
     Statement(
         "T8",
-        "stage one's own iteration reaches the teacher's law",
+        "stage one's own iteration reaches the teacher's distribution",
         "mean energy distance (few-step teacher: 0.13)",
         training.stage_one_distance,
         Bound(0.025),

@@ -1,4 +1,4 @@
-"""T8: the functions of stage one, unchanged, on the oracle. Does the generator reach the teacher's law?
+"""T8: the functions of stage one, unchanged, on the oracle. Does the generator reach the teacher's distribution?
 
 `rtdmd.train.acdmd.AcdmdTrainer` gets the oracle's backbone behind the real `AdapterBank` (mode: full) and real
 `Params`. Only the noise is drawn in one piece a batch instead of one generator a sample, because 2-D samples are
@@ -55,7 +55,7 @@ def oracle_params(section: str, changes: dict[str, Any]) -> Params:
     return validate(merged(WORLD, oracle), "the oracle's params")
 
 
-class ReadingRoles(AdapterBank):
+class ReadingAdapterBank(AdapterBank):
     """Adapters that may read another conditioning than they are handed; `read` says which."""
 
     def read(self, role: str, x: Tensor, cond: Conditioning) -> Conditioning:
@@ -76,7 +76,7 @@ class ReadingRoles(AdapterBank):
         return super().velocity(role, x, sigma, self.read(role, x, cond), guidance=guidance, null=null)
 
 
-class StepAwareRoles(ReadingRoles):
+class StepAwareAdapterBank(ReadingAdapterBank):
     """Roles whose fake score is told which step of the sampler made the sample it is asked about."""
 
     step = 0
@@ -89,61 +89,63 @@ class StepAwareRoles(ReadingRoles):
 
 
 def train_stage_one(
-    law: Mixture, changes: dict[str, Any], setting: Setting, width: int = 64, step_aware: bool = False
+    mixture: Mixture, changes: dict[str, Any], setting: Setting, width: int = 64, step_aware: bool = False
 ) -> AdapterBank:
-    """Stage one on the oracle; returns the roles with the averaged generator in place. `changes` to train_acdmd;
+    """Stage one on the oracle; returns the roles with the EMA generator in place. `changes` to train_acdmd;
     `step_aware`: with a fake score that is told the roll-out's stop index."""
     params = oracle_params("train_acdmd", changes)
     precision = torch.bfloat16 if setting.dtype == "bfloat16" else torch.float32
     p, seed, steps = params.train_acdmd, setting.seed, params.model.num_steps
-    backbone = OracleBackbone(law, width, seed, precision, steps if step_aware else 0)
-    roles = (StepAwareRoles if step_aware else AdapterBank)(backbone, params.adapter, ADAPTERS["train_acdmd"], seed)
-    cond = every_prompt(law, p.batch_size)
-    trainer = AcdmdTrainer(params, backbone, cond, adapters=roles)
+    backbone = OracleBackbone(mixture, width, seed, precision, steps if step_aware else 0)
+    bank = (StepAwareAdapterBank if step_aware else AdapterBank)(
+        backbone, params.adapter, ADAPTERS["train_acdmd"], seed
+    )
+    cond = every_prompt(mixture, p.batch_size)
+    trainer = AcdmdTrainer(params, backbone, cond, adapters=bank)
     for step in range(p.iterations):
         draws = BatchDraws(seed, "oracle", step, tuple(range(p.batch_size)), backbone.latent_shape(), backbone.device)
-        if isinstance(roles, StepAwareRoles):
-            roles.step = trainer.draw_stop(draws)
+        if isinstance(bank, StepAwareAdapterBank):
+            bank.step = trainer.draw_stop(draws)
         trainer.step(cond, draws)
-    trainer.average.swap()
-    return roles
+    trainer.ema.swap()
+    return bank
 
 
-def every_prompt(law: Mixture, n: int) -> Conditioning:
+def every_prompt(mixture: Mixture, n: int) -> Conditioning:
     """Prompts 0, 1, ..., 0, 1, ... for n samples."""
-    return Conditioning({"prompt": torch.arange(n, device=law.means.device) % law.prompts})
+    return Conditioning({"prompt": torch.arange(n, device=mixture.means.device) % mixture.prompts})
 
 
 @torch.no_grad()
-def sample_generator(roles: AdapterBank, law: Mixture, n: int, seed: int, eta: float = 0.9) -> Tensor:
+def sample_generator(bank: AdapterBank, mixture: Mixture, n: int, seed: int, eta: float = 0.9) -> Tensor:
     """x̂_0 (n, 2) of the few-step generator for prompts 0, 1, ..., 0, 1, ..."""
     generator = torch_generator(seed, "oracle", "sample")
-    sigmas, cond = roles.backbone.sigmas(4), every_prompt(law, n)
-    x = torch.randn(n, 2, 1, 1, generator=generator).to(law.means.device)
+    sigmas, cond = bank.backbone.sigmas(4), every_prompt(mixture, n)
+    x = torch.randn(n, 2, 1, 1, generator=generator).to(mixture.means.device)
     for sigma, tau in pairwise(sigmas):
         level, lower = sigma.expand(n).to(x.device), tau.expand(n).to(x.device)
-        v = roles.velocity("generator", x, level, cond)
+        v = bank.velocity("generator", x, level, cond)
         x = cps_step(x, v, level, lower, eta, torch.randn(x.shape, generator=generator).to(x.device))
     return x.flatten(1)
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
-    """2 E|x - y| - E|x - x'| - E|y - y'| (N, d), unbiased; 0 for equal laws."""
+    """2 E|x - y| - E|x - x'| - E|y - y'| (N, d), unbiased; 0 for equal distributions."""
     n, m = len(x), len(y)
     within = torch.cdist(x, x).sum() / (n * (n - 1)) + torch.cdist(y, y).sum() / (m * (m - 1))
     return float(2 * torch.cdist(x, y).mean() - within)
 
 
-def teacher_distance(roles: AdapterBank, law: Mixture, n: int = 6000, seed: int = 1) -> float:
-    """Mean over prompts of the energy distance between the generator's samples and the teacher's exact law."""
-    samples = sample_generator(roles, law, n, seed).double()
-    prompt = every_prompt(law, n).tensors["prompt"]
-    exact = law.sample(prompt, torch.Generator(law.means.device).manual_seed(seed))
-    distances = [energy_distance(samples[prompt == p], exact[prompt == p]) for p in range(law.prompts)]
+def teacher_distance(bank: AdapterBank, mixture: Mixture, n: int = 6000, seed: int = 1) -> float:
+    """Mean over prompts of the energy distance between the generator's samples and the teacher's exact distribution."""
+    samples = sample_generator(bank, mixture, n, seed).double()
+    prompt = every_prompt(mixture, n).tensors["prompt"]
+    exact = mixture.sample(prompt, torch.Generator(mixture.means.device).manual_seed(seed))
+    distances = [energy_distance(samples[prompt == p], exact[prompt == p]) for p in range(mixture.prompts)]
     return sum(distances) / len(distances)
 
 
-LAW = ring(variance=0.2)
+MIXTURE = ring(variance=0.2)
 """Teacher of T8: three prompts, three overlapping modes each."""
 
 STAGE_ONE: dict[str, Any] = {
@@ -159,13 +161,14 @@ STAGE_ONE: dict[str, Any] = {
 
 
 def distance_after(setting: Setting, changes: dict[str, Any], step_aware: bool = False) -> float:
-    """T8. Mean energy distance of the stage-one generator to the teacher's law; the few-step teacher starts at 0.13.
-    `changes` to STAGE_ONE."""
-    law = LAW.to(setting.device)
-    return teacher_distance(train_stage_one(law, STAGE_ONE | changes, setting, step_aware=step_aware), law)
+    """T8. Mean energy distance of the stage-one generator to the teacher's distribution; the few-step teacher starts at
+    0.13. `changes` to STAGE_ONE."""
+    mixture = MIXTURE.to(setting.device)
+    return teacher_distance(train_stage_one(mixture, STAGE_ONE | changes, setting, step_aware=step_aware), mixture)
 
 
 @cache
-def stage_one_distance(setting: Setting, start: str = "step", step_aware: bool = False) -> float:
-    """`distance_after` for AC-DMD (`start`: step) or DMD2 (data); cached, since rows of the table share trainings."""
-    return distance_after(setting, {"start": start}, step_aware)
+def stage_one_distance(setting: Setting, renoise_from: str = "step", step_aware: bool = False) -> float:
+    """`distance_after` for AC-DMD (`renoise_from`: step) or DMD2 (data); cached, since rows of the table share
+    trainings."""
+    return distance_after(setting, {"renoise_from": renoise_from}, step_aware)

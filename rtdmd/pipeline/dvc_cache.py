@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rtdmd.common.digests import kept_digest
+from rtdmd.common.digests import cached_digest
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import md5_file
 from rtdmd.pipeline.dvc_repo import LOCK, RECOVER, cache_folder, read_record
@@ -59,7 +59,7 @@ def refuse_damaged(root: Path, paths: Iterable[str]) -> None:
         source = object_path(cache, recorded[path]["md5"])
         if not source.is_file():
             continue
-        digest = kept_digest(root / path, root, "md5")
+        digest = cached_digest(root / path, root, "md5")
         if digest != recorded[path]["md5"] and digest == md5_file(source):
             raise UserError(f"{path}: DVC's cache gave it damaged ({source}); {RECOVER}")
 

@@ -23,10 +23,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import rtdmd
-from rtdmd.common.digests import kept_tree
+from rtdmd.common.digests import cached_tree_digest
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import fsync_path, hash_of, lock_file, remove, write_json
-from rtdmd.common.signals import held
+from rtdmd.common.signals import defer_signals
 from rtdmd.config import Params, load_params
 from rtdmd.config.prompt_needs import check_prompts
 from rtdmd.pipeline.dvc_cache import refuse_damaged
@@ -102,7 +102,7 @@ def open_stage(name: str, root: Path = Path(".")) -> Iterator[Stage]:
         stage = Stage(name, root, params, entry, values, inputs, run_dir, pipeline, partial)
         yield stage
         _check_unchanged(stage)
-        with held():
+        with defer_signals():
             _put_in_place(stage)
 
 
@@ -126,7 +126,7 @@ def stage_inputs(root: Path, entry: StageEntry, params: Params) -> dict[str, str
         if is_group(dep):
             inputs |= hash_models(root, params, PurePosixPath(dep).name)
         else:
-            inputs[dep] = kept_tree(root / dep, root)
+            inputs[dep] = cached_tree_digest(root / dep, root)
     return inputs
 
 

@@ -35,18 +35,21 @@ def stage_one_iteration(params: Params, prices: Prices = WORLD) -> float:
     return priced(acdmd_rows(params), params, "train_acdmd", prices)
 
 
-def stage_two_epoch(params: Params, prices: Prices = WORLD, kept: float = 1.0) -> dict[str, float]:
-    """Mean cost of one epoch of stage two by part; ``kept``: share of the images that the policy pass does not skip
-    (their advantage is 0), known after a run only."""
-    return {name: priced(rows, params, "train_rtdmd", prices) for name, rows in kept_parts(params, kept).items()}
+def stage_two_epoch(params: Params, prices: Prices = WORLD, frac_nonzero: float = 1.0) -> dict[str, float]:
+    """Mean cost of one epoch of stage two by part; ``frac_nonzero``: share of the images that the policy pass does not
+    skip (their advantage is 0), known after a run only."""
+    return {
+        name: priced(rows, params, "train_rtdmd", prices)
+        for name, rows in parts_without_skipped(params, frac_nonzero).items()
+    }
 
 
-def kept_parts(params: Params, kept: float) -> dict[str, Rows]:
-    """The rows of an epoch of stage two by part, where the policy pass skips all but the share ``kept`` of the images:
-    it skips none of them where another term needs its pass."""
+def parts_without_skipped(params: Params, frac_nonzero: float) -> dict[str, Rows]:
+    """The rows of an epoch of stage two by part, where the policy pass skips all but the share ``frac_nonzero`` of the
+    images: it skips none of them where another term needs its pass."""
     p, parts = params.train_rtdmd, rtdmd_parts(params)
     if p.weights.reference_kl == 0 and p.matching_path != "reward":
-        parts["policy"] = scaled(parts["policy"], kept)
+        parts["policy"] = scaled(parts["policy"], frac_nonzero)
     return parts
 
 
@@ -57,10 +60,12 @@ class Counts(NamedTuple):
     backward: float
 
 
-def update_counts(params: Params, stage: str, kept: float = 1.0) -> Counts:
+def update_counts(params: Params, stage: str, frac_nonzero: float = 1.0) -> Counts:
     """What an update of a stage, an iteration or an epoch, takes through the transformer, whatever role passes it;
-    ``kept`` as in `stage_two_epoch`."""
-    rows = acdmd_rows(params) if stage == "train_acdmd" else summed(*kept_parts(params, kept).values())
+    ``frac_nonzero`` as in `stage_two_epoch`."""
+    rows = (
+        acdmd_rows(params) if stage == "train_acdmd" else summed(*parts_without_skipped(params, frac_nonzero).values())
+    )
     passes = {"teacher": guided_passes(params), "unguided-teacher": 1}
     passes |= dict.fromkeys(("generator", "fake", "reference", "surrogate"), 1)
     forward = sum(count * rows.get(f"{role} forward", 0.0) for role, count in passes.items())

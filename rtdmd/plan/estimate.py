@@ -14,14 +14,14 @@ from rtdmd.backbones.sizes import require_suites
 from rtdmd.common.files import read_json
 from rtdmd.config import Params, RewardParams, SuiteParams
 from rtdmd.pipeline.dvc_yaml import params_values
+from rtdmd.plan.cost_counter import META, size_of, tensors_of
 from rtdmd.plan.costs import ROWS, Cost, Costs, count, flops_of
 from rtdmd.plan.fits import Measure
 from rtdmd.plan.gpus import GPUS, UTILISATION
 from rtdmd.plan.memory import Memory, acdmd_memory, cache_memory, evaluate_memory, rtdmd_memory, with_watch
-from rtdmd.plan.passes import acdmd_rows, evaluate_rows, law_rows, rtdmd_rows, watch_rows
+from rtdmd.plan.meta_models import ADAPTER_NAMES, MetaModels
+from rtdmd.plan.passes import acdmd_rows, distribution_rows, evaluate_rows, rtdmd_rows, watch_rows
 from rtdmd.plan.publishing import publishing_memory
-from rtdmd.plan.stand import ADAPTER_NAMES, Stand
-from rtdmd.plan.tally import META, size_of, tensors_of
 from rtdmd.prompts.records import read_prompts
 from rtdmd.prompts.registry import SOURCES
 
@@ -100,17 +100,17 @@ def make_plan(params: Params, root: Path = Path("."), processes: int | None = No
 
     UserError where the teacher's shapes are not known here, or the resolution does not fit them.
     """
-    stand = Stand.of(params, root)
-    costs = Costs(stand)
+    models = MetaModels.of(params, root)
+    costs = Costs(models)
     one, two, own = params.train_acdmd, params.train_rtdmd, params.model.resolution
-    encode = encoding(stand)
+    encode = encoding(models)
     training = (
         ("train_acdmd", "iterations", one.iterations, acdmd_rows, processes or one.processes),
         ("train_rtdmd", "epochs", two.epochs, rtdmd_rows, processes or two.processes),
     )
-    require_suites(params, stand.configs, params.model.teacher)
+    require_suites(params, models.configs, params.model.teacher)
     asked = {suite.resolution or own for judging in params.judging.values() for suite in judging.suites}
-    sized = {own: costs} | {side: Costs(stand.at(side), learning=False) for side in asked - {own}}
+    sized = {own: costs} | {side: Costs(models.at(side), learning=False) for side in asked - {own}}
     counts = None
     if prepared(params, root):
         counts = Counter(prompt.set for prompt in read_prompts(root / PREPARED / "eval.jsonl"))
@@ -128,7 +128,7 @@ def make_plan(params: Params, root: Path = Path("."), processes: int | None = No
     flops = sum(suite.total for suite in suites) / images
     measure = partial(memories.memory, "evaluate", 1)
     stages.append(StagePlan("evaluate", "images of each model", images, flops, measure(params), measure, suites=suites))
-    return Plan(_parameters(stand), {stage.name: stage for stage in stages}, publishing_memory(costs, encode))
+    return Plan(_parameters(models), {stage.name: stage for stage in stages}, publishing_memory(costs, encode))
 
 
 @dataclass
@@ -142,14 +142,14 @@ class _Memories:
 
     def memory(self, stage: str, processes: int, params: Params) -> Memory:
         """Of one process. Passes are counted again where blocks are computed again in the backward pass or no more."""
-        known = self.sized[self.own].stand.params.adapter == params.adapter
-        stand = self.sized[self.own].stand if known else Stand.of(params, self.root)
+        known = self.sized[self.own].models.params.adapter == params.adapter
+        models = self.sized[self.own].models if known else MetaModels.of(params, self.root)
         sized = {}
         for side, costs in self.sized.items():
-            other = costs if known else Costs(stand.at(side), costs.learning)
-            sized[side] = other.sized(params.model_copy(update={"model": other.stand.params.model}))
+            other = costs if known else Costs(models.at(side), costs.learning)
+            sized[side] = other.sized(params.model_copy(update={"model": other.models.params.model}))
         if stage == "cache_teacher":
-            return cache_memory(sized[self.own].stand, self.encode)
+            return cache_memory(sized[self.own].models, self.encode)
         if stage == "evaluate":
             return evaluate_memory(sized[max(suite.resolution or self.own for suite in params.evaluate.suites)])
         section = getattr(params, stage)
@@ -188,12 +188,14 @@ def _suites(params: Params, sized: Mapping[int, Costs], counts: Mapping[str, int
         scorers = suite.scorers(params.evaluate.rewards)
         images = images_of(suite, params, counts)
         each = flops_of(evaluate_rows(params, 1), sized[resolution], "evaluate", scorers)
-        law = flops_of(law_rows(params, law_images(suite, scorers)), sized[resolution], "evaluate", ())
-        suites.append(SuitePlan(suite.name, images, resolution, images * each + law))
+        distribution = flops_of(
+            distribution_rows(params, distribution_images(suite, scorers)), sized[resolution], "evaluate", ()
+        )
+        suites.append(SuitePlan(suite.name, images, resolution, images * each + distribution))
     return tuple(suites)
 
 
-def law_images(suite: SuiteParams, scorers: Sequence[RewardParams]) -> int:
+def distribution_images(suite: SuiteParams, scorers: Sequence[RewardParams]) -> int:
     """Images of the teacher with noise of their own, where the suite's ``scorers`` have the verifier that reads
     them."""
     read = any(scorer.name == "world_verifier" for scorer in scorers)
@@ -240,41 +242,41 @@ def prepared(params: Params, root: Path) -> bool:
     return isinstance(recorded, dict) and all(recorded.get(key) == value for key, value in made_from.items())
 
 
-def encoding(stand: Stand) -> Cost:
+def encoding(models: MetaModels) -> Cost:
     """What a prompt costs the text encoders: each reads its longest text."""
     total = [0.0, 0.0]
-    for name, encoder in stand.text.items():
-        length = stand.configs[name].get("max_position_embeddings", stand.params.model.max_sequence_length)
-        if stand.configs[name]["model_type"] == "qwen3":
-            length = stand.params.model.max_sequence_length
+    for name, encoder in models.text.items():
+        length = models.configs[name].get("max_position_embeddings", models.params.model.max_sequence_length)
+        if models.configs[name]["model_type"] == "qwen3":
+            length = models.params.model.max_sequence_length
         tokens = torch.zeros(ROWS, length, dtype=torch.long, device=META)
         found = count(partial(encoder, tokens), [], [*tensors_of([encoder]), tokens])
         total = [total[0] + found.flops, max(total[1], found.peak)]
     return Cost(flops=total[0], peak=total[1])
 
 
-def _parameters(stand: Stand) -> dict[str, tuple[int, str]]:
+def _parameters(models: MetaModels) -> dict[str, tuple[int, str]]:
     """(numbers, what they are) by role."""
-    adapter = {name: sum(p.numel() for p in stand.adapter(name)) for name in ADAPTER_NAMES}
-    kind = "a copy of the transformer" if stand.roles.full else f"LoRA of rank {stand.params.adapter.rank}"
-    text = size_of(stand.text.values())[0]
-    scorers = stand.scorers.values()
+    adapter = {name: sum(p.numel() for p in models.adapter(name)) for name in ADAPTER_NAMES}
+    kind = "a copy of the transformer" if models.bank.full else f"LoRA of rank {models.params.adapter.rank}"
+    text = size_of(models.text.values())[0]
+    scorers = models.scorers.values()
     rewards = {scorer.name: size_of(scorer.modules)[0] + scorer.recorded.parameters for scorer in scorers}
-    base = (stand.base_size()[0], f"{stand.params.model.dtype}, frozen")
+    base = (models.base_size()[0], f"{models.params.model.dtype}, frozen")
     bases = {"teacher (base of every role)": base}
-    if stand.two_bases:
+    if models.two_bases:
         bases = {"teacher (base of the fake score)": base, "student (base of the generator)": base}
     found = bases | {
         "generator, stage one (acdmd)": (adapter["acdmd"], f"{kind}, trained in train_acdmd"),
         "generator, stage two (rtdmd)": (adapter["rtdmd"], f"{kind} on top of stage one's, trained in train_rtdmd"),
-        "average of the generator": (adapter["acdmd"], "of the one that is trained"),
+        "EMA of the generator": (adapter["acdmd"], "of the one that is trained"),
         "fake score (fake)": (
             adapter["fake"],
-            f"{kind}, trained in {'train_acdmd' if stand.new_fake else 'both stages'}",
+            f"{kind}, trained in {'train_acdmd' if models.new_fake else 'both stages'}",
         ),
-        "decoder (VAE)": (size_of([stand.vae])[0], "frozen"),
-        "text encoders": (text, stand.params.cache_teacher.mode.replace("_", " ")),
+        "decoder (VAE)": (size_of([models.vae])[0], "frozen"),
+        "text encoders": (text, models.params.cache_teacher.mode.replace("_", " ")),
     }
-    if stand.new_fake:
+    if models.new_fake:
         found["fake score, stage two (fake_rtdmd)"] = (adapter["fake"], f"{kind} on top of it, trained in train_rtdmd")
     return found | {f"reward {name}": (number, "frozen") for name, number in rewards.items()}

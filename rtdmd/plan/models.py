@@ -22,8 +22,8 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json
 from rtdmd.common.model_files import INDEX, bring_back, model_index, parts_of
 from rtdmd.common.torch_setup import DTYPES, quiet_imports
+from rtdmd.plan.cost_counter import META, empty
 from rtdmd.plan.published import TEACHERS
-from rtdmd.plan.tally import META, empty
 
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams

@@ -46,7 +46,7 @@ def acdmd_rows(params: Params) -> Rows:
     """One iteration of stage one, generator turns spread over all. A turn on a roll-out of its own also runs that, and
     the fake score once more."""
     p, steps = params.train_acdmd, params.model.num_steps
-    executed = steps if p.stop == "last" else (steps + 1) / 2
+    executed = steps if p.rollout_stop == "last" else (steps + 1) / 2
     roll_out = {"generator forward": p.batch_size * executed}
     turn: Rows = {"generator backward": p.batch_size, "teacher forward": p.batch_size}
     if p.generator_rollout == "own":
@@ -178,7 +178,7 @@ def watch_rows(params: Params, images: int) -> Rows:
     return summed(scored(images), {"generator forward": images * params.model.num_steps})
 
 
-def law_rows(params: Params, images: int) -> Rows:
+def distribution_rows(params: Params, images: int) -> Rows:
     """``images`` of the teacher from which evaluate measures divergences, which the verifier alone reads."""
     return {"decode forward": images, "teacher forward": images * params.model.teacher_steps}
 

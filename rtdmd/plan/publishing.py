@@ -6,9 +6,9 @@ Each phase holds one model and gives it back before the next one comes (`rtdmd.p
 
 from __future__ import annotations
 
+from rtdmd.plan.cost_counter import size_of
 from rtdmd.plan.costs import Cost, Costs
 from rtdmd.plan.memory import Memory
-from rtdmd.plan.tally import size_of
 
 EXAMPLES, COMPARED = 4, 2  # images of the model card's picture; latents that student and export are compared on
 EXACT = 4  # bytes of a number in float32, in which they are compared
@@ -18,14 +18,14 @@ PUBLISH, GATE = "publish", "its gate"
 def publishing_memory(costs: Costs, encode: Cost) -> dict[str, Memory]:
     """Of the stage's process and of its gate's, on the device of the run; the card's programs run on the CPU as they
     are printed, so on a GPU their memory is the host's."""
-    stand = costs.stand
-    base = float(stand.base_size()[1])
-    text = float(size_of(stand.text.values())[1])
-    decoder = float(size_of([stand.vae])[1])
-    width = stand.backbone.dtype.itemsize
-    full = stand.roles.full
-    adapters = 0.0 if full else float(stand.adapter_bytes("acdmd") + stand.adapter_bytes("rtdmd"))
-    merged = float(stand.adapted_bytes()) if stand.merged else 0.0
+    models = costs.models
+    base = float(models.base_size()[1])
+    text = float(size_of(models.text.values())[1])
+    decoder = float(size_of([models.vae])[1])
+    width = models.backbone.dtype.itemsize
+    full = models.bank.full
+    adapters = 0.0 if full else float(models.adapter_bytes("acdmd") + models.adapter_bytes("rtdmd"))
+    merged = float(models.adapted_bytes()) if models.merged else 0.0
     drawing = max(costs.reference.peak, costs.pictures.peak)  # of an image
     exact = {
         "transformer": EXACT / width * base,
@@ -51,6 +51,6 @@ def publishing_memory(costs: Costs, encode: Cost) -> dict[str, Memory]:
     # The gate's pipeline has its decoder; what stage one's student is merged into is no part of it.
     compared = exact | {"merged layers": 0.0, "decoder": EXACT / width * decoder}
     own = Memory({}, {"encoding": encoding, "example": example, "comparison": exact})
-    if stand.params.run.device == "cpu":
+    if models.params.run.device == "cpu":
         return {PUBLISH: own, GATE: Memory({}, {"card": card, "comparison": compared})}
     return {PUBLISH: own, GATE: Memory({}, {"comparison": compared}, sum(card.values()))}

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from rtdmd.common.torch_setup import quiet_imports
+from rtdmd.plan.cost_counter import META
 from rtdmd.plan.models import built_on
-from rtdmd.plan.tally import META
 from rtdmd.rewards.registration import FREE, Recorded
 from rtdmd.rewards.registry import REWARDS
 

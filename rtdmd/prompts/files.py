@@ -17,7 +17,7 @@ from typing import Any
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import sha256_file
 from rtdmd.common.parsing import json_value, read_bytes
-from rtdmd.prompts.records import BadPrompt, Faults, Source, is_blank
+from rtdmd.prompts.records import BadPrompt, ErrorPolicy, Source, is_blank
 from rtdmd.prompts.registration import Facts, FileParams, Reading
 from rtdmd.prompts.tables import SEPARATORS, table_rows
 
@@ -31,10 +31,10 @@ Check = Callable[[Source], Source]
 Entry = tuple[str, Callable[[], Any]]  # where, and a function that gives the entry or raises BadPrompt
 
 
-def file_sources(path: Path, label: str, faults: Faults, max_characters: float = math.inf) -> list[Source]:
+def file_sources(path: Path, label: str, policy: ErrorPolicy, max_characters: float = math.inf) -> list[Source]:
     """The prompts of a file, in order; ``label`` is what errors call it.
 
-    A faulty line goes to ``faults``; a file that cannot be read at all, or with no prompt in it, is a UserError.
+    A faulty line goes to ``policy``; a file that cannot be read at all, or with no prompt in it, is a UserError.
     """
     if path.suffix not in SUFFIXES:
         raise UserError(f"{label}: prompts are read from {', '.join(SUFFIXES)} files")
@@ -44,9 +44,9 @@ def file_sources(path: Path, label: str, faults: Faults, max_characters: float =
         try:
             sources.append(_source(parse(), where, max_characters))
         except BadPrompt as bad:
-            faults.add(bad)
+            policy.add(bad)
     if not sources:
-        raise UserError(f"{label}: there is no prompt in it" + (" that can be used" if faults.dropped else ""))
+        raise UserError(f"{label}: there is no prompt in it" + (" that can be used" if policy.dropped else ""))
     return sources
 
 
@@ -55,8 +55,8 @@ def file_reader(check: Check | None = None) -> Callable[[FileParams, Reading], t
 
     def read(params: FileParams, reading: Reading) -> tuple[list[Source], Facts]:
         path, label = _found(params, reading)
-        sources = file_sources(path, label, reading.faults, reading.max_characters)
-        kept = sources if check is None else checked(sources, check, reading.faults)
+        sources = file_sources(path, label, reading.policy, reading.max_characters)
+        kept = sources if check is None else checked(sources, check, reading.policy)
         return kept, {"sha256": sha256_file(path)}
 
     return read
@@ -72,14 +72,14 @@ def _found(params: FileParams, reading: Reading) -> tuple[Path, str]:
     return dataset_file(params.repo, params.revision, params.path, reading.key), label
 
 
-def checked(sources: list[Source], check: Check, faults: Faults) -> list[Source]:
-    """``check`` of every source; what it finds bad goes to ``faults``."""
+def checked(sources: list[Source], check: Check, policy: ErrorPolicy) -> list[Source]:
+    """``check`` of every source; what it finds bad goes to ``policy``."""
     good = []
     for source in sources:
         try:
             good.append(check(source))
         except BadPrompt as bad:
-            faults.add(bad)
+            policy.add(bad)
     return good
 
 
@@ -157,10 +157,10 @@ def _refuse_halves(value: Any, where: str) -> None:
     except UnicodeEncodeError as error:
         code = ord(error.object[error.start])
         if code in _UNDECODED:
-            says = f"not UTF-8 (the byte {code - 0xDC00:#x}); save the file as UTF-8"
+            message = f"not UTF-8 (the byte {code - 0xDC00:#x}); save the file as UTF-8"
         else:
-            says = f"half a character ({json.dumps(chr(code))}), which UTF-8 cannot hold"
-        raise BadPrompt("encoding", where, says) from error
+            message = f"half a character ({json.dumps(chr(code))}), which UTF-8 cannot hold"
+        raise BadPrompt("encoding", where, message) from error
 
 
 def _text(value: Any, where: str, max_characters: float) -> str:
@@ -172,17 +172,17 @@ def _text(value: Any, where: str, max_characters: float) -> str:
         raise BadPrompt("empty", where, f"the prompt is {shown}; a text that is not empty is expected")
     for character in text:
         if unicodedata.category(character) == "Cc" and character not in _SPACES:
-            says = f"the prompt is {shown}, with the control character {json.dumps(character)} in it"
-            raise BadPrompt("encoding", where, says)
+            message = f"the prompt is {shown}, with the control character {json.dumps(character)} in it"
+            raise BadPrompt("encoding", where, message)
     if len(text) > max_characters:
-        says = f"the prompt has {len(text)} characters, above prepare_prompts.max_characters: {max_characters}"
-        raise BadPrompt("overlong", where, says)
+        message = f"the prompt has {len(text)} characters, above prepare_prompts.max_characters: {max_characters}"
+        raise BadPrompt("overlong", where, message)
     return text
 
 
 def _typed(value: dict[str, Any], key: str, kind: type, where: str) -> Any:
     found = value.get(key)
     if found is not None and not isinstance(found, kind):
-        says = f"{key} is {json.dumps(found)[:80]}; {kind.__name__} or null is expected"
-        raise BadPrompt("malformed", where, says)
+        message = f"{key} is {json.dumps(found)[:80]}; {kind.__name__} or null is expected"
+        raise BadPrompt("malformed", where, message)
     return found

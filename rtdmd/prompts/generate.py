@@ -24,7 +24,7 @@ _PLURALS = {"person": "people", "knife": "knives", "computer mouse": "computer m
 _PLURALS |= {name: name for name in ("sheep", "skis", "scissors")}
 
 Item = dict[str, Any]
-Made = tuple[str, list[Item], list[Item]]  # words, include, exclude
+PromptParts = tuple[str, list[Item], list[Item]]  # words, include, exclude
 _CHOICES: dict[str, tuple[int, ...]] = {  # of each tag: the sizes of what is chosen
     "single_object": (len(CLASSES),),
     "two_object": (len(CLASSES), len(CLASSES)),
@@ -75,8 +75,8 @@ def _drawn(tag: str, count: int, seed: int, taken: set[Any], entry: str) -> list
         record = {"tag": tag, "include": include} | ({"exclude": exclude} if exclude else {}) | {"prompt": prompt}
         sources.append(Source(prompt, tag, record, f"generated {tag} {len(sources) + 1}"))
     if len(sources) < count:
-        says = f"only {len(sources)} are left beside the evaluation prompts"
-        raise UserError(f"{entry}.tags.{tag}: {count}, but {says}")
+        message = f"only {len(sources)} are left beside the evaluation prompts"
+        raise UserError(f"{entry}.tags.{tag}: {count}, but {message}")
     return sources
 
 
@@ -115,29 +115,29 @@ def plural(name: str) -> str:
     return _PLURALS.get(name) or name + ("es" if name.endswith(("s", "sh", "ch", "x")) else "s")
 
 
-def _single(a: int) -> Made:
+def _single(a: int) -> PromptParts:
     return with_article(CLASSES[a]), [{"class": CLASSES[a], "count": 1}], []
 
 
-def _two(a: int, b: int) -> Made | None:
+def _two(a: int, b: int) -> PromptParts | None:
     names = CLASSES[a], CLASSES[b]
     if a == b:
         return None
     return " and ".join(map(with_article, names)), [{"class": name, "count": 1} for name in names], []
 
 
-def _counting(n: int, a: int) -> Made:
+def _counting(n: int, a: int) -> PromptParts:
     number, name = n + 2, CLASSES[a]
     words = f"{NUMBERS[number]} {plural(name)}"
     return words, [{"class": name, "count": number}], [{"class": name, "count": number + 1}]
 
 
-def _colors(c: int, a: int) -> Made:
+def _colors(c: int, a: int) -> PromptParts:
     name, color = COLORED[a], COLORS[c]
     return with_article(f"{color} {name}"), [{"class": name, "count": 1, "color": color}], []
 
 
-def _position(a: int, b: int, r: int) -> Made | None:
+def _position(a: int, b: int, r: int) -> PromptParts | None:
     subject, reference, relation = CLASSES[a], CLASSES[b], RELATIONS[r]
     if a == b:
         return None
@@ -145,7 +145,7 @@ def _position(a: int, b: int, r: int) -> Made | None:
     return f"{with_article(subject)} {relation} {with_article(reference)}", include, []
 
 
-def _color_attr(a: int, b: int, c: int, d: int) -> Made | None:
+def _color_attr(a: int, b: int, c: int, d: int) -> PromptParts | None:
     if a == b or c == d:
         return None
     pairs = (COLORS[c], COLORED[a]), (COLORS[d], COLORED[b])
@@ -153,7 +153,7 @@ def _color_attr(a: int, b: int, c: int, d: int) -> Made | None:
     return words, [{"class": name, "count": 1, "color": color} for color, name in pairs], []
 
 
-MAKERS: dict[str, Callable[..., Made | None]] = {
+MAKERS: dict[str, Callable[..., PromptParts | None]] = {
     "single_object": _single,
     "two_object": _two,
     "counting": _counting,

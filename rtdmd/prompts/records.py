@@ -56,12 +56,12 @@ class Source:
 class BadPrompt(UserError):
     """A prompt that cannot be used. ``reason``: one word to count it by; ``where``: its file and line."""
 
-    def __init__(self, reason: str, where: str, says: str):
-        super().__init__(f"{where}: {says}")
-        self.reason, self.where, self.says = reason, where, says
+    def __init__(self, reason: str, where: str, message: str):
+        super().__init__(f"{where}: {message}")
+        self.reason, self.where, self.message = reason, where, message
 
 
-class Faults:
+class ErrorPolicy:
     """What becomes of faulty prompts: the first one stops everything (``drop`` false), or all are dropped and kept
     on record."""
 
@@ -73,7 +73,7 @@ class Faults:
         """Raise ``bad``, or record that it was dropped."""
         if not self.drop:
             raise bad
-        self.dropped.append({"where": bad.where, "reason": bad.reason, "says": bad.says})
+        self.dropped.append({"where": bad.where, "reason": bad.reason, "message": bad.message})
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def comparable(prompt: str) -> str:
 
 
 def make_sets(
-    training: Mapping[str, Groups], evaluation: Mapping[str, Groups], faults: Mapping[str, Faults]
+    training: Mapping[str, Groups], evaluation: Mapping[str, Groups], policy: Mapping[str, ErrorPolicy]
 ) -> dict[str, PromptSet]:
     """Leave out what is repeated in a set, check that no training set has an evaluation prompt, and number all prompts:
     the training sets', then the evaluation sets', in the order given. faults: of each set.
@@ -160,13 +160,13 @@ def make_sets(
     times: dict[str, Counter[str]] = {}
     repeated: dict[str, list[int]] = {}
     for name, groups in (*evaluation.items(), *training.items()):
-        kept[name], repeated[name], times[name] = _distinct(groups, faults[name])
+        kept[name], repeated[name], times[name] = _distinct(groups, policy[name])
     held_out: dict[str, tuple[str, Source]] = {}
     for name in evaluation:
         for source in _flat(kept[name]):
             held_out.setdefault(comparable(source.prompt), (name, source))
     for name in training:
-        kept[name] = _apart(name, kept[name], held_out, faults[name])
+        kept[name] = _apart(name, kept[name], held_out, policy[name])
     first, sets = 0, dict[str, PromptSet]()
     for name in (*training, *evaluation):
         ids = []
@@ -187,7 +187,7 @@ def _flat(groups: Groups) -> list[Source]:
     return [source for group in groups for source in group]
 
 
-def _distinct(groups: Groups, faults: Faults) -> tuple[list[list[Source]], list[int], Counter[str]]:
+def _distinct(groups: Groups, policy: ErrorPolicy) -> tuple[list[list[Source]], list[int], Counter[str]]:
     """First occurrence of each prompt, in order and by source, the number of repetitions in each source, and how many
     times each prompt is there."""
     seen: dict[str, Source] = {}
@@ -200,8 +200,8 @@ def _distinct(groups: Groups, faults: Faults) -> tuple[list[list[Source]], list[
         for source in group:
             first = seen.setdefault(source.prompt, source)
             if (first.tag, first.metadata) != (source.tag, source.metadata):
-                says = f"the prompt {source.prompt!r} has other metadata than at {first.where}"
-                faults.add(BadPrompt("conflict", source.where, says))
+                message = f"the prompt {source.prompt!r} has other metadata than at {first.where}"
+                policy.add(BadPrompt("conflict", source.where, message))
                 continue
             times[source.prompt] += 1
             if first is source:
@@ -211,7 +211,9 @@ def _distinct(groups: Groups, faults: Faults) -> tuple[list[list[Source]], list[
     return kept, repeated, times
 
 
-def _apart(name: str, groups: Groups, held_out: Mapping[str, tuple[str, Source]], faults: Faults) -> list[list[Source]]:
+def _apart(
+    name: str, groups: Groups, held_out: Mapping[str, tuple[str, Source]], policy: ErrorPolicy
+) -> list[list[Source]]:
     """Prompts of the training set ``name`` that are in no evaluation set; the others are faults. held_out: the
     evaluation prompts, each with the name of its set, by what makes them comparable."""
     kept: list[list[Source]] = []
@@ -224,13 +226,13 @@ def _apart(name: str, groups: Groups, held_out: Mapping[str, tuple[str, Source]]
                 kept[-1].append(source)
             else:
                 shared.append((source, *found))
-    more = "" if faults.drop or len(shared) < 2 else f" ({len(shared) - 1} more of its prompts are in evaluation sets)"
+    more = "" if policy.drop or len(shared) < 2 else f" ({len(shared) - 1} more of its prompts are in evaluation sets)"
     for source, other_name, other in shared:
         alike = "" if source.prompt == other.prompt else f" as {other.prompt!r}"
-        says = (
+        message = (
             f"the prompt {source.prompt!r} of the training set {name} is also at {other.where}, in the evaluation set"
             f" {other_name}{alike}"
         )
         then = "take it out of one, or set prepare_prompts.on_bad: drop, which trains without it"
-        faults.add(BadPrompt("overlap", source.where, f"{says}; {then}{more}"))
+        policy.add(BadPrompt("overlap", source.where, f"{message}; {then}{more}"))
     return kept

@@ -16,7 +16,7 @@ from pydantic import model_validator
 
 from rtdmd.common.hub_names import HUB_NAME_RULE, is_owner_and_name
 from rtdmd.common.section import Section, param
-from rtdmd.prompts.records import Faults, Source
+from rtdmd.prompts.records import ErrorPolicy, Source
 
 PROMPT_FILES = "data/prompts"
 """The folder of local prompt files: the one that dvc.yaml declares, so that both engines see a change in it."""
@@ -67,7 +67,7 @@ class Reading:
     input: Callable[[str], Path]
     seed: int
     max_characters: int
-    faults: Faults
+    policy: ErrorPolicy
     held_out: Sequence[Source] = ()
 
 
@@ -91,7 +91,7 @@ class Registration:
 
     settings: the keys of its entry in params.yaml; its ``name`` is the file's.
     read: (prompts in order, what sources.json says of them beside the keys) of an entry. Raises UserError where
-        nothing can be read; faulty prompts go to ``reading.faults``. The same entry and seed give the same prompts.
+        nothing can be read; faulty prompts go to ``reading.policy``. The same entry and seed give the same prompts.
     provides: rewards whose metadata every prompt of it carries.
     tags: how many tags the prompts of an entry have, for `rtdmd plan`.
     published: for `rtdmd rehearse`, of a source that is a file: the rows of the published file about a prompt that is

@@ -1,7 +1,7 @@
 """One export from its parts to the gate: weights, scheduler, card, and the test that they must pass.
 
-Stage publish and `rtdmd import` write the same folder; they differ in where the student comes from. ``place(name)``
-says where a file of the folder is written; nothing here decides what becomes of the folder.
+Stage publish and `rtdmd import` write the same folder; they differ in where the student comes from.
+``output_path(name)`` says where a file of the folder is written; nothing here decides what becomes of the folder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rtdmd.publish.card import model_card
 from rtdmd.publish.card_data import WIDGET, Published
 from rtdmd.publish.compose import Adapter, compose
 from rtdmd.publish.export import BaseModel, base_model, pipeline_class, write_lora
-from rtdmd.publish.gate import Export, Fixed, fixed_inputs, run_gate, student_latents
+from rtdmd.publish.gate import Export, GateInputs, make_gate_inputs, run_gate, student_latents
 from rtdmd.publish.merge import CONFIG, MERGED, Weights, base_weights, full_weights, merged_weights, write_merged
 from rtdmd.publish.reference import check_merged, whole_student
 from rtdmd.publish.scheduler import scheduler_config
@@ -39,9 +39,9 @@ from rtdmd.train.rounding import report_lost_export
 SCHEDULER = "scheduler/scheduler_config.json"
 CARD, GATE, PROVENANCE = "README.md", "gate.json", "provenance.json"
 RENOISE_FROM = 0.5  # trained eta from which diffusers' re-noising (eta = 1) is nearer than its Euler step (eta = 0)
-PICTURES, LEAST_SIDE = 4, 144  # images of the example, and about how large each is shown
+PICTURES, MIN_SIDE = 4, 144  # images of the example, and about how large each is shown
 
-Place = Callable[[str], Path]
+OutputPath = Callable[[str], Path]
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Made:
+class ExportedWeights:
     """What the weights' making leaves for the rest."""
 
     base: BaseModel
     adapter: Adapter | None  # composed
     sigmas: list[float]
     scheduler: Mapping[str, Any] | None  # the base's own configuration, where its pipeline runs the levels with it
-    fixed: Fixed
+    gate_inputs: GateInputs
     latents: dict[str, dict[str, Tensor]]  # form -> noise level -> the student's latents
 
 
@@ -89,7 +89,7 @@ def check_forms(params_format: str, mode: str) -> tuple[str, ...]:
     return forms
 
 
-def make_weights(source: Source, place: Place) -> Made:
+def make_weights(source: Source, output_path: OutputPath) -> ExportedWeights:
     """Write the weights and the example's picture; sample what the gate will compare with.
 
     One model is held at a time: the text encoders, the student that draws the example, the student in float32 that the
@@ -105,7 +105,7 @@ def make_weights(source: Source, place: Place) -> Made:
         check_belongs(one, backbone, name)
     sigmas = backbone.sigmas(source.model.num_steps)
     velocity = source.student(backbone)
-    _draw_example(source, backbone, velocity, cond, sigmas, place(WIDGET))
+    _draw_example(source, backbone, velocity, cond, sigmas, output_path(WIDGET))
     if source.model.dtype != "float32":  # compared in float32
         del backbone, velocity
         free_memory(source.device)
@@ -113,20 +113,20 @@ def make_weights(source: Source, place: Place) -> Made:
         velocity = source.student(backbone)
     adapter = compose(list(source.adapters.values())) if source.adapters else None
     if "lora" in source.forms and adapter is not None:
-        write_lora(adapter, place(PUBLISHED), source.metadata, base.pipeline)
-    fixed = fixed_inputs(backbone, source.model.family, cond, sigmas)
-    latents = {"lora": student_latents(velocity, fixed, source.model.eta)}
-    made = Made(base, adapter, sigmas.tolist(), backbone.own_scheduler(), fixed, latents)
+        write_lora(adapter, output_path(PUBLISHED), source.metadata, base.pipeline)
+    gate_inputs = make_gate_inputs(backbone, source.model.family, cond, sigmas)
+    latents = {"lora": student_latents(velocity, gate_inputs, source.model.eta)}
+    exported = ExportedWeights(base, adapter, sigmas.tolist(), backbone.own_scheduler(), gate_inputs, latents)
     if "merged" in source.forms:
-        written = _write_whole(source, base, adapter, place)
+        written = _write_whole(source, base, adapter, output_path)
         latents["merged"] = latents["lora"]
         if source.model.dtype != "float32":
             if adapter is not None:
                 check_merged(written, backbone)
             del backbone, velocity
             free_memory(source.device)
-            latents["merged"] = _rounded_student(source, written, fixed)
-    return made
+            latents["merged"] = _rounded_student(source, written, gate_inputs)
+    return exported
 
 
 def _conditioning(source: Source) -> Conditioning:
@@ -140,7 +140,7 @@ def _exact(model: ModelParams) -> ModelParams:
     return model.model_copy(update={"dtype": "float32"})
 
 
-def _write_whole(source: Source, base: BaseModel, adapter: Adapter | None, place: Place) -> Weights:
+def _write_whole(source: Source, base: BaseModel, adapter: Adapter | None, output_path: OutputPath) -> Weights:
     """Write the transformer's weights with the student in them, in the published dtype, and return the file's; of the
     base's own weights one tensor at a time is read."""
     plain = base_weights(base.folder, source.model.key)
@@ -152,17 +152,17 @@ def _write_whole(source: Source, base: BaseModel, adapter: Adapter | None, place
     else:
         raise ValueError("a student without adapters needs its weights")
     report_lost_export(plain, weights, source.model.dtype)
-    place(CONFIG)
-    write_merged(weights, base.transformer_config, place(MERGED).parent.parent, source.metadata)
-    return open_tensors(place(MERGED))[0]
+    output_path(CONFIG)
+    write_merged(weights, base.transformer_config, output_path(MERGED).parent.parent, source.metadata)
+    return open_tensors(output_path(MERGED))[0]
 
 
-def _rounded_student(source: Source, weights: Weights, fixed: Fixed) -> dict[str, Tensor]:
+def _rounded_student(source: Source, weights: Weights, gate_inputs: GateInputs) -> dict[str, Tensor]:
     """What the merged weights give in memory: below float32 their cast moves every one of them a little, so what the
     file gives is compared with that, and the weights themselves with the base's and PEFT's adapters (`check_merged`).
     """
     backbone = load_backbone(_exact(source.model), vae=False, device=source.device, root=source.root)
-    return student_latents(whole_student(backbone, weights), fixed, source.model.eta)
+    return student_latents(whole_student(backbone, weights), gate_inputs, source.model.eta)
 
 
 @torch.no_grad()
@@ -172,47 +172,49 @@ def _draw_example(
     """The example's picture: a few images of the prompt by the trained sampler."""
     noise = ImageNoise(source.seed, [(0, i) for i in range(PICTURES)], backbone.latent_shape(), backbone.device)
     latents = sample(velocity, noise, cond.index([0]).expand(PICTURES), sigmas, source.model.eta)
-    scale = max(1, LEAST_SIDE // source.model.resolution)
+    scale = max(1, MIN_SIDE // source.model.resolution)
     save_png(path, grid(backbone.decode(latents).cpu(), columns=PICTURES // 2, scale=scale))
 
 
-def finish(source: Source, made: Made, place: Place, told: Mapping[str, Any]) -> dict[str, Any]:
+def finish(
+    source: Source, exported: ExportedWeights, output_path: OutputPath, card_context: Mapping[str, Any]
+) -> dict[str, Any]:
     """Write scheduler and card, put the folder through the gate, write its record; RtdmdError when it is refused.
 
     told: the card's settings, settings_sha256, metrics, datasets and sources. Every other file of the folder is there.
     """
     stochastic = source.model.eta >= RENOISE_FROM
-    own = made.scheduler
-    config = {**own, "stochastic_sampling": stochastic} if own else scheduler_config(made.sigmas, stochastic)
-    write_json(place(SCHEDULER), config)
+    own = exported.scheduler
+    config = {**own, "stochastic_sampling": stochastic} if own else scheduler_config(exported.sigmas, stochastic)
+    write_json(output_path(SCHEDULER), config)
     found = Published(
         model=source.model,
-        base=made.base,
-        sigmas=made.sigmas,
+        base=exported.base,
+        sigmas=exported.sigmas,
         stochastic=stochastic,
         forms=source.forms,
-        rank=made.adapter.rank if made.adapter is not None else None,
+        rank=exported.adapter.rank if exported.adapter is not None else None,
         prompt=source.prompt,
         folder=source.called,
-        **told,
+        **card_context,
     )
-    write_atomic(place(CARD), model_card(found))
-    record = put_through(source, made, place(CARD).parent, source.called)
-    write_json(place(GATE), record)
+    write_atomic(output_path(CARD), model_card(found))
+    record = put_through(source, exported, output_path(CARD).parent, source.called)
+    write_json(output_path(GATE), record)
     return record
 
 
-def put_through(source: Source, made: Made, folder: Path, called: str) -> dict[str, Any]:
+def put_through(source: Source, exported: ExportedWeights, folder: Path, called: str) -> dict[str, Any]:
     """The gate's record of a folder that should hold this student; RtdmdError when it is refused. called: its name."""
     export = Export(
         folder=folder,
         called=called,
         model=source.model,
-        base=made.base,
+        base=exported.base,
         forms=source.forms,
         stages=source.stacked(),
         threads=source.threads,
         device=str(source.device),
     )
     free_memory(source.device)  # the gate's process needs the memory that is no longer used here
-    return run_gate(export, made.fixed, made.latents)
+    return run_gate(export, exported.gate_inputs, exported.latents)

@@ -47,7 +47,7 @@ for the world, hours for a model of 12 billion parameters on the CPU. Longer tha
 
 
 @dataclass(frozen=True)
-class Fixed:
+class GateInputs:
     """The inputs on which student and export are compared: B latents, their conditioning, and the fresh noise."""
 
     latents: Tensor  # (B, C, H, W)
@@ -75,7 +75,7 @@ class Export:
     device: str
 
 
-def fixed_inputs(backbone: PipelineBackbone, family: str, cond: Conditioning, sigmas: Tensor) -> Fixed:
+def make_gate_inputs(backbone: PipelineBackbone, family: str, cond: Conditioning, sigmas: Tensor) -> GateInputs:
     """Latents from a fixed key, and the noise that the pipeline's scheduler draws after ``torch.manual_seed(SEED)``."""
     shape, device = backbone.latent_shape(), backbone.device
     count = math.prod(shape)
@@ -88,7 +88,7 @@ def fixed_inputs(backbone: PipelineBackbone, family: str, cond: Conditioning, si
             1
         )
     latents = normal((len(cond), *shape), "publish", "gate", "latents").to(device)
-    return Fixed(
+    return GateInputs(
         latents, noises.reshape(-1, len(cond), *shape), cond.to(device=device, dtype=torch.float32), sigmas, order
     )
 
@@ -99,10 +99,12 @@ def noise_levels(eta: float) -> list[str]:
 
 
 @torch.no_grad()
-def student_latents(velocity: Velocity, fixed: Fixed, eta: float) -> dict[str, Tensor]:
+def student_latents(velocity: Velocity, gate_inputs: GateInputs, eta: float) -> dict[str, Tensor]:
     """The student's latents x̂_0 (B, C, H, W) at every noise level, by our own sampler."""
     return {
-        level: rollout(velocity, fixed.latents, fixed.cond, fixed.sigmas, float(level), fixed.noises)[-1]
+        level: rollout(
+            velocity, gate_inputs.latents, gate_inputs.cond, gate_inputs.sigmas, float(level), gate_inputs.noises
+        )[-1]
         for level in noise_levels(eta)
     }
 
@@ -112,14 +114,14 @@ def blocks_of(card: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)\n```$", card, flags=re.DOTALL | re.MULTILINE)
 
 
-def run_gate(export: Export, fixed: Fixed, student: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+def run_gate(export: Export, gate_inputs: GateInputs, student: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
     """Test ``export`` and return what gate.json holds; RtdmdError with every reason when it is refused.
 
     student: form -> noise level -> latents of the student in memory, for each of ``export.forms`` ("lora" also stands
     for the stacked stages).
     """
     versions = {name: version(name) for name in RELEASED}
-    answer = _ask(export, fixed, student)
+    answer = _ask(export, gate_inputs, student)
     problems = [*unreleased(versions), *answer["problems"], *_judge(answer)]
     if problems:
         raise RtdmdError(
@@ -142,18 +144,18 @@ def unreleased(versions: Mapping[str, str]) -> list[str]:
     return [f"{name} {text} is no release; install one and publish again" for name, text in odd.items()]
 
 
-def _ask(export: Export, fixed: Fixed, student: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+def _ask(export: Export, gate_inputs: GateInputs, student: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
     """Write the request, run the program in a fresh process, read its answer."""
     with tempfile.TemporaryDirectory(prefix="rtdmd-gate-") as name:
         work = _working_folder(Path(name), [export.called, export.model.teacher])
         _link(work, export.called, export.folder)
         _link(work, export.model.teacher, export.base.folder)
-        write_json(work / "request.json", _request(export, fixed))
+        write_json(work / "request.json", _request(export, gate_inputs))
         packed = family_module(export.model.family).LAYOUT.given_packed
-        tensors = {f"input.{key}": value for key, value in fixed.cond.tensors.items()}
-        tensors["latents"] = fixed.inside(fixed.latents) if packed else fixed.latents
+        tensors = {f"input.{key}": value for key, value in gate_inputs.cond.tensors.items()}
+        tensors["latents"] = gate_inputs.inside(gate_inputs.latents) if packed else gate_inputs.latents
         for form, levels in student.items():
-            tensors |= {f"{form}.{level}": fixed.inside(value) for level, value in levels.items()}
+            tensors |= {f"{form}.{level}": gate_inputs.inside(value) for level, value in levels.items()}
         save_tensors(tensors, work / "tensors.safetensors")
         for stage, adapter in export.stages.items():
             write_lora(adapter, work / f"{stage}.safetensors", pipeline=export.base.pipeline)
@@ -198,7 +200,7 @@ def _link(work: Path, name: str, target: Path) -> None:
     place.symlink_to(target.resolve(), target_is_directory=True)
 
 
-def _request(export: Export, fixed: Fixed) -> dict[str, Any]:
+def _request(export: Export, gate_inputs: GateInputs) -> dict[str, Any]:
     model, index = export.model, export.base
     inputs = family_module(model.family).LAYOUT.inputs
     return {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rtdmd.backbones.protocol import PUBLISHED
-from rtdmd.common.digests import kept_tree
+from rtdmd.common.digests import cached_tree_digest
 from rtdmd.common.errors import UserError
 from rtdmd.common.escape import printable
 from rtdmd.common.files import read_json, sha256_file
@@ -40,7 +40,7 @@ class Recorded:
             raise UserError(
                 f"{self.where}: was made on {teacher}, which is not here; name a copy of it with --base FOLDER"
             )
-        if self.base_sha256 is not None and kept_tree(root / model.teacher, root) != self.base_sha256:
+        if self.base_sha256 is not None and cached_tree_digest(root / model.teacher, root) != self.base_sha256:
             raise UserError(
                 f"{self.where}: was made on another base than the one in {teacher} (their SHA-256 differ); name a"
                 " copy of the right one with --base FOLDER"

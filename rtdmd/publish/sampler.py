@@ -10,7 +10,7 @@ import torch
 
 from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import PUBLISHED
-from rtdmd.common.digests import kept_tree
+from rtdmd.common.digests import cached_tree_digest
 from rtdmd.common.errors import UserError
 from rtdmd.common.escape import printable
 from rtdmd.config import ModelParams, Params
@@ -69,4 +69,4 @@ def _stands_on(found: Recorded, base: ModelParams, root: Path) -> bool:
     """Whether a folder was made on a base: the same commit of the Hub, or the same files wherever they lie."""
     if base.is_hub_id or found.base_sha256 is None:
         return (found.model.teacher, found.model.revision) == (base.teacher, base.revision)
-    return found.base_sha256 == kept_tree(root / base.teacher, root)
+    return found.base_sha256 == cached_tree_digest(root / base.teacher, root)

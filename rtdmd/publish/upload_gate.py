@@ -26,10 +26,10 @@ def gate_folder(folder: Path, params: Params, root: Path, repo_id: str) -> None:
     source = student_source(params, root, paths, forms, metadata={})
     with tempfile.TemporaryDirectory() as scratch:
 
-        def place(name: str) -> Path:
+        def output_path(name: str) -> Path:
             path = Path(scratch) / name
             path.parent.mkdir(parents=True, exist_ok=True)
             return path
 
-        made = make_weights(source, place)
-    print(table(put_through(source, made, folder, repo_id)["forms"]), file=sys.stderr)
+        exported = make_weights(source, output_path)
+    print(table(put_through(source, exported, folder, repo_id)["forms"]), file=sys.stderr)

@@ -18,7 +18,7 @@ from rtdmd.common.processes import QUESTION_SECONDS, limited
 from rtdmd.config import Params
 from rtdmd.config.render import params_text
 from rtdmd.pipeline.model_inputs import IMPORTED, model_inputs
-from rtdmd.prompts.records import Faults
+from rtdmd.prompts.records import ErrorPolicy
 from rtdmd.prompts.registration import FileParams, Reading
 from rtdmd.prompts.registry import SOURCES
 from rtdmd.prompts.tables import SEPARATORS
@@ -61,8 +61,8 @@ def read_own_prompts(root: Path, params: Params) -> None:
         for number, spec in enumerate(settings.sets[name]):
             if isinstance(spec, FileParams) and spec.repo is None and (root / spec.path).is_file():
                 key = f"prepare_prompts.sets.{name}[{number}]"
-                faults = Faults(drop=settings.on_bad == "drop")
-                reading = Reading(key, root.joinpath, params.run.seed, settings.max_characters, faults)
+                policy = ErrorPolicy(drop=settings.on_bad == "drop")
+                reading = Reading(key, root.joinpath, params.run.seed, settings.max_characters, policy)
                 SOURCES[spec.name].read(spec, reading)
 
 

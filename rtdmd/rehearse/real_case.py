@@ -22,14 +22,14 @@ from rtdmd.config.presets import merged
 from rtdmd.plan.costs import Costs, flops_of
 from rtdmd.plan.gpus import GPUS, UTILISATION
 from rtdmd.plan.memory import Memory, acdmd_memory, rtdmd_memory
+from rtdmd.plan.meta_models import MetaModels
 from rtdmd.plan.models import part_configs
-from rtdmd.plan.needs import CPU_FLOPS
 from rtdmd.plan.passes import acdmd_rows, rtdmd_rows
-from rtdmd.plan.stand import Stand
+from rtdmd.plan.resources import CPU_FLOPS
 from rtdmd.plan.text import duration, size
 from rtdmd.rehearse import STAGES
 from rtdmd.rehearse.memory import Peak, freed_at_once, held
-from rtdmd.rehearse.real_models import Configs, random_backbone, random_panel, shallower
+from rtdmd.rehearse.real_models import Configs, random_backbone, random_rewards, shallower
 from rtdmd.rehearse.updates import Update, give_moments, peak_epochs, stage_one, stage_two, typical_rounds
 from rtdmd.train.learner import Learner
 
@@ -119,7 +119,7 @@ class Case:
     def costs(self) -> Costs:
         """The passes of these models, counted once for all sizes."""
         if "costs" not in self.shared:
-            self.shared["costs"] = Costs(Stand.of(self.params, self.root, self.configs))
+            self.shared["costs"] = Costs(MetaModels.of(self.params, self.root, self.configs))
         return self.shared["costs"]
 
     def memory(self, stage: str) -> Memory:
@@ -193,10 +193,10 @@ def _opened(case: Case, stage: str, device: torch.device) -> tuple[list[Learner]
     """What learns in a stage, and its update."""
     params, second = case.sized, stage == "train_rtdmd"
     backbone = random_backbone(params, case.configs, device, vae=second)
-    shapes = case.costs.stand.shapes
+    shapes = case.costs.models.shapes
     if second:
-        panel = random_panel(params.train_rtdmd.rewards, device, case.root, params.run.seed)
-        trainer, update = stage_two(params, backbone, panel, shapes)
+        reward_models = random_rewards(params.train_rtdmd.rewards, device, case.root, params.run.seed)
+        trainer, update = stage_two(params, backbone, reward_models, shapes)
         return list(trainer.learners.values()), update
     first, update = stage_one(params, backbone, shapes)
     return [first.generator, *first.fakes.values()], update

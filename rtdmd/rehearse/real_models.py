@@ -19,8 +19,8 @@ from rtdmd.backbones import PipelineBackbone
 from rtdmd.common.rng import key_seed
 from rtdmd.plan.models import backbone_of, diffusers_part
 from rtdmd.plan.scorers import Scorer, load_scorer
-from rtdmd.rewards.panel import Panel, panel_of
 from rtdmd.rewards.protocol import Metadata, Reward, check_batch, checked
+from rtdmd.rewards.reward_models import RewardModels, reward_models_of
 
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams, Params, RewardParams
@@ -61,7 +61,7 @@ def _part(config: Mapping[str, Any], model: ModelParams, device: torch.device, s
     return part.float() if model.dtype == "float32" else part
 
 
-def random_panel(specs: Sequence[RewardParams], device: torch.device, root: Path, seed: int) -> Panel:
+def random_rewards(specs: Sequence[RewardParams], device: torch.device, root: Path, seed: int) -> RewardModels:
     """Scorers with random weights of their published sizes; UserError where a local folder has no configuration."""
     rewards: dict[str, Reward] = {}
     for spec in specs:
@@ -69,7 +69,7 @@ def random_panel(specs: Sequence[RewardParams], device: torch.device, root: Path
             rewards[spec.name] = RandomReward.of(load_scorer(spec, root, device), device)
         if spec.offload:
             rewards[spec.name].to(torch.device("cpu"))
-    return panel_of(specs, rewards, device)
+    return reward_models_of(specs, rewards, device)
 
 
 @contextmanager

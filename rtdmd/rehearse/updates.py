@@ -11,7 +11,7 @@ from rtdmd.backbones import Conditioning, PipelineBackbone
 from rtdmd.common.rng import integers, normal
 from rtdmd.common.torch_setup import DTYPES
 from rtdmd.config import Params
-from rtdmd.rewards.panel import Panel
+from rtdmd.rewards.reward_models import RewardModels
 from rtdmd.train.acdmd import AcdmdTrainer
 from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.learner import Learner
@@ -43,7 +43,7 @@ def stage_one(params: Params, backbone: PipelineBackbone, shapes: Shapes) -> tup
 def stage_two(
     params: Params,
     backbone: PipelineBackbone,
-    panel: Panel,
+    reward_models: RewardModels,
     shapes: Shapes,
     prompts: list[dict[str, Any]] | None = None,
 ) -> tuple[RtdmdTrainer, Update]:
@@ -51,7 +51,7 @@ def stage_two(
     p, device = params.train_rtdmd, backbone.device
     texts, null = random_texts(params, shapes, p.prompts_per_epoch, device)
     texts = texts.to("cpu")
-    trainer = RtdmdTrainer(params, backbone, panel, null, Ranks(device=device))
+    trainer = RtdmdTrainer(params, backbone, reward_models, null, Ranks(device=device))
     given = prompts or [PROMPT]
     chosen = [given[i % len(given)] for i in range(p.prompts_per_epoch)]
     records = [record for record in chosen for _ in range(p.group_size)]
@@ -88,7 +88,7 @@ def round_of(params: Params, number: int) -> range:
 def typical_rounds(params: Params, count: int) -> list[int]:
     """Numbers of rounds of stage one whose roll-outs stop, on average, where those of a long training do."""
     p, steps = params.train_acdmd, params.model.num_steps
-    if p.stop == "last":
+    if p.rollout_stop == "last":
         return list(range(count))
     streams = ["train_acdmd"] + ["train_acdmd-generator"] * (p.generator_rollout == "own")
 

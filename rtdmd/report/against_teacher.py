@@ -14,13 +14,13 @@ from rtdmd.report.html import Section, cell, drawing, plain, section, table
 
 Metrics = Mapping[str, Any]
 FRONTIER = (
-    "The curve is the known optimum: the teacher's own images, the right ones reweighted. No law has its reward at less"
-    " divergence, and the curve starts at the teacher. The dotted line from the curve to a model is its excess: what it"
-    " changed that the reward did not ask for, with its interval. Divergences are lower bounds from what the verifier"
-    " reads, against images of the teacher with noise of their own; 0 within the interval is no difference found."
-    " Fréchet distances are to the teacher's images resampled to the model's reward. The second table has what a"
-    " model's backgrounds alone cost, its numbers of objects alone and so on; they depend on each other and are no sum."
-    " Small dots on a thin line, where"
+    "The curve is the known optimum: the teacher's own images, the right ones reweighted. No distribution has its"
+    " reward at less divergence, and the curve starts at the teacher. The dotted line from the curve to a model is its"
+    " excess: what it changed that the reward did not ask for, with its interval. Divergences are lower bounds from"
+    " what the verifier reads, against images of the teacher with noise of their own; 0 within the interval is no"
+    " difference found. Fréchet distances are to the teacher's images resampled to the model's reward. The second table"
+    " has what a model's backgrounds alone cost, its numbers of objects alone and so on; they depend on each other and"
+    " are no sum. Small dots on a thin line, where"
     " they are drawn, are the run on its way through stage two: the student of each look, on fewer images than the"
     " models, so with wider intervals (thin)."
 )

@@ -94,7 +94,7 @@ def _ranges(data: Mapping[str, Any]) -> tuple[tuple[float, float], tuple[float, 
 
 
 def _out_of_reach(frame: Frame, kl: Sequence[float], reward: Sequence[float]) -> str:
-    """The side of the curve on which no law lies: less divergence than its reward costs."""
+    """The side of the curve on which no distribution lies: less divergence than its reward costs."""
     left, lowest, highest = frame.left, frame.x[0], frame.y[1]
     points = _points(frame, [lowest, *kl, kl[-1], lowest], [reward[0], *reward, highest, highest])
     area = f'<polygon points="{points}" fill="{OUT_OF_REACH}"/>'

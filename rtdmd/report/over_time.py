@@ -28,7 +28,7 @@ _CURVES = (
     " stage at once; the arrow keys move it."
 )
 _WATCHED = (
-    "The averaged student on a few held-out prompts of each suite, always of the same noise, the first point before the"
+    "The EMA student on a few held-out prompts of each suite, always of the same noise, the first point before the"
     " first step: read the trend, not a point, and take the results above for figures. Strict: the share of its images"
     " of a tag that the world's verifier found right."
 )
@@ -139,7 +139,7 @@ def panels(path: Path) -> Iterator[tuple[int, Image.Image]]:
         with zipfile.ZipFile(path) as log:
             names = sorted(log.namelist())
             for name in evenly(names, PANELS):
-                number = re.fullmatch(r"panel-(\d+)\.png", name)
+                number = re.fullmatch(r"image-log-(\d+)\.png", name)
                 if number is None:
                     raise UserError(f"{path}: {name} is no panel; {AGAIN}")
                 with Image.open(io.BytesIO(log.read(name))) as panel:

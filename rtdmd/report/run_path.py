@@ -12,7 +12,7 @@ import numpy as np
 
 from rtdmd.common.parsing import read_table
 from rtdmd.evaluate.frontier import path_points, plot_point
-from rtdmd.evaluate.names import LAW, STUDENT
+from rtdmd.evaluate.names import STUDENT, TEACHER_DISTRIBUTION
 from rtdmd.evaluate.parses import parses_from, read_parses
 
 AGAIN = "`rtdmd train_rtdmd` writes results/train_rtdmd/looks.csv"
@@ -43,7 +43,7 @@ class Looks:
     def path(self, suite: str, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The points of stage two on a suite whose section of metrics.json is ``metrics``, by epoch: the looks between
         its models of stage one and stage two, which were judged on more images, and these at the ends where they are
-        there. [] where no look of this suite, on prompts of the teacher's law, has LEAST images.
+        there. [] where no look of this suite, on prompts of the teacher's distribution, has LEAST images.
 
         UserError where looks.csv or parses.csv is damaged.
         """
@@ -54,9 +54,9 @@ class Looks:
         between = {epoch: own for epoch, own in lines.items() if epoch not in known and len(own) >= LEAST}
         if not between:
             return []
-        law = read_parses(self.parses, suite, LAW)
+        distribution = read_parses(self.parses, suite, TEACHER_DISTRIBUTION)
         students = {epoch: parses_from(own, self.looks, AGAIN) for epoch, own in between.items()}
-        if not all(np.isin(student.prompts, law.prompts).all() for student in students.values()):
+        if not all(np.isin(student.prompts, distribution.prompts).all() for student in students.values()):
             return []
         points = [{"epoch": epoch} | plot_point(judged[name]) for epoch, name in known.items()]
-        return sorted(points + path_points(students, law, self.seed), key=itemgetter("epoch"))
+        return sorted(points + path_points(students, distribution, self.seed), key=itemgetter("epoch"))

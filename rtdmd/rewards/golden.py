@@ -26,7 +26,7 @@ COMMITTED = Path(__file__).with_name("golden.json")
 TOLERANCE = 1e-3
 """Of the spread of the recorded scores: a shift that cannot reorder what a run compares. Float32's own rounding is a
 tenth of it where cosines spread by a hundredth: 1e-6 / 0.01 = 1e-4."""
-LEAST_SPREAD = 1e-3
+MIN_SPREAD = 1e-3
 """The spread that is reckoned with where a record's is smaller (scores that do not vary): 1e-6 is rounding."""
 VERSION = 1
 
@@ -135,7 +135,7 @@ def _check_gradient(reward: Reward, case: Case) -> None:
 def _compare(found: Golden, record: dict[str, Any], path: Path) -> None:
     """UserError where a score is further from its record than TOLERANCE of the record's spread."""
     expected: list[float] = record["scores"]
-    allowed = TOLERANCE * max(max(expected) - min(expected), LEAST_SPREAD)
+    allowed = TOLERANCE * max(max(expected) - min(expected), MIN_SPREAD)
     off = [abs(a - b) for a, b in zip(found.scores, expected, strict=True)]
     if max(off) <= allowed:
         return

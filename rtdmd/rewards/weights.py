@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from rtdmd.common.digests import kept_digest
+from rtdmd.common.digests import cached_digest
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import check_archive, load_tensors
 from rtdmd.common.hub import etag
@@ -171,8 +171,8 @@ def _is_other_number(wanted: Tensor, given: Tensor) -> bool:
 
 def file_hashes(paths: Iterable[Path], root: Path = Path(".")) -> dict[str, str]:
     """sha256 by file name, for `Reward.identity`. A large file is read for it once: the Hub's cache calls weights by
-    their sha256, that of other files is kept below ``root`` (`kept_digest`)."""
-    return {path.name: _hub_sha256(path) or kept_digest(path, root) for path in sorted(paths)}
+    their sha256, that of other files is kept below ``root`` (`cached_digest`)."""
+    return {path.name: _hub_sha256(path) or cached_digest(path, root) for path in sorted(paths)}
 
 
 def _hub_sha256(path: Path) -> str | None:

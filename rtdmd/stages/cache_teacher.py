@@ -79,13 +79,13 @@ def begin(folder: Path, names: Sequence[str], rows: int, layout: Layout, params:
     for name in names:
         (folder / name).unlink(missing_ok=True)
     size, free = rows * layout.row_bytes(), shutil.disk_usage(folder).free
-    says = f"cache_teacher: {rows} prompts x {layout.row_bytes()} bytes in {layout.dtype}: {size / GIB:.3g} GiB"
-    print(f"{says} (budget {params.budget_gib:g} GiB, free on disk {free / GIB:.3g} GiB)", file=sys.stderr)
+    message = f"cache_teacher: {rows} prompts x {layout.row_bytes()} bytes in {layout.dtype}: {size / GIB:.3g} GiB"
+    print(f"{message} (budget {params.budget_gib:g} GiB, free on disk {free / GIB:.3g} GiB)", file=sys.stderr)
     instead = "set cache_teacher.mode: on_the_fly, or store less (storage_dtype, unpadded, model.max_sequence_length)"
     if size > params.budget_gib * GIB:
-        raise UserError(f"{says}, above cache_teacher.budget_gib: {params.budget_gib:g}; raise it, {instead}")
+        raise UserError(f"{message}, above cache_teacher.budget_gib: {params.budget_gib:g}; raise it, {instead}")
     if size > free:
-        raise UserError(f"{says}, and the disk of {folder.parent} has {free / GIB:.3g} GiB; make room, {instead}")
+        raise UserError(f"{message}, and the disk of {folder.parent} has {free / GIB:.3g} GiB; make room, {instead}")
     writer = RowWriter(folder, names, rows, layout)
     writer.begin()
     return writer

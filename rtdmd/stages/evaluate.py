@@ -21,7 +21,7 @@ from rtdmd.common.torch_setup import configure, free_memory
 from rtdmd.conditioning.text_cache import open_text_cache
 from rtdmd.evaluate.grids import contact_sheet, grid
 from rtdmd.evaluate.judge import Batch, Judged, judge_images, load_judge
-from rtdmd.evaluate.names import LABELS, LAW, STUDENT, level_name
+from rtdmd.evaluate.names import LABELS, STUDENT, TEACHER_DISTRIBUTION, level_name
 from rtdmd.evaluate.parses import parses_csv
 from rtdmd.evaluate.plan import Item, plan_images
 from rtdmd.evaluate.reference import world_images
@@ -81,13 +81,15 @@ def run(root: Path = Path(".")) -> None:
         def judge_law(measured: Sequence[Findings]) -> None:
             teacher = load_sampler("teacher", stage.params, cache, device, root)
             for one in measured:
-                law = images(at_its_size(teacher, one), one.suite.law, f"{LAW} on {one.suite.name}")
-                one.law = judge_images(one.judge.of((VERIFIER,)), law)
+                distribution = images(
+                    at_its_size(teacher, one), one.suite.distribution, f"{TEACHER_DISTRIBUTION} on {one.suite.name}"
+                )
+                one.distribution = judge_images(one.judge.of((VERIFIER,)), distribution)
 
         for name in params.models:
             judge_model(name)
             free_memory(device)  # no two transformers are held at once
-        measured = [one for one in found if one.suite.law]
+        measured = [one for one in found if one.suite.distribution]
         if measured:
             judge_law(measured)
             free_memory(device)

@@ -15,7 +15,7 @@ from typing import Any
 
 from rtdmd.common.files import sha256_file, write_json, write_jsonl
 from rtdmd.pipeline.stage import Stage, open_stage
-from rtdmd.prompts.records import Faults, PromptSet, Source, make_sets
+from rtdmd.prompts.records import ErrorPolicy, PromptSet, Source, make_sets
 from rtdmd.prompts.registration import Reading, SourceParams
 from rtdmd.prompts.registry import SOURCES
 
@@ -25,7 +25,7 @@ def run(root: Path = Path(".")) -> None:
     with open_stage("prepare_prompts", root) as stage:
         params = stage.params
         use = dict.fromkeys(params.training_sets, "training") | dict.fromkeys(params.evaluation_sets, "evaluation")
-        faults = {name: Faults(drop=params.prepare_prompts.on_bad == "drop") for name in use}
+        policy = {name: ErrorPolicy(drop=params.prepare_prompts.on_bad == "drop") for name in use}
         read: dict[str, list[list[Source]]] = {}
         about: dict[str, list[dict[str, Any]]] = {}
         for name in (*params.evaluation_sets, *params.training_sets):  # what is generated avoids evaluation's
@@ -33,12 +33,12 @@ def run(root: Path = Path(".")) -> None:
             read[name], about[name] = [], []
             for number, spec in enumerate(params.prepare_prompts.sets[name]):
                 key = f"prepare_prompts.sets.{name}[{number}]"
-                sources, origin = read_source(stage, spec, key, held_out, faults[name])
+                sources, origin = read_source(stage, spec, key, held_out, policy[name])
                 read[name].append(sources)
                 about[name].append(origin | {"read": len(sources)})
         training = {name: read[name] for name in params.training_sets}
-        sets = make_sets(training, {name: read[name] for name in params.evaluation_sets}, faults)
-        _write(stage, sets, use, about, faults)
+        sets = make_sets(training, {name: read[name] for name in params.evaluation_sets}, policy)
+        _write(stage, sets, use, about, policy)
 
 
 def _all(read: Mapping[str, list[list[Source]]], names: Sequence[str]) -> list[Source]:
@@ -46,10 +46,10 @@ def _all(read: Mapping[str, list[list[Source]]], names: Sequence[str]) -> list[S
 
 
 def read_source(
-    stage: Stage, spec: SourceParams, key: str, held_out: Sequence[Source], faults: Faults
+    stage: Stage, spec: SourceParams, key: str, held_out: Sequence[Source], policy: ErrorPolicy
 ) -> tuple[list[Source], dict[str, Any]]:
     """The prompts of one source, and what says where they came from (for a file its hash)."""
-    reading = Reading(key, stage.input, stage.seed, stage.params.prepare_prompts.max_characters, faults, held_out)
+    reading = Reading(key, stage.input, stage.seed, stage.params.prepare_prompts.max_characters, policy, held_out)
     sources, facts = SOURCES[spec.name].read(spec, reading)
     return sources, spec.model_dump(mode="json", exclude_none=True) | facts
 
@@ -59,7 +59,7 @@ def _write(
     sets: Mapping[str, PromptSet],
     use: Mapping[str, str],
     about: Mapping[str, list[dict[str, Any]]],
-    faults: Mapping[str, Faults],
+    policy: Mapping[str, ErrorPolicy],
 ) -> None:
     summary: dict[str, Any] = {"files": {}, "sets": {}}
     for file, kind in (("train.jsonl", "training"), ("eval.jsonl", "evaluation")):
@@ -70,15 +70,15 @@ def _write(
     record: dict[str, Any] = {}
     for name, found in sets.items():
         source = ", ".join(dict.fromkeys(origin["name"] for origin in about[name]))
-        summary["sets"][name] = {"use": use[name], "source": source} | _summary(found, faults[name])
+        summary["sets"][name] = {"use": use[name], "source": source} | _summary(found, policy[name])
         counts = zip(about[name], found.ids, found.duplicates, strict=True)
         sources = [origin | {"ids": list(ids), "duplicates": repeated} for origin, ids, repeated in counts]
-        record[name] = {"sources": sources, "dropped": faults[name].dropped}
+        record[name] = {"sources": sources, "dropped": policy[name].dropped}
     write_json(stage.output("summary.json"), summary)
     write_json(stage.output("sources.json"), {"sets": record})
 
 
-def _summary(found: PromptSet, faults: Faults) -> dict[str, Any]:
+def _summary(found: PromptSet, policy: ErrorPolicy) -> dict[str, Any]:
     tags = Counter(prompt.tag for prompt in found.prompts if prompt.tag is not None)
     figures = {
         "prompts": len(found.prompts),
@@ -86,6 +86,6 @@ def _summary(found: PromptSet, faults: Faults) -> dict[str, Any]:
         "with_metadata": sum(prompt.metadata is not None for prompt in found.prompts),
         "per_tag": dict(tags),
     }
-    if faults.drop:
-        figures["dropped"] = dict(Counter(dropped["reason"] for dropped in faults.dropped))
+    if policy.drop:
+        figures["dropped"] = dict(Counter(dropped["reason"] for dropped in policy.dropped))
     return figures

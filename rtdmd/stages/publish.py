@@ -18,7 +18,7 @@ from rtdmd.evaluate.names import STUDENT, first_suite
 from rtdmd.pipeline.declared import check_format
 from rtdmd.pipeline.stage import open_stage, resolved
 from rtdmd.publish.card_data import SAMPLES
-from rtdmd.publish.export_folder import PROVENANCE, Made, check_forms, finish, make_weights
+from rtdmd.publish.export_folder import PROVENANCE, ExportedWeights, check_forms, finish, make_weights
 from rtdmd.publish.gate import table
 from rtdmd.publish.lineage_record import lineage_record, weights_metadata
 from rtdmd.publish.student_source import STUDENTS, WEIGHTS, student_source
@@ -35,31 +35,31 @@ def run(root: Path = Path(".")) -> None:
         paths = {name: stage.input(path) for name, path in WEIGHTS.items()}
         metadata = weights_metadata(lineage_record(lineage, {"train_rtdmd": identities["train_rtdmd"]}))
         source = student_source(stage.params, root, paths, forms, metadata)
-        made = make_weights(source, stage.output)
+        exported = make_weights(source, stage.output)
         lineage |= {"evaluate": read_json(stage.input("results/evaluate/resolved.json")), "publish": resolved(stage)}
         metrics = read_json(stage.input("results/evaluate/metrics.json"))
         record = {
             **lineage_record(lineage, identities),
-            **what_was_made(made, forms, stage.params.model.eta),
+            **export_record(exported, forms, stage.params.model.eta),
         }
         write_json(stage.output(PROVENANCE), record)
         write_atomic(stage.output(SAMPLES), stage.input("results/evaluate/contact_sheet.png").read_bytes())
-        told = {
+        card_context = {
             "settings": record["settings"],
             "settings_sha256": record["settings_sha256"],
             "metrics": metrics if STUDENT in first_suite(metrics) else {},  # evaluate.models may leave the student out
             "datasets": stage.params.publish.datasets,
         }
-        print(table(finish(source, made, stage.output, told)["forms"]), file=sys.stderr)
+        print(table(finish(source, exported, stage.output, card_context)["forms"]), file=sys.stderr)
 
 
-def what_was_made(made: Made, forms: tuple[str, ...], eta: float) -> dict[str, Any]:
+def export_record(exported: ExportedWeights, forms: tuple[str, ...], eta: float) -> dict[str, Any]:
     """The weights' forms, and how they are sampled, for provenance.json."""
-    adapter = made.adapter
+    adapter = exported.adapter
     return {
         "forms": list(forms),
         "adapter": None
         if adapter is None
         else {"rank": adapter.rank, "alpha": adapter.alpha, "stages": list(STUDENTS)},
-        "sampling": {"sigmas": made.sigmas, "eta": eta},
+        "sampling": {"sigmas": exported.sigmas, "eta": eta},
     }

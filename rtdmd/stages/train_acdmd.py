@@ -1,7 +1,7 @@
 """`rtdmd train_acdmd`: stage one, Ambient-Consistent Distribution Matching Distillation (`rtdmd.train.acdmd`).
 
 Reads the teacher, the text cache, the training prompts and, where the stage is watched, the evaluation's and the
-scorers; writes the averaged generator, the fake score, curves and what the watch saw.
+scorers; writes the EMA generator, the fake score, curves and what the watch saw.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 from rtdmd.backbones import load_backbone
 from rtdmd.pipeline.stage import Stage
 from rtdmd.train.acdmd import NAME, AcdmdTrainer
-from rtdmd.train.distributed.ranks import Ranks, open_together
-from rtdmd.train.engine.image_log import Pictures
+from rtdmd.train.distributed.ranks import Ranks, open_stage_on_all_ranks
+from rtdmd.train.engine.image_log import ImageLog
 from rtdmd.train.engine.journal import write_curves
 from rtdmd.train.engine.loop import Loop
 from rtdmd.train.engine.preflight import preflight
@@ -24,7 +24,7 @@ from rtdmd.train.prompts import TrainingPrompts
 
 def run(root: Path = Path(".")) -> None:
     """Run the stage in ``root``."""
-    with open_together(NAME, root) as (stage, ranks):
+    with open_stage_on_all_ranks(NAME, root) as (stage, ranks):
         train(stage, ranks)
 
 
@@ -32,7 +32,7 @@ def train(stage: Stage, ranks: Ranks) -> None:
     """Train generator and fake score, resuming from the run folder where it holds a checkpoint."""
     params, p = stage.params, stage.params.train_acdmd
     with ranks.sync_errors():
-        drawn = p.panel_every > 0 or p.watch.every > 0
+        drawn = p.image_log_every > 0 or p.watch.every > 0
         backbone = load_backbone(params.model, text=False, vae=drawn, device=ranks.device, root=stage.root)
         prompts = TrainingPrompts.open(stage, ranks.device, p)
         trainer = AcdmdTrainer(params, backbone, prompts.cache.null(), ranks)
@@ -47,7 +47,7 @@ def train(stage: Stage, ranks: Ranks) -> None:
     if p.sharding != "none":
         trainer.adapters.shard(ranks, p.base_shards(ranks.world))
     learners = {"generator": trainer.generator, **trainer.fakes}
-    pictures = Pictures(p.panel_every, stage.run_dir, params, trainer.adapters, backbone, prompts, trainer.sigmas)
+    image_log = ImageLog(p.image_log_every, stage.run_dir, params, trainer.adapters, backbone, prompts, trainer.sigmas)
     loop = Loop(
         stage.run_dir,
         p.iterations,
@@ -61,16 +61,16 @@ def train(stage: Stage, ranks: Ranks) -> None:
         params=stage.values,
     )
     preflight(stage, ranks, [trainer.generator, trainer.fakes["fake"]], p.keep)
-    mine = ranks.local_shard(p.batch_size)
+    local = ranks.local_shard(p.batch_size)
 
     for step in loop:
-        cond = prompts.conditioning(prompts.batch(step, p.batch_size, NAME)[mine.start : mine.stop])
-        draws = Draws(stage.seed, NAME, step, tuple(mine), backbone.latent_shape(), ranks.device)
+        cond = prompts.conditioning(prompts.batch(step, p.batch_size, NAME)[local.start : local.stop])
+        draws = Draws(stage.seed, NAME, step, tuple(local), backbone.latent_shape(), ranks.device)
         try:
             values = watch.before(step) | trainer.step(cond, draws)
             loop.log(step, values | watch.after(step + 1), images=p.batch_size)
             if ranks.main:
-                pictures.after(step + 1)
+                image_log.after(step + 1)
         except FloatingPointError as error:
             raise loop.fault(step, error) from error
 
@@ -78,4 +78,4 @@ def train(stage: Stage, ranks: Ranks) -> None:
         trainer.write_outputs(stage)
         write_curves(loop.rows, stage.output("curves.csv"), first=[loop.unit])
         write_watched(loop.journal, stage)
-        pictures.write(len(loop.journal.lines), stage.output("image_log.zip"))
+        image_log.write(len(loop.journal.lines), stage.output("image_log.zip"))

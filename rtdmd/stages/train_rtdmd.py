@@ -12,13 +12,13 @@ from pathlib import Path
 from rtdmd.backbones import load_backbone
 from rtdmd.backbones.protocol import Conditioning
 from rtdmd.pipeline.stage import Stage
-from rtdmd.rewards.panel import open_panel
+from rtdmd.rewards.reward_models import load_rewards
 from rtdmd.train.adapters import merge_stage_one
-from rtdmd.train.distributed.ranks import Ranks, open_together
+from rtdmd.train.distributed.ranks import Ranks, open_stage_on_all_ranks
 from rtdmd.train.engine.diagnostics import require_signal
-from rtdmd.train.engine.image_log import Pictures
+from rtdmd.train.engine.image_log import ImageLog
 from rtdmd.train.engine.journal import write_curves
-from rtdmd.train.engine.loop import Loop, Saved
+from rtdmd.train.engine.loop import Loop, Stateful
 from rtdmd.train.engine.preflight import preflight
 from rtdmd.train.engine.validation import Validation
 from rtdmd.train.engine.watch import Watch, write_watched
@@ -30,7 +30,7 @@ from rtdmd.train.student_record import read_student
 
 def run(root: Path = Path(".")) -> None:
     """Run the stage in ``root``."""
-    with open_together(NAME, root) as (stage, ranks):
+    with open_stage_on_all_ranks(NAME, root) as (stage, ranks):
         train(stage, ranks)
 
 
@@ -47,17 +47,17 @@ def open_trainer(stage: Stage, ranks: Ranks, null: Conditioning) -> RtdmdTrainer
         if adapter == "acdmd" and adapters.full:
             adapters.load("rtdmd", tensors, path)
     merge_stage_one(adapters, params)
-    rewards = open_panel(params.train_rtdmd.rewards, ranks.device, stage.root)
+    rewards = load_rewards(params.train_rtdmd.rewards, ranks.device, stage.root)
     return RtdmdTrainer(params, backbone, rewards, null, ranks, adapters)
 
 
 def train(stage: Stage, ranks: Ranks) -> None:
     """Reinforce the stage-one generator, resuming from the run folder where it holds a checkpoint."""
     p = stage.params.train_rtdmd
-    aside = p.validation.prompts if p.validation.every else 0
+    validation_prompts = p.validation.prompts if p.validation.every else 0
     with ranks.sync_errors():
-        prompts = TrainingPrompts.open(stage, ranks.device, p, aside)
-        records = prompts.records + prompts.aside
+        prompts = TrainingPrompts.open(stage, ranks.device, p, validation_prompts)
+        records = prompts.records + prompts.validation_prompts
         for reward in p.rewards:
             reward.require_scorable([one["prompt"] for one in records], [one["metadata"] for one in records])
         trainer = open_trainer(stage, ranks, prompts.cache.null())
@@ -67,11 +67,11 @@ def train(stage: Stage, ranks: Ranks) -> None:
         print(f"{NAME}: {adapters.cost()}", file=sys.stderr)
     if p.sharding != "none":
         adapters.shard(ranks, p.base_shards(ranks.world))
-    held_out = prompts.conditioning(prompts.aside) if aside else None
-    validation = Validation(p.validation, trainer, prompts.aside, held_out)
-    saved: dict[str, Saved] = dict(trainer.learners)
-    saved |= {"validation": validation} if aside else {}
-    pictures = Pictures(p.panel_every, stage.run_dir, stage.params, adapters, backbone, prompts, trainer.sigmas)
+    held_out = prompts.conditioning(prompts.validation_prompts) if validation_prompts else None
+    validation = Validation(p.validation, trainer, prompts.validation_prompts, held_out)
+    saved: dict[str, Stateful] = dict(trainer.learners)
+    saved |= {"validation": validation} if validation_prompts else {}
+    image_log = ImageLog(p.image_log_every, stage.run_dir, stage.params, adapters, backbone, prompts, trainer.sigmas)
     loop = Loop(
         stage.run_dir,
         p.epochs,
@@ -82,15 +82,15 @@ def train(stage: Stage, ranks: Ranks) -> None:
         "epoch",
         ranks,
         p.keep,
-        over=validation.over,
+        should_stop=validation.should_stop,
         params=stage.values,
     )
     preflight(stage, ranks, list(trainer.learners.values()), p.keep)
-    mine = ranks.local_shard(p.prompts_per_epoch)
-    images = tuple(range(mine.start * p.group_size, mine.stop * p.group_size))
+    local = ranks.local_shard(p.prompts_per_epoch)
+    images = tuple(range(local.start * p.group_size, local.stop * p.group_size))
 
     for step in loop:
-        chosen = prompts.batch(step, p.prompts_per_epoch, NAME)[mine.start : mine.stop]
+        chosen = prompts.batch(step, p.prompts_per_epoch, NAME)[local.start : local.stop]
         records = [record for record in chosen for _ in range(p.group_size)]
         draws = Draws(stage.seed, NAME, step, images, backbone.latent_shape(), ranks.device)
         try:
@@ -101,12 +101,12 @@ def train(stage: Stage, ranks: Ranks) -> None:
             with ranks.sync_errors():
                 if ranks.main:
                     require_signal(loop.journal, p)
-                    pictures.after(step + 1)
+                    image_log.after(step + 1)
         except FloatingPointError as error:
             raise loop.fault(step, error) from error
 
     if ranks.main:
-        trainer.write_outputs(stage, validation.put_best())
+        trainer.write_outputs(stage, validation.restore_best())
         write_curves(loop.rows, stage.output("curves.csv"))
         write_watched(loop.journal, stage)
-        pictures.write(len(loop.journal.lines), stage.output("image_log.zip"))
+        image_log.write(len(loop.journal.lines), stage.output("image_log.zip"))

@@ -1,4 +1,5 @@
-"""How far each run's student is from its seed's teacher: the parses that runs left, against the teacher run's law.
+"""How far each run's student is from its seed's teacher: the parses that runs left, against the teacher run's
+distribution.
 
 The teacher is drawn once a seed, by the run `teacher`; no other run draws it again (`plan.run_params`).
 """
@@ -13,7 +14,7 @@ from typing import Any
 from rtdmd.common.files import read_json
 from rtdmd.evaluate.divergence import caption_weights, divergence, teacher_optimum
 from rtdmd.evaluate.frontier import optimum_curve, path_points
-from rtdmd.evaluate.names import LAW, suites_of
+from rtdmd.evaluate.names import TEACHER_DISTRIBUTION, suites_of
 from rtdmd.evaluate.parses import Parses, read_parses
 from rtdmd.study.plan import TEACHER, SweepPlan, run_folder
 
@@ -22,31 +23,33 @@ METRICS = Path("results/evaluate/metrics.json")
 
 
 @dataclass(frozen=True)
-class Law:
+class TeacherDistribution:
     """The teacher of a seed: its images of other noise than the plan's, and those of the plan, on a suite."""
 
     suite: str
-    law: Parses
+    distribution: Parses
     own: Parses
     seed: int
 
     def divergence(self, folder: Path, model: str) -> dict[str, Any]:
         """`divergence` of the model that was judged in ``folder``. UserError where its parses are missing."""
-        return divergence(read_parses(folder / PARSES, self.suite, model), self.law, self.seed)
+        return divergence(read_parses(folder / PARSES, self.suite, model), self.distribution, self.seed)
 
     def path(self, folders: Mapping[int, Path], model: str) -> list[dict[str, float]]:
         """`frontier`'s points of a run's students by epoch, each judged in a folder."""
         students = {epoch: read_parses(place / PARSES, self.suite, model) for epoch, place in folders.items()}
-        return path_points(students, self.law, self.seed)
+        return path_points(students, self.distribution, self.seed)
 
     def curve(self, lowest: float) -> list[dict[str, float]]:
         """The optimum from the reward ``lowest`` on."""
-        return optimum_curve(teacher_optimum(self.law, caption_weights(self.own)), lowest)
+        return optimum_curve(teacher_optimum(self.distribution, caption_weights(self.own)), lowest)
 
 
-def law_of(root: Path, plan: SweepPlan, seed: int, suite: str | None = None) -> Law | None:
-    """The seed's law on a suite (None: the first); None where its teacher is not judged there yet, or its images are
-    none that the verifier reads."""
+def teacher_distribution(
+    root: Path, plan: SweepPlan, seed: int, suite: str | None = None
+) -> TeacherDistribution | None:
+    """The seed's distribution on a suite (None: the first); None where its teacher is not judged there yet, or its
+    images are none that the verifier reads."""
     folder = run_folder(root, plan, TEACHER, seed)
     if not (folder / METRICS).is_file():
         return None
@@ -54,5 +57,5 @@ def law_of(root: Path, plan: SweepPlan, seed: int, suite: str | None = None) -> 
     suite = suite or next(iter(suites))
     if "frontier" not in suites.get(suite, {}):
         return None
-    law, own = (read_parses(folder / PARSES, suite, model) for model in (LAW, TEACHER))
-    return Law(suite, law, own, seed)
+    distribution, own = (read_parses(folder / PARSES, suite, model) for model in (TEACHER_DISTRIBUTION, TEACHER))
+    return TeacherDistribution(suite, distribution, own, seed)

@@ -24,7 +24,7 @@ from rtdmd.evaluate.pairs import paired_difference
 from rtdmd.evaluate.tables import Scores, csv_text, read_scores
 from rtdmd.methods import METHODS
 from rtdmd.report.over_time import read_curves
-from rtdmd.study.divergences import METRICS, Law, law_of
+from rtdmd.study.divergences import METRICS, TeacherDistribution, teacher_distribution
 from rtdmd.study.history import LAST, figures, point_folder
 from rtdmd.study.plan import BASE, MODELS, TEACHER, SweepPlan, run_folder, stage_of
 from rtdmd.study.run import DONE
@@ -62,7 +62,7 @@ class Run:
     kept: Mapping[str, float]  # of the automatic stop's choice, elsewhere of the last student
     scores: Scores
     curves: Mapping[str, Sequence[float | None]]  # columns of curves.csv of a stage-two run, the epochs first
-    divergence: Mapping[str, Any] | None = None  # from the seed's teacher, where its law was drawn
+    divergence: Mapping[str, Any] | None = None  # from the seed's teacher, where its distribution was drawn
     path: Sequence[Mapping[str, float]] = ()  # the same of the run's students by epoch
 
 
@@ -101,15 +101,15 @@ def read_run(root: Path, plan: SweepPlan, name: str, seed: int) -> Run | None:
     return Run(name, seed, read_json(folder / DONE), own, kept, scores, curves)
 
 
-def measured(run: Run, folder: Path, law: Law | None, over_time: bool) -> Run:
+def measured(run: Run, folder: Path, distribution: TeacherDistribution | None, over_time: bool) -> Run:
     """The run of ``folder`` with its divergence from its seed's teacher, which becomes two of its figures, kl and
-    excess, and where ``over_time`` with those of its students; as it is without a law."""
-    if law is None:
+    excess, and where ``over_time`` with those of its students; as it is without a distribution."""
+    if distribution is None:
         return run
     model = MODELS[stage_of(run.name)][0]
-    found = law.divergence(judged_folder(folder), model)
+    found = distribution.divergence(judged_folder(folder), model)
     epochs = [int(point["epoch"]) for point in run.record["history"]] if over_time else []
-    path = law.path({epoch: point_folder(folder, epoch) for epoch in epochs}, model)
+    path = distribution.path({epoch: point_folder(folder, epoch) for epoch in epochs}, model)
     own = {name: found[name]["mean"] for name in ("kl", "excess")}
     return replace(run, divergence=found, path=path, figures={**run.figures, **own})
 
@@ -122,12 +122,12 @@ def judged_folder(folder: Path) -> Path:
 
 def gather(root: Path, plan: SweepPlan) -> list[Row]:
     """A row for every method of which at least one run is done. UserError where no base run is."""
-    laws = {seed: law_of(root, plan, seed) for seed in plan.seeds}
+    distributions = {seed: teacher_distribution(root, plan, seed) for seed in plan.seeds}
     found: dict[str, list[Run]] = {}
     for name in plan.runs():
         done = [run for seed in plan.seeds if (run := read_run(root, plan, name, seed))]
         found[name] = [
-            measured(run, run_folder(root, plan, name, run.seed), laws[run.seed], over_time=run is done[0])
+            measured(run, run_folder(root, plan, name, run.seed), distributions[run.seed], over_time=run is done[0])
             for run in done
         ]
     if not found[BASE]:

@@ -1,4 +1,4 @@
-"""A stage-two run over time: the averaged student of each kept checkpoint, judged on held-out prompts.
+"""A stage-two run over time: the EMA student of each kept checkpoint, judged on held-out prompts.
 
 Each is evaluated by the ordinary stage, in a folder of its own (`at-<epoch>` inside the run's), with fewer images.
 Where the automatic stop kept an earlier student than the last, the last one is also judged with all of them (`last`):
@@ -92,7 +92,7 @@ def lay_last(folder: Path, params: Params) -> Path | None:
 
 
 def lay_point(place: Path, folder: Path, params: Params, checkpoint: Path) -> Path:
-    """``place``, ready for the evaluation of the averaged student of one of the run's checkpoints."""
+    """``place``, ready for the evaluation of the EMA student of one of the run's checkpoints."""
     for name in ("rtdmd", "data", *(f"results/{stage}" for stage in (*SHARED, "train_acdmd"))):
         link(place / name, folder / name)
     write_new(place / "params.yaml", params_text(params, f"a student of {folder.name}"))
@@ -106,7 +106,7 @@ def lay_point(place: Path, folder: Path, params: Params, checkpoint: Path) -> Pa
 def write_student(target: Path, root: Path, params: Params, checkpoint: Path) -> None:
     """A checkpoint's averaged student in the layout of the stage's output."""
     backbone = load_backbone(params.model, text=False, vae=False, root=root)
-    roles = AdapterBank(backbone, params.adapter, stage_two_stacks(params), params.run.seed)
-    copy_indexed(roles.trainable("rtdmd"), load_tensors(checkpoint / "generator_average.safetensors")[0])
+    bank = AdapterBank(backbone, params.adapter, stage_two_stacks(params), params.run.seed)
+    copy_indexed(bank.trainable("rtdmd"), load_tensors(checkpoint / "generator_ema.safetensors")[0])
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(roles.state("rtdmd"), target, student_header(STAGE, params))
+    save_tensors(bank.state("rtdmd"), target, student_header(STAGE, params))

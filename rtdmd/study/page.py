@@ -22,7 +22,7 @@ from rtdmd.methods._card import STAGE_TITLES
 from rtdmd.prompts.records import read_prompts
 from rtdmd.report.charts import forest
 from rtdmd.report.html import Section, drawing, page, paragraphs, picture, section, table
-from rtdmd.study.divergences import law_of
+from rtdmd.study.divergences import teacher_distribution
 from rtdmd.study.frontier import frontier_section
 from rtdmd.study.gather import (
     BASE,
@@ -66,12 +66,14 @@ def write_comparison(root: Path, plan: SweepPlan, base: Params) -> Path:
     sheet = out / "contact_sheet.png"
     grids = all_grids(root, plan, rows, base)
     save_png(sheet, np.asarray(grids))
-    law = next((law for seed in plan.seeds if (law := law_of(root, plan, seed))), None)
+    distribution = next(
+        (distribution for seed in plan.seeds if (distribution := teacher_distribution(root, plan, seed))), None
+    )
     parts: list[Section | None] = []
     trained = {row.stage for row in rows if row.name not in (TEACHER, BASE)}
     for stage in STAGE_TITLES:
         if stage in trained:
-            parts += [table_section(rows, stage), frontier_section(rows, stage, law)]
+            parts += [table_section(rows, stage), frontier_section(rows, stage, distribution)]
     parts.append(write_time(root, plan, base))
     parts += [paper_section(rows), time_section([row for row in rows if row.stage == "train_rtdmd"])]
     if (out / VARIANCE).is_file():

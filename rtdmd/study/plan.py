@@ -134,7 +134,7 @@ def run_params(base: Params, plan: SweepPlan, run: str, seed: int) -> Params:
     base = plan.over(base)
     stage, tree = stage_of(run), base.model_dump(mode="json")
     suites = tree["evaluate"]["suites"]
-    if run != TEACHER:  # whose law serves all runs of the seed
+    if run != TEACHER:  # whose distribution serves all runs of the seed
         suites = [suite | {"teacher_images": None} for suite in suites]
     changes: dict[str, Any] = {
         "run": {"seed": seed},

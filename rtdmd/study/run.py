@@ -100,8 +100,8 @@ def spent(folder: Path, params: Params, kind: str) -> dict[str, Any]:
         return {"length": params.train_acdmd.iterations, "planned": planned, "spent": planned,
                 "unit": stage_one_iteration(params)}  # fmt: skip
     columns = read_curves(folder / "results" / kind / "curves.csv")[1]
-    kept = [share for share in columns["kept"] if share is not None]
-    parts = stage_two_epoch(params, kept=sum(kept) / len(kept))
+    kept = [share for share in columns["frac_nonzero_advantage"] if share is not None]
+    parts = stage_two_epoch(params, frac_nonzero=sum(kept) / len(kept))
     unit, epochs = sum(parts.values()), last_epoch(folder)
     return {"length": epochs, "chosen": chosen_epoch(folder), "planned": planned, "spent": epochs * unit, "unit": unit,
             "parts": parts}  # fmt: skip

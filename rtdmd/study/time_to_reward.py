@@ -30,7 +30,7 @@ from rtdmd.pipeline.stage import RESOLVED
 from rtdmd.pipeline.stage import run_folder as training_folder
 from rtdmd.plan.budget import update_counts
 from rtdmd.report.run_path import read_looks
-from rtdmd.study.divergences import METRICS, Law, law_of
+from rtdmd.study.divergences import METRICS, TeacherDistribution, teacher_distribution
 from rtdmd.study.plan import BASE, TEACHER, SweepPlan, TimeToReward, run_folder, run_params, stage_of
 from rtdmd.study.run import DONE
 from rtdmd.train.engine.checkpoint import JOURNAL
@@ -64,9 +64,9 @@ class Track:
 
 @dataclass(frozen=True)
 class Reached:
-    """When one run reached one level: ``found`` has updates, passes, seconds and, where the teacher's law is known, the
-    excess divergence; None where the run ended before. ``last``: the first three at the run's last look, or at the last
-    one below the level where it was not reached: it needs more than that."""
+    """When one run reached one level: ``found`` has updates, passes, seconds and, where the teacher's distribution is
+    known, the excess divergence; None where the run ended before. ``last``: the first three at the run's last look, or
+    at the last one below the level where it was not reached: it needs more than that."""
 
     seed: int
     level: float
@@ -105,7 +105,7 @@ def place_of(strict: np.ndarray, level: float) -> float | None:
     return first - 1 + float((level - before) / (strict[first] - before))
 
 
-def reach(track: Track, level: float, law: Law | None) -> Reached:
+def reach(track: Track, level: float, distribution: TeacherDistribution | None) -> Reached:
     """When the run reached the level. The excess divergence there is that of the looks on both sides, on a straight
     line."""
     place = place_of(track.strict, level)
@@ -113,9 +113,12 @@ def reach(track: Track, level: float, law: Law | None) -> Reached:
         below = int(np.flatnonzero(track.strict < level)[-1])
         return Reached(track.seed, level, None, track.at(below))
     found = track.at(place)
-    if law is not None:
+    if distribution is not None:
         sides = sorted({int(np.floor(place)), int(np.ceil(place))})
-        excess = [divergence(track.looks[i], law.law, law.seed, PATH_REPLICATES)["excess"]["mean"] for i in sides]
+        excess = [
+            divergence(track.looks[i], distribution.distribution, distribution.seed, PATH_REPLICATES)["excess"]["mean"]
+            for i in sides
+        ]
         found["excess"] = float(np.interp(place, sides, excess))
     return Reached(track.seed, level, found, track.at(len(track.strict) - 1))
 
@@ -124,7 +127,7 @@ def spent(journal: Journal, params: Params, stage: str) -> tuple[np.ndarray, np.
     """Transformer passes and seconds after 0 to S updates, (S+1,) each."""
     none, every = (sum(update_counts(params, stage, kept)) for kept in (0.0, 1.0))
     steps = journal.steps()
-    passes = [none + step.get("kept", 1.0) * (every - none) for step in steps]
+    passes = [none + step.get("frac_nonzero_advantage", 1.0) * (every - none) for step in steps]
     seconds = [step["machine/seconds"] for step in steps]
     return np.cumsum([0.0, *passes]), np.cumsum([0.0, *seconds])
 
@@ -166,7 +169,7 @@ def tracks_of(root: Path, plan: SweepPlan, base: Params, suite: str) -> list[Tra
 def lines_of(root: Path, plan: SweepPlan, asked: TimeToReward, tracks: Sequence[Track]) -> list[Line]:
     """A line a method and level, those of stage one first. A seed without a judged teacher has no level of stage one,
     and no excess divergence."""
-    laws = {seed: law_of(root, plan, seed, asked.suite) for seed in plan.seeds}
+    distributions = {seed: teacher_distribution(root, plan, seed, asked.suite) for seed in plan.seeds}
     scores = {seed: few_step_score(root, plan, seed, asked.suite) for seed in plan.seeds}
     few = {seed: score for seed, score in scores.items() if score is not None}
     levels: dict[str, dict[str, dict[int, float]]] = {  # stage, label, seed
@@ -178,7 +181,7 @@ def lines_of(root: Path, plan: SweepPlan, asked: TimeToReward, tracks: Sequence[
         for name in dict.fromkeys(track.name for track in tracks if stage_of(track.name) == stage):
             for label, by_seed in own.items():
                 own_tracks = [track for track in tracks if track.name == name and track.seed in by_seed]
-                runs = [reach(track, by_seed[track.seed], laws[track.seed]) for track in own_tracks]
+                runs = [reach(track, by_seed[track.seed], distributions[track.seed]) for track in own_tracks]
                 if runs:
                     lines.append(Line(name, label, runs))
     return lines

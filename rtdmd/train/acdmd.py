@@ -2,7 +2,7 @@
 
 `recipe: published` is the public code's algorithm. By default (each a parameter) the renoising time has no atoms and
 exceeds s by construction, and generator and fake score share a roll-out, so that the fake score's velocity is computed
-once for both losses. Departures without a parameter are in docs/verification.md. DMD2 is `start: data` with
+once for both losses. Departures without a parameter are in docs/verification.md. DMD2 is `renoise_from: data` with
 `consistency.weight: 0`.
 
 Shapes: B prompts of all processes, K steps of the sampler; x_s, x_t (B, C, H, W), s, t (B,), levels falling.
@@ -27,7 +27,7 @@ from rtdmd.train.adapters import ADAPTERS, AdapterBank
 from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine.diagnostics import at_level, latent_values
 from rtdmd.train.gradients import Gradients
-from rtdmd.train.learner import Average, Learner
+from rtdmd.train.learner import EMA, Learner
 from rtdmd.train.losses import (
     Draws,
     FakeScoreLoss,
@@ -44,7 +44,7 @@ NAME = "train_acdmd"
 
 
 @dataclass
-class Sums:
+class UpdateSums:
     """What the micro-batches of a turn add up to, each weighted by its share of the B prompts; None for who does not
     learn in it."""
 
@@ -81,24 +81,24 @@ class AcdmdTrainer:
         )
         self.sigmas = backbone.sigmas(params.model.num_steps).to(backbone.device)  # (K+1,)
         levels = self.sigmas[1:]  # that s can have; where x_s is always an image, 0 alone
-        if p.start == "data" or p.stop == "last":
+        if p.renoise_from == "data" or p.rollout_stop == "last":
             levels = self.sigmas[-1:]
         require_renoise_time(NAME, p.renoise_time, levels)
         self.fake_loss = FakeScoreLoss(self.adapters, p, params.model.eta)
         weights = self.adapters.trainable("acdmd")
-        self.average = Average(weights, p.ema_decay)
+        self.ema = EMA(weights, p.ema_decay)
         self.generator = Learner.adamw(
             weights,
             p.generator_optimizer,
             warmup=p.warmup,
-            average=self.average,
-        ).called("generator", self.adapters.parameter_names("acdmd"))
+            ema=self.ema,
+        ).named("generator", self.adapters.parameter_names("acdmd"))
         self.fakes = {
             name: Learner.adamw(
                 self.adapters.trainable(name),
                 p.fake_optimizer,
                 warmup=p.warmup,
-            ).called(f"fake score ({name})", self.adapters.parameter_names(name))
+            ).named(f"fake score ({name})", self.adapters.parameter_names(name))
             for name in ("fake", *early)
         }
 
@@ -106,28 +106,28 @@ class AcdmdTrainer:
         """One iteration of Algorithm 1: a fake-score update and, every n-th iteration, a generator update, on one
         roll-out or, as ``generator_rollout`` says, each on its own. cond and draws are those of this process's
         prompts."""
-        generator_turn = (draws.step + 1) % self.p.generator_every == 0
+        updates_generator = (draws.step + 1) % self.p.generator_every == 0
         shared = self.p.generator_rollout == "shared"
-        values = self.turn(cond, draws, fake=True, generator=generator_turn and shared)
-        if generator_turn and not shared:
+        values = self.update(cond, draws, fake=True, generator=updates_generator and shared)
+        if updates_generator and not shared:
             own = replace(draws, stream=f"{draws.stream}-generator")
-            values |= self.turn(cond, own, fake=False, generator=True)
+            values |= self.update(cond, own, fake=False, generator=True)
         # 6. EMA of the generator.
-        if generator_turn or self.p.ema_per == "iteration":
-            self.average.update()
+        if updates_generator or self.p.ema_per == "iteration":
+            self.ema.update()
         return values
 
-    def turn(self, cond: Conditioning, draws: Draws, fake: bool, generator: bool) -> dict[str, float]:
+    def update(self, cond: Conditioning, draws: Draws, fake: bool, generator: bool) -> dict[str, float]:
         """A roll-out with its own stop, and the update of each learner that takes part in it. The prompts pass in
         micro-batches, and gradients and values add up."""
         p, ranks = self.p, self.ranks
         stop = self.draw_stop(draws)
         fake_role = f"early{stop}" if f"early{stop}" in self.fakes else "fake"
         levels = self.sigmas[: stop + 2].clone()
-        if p.start == "data":  # DMD2: the stopped step jumps to its estimate of the data
+        if p.renoise_from == "data":  # DMD2: the stopped step jumps to its estimate of the data
             levels[-1] = 0.0
         fake_term = "ambient + consistency" if p.consistency.weight > 0 else "ambient"
-        sums = Sums(
+        sums = UpdateSums(
             Gradients(self.fakes[fake_role], term=fake_term) if fake else None,
             Gradients(self.generator, term="matching") if generator else None,
         )
@@ -151,7 +151,7 @@ class AcdmdTrainer:
         norms = at_level(values, ("fake_grad_norm", "generator_grad_norm"), levels[-1].item())
         return values | norms | ranks.all_reduce(latent_values(samples), "mean")
 
-    def add_losses(self, sums: Sums, cond: Conditioning, draws: Draws, levels: Tensor, fake_role: str) -> None:
+    def add_losses(self, sums: UpdateSums, cond: Conditioning, draws: Draws, levels: Tensor, fake_role: str) -> None:
         """Steps 1 to 5 of Algorithm 1 on a micro-batch of the B prompts, added to ``sums``."""
         p, eta = self.p, self.params.model.eta
         share = len(cond) / p.batch_size
@@ -191,7 +191,7 @@ class AcdmdTrainer:
     def draw_stop(self, draws: Draws) -> int:
         """The step after which the iteration's roll-out ends, 0 to K - 1, the same on every process."""
         steps = len(self.sigmas) - 1
-        if self.p.stop == "last":
+        if self.p.rollout_stop == "last":
             return steps - 1
         return integers(0, steps, draws.seed, draws.stream, draws.step, "stop")
 
@@ -209,10 +209,10 @@ class AcdmdTrainer:
         return x, lower
 
     def write_outputs(self, stage: Stage) -> None:
-        """The averaged generator and the fake score, with what is needed to read them."""
+        """The EMA generator and the fake score, with what is needed to read them."""
         about = student_header(NAME, self.params)
         save_tensors(self.adapters.state("fake"), stage.output("fake.safetensors"), about | {"role": "fake"})
-        self.average.swap()
+        self.ema.swap()
         if self.p.iterations:
             report_lost_update(self.params, NAME, self.adapters)
         save_tensors(self.adapters.state("acdmd"), stage.output("generator.safetensors"), about)

@@ -204,7 +204,7 @@ class AdapterBank:
     def scaled(self, name: str, factor: float) -> Iterator[None]:
         """One adapter at ``factor`` times its strength for a while. UserError in full mode, which has no adapters."""
         if self.full:
-            raise UserError("adapter.mode: full has no adapter to scale; allowed: lora, or dynamic.guidance: 0")
+            raise UserError("adapter.mode: full has no adapter to scale; allowed: lora, or annealing.guidance: 0")
         layers = self.layers(name)
         kept = [layer.scaling[name] for layer in layers]
         for layer, scale in zip(layers, kept, strict=True):
@@ -257,13 +257,13 @@ def stage_two_stacks(params: Params) -> dict[str, Stack]:
     return stacks | {"fake": NEW_FAKE} if new else stacks
 
 
-def merge_stage_one(roles: AdapterBank, params: Params) -> None:
+def merge_stage_one(bank: AdapterBank, params: Params) -> None:
     """Merge what stage one left below new adapters, where `stage_one_adapters` says so; in full mode it is anyway."""
-    if params.train_rtdmd.stage_one_adapters == "stacked" or roles.full:
+    if params.train_rtdmd.stage_one_adapters == "stacked" or bank.full:
         return
     for role in ("generator", "fake"):
-        for name in roles.stacks[role][:-1]:
-            roles.merge(name)
+        for name in bank.stacks[role][:-1]:
+            bank.merge(name)
 
 
 def _require_fitting(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
@@ -289,13 +289,13 @@ def load_student(
     stack = ADAPTERS[stage]["generator"]
     if params.adapter.mode == "full":
         return _whole_student(params, backbone, _student_file(stack[-1], root), root)
-    roles = AdapterBank(backbone, params.adapter, {"generator": stack}, params.run.seed)
+    bank = AdapterBank(backbone, params.adapter, {"generator": stack}, params.run.seed)
     for name in stack:
         source = _student_file(name, root)
-        roles.load(name, read_student(root / source, params, source), source)
+        bank.load(name, read_student(root / source, params, source), source)
     if len(stack) > 1 and stands_on_merged(root / source):
-        roles.merge(stack[0])
-    return lambda x, sigma, cond: roles.velocity("generator", x, sigma, cond)
+        bank.merge(stack[0])
+    return lambda x, sigma, cond: bank.velocity("generator", x, sigma, cond)
 
 
 def _student_file(adapter: str, root: Path) -> str:

@@ -1,7 +1,7 @@
 """What the compared methods bring to stage two: DiffusionNFT, AWM, stepwise credit, GDMD's weights, DMDR's annealing
 and its start from renoised images, SRPO's relative reward. TDM-R1's surrogate is in `rtdmd.train.surrogate`.
 
-Shapes: N images of a roll-out, K steps; ``mine``: this process's images among those of all processes.
+Shapes: N images of a roll-out, K steps; ``local``: this process's images among those of all processes.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 
 from rtdmd.common.rng import integers
-from rtdmd.flow.anneal import annealed_uniform, leaning_scale
+from rtdmd.flow.anneal import annealed_scale, annealed_uniform
 from rtdmd.flow.awm import awm_loss
 from rtdmd.flow.credit import scored_steps, step_credit
 from rtdmd.flow.nft import guided_weight, nft_loss, optimality, published_nft_loss, reward_gain
 from rtdmd.flow.path import interpolate, x0_from_velocity
 from rtdmd.train.losses import Draws, Renoised, micro_batches
-from rtdmd.train.rollout import CPU, Rollout, sent
+from rtdmd.train.rollout import CPU, Rollout, to_device
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Conditioning
-    from rtdmd.config.compared import DynamicParams, RelativeParams
+    from rtdmd.config.compared import AnnealingParams, RelativeParams
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
-    from rtdmd.rewards.panel import Batch, Panel
+    from rtdmd.rewards.reward_models import Batch, RewardModels
     from rtdmd.train.adapters import AdapterBank
     from rtdmd.train.gradients import Terms
     from rtdmd.train.rtdmd import RtdmdTrainer, Weigh
@@ -64,7 +64,7 @@ def renoised_gradients(
     for name in values:
         for rows in micro_batches(len(rollout), p.micro_batch):
             image = rollout.state(-1, rows)
-            noise = sent(noises[rows], rollout.device)
+            noise = to_device(noises[rows], rollout.device)
             x = interpolate(image, noise, sigma[rows])
             v = trainer.adapters.velocity("generator", x, sigma[rows], rollout.cond.index(rows))
             loss = RENOISED[name](p, v, noise - image, sigma[rows], graded[rows]).sum() / total
@@ -83,7 +83,7 @@ def from_renoised(trainer: RtdmdTrainer, rollout: Rollout, draws: Draws) -> Roll
     start = interpolate(rollout.states[-1], noise, level.to(CPU).expand(len(rollout)))
     images = torch.empty_like(start)
     for rows in micro_batches(len(rollout), trainer.p.micro_batch):
-        x, sigma = sent(start[rows], rollout.device), level.expand(len(start[rows]))
+        x, sigma = to_device(start[rows], rollout.device), level.expand(len(start[rows]))
         v = trainer.adapters.velocity("generator", x, sigma, rollout.cond.index(rows))
         images[rows] = x0_from_velocity(x, v, sigma).to(CPU)
     sigmas = torch.stack([level, torch.zeros_like(level)])
@@ -91,16 +91,17 @@ def from_renoised(trainer: RtdmdTrainer, rollout: Rollout, draws: Draws) -> Roll
 
 
 def relative_gradients(
-    panel: Panel, batches: Sequence[Batch], weights: Mapping[str, float], p: RelativeParams, draws: Draws
+    reward_models: RewardModels, batches: Sequence[Batch], weights: Mapping[str, float], p: RelativeParams, draws: Draws
 ) -> list[tuple[Tensor, Tensor]]:
-    """As `Panel.gradients`, of SRPO's relative reward: (1 + k) r(liked words. prompt) - r(disliked words. prompt)."""
+    """As `RewardModels.gradients`, of SRPO's relative reward: (1 + k) r(liked words. prompt) - r(disliked words.
+    prompt)."""
     found = []
     for words in (p.liked, p.disliked):
         which = integers(0, len(words), draws.seed, draws.stream, draws.step, "words", words is p.liked)
         asked = [
             (images, [f"{words[which]}. {prompt}" for prompt in prompts], more) for images, prompts, more in batches
         ]
-        found.append(panel.gradients(asked, weights))
+        found.append(reward_models.gradients(asked, weights))
     gain = 1 + p.strength
     return [(gain * r - s, gain * dr - ds) for (r, dr), (s, ds) in zip(*found, strict=True)]
 
@@ -117,12 +118,12 @@ def step_advantages(
     """Advantages (N,) of every trained step as ``credit`` has it, of the images of all processes; ``scores``: theirs,
     of the final images."""
     p, ranks = trainer.p, trainer.ranks
-    everyone = ranks.all_gather(rollout.groups)
+    all_ranks = ranks.all_gather(rollout.groups)
     last = len(rollout.sigmas) - 2
     found = {last: dict(scores)}
     for k in scored_steps(tuple(trained), last, p.credit):
         with ranks.sync_errors():
-            own = scored(trainer, rollout, rollout.foreseen(slice(None), k, trainer.eta).to(CPU))
+            own = scored(trainer, rollout, rollout.predicted_x0(slice(None), k, trainer.eta).to(CPU))
         found[k] = {name: ranks.all_gather(part) for name, part in own.items()}
     by_step = {}
     for step in trained:
@@ -130,21 +131,21 @@ def step_advantages(
         for name in scores:
             by_level = {k: part[name] for k, part in found.items()}
             credit[name] = step_credit(by_level, step, last, p.credit)
-        by_step[step] = trainer.advantages(credit, everyone)
+        by_step[step] = trainer.advantages(credit, all_ranks)
     return by_step
 
 
 def stepwise_policy_gradient(
-    trainer: RtdmdTrainer, rollout: Rollout, advantages: Mapping[int, Tensor], mine: slice, terms: Terms
+    trainer: RtdmdTrainer, rollout: Rollout, advantages: Mapping[int, Tensor], local: slice, terms: Terms
 ) -> dict[str, float]:
     """Add to ``terms`` the trainer's policy gradient with advantages of their own for every trained step, averaged over
     the steps, or with ``loss_average: all_steps`` summed, as there; its values. advantages[k] (N,) are of the images of
     all processes."""
     share = 1.0 if trainer.p.loss_average == "all_steps" else 1 / len(advantages)
     values: dict[str, float] = {}
-    for step, everyone in advantages.items():
+    for step, all_ranks in advantages.items():
         one = replace(terms)  # its sums are empty
-        more = trainer.policy_gradient(rollout, everyone[mine], (step,), one, everyone)
+        more = trainer.policy_gradient(rollout, all_ranks[local], (step,), one, all_ranks)
         for name, sums in one.sums.items():
             terms.sums[name].add_scaled(sums, share)
         for name, value in more.items():
@@ -163,8 +164,8 @@ def gain_weights(trainer: RtdmdTrainer, chosen: Rollout, scores: Mapping[str, Te
     def total(of: Mapping[str, Tensor]) -> Tensor:
         return torch.stack([weight * of[name].float() for name, weight in seen.items()]).sum(0)
 
-    everyone = total(scores)
-    own, spread = everyone[list(numbers)], everyone.std(correction=0)
+    all_ranks = total(scores)
+    own, spread = all_ranks[list(numbers)], all_ranks.std(correction=0)
 
     def weigh(part: slice, images: Tensor, direction: Tensor) -> Tensor:
         if float(spread) == 0:  # every image has the same reward: nothing to compare with
@@ -181,7 +182,7 @@ class DmdrAnnealing:
     """What is left at one epoch of DMDR's two changes to matching, both annealed to nothing over ``p.epochs``: dynamic
     distribution guidance and dynamic renoising."""
 
-    p: DynamicParams
+    p: AnnealingParams
     epoch: int
 
     @property
@@ -192,7 +193,7 @@ class DmdrAnnealing:
     def teacher(self, adapters: AdapterBank, point: Renoised, cond: Conditioning, guided: Mapping[str, Any]) -> Tensor:
         """The teacher's guided velocity (B, C, H, W) at the renoised images, with the fake score's adapter on it at
         the scale that is left."""
-        scale = leaning_scale(self.p.guidance, self.progress)
+        scale = annealed_scale(self.p.guidance, self.progress)
         if scale == 0:
             return adapters.velocity("teacher", point.x_t, point.t, cond, **guided)
         with adapters.scaled("fake", scale):

@@ -30,11 +30,14 @@ class Gradients:
     term: str = ""  # the loss, for messages
 
     def add(
-        self, outputs: Tensor | Sequence[Tensor], pulls: Sequence[Tensor] | None = None, retain_graph: bool = False
+        self,
+        outputs: Tensor | Sequence[Tensor],
+        grad_outputs: Sequence[Tensor] | None = None,
+        retain_graph: bool = False,
     ) -> None:
-        """Add what the gradients ``pulls`` at ``outputs`` are at the parameters, by one backward pass; None: the output
-        is a scalar loss. A parameter that no output reaches is an error."""
-        new = torch.autograd.grad(outputs, self.learner.parameters, pulls, retain_graph=retain_graph)
+        """Add what the gradients ``grad_outputs`` at ``outputs`` are at the parameters, by one backward pass; None: the
+        output is a scalar loss. A parameter that no output reaches is an error."""
+        new = torch.autograd.grad(outputs, self.learner.parameters, grad_outputs, retain_graph=retain_graph)
         self.total = list(new) if self.total is None else [a + b for a, b in zip(self.total, new, strict=True)]
 
     def add_scaled(self, other: Gradients, factor: float) -> None:
@@ -45,10 +48,10 @@ class Gradients:
 
     def all_reduce(self, ranks: Ranks) -> None:
         """Add up what all processes have. A process to which no sample fell counts as zeros."""
-        if ranks.world > 1 and any(ranks.gather(self.total is not None)):
+        if ranks.world > 1 and any(ranks.all_gather_object(self.total is not None)):
             if self.total is None:
                 self.total = [torch.zeros_like(parameter) for parameter in self.learner.parameters]
-            ranks.sum_(self.total)
+            ranks.all_reduce_tensors(self.total)
 
     def norm(self, since: list[Tensor] | None = None) -> float:
         """Euclidean norm over all parameters of what was added (after the total was ``since``), 0 where nothing was."""
@@ -77,18 +80,18 @@ class Terms:
         present = [*TERMS, *(term for term in OPTIONAL if self.weights.get(term, 0.0) > 0)]
         self.sums = {self.shared.get(term, term): Gradients(self.learner) for term in present}
 
-    def add(self, ends: Mapping[str, Tensor], pulls: Mapping[str, Tensor] | None = None) -> None:
-        """Add the gradients of terms that go through the same pass: ``ends`` has an output of it for each, ``pulls``
-        the gradient there; None: the ends are losses. One backward pass for each sum; the graph is gone after the last
-        one."""
-        pulls = pulls or {term: torch.ones_like(end) for term, end in ends.items()}
+    def add(self, ends: Mapping[str, Tensor], grad_outputs: Mapping[str, Tensor] | None = None) -> None:
+        """Add the gradients of terms that go through the same pass: ``ends`` has an output of it for each,
+        ``grad_outputs`` the gradient there; None: the ends are losses. One backward pass for each sum; the graph is
+        gone after the last one."""
+        grad_outputs = grad_outputs or {term: torch.ones_like(end) for term, end in ends.items()}
         groups: dict[str, list[str]] = {}
         for term in ends:
             groups.setdefault(self.shared.get(term, term), []).append(term)
         left = len(groups)
         for name, terms in groups.items():
             left -= 1
-            scaled = [pulls[term] if term == name else self.weights[term] * pulls[term] for term in terms]
+            scaled = [grad_outputs[term] if term == name else self.weights[term] * grad_outputs[term] for term in terms]
             self.sums[name].add([ends[term] for term in terms], scaled, retain_graph=left > 0)
 
     def reduced(self, ranks: Ranks, parts: int) -> dict[str, tuple[float, Gradients]]:

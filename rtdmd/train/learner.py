@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from rtdmd.config import OptimizerParams
 
 
-def warmed_decay(updates: int, decay: float) -> float:
+def ema_warmup_decay(updates: int, decay: float) -> float:
     """min((1 + n) / (10 + n), decay): what an average keeps after n updates, so that its start is soon forgotten."""
     return min((1 + updates) / (10 + updates), decay)
 
 
-class Average:
+class EMA:
     """Exponential moving average of an adapter's parameters; holds those tensors only."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
@@ -53,7 +53,7 @@ class Learner:
     lr: float
     warmup: int
     max_grad_norm: float
-    average: Average | None = None
+    ema: EMA | None = None
     updates: int = 0
     lr_decay: tuple[float, int] = (0.0, 0)
     role: str = "model"  # how messages call it
@@ -66,7 +66,7 @@ class Learner:
         *,
         warmup: int = 0,
         lr_decay: tuple[float, int] = (0.0, 0),
-        average: Average | None = None,
+        ema: EMA | None = None,
     ) -> Learner:
         """AdamW over an explicit parameter list; fused kernels stay off, since their bytes differ between machines.
 
@@ -82,9 +82,9 @@ class Learner:
             weight_decay=settings.weight_decay,
             fused=False,
         )
-        return Learner(owned, optimizer, settings.lr, warmup, settings.max_grad_norm, average, 0, lr_decay)
+        return Learner(owned, optimizer, settings.lr, warmup, settings.max_grad_norm, ema, 0, lr_decay)
 
-    def called(self, role: str, names: Sequence[str] = ()) -> Learner:
+    def named(self, role: str, names: Sequence[str] = ()) -> Learner:
         """The same, with what messages call it and its parameters."""
         self.role, self.names = role, names
         return self
@@ -125,7 +125,7 @@ class Learner:
 
     def require_finite(self) -> None:
         """NonFiniteError naming role, kind and tensor unless parameters, AdamW's moments and average are finite."""
-        kept = {"parameter": self.parameters, "average": self.average.tensors if self.average else ()}
+        kept = {"parameter": self.parameters, "EMA": self.ema.tensors if self.ema else ()}
         for key in ("exp_avg", "exp_avg_sq"):
             kept[f"AdamW {key}"] = [self.optimizer.state[p][key] for p in self.parameters if p in self.optimizer.state]
         for kind, tensors in kept.items():
@@ -144,8 +144,8 @@ class Learner:
             f"{name}_optimizer": checkpoints.optimizer_tensors(self.optimizer),
             f"{name}_updates": {"updates": torch.tensor(self.updates)},
         }
-        if self.average is not None:
-            groups[f"{name}_average"] = checkpoints.indexed(self.average.tensors)
+        if self.ema is not None:
+            groups[f"{name}_ema"] = checkpoints.indexed(self.ema.tensors)
         return groups
 
     def restore(self, name: str, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -153,5 +153,5 @@ class Learner:
         checkpoints.copy_indexed(self.parameters, groups[f"{name}_parameters"])
         checkpoints.restore_optimizer(self.optimizer, groups[f"{name}_optimizer"])
         self.updates = int(groups[f"{name}_updates"]["updates"])
-        if self.average is not None:
-            checkpoints.copy_indexed(self.average.tensors, groups[f"{name}_average"])
+        if self.ema is not None:
+            checkpoints.copy_indexed(self.ema.tensors, groups[f"{name}_ema"])

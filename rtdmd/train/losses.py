@@ -44,9 +44,9 @@ RENOISE_MARGIN = 0.01  # smallest distance of the renoising time t above s [σ]
 RENOISE_LOW = 0.02  # clamp of t [σ]
 RENOISE_HIGH = 0.98
 WEIGHT_CLAMP = 10.0  # largest weight of the ambient loss with `weighting: clamp`
-SMALLEST_DELTA = 0.001  # backward step of a consistency pair [σ], 1 to 200 of 1000
-LARGEST_DELTA = 0.2
-SMALLEST_TIME = 1e-3  # σ of the earlier point of a consistency pair with `delta: uniform`
+MIN_DELTA = 0.001  # backward step of a consistency pair [σ], 1 to 200 of 1000
+MAX_DELTA = 0.2
+MIN_TIME = 1e-3  # σ of the earlier point of a consistency pair with `delta: uniform`
 
 
 class Velocities(Protocol):
@@ -87,7 +87,7 @@ class Draws:
         shared = [(self.seed, self.stream, self.step, "group", number, name) for number in numbers.tolist()]
         return normal_batch(self.shape, shared)[row].to(self.device)
 
-    def among(self, chosen: Sequence[int], stream: str | None = None) -> tuple[list[int], Draws]:
+    def subset(self, chosen: Sequence[int], stream: str | None = None) -> tuple[list[int], Draws]:
         """Of the chosen samples of all processes those of this one, whose samples are consecutive, as rows of its own,
         and their draws, of another stream where one is named."""
         first, count = self.samples[0], len(self.samples)
@@ -123,10 +123,10 @@ class Renoised:
         return Renoised(*parts)
 
 
-def require_renoise_time(section: str, law: Literal["uniform", "clamped"], levels: Tensor) -> None:
+def require_renoise_time(section: str, distribution: Literal["uniform", "clamped"], levels: Tensor) -> None:
     """UserError where one of the ``levels`` that s can have leaves no room below the clamp of the published times."""
     highest = levels.max().item()
-    if law == "clamped" and highest >= RENOISE_HIGH:
+    if distribution == "clamped" and highest >= RENOISE_HIGH:
         raise UserError(
             f"{section}.renoise_time: clamped, to {RENOISE_HIGH:g}, but the sampler's levels reach {highest:.3f}, where"
             " no time above them is left; allowed: uniform (with recipe: custom)"
@@ -137,13 +137,14 @@ def renoised(
     x_s: Tensor,
     s: Tensor,
     draws: Draws,
-    law: Literal["uniform", "clamped"] = "uniform",
+    distribution: Literal["uniform", "clamped"] = "uniform",
     low: float = 0.0,
     groups: Tensor | None = None,
 ) -> Renoised:
-    """Subinterval renoising of detached samples (method, stage one, step 2) to times of a law, none below ``low`` [σ];
-    images of one of ``groups`` (B,) share time and noise. FloatingPointError where a sample is not finite."""
-    draw = clamped_renoise_time if law == "clamped" else draw_renoise_time
+    """Subinterval renoising of detached samples (method, stage one, step 2) to times of a distribution, none below
+    ``low`` [σ]; images of one of ``groups`` (B,) share time and noise. FloatingPointError where a sample is not
+    finite."""
+    draw = clamped_renoise_time if distribution == "clamped" else draw_renoise_time
     shared = draws if groups is None else replace(draws, samples=tuple(groups.tolist()))
     t = draw(shared.uniform("time"), s, RENOISE_MARGIN, max(RENOISE_LOW, low), RENOISE_HIGH)
     z = draws.normal("renoise", groups)
@@ -151,7 +152,7 @@ def renoised(
     return Renoised(x_s, s, renoise(x_s, z, s, t), t, z)
 
 
-def part_of_guidance(weight: float, share: float) -> float:
+def scaled_guidance(weight: float, share: float) -> float:
     """A guidance weight with a share of what is beyond 1; all of it is the weight to the last bit."""
     return 1 + share * (weight - 1)
 
@@ -184,10 +185,10 @@ class FakeScoreLoss:
             return loss, values
         u = draws.uniform("delta")
         if p.delta == "integer":
-            steps = torch.floor(u * round(LARGEST_DELTA / SMALLEST_DELTA)) + 1
-            r = (point.t - SMALLEST_DELTA * steps).clamp(min=0.0)
+            steps = torch.floor(u * round(MAX_DELTA / MIN_DELTA)) + 1
+            r = (point.t - MIN_DELTA * steps).clamp(min=0.0)
         else:
-            r = (point.t - (SMALLEST_DELTA + (LARGEST_DELTA - SMALLEST_DELTA) * u)).clamp(min=SMALLEST_TIME)
+            r = (point.t - (MIN_DELTA + (MAX_DELTA - MIN_DELTA) * u)).clamp(min=MIN_TIME)
         level = eta_star(r, point.t) if p.kernel == "eta_star" else self.eta
         with torch.no_grad():
             x_r = cps_step(point.x_t, v_fake, point.t, r, level, draws.normal("consistency"))
@@ -221,7 +222,8 @@ def teacher_guidance(params: Params, p: TrainingParams, draws: Draws) -> float:
 def matching_direction(
     point: Renoised, v_fake: Tensor, v_teacher: Tensor, eta: float, draws: Draws, normalise: bool = True
 ) -> Tensor:
-    """g (B, C, H, W), along which x_s leaves the teacher's law: projections of x_t to s from both scores, same noise.
+    """g (B, C, H, W), along which x_s leaves the teacher's distribution: projections of x_t to s from both scores, same
+    noise.
 
     ``normalise``: divide by the sample's mean distance to the teacher's projection (published); it changes the
     direction in low dimension only.

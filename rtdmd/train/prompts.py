@@ -28,20 +28,22 @@ class TrainingPrompts:
     cache: TextCache
     seed: int
     order: Literal["uniform", "by_tag", "as_listed"] = "uniform"
-    aside: list[dict[str, Any]] = field(default_factory=list)  # in file order, never in a batch
+    validation_prompts: list[dict[str, Any]] = field(default_factory=list)  # in file order, never in a batch
 
     @staticmethod
-    def open(stage: Stage, device: torch.device, params: TrainingParams, aside: int = 0) -> TrainingPrompts:
-        """The set of prompts that an open stage's section ``params`` names, conditioning on ``device``; ``aside`` of
-        them, drawn from the seed, are set aside. UserError where none would be left."""
+    def open(
+        stage: Stage, device: torch.device, params: TrainingParams, validation_prompts: int = 0
+    ) -> TrainingPrompts:
+        """The set of prompts that an open stage's section ``params`` names, conditioning on ``device``;
+        ``validation_prompts`` of them, drawn from the seed, are set aside. UserError where none would be left."""
         path = stage.input("results/prepare_prompts/train.jsonl")
         records = [prompt.row() for prompt in read_set(path, params.prompts)]
-        if aside >= len(records):
+        if validation_prompts >= len(records):
             raise UserError(
-                f"train_rtdmd.validation.prompts: {aside}, of {len(records)} prompts of the set {params.prompts};"
-                f" allowed: 1 to {len(records) - 1}, or validation.every: 0"
+                f"train_rtdmd.validation.prompts: {validation_prompts}, of {len(records)} prompts of the set"
+                f" {params.prompts}; allowed: 1 to {len(records) - 1}, or validation.every: 0"
             )
-        chosen = set(permutation(len(records), stage.seed, "set aside")[:aside])
+        chosen = set(permutation(len(records), stage.seed, "set aside")[:validation_prompts])
         parts = [[r for row, r in enumerate(records) if (row in chosen) == away] for away in (False, True)]
         splits = ("train", "eval") if params.watch.every else ("train",)
         cache = open_text_cache(stage, *splits).to(device)

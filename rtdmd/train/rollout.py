@@ -24,19 +24,19 @@ CPU = torch.device("cpu")
 Rows = slice | Sequence[int]
 
 
-def joined(parts: Sequence[Tensor], device: torch.device) -> Tensor:
+def pinned_cat(parts: Sequence[Tensor], device: torch.device) -> Tensor:
     """Parts of a tensor, on the host, as one; in pinned memory where ``device``, to which it will go, is a GPU."""
     whole = torch.cat(list(parts))
     return whole.pin_memory() if device.type == "cuda" else whole
 
 
-def sent(part: Tensor, device: torch.device) -> Tensor:
+def to_device(part: Tensor, device: torch.device) -> Tensor:
     """A part of a tensor of the host on ``device``; the host goes on where its memory is pinned."""
     return part.to(device, non_blocking=part.is_pinned())
 
 
 @dataclass(frozen=True)
-class Texts:
+class ImageConditioning:
     """The conditioning of N images: each prompt's row once, on the host, and which one an image has."""
 
     prompts: Conditioning
@@ -44,12 +44,12 @@ class Texts:
     device: torch.device
 
     @staticmethod
-    def of_groups(cond: Conditioning, images: int, device: torch.device) -> Texts:
+    def of_groups(cond: Conditioning, images: int, device: torch.device) -> ImageConditioning:
         """``cond``: a row for each group of neighbouring images, all groups of one size (1: a row for each image)."""
         if images % len(cond):
             raise ValueError(f"{images} images are not the groups of {len(cond)} texts")
         of = [row for row in range(len(cond)) for _ in range(images // len(cond))]
-        return Texts(cond.to(CPU), of, device)
+        return ImageConditioning(cond.to(CPU), of, device)
 
     def index(self, rows: Rows) -> Conditioning:
         """The rows of these images on the device; a prompt goes there once."""
@@ -58,7 +58,7 @@ class Texts:
         there = self.prompts.index(list(place)).to(self.device)
         return there if len(place) == len(wanted) else there.index([place[row] for row in wanted])
 
-    def take(self, rows: Rows) -> Texts:
+    def take(self, rows: Rows) -> ImageConditioning:
         """The texts of these images."""
         return replace(self, of=self.of[rows] if isinstance(rows, slice) else [self.of[row] for row in rows])
 
@@ -73,7 +73,7 @@ class Rollout:
     means: list[Tensor]
     stds: list[Tensor]
     sigmas: Tensor
-    cond: Texts
+    cond: ImageConditioning
     records: list[dict[str, Any]]
     groups: Tensor
     equal: tuple[bool, ...]
@@ -88,13 +88,13 @@ class Rollout:
 
     def state(self, k: int, rows: Rows) -> Tensor:
         """x at sigmas[k] of these images, on the device."""
-        return sent(self.states[k][rows], self.device)
+        return to_device(self.states[k][rows], self.device)
 
     def mean(self, k: int, rows: Rows) -> Tensor:
         """The mean of transition k of these images, on the device."""
-        return sent(self.means[k][rows], self.device)
+        return to_device(self.means[k][rows], self.device)
 
-    def foreseen(self, rows: Rows, k: int, eta: float) -> Tensor:
+    def predicted_x0(self, rows: Rows, k: int, eta: float) -> Tensor:
         """x̂_0 (B, C, H, W) that the generator predicted at step k of these images, without a pass; on the device."""
         if k == len(self.sigmas) - 2:
             return self.state(-1, rows)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rtdmd.config import Params
     from rtdmd.train.adapters import AdapterBank
 
-LEAST_MOVE = 1e-5
+MIN_MOVE = 1e-5
 """Of the weights' norm. The gate needs ten times the rounding of float32 sampling, which is about 1e-6 of a latent."""
 
 
@@ -72,7 +72,7 @@ def report_lost_update(params: Params, stage: str, bank: AdapterBank) -> None:
     if getattr(params, stage).sharding != "none":
         return  # the base is in pieces; publish says it
     move = surviving_move(generator_moves(bank), DTYPES[params.model.dtype])
-    if move < LEAST_MOVE:
+    if move < MIN_MOVE:
         length = {"train_acdmd": "iterations", "train_rtdmd": "epochs"}[stage]
         print(
             f"{stage}: merged and rounded to {params.model.dtype} (model.dtype), the update moves the weights by"
@@ -89,7 +89,7 @@ def report_lost_export(base: Mapping[str, Tensor], weights: Mapping[str, Tensor]
     weights moved, relative to their norm.
     """
     move = surviving_move(published_moves(base, weights), torch.float32)
-    if move < LEAST_MOVE:
+    if move < MIN_MOVE:
         print(
             f"publish: rounded to {dtype} (model.dtype), the merged weights differ from the base model's by {move:.1e}"
             " of their norm, so that the gate will hardly tell them apart and may refuse them; train longer"

@@ -28,8 +28,8 @@ from rtdmd.flow.matching import dmd_loss, matching_rewards
 from rtdmd.flow.path import require_finite, x0_from_velocity
 from rtdmd.flow.policy import clipped_policy_loss, draw_step_subset, gaussian_kl, group_advantages, subset_factor
 from rtdmd.pipeline.stage import Stage
-from rtdmd.rewards.panel import WAITING, Batch, Panel
 from rtdmd.rewards.protocol import identities
+from rtdmd.rewards.reward_models import MAX_WAITING, Batch, RewardModels
 from rtdmd.train.adapters import AdapterBank, merge_stage_one, stage_two_stacks
 from rtdmd.train.baseline_losses import (
     RENOISED,
@@ -42,23 +42,23 @@ from rtdmd.train.baseline_losses import (
     stepwise_policy_gradient,
 )
 from rtdmd.train.distributed.ranks import Ranks
-from rtdmd.train.engine.diagnostics import Pixels, latent_values, signal_values
+from rtdmd.train.engine.diagnostics import SaturationCounter, latent_values, signal_values
 from rtdmd.train.gradients import Gradients, Terms, combine, shared_terms
-from rtdmd.train.learner import Average, Learner, warmed_decay
+from rtdmd.train.learner import EMA, Learner, ema_warmup_decay
 from rtdmd.train.losses import (
     Draws,
     FakeScoreLoss,
     SharedPass,
     matching_direction,
     micro_batches,
-    part_of_guidance,
     renoised,
     require_on_policy,
     require_renoise_time,
+    scaled_guidance,
     shared_passes,
     teacher_guidance,
 )
-from rtdmd.train.rollout import CPU, Rollout, Texts, joined, sent
+from rtdmd.train.rollout import CPU, ImageConditioning, Rollout, pinned_cat, to_device
 from rtdmd.train.rounding import report_lost_update
 from rtdmd.train.student_record import student_header
 from rtdmd.train.surrogate import SurrogateReward
@@ -77,7 +77,7 @@ class RtdmdTrainer:
         self,
         params: Params,
         backbone: Backbone,
-        rewards: Panel,
+        rewards: RewardModels,
         null: Conditioning,
         ranks: Ranks | None = None,
         adapters: AdapterBank | None = None,
@@ -97,21 +97,21 @@ class RtdmdTrainer:
         self.adapters = adapters
         self.sigmas = backbone.sigmas(params.model.num_steps).to(backbone.device)  # (K+1,)
         levels = self.sigmas[1:]  # that s can have; where both terms start from images, 0 alone
-        if p.fake_start == "data" and p.matching_path == "last_step":
+        if p.fake_samples == "data" and p.matching_path == "last_step":
             levels = self.sigmas[-1:]
         require_renoise_time(NAME, p.renoise_time, levels)
         self.fake_loss = FakeScoreLoss(self.adapters, p, self.eta)
         weights = self.adapters.trainable("rtdmd")
-        self.average = Average(weights, p.ema_decay)
+        self.ema = EMA(weights, p.ema_decay)
         self.generator = Learner.adamw(
             weights,
             p.generator_optimizer,
-            lr_decay=(p.lr_fall, p.epochs),
-            average=self.average,
-        ).called("generator", self.adapters.parameter_names("rtdmd"))
+            lr_decay=(p.lr_decay_fraction, p.epochs),
+            ema=self.ema,
+        ).named("generator", self.adapters.parameter_names("rtdmd"))
         own_fake = self.adapters.stacks["fake"][-1]
         self.fake = Learner.adamw(self.adapters.trainable(own_fake), p.fake_optimizer)
-        self.fake.called("fake score", self.adapters.parameter_names(own_fake))
+        self.fake.named("fake score", self.adapters.parameter_names(own_fake))
         self.surrogate = SurrogateReward(self.adapters, p) if p.weights.surrogate > 0 else None
 
     @property
@@ -137,20 +137,20 @@ class RtdmdTrainer:
         p, ranks = self.p, self.ranks
         count = p.prompts_per_epoch * p.group_size
         groups = torch.arange(count) // p.group_size
-        mine = slice(draws.samples[0], draws.samples[-1] + 1)
-        pixels = Pixels()
+        local = slice(draws.samples[0], draws.samples[-1] + 1)
+        pixels = SaturationCounter()
         last_images = list(range(count))  # of the last step's terms; all where matching is a reward of every image
         if p.last_step_batch_size < count and p.matching_path != "reward":
             order = permutation(count, draws.seed, draws.stream, draws.step, "last-rows")
             last_images = order[: p.last_step_batch_size]
-        last_rows, last_draws = draws.among(last_images)
+        last_rows, last_draws = draws.subset(last_images)
         terms = Terms(self.generator, dict(p.weights), shared_terms(p))
 
         with ranks.sync_errors():
             # 1. SubGRPO draws the stochastic steps to train. Roll out: elsewhere a group shares its noise.
             order = permutation(len(p.candidate_steps), draws.seed, draws.stream, draws.step, "subset")
             trained = [p.candidate_steps[i] for i in draw_step_subset(order, p.trained_steps)]
-            rollout = self.roll_out(cond, records, groups[mine], trained, draws)
+            rollout = self.roll_out(cond, records, groups[local], trained, draws)
         fake_values = self.fake_updates(rollout, draws) if p.update_order == "fake_first" else {}
 
         # 2. Rewards of the final images; a slow scorer goes on beside 3.
@@ -167,17 +167,17 @@ class RtdmdTrainer:
         advantages = self.advantages(scores, groups)
         credited = step_advantages(self, rollout, scores, trained) if p.credit != "trajectory" else None
         # TDM-R1: the reward learns from the advantages, then the generator from it.
-        learned = {} if self.surrogate is None else self.surrogate.update(self, rollout, advantages[mine], draws)
+        learned = {} if self.surrogate is None else self.surrogate.update(self, rollout, advantages[local], draws)
         with ranks.sync_errors():
             if p.matching_gain > 0:  # GDMD: the rewards weigh the matching
                 weigh = gain_weights(self, chosen, scores, last_draws.samples)
                 sums = self.last_step(chosen, last_draws, terms, len(last_images), weigh)
             if credited is None:
-                means = self.policy_gradient(rollout, advantages[mine], trained, terms, advantages)
+                means = self.policy_gradient(rollout, advantages[local], trained, terms, advantages)
             else:
-                means = stepwise_policy_gradient(self, rollout, credited, mine, terms)
+                means = stepwise_policy_gradient(self, rollout, credited, local, terms)
             if any(getattr(p.weights, name) > 0 for name in RENOISED):
-                sums |= renoised_gradients(self, rollout, advantages[mine], draws, terms)
+                sums |= renoised_gradients(self, rollout, advantages[local], draws, terms)
             if self.surrogate is not None:
                 sums["surrogate"] = self.surrogate.gradient(self, chosen, last_draws, terms, len(last_images))
         values = ranks.all_reduce(means, "mean")
@@ -191,7 +191,7 @@ class RtdmdTrainer:
         values |= norms
         values["generator_grad_norm"] = self.generator.step(gradient)
         del gradient, terms  # each as large as the adapter, and the fake score's updates need the memory
-        self.update_average()
+        self.update_ema()
 
         # 6. Fake-score updates from the cached roll-out, where they were not made before the generator's.
         values |= self.fake_updates(rollout, draws) if p.update_order == "generator_first" else fake_values
@@ -201,16 +201,16 @@ class RtdmdTrainer:
         values["sample_std"] = ranks.global_std(rollout.states[-1])
         figures = latent_values(rollout.states[-1])
         if pixels.total:
-            figures["image/saturated"] = pixels.held / pixels.total
+            figures["image/saturated"] = pixels.saturated / pixels.total
         values |= ranks.all_reduce(figures, "mean")
         return values | signal_values(scores, groups, advantages)
 
-    def update_average(self) -> None:
+    def update_ema(self) -> None:
         """The generator's average, after n updates of the generator, on its turn (``ema_every``, ``ema_warmup``)."""
         p, n = self.p, self.generator.updates
         if (n + p.ema_warmup) % p.ema_every == 0:
-            decay = warmed_decay(n, p.ema_decay) if p.ema_warmup else p.ema_decay
-            self.average.update(decay**p.ema_repeats)
+            decay = ema_warmup_decay(n, p.ema_decay) if p.ema_warmup else p.ema_decay
+            self.ema.update(decay**p.ema_repeats)
 
     @torch.no_grad()
     def roll_out(
@@ -226,9 +226,9 @@ class RtdmdTrainer:
         pass will, so that the two agree to the last bit). ``cond``: a row for each prompt, or for each image."""
         p = self.p
         device = self.sigmas.device
-        texts = Texts.of_groups(cond, len(groups), device)
+        texts = ImageConditioning.of_groups(cond, len(groups), device)
         on_host = replace(draws, device=CPU)
-        x = joined([on_host.normal("initial", groups if p.share_initial else None)], device)
+        x = pinned_cat([on_host.normal("initial", groups if p.share_initial else None)], device)
         states, means, stds = [x], list[Tensor](), list[Tensor]()
         equal = [p.share_initial]
         last = len(self.sigmas) - 2
@@ -239,32 +239,32 @@ class RtdmdTrainer:
             parts, mean_parts, std_parts = list[Tensor](), list[Tensor](), list[Tensor]()
             for owners in micro_batches(len(x) // copies, p.micro_batch):
                 rows = slice(owners.start * copies, owners.stop * copies)
-                here = sent(x[rows], device)
+                here = to_device(x[rows], device)
                 one = here[::copies]
                 one_cond = texts.index(slice(rows.start, rows.stop, copies))
                 v = self.adapters.velocity("generator", one, sigma.expand(len(one)), one_cond)
                 v = require_finite(f"the generator's velocity at step {k}", v).repeat_interleave(copies, 0)
                 mean, std = cps_mean_std(here, v, sigma.expand(len(here)), tau.expand(len(here)), self.eta)
-                after = mean if noise is None else mean + std[:, None, None, None] * sent(noise[rows], device)
+                after = mean if noise is None else mean + std[:, None, None, None] * to_device(noise[rows], device)
                 parts.append(after.to(CPU))
                 mean_parts.append(mean.to(CPU))
                 std_parts.append(std.to(CPU))
-            x = joined(parts, device)
+            x = pinned_cat(parts, device)
             states.append(x)
             if k < last:
-                means.append(joined(mean_parts, device))
-                stds.append(joined(std_parts, device))
+                means.append(pinned_cat(mean_parts, device))
+                stds.append(pinned_cat(std_parts, device))
                 equal.append(equal[k] and share)
         return Rollout(states, means, stds, self.sigmas, texts, records, groups, tuple(equal))
 
     @torch.no_grad()
-    def images(self, rollout: Rollout, pixels: Pixels | None = None) -> Iterator[Batch]:
+    def images(self, rollout: Rollout, pixels: SaturationCounter | None = None) -> Iterator[Batch]:
         """The roll-out's final images as rewards take them: micro-batches (B, 3, H, W) with prompts and metadata,
         counted in ``pixels``."""
         for rows in micro_batches(len(rollout), self.p.micro_batch):
             images = require_finite("the decoder's images", self.backbone.decode(rollout.state(-1, rows)))
             if pixels is not None:
-                pixels.held += ((images <= 0) | (images >= 1)).sum().item()
+                pixels.saturated += ((images <= 0) | (images >= 1)).sum().item()
                 pixels.total += images.numel()
             yield self.batch(rollout, rows, images)
 
@@ -306,10 +306,10 @@ class RtdmdTrainer:
         ``total``: images of all processes, whose gradients and values add up; None where these are all. ``weigh``: a
         weight of each image's matching."""
         p = self.p
-        values = dict.fromkeys(("matching", "backprop", "gap", "pull/matching", "pull/backprop"), 0.0)
+        values = dict.fromkeys(("matching", "backprop", "gap", "image_grad/matching", "image_grad/backprop"), 0.0)
         if (p.weights.matching == 0 and p.weights.backprop == 0) or len(rollout) == 0:
             return values
-        early = DmdrAnnealing(p.dynamic, draws.step) if draws.step < p.dynamic.epochs else None
+        early = DmdrAnnealing(p.annealing, draws.step) if draws.step < p.annealing.epochs else None
         if early is not None:
             draws = early.draws(draws)
         last = len(rollout.sigmas) - 2
@@ -320,16 +320,16 @@ class RtdmdTrainer:
             seen = integers(0, last + 1, draws.seed, draws.stream, draws.step, "backprop-step")
         s = rollout.sigmas[through + 1].to(CPU).expand(len(rollout))
         points = renoised(rollout.states[through + 1], s, replace(draws, device=CPU), p.renoise_time)
-        guidance = part_of_guidance(teacher_guidance(self.params, p, draws), p.matching_guidance)
+        guidance = scaled_guidance(teacher_guidance(self.params, p, draws), p.matching_guidance)
         guided: dict[str, Any] = {"guidance": guidance, "null": self.null}
         directions = list[Tensor]()
-        rewarded = self.reward_pulls(rollout, seen, total or len(rollout), draws)
+        rewarded = self.reward_grad_outputs(rollout, seen, total or len(rollout), draws)
         for rows in micro_batches(len(rollout), p.micro_batch):
             cond = rollout.cond.index(rows)
             share = len(cond) / (total or len(rollout))
-            pulls: dict[str, Tensor] = {}  # each term's gradient at the image where it is taken
+            grad_outputs: dict[str, Tensor] = {}  # each term's gradient at the image where it is taken
             if p.weights.backprop > 0:
-                pulls["backprop"], value = next(rewarded)
+                grad_outputs["backprop"], value = next(rewarded)
                 values["backprop"] += value
             if p.weights.matching > 0:
                 here = points.part(rows, rollout.device)
@@ -346,30 +346,30 @@ class RtdmdTrainer:
                 if weigh is not None:
                     losses = losses * weigh(rows, sample.detach(), direction)
                 loss = losses.mean() * share
-                (pulls["matching"],) = torch.autograd.grad(loss, sample)
+                (grad_outputs["matching"],) = torch.autograd.grad(loss, sample)
                 if p.matching_path == "reward":
                     directions.append(direction.to(CPU))
                 values["matching"] += loss.item()
                 values["gap"] += (v_fake - v_teacher).square().mean().item() * share
-            for term, pull in pulls.items():  # a mean over the images, each of its own loss
-                values[f"pull/{term}"] += pull.flatten(1).norm(dim=1).sum().item()
-            self.pull_back(rollout, rows, pulls, {"matching": through, "backprop": seen}, terms)
+            for term, grad_output in grad_outputs.items():  # a mean over the images, each of its own loss
+                values[f"image_grad/{term}"] += grad_output.flatten(1).norm(dim=1).sum().item()
+            self.backpropagate(rollout, rows, grad_outputs, {"matching": through, "backprop": seen}, terms)
         if p.matching_path == "reward":
             rewards = matching_rewards(rollout.states[-1], torch.cat(directions), rollout.groups)
             terms.matching_rewards = rewards.to(rollout.device)
         return values
 
-    def pull_back(
-        self, rollout: Rollout, rows: slice, pulls: dict[str, Tensor], at: Mapping[str, int], terms: Terms
+    def backpropagate(
+        self, rollout: Rollout, rows: slice, grad_outputs: dict[str, Tensor], at: Mapping[str, int], terms: Terms
     ) -> None:
-        """Take ``pulls``, the gradients of matching at x_{k+1} and of the rewards at x̂_0, back through the generator's
-        step k, which ``at`` says for each. Where it is the same step it is run once."""
-        if self.p.matching_path == "whole_chain" and "matching" in pulls:
-            terms.add({"matching": self.repeat_chain(rollout, rows)}, {"matching": pulls.pop("matching")})
-        for k in sorted({at[term] for term in pulls}):
+        """Take ``grad_outputs``, the gradients of matching at x_{k+1} and of the rewards at x̂_0, back through the
+        generator's step k, which ``at`` says for each. Where it is the same step it is run once."""
+        if self.p.matching_path == "whole_chain" and "matching" in grad_outputs:
+            terms.add({"matching": self.repeat_chain(rollout, rows)}, {"matching": grad_outputs.pop("matching")})
+        for k in sorted({at[term] for term in grad_outputs}):
             x_next, x0 = self.repeat_step(rollout, rows, k, rollout.state(k, rows))
             ends = {"matching": x_next, "backprop": x0}
-            terms.add({term: ends[term] for term in pulls if at[term] == k}, pulls)
+            terms.add({term: ends[term] for term in grad_outputs if at[term] == k}, grad_outputs)
 
     def repeat_step(self, rollout: Rollout, rows: slice, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """x_{k+1} and x̂_0 (B, C, H, W) from x at step k of ``rows``, with gradient, the roll-out's noise fixed."""
@@ -394,7 +394,9 @@ class RtdmdTrainer:
             x, _ = checkpoint(self.repeat_step, rollout, rows, k, x, use_reentrant=False, preserve_rng_state=False)
         return x
 
-    def reward_pulls(self, rollout: Rollout, seen: int, total: int, draws: Draws) -> Iterator[tuple[Tensor, float]]:
+    def reward_grad_outputs(
+        self, rollout: Rollout, seen: int, total: int, draws: Draws
+    ) -> Iterator[tuple[Tensor, float]]:
         """Of each micro-batch the gradient at x̂_0 (B, C, H, W) of its part of the rewards' loss, and that part: over
         ``total`` images the mean of relu(m - Σ w r) of the differentiable rewards of the decoded x̂_0 that the
         generator predicted at step ``seen``.
@@ -409,7 +411,7 @@ class RtdmdTrainer:
         if in_turn:
             height, width = self.params.model.size
             each = 2 * p.micro_batch * 3 * 4 * height * width  # bytes of images and their gradients
-            at_once = max(1, WAITING // each)
+            at_once = max(1, MAX_WAITING // each)
         parts = list(micro_batches(len(rollout), p.micro_batch))
         for some in micro_batches(len(parts), at_once):
             batches = list[Batch]()
@@ -426,12 +428,12 @@ class RtdmdTrainer:
                     x0, images = self.decoded(rollout, rows, seen)
                 left = p.backprop_margin - rewards.to(images.device)
                 slope = slope.to(images.device) * (-(left > 0).to(slope.dtype) / total)[:, None, None, None]
-                (pull,) = torch.autograd.grad(images, x0, slope)
-                yield pull, torch.relu(left).sum().item() / total
+                (grad_output,) = torch.autograd.grad(images, x0, slope)
+                yield grad_output, torch.relu(left).sum().item() / total
 
     def decoded(self, rollout: Rollout, rows: slice, k: int) -> tuple[Tensor, Tensor]:
         """x̂_0 (B, C, H, W) that the generator predicted at step k of ``rows``, and its image (B, 3, H, W)."""
-        x0 = rollout.foreseen(rows, k, self.eta).detach().requires_grad_()
+        x0 = rollout.predicted_x0(rows, k, self.eta).detach().requires_grad_()
         return x0, self.backbone.decode(x0)
 
     # Step 4: the policy gradient.
@@ -442,13 +444,13 @@ class RtdmdTrainer:
         advantages: Tensor,
         trained: Sequence[int],
         terms: Terms,
-        everyone: Tensor | None = None,
+        all_ranks: Tensor | None = None,
     ) -> dict[str, float]:
         """Values, and in ``terms`` the gradients, of the clipped policy loss and of the reference KL over the trained
         steps.
 
         Images of zero advantage are left out of the policy term only, and of the passes where it is the only term; a
-        group whose images are still equal at a step has one pass. ``everyone``: the advantages of all processes'
+        group whose images are still equal at a step has one pass. ``all_ranks``: the advantages of all processes'
         images, whose gradients add up; None where these are all. Where ``terms`` hold matching as a reward its policy
         gradient is added to its term, unbiased for all candidate steps. Values: clip fraction, the largest |ratio - 1|,
         which is 0 at the first update of an epoch, and by level the norm of the policy gradient, where no other term is
@@ -456,24 +458,28 @@ class RtdmdTrainer:
         """
         p = self.p
         policy = terms.sums.get("policy")  # none where another term shares it
-        held = terms.matching_rewards
-        everyone = advantages if everyone is None else everyone
-        kept = advantages.cpu() != 0
-        all_kept = everyone.cpu() != 0
+        image_rewards = terms.matching_rewards
+        all_ranks = advantages if all_ranks is None else all_ranks
+        included = advantages.cpu() != 0
+        all_included = all_ranks.cpu() != 0
         if not p.drop_zero_advantage:
-            kept = torch.ones_like(kept)
-            all_kept = torch.ones_like(all_kept)
-        total = len(everyone)
-        divisor = max(1, int(all_kept.sum()))
+            included = torch.ones_like(included)
+            all_included = torch.ones_like(all_included)
+        total = len(all_ranks)
+        divisor = max(1, int(all_included.sum()))
         with_anchor = p.weights.reference_kl > 0
-        needed = torch.ones_like(kept) if with_anchor or held is not None else kept
+        needed = torch.ones_like(included) if with_anchor or image_rewards is not None else included
         # A mean over the trained steps, or their sum, which `step` divides by M + 1 as the public code does; the
         # paper's (K-1)/M makes their sum unbiased for all stochastic steps.
         share = 1.0 if p.loss_average == "all_steps" else 1 / len(trained)
         factor = subset_factor(len(p.candidate_steps) + 1, len(trained)) if p.subset_factor else share
-        values = {"kept": all_kept.float().mean().item(), "clip_fraction": 0.0, "ratio_error": 0.0}
+        values = {
+            "frac_nonzero_advantage": all_included.float().mean().item(),
+            "clip_fraction": 0.0,
+            "ratio_error": 0.0,
+        }
         passes = 0
-        for k in trained if p.weights.policy > 0 or with_anchor or held is not None else ():
+        for k in trained if p.weights.policy > 0 or with_anchor or image_rewards is not None else ():
             before = policy.total if policy is not None else None
             equal = rollout.groups if rollout.equal[k] else None
             for shared in shared_passes(equal, needed, p.micro_batch):
@@ -485,11 +491,11 @@ class RtdmdTrainer:
                 loss, ratio, clipped = clipped_policy_loss(new, old, advantages[rows], p.clip_range)
                 parts: dict[str, Tensor] = {}
                 if p.weights.policy > 0:
-                    parts["policy"] = factor * (loss * kept[rows].to(loss)).sum() / divisor
-                if held is not None:
-                    pull, *_ = clipped_policy_loss(new, old, held[rows], p.clip_range)
+                    parts["policy"] = factor * (loss * included[rows].to(loss)).sum() / divisor
+                if image_rewards is not None:
+                    grad_output, *_ = clipped_policy_loss(new, old, image_rewards[rows], p.clip_range)
                     whole = subset_factor(len(p.candidate_steps) + 1, len(trained))
-                    parts["matching"] = whole * pull.sum() / total
+                    parts["matching"] = whole * grad_output.sum() / total
                 if with_anchor:
                     with torch.no_grad():
                         mean_ref, _ = self.transition("reference", rollout, k, shared)
@@ -533,15 +539,15 @@ class RtdmdTrainer:
 
     def fake_update(self, rollout: Rollout, draws: Draws, update: int) -> dict[str, float]:
         """Update number ``update`` of an epoch: ambient flow matching on ``fake_batch_size`` images of all processes,
-        taken as they end or, as ``fake_start`` says, at a random level of their chains."""
+        taken as they end or, as ``fake_samples`` says, at a random level of their chains."""
         p = self.p
         count = p.prompts_per_epoch * p.group_size
         order = permutation(count, draws.seed, draws.stream, draws.step, "fake-rows", update)
         chosen = order[: p.fake_batch_size]
         k = len(self.sigmas) - 1
-        if p.fake_start == "chain":
+        if p.fake_samples == "chain":
             k = integers(1, k + 1, draws.seed, draws.stream, draws.step, "fake-level", update)
-        rows, own = draws.among(chosen, f"{draws.stream}-fake-{update}")
+        rows, own = draws.subset(chosen, f"{draws.stream}-fake-{update}")
         values = {"fake_ambient": 0.0}
         if p.consistency.weight > 0:
             values["fake_consistency"] = 0.0
@@ -564,9 +570,9 @@ class RtdmdTrainer:
         return summed | {"fake_grad_norm": self.fake.step(gradients.total, gradients.term)}
 
     def write_outputs(self, stage: Stage, chosen: dict[str, str]) -> None:
-        """The averaged generator, with what is needed to read it (``chosen``: as which it was), and what the scorers
+        """The EMA generator, with what is needed to read it (``chosen``: as which it was), and what the scorers
         were."""
-        self.average.swap()
+        self.ema.swap()
         report_lost_update(self.params, NAME, self.adapters)
         about = student_header(NAME, self.params) | chosen
         save_tensors(self.adapters.state("rtdmd"), stage.output("generator.safetensors"), about)

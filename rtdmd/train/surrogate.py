@@ -18,7 +18,7 @@ from torch import Tensor
 from rtdmd.common.rng import integers, permutation
 from rtdmd.flow.matching import dmd_loss
 from rtdmd.flow.path import require_finite
-from rtdmd.flow.preference import held_back, preference_weights
+from rtdmd.flow.preference import increases_distance, preference_weights
 from rtdmd.train.gradients import Gradients
 from rtdmd.train.learner import Learner
 from rtdmd.train.losses import (
@@ -26,8 +26,8 @@ from rtdmd.train.losses import (
     Renoised,
     matching_direction,
     micro_batches,
-    part_of_guidance,
     renoised,
+    scaled_guidance,
 )
 from rtdmd.train.rollout import CPU
 
@@ -44,7 +44,7 @@ class SurrogateReward:
 
     def __init__(self, adapters: AdapterBank, p: TrainRtdmdParams) -> None:
         self.learner = Learner.adamw(adapters.trainable("surrogate"), p.surrogate.optimizer)
-        self.learner.called("surrogate reward", adapters.parameter_names("surrogate"))
+        self.learner.named("surrogate reward", adapters.parameter_names("surrogate"))
 
     def update(self, trainer: RtdmdTrainer, rollout: Rollout, advantages: Tensor, draws: Draws) -> dict[str, float]:
         """One update from whole groups of the roll-out, all at one step of their chains; later steps come more often
@@ -59,13 +59,13 @@ class SurrogateReward:
         k = next(step for step in range(steps) if drawn < (step + 1) * (step + 2) // 2)
         order = permutation(p.prompts_per_epoch, draws.seed, draws.stream, draws.step, "surrogate-prompts")
         chosen = [group * p.group_size + i for group in order[: own.prompts] for i in range(p.group_size)]
-        rows, own_draws = draws.among(chosen, f"{draws.stream}-surrogate-learns")
+        rows, own_draws = draws.subset(chosen, f"{draws.stream}-surrogate-learns")
         groups = rollout.groups[rows]
         parts = list(micro_batches(len(rows), p.micro_batch))
         sums = {"surrogate_order": 0.0, "surrogate_distance": 0.0}
         gradients = Gradients(self.learner, term="surrogate")
         with trainer.ranks.sync_errors():
-            points = _points(rollout, k + 1, rows, own_draws, own.learn_from, groups)
+            points = _points(rollout, k + 1, rows, own_draws, own.train_min_sigma, groups)
             graded = advantages.to(CPU)[rows]
             losses, reference, distances = self._losses(trainer, rollout, points, rows, parts)
             asked = preference_weights(losses, reference, graded, groups, own.preference)
@@ -74,7 +74,7 @@ class SurrogateReward:
             sums["surrogate_distance"] = float(distances.sum())
         means = {name: value / len(chosen) for name, value in trainer.ranks.all_reduce(sums).items()}
         if means["surrogate_distance"] > own.bound:
-            weights = weights.masked_fill(held_back(losses, reference, graded), 0.0)
+            weights = weights.masked_fill(increases_distance(losses, reference, graded), 0.0)
         scale = (k + 1) / steps / len(chosen)
         with trainer.ranks.sync_errors():
             for part in parts:
@@ -111,8 +111,8 @@ class SurrogateReward:
         p, own = trainer.p, trainer.p.surrogate
         draws = replace(draws, stream=f"{draws.stream}-surrogate")
         k = integers(0, len(rollout.sigmas) - 1, draws.seed, draws.stream, draws.step, "step")
-        points = _points(rollout, k + 1, list(range(len(rollout))), draws, own.read_from)
-        guidance = part_of_guidance(trainer.params.model.guidance, own.guidance)
+        points = _points(rollout, k + 1, list(range(len(rollout))), draws, own.reward_min_sigma)
+        guidance = scaled_guidance(trainer.params.model.guidance, own.guidance)
         value = 0.0
         for rows in micro_batches(len(rollout), p.micro_batch):
             here, cond = points.part(rows, rollout.device), rollout.cond.index(rows)
@@ -123,9 +123,9 @@ class SurrogateReward:
             direction = matching_direction(here, v_teacher, v, trainer.eta, own_draws, p.normalise_matching)
             sample = here.x_s.detach().requires_grad_()
             loss = dmd_loss(sample, direction).sum() / total
-            (pull,) = torch.autograd.grad(loss, sample)
+            (grad_output,) = torch.autograd.grad(loss, sample)
             x_next, _ = trainer.repeat_step(rollout, rows, k, rollout.state(k, rows))
-            terms.add({"surrogate": x_next}, {"surrogate": pull})
+            terms.add({"surrogate": x_next}, {"surrogate": grad_output})
             value += loss.item()
         return value
 

@@ -171,12 +171,12 @@ def test_lora_targets_are_linear_layers_and_peft_takes_exactly_them(loaded: Load
 def test_roles_train_on_it(loaded: Loaded) -> None:
     """One base, adapters beside it: the generator's gradient reaches its adapter only, the teacher stays the base."""
     backbone = loaded.family.load(loaded.folder, text=False, vae=False)
-    x, sigma = noise(loaded, "roles"), torch.tensor([0.9, 0.3])
+    x, sigma = noise(loaded, "bank"), torch.tensor([0.9, 0.3])
     base = backbone.velocity(backbone.transformer, x, sigma, loaded.cond).detach()
     adapter = AdapterParams(mode="lora", rank=2, alpha=4, targets="attention", gradient_checkpointing=False)
-    roles = AdapterBank(backbone, adapter, {"teacher": (), "generator": ("acdmd",), "fake": ("fake",)}, 0)
-    weights = roles.trainable("acdmd")
-    roles.velocity("generator", x, sigma, loaded.cond).square().mean().backward()
+    bank = AdapterBank(backbone, adapter, {"teacher": (), "generator": ("acdmd",), "fake": ("fake",)}, 0)
+    weights = bank.trainable("acdmd")
+    bank.velocity("generator", x, sigma, loaded.cond).square().mean().backward()
     assert len(weights) == 2 * loaded.family.targets[0]
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in weights)
     frozen = [p for name, p in backbone.transformer.named_parameters() if ".acdmd." not in name]
@@ -184,8 +184,8 @@ def test_roles_train_on_it(loaded: Loaded) -> None:
     with torch.no_grad():
         for parameter in weights:
             parameter.add_(0.1)
-    assert torch.equal(roles.velocity("teacher", x, sigma, loaded.cond), base)
-    assert not torch.equal(roles.velocity("generator", x, sigma, loaded.cond), base)
+    assert torch.equal(bank.velocity("teacher", x, sigma, loaded.cond), base)
+    assert not torch.equal(bank.velocity("generator", x, sigma, loaded.cond), base)
 
 
 def test_loaded_weights_are_frozen_and_parts_are_optional(loaded: Loaded) -> None:

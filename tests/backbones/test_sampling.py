@@ -17,7 +17,7 @@ SIGMAS = torch.tensor([1.0, 0.9, 0.75, 0.5, 0.0])
 
 
 def gaussian_velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-    """Exact velocity when the data law is N(m, 1), m per image: E[ε - x_0 | x_σ]."""
+    """Exact velocity when the data distribution is N(m, 1), m per image: E[ε - x_0 | x_σ]."""
     s, mean = sigma.view(-1, 1, 1, 1), cond.tensors["mean"].view(-1, 1, 1, 1)
     variance = (1 - s) ** 2 + s**2
     return -mean + (2 * s - 1) / variance * (x - (1 - s) * mean)

@@ -88,10 +88,10 @@ def test_roles_stand_on_their_bases(tiny_teacher: Path, student: Path, mode: str
     backbone = load_backbone(params_on(tiny_teacher, student).model, vae=False)
     theirs, ours = velocity(backbone, backbone.transformer), velocity(backbone, backbone.student)
     before = [sum(p.numel() for p in base.parameters()) for base in (backbone.transformer, backbone.student)]
-    roles = AdapterBank(backbone, adapter(mode), ADAPTERS["train_rtdmd"], 0)
+    bank = AdapterBank(backbone, adapter(mode), ADAPTERS["train_rtdmd"], 0)
 
     def run(role: str) -> Tensor:
-        return roles.velocity(role, X, SIGMA, conditioning(2))
+        return bank.velocity(role, X, SIGMA, conditioning(2))
 
     for role, expected in (("teacher", theirs), ("fake", theirs), ("generator", ours), ("reference", ours)):
         assert torch.equal(run(role), expected), role
@@ -101,14 +101,14 @@ def test_roles_stand_on_their_bases(tiny_teacher: Path, student: Path, mode: str
     )
     if mode == "lora":
         assert (on_teacher, on_student) == ({"fake"}, {"acdmd", "rtdmd"})
-        one = sum(value.numel() for value in roles.state("fake").values())
+        one = sum(value.numel() for value in bank.state("fake").values())
         after = [sum(p.numel() for p in base.parameters()) for base in (backbone.transformer, backbone.student)]
         assert after == [before[0] + one, before[1] + 2 * one]
-        assert len(roles.layers("fake")) == len(roles.layers("rtdmd")) > 0
-        assert not {id(layer) for layer in roles.layers("fake")} & {id(layer) for layer in roles.layers("rtdmd")}
+        assert len(bank.layers("fake")) == len(bank.layers("rtdmd")) > 0
+        assert not {id(layer) for layer in bank.layers("fake")} & {id(layer) for layer in bank.layers("rtdmd")}
     else:
-        assert "beside the teacher's and the student's" in roles.cost()
-    disturb(roles, "acdmd", "rtdmd", "fake")
+        assert "beside the teacher's and the student's" in bank.cost()
+    disturb(bank, "acdmd", "rtdmd", "fake")
     assert torch.equal(run("teacher"), theirs)
     assert all(not torch.equal(run(role), ours) for role in ("generator", "reference"))
     assert not torch.equal(run("fake"), theirs)
@@ -117,14 +117,14 @@ def test_roles_stand_on_their_bases(tiny_teacher: Path, student: Path, mode: str
 def test_an_adapter_is_scaled_on_its_own_base(tiny_teacher: Path, student: Path) -> None:
     backbone = load_backbone(params_on(tiny_teacher, student).model, vae=False)
     theirs = velocity(backbone, backbone.transformer)
-    roles = AdapterBank(backbone, adapter(), ADAPTERS["train_acdmd"], 0)
-    disturb(roles, "acdmd", "fake")
+    bank = AdapterBank(backbone, adapter(), ADAPTERS["train_acdmd"], 0)
+    disturb(bank, "acdmd", "fake")
 
     def run(role: str) -> Tensor:
-        return roles.velocity(role, X, SIGMA, conditioning(2))
+        return bank.velocity(role, X, SIGMA, conditioning(2))
 
     generator, fake = run("generator"), run("fake")
-    with roles.scaled("fake", 0.0):
+    with bank.scaled("fake", 0.0):
         assert torch.equal(run("generator"), generator) and torch.equal(run("fake"), theirs)
     assert torch.equal(run("fake"), fake) and not torch.equal(fake, theirs)
 
@@ -133,11 +133,11 @@ def test_an_adapter_is_scaled_on_its_own_base(tiny_teacher: Path, student: Path)
 def test_blocks_computed_again_run_on_their_own_base(tiny_teacher: Path, student: Path, mode: str) -> None:
     def gradients(again: bool) -> list[Tensor]:
         backbone = load_backbone(params_on(tiny_teacher, student).model, vae=False)
-        roles = AdapterBank(backbone, adapter(mode, again=again), ADAPTERS["train_rtdmd"], 0)
-        disturb(roles, "acdmd", "rtdmd", "fake", scale=0.02)
-        own, fake = roles.trainable("rtdmd"), roles.trainable("fake")
-        v, v_fake = (roles.velocity(role, X, SIGMA, conditioning(2)) for role in ("generator", "fake"))
-        roles.velocity("reference", X, SIGMA, conditioning(2))
+        bank = AdapterBank(backbone, adapter(mode, again=again), ADAPTERS["train_rtdmd"], 0)
+        disturb(bank, "acdmd", "rtdmd", "fake", scale=0.02)
+        own, fake = bank.trainable("rtdmd"), bank.trainable("fake")
+        v, v_fake = (bank.velocity(role, X, SIGMA, conditioning(2)) for role in ("generator", "fake"))
+        bank.velocity("reference", X, SIGMA, conditioning(2))
         loss = (v * v_fake).mean()
         return [*torch.autograd.grad(loss, own, retain_graph=True), *torch.autograd.grad(loss, fake)]
 
@@ -241,6 +241,6 @@ def test_of_student_is_a_section_of_its_own() -> None:
 
 def test_blocks_of_both_bases_are_found(tiny_teacher: Path, student: Path) -> None:
     backbone = load_backbone(params_on(tiny_teacher, student).model, vae=False)
-    roles = AdapterBank(backbone, adapter(), ADAPTERS["train_acdmd"], 0)
-    assert roles.transformers == [backbone.transformer, backbone.student]
-    assert [len(transformer_blocks(base)) for base in roles.transformers] == [2, 2]
+    bank = AdapterBank(backbone, adapter(), ADAPTERS["train_acdmd"], 0)
+    assert bank.transformers == [backbone.transformer, backbone.student]
+    assert [len(transformer_blocks(base)) for base in bank.transformers] == [2, 2]

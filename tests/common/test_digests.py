@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rtdmd.common import digests
-from rtdmd.common.digests import kept_digest
+from rtdmd.common.digests import cached_digest
 from rtdmd.common.files import sha256_bytes
 
 SECOND = 10**9
@@ -46,23 +46,23 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_file_is_read_once_for_each_algorithm(weights: Path, reads: Reads, tmp_path: Path) -> None:
     for _ in range(3):
-        assert kept_digest(weights, tmp_path) == sha256_bytes(b"weights")
-        assert kept_digest(weights, tmp_path, "md5") == "63f4f1e9b725370f459720575cd5f953"
+        assert cached_digest(weights, tmp_path) == sha256_bytes(b"weights")
+        assert cached_digest(weights, tmp_path, "md5") == "63f4f1e9b725370f459720575cd5f953"
     assert reads.paths == [weights, weights]
 
 
 def test_a_change_of_content_times_place_or_number_asks_again(weights: Path, reads: Reads, tmp_path: Path) -> None:
-    kept_digest(weights, tmp_path)
+    cached_digest(weights, tmp_path)
     before = weights.stat()
     weights.write_bytes(b"WEIGHTS")  # as large, and its time of content is put back
     os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert kept_digest(weights, tmp_path) == sha256_bytes(b"WEIGHTS")
+    assert cached_digest(weights, tmp_path) == sha256_bytes(b"WEIGHTS")
     other = tmp_path / "other"
     other.write_bytes(b"WEIGHTS")
     other.replace(weights)
-    assert kept_digest(weights, tmp_path) == sha256_bytes(b"WEIGHTS")
+    assert cached_digest(weights, tmp_path) == sha256_bytes(b"WEIGHTS")
     (tmp_path / "link").symlink_to(weights)
-    assert kept_digest(tmp_path / "link", tmp_path) == sha256_bytes(b"WEIGHTS")
+    assert cached_digest(tmp_path / "link", tmp_path) == sha256_bytes(b"WEIGHTS")
     assert len(reads.paths) == 3
     assert len(list((tmp_path / ".rtdmd/hashes").glob("*[!k]"))) == 1  # one entry a file, whatever became of it
 
@@ -73,12 +73,12 @@ def test_a_file_as_young_as_a_step_of_its_times_is_not_trusted(
     """Within a step it may change and have the times that it had."""
     written = weights.stat().st_ctime_ns
     monkeypatch.setattr(digests.time, "time_ns", lambda: written + digests.TIME_STEP)
-    kept_digest(weights, tmp_path)
-    kept_digest(weights, tmp_path)
+    cached_digest(weights, tmp_path)
+    cached_digest(weights, tmp_path)
     assert len(reads.paths) == 2
     monkeypatch.setattr(digests.time, "time_ns", lambda: written + digests.TIME_STEP + 1)
-    kept_digest(weights, tmp_path)
-    kept_digest(weights, tmp_path)
+    cached_digest(weights, tmp_path)
+    cached_digest(weights, tmp_path)
     assert len(reads.paths) == 3
 
 
@@ -94,8 +94,8 @@ def test_a_file_that_changes_while_it_is_read_is_not_trusted(
 
     with monkeypatch.context() as patch:
         patch.setattr(digests, "file_digest", reading)
-        kept_digest(weights, tmp_path)
-    assert kept_digest(weights, tmp_path) == sha256_bytes(b"changed")
+        cached_digest(weights, tmp_path)
+    assert cached_digest(weights, tmp_path) == sha256_bytes(b"changed")
 
 
 def test_who_comes_while_a_file_is_read_waits_for_its_digest(
@@ -111,7 +111,7 @@ def test_who_comes_while_a_file_is_read_waits_for_its_digest(
 
     monkeypatch.setattr(digests, "file_digest", slow)
     found: list[str] = []
-    both = [threading.Thread(target=lambda: found.append(kept_digest(weights, tmp_path))) for _ in range(2)]
+    both = [threading.Thread(target=lambda: found.append(cached_digest(weights, tmp_path))) for _ in range(2)]
     both[0].start()
     assert reading.wait(60)
     both[1].start()
@@ -125,7 +125,7 @@ def test_the_runs_of_a_table_read_a_model_once(weights: Path, reads: Reads, tmp_
     for run in ("one", "two"):
         for _ in range(2):  # laid out anew by each of its stages
             digests.share_digests(tmp_path / run, tmp_path)
-        kept_digest(weights, tmp_path / run)
+        cached_digest(weights, tmp_path / run)
     assert reads.paths == [weights]
 
 
@@ -134,5 +134,5 @@ def test_a_small_file_is_read_each_time(
 ) -> None:
     monkeypatch.setattr(digests, "LARGE", 8)
     for _ in range(2):
-        kept_digest(weights, tmp_path)
+        cached_digest(weights, tmp_path)
     assert len(reads.paths) == 2 and not (tmp_path / ".rtdmd").exists()

@@ -19,7 +19,7 @@ from rtdmd.evaluate.tables import read_scores
 from rtdmd.pipeline.dvc_yaml import read_pipeline
 from rtdmd.pipeline.lineage import read_lock
 from rtdmd.prompts.files import file_sources
-from rtdmd.prompts.records import Faults, read_prompts
+from rtdmd.prompts.records import ErrorPolicy, read_prompts
 from rtdmd.publish.lineage_record import header_of, record_of_weights, steps_of_record
 from rtdmd.publish.record_schema import Provenance, read_record_file
 from rtdmd.report.over_time import read_curves
@@ -59,12 +59,16 @@ TABLE = 'Prompts,Category\n"a dog, a cat",Colors\n"two\nlines",\na "red" cow,\n'
 
 Read = Callable[[Path], Any]
 READERS: dict[str, tuple[str, str, Read]] = {
-    "prompts.txt": ("p.txt", "a dog\na cat\n\u00e9t\u00e9\n", lambda path: file_sources(path, str(path), Faults(), 99)),
-    "prompts.jsonl": ("p.jsonl", PROMPTS, lambda path: file_sources(path, str(path), Faults(), 99)),
-    "prompts.json": ("p.json", '["a", {"prompt": "b"}]', lambda path: file_sources(path, str(path), Faults(), 99)),
-    "prompts.csv": ("p.csv", TABLE, lambda path: file_sources(path, str(path), Faults(), 99)),
-    "prompts.tsv": ("p.tsv", 'Prompt\tNote\n"a" b\t1\n', lambda path: file_sources(path, str(path), Faults(), 99)),
-    "dropped": ("p.csv", TABLE, lambda path: file_sources(path, str(path), Faults(drop=True), 99)),
+    "prompts.txt": (
+        "p.txt",
+        "a dog\na cat\n\u00e9t\u00e9\n",
+        lambda path: file_sources(path, str(path), ErrorPolicy(), 99),
+    ),
+    "prompts.jsonl": ("p.jsonl", PROMPTS, lambda path: file_sources(path, str(path), ErrorPolicy(), 99)),
+    "prompts.json": ("p.json", '["a", {"prompt": "b"}]', lambda path: file_sources(path, str(path), ErrorPolicy(), 99)),
+    "prompts.csv": ("p.csv", TABLE, lambda path: file_sources(path, str(path), ErrorPolicy(), 99)),
+    "prompts.tsv": ("p.tsv", 'Prompt\tNote\n"a" b\t1\n', lambda path: file_sources(path, str(path), ErrorPolicy(), 99)),
+    "dropped": ("p.csv", TABLE, lambda path: file_sources(path, str(path), ErrorPolicy(drop=True), 99)),
     "written prompts": ("train.jsonl", PROMPTS, read_prompts),
     "json": ("x.json", '{"a": {"b": [1, 2.5, null]}, "c": "d"}', read_json),
     "jsonl": ("x.jsonl", PROMPTS, read_jsonl),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rtdmd.cli import main
-from rtdmd.common.signals import REQUEUE, SIGNALS, Stopped, caught, held, received
+from rtdmd.common.signals import REQUEUE, SIGNALS, Stopped, caught, defer_signals, received
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def test_a_signal_stops_at_once_where_nothing_is_held(number: signal.Signals) ->
 def test_held_work_is_finished_first() -> None:
     done = []
     with pytest.raises(Stopped, match=r"^stopped by SIGUSR1$"), caught():
-        with held(), held():
+        with defer_signals(), defer_signals():
             send(signal.SIGUSR1)
             send(signal.SIGTERM)
             done.append(received())
@@ -51,14 +51,14 @@ def test_held_work_is_finished_first() -> None:
 
 
 def test_an_error_in_held_work_is_the_error() -> None:
-    with pytest.raises(ZeroDivisionError), caught(), held():
+    with pytest.raises(ZeroDivisionError), caught(), defer_signals():
         send(signal.SIGTERM)
         raise ZeroDivisionError
 
 
 def test_without_a_signal_the_former_handlers_come_back() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
-    with caught(), held():
+    with caught(), defer_signals():
         assert received() is None
         assert all(signal.getsignal(number) is not former for number, former in zip(SIGNALS, before, strict=True))
     assert [signal.getsignal(number) for number in SIGNALS] == before

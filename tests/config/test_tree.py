@@ -24,8 +24,8 @@ A_SUITE = {"name": "a", "prompts": "heldout", "images_per_tag": 1}
             "train_acdmd.warmup: 251, so that generator_optimizer.lr is never reached; allowed: 0 to 250",
         ),
         (
-            {"train_acdmd": {"fake_per_step": True, "stop": "last"}},
-            "train_acdmd.fake_per_step: true with stop: last, so that no fake score but the last step's is ever",
+            {"train_acdmd": {"fake_per_step": True, "rollout_stop": "last"}},
+            "train_acdmd.fake_per_step: true with rollout_stop: last, so that no fake score but the last step's is",
         ),
         (
             {"train_rtdmd": {"epochs": 140, "validation": {"every": 141}}},
@@ -34,17 +34,17 @@ A_SUITE = {"name": "a", "prompts": "heldout", "images_per_tag": 1}
         ),
         (
             {"train_rtdmd": {"epochs": 140, "ema_every": 141}},
-            "train_rtdmd.ema_every: 141 with epochs: 140, so that the average, which is what the run delivers, stays"
+            "train_rtdmd.ema_every: 141 with epochs: 140, so that the EMA, which is what the run delivers, stays"
             " stage one's student; allowed: 1 to 140",
         ),
         (
-            {"train_rtdmd": {"dynamic": {"guidance": 0.75, "epochs": 2}, "fake_adapter": "new"}},
-            "train_rtdmd.dynamic.guidance: 0.75 with fake_adapter: new, of whose two adapters it would scale one;"
+            {"train_rtdmd": {"annealing": {"guidance": 0.75, "epochs": 2}, "fake_adapter": "new"}},
+            "train_rtdmd.annealing.guidance: 0.75 with fake_adapter: new, of whose two adapters it would scale one;"
             " allowed: 0, or fake_adapter: continued",
         ),
         (
             {"train_rtdmd": {"epochs": 140, "ema_every": 142, "ema_warmup": True}},
-            "train_rtdmd.ema_every: 142 with epochs: 140, so that the average, which is what the run delivers, stays"
+            "train_rtdmd.ema_every: 142 with epochs: 140, so that the EMA, which is what the run delivers, stays"
             " stage one's student; allowed: 1 to 141",
         ),
         (
@@ -148,12 +148,12 @@ A_SUITE = {"name": "a", "prompts": "heldout", "images_per_tag": 1}
             "train_rtdmd.matching_gain: 1.0 with weights.matching: 0, on which it acts; allowed: 0",
         ),
         (
-            {"train_rtdmd": {"dynamic": {"renoise": True, "epochs": 9}, "weights": {"matching": 0.0}}},
-            "train_rtdmd.dynamic.renoise: true with weights.matching: 0, on which it acts; allowed: false",
+            {"train_rtdmd": {"annealing": {"renoise": True, "epochs": 9}, "weights": {"matching": 0.0}}},
+            "train_rtdmd.annealing.renoise: true with weights.matching: 0, on which it acts; allowed: false",
         ),
         (
-            {"train_rtdmd": {"dynamic": {"guidance": 0.75}}},
-            "train_rtdmd.dynamic.epochs: 0 with dynamic.guidance: 0.75 and dynamic.renoise: false, which then",
+            {"train_rtdmd": {"annealing": {"guidance": 0.75}}},
+            "train_rtdmd.annealing.epochs: 0 with annealing.guidance: 0.75 and annealing.renoise: false, which then",
         ),
         (
             {"train_rtdmd": {"credit": "gain", "weights": {"policy": 0.0}}},
@@ -181,9 +181,9 @@ A_SUITE = {"name": "a", "prompts": "heldout", "images_per_tag": 1}
             {
                 "adapter": {"mode": "full"},
                 "publish": {"format": "merged"},
-                "train_rtdmd": {"dynamic": {"guidance": 0.75, "epochs": 40}},
+                "train_rtdmd": {"annealing": {"guidance": 0.75, "epochs": 40}},
             },
-            "train_rtdmd.dynamic.guidance: 0.75 with adapter.mode: full, which has no adapter to scale; allowed: 0, or",
+            "train_rtdmd.annealing.guidance: 0.75 with adapter.mode: full, which has no adapter to scale; allowed: 0,",
         ),
         (
             {"adapter": {"mode": "full"}, "publish": {"format": "lora"}},

@@ -1,4 +1,5 @@
-"""Divergence and excess on laws that are known: the teacher, its optimum, one close to it, and collapsed ones."""
+"""Divergence and excess on distributions that are known: the teacher, its optimum, one close to it, and collapsed
+ones."""
 
 from __future__ import annotations
 
@@ -14,38 +15,42 @@ from rtdmd.evaluate.divergence import by_kind, caption_weights, divergence, teac
 from rtdmd.evaluate.intervals import estimate
 from rtdmd.evaluate.marginals import KINDS
 from rtdmd.evaluate.parses import Parses
-from tests.evaluate.world_laws import bank, draw, kl, tilted
+from tests.evaluate.world_distributions import bank, draw, kl, tilted
 
 FIGURES = ("kl", "optimum", "excess", "right_or_wrong", "within_right", "within_wrong")
 REPETITIONS = 12
 
 
-def tilt_cost(law: Parses, beta: np.ndarray | float) -> tuple[float, float]:
-    """Reward and divergence, of right or wrong, of the law tilted by exp(beta r), captions as `draw` weighs them;
-    ``beta``: of each caption (C,), or one for all."""
-    p = np.array([law.right[law.prompts == caption].mean() for caption in np.unique(law.prompts)])
-    weights = caption_weights(draw(law, np.ones(len(law)), 300, np.random.default_rng(0)))
+def tilt_cost(distribution: Parses, beta: np.ndarray | float) -> tuple[float, float]:
+    """Reward and divergence, of right or wrong, of the distribution tilted by exp(beta r), captions as `draw` weighs
+    them; ``beta``: of each caption (C,), or one for all."""
+    p = np.array(
+        [distribution.right[distribution.prompts == caption].mean() for caption in np.unique(distribution.prompts)]
+    )
+    weights = caption_weights(draw(distribution, np.ones(len(distribution)), 300, np.random.default_rng(0)))
     share = np.array([weights[caption] for caption in sorted(weights)])
     rho = tilted(p, beta)
     return float(share @ rho), float(share @ kl(rho, p))
 
 
-def cost(law: Parses, weights: np.ndarray) -> float:
-    """KL of the law with these weights within each caption, captions as `draw` weighs them."""
-    share = caption_weights(draw(law, np.ones(len(law)), 300, np.random.default_rng(0)))
+def cost(distribution: Parses, weights: np.ndarray) -> float:
+    """KL of the distribution with these weights within each caption, captions as `draw` weighs them."""
+    share = caption_weights(draw(distribution, np.ones(len(distribution)), 300, np.random.default_rng(0)))
     total = 0.0
     for caption, weight in share.items():
-        q = weights[law.prompts == caption] / weights[law.prompts == caption].sum()
+        q = weights[distribution.prompts == caption] / weights[distribution.prompts == caption].sum()
         total += weight * rel_entr(q, 1 / len(q)).sum()
     return total
 
 
 def repeated(weights: np.ndarray, per_tag: int = 300) -> list[dict[str, Any]]:
     """The figures of samples of the bank with these weights, each against a sample of the bank itself."""
-    law, rng = bank(), np.random.default_rng(0)
-    teacher = np.ones(len(law))
+    distribution, rng = bank(), np.random.default_rng(0)
+    teacher = np.ones(len(distribution))
     return [
-        divergence(draw(law, weights, per_tag, rng), draw(law, teacher, per_tag, rng), seed, replicates=60)
+        divergence(
+            draw(distribution, weights, per_tag, rng), draw(distribution, teacher, per_tag, rng), seed, replicates=60
+        )
         for seed in range(REPETITIONS)
     ]
 
@@ -69,9 +74,9 @@ def test_the_teacher_against_itself_is_0_within_its_interval() -> None:
 
 
 def test_the_tilted_teacher_costs_the_optimum_and_has_no_excess() -> None:
-    law = bank()
-    reward, cost = tilt_cost(law, 1.3)
-    found = repeated(np.exp(1.3 * law.right))
+    distribution = bank()
+    reward, cost = tilt_cost(distribution, 1.3)
+    found = repeated(np.exp(1.3 * distribution.right))
     check(found, "kl", cost, REPETITIONS - 2)
     check(found, "optimum", cost, REPETITIONS - 2)
     check(found, "excess", 0.0, REPETITIONS - 2)
@@ -80,10 +85,13 @@ def test_the_tilted_teacher_costs_the_optimum_and_has_no_excess() -> None:
 
 
 def test_a_law_of_less_reward_than_the_teacher_has_its_optimum_too() -> None:
-    law = bank()
-    reward, cost = tilt_cost(law, -0.6)
+    distribution = bank()
+    reward, cost = tilt_cost(distribution, -0.6)
     rng = np.random.default_rng(3)
-    found = divergence(draw(law, np.exp(-0.6 * law.right), 300, rng), draw(law, np.ones(len(law)), 300, rng))
+    found = divergence(
+        draw(distribution, np.exp(-0.6 * distribution.right), 300, rng),
+        draw(distribution, np.ones(len(distribution)), 300, rng),
+    )
     assert found["reward"]["mean"] == pytest.approx(reward, abs=0.03)
     assert found["optimum"]["mean"] == pytest.approx(cost, abs=0.02) and found["beta"] < -0.4
     assert abs(found["excess"]["mean"]) < found["excess"]["ci95"]
@@ -91,10 +99,10 @@ def test_a_law_of_less_reward_than_the_teacher_has_its_optimum_too() -> None:
 
 def test_a_collapsed_background_costs_the_logarithm_of_its_share() -> None:
     """The images of one background of three: log 3 within right and wrong ones, but for the bank's own shares."""
-    law = bank()
-    weights = np.exp(1.3 * law.right) * (law.background == 0)
+    distribution = bank()
+    weights = np.exp(1.3 * distribution.right) * (distribution.background == 0)
     rng = np.random.default_rng(4)
-    found = divergence(draw(law, weights, 300, rng), draw(law, np.ones(len(law)), 300, rng))
+    found = divergence(draw(distribution, weights, 300, rng), draw(distribution, np.ones(len(distribution)), 300, rng))
     assert found["excess"]["mean"] == pytest.approx(np.log(3), abs=found["excess"]["ci95"])
     assert found["excess"]["ci95"] < 0.12
     shares = [found[name]["mean"] for name in ("within_right", "within_wrong")]
@@ -107,15 +115,20 @@ def test_a_collapsed_background_costs_the_logarithm_of_its_share() -> None:
 def test_few_wrong_images_unlike_the_teachers_cost_what_they_can_show(beta: float, wrong: tuple[int, int]) -> None:
     """Of 1800: small objects on one background of three, as one in ten of the teacher's wrong images. Of the demo's
     student, whose wrong images were as few and as unlike, the part of the wrong ones once came out at 88 nats each."""
-    law, rng = bank(), np.random.default_rng(7)
-    kept = (law.background == 0) & ((law.size == 9) == (law.state == 1)).all(1)
-    shares = np.array([kept[~law.right & (law.prompts == caption)].mean() for caption in np.unique(law.prompts)])
-    truth = cost(law, np.where(law.right, np.exp(beta), kept))
-    within = truth - cost(law, np.where(law.right, np.exp(beta), shares[law.prompts]))
+    distribution, rng = bank(), np.random.default_rng(7)
+    kept = (distribution.background == 0) & ((distribution.size == 9) == (distribution.state == 1)).all(1)
+    shares = np.array(
+        [
+            kept[~distribution.right & (distribution.prompts == caption)].mean()
+            for caption in np.unique(distribution.prompts)
+        ]
+    )
+    truth = cost(distribution, np.where(distribution.right, np.exp(beta), kept))
+    within = truth - cost(distribution, np.where(distribution.right, np.exp(beta), shares[distribution.prompts]))
     parts = []
     for seed in range(3):
-        model = draw(law, np.where(law.right, np.exp(beta), kept), 300, rng)
-        teacher = draw(law, np.ones(len(law)), 150, rng)
+        model = draw(distribution, np.where(distribution.right, np.exp(beta), kept), 300, rng)
+        teacher = draw(distribution, np.ones(len(distribution)), 150, rng)
         found = divergence(model, teacher, seed, replicates=40)
         count = int((~model.right).sum())
         most = max(int((~teacher.right & (teacher.tags == tag)).sum()) for tag in np.unique(teacher.tags))
@@ -130,20 +143,28 @@ def test_few_wrong_images_unlike_the_teachers_cost_what_they_can_show(beta: floa
 def test_as_few_images_as_a_look_has_say_what_many_say() -> None:
     """Fifty images a tag, nine of them wrong, on one background of three. With marginals of fewer than twenty wrong
     images left out the mean was at half the truth."""
-    law, rng = bank(), np.random.default_rng(9)
-    weights = np.exp(1.3 * law.right) * (law.background == 0)
+    distribution, rng = bank(), np.random.default_rng(9)
+    weights = np.exp(1.3 * distribution.right) * (distribution.background == 0)
     found = [
-        divergence(draw(law, weights, 50, rng), draw(law, np.ones(len(law)), 150, rng), seed, replicates=40)["kl"]
+        divergence(
+            draw(distribution, weights, 50, rng),
+            draw(distribution, np.ones(len(distribution)), 150, rng),
+            seed,
+            replicates=40,
+        )["kl"]
         for seed in range(4)
     ]
     means, widths = (np.array([one[name] for one in found]) for name in ("mean", "ci95"))
-    assert abs(means.mean() - cost(law, weights)) < widths.mean() / np.sqrt(len(found))
+    assert abs(means.mean() - cost(distribution, weights)) < widths.mean() / np.sqrt(len(found))
 
 
 def test_a_kind_alone_has_the_divergence_of_its_own_marginals() -> None:
     """One background of three: log 3, and nothing of sizes, colours and cells, which are independent of it."""
-    law, rng = bank(), np.random.default_rng(8)
-    model, teacher = draw(law, law.background == 0, 150, rng), draw(law, np.ones(len(law)), 150, rng)
+    distribution, rng = bank(), np.random.default_rng(8)
+    model, teacher = (
+        draw(distribution, distribution.background == 0, 150, rng),
+        draw(distribution, np.ones(len(distribution)), 150, rng),
+    )
     found = by_kind(model, teacher)
     assert found["background"] == pytest.approx(np.log(3), abs=0.1)
     assert list(found) == list(KINDS) and found["clutter"] == 0
@@ -152,18 +173,18 @@ def test_a_kind_alone_has_the_divergence_of_its_own_marginals() -> None:
 
 def test_a_caption_that_collapses_alone_is_seen_by_its_share() -> None:
     """Every other caption gets better and the rest worse: the mean of KL(Bernoulli q_c ‖ Bernoulli p_c)."""
-    law = bank()
-    even = law.prompts % 2 == 0
-    weights = np.exp(np.where(even, 2.5, -0.5) * law.right)
-    _, cost = tilt_cost(law, np.where(np.unique(law.prompts) % 2 == 0, 2.5, -0.5))
+    distribution = bank()
+    even = distribution.prompts % 2 == 0
+    weights = np.exp(np.where(even, 2.5, -0.5) * distribution.right)
+    _, cost = tilt_cost(distribution, np.where(np.unique(distribution.prompts) % 2 == 0, 2.5, -0.5))
     found = repeated(weights)
     check(found, "right_or_wrong", cost, REPETITIONS - 2)
     assert np.mean([one["excess"]["mean"] for one in found]) > 0.1
 
 
 def test_captions_weigh_as_in_the_strict_score() -> None:
-    law = bank()
-    sample = draw(law, np.ones(len(law)), 40, np.random.default_rng(0))
+    distribution = bank()
+    sample = draw(distribution, np.ones(len(distribution)), 40, np.random.default_rng(0))
     weights = caption_weights(sample)
     assert sum(weights.values()) == pytest.approx(1)
     mean = sum(weights[int(c)] * sample.right[sample.prompts == c].mean() for c in np.unique(sample.prompts))
@@ -173,8 +194,8 @@ def test_captions_weigh_as_in_the_strict_score() -> None:
 
 
 def test_the_figures_are_plain_numbers_that_a_seed_fixes() -> None:
-    law, rng = bank(), np.random.default_rng(5)
-    model, teacher = (draw(law, np.ones(len(law)), 60, rng) for _ in range(2))
+    distribution, rng = bank(), np.random.default_rng(5)
+    model, teacher = (draw(distribution, np.ones(len(distribution)), 60, rng) for _ in range(2))
     found = divergence(model, teacher, 0, replicates=20)
     assert json.loads(json.dumps(found)) == found == divergence(model, teacher, 0, replicates=20)
     assert list(found) == ["reward", "beta", *FIGURES, "at_bound"]
@@ -188,16 +209,16 @@ def test_the_figures_are_plain_numbers_that_a_seed_fixes() -> None:
 
 
 def test_other_captions_widen_the_interval() -> None:
-    law, rng = bank(), np.random.default_rng(6)
-    even = law.prompts % 2 == 0
-    weights = np.exp(np.where(even, 2.5, -0.5) * law.right)
-    found = divergence(draw(law, weights, 150, rng), draw(law, np.ones(len(law)), 150, rng))
+    distribution, rng = bank(), np.random.default_rng(6)
+    even = distribution.prompts % 2 == 0
+    weights = np.exp(np.where(even, 2.5, -0.5) * distribution.right)
+    found = divergence(draw(distribution, weights, 150, rng), draw(distribution, np.ones(len(distribution)), 150, rng))
     assert found["excess"]["ci95_prompts"] > 1.5 * found["excess"]["ci95"]
 
 
 def test_a_caption_without_teacher_images_is_named() -> None:
-    law = bank()
+    distribution = bank()
     with pytest.raises(UserError, match="the teacher has no image of prompt 7, which a model was judged on"):
-        divergence(law, law.rows(law.prompts != 7))
+        divergence(distribution, distribution.rows(distribution.prompts != 7))
     with pytest.raises(ValueError, match="three replicates at least, not 2"):
-        divergence(law, law, replicates=2)
+        divergence(distribution, distribution, replicates=2)

@@ -1,4 +1,5 @@
-"""The frontier plot's data: the teacher at the curve's lower end, models where their laws are, and paths in order."""
+"""The frontier plot's data: the teacher at the curve's lower end, models where their distributions are, and paths in
+order."""
 
 from __future__ import annotations
 
@@ -14,15 +15,15 @@ from rtdmd.evaluate.frontier import HIGHEST, PATH_REPLICATES, POINTS, frontier, 
 from rtdmd.evaluate.parses import Parses
 from rtdmd.evaluate.plan import plan_images
 from rtdmd.prompts.records import Prompt
-from tests.evaluate.world_laws import bank, draw
+from tests.evaluate.world_distributions import bank, draw
 
 
 @pytest.fixture(scope="module")
 def samples() -> dict[str, Parses]:
     """Sixty images a tag of the teacher, of a second sample of it, and of its tilts."""
-    law, rng = bank(), np.random.default_rng(0)
+    distribution, rng = bank(), np.random.default_rng(0)
     betas = {"pool": 0.0, "teacher": 0.0, "worse": -0.7, "better": 1.5, "early": 0.4}
-    return {name: draw(law, np.exp(beta * law.right), 60, rng) for name, beta in betas.items()}
+    return {name: draw(distribution, np.exp(beta * distribution.right), 60, rng) for name, beta in betas.items()}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The least divergence of a law with the model's marginals, on samples whose figure is known."""
+"""The least divergence of a distribution with the model's marginals, on samples whose figure is known."""
 
 from __future__ import annotations
 
@@ -136,8 +136,8 @@ def test_nothing_is_far_from_nothing() -> None:
 
 
 def test_the_bias_is_that_of_millers_and_madows_for_two_samples() -> None:
-    """Equal laws of three backgrounds: two free shares, so (3 - 1) (1/N + 1/M) / 2 too large in expectation. Corrected,
-    noise is left, and the variance without its surplus is the figure's own."""
+    """Equal distributions of three backgrounds: two free shares, so (3 - 1) (1/N + 1/M) / 2 too large in expectation.
+    Corrected, noise is left, and the variance without its surplus is the figure's own."""
     rng = np.random.default_rng(0)
     n, m = 60, 90
     values, corrected, variances = [], [], []

@@ -8,7 +8,7 @@ from scipy.stats import binom
 
 from rtdmd.evaluate.frechet import frechet_distance
 from rtdmd.evaluate.optimum import BETA_LIMIT, bernoulli_kl, optimum, tilted_frechet, tilted_weights
-from tests.evaluate.world_laws import kl, tilted
+from tests.evaluate.world_distributions import kl, tilted
 
 P = np.array([0.98, 0.78, 0.5, 0.81, 0.24, 0.52])  # SD3.5-M's row
 WEIGHTS = np.full(6, 1 / 6)
@@ -36,12 +36,12 @@ def test_the_divergence_of_two_shares_is_unbiased(n: int, m: int, q: float, p: f
 @pytest.mark.parametrize("p", [0.25, 0.5, 0.9])
 def test_partition_and_reward_are_unbiased_at_a_dozen_images(p: float, beta: float) -> None:
     right = np.arange(13)
-    laws = optimum(right[:, None], np.array([12]), np.ones(1))
+    distributions = optimum(right[:, None], np.array([12]), np.ones(1))
     chance = binom.pmf(right, 12, p)
     every = np.full(13, beta)
     exact = np.log(1 - p + p * np.exp(beta))
-    assert (chance * laws.log_partition(every)[:, 0]).sum() == pytest.approx(exact, abs=0.004)
-    assert (chance * laws.rewards(every)[:, 0]).sum() == pytest.approx(tilted(np.array(p), beta), abs=0.003)
+    assert (chance * distributions.log_partition(every)[:, 0]).sum() == pytest.approx(exact, abs=0.004)
+    assert (chance * distributions.rewards(every)[:, 0]).sum() == pytest.approx(tilted(np.array(p), beta), abs=0.003)
     if beta == 3.0 and p < 0.9:
         plug_in = (chance * np.log(1 - right / 12 + right / 12 * np.exp(beta))).sum()
         assert abs(plug_in - exact) > 0.03
@@ -49,32 +49,32 @@ def test_partition_and_reward_are_unbiased_at_a_dozen_images(p: float, beta: flo
 
 def test_the_curve_is_the_tilted_laws_own() -> None:
     """From so many images that shares are known: reward and cost of each beta in closed form."""
-    laws = optimum(np.round(P * 1000), np.full(6, 1000), WEIGHTS)
+    distributions = optimum(np.round(P * 1000), np.full(6, 1000), WEIGHTS)
     for beta in (-1.0, 0.3, 1.0, 2.5):
         rho = tilted(P, beta)
-        assert float(laws.reward(beta)) == pytest.approx(rho.mean(), abs=1e-3)
-        assert float(laws.kl(beta)) == pytest.approx(kl(rho, P).mean(), abs=1e-3)
-        assert float(laws.beta_at(laws.reward(beta))) == pytest.approx(beta, abs=1e-8)
-    assert float(laws.kl(0.0)) == 0 and float(laws.reward(0.0)) == pytest.approx(P.mean(), abs=1e-12)
+        assert float(distributions.reward(beta)) == pytest.approx(rho.mean(), abs=1e-3)
+        assert float(distributions.kl(beta)) == pytest.approx(kl(rho, P).mean(), abs=1e-3)
+        assert float(distributions.beta_at(distributions.reward(beta))) == pytest.approx(beta, abs=1e-8)
+    assert float(distributions.kl(0.0)) == 0 and float(distributions.reward(0.0)) == pytest.approx(P.mean(), abs=1e-12)
 
 
 def test_no_law_of_its_reward_costs_less_and_the_excess_is_its_divergence_from_the_optimum() -> None:
-    laws = optimum(np.round(P * 1000), np.full(6, 1000), WEIGHTS)
+    distributions = optimum(np.round(P * 1000), np.full(6, 1000), WEIGHTS)
     rng = np.random.default_rng(0)
     for _ in range(10):
         q = rng.uniform(0.05, 0.95, 6)
-        beta = float(laws.beta_at(q.mean()))
+        beta = float(distributions.beta_at(q.mean()))
         cost = kl(q, P).mean()
-        assert cost - float(laws.kl(beta)) == pytest.approx(kl(q, tilted(P, beta)).mean(), abs=2e-3)
-        assert cost > float(laws.kl(beta))
+        assert cost - float(distributions.kl(beta)) == pytest.approx(kl(q, tilted(P, beta)).mean(), abs=2e-3)
+        assert cost > float(distributions.kl(beta))
 
 
 def test_all_right_costs_the_logarithm_of_the_shares() -> None:
-    laws = optimum(np.array([20, 30]), np.array([40, 40]), np.array([0.25, 0.75]))
+    distributions = optimum(np.array([20, 30]), np.array([40, 40]), np.array([0.25, 0.75]))
     harmonic = [sum(1 / k for k in range(21, 41)), sum(1 / k for k in range(31, 41))]  # of -log(20/40), -log(30/40)
-    assert float(laws.kl(BETA_LIMIT)) == pytest.approx(0.25 * harmonic[0] + 0.75 * harmonic[1], abs=1e-9)
-    assert float(laws.beta_at(1.0)) == pytest.approx(BETA_LIMIT, abs=4)  # as far as a float tells it from 1
-    assert float(laws.beta_at(0.0)) == pytest.approx(-BETA_LIMIT, abs=4)
+    assert float(distributions.kl(BETA_LIMIT)) == pytest.approx(0.25 * harmonic[0] + 0.75 * harmonic[1], abs=1e-9)
+    assert float(distributions.beta_at(1.0)) == pytest.approx(BETA_LIMIT, abs=4)  # as far as a float tells it from 1
+    assert float(distributions.beta_at(0.0)) == pytest.approx(-BETA_LIMIT, abs=4)
 
 
 def test_replicates_are_computed_side_by_side() -> None:

@@ -17,7 +17,7 @@ from rtdmd.world.cells import CLUTTER, EMPTY, OBJECTS
 from rtdmd.world.grammar import captions_of
 from rtdmd.world.render import Scenes, render, sample_scenes
 from rtdmd.world.verifier import verify
-from tests.evaluate.world_laws import parse_of
+from tests.evaluate.world_distributions import parse_of
 
 
 def judged() -> tuple[Parses, Scenes]:

@@ -1,4 +1,4 @@
-"""What a score alone tells of the verdict: against hand counts, a law that is known, and scipy's statistic."""
+"""What a score alone tells of the verdict: against hand counts, a distribution that is known, and scipy's statistic."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def tiny_settings(scorers: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "cache_teacher": {"mode": "cache", "storage_dtype": "float32", "unpadded": False, "budget_gib": 1.0},
             "train_acdmd": one,
             "train_rtdmd": two
-            | {"recipe": "custom", "prompts": "geneval_train", "ema_every": 1, "micro_batch": 2, "panel_every": 0},
+            | {"recipe": "custom", "prompts": "geneval_train", "ema_every": 1, "micro_batch": 2, "image_log_every": 0},
             "evaluate": {"batch_size": 16},
             "report": {"grid_prompts": 5},
             "publish": {"prompt": "a red circle"},

@@ -340,7 +340,7 @@ def test_runs_without_published_figures_are_waited_for_too_and_take_no_lines(tin
 
 def test_a_job_asks_for_what_its_stage_takes(tiny_jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = {"train_acdmd": {"mem_mb": 7000, "runtime": 60, "gpu": 2}, "evaluate": {"mem_mb": 4000, "runtime": 9}}
-    monkeypatch.setattr(Jobs, "needs", lambda self, run: needed)
+    monkeypatch.setattr(Jobs, "run_resources", lambda self, run: needed)
     jobs = tiny_jobs
     params = jobs.params["sd35m"]
     assert jobs.resources("sd35m", "prepare_prompts") == {"mem_mb": 1000, "runtime": 5, "gpu": 0}

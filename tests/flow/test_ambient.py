@@ -15,22 +15,23 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def ambient_gap(law: Mixture, renoise_coefficients) -> float:
+def ambient_gap(mixture: Mixture, renoise_coefficients) -> float:
     """Relative error of the target fed with E[x_s | x_t], E[z | x_t] against the exact velocity at x_t (T1).
 
-    Tweedie: E[α x_s | x_t] = x_t + β² score(x_t), E[z | x_t] = -β score(x_t), with the exact score of the noised law.
+    Tweedie: E[α x_s | x_t] = x_t + β² score(x_t), E[z | x_t] = -β score(x_t), with the exact score of the noised
+    distribution.
     """
     x_t, prompt = draw(6, 2), torch.tensor([0, 0, 0, 0, 0, 0])
     alpha, beta = (expand(c, x_t) for c in renoise_coefficients(STARTS, TIMES))
-    score = law.score(x_t, TIMES, prompt)
+    score = mixture.score(x_t, TIMES, prompt)
     u = ambient.ambient_target((x_t + beta**2 * score) / alpha, -beta * score, STARTS, TIMES)
-    v = law.velocity(x_t, TIMES, prompt)
+    v = mixture.velocity(x_t, TIMES, prompt)
     return float((u - v).norm() / v.norm())
 
 
-@pytest.mark.parametrize("law", [gaussian(torch.tensor([0.5, -1.0]), 0.3 * torch.eye(2)), ring()])
-def test_target_fed_with_conditional_means_is_the_velocity(law):
-    assert ambient_gap(law, ambient.renoise_coefficients) < 1e-10
+@pytest.mark.parametrize("mixture", [gaussian(torch.tensor([0.5, -1.0]), 0.3 * torch.eye(2)), ring()])
+def test_target_fed_with_conditional_means_is_the_velocity(mixture):
+    assert ambient_gap(mixture, ambient.renoise_coefficients) < 1e-10
 
 
 def test_the_papers_v1_beta_fails_the_same_check():

@@ -1,4 +1,4 @@
-"""DMDR's fading helps: end points, the law of the times, and that nothing is left when they have faded."""
+"""DMDR's fading helps: end points, the distribution of the times, and that nothing is left when they have faded."""
 
 import pytest
 import torch
@@ -7,10 +7,10 @@ from rtdmd.flow import anneal
 
 
 def test_scale_falls_along_the_cosine():
-    assert anneal.leaning_scale(0.75, 0.0) == 0.75
-    assert anneal.leaning_scale(0.75, 0.5) == pytest.approx(0.375)
-    assert anneal.leaning_scale(0.75, 1 / 3) == pytest.approx(0.75 * 0.75)
-    assert anneal.leaning_scale(0.75, 1.0) == anneal.leaning_scale(0.75, 7.0) == 0.0
+    assert anneal.annealed_scale(0.75, 0.0) == 0.75
+    assert anneal.annealed_scale(0.75, 0.5) == pytest.approx(0.375)
+    assert anneal.annealed_scale(0.75, 1 / 3) == pytest.approx(0.75 * 0.75)
+    assert anneal.annealed_scale(0.75, 1.0) == anneal.annealed_scale(0.75, 7.0) == 0.0
 
 
 @pytest.mark.parametrize(("progress", "a", "b"), [(0.0, 4.0, 1.5), (1 / 3, 3.25, 1.375), (0.5, 2.5, 1.25)])

@@ -14,9 +14,14 @@ def draw(*shape, seed=0):
 
 
 def test_posterior_mean_is_the_laws_own():
-    law, x, sigma, prompt = ring(), draw(6, 2), torch.linspace(0.05, 1, 6).double(), torch.tensor([0, 1, 2, 0, 1, 2])
-    h = x0_from_velocity(x, law.velocity(x, sigma, prompt), sigma)
-    torch.testing.assert_close(h, law.posterior_mean(x, sigma, prompt), rtol=0, atol=1e-12)
+    mixture, x, sigma, prompt = (
+        ring(),
+        draw(6, 2),
+        torch.linspace(0.05, 1, 6).double(),
+        torch.tensor([0, 1, 2, 0, 1, 2]),
+    )
+    h = x0_from_velocity(x, mixture.velocity(x, sigma, prompt), sigma)
+    torch.testing.assert_close(h, mixture.posterior_mean(x, sigma, prompt), rtol=0, atol=1e-12)
 
 
 def test_two_samples_are_unbiased_and_one_sample_adds_the_variance():
@@ -37,7 +42,9 @@ def pointwise_gap(eta: float, factor) -> float:
     """Relative error of y_φ - y_ψ = k (score_φ - score_ψ) at random points, for two mixtures (T4)."""
     teacher, fake, x_t = ring(), ring(radius=1.0, variance=0.2), draw(4, 2)
     prompt, noise = torch.tensor([0, 1, 2, 0]), draw(4, 2, seed=3)
-    y_fake, y_teacher = (cps_step(x_t, law.velocity(x_t, T, prompt), T, S, eta, noise) for law in (fake, teacher))
+    y_fake, y_teacher = (
+        cps_step(x_t, mixture.velocity(x_t, T, prompt), T, S, eta, noise) for mixture in (fake, teacher)
+    )
     scores = fake.score(x_t, T, prompt) - teacher.score(x_t, T, prompt)
     g = matching.dmd_direction(y_fake, y_teacher, x_t, normalise=False)
     return float((g - expand(factor(S, T, eta), x_t) * scores).norm() / g.norm())
@@ -58,8 +65,8 @@ def test_score_factor_is_positive_and_known_at_s_zero():
 
 
 def test_projections_must_share_their_noise():
-    law, x_t = ring(), draw(4, 2)
-    v = law.velocity(x_t, T, torch.zeros(4, dtype=torch.long))
+    mixture, x_t = ring(), draw(4, 2)
+    v = mixture.velocity(x_t, T, torch.zeros(4, dtype=torch.long))
     same, other = (
         cps_step(x_t, v, T, S, 0.9, draw(4, 2)),
         cps_step(x_t, v, T, S, 0.9, draw(4, 2, seed=9)),
@@ -74,7 +81,7 @@ def test_gradient_is_kappa_times_the_kl_gradient():
     level, time, prompt = torch.full((n,), s).double(), torch.full((n,), t).double(), torch.zeros(n, dtype=torch.long)
     x_s = (1 - s) * (theta + 0.3**0.5 * draw(n, 2)) + s * draw(n, 2, seed=1)
     x_t, noise = ambient.renoise(x_s, draw(n, 2, seed=2), level, time), draw(n, 2, seed=3)
-    y_q, y_p = (cps_step(x_t, law.velocity(x_t, time, prompt), time, level, 0.9, noise) for law in (q, p))
+    y_q, y_p = (cps_step(x_t, mixture.velocity(x_t, time, prompt), time, level, 0.9, noise) for mixture in (q, p))
     gradient = (1 - s) * matching.dmd_direction(y_q, y_p, x_s, normalise=False).mean(0)
     kappa = matching.score_factor(level[:1], time[:1], 0.9) * (1 - s) / (1 - t)
     exact = (1 - t) ** 2 * theta / ((1 - t) ** 2 * 0.8 + t**2)

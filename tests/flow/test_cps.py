@@ -1,4 +1,4 @@
-"""The CPS transition (T3), its log-density, and η* (T2, Gaussian law)."""
+"""The CPS transition (T3), its log-density, and η* (T2, Gaussian distribution)."""
 
 import math
 
@@ -80,12 +80,12 @@ def test_published_log_density_is_the_true_one_times_two_variances_over_dims():
 
 
 def self_consistency_gap(eta_of):
-    """max |E[h(x_r, r) | x_t] - h(x_t, t)| for a Gaussian law, where h is affine: E[h] is h at the mean."""
-    law = gaussian(torch.tensor([0.7, -0.3]), torch.tensor([[0.5, 0.2], [0.2, 0.9]]))
+    """max |E[h(x_r, r) | x_t] - h(x_t, t)| for a Gaussian distribution, where h is affine: E[h] is h at the mean."""
+    mixture = gaussian(torch.tensor([0.7, -0.3]), torch.tensor([[0.5, 0.2], [0.2, 0.9]]))
     r, t = torch.tensor([0.0, 0.2, 0.5, 0.5, 0.88]).double(), torch.tensor([0.3, 0.9, 0.6, 0.98, 0.9]).double()
     x, prompt = draw(5, 2), torch.zeros(5, dtype=torch.long)
-    mean, _ = cps.cps_mean_std(x, law.velocity(x, t, prompt), t, r, eta_of(r, t))
-    return float((law.posterior_mean(mean, r, prompt) - law.posterior_mean(x, t, prompt)).abs().max())
+    mean, _ = cps.cps_mean_std(x, mixture.velocity(x, t, prompt), t, r, eta_of(r, t))
+    return float((mixture.posterior_mean(mean, r, prompt) - mixture.posterior_mean(x, t, prompt)).abs().max())
 
 
 def test_eta_star_is_self_consistent_for_a_gaussian_and_a_fixed_eta_is_not():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rtdmd.flow.preference import held_back, preference_weights
+from rtdmd.flow.preference import increases_distance, preference_weights
 
 GROUPS = torch.tensor([4, 4, 4, 7, 7, 7])
 ADVANTAGES = torch.tensor([1.0, -0.5, -0.5, 2.0, 0.0, -2.0]).double()
@@ -32,4 +32,4 @@ def test_a_group_in_its_order_asks_for_little_and_an_equal_one_for_half():
 
 def test_the_bound_holds_back_what_goes_on_in_the_same_direction():
     """A good image that is already better met, a bad one that is already worse met; none where both are the same."""
-    assert held_back(LOSSES, REFERENCE, ADVANTAGES).tolist() == [True, True, False, True, False, True]
+    assert increases_distance(LOSSES, REFERENCE, ADVANTAGES).tolist() == [True, True, False, True, False, True]

@@ -15,7 +15,7 @@ from rtdmd.train.rtdmd import RtdmdTrainer
 SMALL = {"prompts_per_epoch": 4, "group_size": 4, "micro_batch": 16, "fake_batch_size": 16}
 
 
-class Recorded(reinforcement.StudentRoles):
+class Recorded(reinforcement.StudentAdapterBank):
     """Every level that any role is asked at, and the dtype of what it answers."""
 
     seen: ClassVar[list[torch.Tensor]] = []
@@ -29,11 +29,13 @@ class Recorded(reinforcement.StudentRoles):
 
 @pytest.mark.parametrize("path", ["last_step", "whole_chain", "reward"])
 def test_an_epoch_with_a_bfloat16_network_computes_its_levels_in_float32(monkeypatch, path):
-    monkeypatch.setattr(reinforcement, "StudentRoles", Recorded)
+    monkeypatch.setattr(reinforcement, "StudentAdapterBank", Recorded)
     monkeypatch.setattr(Recorded, "seen", [])
-    law = reinforcement.LAW
-    trainer = reinforcement.start_stage_two(law, SMALL | {"matching_path": path}, Setting(dtype="bfloat16"), width=8)
-    cond, records, _ = reinforcement.images(trainer.p, law)
+    mixture = reinforcement.MIXTURE
+    trainer = reinforcement.start_stage_two(
+        mixture, SMALL | {"matching_path": path}, Setting(dtype="bfloat16"), width=8
+    )
+    cond, records, _ = reinforcement.images(trainer.p, mixture)
     rollouts = []
     real = RtdmdTrainer.roll_out
     monkeypatch.setattr(RtdmdTrainer, "roll_out", lambda *args: rollouts.append(real(*args)) or rollouts[-1])

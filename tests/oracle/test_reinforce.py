@@ -9,11 +9,11 @@ from rtdmd.oracle.backbone import OracleBackbone, OracleReward
 from rtdmd.oracle.gradients import Chains, roll_out
 from rtdmd.oracle.identities import reward
 from rtdmd.oracle.mixture import ring
-from rtdmd.rewards.panel import Panel
+from rtdmd.rewards.reward_models import RewardModels
 from rtdmd.train.gradients import Terms
 from rtdmd.train.rtdmd import RtdmdTrainer
 
-LAW = ring(variance=0.2)
+MIXTURE = ring(variance=0.2)
 MEMBERS = 6
 COUNT = 12_000
 CHANGES = {
@@ -34,13 +34,13 @@ CHANGES = {
 def stage_two(seed: int = 0, **changes):
     """(trainer, conditioning, records, groups, draws) of one epoch on the oracle."""
     params = training.oracle_params("train_rtdmd", CHANGES | changes)
-    backbone = OracleBackbone(LAW, width=8)
-    rewards = Panel({spec.name: OracleReward() for spec in params.train_rtdmd.rewards}, backbone.device)
-    trainer = RtdmdTrainer(params, backbone, rewards, training.every_prompt(LAW, 1))
+    backbone = OracleBackbone(MIXTURE, width=8)
+    rewards = RewardModels({spec.name: OracleReward() for spec in params.train_rtdmd.rewards}, backbone.device)
+    trainer = RtdmdTrainer(params, backbone, rewards, training.every_prompt(MIXTURE, 1))
     groups = torch.arange(COUNT) // MEMBERS
-    cond = training.every_prompt(LAW, LAW.prompts).index(groups % LAW.prompts)
+    cond = training.every_prompt(MIXTURE, MIXTURE.prompts).index(groups % MIXTURE.prompts)
     draws = training.BatchDraws(seed, "test", 0, tuple(range(COUNT)), (2, 1, 1), torch.device("cpu"))
-    records = [{"prompt": str(int(group) % LAW.prompts), "metadata": None} for group in groups]
+    records = [{"prompt": str(int(group) % MIXTURE.prompts), "metadata": None} for group in groups]
     return trainer, cond, records, groups, draws
 
 

@@ -16,11 +16,13 @@ EXACT = Setting()
 TIMES = torch.linspace(0.02, 0.98, 97, dtype=torch.float64)
 
 
-def objective(law: Mixture, teacher: Mixture, weight: float) -> float:
+def objective(mixture: Mixture, teacher: Mixture, weight: float) -> float:
     """F of the module for prompt 0, the KL by quadrature and E_t by the trapezoid rule: D/w_m times it."""
-    parts = [t**2 / (1 - t) ** 2 * relative_entropy(law.noised(float(t)), teacher.noised(float(t)), 4) for t in TIMES]
+    parts = [
+        t**2 / (1 - t) ** 2 * relative_entropy(mixture.noised(float(t)), teacher.noised(float(t)), 4) for t in TIMES
+    ]
     held = torch.trapezoid(torch.stack(parts), TIMES) / (TIMES[-1] - TIMES[0])
-    return float(held - law.dims * weight * (law.mean()[0] @ torch.tensor(LINEAR, dtype=torch.float64)))
+    return float(held - mixture.dims * weight * (mixture.mean()[0] @ torch.tensor(LINEAR, dtype=torch.float64)))
 
 
 def test_the_fixed_point_is_the_lowest_of_the_laws_around_it():
@@ -31,14 +33,14 @@ def test_the_fixed_point_is_the_lowest_of_the_laws_around_it():
     for shift, scale in [((0.02, 0.0), 1.0), ((-0.02, 0.0), 1.0), ((0.0, 0.02), 1.0), ((0.0, -0.02), 1.0)]:
         assert objective(end.affine(torch.tensor(shift).double(), scale), teacher, 0.15) > lowest + 1e-5
     for scale in (0.98, 1.02):  # about its own mean
-        law = end.affine((1 - scale) * end.mean()[0], scale)
-        assert objective(law, teacher, 0.15) > lowest + 1e-5
+        mixture = end.affine((1 - scale) * end.mean()[0], scale)
+        assert objective(mixture, teacher, 0.15) > lowest + 1e-5
 
 
 def test_the_fixed_point_is_not_the_tilted_law_and_is_known_for_one_gaussian_only():
-    end, linear = reinforcement.fixed_point(reinforcement.LAW), torch.tensor(LINEAR, dtype=torch.float64)
-    shift = float((end.mean()[0] - reinforcement.LAW.mean()[0]) @ linear)
-    tilted = 0.4 * float(linear @ reinforcement.LAW.covariances[0, 0] @ linear)
+    end, linear = reinforcement.fixed_point(reinforcement.MIXTURE), torch.tensor(LINEAR, dtype=torch.float64)
+    shift = float((end.mean()[0] - reinforcement.MIXTURE.mean()[0]) @ linear)
+    tilted = 0.4 * float(linear @ reinforcement.MIXTURE.covariances[0, 0] @ linear)
     assert shift > 1.3 * tilted
     with pytest.raises(ValueError, match="one Gaussian a prompt, got 3 components"):
         reinforcement.fixed_point(ring())
@@ -73,8 +75,8 @@ def test_the_last_step_alone_is_not_the_gradient_of_the_chain():
 
 
 def with_other_fake(changes):
-    trainer = reinforcement.start_stage_two(reinforcement.LAW, changes, EXACT, width=8)
-    other = reinforcement.LAW.affine(torch.tensor([0.3, 0.4]).double(), 1.3)
+    trainer = reinforcement.start_stage_two(reinforcement.MIXTURE, changes, EXACT, width=8)
+    other = reinforcement.MIXTURE.affine(torch.tensor([0.3, 0.4]).double(), 1.3)
     return reinforcement.with_other_fake(trainer, other)
 
 
@@ -86,7 +88,7 @@ def test_an_epoch_gives_each_image_its_own_matching_reward():
     for size in (8, 512):
         changes = {"matching_path": "reward", "last_step_batch_size": size} | alone
         trainer = with_other_fake(changes)
-        cond, records, _ = reinforcement.images(trainer.p, reinforcement.LAW)
+        cond, records, _ = reinforcement.images(trainer.p, reinforcement.MIXTURE)
         draws = reinforcement.BatchDraws(0, "test", 0, tuple(range(len(records))), (2, 1, 1), torch.device("cpu"))
         values = trainer.step(cond, records, draws)
         norms.append(values["grad_matching"])

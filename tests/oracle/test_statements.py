@@ -69,13 +69,13 @@ def projection_with_other_noise(x, v, t, s, eta, noise):
     return cps.cps_step(x, v, t, s, eta, noise + 0.01 * v)
 
 
-def half_tilt(law):
-    return identities.tilt(law, identities.BETA / 2)
+def half_tilt(mixture):
+    return identities.tilt(mixture, identities.BETA / 2)
 
 
-def tilt_without_evidence(law):
-    tilted = identities.tilt(law)
-    return type(law)(law.weights, tilted.means, tilted.covariances)
+def tilt_without_evidence(mixture):
+    tilted = identities.tilt(mixture)
+    return type(mixture)(mixture.weights, tilted.means, tilted.covariances)
 
 
 MUTATIONS = {
@@ -94,11 +94,11 @@ MUTATIONS = {
         lambda: identities.ambient_minimiser(EXACT, target=plain_target, weighting="inverse_variance"),
     ),
     "T2 fixed η": (
-        "Gaussian law",
+        "Gaussian distribution",
         lambda: identities.gaussian_self_consistency(EXACT, eta=lambda r, t: torch.full_like(r, 0.9)),
     ),
     "T2 η* with r and t swapped": (
-        "Gaussian law",
+        "Gaussian distribution",
         lambda: identities.gaussian_self_consistency(EXACT, eta=lambda r, t: 1 - cps.eta_star(r, t)),
     ),
     "T2 posterior mean for posterior": (
@@ -119,8 +119,11 @@ MUTATIONS = {
         "its gradient",
         lambda: identities.direction_is_kl_gradient(EXACT, loss=lambda x, g: 1.1 * matching.dmd_loss(x, g)),
     ),
-    "T5 half the tilt": ("the tilted law", lambda: identities.tilted_density(EXACT, tilted=half_tilt)),
-    "T5 weights not tilted": ("the tilted law", lambda: identities.tilted_density(EXACT, tilted=tilt_without_evidence)),
+    "T5 half the tilt": ("the tilted distribution", lambda: identities.tilted_density(EXACT, tilted=half_tilt)),
+    "T5 weights not tilted": (
+        "the tilted distribution",
+        lambda: identities.tilted_density(EXACT, tilted=tilt_without_evidence),
+    ),
     "T5 gradient of half the tilt": ("tilted KL", lambda: identities.tilted_kl_gradient(EXACT, tilted=half_tilt)),
     "T7 group mean baseline": (
         "SubGRPO",

@@ -19,32 +19,32 @@ SHORT = {"iterations": 200, "batch_size": 128, "micro_batch": 128, "ema_decay": 
 
 def fresh_roles(width: int = 16) -> AdapterBank:
     params = training.oracle_params("train_acdmd", {})
-    return AdapterBank(OracleBackbone(training.LAW, width), params.adapter, ADAPTERS["train_acdmd"], 0)
+    return AdapterBank(OracleBackbone(training.MIXTURE, width), params.adapter, ADAPTERS["train_acdmd"], 0)
 
 
 def test_a_fresh_role_is_the_exact_teacher():
-    roles, cond = fresh_roles(), training.every_prompt(training.LAW, 9)
-    backbone: Backbone = roles.backbone
+    bank, cond = fresh_roles(), training.every_prompt(training.MIXTURE, 9)
+    backbone: Backbone = bank.backbone
     x, sigma = torch.randn(9, *backbone.latent_shape()), torch.linspace(0, 1, 9)
-    exact = training.LAW.velocity(x, sigma, cond.tensors["prompt"])
+    exact = training.MIXTURE.velocity(x, sigma, cond.tensors["prompt"])
     for role in ("teacher", "generator", "fake"):
-        assert torch.equal(roles.velocity(role, x, sigma, cond), exact)
+        assert torch.equal(bank.velocity(role, x, sigma, cond), exact)
 
 
 def test_training_one_role_leaves_the_others_alone():
-    roles, cond = fresh_roles(), training.every_prompt(training.LAW, 9)
+    bank, cond = fresh_roles(), training.every_prompt(training.MIXTURE, 9)
     x, sigma = torch.randn(9, 2, 1, 1), torch.linspace(0, 1, 9)
-    before = roles.velocity("teacher", x, sigma, cond)
+    before = bank.velocity("teacher", x, sigma, cond)
     with torch.no_grad():
-        for weight in roles.trainable("acdmd"):
+        for weight in bank.trainable("acdmd"):
             weight.add_(0.1)
-    assert not torch.allclose(roles.velocity("generator", x, sigma, cond), before)
-    assert torch.equal(roles.velocity("teacher", x, sigma, cond), before)
-    assert torch.equal(roles.velocity("fake", x, sigma, cond), before)
+    assert not torch.allclose(bank.velocity("generator", x, sigma, cond), before)
+    assert torch.equal(bank.velocity("teacher", x, sigma, cond), before)
+    assert torch.equal(bank.velocity("fake", x, sigma, cond), before)
 
 
 def test_the_oracle_speaks_the_backbones_language():
-    backbone = OracleBackbone(training.LAW)
+    backbone = OracleBackbone(training.MIXTURE)
     torch.testing.assert_close(backbone.sigmas(4), torch.tensor([1, 0.9, 0.75, 0.5, 0]))
     assert backbone.encode(["2", "0"]).tensors["prompt"].tolist() == [2, 0]
     with pytest.raises(ValueError, match="guidance"):
@@ -64,7 +64,7 @@ def test_energy_distance_is_zero_for_one_law_and_known_for_points():
 
 
 def test_stage_one_approaches_the_teacher_and_against_the_direction_it_leaves(monkeypatch):
-    start = training.teacher_distance(fresh_roles(), training.LAW)
+    start = training.teacher_distance(fresh_roles(), training.MIXTURE)
     assert start == pytest.approx(0.133, abs=0.01)
     assert training.distance_after(Setting(), SHORT) < 0.75 * start
 
@@ -77,7 +77,7 @@ def test_stage_one_approaches_the_teacher_and_against_the_direction_it_leaves(mo
 
 def test_the_fake_score_is_told_the_step_of_the_roll_out(monkeypatch):
     """The step that the fake score reads is the one at which the iteration stopped; nobody else reads one."""
-    told, stops, levels = [], [], training.OracleBackbone(training.LAW).sigmas(4)
+    told, stops, levels = [], [], training.OracleBackbone(training.MIXTURE).sigmas(4)
     real, roll_out = OracleBackbone.velocity, AcdmdTrainer.roll_out
 
     def velocity(self, transformer, x, sigma, cond, **more):
@@ -104,5 +104,5 @@ def test_the_fake_score_is_told_the_step_of_the_roll_out(monkeypatch):
         return values
 
     monkeypatch.setattr(AcdmdTrainer, "step", once)
-    training.train_stage_one(training.LAW, SHORT | {"iterations": 8}, Setting(), width=8, step_aware=True)
+    training.train_stage_one(training.MIXTURE, SHORT | {"iterations": 8}, Setting(), width=8, step_aware=True)
     assert ends == [[stop] for stop in stops] and len(set(stops)) > 1

@@ -79,7 +79,7 @@ def test_iterations_of_stage_one_run_what_they_are_charged_for(name: str, root: 
     fakes = p.iterations * p.batch_size * (3 if p.consistency.weight > 0 else 1)
     assert counted["fake"] == fakes
     rolled = charged["one"] - fakes
-    if p.stop == "last":
+    if p.rollout_stop == "last":
         assert counted["generator"] == rolled == p.iterations * 4 * p.batch_size
     else:
         assert rolled == p.iterations * 2.5 * p.batch_size
@@ -142,5 +142,5 @@ def test_a_pass_has_the_price_of_its_adapters(
 
 def test_only_kept_images_are_charged_for_the_policy_pass() -> None:
     params = preset("world")
-    whole, half = (budget.stage_two_epoch(params, kept=kept)["policy"] for kept in (1.0, 0.5))
+    whole, half = (budget.stage_two_epoch(params, frac_nonzero=frac_nonzero)["policy"] for frac_nonzero in (1.0, 0.5))
     assert half == whole / 2 > 0

@@ -14,11 +14,11 @@ from rtdmd.common.files import load_tensors
 from rtdmd.common.rng import integers
 from rtdmd.config import Params, preset
 from rtdmd.config.presets import merged
+from rtdmd.plan.cost_counter import count_cost
 from rtdmd.plan.costs import Costs, flops_of
 from rtdmd.plan.memory import acdmd_memory, rtdmd_memory
+from rtdmd.plan.meta_models import MetaModels
 from rtdmd.plan.passes import acdmd_rows, rtdmd_rows
-from rtdmd.plan.stand import Stand
-from rtdmd.plan.tally import tally
 from rtdmd.rehearse.memory import every_tensor
 from rtdmd.rehearse.updates import Update, peak_epochs
 from rtdmd.train.adapters import merge_stage_one, transformer_blocks
@@ -72,7 +72,7 @@ OWN: dict[str, Any] = {"train_acdmd": {"generator_rollout": "own"}}
 FIRST = {name: VARIANTS[name] for name in list(VARIANTS)[:4]} | {
     "a roll-out of the generator's own": OWN,
     "its own, one sample, to the last step": merged(
-        OWN, {"train_acdmd": {"stop": "last", "consistency": {"weight": 0.01, "estimator": "one_sample"}}}
+        OWN, {"train_acdmd": {"rollout_stop": "last", "consistency": {"weight": 0.01, "estimator": "one_sample"}}}
     ),
 }
 
@@ -130,10 +130,10 @@ def test_flops_of_an_epoch(tiny_teacher: Path, tiny_clip: Path, name: str) -> No
     params = small(tiny_teacher, tiny_clip, VARIANTS[name])
     update, _ = bench._second(params, Path("/"), CPU, PROMPTS)
     update(0)  # a reward embeds each prompt once
-    with tally() as meter:
+    with count_cost() as counter:
         update(1)
-    costs = Costs(Stand.of(params, Path("/")))
-    assert meter.flops == pytest.approx(flops_of(rtdmd_rows(params), costs, "train_rtdmd"), rel=1e-9)
+    costs = Costs(MetaModels.of(params, Path("/")))
+    assert counter.flops == pytest.approx(flops_of(rtdmd_rows(params), costs, "train_rtdmd"), rel=1e-9)
 
 
 def test_rewards_that_come_in_turn_decode_the_last_step_twice(tiny_teacher: Path, tiny_clip: Path) -> None:
@@ -144,9 +144,11 @@ def test_rewards_that_come_in_turn_decode_the_last_step_twice(tiny_teacher: Path
     assert rows["decode forward"] - plain["decode forward"] == params.train_rtdmd.last_step_batch_size == 16
     update, _ = bench._second(params, Path("/"), CPU, PROMPTS)
     update(0)  # a reward embeds each prompt once
-    with tally() as meter:
+    with count_cost() as counter:
         update(1)
-    assert meter.flops == pytest.approx(flops_of(rows, Costs(Stand.of(params, Path("/"))), "train_rtdmd"), rel=1e-9)
+    assert counter.flops == pytest.approx(
+        flops_of(rows, Costs(MetaModels.of(params, Path("/"))), "train_rtdmd"), rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", FIRST)
@@ -156,11 +158,11 @@ def test_flops_of_an_iteration(tiny_teacher: Path, tiny_clip: Path, name: str) -
     streams = ("train_acdmd", "train_acdmd-generator")
     stops = {tuple(integers(0, 2, 0, own, step, "stop") for own in streams): step for step in range(20)}
     update, _ = bench._first(params, Path("/"), CPU)
-    with tally() as meter:
+    with count_cost() as counter:
         for stop in (0, 1):
             update(stops[stop, stop])
-    costs = Costs(Stand.of(params, Path("/")))
-    assert meter.flops / 2 == pytest.approx(flops_of(acdmd_rows(params), costs, "train_acdmd"), rel=1e-9)
+    costs = Costs(MetaModels.of(params, Path("/")))
+    assert counter.flops / 2 == pytest.approx(flops_of(acdmd_rows(params), costs, "train_acdmd"), rel=1e-9)
 
 
 @pytest.fixture
@@ -172,9 +174,9 @@ def unnoted(monkeypatch: pytest.MonkeyPatch) -> None:
 def peak_of(update: Update, step: int) -> int:
     """Bytes that an update holds at its peak beside what was there before it."""
     gc.collect()
-    with tally(every_tensor()) as meter:
+    with count_cost(every_tensor()) as counter:
         update(step)
-    return int(meter.peak)
+    return int(counter.peak)
 
 
 @pytest.mark.parametrize("name", ITERATIONS)
@@ -184,7 +186,7 @@ def test_bytes_of_an_iteration(tiny_teacher: Path, tiny_clip: Path, name: str) -
     params = small(tiny_teacher, tiny_clip, merged(BIG, ITERATIONS[name]))
     update, _ = bench._first(params, Path("/"), CPU)
     update(0)  # the optimizer's moments are there from now on
-    memory = acdmd_memory(Costs(Stand.of(params, Path("/"))), 1)
+    memory = acdmd_memory(Costs(MetaModels.of(params, Path("/"))), 1)
     assert peak_of(update, 1) == pytest.approx(sum(memory.phases[memory.phase].values()), rel=0.05)
 
 
@@ -195,7 +197,7 @@ def test_bytes_of_an_epoch(tiny_teacher: Path, tiny_clip: Path, name: str) -> No
     params = small(tiny_teacher, tiny_clip, merged(BIG, EPOCHS[name]))
     update, _ = bench._second(params, Path("/"), CPU, PROMPTS)
     update(0)  # a reward embeds each prompt once, and the optimizer's moments are there from now on
-    memory = rtdmd_memory(Costs(Stand.of(params, Path("/"))), 1)
+    memory = rtdmd_memory(Costs(MetaModels.of(params, Path("/"))), 1)
     epoch = peak_epochs(params, 2)[1]
     assert peak_of(update, epoch) == pytest.approx(sum(memory.phases[memory.phase].values()), rel=0.05)
 
@@ -205,8 +207,8 @@ def test_bytes_of_merged_layers(tiny_teacher: Path, tiny_clip: Path) -> None:
     new = {"train_rtdmd": {"stage_one_adapters": "merged", "fake_adapter": "new"}}
     params = small(tiny_teacher, tiny_clip, new)
     backbone = load_backbone(params.model, root=Path("/"))
-    roles = open_adapters(params, backbone)
-    merge_stage_one(roles, params)
+    bank = open_adapters(params, backbone)
+    merge_stage_one(bank, params)
     held = sum(
         tensor.nbytes
         for name in ("acdmd", "fake")
@@ -215,11 +217,11 @@ def test_bytes_of_merged_layers(tiny_teacher: Path, tiny_clip: Path) -> None:
     )
     for changes, copies in (({}, 0), ({"stage_one_adapters": "merged"}, 1), (new["train_rtdmd"], 2)):
         parts = rtdmd_memory(
-            Costs(Stand.of(small(tiny_teacher, tiny_clip, {"train_rtdmd": changes}), Path("/"))), 1
+            Costs(MetaModels.of(small(tiny_teacher, tiny_clip, {"train_rtdmd": changes}), Path("/"))), 1
         ).parts
         assert held > 0 and parts.get("merged layers", 0) == copies * held / 2
-    plain, fresh = (Stand.of(small(tiny_teacher, tiny_clip, own), Path("/")) for own in ({}, new))
-    fewer, more = (rtdmd_memory(Costs(stand), 1).parts["adapters"] for stand in (plain, fresh))
+    plain, fresh = (MetaModels.of(small(tiny_teacher, tiny_clip, own), Path("/")) for own in ({}, new))
+    fewer, more = (rtdmd_memory(Costs(models), 1).parts["adapters"] for models in (plain, fresh))
     assert more - fewer == plain.adapter_bytes("fake")
 
     # Sharded, a block is gathered with its copies: three blocks at once.
@@ -228,7 +230,7 @@ def test_bytes_of_merged_layers(tiny_teacher: Path, tiny_clip: Path) -> None:
         for block in transformer_blocks(backbone.transformer)
     ]
     sharded = {"train_rtdmd": new["train_rtdmd"] | {"processes": 2, "sharding": "base"}}
-    parts = rtdmd_memory(Costs(Stand.of(small(tiny_teacher, tiny_clip, sharded), Path("/"))), 2).parts
+    parts = rtdmd_memory(Costs(MetaModels.of(small(tiny_teacher, tiny_clip, sharded), Path("/"))), 2).parts
     assert parts["gathered blocks"] == 3 * max(blocks)
     assert parts["merged layers"] == held / 2
 
@@ -239,7 +241,7 @@ def test_bytes_of_a_sharded_base(tiny_teacher: Path, tiny_clip: Path) -> None:
     base = {"processes": 2, "sharding": "base"}
     hybrid = base | {"sharding": "hybrid", "shard_group": 2}
     whole, shared, grouped = (
-        Costs(Stand.of(small(tiny_teacher, tiny_clip, {"train_acdmd": keys, "train_rtdmd": keys}), Path("/")))
+        Costs(MetaModels.of(small(tiny_teacher, tiny_clip, {"train_acdmd": keys, "train_rtdmd": keys}), Path("/")))
         for keys in ({}, base, hybrid)
     )
     tensors, _ = load_tensors(tiny_teacher / "transformer/diffusion_pytorch_model.safetensors")
@@ -254,22 +256,22 @@ def test_bytes_of_a_sharded_base(tiny_teacher: Path, tiny_clip: Path) -> None:
 
 def test_evaluation_counts_no_backward_pass(tiny_teacher: Path, tiny_clip: Path) -> None:
     """Its passes at a suite's own resolution cost what those of training do forward, and nothing else is counted."""
-    stand = Stand.of(small(tiny_teacher, tiny_clip, {}), Path("/"))
-    training, judging = Costs(stand), Costs(stand, learning=False)
+    models = MetaModels.of(small(tiny_teacher, tiny_clip, {}), Path("/"))
+    training, judging = Costs(models), Costs(models, learning=False)
     for pass_name in ("generator", "decode"):
         learned, judged = getattr(training, pass_name), getattr(judging, pass_name)
         assert judged.flops == learned.flops > 0
-        assert judged.back_flops == judged.back_peak == 0 < learned.back_flops
+        assert judged.backward_flops == judged.backward_peak == 0 < learned.backward_flops
 
 
 def test_the_models_at_another_size_cost_what_models_made_for_it_do(tiny_teacher: Path, tiny_clip: Path) -> None:
     params = small(tiny_teacher, tiny_clip, {})
     size = 24  # of 36: as many patches as the tiny teacher's table of positions has, or fewer
     smaller = params.model_copy(update={"model": params.model.model_copy(update={"resolution": size})})
-    once = Costs(Stand.of(params, Path("/")).at(size))
-    made = Costs(Stand.of(smaller, Path("/")))
-    assert once.stand.latent_bytes() == made.stand.latent_bytes()
-    assert 9 * once.stand.latent_bytes() == 4 * Stand.of(params, Path("/")).latent_bytes()
+    once = Costs(MetaModels.of(params, Path("/")).at(size))
+    made = Costs(MetaModels.of(smaller, Path("/")))
+    assert once.models.latent_bytes() == made.models.latent_bytes()
+    assert 9 * once.models.latent_bytes() == 4 * MetaModels.of(params, Path("/")).latent_bytes()
     assert (once.teacher, once.generator, once.pictures) == (made.teacher, made.generator, made.pictures)
     rewards = params.evaluate.rewards
     assert once.scores(rewards, gradient=False).flops == made.scores(rewards, gradient=False).flops

@@ -17,7 +17,7 @@ from rtdmd.config import PRESETS, Params, preset
 from rtdmd.config.load import validate
 from rtdmd.config.presets import merged
 from rtdmd.pipeline.dvc_yaml import params_values, read_pipeline
-from rtdmd.plan import estimate, needs
+from rtdmd.plan import estimate, resources
 from rtdmd.plan.estimate import Plan, make_plan
 from rtdmd.plan.fits import fit
 from rtdmd.plan.gpus import GPUS, UTILISATION
@@ -64,7 +64,7 @@ def check_stages(plan: Plan, params: Params) -> None:
     assert first.hours("H200", params.model.dtype) == pytest.approx(seconds / 3600)
 
 
-def check_publishing(plan: Plan, params: Params, asked: needs.Need) -> None:
+def check_publishing(plan: Plan, params: Params, asked: resources.Resources) -> None:
     """Student and export are compared in float32, one transformer after the other: what stage two holds is more."""
     exact = 4 / DTYPES[params.model.dtype].itemsize * plan.stages["evaluate"].memory.parts["transformer"]
     own, gate = plan.publishing.values()
@@ -93,13 +93,13 @@ def test_every_preset_has_a_plan(name: str) -> None:
         )
     text = plan_text(plan, params, "H200")
     assert all(stage in text for stage in plan.stages) and "Parameters" in text
-    asked = needs.needs_of(plan, params)
+    asked = resources.resources_of(plan, params)
     cuda = params.run.device == "cuda"
     for stage, found in plan.stages.items():
-        weights = sum(found.memory.parts.get(part, 0) for part in needs.WEIGHTS)
+        weights = sum(found.memory.parts.get(part, 0) for part in resources.WEIGHTS)
         assert asked[stage].mem_mb * 1e6 > found.processes * (weights if cuda else found.memory.peak)
         assert asked[stage].gpu == found.processes * cuda
-        longest = 60 * found.hours(needs.GPU, params.model.dtype) if cuda else 0
+        longest = 60 * found.hours(resources.GPU, params.model.dtype) if cuda else 0
         assert asked[stage].runtime > longest
     check_publishing(plan, params, asked["publish"])
 
@@ -225,21 +225,21 @@ def test_a_hub_id_without_record_says_what_to_do() -> None:
 def test_needs_are_kept_and_made_again_for_other_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data").symlink_to(Path("data").absolute())
     params = preset("smoke")
-    made = needs.needs(params, tmp_path)
+    made = resources.plan_resources(params, tmp_path)
     plan = make_plan(params, tmp_path)
-    assert made == {name: asdict(need) for name, need in needs.needs_of(plan, params).items()}
+    assert made == {name: asdict(need) for name, need in resources.resources_of(plan, params).items()}
 
     def refuse(*_: object) -> Plan:
         raise AssertionError("the plan was made again")
 
     monkeypatch.setattr(estimate, "make_plan", refuse)
-    assert needs.Needs(params, tmp_path).of("train_acdmd")["mem_mb"](None) == made["train_acdmd"]["mem_mb"]
-    assert needs.needs(preset("smoke", {"report": {"title": "another"}}), tmp_path) == made
+    assert resources.StageResources(params, tmp_path).of("train_acdmd")["mem_mb"](None) == made["train_acdmd"]["mem_mb"]
+    assert resources.plan_resources(preset("smoke", {"report": {"title": "another"}}), tmp_path) == made
     with pytest.raises(AssertionError, match="made again"):
-        needs.needs(preset("smoke", {"train_acdmd": {"batch_size": 8}}), tmp_path)
+        resources.plan_resources(preset("smoke", {"train_acdmd": {"batch_size": 8}}), tmp_path)
 
 
 def test_reading_the_rules_imports_no_torch() -> None:
-    code = "import sys, rtdmd.plan.needs; print('torch' in sys.modules)"
+    code = "import sys, rtdmd.plan.resources; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -10,7 +10,7 @@ import pytest
 
 from rtdmd.common.errors import UserError
 from rtdmd.prompts.files import checked, file_sources
-from rtdmd.prompts.records import BadPrompt, Faults, Source
+from rtdmd.prompts.records import BadPrompt, ErrorPolicy, Source
 from rtdmd.prompts.sources.geneval import geneval_record
 from rtdmd.prompts.sources.geneval2 import geneval2_record
 from rtdmd.prompts.sources.ocr import shown_text
@@ -19,10 +19,12 @@ CHECKS = {"geneval": geneval_record, "geneval2": geneval2_record, "ocr": shown_t
 GENEVAL = {"tag": "counting", "include": [{"class": "dog", "count": 2}], "prompt": "two dogs"}
 
 
-def read(tmp_path: Path, name: str, content: str | bytes, faults: Faults | None = None, most: int = 99) -> list[Source]:
+def read(
+    tmp_path: Path, name: str, content: str | bytes, policy: ErrorPolicy | None = None, most: int = 99
+) -> list[Source]:
     path = tmp_path / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return file_sources(path, name, faults or Faults(), most)
+    return file_sources(path, name, policy or ErrorPolicy(), most)
 
 
 def test_text_files_hold_one_prompt_a_line(tmp_path: Path) -> None:
@@ -97,10 +99,10 @@ def test_a_faulty_line_is_an_error_or_dropped_and_reported(
     content = b"\n".join((first, line, b'"a cow"', b""))
     with pytest.raises(BadPrompt, match=says):
         read(tmp_path, name, content)
-    faults = Faults(drop=True)
-    kept = [s.prompt.strip('"') for s in read(tmp_path, name, content, faults)]
+    policy = ErrorPolicy(drop=True)
+    kept = [s.prompt.strip('"') for s in read(tmp_path, name, content, policy)]
     assert kept == (["a cow"] if table else ["a dog", "a cow"])
-    (dropped,) = faults.dropped
+    (dropped,) = policy.dropped
     assert (dropped["where"], dropped["reason"]) == (f"{name}:2", reason)
 
 
@@ -124,26 +126,26 @@ def test_a_file_that_cannot_be_read_is_always_an_error(
     tmp_path: Path, name: str, content: bytes, says: str, drop: bool
 ) -> None:
     with pytest.raises(UserError, match=says):
-        read(tmp_path, name, content, Faults(drop))
+        read(tmp_path, name, content, ErrorPolicy(drop))
 
 
 def test_one_item_of_a_list_is_not_utf8(tmp_path: Path) -> None:
     data = b'["a dog",\n"caf\xe9", "a cow"]'
     with pytest.raises(BadPrompt, match=r"^p\.json: item 2: not UTF-8 \(the byte 0xe9\)"):
         read(tmp_path, "p.json", data)
-    assert [source.prompt for source in read(tmp_path, "p.json", data, Faults(drop=True))] == ["a dog", "a cow"]
+    assert [source.prompt for source in read(tmp_path, "p.json", data, ErrorPolicy(drop=True))] == ["a dog", "a cow"]
 
 
 def test_faulty_rows_of_a_table_cost_only_themselves(tmp_path: Path) -> None:
     rows = ["prompt,tag", '"a dog', "a cat,t", '"a "b" c",t', '"two', 'lines",t', "caf\xe9,t", "one,too,many", "a cow,"]
-    faults = Faults(drop=True)
-    sources = read(tmp_path, "p.csv", "\n".join(rows).encode("latin-1"), faults)
+    policy = ErrorPolicy(drop=True)
+    sources = read(tmp_path, "p.csv", "\n".join(rows).encode("latin-1"), policy)
     assert [(s.prompt, s.where) for s in sources] == [
         ("a cat", "p.csv:3"),
         ("two\nlines", "p.csv:5"),
         ("a cow", "p.csv:9"),
     ]
-    assert [(d["where"], d["reason"]) for d in faults.dropped] == [
+    assert [(d["where"], d["reason"]) for d in policy.dropped] == [
         ("p.csv:2", "malformed"),
         ("p.csv:4", "malformed"),
         ("p.csv:7", "encoding"),
@@ -195,18 +197,18 @@ def test_public_files_load_as_they_are_distributed(tmp_path: Path, name: str) ->
     assert len(sources) == max(PUBLIC[name].count("\n") - name.endswith((".tsv", ".csv")), 1 + name.startswith("bench"))
     for kind in ("geneval2", "geneval", "ocr"):
         if name.startswith({"geneval": "evaluation"}.get(kind, kind)):
-            assert checked(sources, CHECKS[kind], Faults())[0].metadata is not None
+            assert checked(sources, CHECKS[kind], ErrorPolicy())[0].metadata is not None
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "p.txt")
     with pytest.raises(UserError, match=r"^p\.txt: not a regular file; see prepare_prompts in params\.yaml$"):
-        file_sources(tmp_path / "p.txt", "p.txt", Faults())
+        file_sources(tmp_path / "p.txt", "p.txt", ErrorPolicy())
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^nowhere\.txt: no such file; see prepare_prompts in params\.yaml$"):
-        file_sources(tmp_path / "nowhere.txt", "nowhere.txt", Faults())
+        file_sources(tmp_path / "nowhere.txt", "nowhere.txt", ErrorPolicy())
 
 
 VQA = {"prompt": "a dog", "vqa_list": [["Is there a dog?", "Yes"]], "skills": ["object"]}
@@ -240,15 +242,15 @@ RELATED = [{"class": "cat", "count": 1}, {"class": "dog", "count": 1, "position"
 def test_a_named_set_holds_what_its_reward_needs(tmp_path: Path, name: str, good: dict, bad: dict, says: str) -> None:
     sources = read(tmp_path, "p.jsonl", "\n".join(json.dumps(entry) for entry in (good, bad)))
     with pytest.raises(BadPrompt, match=rf"p\.jsonl:2: .*the prompt .* {says}"):
-        checked(sources, CHECKS[name], Faults())
-    faults = Faults(drop=True)
-    (kept,) = checked(sources, CHECKS[name], faults)
+        checked(sources, CHECKS[name], ErrorPolicy())
+    policy = ErrorPolicy(drop=True)
+    (kept,) = checked(sources, CHECKS[name], policy)
     assert kept.metadata == ({"target": "OPEN"} if name == "ocr" else good)
-    assert [d["where"] for d in faults.dropped] == ["p.jsonl:2"]
+    assert [d["where"] for d in policy.dropped] == ["p.jsonl:2"]
 
 
 def test_a_geneval_record_may_stand_under_metadata(tmp_path: Path) -> None:
     record = {"include": GENEVAL["include"]}
     sources = read(tmp_path, "p.json", json.dumps([{"prompt": "two dogs", "tag": "counting", "metadata": record}]))
-    (kept,) = checked(sources, CHECKS["geneval"], Faults())
+    (kept,) = checked(sources, CHECKS["geneval"], ErrorPolicy())
     assert (kept.tag, kept.metadata) == ("counting", GENEVAL)

@@ -7,7 +7,7 @@ import pytest
 from rtdmd.common.errors import UserError
 from rtdmd.prompts.files import checked
 from rtdmd.prompts.generate import CLASSES, MAKERS, content, generated_sources, plural, with_article
-from rtdmd.prompts.records import Faults, Source
+from rtdmd.prompts.records import ErrorPolicy, Source
 from rtdmd.prompts.sources.generated import TAGS
 from rtdmd.prompts.sources.geneval import geneval_record
 
@@ -32,7 +32,7 @@ def test_there_are_eighty_classes() -> None:
 
 def test_records_say_what_the_words_say() -> None:
     sources = generated_sources(ALL, 3, [])
-    assert checked(sources, geneval_record, Faults()) == sources
+    assert checked(sources, geneval_record, ErrorPolicy()) == sources
     assert len({s.prompt for s in sources}) == len(sources) == 240
     for s in sources:
         assert s.metadata is not None and s.prompt == s.metadata["prompt"] and s.prompt.startswith("a photo of ")

@@ -9,7 +9,7 @@ import pytest
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import write_jsonl
-from rtdmd.prompts.records import BadPrompt, Faults, Prompt, PromptSet, Source, make_sets, read_prompts, read_set
+from rtdmd.prompts.records import BadPrompt, ErrorPolicy, Prompt, PromptSet, Source, make_sets, read_prompts, read_set
 from rtdmd.prompts.sources.world import world_sources
 
 RECORD = {"tag": "counting", "include": [{"class": "dog", "count": 2}], "prompt": "two dogs"}
@@ -18,9 +18,9 @@ RECORD = {"tag": "counting", "include": [{"class": "dog", "count": 2}], "prompt"
 Groups = list[list[Source]]
 
 
-def made(train: Groups, evaluation: Groups, faults: Faults | None = None) -> tuple[PromptSet, PromptSet]:
+def made(train: Groups, evaluation: Groups, policy: ErrorPolicy | None = None) -> tuple[PromptSet, PromptSet]:
     """One set of each kind."""
-    both = dict.fromkeys(("train", "heldout"), faults or Faults())
+    both = dict.fromkeys(("train", "heldout"), policy or ErrorPolicy())
     sets = make_sets({"train": train}, {"heldout": evaluation}, both)
     assert list(sets) == ["train", "heldout"]
     return sets["train"], sets["heldout"]
@@ -46,8 +46,8 @@ def test_sets_are_distinct_numbered_and_disjoint() -> None:
 def test_every_training_set_is_apart_from_every_evaluation_set_and_ids_run_through_all() -> None:
     training = {"one": [[source("a dog"), source("a cow")]], "two": [[source("a cow"), source("A cat", "two:2")]]}
     evaluation = {"a": [[source("a hat"), source("a pen")]], "b": [[source("a cat", "b:1"), source("a hat")]]}
-    faults = {name: Faults(drop=True) for name in (*training, *evaluation)}
-    sets = make_sets(training, evaluation, faults)
+    policy = {name: ErrorPolicy(drop=True) for name in (*training, *evaluation)}
+    sets = make_sets(training, evaluation, policy)
     assert {name: [(p.id, p.prompt) for p in found.prompts] for name, found in sets.items()} == {
         "one": [(0, "a dog"), (1, "a cow")],
         "two": [(2, "a cow")],  # the other training set has it too
@@ -55,28 +55,28 @@ def test_every_training_set_is_apart_from_every_evaluation_set_and_ids_run_throu
         "b": [(5, "a cat"), (6, "a hat")],
     }
     assert {p.set for found in sets.values() for p in found.prompts} == set(sets)
-    assert {name: len(found.dropped) for name, found in faults.items()} == {"one": 0, "two": 1, "a": 0, "b": 0}
-    says = (
+    assert {name: len(found.dropped) for name, found in policy.items()} == {"one": 0, "two": 1, "a": 0, "b": 0}
+    message = (
         r"^two:2: the prompt 'A cat' of the training set two is also at b:1, in the evaluation set b as 'a cat'; take"
         r" it out of one, or set prepare_prompts\.on_bad: drop, which trains without it$"
     )
-    with pytest.raises(BadPrompt, match=says):
-        make_sets(training, evaluation, dict.fromkeys(faults, Faults()))
+    with pytest.raises(BadPrompt, match=message):
+        make_sets(training, evaluation, dict.fromkeys(policy, ErrorPolicy()))
 
 
 def test_a_prompt_in_both_sets_is_an_error_or_dropped_from_training() -> None:
     train = [[source("a dog", "train.txt:1"), source("a cat", "train.txt:2")]]
     evaluation = [[source("a cat", "eval.txt:7")]]
-    says = (
+    message = (
         r"train\.txt:2: the prompt 'a cat' of the training set train is also at eval\.txt:7, in the evaluation set"
         r" heldout; take it out of one, or set prepare_prompts\.on_bad: drop, which trains without it$"
     )
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         made(train, evaluation)
-    faults = Faults(drop=True)
-    trained, evaluated = made(train, evaluation, faults)
+    policy = ErrorPolicy(drop=True)
+    trained, evaluated = made(train, evaluation, policy)
     assert [p.prompt for p in trained.prompts + evaluated.prompts] == ["a dog", "a cat"]
-    assert [(d["where"], d["reason"]) for d in faults.dropped] == [("train.txt:2", "overlap")]
+    assert [(d["where"], d["reason"]) for d in policy.dropped] == [("train.txt:2", "overlap")]
 
 
 @pytest.mark.parametrize(
@@ -99,10 +99,10 @@ def test_sets_are_disjoint_as_encoders_read_them(training: str, held_out: str) -
         f"t:2: the prompt {training!r} of the training set train is also at f:1, in the evaluation set heldout as"
         f" {held_out!r}; "
     )
-    faults = Faults(drop=True)
-    trained, evaluated = made(train, evaluation, faults)
+    policy = ErrorPolicy(drop=True)
+    trained, evaluated = made(train, evaluation, policy)
     assert [p.prompt for p in trained.prompts + evaluated.prompts] == ["a dog", training + "!", held_out]
-    assert [(d["where"], d["reason"]) for d in faults.dropped] == [("t:2", "overlap")]
+    assert [(d["where"], d["reason"]) for d in policy.dropped] == [("t:2", "overlap")]
 
 
 def test_how_many_prompts_are_in_both_sets_is_told_at_once() -> None:
@@ -120,16 +120,16 @@ def test_one_prompt_with_two_metadata_is_an_error_or_the_later_one_is_dropped() 
     train = [[source("two dogs", "f:1", metadata=RECORD), source("two dogs", "f:2", metadata={"n": 2})]]
     with pytest.raises(BadPrompt, match="f:2: the prompt 'two dogs' has other metadata than at f:1"):
         made(train, [[source("a cow")]])
-    faults = Faults(drop=True)
-    trained, _ = made(train, [[source("a cow")]], faults)
+    policy = ErrorPolicy(drop=True)
+    trained, _ = made(train, [[source("a cow")]], policy)
     assert trained == PromptSet([Prompt(0, "two dogs", None, RECORD, "train")], ids=[(0, 1)], duplicates=[0])
-    assert [d["reason"] for d in faults.dropped] == ["conflict"]
+    assert [d["reason"] for d in policy.dropped] == ["conflict"]
 
 
 def test_nothing_left_is_an_error() -> None:
-    says = r"^prepare_prompts\.sets\.train: no prompt is left; see its sources in params\.yaml$"
-    with pytest.raises(UserError, match=says):
-        made([[source("a cat")]], [[source("a cat")]], Faults(drop=True))
+    message = r"^prepare_prompts\.sets\.train: no prompt is left; see its sources in params\.yaml$"
+    with pytest.raises(UserError, match=message):
+        made([[source("a cat")]], [[source("a cat")]], ErrorPolicy(drop=True))
 
 
 def test_the_world_gives_all_its_captions_once() -> None:

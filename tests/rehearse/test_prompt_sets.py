@@ -12,7 +12,7 @@ import pytest
 from rtdmd.common.errors import UserError
 from rtdmd.config import Params, preset
 from rtdmd.config.prompt_needs import check_prompts, scored_sets
-from rtdmd.prompts.records import Faults, Source, make_sets
+from rtdmd.prompts.records import ErrorPolicy, Source, make_sets
 from rtdmd.prompts.registration import FileParams, Reading
 from rtdmd.prompts.registry import SOURCES
 from rtdmd.rehearse.prompt_sets import PROMPTS, File, file_text, stand_ins
@@ -28,7 +28,7 @@ FORMS += [(name, suffix) for name in FILES if name not in LISTS for suffix in ("
 
 def read(root: Path, source: FileParams) -> list[Source]:
     """The prompts of a local file, as prepare_prompts reads them."""
-    reading = Reading("prepare_prompts.sets.x[0]", lambda path: root / path, 0, 2000, Faults())
+    reading = Reading("prepare_prompts.sets.x[0]", lambda path: root / path, 0, 2000, ErrorPolicy())
     return SOURCES[source.name].read(source, reading)[0]
 
 
@@ -52,7 +52,7 @@ def test_a_presets_files_make_its_sets(root: Path) -> None:
     }
     trained = {name: sets[name] for name in params.training_sets}
     judged = {name: sets[name] for name in params.evaluation_sets}
-    made = make_sets(trained, judged, {name: Faults() for name in sets})
+    made = make_sets(trained, judged, {name: ErrorPolicy() for name in sets})
     assert {name: (len(one.prompts), one.duplicates) for name, one in made.items()} == dict.fromkeys(
         ["pickscore", "geneval_train", "drawbench", "hpsv3", "geneval", "geneval2", "ocr"], (PROMPTS, [1])
     )

@@ -19,8 +19,8 @@ import torch
 from rtdmd.cli import main
 from rtdmd.common.errors import UserError
 from rtdmd.config import preset
+from rtdmd.plan.cost_counter import count_cost
 from rtdmd.plan.published import TEACHERS
-from rtdmd.plan.tally import tally
 from rtdmd.rehearse import MEASUREMENTS, STAGES, memory, real_case, real_size
 from rtdmd.rehearse.real_case import Case, known_gpu
 from rtdmd.rehearse.real_models import shallower
@@ -41,12 +41,12 @@ class Counted:
 
     def __init__(self, device: torch.device, before: int) -> None:
         self.base = memory.held(device) - before
-        self.tally = tally(memory.every_tensor())
-        self.meter = self.tally.__enter__()
+        self.count_cost = count_cost(memory.every_tensor())
+        self.counter = self.count_cost.__enter__()
 
     def bytes(self) -> int:
-        self.tally.__exit__(None, None, None)
-        return self.base + self.meter.peak
+        self.count_cost.__exit__(None, None, None)
+        return self.base + self.counter.peak
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -66,8 +66,8 @@ def log_of(path: Path, sizes: dict[str, tuple[int, int]]) -> Path:
 
 
 def test_panels_are_few_in_order_and_no_wider_than_the_page_shows(tmp_path: Path) -> None:
-    sizes = {f"panel-{number:08d}.png": (20, 30) for number in range(100, 1000, 100)}
-    log = log_of(tmp_path / "log.zip", sizes | {"panel-00001000.png": (300, 2 * PANEL_WIDTH)})
+    sizes = {f"image-log-{number:08d}.png": (20, 30) for number in range(100, 1000, 100)}
+    log = log_of(tmp_path / "log.zip", sizes | {"image-log-00001000.png": (300, 2 * PANEL_WIDTH)})
     found = list(panels(log))
     assert [number for number, _ in found] == [100, 300, 500, 600, 800, 1000]
     assert [picture.size for _, picture in found[-2:]] == [(30, 20), (PANEL_WIDTH, 150)]
@@ -96,6 +96,6 @@ def test_what_is_no_image_log_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"image_log\.zip: other\.png is no panel; run the training"):
         list(panels(log_of(path, {"other.png": (2, 2)})))
     with zipfile.ZipFile(path, "w") as log:
-        log.writestr("panel-00000001.png", b"no picture")
+        log.writestr("image-log-00000001.png", b"no picture")
     with pytest.raises(UserError, match=r"image_log\.zip: no image log \(cannot identify"):
         list(panels(path))

@@ -14,15 +14,15 @@ from rtdmd.evaluate.divergence import divergence
 from rtdmd.evaluate.frontier import PATH_REPLICATES
 from rtdmd.evaluate.parses import Parses, parses_csv
 from rtdmd.report.run_path import LEAST, Looks
-from tests.evaluate.world_laws import bank, draw
+from tests.evaluate.world_distributions import bank, draw
 
 SEED = 3
 
 
 def drawn(per_tag: int, beta: float, seed: int) -> Parses:
     """Images of the bank, the right ones weighted by exp(beta)."""
-    law = bank()
-    return draw(law, np.exp(beta * law.right), per_tag, np.random.default_rng(seed))
+    distribution = bank()
+    return draw(distribution, np.exp(beta * distribution.right), per_tag, np.random.default_rng(seed))
 
 
 def judged(reward: float) -> dict[str, Any]:
@@ -33,9 +33,9 @@ def judged(reward: float) -> dict[str, Any]:
 METRICS = {"frontier": {"models": {"train_acdmd": judged(0.4), "train_rtdmd": judged(0.9)}}}
 
 
-def write(folder: Path, looks: Mapping[int, Parses], law: Parses) -> tuple[Path, Path]:
+def write(folder: Path, looks: Mapping[int, Parses], distribution: Parses) -> tuple[Path, Path]:
     """looks.csv and parses.csv, by the writer of the latter."""
-    (folder / "parses.csv").write_text(parses_csv({"own": {"teacher_law": law}}))
+    (folder / "parses.csv").write_text(parses_csv({"own": {"teacher_law": distribution}}))
     lines = ["epoch,suite,prompt_id,index,tag,strict,background,cells"]
     for epoch, parses in looks.items():
         records = parses_csv({"own": {"student": parses}}).splitlines()[1:]
@@ -45,14 +45,14 @@ def write(folder: Path, looks: Mapping[int, Parses], law: Parses) -> tuple[Path,
 
 
 def test_looks_between_the_two_models_are_points_with_their_divergence(tmp_path: Path) -> None:
-    law = drawn(60, 0.0, 1)
+    distribution = drawn(60, 0.0, 1)
     looks = {0: drawn(30, 0.0, 2), 10: drawn(30, 0.5, 3), 20: drawn(30, 1.3, 4), 30: drawn(10, 1.3, 5)}
-    files = write(tmp_path, looks, law)
+    files = write(tmp_path, looks, distribution)
     found = Looks(*files, SEED, 40).path("own", METRICS)
     assert [point["epoch"] for point in found] == [0, 10, 20, 40]
     assert (found[0]["reward"], found[-1]["kl"], found[-1]["excess_ci95"]) == (0.4, 0.9, 0.01)
     assert len(looks[20]) >= LEAST > len(looks[30])
-    own = divergence(looks[20], law, SEED, PATH_REPLICATES)
+    own = divergence(looks[20], distribution, SEED, PATH_REPLICATES)
     assert all(found[2][name] == own[name]["mean"] for name in ("reward", "kl", "optimum", "excess"))
     assert found[2]["reward_ci95"] == own["reward"]["ci95"]
     chosen = Looks(*files, SEED, None).path("own", METRICS)
@@ -60,8 +60,8 @@ def test_looks_between_the_two_models_are_points_with_their_divergence(tmp_path:
 
 
 def test_there_is_no_path_without_looks_of_these_prompts(tmp_path: Path) -> None:
-    law = drawn(60, 0.0, 1)
-    files = write(tmp_path, {10: drawn(30, 0.5, 3)}, law.rows(law.prompts > 3))
+    distribution = drawn(60, 0.0, 1)
+    files = write(tmp_path, {10: drawn(30, 0.5, 3)}, distribution.rows(distribution.prompts > 3))
     assert Looks(*files, SEED, 40).path("own", METRICS) == []
     assert Looks(*files, SEED, 40).path("another", METRICS) == []
     files[0].write_text(files[0].read_text().replace(",own,", ",own,x", 1))

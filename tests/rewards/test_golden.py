@@ -14,7 +14,7 @@ from rtdmd.common.errors import NonFiniteError, UserError
 from rtdmd.common.files import read_json, write_json
 from rtdmd.config import preset, reward_params
 from rtdmd.rewards.geneval_rules import parse
-from rtdmd.rewards.golden import COMMITTED, LEAST_SPREAD, TOLERANCE, check_rewards, measure, record_rewards
+from rtdmd.rewards.golden import COMMITTED, MIN_SPREAD, TOLERANCE, check_rewards, measure, record_rewards
 from rtdmd.rewards.golden_cases import case_of
 from rtdmd.rewards.protocol import Metadata, Reward, checked
 from rtdmd.rewards.registry import load_reward
@@ -55,7 +55,7 @@ def test_the_first_run_records_and_the_next_agrees(tmp_path: Path, tiny_clip: Pa
 def test_a_mismatch_stops_and_says_what_changed(tmp_path: Path) -> None:
     (path,) = check_rewards([Toy(brightness)], tmp_path)
     spread = max(read_json(path)["scores"]) - min(read_json(path)["scores"])
-    assert spread > LEAST_SPREAD
+    assert spread > MIN_SPREAD
     assert check_rewards([Toy(lambda x: brightness(x) + 0.5 * TOLERANCE * spread)], tmp_path) == []
     with pytest.raises(UserError, match=r"reward toy gives .* at drawn image \d where .*toy-.* says .*nothing known"):
         check_rewards([Toy(lambda x: brightness(x) + 2 * TOLERANCE * spread)], tmp_path)

@@ -99,8 +99,8 @@ def test_evaluations_rewards_are_its_own(tiny_clip: Path, tmp_path: Path) -> Non
     params = preset("smoke", changes)
     assert [entry.name for entry in params.train_rtdmd.rewards] == ["world_verifier"]
     judge = load_judge(params.evaluate, torch.device("cpu"), tmp_path)
-    assert list(judge.panel.rewards) == ["clipscore", "world_verifier"]
-    assert judge.panel.rewards["world_verifier"].identity()["soft_weight"] == 0.0
+    assert list(judge.reward_models.rewards) == ["clipscore", "world_verifier"]
+    assert judge.reward_models.rewards["world_verifier"].identity()["soft_weight"] == 0.0
     assert isinstance(params.evaluate, EvaluateParams)
 
 

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from rtdmd.common.errors import RtdmdError, UserError
-from rtdmd.common.signals import Stopped, caught, held
+from rtdmd.common.signals import Stopped, caught, defer_signals
 from rtdmd.config import reward_params
 from rtdmd.rewards import remote as module
 from rtdmd.rewards.frames import read_frame, write_frame
-from rtdmd.rewards.panel import CPU, Panel
 from rtdmd.rewards.remote import PROTOCOL, RemoteReward
+from rtdmd.rewards.reward_models import CPU, RewardModels
 from tests.rewards.fuzz_socket import ENTRY, HELLO, IMAGES, fuzz
 
 ROUNDS = int(os.environ.get("RTDMD_FUZZ_ROUNDS", "150"))
@@ -145,7 +145,7 @@ def test_a_signal_ends_the_wait_in_the_middle_of_a_step(folder: Path, monkeypatc
     def terminate(file: BufferedIOBase) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    with answering(folder, terminate), pytest.raises(Stopped, match="stopped by SIGTERM"), caught(), held():
+    with answering(folder, terminate), pytest.raises(Stopped, match="stopped by SIGTERM"), caught(), defer_signals():
         ask(folder)
 
 
@@ -154,9 +154,9 @@ def test_an_exception_in_the_run_waits_for_no_answer(folder: Path, monkeypatch: 
     asked = Event()
     with answering(folder, lambda file: asked.set()):
         remote = RemoteReward(ENTRY, folder)
-        panel = Panel({"clipscore": remote}, CPU, beside=frozenset({"clipscore"}))
+        reward_models = RewardModels({"clipscore": remote}, CPU, threaded=frozenset({"clipscore"}))
         batch = (IMAGES, ["a", "b"], [None, None])
-        with pytest.raises(KeyboardInterrupt), panel.scoring([batch]) as scoring:
+        with pytest.raises(KeyboardInterrupt), reward_models.scoring([batch]) as scoring:
             assert asked.wait(60)
             raise KeyboardInterrupt
         (part,) = scoring.pending["clipscore"]

@@ -76,7 +76,7 @@ def test_a_large_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(digests, "LARGE", 1)
     monkeypatch.setattr(digests, "TIME_STEP", 0)
     monkeypatch.setattr(digests, "file_digest", lambda one, kind: read.append(one) or real(one, kind))
-    found = {digests.kept_digest(path, tmp_path)}
+    found = {digests.cached_digest(path, tmp_path)}
     found |= {file_hashes([path], root=tmp_path)[path.name] for _ in range(3)}
     assert found == {sha256_file(path)} and read == [path]
 

@@ -29,7 +29,7 @@ from rtdmd.evaluate.samples import load_sampler, model_images
 from rtdmd.evaluate.tables import read_scores, read_suites
 from rtdmd.prompts.records import read_prompts
 from rtdmd.publish.card import _results
-from rtdmd.rewards import panel
+from rtdmd.rewards import reward_models
 from rtdmd.rewards.registration import RewardParams
 from rtdmd.stages import cache_teacher, evaluate, prepare_prompts, publish, report
 from tests.alive import transformers_alive
@@ -88,11 +88,11 @@ def test_every_model_has_its_divergence_from_the_teachers_law(root: Path) -> Non
     """metrics.json has what parses.csv gives, and the page shows it."""
     metrics = heldout(root)
     parses = {name: read_parses(root / "results/evaluate/parses.csv", "heldout", name) for name in MEASURED}
-    law = parses.pop("teacher_law")
+    distribution = parses.pop("teacher_law")
     teacher = parses["teacher"]
-    keys = [set(zip(one.prompts.tolist(), one.indices.tolist(), strict=True)) for one in (law, teacher)]
-    assert len(law) == len(teacher) == 24 and not keys[0] & keys[1]
-    again = frontier(parses, law, load_params(root / "params.yaml").run.seed)
+    keys = [set(zip(one.prompts.tolist(), one.indices.tolist(), strict=True)) for one in (distribution, teacher)]
+    assert len(distribution) == len(teacher) == 24 and not keys[0] & keys[1]
+    again = frontier(parses, distribution, load_params(root / "params.yaml").run.seed)
     found = metrics["frontier"]
     distances = [own.pop("tilted_frechet") for own in found["models"].values()]
     assert found == again and all(value > 0 for value in distances)
@@ -224,13 +224,13 @@ def test_two_suites_on_one_set_of_scorers(root: Path, copy: Path, monkeypatch: p
     """The suite that stood alone keeps its values; the other has its own size, scorers and prompts; page and card show
     both; each scorer is loaded once."""
     names = []
-    load = panel.load_reward
+    load = reward_models.load_reward
 
     def counted(spec: RewardParams, *where: Any) -> Any:
         names.append(spec.name)
         return load(spec, *where)
 
-    monkeypatch.setattr(panel, "load_reward", counted)
+    monkeypatch.setattr(reward_models, "load_reward", counted)
     set_params(copy, {"evaluate": {"suites": SUITES}})
     evaluate.run(copy)
     assert names == ["clipscore", "world_verifier"]
@@ -337,7 +337,7 @@ def test_the_page_is_the_same_for_the_same_inputs_and_shows_the_image_log(copy: 
     before = (copy / "results/report/index.html").read_text(encoding="utf-8")
     for stage in ("train_acdmd", "train_rtdmd"):
         with zipfile.ZipFile(copy / "results" / stage / "image_log.zip", "w") as log:
-            log.writestr("panel-00000002.png", png_bytes(np.full((30, 40, 3), 7, np.uint8)))
+            log.writestr("image-log-00000002.png", png_bytes(np.full((30, 40, 3), 7, np.uint8)))
     pages = []
     for _ in range(2):
         report.run(copy)

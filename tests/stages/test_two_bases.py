@@ -52,7 +52,7 @@ def test_the_stages_record_both_bases(run: tuple[Path, Params]) -> None:
     assert named == {"model.student.model": {"name": f"./{STUDENT}", "revision": None}}
     link = root / "inputs/student/student/transformer/diffusion_pytorch_model.safetensors"
     assert link.samefile(root / STUDENT / "transformer/diffusion_pytorch_model.safetensors")
-    assert list((root / ".rtdmd/runs").glob("train_acdmd-*/panel-00000002.png"))
+    assert list((root / ".rtdmd/runs").glob("train_acdmd-*/image-log-00000002.png"))
 
 
 def test_what_is_published_stands_on_the_students_base_and_names_the_teacher(run: tuple[Path, Params]) -> None:
@@ -153,7 +153,7 @@ def test_a_student_that_was_trained_on_another_base_is_refused(
 
 
 def test_full_mode_copies_each_role_from_its_own_base(tmp_path: Path, tiny_teacher: Path, tiny_clip: Path) -> None:
-    changes = {"adapter": {"mode": "full"}, "publish": {"format": "merged"}, "train_acdmd": {"panel_every": 0}}
+    changes = {"adapter": {"mode": "full"}, "publish": {"format": "merged"}, "train_acdmd": {"image_log_every": 0}}
     params = make_two_bases(tmp_path, tiny_teacher, tiny_clip, changes)
     for stage in (prepare_prompts, cache_teacher, train_acdmd):
         stage.run(tmp_path)

@@ -229,20 +229,25 @@ def test_a_partial_sweep_is_gathered(swept: tuple[Path, Params], tmp_path: Path)
 def test_every_method_has_its_place_beside_the_optimum_once_the_teacher_is_judged(
     swept: tuple[Path, Params], tmp_path: Path
 ) -> None:
-    """Only the teacher's run draws the law; divergence and excess are columns; the students over time are a path."""
+    """Only the teacher's run draws the distribution; divergence and excess are columns; the students over time are a
+    path."""
     root, params = swept
     assert all(run.divergence is None for row in gather(root, PLAN) for run in row.runs)
     shutil.copytree(root, tmp_path / "copy", symlinks=True)
     copy = tmp_path / "copy"
     run(copy, params, PLAN, "teacher", 0)
-    laws = {name: run_params(params, PLAN, name, 0).evaluate.suites[0].teacher_images for name in ("teacher", "base")}
-    assert laws == {"teacher": 24, "base": None}
+    distributions = {
+        name: run_params(params, PLAN, name, 0).evaluate.suites[0].teacher_images for name in ("teacher", "base")
+    }
+    assert distributions == {"teacher": 24, "base": None}
     rows = {row.name: row for row in gather(copy, PLAN)}
     own = rows["dmd-nft"].runs[0]
     folder = run_folder(copy, PLAN, "dmd-nft", 0) / "results/evaluate/parses.csv"
-    law = read_parses(run_folder(copy, PLAN, "teacher", 0) / "results/evaluate/parses.csv", "heldout", "teacher_law")
-    assert len(law) == 24
-    assert own.divergence == divergence(read_parses(folder, "heldout", "train_rtdmd"), law, 0)
+    distribution = read_parses(
+        run_folder(copy, PLAN, "teacher", 0) / "results/evaluate/parses.csv", "heldout", "teacher_law"
+    )
+    assert len(distribution) == 24
+    assert own.divergence == divergence(read_parses(folder, "heldout", "train_rtdmd"), distribution, 0)
     assert [point["epoch"] for point in own.path] == [int(point["epoch"]) for point in own.record["history"]]
     assert own.path[-1]["reward"] == own.record["history"][-1]["strict"]
     assert rows["dmd-nft"].figures["excess"].mean == own.divergence["excess"]["mean"]

@@ -19,11 +19,11 @@ from rtdmd.evaluate.frontier import PATH_REPLICATES
 from rtdmd.evaluate.parses import Parses, parses_csv
 from rtdmd.pipeline.stage import run_folder as training_folder
 from rtdmd.plan.budget import update_counts
-from rtdmd.study.divergences import Law
+from rtdmd.study.divergences import TeacherDistribution
 from rtdmd.study.plan import SweepPlan, load_plan, run_params
 from rtdmd.study.time_page import markdown, plot, runs_csv, table_csv
 from rtdmd.study.time_to_reward import Line, Reached, Track, place_of, reach, read_track, share_of
-from tests.evaluate.world_laws import bank, draw
+from tests.evaluate.world_distributions import bank, draw
 
 PLAN = Path("workflow/sweep_time_to_reward.yaml")
 OURS, THEIRS = "rtdmd", "rtdmd-published"
@@ -65,13 +65,13 @@ def laid(folder: Path, looks: Mapping[int, Parses], steps: Sequence[Mapping[str,
 
 def test_passes_and_seconds_are_those_of_the_journal_without_its_looks(tmp_path: Path) -> None:
     """Four epochs, looks after none, two and four: the first keeps half of its images in the policy pass."""
-    law = bank()
+    distribution = bank()
     rng = np.random.default_rng(0)
-    looks = {epoch: draw(law, np.ones(len(law)), 5, rng) for epoch in (0, 2, 4)}
+    looks = {epoch: draw(distribution, np.ones(len(distribution)), 5, rng) for epoch in (0, 2, 4)}
     kept = (0.5, 1.0, 1.0, 0.0)
     seconds = (3.0, 4.0, 5.0, 6.0)
     steps = [
-        {"kept": share, "machine/seconds": taken, "machine/watch_seconds": 100.0}
+        {"frac_nonzero_advantage": share, "machine/seconds": taken, "machine/watch_seconds": 100.0}
         for share, taken in zip(kept, seconds, strict=True)
     ]
     laid(tmp_path, looks, steps)
@@ -92,11 +92,11 @@ def test_passes_and_seconds_are_those_of_the_journal_without_its_looks(tmp_path:
 
 
 def test_the_excess_is_that_of_the_looks_on_both_sides() -> None:
-    law, rng = bank(), np.random.default_rng(1)
-    teacher = draw(law, np.ones(len(law)), 60, rng)
-    looks = [draw(law, np.exp(beta * law.right), 30, rng) for beta in (0.0, 0.7, 1.5)]
+    distribution, rng = bank(), np.random.default_rng(1)
+    teacher = draw(distribution, np.ones(len(distribution)), 60, rng)
+    looks = [draw(distribution, np.exp(beta * distribution.right), 30, rng) for beta in (0.0, 0.7, 1.5)]
     track = a_track(OURS, 0, [0.6, 0.7, 0.8, 0.9], [looks[0], looks[1], looks[2], looks[2]])
-    found = reach(track, 0.725, Law("own", teacher, teacher, 3)).found
+    found = reach(track, 0.725, TeacherDistribution("own", teacher, teacher, 3)).found
     sides = [divergence(look, teacher, 3, PATH_REPLICATES)["excess"]["mean"] for look in looks[1:]]
     assert found is not None and found["excess"] == pytest.approx(0.75 * sides[0] + 0.25 * sides[1])
     assert "excess" not in (reach(track, 0.725, None).found or {})
@@ -168,7 +168,7 @@ def test_the_plan_takes_our_recipe_from_the_parameters_and_looks_at_no_held_out_
     assert params.train_rtdmd.model_copy(update=changed) == base.train_rtdmd
     published = run_params(base, plan, THEIRS, 3).train_rtdmd
     assert published.generator_optimizer == base.train_rtdmd.generator_optimizer
-    assert (published.lr_fall, published.density, published.recipe) == (0.0, "published", THEIRS)
+    assert (published.lr_decay_fraction, published.density, published.recipe) == (0.0, "published", THEIRS)
     for same in ("prompts_per_epoch", "group_size", "rewards", "prompts"):
         assert getattr(published, same) == getattr(params.train_rtdmd, same)
     for stage in (params.train_acdmd, params.train_rtdmd):

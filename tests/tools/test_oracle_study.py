@@ -44,7 +44,7 @@ def test_the_studys_names_and_pictures_agree_and_its_settings_are_valid():
     assert len(set(names)) == len(names) and set(study.SHOWN) <= set(names)
     for variant in study.VARIANTS:
         if variant.stage == "two":
-            reinforcement.fixed_point(reinforcement.LAW, variant.changes)
+            reinforcement.fixed_point(reinforcement.MIXTURE, variant.changes)
 
 
 def test_the_study_goes_alone():
@@ -65,14 +65,14 @@ def test_the_corrected_recipe_is_what_the_statements_train_with():
 
 
 def test_the_student_starts_at_the_teachers_law():
-    law = reinforcement.LAW
-    student = reinforcement.student_law(law)
+    mixture = reinforcement.MIXTURE
+    student = reinforcement.student_mixture(mixture)
     values = torch.linalg.eigvalsh(student.covariances[0, 0])
-    exact = torch.linalg.eigvalsh(law.covariances[0, 0])
+    exact = torch.linalg.eigvalsh(mixture.covariances[0, 0])
     torch.testing.assert_close(reinforcement.few_step_variance(values), exact, rtol=1e-10, atol=0)
-    trainer = reinforcement.start_stage_two(law, {}, reinforcement.Setting(), width=8)
-    samples = reinforcement.sample_generator(trainer.adapters, law, 20_000, seed=2).double()
-    for prompt in range(law.prompts):
-        part = samples[prompt :: law.prompts]
-        torch.testing.assert_close(part.mean(0), law.mean()[prompt], rtol=0, atol=0.04)  # 4 standard errors
-        torch.testing.assert_close(torch.cov(part.T), law.covariance()[prompt], rtol=0, atol=0.07)
+    trainer = reinforcement.start_stage_two(mixture, {}, reinforcement.Setting(), width=8)
+    samples = reinforcement.sample_generator(trainer.adapters, mixture, 20_000, seed=2).double()
+    for prompt in range(mixture.prompts):
+        part = samples[prompt :: mixture.prompts]
+        torch.testing.assert_close(part.mean(0), mixture.mean()[prompt], rtol=0, atol=0.04)  # 4 standard errors
+        torch.testing.assert_close(torch.cov(part.T), mixture.covariance()[prompt], rtol=0, atol=0.07)

@@ -74,14 +74,14 @@ def test_the_turns_of_stage_one(tiny_teacher: Path, gradients: dict[str, list[Te
     recipe = {"train_acdmd": RECIPES["published"]["train_acdmd"]}
     params = preset("smoke", merged(recipe, {"model": {"guidance": GUIDANCE}, "train_acdmd": sizes}))
     backbone = tiny_backbone(tiny_teacher)
-    roles = roles_on(backbone, "train_acdmd")
-    disturb(roles, "acdmd", "fake")
-    trainer = AcdmdTrainer(params, backbone, conditioning(1, "null"), adapters=roles)
+    bank = roles_on(backbone, "train_acdmd")
+    disturb(bank, "acdmd", "fake")
+    trainer = AcdmdTrainer(params, backbone, conditioning(1, "null"), adapters=bank)
     cond = conditioning(PROMPTS)
     public, learnt = public_on(trainer, trainer.fakes["fake"])
     for fake, name in ((True, "fake score"), (False, "generator")):
-        trainer.turn(cond, draws_one(), fake=fake, generator=not fake)
-        turn = public.fake_turn if fake else public.generator_turn
+        trainer.update(cond, draws_one(), fake=fake, generator=not fake)
+        turn = public.update_fake if fake else public.update_generator
         turn(cond, draws_one(), trainer.draw_stop(draws_one()))
         assert difference(gradients[name], learnt["fake" if fake else "generator"].found) < TOLERANCE
 

@@ -30,7 +30,7 @@ import torch
 
 from rtdmd import cli
 from rtdmd.common.signals import REQUEUE
-from rtdmd.train import adapters as roles
+from rtdmd.train import adapters as bank
 from rtdmd.train.engine import checkpoint
 from tests.tiny import make_tiny_clip, make_tiny_teacher
 from tests.train.workshop import make_trainable
@@ -63,7 +63,7 @@ class Counter:
 
     def arm(self, stage: str) -> None:
         """Watch passes, file operations, flushes and the clock of this process."""
-        velocity, fsync = roles.AdapterBank.velocity, os.fsync
+        velocity, fsync = bank.AdapterBank.velocity, os.fsync
 
         def counted(*arguments: Any, **more: Any) -> torch.Tensor:
             self.now("pass")
@@ -83,7 +83,7 @@ class Counter:
                 elif f"results/{stage}/" in path:
                     self.now("outputs")
 
-        roles.AdapterBank.velocity, os.fsync = counted, torn  # type: ignore[method-assign, assignment]
+        bank.AdapterBank.velocity, os.fsync = counted, torn  # type: ignore[method-assign, assignment]
         sys.addaudithook(audit)
 
 

@@ -17,7 +17,7 @@ from rtdmd.common.files import load_tensors, save_tensors
 from rtdmd.config import Params
 from rtdmd.config.training import Initialisation
 from rtdmd.train.adapters import ADAPTERS, AdapterBank, load_student
-from rtdmd.train.learner import Average, Learner
+from rtdmd.train.learner import EMA, Learner
 from tests.train.workshop import adamw, adapter, batch, conditioning, disturb, roles_on, tiny_backbone
 from tests.workspace import make_workspace, set_params
 
@@ -34,30 +34,30 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-def train_one(roles: AdapterBank, role: str, name: str) -> None:
+def train_one(bank: AdapterBank, role: str, name: str) -> None:
     """One AdamW step of one adapter towards zero velocity."""
     x, sigma, cond = batch(3)
-    learner = Learner.adamw(roles.trainable(name), adamw(0.05))
-    loss = roles.velocity(role, x, sigma, cond).square().mean()
+    learner = Learner.adamw(bank.trainable(name), adamw(0.05))
+    loss = bank.velocity(role, x, sigma, cond).square().mean()
     learner.step(torch.autograd.grad(loss, learner.parameters))
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_step_of_one_role_leaves_every_bit_of_the_others(backbone: Backbone, mode: str) -> None:
-    roles = roles_on(backbone, mode=mode)
-    disturb(roles, "acdmd", "fake", scale=0.02)
+    bank = roles_on(backbone, mode=mode)
+    disturb(bank, "acdmd", "fake", scale=0.02)
     x, sigma, cond = batch(3)
     for role, name, other_role, other in (
         ("fake", "fake", "generator", "acdmd"),
         ("generator", "acdmd", "fake", "fake"),
     ):
-        mine, theirs = roles.state(name), roles.state(other)
-        v_mine, v_theirs = (roles.velocity(r, x, sigma, cond).detach() for r in (role, other_role))
-        train_one(roles, role, name)
-        assert same(roles.state(other), theirs)
-        assert torch.equal(roles.velocity(other_role, x, sigma, cond), v_theirs)
-        assert not same(roles.state(name), mine)
-        assert not torch.allclose(roles.velocity(role, x, sigma, cond), v_mine, atol=1e-3)
+        mine, theirs = bank.state(name), bank.state(other)
+        v_mine, v_theirs = (bank.velocity(r, x, sigma, cond).detach() for r in (role, other_role))
+        train_one(bank, role, name)
+        assert same(bank.state(other), theirs)
+        assert torch.equal(bank.velocity(other_role, x, sigma, cond), v_theirs)
+        assert not same(bank.state(name), mine)
+        assert not torch.allclose(bank.velocity(role, x, sigma, cond), v_mine, atol=1e-3)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -70,13 +70,13 @@ def test_the_teacher_is_the_pristine_base_before_and_after_training(backbone: Ba
     ]
     weights = {key: value.clone() for key, value in backbone.transformer.state_dict().items()}
     for stage, trained in (("train_acdmd", ("generator", "acdmd")), ("train_rtdmd", ("generator", "rtdmd"))):
-        roles = roles_on(backbone, stage, mode)
+        bank = roles_on(backbone, stage, mode)
         for moment in ("fresh", "trained"):
             if moment == "trained":
-                train_one(roles, *trained)
-                train_one(roles, "fake", "fake")
-            assert torch.equal(roles.velocity("teacher", x, sigma, cond), pristine[0]), (stage, moment)
-            guided = roles.velocity("teacher", x, sigma, cond, guidance=3.0, null=null)
+                train_one(bank, *trained)
+                train_one(bank, "fake", "fake")
+            assert torch.equal(bank.velocity("teacher", x, sigma, cond), pristine[0]), (stage, moment)
+            guided = bank.velocity("teacher", x, sigma, cond, guidance=3.0, null=null)
             assert torch.equal(guided, pristine[1]), (stage, moment)
     assert same(weights, backbone.transformer.state_dict())
 
@@ -84,10 +84,10 @@ def test_the_teacher_is_the_pristine_base_before_and_after_training(backbone: Ba
 @pytest.mark.parametrize("mode", MODES)
 def test_every_role_starts_at_the_teacher(backbone: Backbone, mode: str) -> None:
     x, sigma, cond = batch(3)
-    roles = roles_on(backbone, "train_rtdmd", mode)
-    teacher = roles.velocity("teacher", x, sigma, cond)
+    bank = roles_on(backbone, "train_rtdmd", mode)
+    teacher = bank.velocity("teacher", x, sigma, cond)
     for role in ("reference", "generator", "fake"):
-        assert torch.equal(roles.velocity(role, x, sigma, cond), teacher), role
+        assert torch.equal(bank.velocity(role, x, sigma, cond), teacher), role
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -113,20 +113,20 @@ def test_switching_roles_between_forward_and_backward_loses_no_gradient(backbone
     x, sigma, cond = batch(3)
 
     def gradients(switch: bool) -> tuple[list[Tensor], list[Tensor]]:
-        roles = roles_on(backbone, mode=mode)
-        disturb(roles, "acdmd", "fake", scale=0.02)
-        generator, fake = roles.trainable("acdmd"), roles.trainable("fake")
-        v_generator = roles.velocity("generator", x, sigma, cond)
+        bank = roles_on(backbone, mode=mode)
+        disturb(bank, "acdmd", "fake", scale=0.02)
+        generator, fake = bank.trainable("acdmd"), bank.trainable("fake")
+        v_generator = bank.velocity("generator", x, sigma, cond)
         if switch:
             with torch.no_grad():
-                roles.velocity("teacher", x, sigma, cond)
-            v_fake = roles.velocity("fake", x, sigma, cond)
+                bank.velocity("teacher", x, sigma, cond)
+            v_fake = bank.velocity("fake", x, sigma, cond)
             from_fake = torch.autograd.grad(v_fake.square().mean(), fake)
-            roles.velocity("teacher", x, sigma, cond)
+            bank.velocity("teacher", x, sigma, cond)
             from_generator = torch.autograd.grad(v_generator.square().mean(), generator)
         else:
             from_generator = torch.autograd.grad(v_generator.square().mean(), generator)
-            from_fake = torch.autograd.grad(roles.velocity("fake", x, sigma, cond).square().mean(), fake)
+            from_fake = torch.autograd.grad(bank.velocity("fake", x, sigma, cond).square().mean(), fake)
         return list(from_generator), list(from_fake)
 
     plain, switched = gradients(False), gradients(True)
@@ -141,12 +141,12 @@ def test_blocks_computed_again_use_the_adapters_of_their_forward_pass(backbone: 
     x, sigma, cond = batch(3)
 
     def gradients(again: bool) -> list[Tensor]:
-        roles = AdapterBank(copy.deepcopy(backbone), adapter(mode, again=again), ADAPTERS["train_rtdmd"], 0)
-        disturb(roles, "acdmd", "rtdmd", "fake", scale=0.02)
-        parameters = roles.trainable("rtdmd")
-        v = roles.velocity("generator", x, sigma, cond)
+        bank = AdapterBank(copy.deepcopy(backbone), adapter(mode, again=again), ADAPTERS["train_rtdmd"], 0)
+        disturb(bank, "acdmd", "rtdmd", "fake", scale=0.02)
+        parameters = bank.trainable("rtdmd")
+        v = bank.velocity("generator", x, sigma, cond)
         for role in ("fake", "teacher"):
-            roles.velocity(role, x, sigma, cond)
+            bank.velocity(role, x, sigma, cond)
         return list(torch.autograd.grad(v.square().mean(), parameters))
 
     calls: list[str] = []
@@ -162,25 +162,25 @@ def test_blocks_computed_again_use_the_adapters_of_their_forward_pass(backbone: 
 
 
 def test_optimizer_and_average_hold_the_adapters_own_tensors(backbone: Backbone) -> None:
-    roles = roles_on(backbone, "train_rtdmd")
-    parameters = roles.trainable("rtdmd")
-    average = Average(parameters, 0.9)
-    learner = Learner.adamw(parameters, adamw(0.1), average=average)
+    bank = roles_on(backbone, "train_rtdmd")
+    parameters = bank.trainable("rtdmd")
+    ema = EMA(parameters, 0.9)
+    learner = Learner.adamw(parameters, adamw(0.1), ema=ema)
     held = [p for group in learner.optimizer.param_groups for p in group["params"]]
-    named = {id(p) for name, p in roles.backbone.transformer.named_parameters() if ".rtdmd." in name}
+    named = {id(p) for name, p in bank.backbone.transformer.named_parameters() if ".rtdmd." in name}
     assert len(held) == len(parameters) and {id(p) for p in held} == named
-    assert [t.shape for t in average.tensors] == [p.shape for p in parameters]
+    assert [t.shape for t in ema.tensors] == [p.shape for p in parameters]
 
 
 def test_only_what_an_optimizer_asks_for_is_trainable(backbone: Backbone) -> None:
-    roles = roles_on(backbone, "train_rtdmd")
-    transformer = roles.backbone.transformer
+    bank = roles_on(backbone, "train_rtdmd")
+    transformer = bank.backbone.transformer
     assert not any(p.requires_grad for p in transformer.parameters())
-    mine = roles.trainable("rtdmd")
+    mine = bank.trainable("rtdmd")
     assert {id(p) for p in transformer.parameters() if p.requires_grad} == {id(p) for p in mine}
     shapes = [transformer.get_submodule(name).weight.shape for name in backbone.lora_targets("attention")]
     assert sum(p.numel() for p in mine) == sum(4 * (outer + inner) for outer, inner in shapes)
-    assert len(roles.state("rtdmd")) == len(mine) == 2 * len(shapes)
+    assert len(bank.state("rtdmd")) == len(mine) == 2 * len(shapes)
 
 
 @pytest.mark.parametrize(("init", "std"), [("kaiming_uniform", None), ("gaussian", 1 / 256), ("standard_normal", 1.0)])
@@ -189,8 +189,8 @@ def test_a_new_lora_starts_with_the_spread_that_is_asked_for(
 ) -> None:
     """A's standard deviation, PEFT's default in units of 1 / √(3 inputs); B is 0."""
     lora = adapter(rank=256)
-    roles = AdapterBank(copy.deepcopy(backbone), lora, {"generator": ("acdmd",)}, 0, init=init)
-    state = roles.state("acdmd")
+    bank = AdapterBank(copy.deepcopy(backbone), lora, {"generator": ("acdmd",)}, 0, init=init)
+    state = bank.state("acdmd")
     drawn = torch.cat(
         [
             value.flatten() * (math.sqrt(3 * value.shape[1]) if std is None else 1 / std)
@@ -201,7 +201,9 @@ def test_a_new_lora_starts_with_the_spread_that_is_asked_for(
     assert drawn.numel() > 50_000
     assert drawn.std().item() == pytest.approx(1.0, rel=0.02)
     assert abs(drawn.mean().item()) < 0.02
-    bounded = drawn.abs().max().item() <= math.sqrt(3) + 1e-6  # a uniform law ends there, a normal one goes beyond
+    bounded = (
+        drawn.abs().max().item() <= math.sqrt(3) + 1e-6
+    )  # a uniform distribution ends there, a normal one goes beyond
     assert bounded == (init == "kaiming_uniform")
     assert all(value.abs().max() == 0 for key, value in state.items() if "lora_B" in key)
     again, other = (
@@ -233,22 +235,22 @@ def test_adapters_depend_on_seed_and_name_and_leave_the_global_generator_alone(b
 
 
 def test_state_is_a_copy_and_loads_back(backbone: Backbone) -> None:
-    roles = roles_on(backbone)
-    disturb(roles, "acdmd")
-    state = roles.state("acdmd")
+    bank = roles_on(backbone)
+    disturb(bank, "acdmd")
+    state = bank.state("acdmd")
     assert list(state) == sorted(state)
     assert next(iter(state)) == "transformer_blocks.0.attn.add_k_proj.lora_A.weight"
     kept = {key: value.clone() for key, value in state.items()}
-    disturb(roles, "acdmd")
-    assert same(state, kept) and not same(roles.state("acdmd"), kept)
-    roles.load("acdmd", kept, "a test")
-    assert same(roles.state("acdmd"), kept)
+    disturb(bank, "acdmd")
+    assert same(state, kept) and not same(bank.state("acdmd"), kept)
+    bank.load("acdmd", kept, "a test")
+    assert same(bank.state("acdmd"), kept)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_loading_what_does_not_fit_names_the_file_and_the_tensor(backbone: Backbone, mode: str) -> None:
-    roles = roles_on(backbone, mode=mode)
-    own = roles.state("acdmd")
+    bank = roles_on(backbone, mode=mode)
+    own = bank.state("acdmd")
     first = next(iter(own))
     less, more = {k: v for k, v in own.items() if k != first}, own | {"zzz": torch.zeros(1)}
     wrong = own | {first: torch.zeros(*own[first].shape, 2)}
@@ -257,61 +259,61 @@ def test_loading_what_does_not_fit_names_the_file_and_the_tensor(backbone: Backb
         with pytest.raises(
             UserError, match=rf"{source} does not fit the adapter section .*1 tensors differ, first {name}"
         ):
-            roles.load("acdmd", tensors, source)
-    assert same(roles.state("acdmd"), own)
+            bank.load("acdmd", tensors, source)
+    assert same(bank.state("acdmd"), own)
     broken = own | {first: own[first].clone()}
     broken[first].flatten()[-1:] = float("inf")
     with pytest.raises(UserError, match=rf"^{source}: {first} has values that are not finite; run the stage that"):
-        roles.load("acdmd", broken, source)
-    assert same(roles.state("acdmd"), own)
+        bank.load("acdmd", broken, source)
+    assert same(bank.state("acdmd"), own)
 
 
 def test_an_adapter_of_another_rank_or_mode_does_not_fit(backbone: Backbone) -> None:
-    roles, full = roles_on(backbone), roles_on(backbone, mode="full")
+    bank, full = roles_on(backbone), roles_on(backbone, mode="full")
     other = AdapterBank(copy.deepcopy(backbone), adapter(rank=2), {"generator": ("acdmd",)}, 0)
     with pytest.raises(UserError, match="30 tensors differ"):
-        roles.load("acdmd", other.state("acdmd"), "a test")
+        bank.load("acdmd", other.state("acdmd"), "a test")
     with pytest.raises(UserError, match="run the stage that makes it again"):
-        roles.load("acdmd", full.state("acdmd"), "a test")
+        bank.load("acdmd", full.state("acdmd"), "a test")
 
 
 def test_on_a_bfloat16_base_adapters_and_velocities_are_float32(tiny_teacher: Path) -> None:
-    roles = AdapterBank(
+    bank = AdapterBank(
         tiny_backbone(tiny_teacher, dtype="bfloat16"), adapter(), {"teacher": (), "generator": ("acdmd",)}, 0
     )
-    assert all(value.dtype == torch.float32 for value in roles.state("acdmd").values())
+    assert all(value.dtype == torch.float32 for value in bank.state("acdmd").values())
     x, sigma, cond = batch(2)
-    before = roles.velocity("teacher", x, sigma, cond)
+    before = bank.velocity("teacher", x, sigma, cond)
     assert before.dtype == torch.float32
-    train_one(roles, "generator", "acdmd")
-    assert torch.equal(roles.velocity("teacher", x, sigma, cond), before)
-    assert not torch.equal(roles.velocity("generator", x, sigma, cond), before)
+    train_one(bank, "generator", "acdmd")
+    assert torch.equal(bank.velocity("teacher", x, sigma, cond), before)
+    assert not torch.equal(bank.velocity("generator", x, sigma, cond), before)
 
 
 def test_stage_two_on_a_bfloat16_base_merges_nothing_into_it(tiny_teacher: Path) -> None:
-    roles = roles_on(tiny_backbone(tiny_teacher, dtype="bfloat16"), "train_rtdmd")
-    disturb(roles, "acdmd")
-    base = {k: v.clone() for k, v in roles.backbone.transformer.state_dict().items() if ".lora_" not in k}
-    below = roles.state("acdmd")
+    bank = roles_on(tiny_backbone(tiny_teacher, dtype="bfloat16"), "train_rtdmd")
+    disturb(bank, "acdmd")
+    base = {k: v.clone() for k, v in bank.backbone.transformer.state_dict().items() if ".lora_" not in k}
+    below = bank.state("acdmd")
     assert {value.dtype for value in base.values()} == {torch.bfloat16}
-    train_one(roles, "generator", "rtdmd")
-    assert all(torch.equal(roles.backbone.transformer.state_dict()[k], v) for k, v in base.items())
-    assert same(roles.state("acdmd"), below)
+    train_one(bank, "generator", "rtdmd")
+    assert all(torch.equal(bank.backbone.transformer.state_dict()[k], v) for k, v in base.items())
+    assert same(bank.state("acdmd"), below)
 
 
 def test_full_mode_on_a_bfloat16_base_loses_no_small_update(tiny_teacher: Path) -> None:
     """A step of 1e-6 is below bfloat16's spacing at most weights (2^-8 of their size), but not below float32's."""
     backbone = tiny_backbone(tiny_teacher, dtype="bfloat16")
-    roles = roles_on(backbone, mode="full")
+    bank = roles_on(backbone, mode="full")
     x, sigma, cond = batch(3)
-    teacher, generator = (roles.velocity(role, x, sigma, cond).detach() for role in ("teacher", "generator"))
+    teacher, generator = (bank.velocity(role, x, sigma, cond).detach() for role in ("teacher", "generator"))
     assert generator.dtype == torch.float32
     assert (teacher - generator).norm() < 2**-6 * teacher.norm()  # passes in half precision, a few roundings apart
-    before = roles.state("acdmd")
-    learner = Learner.adamw(roles.trainable("acdmd"), adamw(1e-6))
-    loss = roles.velocity("generator", x, sigma, cond).square().mean()
+    before = bank.state("acdmd")
+    learner = Learner.adamw(bank.trainable("acdmd"), adamw(1e-6))
+    loss = bank.velocity("generator", x, sigma, cond).square().mean()
     learner.step(torch.autograd.grad(loss, learner.parameters))
-    after = roles.state("acdmd")
+    after = bank.state("acdmd")
     key = "transformer_blocks.0.attn.to_q.weight"
     assert after[key].dtype == torch.float32
     assert (after[key] != before[key]).float().mean() > 0.9
@@ -328,18 +330,18 @@ def test_full_mode_says_what_it_costs(backbone: Backbone) -> None:
 
 def test_the_average_is_exponential_and_swapping_twice_changes_nothing() -> None:
     weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
-    average = Average([weight], 0.9)
+    ema = EMA([weight], 0.9)
     with torch.no_grad():
         weight.copy_(torch.tensor([2.0, 0.0]))
-    average.update()
-    assert average.tensors[0].tolist() == pytest.approx([1.1, 1.8])
-    average.swap()
-    assert weight.tolist() == pytest.approx([1.1, 1.8]) and average.tensors[0].tolist() == [2.0, 0.0]
-    average.swap()
-    assert weight.tolist() == [2.0, 0.0] and average.tensors[0].tolist() == pytest.approx([1.1, 1.8])
+    ema.update()
+    assert ema.tensors[0].tolist() == pytest.approx([1.1, 1.8])
+    ema.swap()
+    assert weight.tolist() == pytest.approx([1.1, 1.8]) and ema.tensors[0].tolist() == [2.0, 0.0]
+    ema.swap()
+    assert weight.tolist() == [2.0, 0.0] and ema.tensors[0].tolist() == pytest.approx([1.1, 1.8])
     for _ in range(3):
-        average.update()
-    assert average.tensors[0].tolist() == pytest.approx([2 - 0.9**4, 2 * 0.9**4])
+        ema.update()
+    assert ema.tensors[0].tolist() == pytest.approx([2 - 0.9**4, 2 * 0.9**4])
 
 
 @pytest.fixture
@@ -352,12 +354,12 @@ def test_load_student_puts_stage_two_on_stage_one(workspace: tuple[Path, Params]
     root, params = workspace
     x, sigma, cond = batch(3)
     files = [load_tensors(root / f"results/{s}/generator.safetensors")[0] for s in ("train_acdmd", "train_rtdmd")]
-    roles = roles_on(backbone, "train_rtdmd")
+    bank = roles_on(backbone, "train_rtdmd")
     for name, tensors in zip(("acdmd", "rtdmd"), files, strict=True):
-        roles.load(name, tensors, "a test")
+        bank.load(name, tensors, "a test")
     for stage, role in (("train_acdmd", "reference"), ("train_rtdmd", "generator")):
         student = load_student(params, copy.deepcopy(backbone), stage, root)
-        assert torch.equal(student(x, sigma, cond), roles.velocity(role, x, sigma, cond))
+        assert torch.equal(student(x, sigma, cond), bank.velocity(role, x, sigma, cond))
         assert not student(x, sigma, cond).requires_grad
 
 
@@ -380,11 +382,11 @@ def test_load_student_in_full_mode_is_the_last_copy(
 ) -> None:
     root, _ = workspace
     params = set_params(root, {"adapter": {"mode": "full"}, "publish": {"format": "merged"}})
-    roles = roles_on(backbone, "train_rtdmd", "full")
-    disturb(roles, "acdmd", "rtdmd")
+    bank = roles_on(backbone, "train_rtdmd", "full")
+    disturb(bank, "acdmd", "rtdmd")
     for name in ("acdmd", "rtdmd"):
-        save_tensors(roles.state(name), root / f"results/train_{name}/generator.safetensors")
+        save_tensors(bank.state(name), root / f"results/train_{name}/generator.safetensors")
     x, sigma, cond = batch(2)
     for stage, role in (("train_acdmd", "reference"), ("train_rtdmd", "generator")):
         student = load_student(params, copy.deepcopy(backbone), stage, root)
-        assert torch.equal(student(x, sigma, cond), roles.velocity(role, x, sigma, cond))
+        assert torch.equal(student(x, sigma, cond), bank.velocity(role, x, sigma, cond))

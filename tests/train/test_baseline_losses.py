@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from rtdmd.common.errors import UserError
-from rtdmd.config.compared import DynamicParams, RelativeParams
+from rtdmd.config.compared import AnnealingParams, RelativeParams
 from rtdmd.flow.awm import awm_loss
 from rtdmd.flow.nft import nft_loss, optimality, published_nft_loss
 from rtdmd.flow.path import interpolate, x0_from_velocity
-from rtdmd.rewards.panel import Panel
+from rtdmd.rewards.reward_models import RewardModels
 from rtdmd.train.baseline_losses import (
     DmdrAnnealing,
     from_renoised,
@@ -27,7 +27,7 @@ from rtdmd.train.baseline_losses import (
     stepwise_policy_gradient,
 )
 from rtdmd.train.gradients import Terms
-from rtdmd.train.losses import Renoised, part_of_guidance
+from rtdmd.train.losses import Renoised, scaled_guidance
 from tests.train.test_rtdmd import (
     COUNT,
     LEVELS,
@@ -78,7 +78,7 @@ def test_nft_is_the_loss_on_the_images_renoised_to_the_samplers_levels(short: Ta
     sigma = LEVELS[:-1][(draws().uniform("nft-level") * 4).long()]
     assert set(sigma.tolist()) <= set(LEVELS[:-1].tolist()) and len(set(sigma.tolist())) > 1
     noise, x0 = draws().normal("nft"), rollout.states[-1]
-    v = short.roles.velocity("generator", interpolate(x0, noise, sigma), sigma, short.cond)
+    v = short.bank.velocity("generator", interpolate(x0, noise, sigma), sigma, short.cond)
     loss = nft_loss(v, v.detach(), noise - x0, optimality(advantages), 0.7).mean()
     own = torch.cat([g.flatten() for g in torch.autograd.grad(loss, short.learner.parameters)])
     assert relative(flat(terms.sums["nft"]), own) < 1e-5
@@ -95,7 +95,7 @@ def test_published_forms_are_their_losses_on_the_same_points(short: Table, term:
     value = renoised_gradients(short.on(p), rollout, advantages, draws(), terms)[term]
     sigma = LEVELS[:-1][(draws().uniform("nft-level") * 4).long()]
     noise, x0 = draws().normal("nft"), rollout.states[-1]
-    v = short.roles.velocity("generator", interpolate(x0, noise, sigma), sigma, short.cond)
+    v = short.bank.velocity("generator", interpolate(x0, noise, sigma), sigma, short.cond)
     if term == "nft":
         r = optimality(advantages / 4)
         loss = 4 * published_nft_loss(v, v.detach(), noise - x0, sigma, r, 0.7).mean()
@@ -118,7 +118,7 @@ def test_from_renoised_images_both_terms_go_through_one_step(short: Table) -> No
         sigma = torch.full((COUNT,), level)
         x = interpolate(rollout.states[-1], own.normal("renoised"), sigma)
         torch.testing.assert_close(chain.states[0], x)
-        x0 = x0_from_velocity(x, short.roles.velocity("generator", x, sigma, short.cond), sigma)
+        x0 = x0_from_velocity(x, short.bank.velocity("generator", x, sigma, short.cond), sigma)
         torch.testing.assert_close(chain.states[-1], x0.detach(), rtol=1e-4, atol=1e-5)
     assert levels <= set(LEVELS[:-1].tolist()) and len(levels) > 1
     terms = Terms(short.learner, dict(p.weights))
@@ -139,14 +139,14 @@ class Worded:
 def test_a_relative_reward_is_the_liked_prompts_over_the_disliked_ones() -> None:
     """SRPO: (1 + k) times the brightness by the letters of `good. ab`, minus that by those of `bad. ab`; by turns with
     the other words."""
-    panel = Panel({"clipscore": Worded()}, torch.device("cpu"))  # type: ignore[dict-item]
+    reward_models = RewardModels({"clipscore": Worded()}, torch.device("cpu"))  # type: ignore[dict-item]
     images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     batches = [(images, ["ab", "abcd"], [None, None])]
     light = images.flatten(1).mean(1)
     seen = set()
     for step in range(8):
         words = RelativeParams(strength=0.5, liked=("good", "splendid"), disliked=("bad",))
-        ((rewards, slope),) = relative_gradients(panel, batches, {"clipscore": 2.0}, words, draws(step=step))
+        ((rewards, slope),) = relative_gradients(reward_models, batches, {"clipscore": 2.0}, words, draws(step=step))
         for liked in (4, 8):
             length = torch.tensor([2.0, 4.0])
             gain = 2 * (1.5 * (liked + 2 + length) - (3 + 2 + length))
@@ -168,7 +168,7 @@ def test_matching_keeps_a_share_of_the_guidance(short: Table) -> None:
         trainer.last_step(rollout, draws(), terms)
         both.append(flat(terms.sums["matching"]))
     assert relative(both[0], both[1]) < 1e-5
-    assert all(part_of_guidance(weight, 1.0) == weight for weight in (1.0, 1.1, 3.3, 4.5, 7.7))
+    assert all(scaled_guidance(weight, 1.0) == weight for weight in (1.0, 1.1, 3.3, 4.5, 7.7))
 
 
 def test_nft_moves_the_velocity_to_good_images_and_from_bad_ones(short: Table) -> None:
@@ -191,7 +191,7 @@ def test_gains_are_the_rewards_of_the_foreseen_images(short: Table) -> None:
     found = step_advantages(trainer, rollout, final, (0, 1, 2))
     seen = []
     for k in range(4):
-        v = short.roles.velocity("generator", rollout.states[k], LEVELS[k].expand(COUNT), short.cond)
+        v = short.bank.velocity("generator", rollout.states[k], LEVELS[k].expand(COUNT), short.cond)
         seen.append(brightness(short, x0_from_velocity(rollout.states[k], v, LEVELS[k].expand(COUNT)).detach()))
     torch.testing.assert_close(seen[3], final["world_verifier"])
     for k in range(3):
@@ -253,7 +253,7 @@ def test_refl_back_propagates_the_estimate_of_a_random_step(short: Table) -> Non
         short.on(p, {"clipscore": Brightness()}).last_step(rollout, draws(step=step), terms)
         for k in range(4):
             x, sigma = rollout.states[k], LEVELS[k].expand(COUNT)
-            v = short.roles.velocity("generator", x, sigma, short.cond)
+            v = short.bank.velocity("generator", x, sigma, short.cond)
             score = brightness(short, x0_from_velocity(x, v, sigma)).mean()
             own = torch.cat([g.flatten() for g in torch.autograd.grad(-score, short.learner.parameters)])
             if relative(flat(terms.sums["backprop"]), own) < 1e-4:
@@ -266,45 +266,45 @@ def test_refl_back_propagates_the_estimate_of_a_random_step(short: Table) -> Non
 
 def test_the_teacher_carries_the_fake_scores_adapter_at_the_annealed_scale(short: Table) -> None:
     """At scale 1 it is the fake score, at a small scale it moves linearly, and afterwards nothing is left."""
-    roles, x, sigma = short.roles, draws().normal("x"), torch.full((COUNT,), 0.5)
+    bank, x, sigma = short.bank, draws().normal("x"), torch.full((COUNT,), 0.5)
     point = Renoised(x, sigma, x, sigma, x)
 
     def at(scale: float) -> Tensor:
-        dynamic = DynamicParams(guidance=scale, renoise=False, epochs=10)
-        return DmdrAnnealing(dynamic, 0).teacher(roles, point, short.cond, {})
+        annealing = AnnealingParams(guidance=scale, renoise=False, epochs=10)
+        return DmdrAnnealing(annealing, 0).teacher(bank, point, short.cond, {})
 
     with torch.no_grad():
-        teacher, fake = (roles.velocity(role, x, sigma, short.cond) for role in ("teacher", "fake"))
+        teacher, fake = (bank.velocity(role, x, sigma, short.cond) for role in ("teacher", "fake"))
         assert torch.equal(at(1.0), fake) and torch.equal(at(0.0), teacher)
         small, half = (at(s) - teacher for s in (2e-3, 1e-3))
         assert relative(small, 2 * half) < 2e-2 and relative(fake, teacher) > 1e-2
-        assert torch.equal(roles.velocity("fake", x, sigma, short.cond), fake)
+        assert torch.equal(bank.velocity("fake", x, sigma, short.cond), fake)
 
 
 def test_full_mode_has_no_adapter_to_lean_on(short: Table) -> None:
-    roles = roles_on(copy.deepcopy(short.backbone), "train_rtdmd", mode="full")
-    with pytest.raises(UserError, match=r"dynamic\.guidance: 0"), roles.scaled("fake", 0.5):
+    bank = roles_on(copy.deepcopy(short.backbone), "train_rtdmd", mode="full")
+    with pytest.raises(UserError, match=r"annealing\.guidance: 0"), bank.scaled("fake", 0.5):
         pass
 
 
 def test_annealing_ends(short: Table) -> None:
-    dynamic = DynamicParams(guidance=0.75, renoise=True, epochs=10)
-    early = DmdrAnnealing(dynamic, 0).draws(draws(step=0))
+    annealing = AnnealingParams(guidance=0.75, renoise=True, epochs=10)
+    early = DmdrAnnealing(annealing, 0).draws(draws(step=0))
     assert early.uniform("time").mean() > draws(step=0).uniform("time").mean() + 0.1
     assert torch.equal(early.normal("z"), draws(step=0).normal("z"))
     assert torch.equal(early.uniform("delta"), draws(step=0).uniform("delta"))
     part = replace(early, samples=(3, 1))
     assert torch.equal(part.uniform("time"), early.uniform("time")[[3, 1]])
     late = draws(step=10)
-    assert DmdrAnnealing(dynamic, 10).draws(late) is late
-    off = DynamicParams(guidance=0.0, renoise=False, epochs=5)
+    assert DmdrAnnealing(annealing, 10).draws(late) is late
+    off = AnnealingParams(guidance=0.0, renoise=False, epochs=5)
     assert DmdrAnnealing(off, 0).draws(late) is late
 
 
 @pytest.mark.parametrize(("epoch", "differs"), [(0, True), (9, True), (10, False)])
 def test_matching_is_annealed_within_the_named_epochs_alone(short: Table, epoch: int, differs: bool) -> None:
     p = settings(matching_path="last_step", weights={"backprop": 0.0})
-    annealed = settings(weights={"backprop": 0.0}, dynamic={"guidance": 0.75, "renoise": True, "epochs": 10})
+    annealed = settings(weights={"backprop": 0.0}, annealing={"guidance": 0.75, "renoise": True, "epochs": 10})
     rollout = short.roll_out(p, (0, 2))
     one, other = (last_step(short, rollout, each, draws(step=epoch))[3]["gap"] for each in (p, annealed))
     assert (one != other) == differs

@@ -39,13 +39,13 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.fx.Grap
     torch._dynamo.reset()
 
 
-def turn(roles: AdapterBank) -> list[Tensor]:
+def turn(bank: AdapterBank) -> list[Tensor]:
     """Velocities without gradient, and gradients of two roles, of which one passes back twice."""
     x, sigma, cond = batch(2)
-    weights = {"generator": roles.trainable("acdmd"), "fake": roles.trainable("fake")}
+    weights = {"generator": bank.trainable("acdmd"), "fake": bank.trainable("fake")}
     with torch.no_grad():
-        found = [roles.velocity(role, x, sigma, cond) for role in ("teacher", "generator")]
-    v = {role: roles.velocity(role, x, sigma, cond) for role in weights}  # both forward before either goes back
+        found = [bank.velocity(role, x, sigma, cond) for role in ("teacher", "generator")]
+    v = {role: bank.velocity(role, x, sigma, cond) for role in weights}  # both forward before either goes back
     found += torch.autograd.grad(v["generator"].square().mean(), weights["generator"], retain_graph=True)
     found += torch.autograd.grad(v["generator"].mean(), weights["generator"])
     found += torch.autograd.grad(v["fake"].mean(), weights["fake"])
@@ -56,7 +56,7 @@ def turn(roles: AdapterBank) -> list[Tensor]:
 def test_roles_compute_what_they_did_and_compile_once(
     tiny_teacher: Path, compilations: list[torch.fx.GraphModule], mode: str, again: bool
 ) -> None:
-    def roles(compiled: bool) -> AdapterBank:
+    def bank(compiled: bool) -> AdapterBank:
         backbone = tiny_backbone(tiny_teacher)
         if mode == "merged":
             stacks = ADAPTERS["train_acdmd"] | {"generator": ("below", "acdmd")}
@@ -68,7 +68,7 @@ def test_roles_compute_what_they_did_and_compile_once(
         disturb(made, "acdmd", "fake")
         return made
 
-    plain, fast = roles(False), roles(True)
+    plain, fast = bank(False), bank(True)
     expected = turn(plain)
     assert not compilations
     first = turn(fast)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rtdmd.oracle.backbone import OracleBackbone
-from rtdmd.oracle.reinforcement import LAW, images, start_stage_two, with_other_fake
+from rtdmd.oracle.reinforcement import MIXTURE, images, start_stage_two, with_other_fake
 from rtdmd.oracle.setting import Setting
 from rtdmd.oracle.training import BatchDraws
 from rtdmd.train import rtdmd
@@ -31,7 +31,7 @@ SIZES = {
     "fake_batch_size": 12,
     "backprop_at": "last_step",
 }
-OTHER = LAW.affine(torch.tensor([0.3, 0.4], dtype=torch.float64), 1.3)
+OTHER = MIXTURE.affine(torch.tensor([0.3, 0.4], dtype=torch.float64), 1.3)
 ANCHORED = {"policy": 0.3, "matching": 0.7, "backprop": 0.2, "reference_kl": 0.4}
 ROWS: dict[str, tuple[dict[str, Any], int, int]] = {
     # settings -> backward passes of the generator for a micro-batch (of three), with sums shared and apart
@@ -52,7 +52,7 @@ ROWS: dict[str, tuple[dict[str, Any], int, int]] = {
 def epoch(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, dict[str, float], int]:
     """The generator's gradient in float64, an epoch's values, and backward passes a micro-batch."""
     own = SIZES | {"trained_steps": 2, "fake_updates_per_epoch": 0} | changes
-    trainer = with_other_fake(start_stage_two(LAW, own, EXACT, width=4), OTHER)
+    trainer = with_other_fake(start_stage_two(MIXTURE, own, EXACT, width=4), OTHER)
     moved = torch.Generator().manual_seed(0)
     with torch.no_grad():  # away from where the last layer starts, so that every layer has a gradient
         for parameter in trainer.generator.parameters:
@@ -76,8 +76,8 @@ def epoch(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Ten
         patch.setattr(OracleBackbone, "velocity", velocity)
         patch.setattr(Gradients, "add", add)
         patch.setattr(Learner, "step", step)
-        patch.setattr(trainer, "update_average", lambda: None)
-        cond, records, _ = images(trainer.p, LAW)
+        patch.setattr(trainer, "update_ema", lambda: None)
+        cond, records, _ = images(trainer.p, MIXTURE)
         draws = BatchDraws(0, "test", EPOCH, tuple(range(len(records))), (2, 1, 1), torch.device("cpu"))
         values = trainer.step(cond, records, draws)
     return torch.cat([part.flatten() for part in given]), values, counted["passes"] // 3
@@ -102,18 +102,18 @@ def test_the_journal_has_the_norms_that_are_known(monkeypatch: pytest.MonkeyPatc
     alone = {"grad_policy", "grad_reference_kl", "grad_nft"}
 
     def norms(changes: dict[str, Any]) -> dict[str, float]:
-        return {k: v for k, v in epoch(changes, monkeypatch)[1].items() if k.startswith(("grad_", "pull/"))}
+        return {k: v for k, v in epoch(changes, monkeypatch)[1].items() if k.startswith(("grad_", "image_grad/"))}
 
     published = norms(ROWS["published"][0])
     levels = {name for name in published if "sigma" in name}
     assert len(levels) == 2
-    pulls = {"pull/matching", "pull/backprop"}
-    assert published.keys() == alone | {"grad_matching+backprop"} | levels | pulls
+    grad_outputs = {"image_grad/matching", "image_grad/backprop"}
+    assert published.keys() == alone | {"grad_matching+backprop"} | levels | grad_outputs
     apart = norms(ROWS["whole chain"][0])
-    assert apart.keys() == {f"grad_{name}" for name in TERMS} | levels | pulls
-    assert published["pull/backprop"] == pytest.approx(apart["pull/backprop"])
+    assert apart.keys() == {f"grad_{name}" for name in TERMS} | levels | grad_outputs
+    assert published["image_grad/backprop"] == pytest.approx(apart["image_grad/backprop"])
     anchored = norms(ROWS["anchored"][0])
-    assert anchored.keys() == {"grad_policy+reference_kl", "grad_matching+backprop", "grad_nft"} | pulls
+    assert anchored.keys() == {"grad_policy+reference_kl", "grad_matching+backprop", "grad_nft"} | grad_outputs
 
 
 def test_each_sum_has_the_weights_of_its_terms() -> None:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rtdmd.train.learner import Average, warmed_decay
+from rtdmd.train.learner import EMA, ema_warmup_decay
 
 
 def ramp(decay: float, iterations: int, every: int, per_iteration: bool) -> float:
     """How many updates the average lags right after the last one, of a weight that each update moves by 1."""
     weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
-    average = Average([weight], decay)
+    ema = EMA([weight], decay)
     for iteration in range(1, iterations + 1):
         turn = iteration % every == 0
         weight.data += turn
         if turn or per_iteration:
-            average.update()
-    return (weight - average.tensors[0]).item()
+            ema.update()
+    return (weight - ema.tensors[0]).item()
 
 
 def test_the_average_of_a_ramp_lags_as_published() -> None:
@@ -29,23 +29,23 @@ def test_the_average_of_a_ramp_lags_as_published() -> None:
 
 
 def test_the_warm_up_rises_to_the_decay() -> None:
-    assert [warmed_decay(n, 0.9) for n in (0, 7, 15, 79, 80, 87)] == pytest.approx(
+    assert [ema_warmup_decay(n, 0.9) for n in (0, 7, 15, 79, 80, 87)] == pytest.approx(
         [1 / 10, 8 / 17, 16 / 25, 80 / 89, 0.9, 0.9]
     )
-    assert warmed_decay(10**6, 0.9999) == 0.9999
+    assert ema_warmup_decay(10**6, 0.9999) == 0.9999
 
 
 def test_an_update_may_have_a_decay_of_its_own() -> None:
     weight = torch.nn.Parameter(torch.tensor([1.0]))
-    average = Average([weight], 0.5)
+    ema = EMA([weight], 0.5)
     weight.data += 1.0
-    average.update(0.25)
-    assert average.tensors[0].item() == 1.75
-    average.update()
-    assert average.tensors[0].item() == 1.875
-    once = Average([weight], 0.5)
+    ema.update(0.25)
+    assert ema.tensors[0].item() == 1.75
+    ema.update()
+    assert ema.tensors[0].item() == 1.875
+    once = EMA([weight], 0.5)
     once.tensors[0].zero_()
-    thrice = Average([weight], 0.5)
+    thrice = EMA([weight], 0.5)
     thrice.tensors[0].zero_()
     once.update(0.9**3)
     for _ in range(3):

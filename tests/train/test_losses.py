@@ -20,7 +20,7 @@ def of_process(first: int, count: int) -> Draws:
 def test_two_processes_share_out_what_is_chosen_of_all_samples() -> None:
     chosen = [9, 2, 5, 0, 6]
     one, two = of_process(0, 5), of_process(5, 5)
-    (rows, own), (others, theirs) = one.among(chosen), two.among(chosen)
+    (rows, own), (others, theirs) = one.subset(chosen), two.subset(chosen)
     assert (rows, own.samples) == ([2, 0], (2, 0)) and (others, theirs.samples) == ([4, 0, 1], (9, 5, 6))
     whole = dict(zip(range(10), of_process(0, 10).normal("x"), strict=True))
     for part in (own, theirs):
@@ -29,10 +29,10 @@ def test_two_processes_share_out_what_is_chosen_of_all_samples() -> None:
 
 
 def test_another_stream_has_other_numbers_for_the_same_samples() -> None:
-    _, own = of_process(0, 4).among([3, 1], "another")
+    _, own = of_process(0, 4).subset([3, 1], "another")
     assert own.samples == (3, 1) and own.stream == "another"
     assert not torch.equal(own.normal("x"), replace(of_process(0, 4), samples=(3, 1)).normal("x"))
-    assert of_process(0, 4).among([]) == ([], of_process(0, 0))
+    assert of_process(0, 4).subset([]) == ([], of_process(0, 0))
 
 
 def test_uniform_numbers_have_their_law() -> None:

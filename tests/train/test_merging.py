@@ -26,7 +26,7 @@ def backbone(request: pytest.FixtureRequest, tiny_teacher: Path) -> Backbone:
     return tiny_backbone(tiny_teacher, dtype=request.param)
 
 
-def bank(backbone: Backbone, *merged: str, again: bool = False) -> AdapterBank:
+def open_bank(backbone: Backbone, *merged: str, again: bool = False) -> AdapterBank:
     """Stage two's roles, every adapter away from its start, some merged."""
     made = AdapterBank(copy.deepcopy(backbone), adapter(again=again), STACKS, 0)
     disturb(made, *NAMES)
@@ -39,21 +39,21 @@ def relative(one: Tensor, other: Tensor) -> float:
     return ((one - other).norm() / other.norm()).item()
 
 
-def learned(roles: AdapterBank) -> list[Tensor]:
+def learned(bank: AdapterBank) -> list[Tensor]:
     """Velocities of all roles, then gradients of two that go forward before either goes back."""
     x, sigma, cond = batch(3)
-    own = {"generator": roles.trainable("rtdmd"), "fake": roles.trainable("fake_rtdmd")}
+    own = {"generator": bank.trainable("rtdmd"), "fake": bank.trainable("fake_rtdmd")}
     with torch.no_grad():
-        found = [roles.velocity(role, x, sigma, cond) for role in ("teacher", "reference")]
-    passes = {role: roles.velocity(role, x, sigma, cond) for role in own}
-    roles.velocity("teacher", x, sigma, cond)  # the layers as they were are in place again
+        found = [bank.velocity(role, x, sigma, cond) for role in ("teacher", "reference")]
+    passes = {role: bank.velocity(role, x, sigma, cond) for role in own}
+    bank.velocity("teacher", x, sigma, cond)  # the layers as they were are in place again
     gradients = [torch.autograd.grad(passes[role].square().mean(), own[role]) for role in own]
     return [*found, *passes.values(), *(torch.cat([g.flatten() for g in each]) for each in gradients)]
 
 
 def test_merged_and_stacked_are_one_student_but_for_rounding(backbone: Backbone) -> None:
     """To the last digits of float32; in bfloat16 the merged weights are rounded, and so is what is learned on them."""
-    stacked, merged = learned(bank(backbone)), learned(bank(backbone, "acdmd", "fake"))
+    stacked, merged = learned(open_bank(backbone)), learned(open_bank(backbone, "acdmd", "fake"))
     assert torch.equal(stacked[0], merged[0])  # the teacher
     for one, other in zip(merged[1:], stacked[1:], strict=True):
         off = relative(one, other)
@@ -61,22 +61,22 @@ def test_merged_and_stacked_are_one_student_but_for_rounding(backbone: Backbone)
 
 
 def test_the_copies_are_the_sum_rounded_once_and_the_base_stays(backbone: Backbone) -> None:
-    plain, roles = bank(backbone), bank(backbone, "acdmd")
-    copies, above = roles.parts("generator")
+    plain, bank = open_bank(backbone), open_bank(backbone, "acdmd")
+    copies, above = bank.parts("generator")
     bases, both = plain.parts("generator")
     assert (above, both) == (("rtdmd",), ("acdmd", "rtdmd"))
     for layer, own, base in zip(plain.layers("acdmd"), copies, bases, strict=True):
         exact = base.weight.float() + layer.get_delta_weight("acdmd").float()
         assert torch.equal(own.weight, exact.to(backbone.dtype)) and not torch.equal(own.weight, base.weight)
         assert own.bias is None or torch.equal(own.bias, base.bias)
-    teachers, none = roles.parts("teacher")
+    teachers, none = bank.parts("teacher")
     assert none == () and all(torch.equal(a.weight, b.weight) for a, b in zip(teachers, bases, strict=True))
-    assert not any(p.requires_grad for p in roles.backbone.transformer.parameters())
+    assert not any(p.requires_grad for p in bank.backbone.transformer.parameters())
 
 
 @pytest.mark.parametrize("merged", [("acdmd",), ("acdmd", "fake")])
 def test_recomputed_blocks_find_the_weights_of_their_pass(backbone: Backbone, merged: tuple[str, ...]) -> None:
-    plain, again = learned(bank(backbone, *merged)), learned(bank(backbone, *merged, again=True))
+    plain, again = learned(open_bank(backbone, *merged)), learned(open_bank(backbone, *merged, again=True))
     assert all(torch.equal(one, other) for one, other in zip(plain, again, strict=True))
 
 
@@ -86,16 +86,16 @@ def linear_numbers(transformer: nn.Module) -> int:
 
 def test_what_nobody_stands_on_is_not_kept(backbone: Backbone) -> None:
     """All roles of a student on its own base have the adapter merged: there is one copy of each weight."""
-    roles = AdapterBank(copy.deepcopy(backbone), adapter(), {"generator": ("acdmd", "rtdmd")}, 0)
-    disturb(roles, "acdmd", "rtdmd")
-    whole = linear_numbers(roles.backbone.transformer)
+    bank = AdapterBank(copy.deepcopy(backbone), adapter(), {"generator": ("acdmd", "rtdmd")}, 0)
+    disturb(bank, "acdmd", "rtdmd")
+    whole = linear_numbers(bank.backbone.transformer)
     x, sigma, cond = batch(2)
-    before = roles.velocity("generator", x, sigma, cond)
-    roles.merge("acdmd")
-    after = roles.velocity("generator", x, sigma, cond)
-    assert linear_numbers(roles.backbone.transformer) == whole
+    before = bank.velocity("generator", x, sigma, cond)
+    bank.merge("acdmd")
+    after = bank.velocity("generator", x, sigma, cond)
+    assert linear_numbers(bank.backbone.transformer) == whole
     assert 0 < relative(after, before) < 1e-2
-    shared = bank(backbone, "acdmd", "fake")
+    shared = open_bank(backbone, "acdmd", "fake")
     adapted = sum(layer.weight.numel() + layer.bias.numel() for layer in shared.parts("teacher")[0])
     shared.velocity("teacher", x, sigma, cond)
     assert linear_numbers(shared.backbone.transformer) == whole + 2 * adapted
@@ -116,17 +116,17 @@ def test_a_student_is_loaded_as_it_was_trained(
     now = set_params(tmp_path, {"model": params.model.model_dump(), "adapter": {"targets": "attention"}})
     x, sigma, cond = batch(2)
     for written, names in ((params, ("acdmd",)), (now, ())):
-        roles = bank(backbone, *names)
+        bank = open_bank(backbone, *names)
         for name in ("acdmd", "rtdmd"):
             path = tmp_path / f"results/train_{name}/generator.safetensors"
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_tensors(roles.state(name), path, student_header(f"train_{name}", written))
+            save_tensors(bank.state(name), path, student_header(f"train_{name}", written))
         assert stands_on_merged(path) == bool(names)
         assert ("stage_one_adapters" in load_tensors(path)[1]) == bool(names)
         student = load_student(now, copy.deepcopy(backbone), "train_rtdmd", tmp_path)
-        assert torch.equal(student(x, sigma, cond), roles.velocity("generator", x, sigma, cond))
+        assert torch.equal(student(x, sigma, cond), bank.velocity("generator", x, sigma, cond))
         first = load_student(now, copy.deepcopy(backbone), "train_acdmd", tmp_path)
-        assert torch.equal(first(x, sigma, cond), bank(backbone).velocity("reference", x, sigma, cond))
+        assert torch.equal(first(x, sigma, cond), open_bank(backbone).velocity("reference", x, sigma, cond))
 
 
 def test_the_header_and_the_stacks_follow_the_settings() -> None:

@@ -23,7 +23,7 @@ from rtdmd.backbones.protocol import Conditioning
 from rtdmd.common.rng import permutation
 from rtdmd.config import RECIPES, Params, preset
 from rtdmd.config.presets import merged
-from rtdmd.rewards.panel import Panel
+from rtdmd.rewards.reward_models import RewardModels
 from rtdmd.train.acdmd import AcdmdTrainer
 from rtdmd.train.adapters import AdapterBank
 from rtdmd.train.learner import Learner
@@ -76,9 +76,9 @@ class Bench:
         return list(torch.autograd.grad(loss(), self.trainer.adapters.trainable(adapter)))
 
 
-def put(roles: AdapterBank, state: State) -> None:
+def put(bank: AdapterBank, state: State) -> None:
     for name, tensors in state.items():
-        roles.load(name, tensors, "a test")
+        bank.load(name, tensors, "a test")
 
 
 def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
@@ -103,8 +103,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Update]:
     real = Learner.step
 
     def step(self: Learner, gradients: Sequence[Tensor], term: str = "") -> float:
-        roles = watching[0].adapters
-        before = {name: roles.state(name) for name in {name for stack in roles.stacks.values() for name in stack}}
+        bank = watching[0].adapters
+        before = {name: bank.state(name) for name in {name for stack in bank.stacks.values() for name in stack}}
         updates.append(Update(self.role, [gradient.clone() for gradient in gradients], before))
         return real(self, gradients, term)
 
@@ -121,10 +121,10 @@ def run_one(teacher: Path, updates: list[Update], **changes: Any) -> Bench:
     recipe = {"train_acdmd": RECIPES["published"]["train_acdmd"]}
     own = {"model": {"guidance": GUIDANCE}, "train_acdmd": sizes | changes}
     backbone = tiny_backbone(teacher)
-    roles = roles_on(backbone, "train_acdmd")
-    disturb(roles, "acdmd", "fake")
+    bank = roles_on(backbone, "train_acdmd")
+    disturb(bank, "acdmd", "fake")
     cond, null = conditioning(PROMPTS), conditioning(1, "null")
-    trainer = AcdmdTrainer(preset("smoke", merged(recipe, own)), backbone, null, adapters=roles)
+    trainer = AcdmdTrainer(preset("smoke", merged(recipe, own)), backbone, null, adapters=bank)
     watching[:] = [trainer]
     trainer.step(cond, draws_one())
     return Bench(trainer, cond, null, updates)
@@ -301,11 +301,11 @@ def params_two(**changes: Any) -> Params:
 
 def trainer_two(teacher: Path, **changes: Any) -> RtdmdTrainer:
     backbone = tiny_backbone(teacher, vae=True)
-    roles = roles_on(backbone, "train_rtdmd")
-    disturb(roles, "acdmd", "rtdmd", "fake")
+    bank = roles_on(backbone, "train_rtdmd")
+    disturb(bank, "acdmd", "rtdmd", "fake")
     rewards: dict[str, Any] = {"clipscore": Red(), "world_verifier": Steps()}
-    panel = Panel(rewards, torch.device("cpu"))
-    return RtdmdTrainer(params_two(**changes), backbone, panel, conditioning(1, "null"), adapters=roles)
+    reward_models = RewardModels(rewards, torch.device("cpu"))
+    return RtdmdTrainer(params_two(**changes), backbone, reward_models, conditioning(1, "null"), adapters=bank)
 
 
 def draws_two() -> Draws:
@@ -398,7 +398,7 @@ def test_stage_twos_epoch_is_the_public_codes(
 @pytest.mark.parametrize(
     ("key", "value", "row"),
     [
-        ("fake_start", "chain", 0),
+        ("fake_samples", "chain", 0),
         ("renoise_time", "uniform", 0),
         ("consistency", {"delta": "uniform"}, 0),
         ("loss_average", "trained_steps", 1),
@@ -422,10 +422,10 @@ def test_the_order_of_updates_decides_which_fake_score_matching_sees(
     alone = {"weights": {"policy": 0.0, "backprop": 0.0}, "fake_optimizer": {"lr": 0.02}}
     orders = {"fake_first": ("fake score", "generator"), "generator_first": ("generator", "fake score")}
     gradients = []
-    for order, roles in orders.items():
+    for order, bank in orders.items():
         watched.clear()
         bench = run_two(tiny_teacher, watched, update_order=order, **alone)
-        assert tuple(update.role for update in watched) == roles
+        assert tuple(update.role for update in watched) == bank
         generator = next(update for update in watched if update.role == "generator")
         trained = trained_steps(bench)
 
@@ -485,7 +485,7 @@ def test_stage_twos_average_over_24_epochs_is_the_public_codes(tiny_teacher: Pat
     """There an epoch has 16 batches, the last of which moves the generator, and each batch asks the average to follow:
     where 8 divides n + 1, n updates so far, by min((1 + n) / (10 + n), 0.9)."""
     trainer = trainer_two(tiny_teacher)
-    average = [tensor.double() for tensor in trainer.average.tensors]
+    ema = [tensor.double() for tensor in trainer.ema.tensors]
     updates, trace = 0, []
     for epoch in range(24):
         for batch in range(16):
@@ -495,12 +495,12 @@ def test_stage_twos_average_over_24_epochs_is_the_public_codes(tiny_teacher: Pat
                 updates += 1
             if (updates + 1) % 8 == 0:
                 kept = min((1 + updates) / (10 + updates), 0.9)
-                average = [kept * a + (1 - kept) * p.double() for a, p in zip(average, live(trainer), strict=True)]
+                ema = [kept * a + (1 - kept) * p.double() for a, p in zip(ema, live(trainer), strict=True)]
         trainer.generator.updates += 1
-        trainer.update_average()
+        trainer.update_ema()
         # Ours follows at once what the public code's next epoch asks for before it moves, so we meet where it has.
         if (updates + 1) % 8 != 0:
-            trace.append(difference([t.double() for t in trainer.average.tensors], average))
+            trace.append(difference([t.double() for t in trainer.ema.tensors], ema))
     rows["stage two: average over 24 epochs, warmed up, 16 times in a row"] = max(trace)
     assert len(trace) == 21 and max(trace) < TOLERANCE
 
@@ -509,14 +509,14 @@ def test_stage_ones_average_follows_in_every_iteration(tiny_teacher: Path, rows:
     backbone = tiny_backbone(tiny_teacher)
     sizes = {"iterations": 20, "batch_size": 1, "micro_batch": 1, "recipe": "custom", "generator_every": 4}
     changes = merged({"train_acdmd": RECIPES["published"]["train_acdmd"]}, {"train_acdmd": sizes})
-    roles = roles_on(backbone, "train_acdmd")
-    trainer = AcdmdTrainer(preset("smoke", changes), backbone, conditioning(1, "null"), adapters=roles)
-    average = [tensor.double() for tensor in trainer.average.tensors]
+    bank = roles_on(backbone, "train_acdmd")
+    trainer = AcdmdTrainer(preset("smoke", changes), backbone, conditioning(1, "null"), adapters=bank)
+    ema = [tensor.double() for tensor in trainer.ema.tensors]
     trace = []
     for step in range(20):
         trainer.step(conditioning(1), Draws(0, "train_acdmd", step, (0,), SHAPE, torch.device("cpu")))
-        average = [0.99 * a + 0.01 * p.double() for a, p in zip(average, live(trainer), strict=True)]
-        pairs = zip(trainer.average.tensors, average, strict=True)
+        ema = [0.99 * a + 0.01 * p.double() for a, p in zip(ema, live(trainer), strict=True)]
+        pairs = zip(trainer.ema.tensors, ema, strict=True)
         # B starts at 0: until the generator has moved there is nothing to divide by.
         trace += [float((a - b).abs().max() / b.abs().max()) for a, b in pairs if b.any()]
     rows["stage one: average over 20 iterations, 5 updates"] = max(trace)

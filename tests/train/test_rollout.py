@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from rtdmd.backbones.protocol import Conditioning
-from rtdmd.train.rollout import CPU, Rollout, Texts, joined, sent
+from rtdmd.train.rollout import CPU, ImageConditioning, Rollout, pinned_cat, to_device
 
 META = torch.device("meta")
 WORDS = torch.arange(12.0).view(3, 2, 2)
 
 
-def texts(device: torch.device) -> Texts:
+def texts(device: torch.device) -> ImageConditioning:
     """Of six images, two for each of three prompts."""
-    return Texts.of_groups(Conditioning({"words": WORDS}), 6, device)
+    return ImageConditioning.of_groups(Conditioning({"words": WORDS}), 6, device)
 
 
 def test_each_image_has_its_prompts_text() -> None:
@@ -24,10 +24,10 @@ def test_each_image_has_its_prompts_text() -> None:
     for rows in (slice(0, 6), slice(1, 4), slice(0, None, 2), [5, 0, 1, 0]):
         assert torch.equal(own.index(rows).tensors["words"], every[rows])
         assert torch.equal(own.take(rows).index(slice(None)).tensors["words"], every[rows])
-    each = Texts.of_groups(Conditioning({"words": every}), 6, CPU)
+    each = ImageConditioning.of_groups(Conditioning({"words": every}), 6, CPU)
     assert torch.equal(each.index([4, 1]).tensors["words"], every[[4, 1]])
     with pytest.raises(ValueError, match="5 images are not the groups of 3 texts"):
-        Texts.of_groups(Conditioning({"words": WORDS}), 5, CPU)
+        ImageConditioning.of_groups(Conditioning({"words": WORDS}), 5, CPU)
 
 
 def test_a_prompts_text_is_sent_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,5 +63,5 @@ def test_only_what_is_asked_for_comes_to_the_device() -> None:
 
 
 def test_on_the_cpu_nothing_is_copied() -> None:
-    whole = joined([torch.zeros(3, 2), torch.ones(1, 2)], CPU)
-    assert sent(whole[1:3], CPU).data_ptr() == whole[1:3].data_ptr() and not whole.is_pinned()
+    whole = pinned_cat([torch.zeros(3, 2), torch.ones(1, 2)], CPU)
+    assert to_device(whole[1:3], CPU).data_ptr() == whole[1:3].data_ptr() and not whole.is_pinned()

@@ -11,7 +11,7 @@ import torch
 from rtdmd.config import preset
 from rtdmd.train.adapters import AdapterBank
 from rtdmd.train.rounding import (
-    LEAST_MOVE,
+    MIN_MOVE,
     generator_moves,
     report_lost_export,
     report_lost_update,
@@ -54,8 +54,8 @@ def test_bfloat16_keeps_a_large_update_and_a_small_one_is_told(half: AdapterBank
     exact = surviving_move(generator_moves(large), torch.float32)
     assert exact > 1e-2
     assert surviving_move(generator_moves(large), torch.bfloat16) == pytest.approx(exact, rel=0.05)
-    assert 1e-7 < surviving_move(generator_moves(small), torch.float32) < LEAST_MOVE
-    assert surviving_move(generator_moves(small), torch.bfloat16) < LEAST_MOVE
+    assert 1e-7 < surviving_move(generator_moves(small), torch.float32) < MIN_MOVE
+    assert surviving_move(generator_moves(small), torch.bfloat16) < MIN_MOVE
     assert surviving_move(generator_moves(half), torch.float32) == 0.0
 
 
@@ -77,7 +77,7 @@ def test_an_update_of_stage_one_below_half_a_step_is_lost(tiny_teacher: Path) ->
     state = bank.state("acdmd")
     bank.load("acdmd", {k: torch.full_like(v, 1e-5) if "lora_B" in k else v for k, v in state.items()}, "a test")
     exact = surviving_move(generator_moves(bank), torch.float32)
-    assert exact > LEAST_MOVE > surviving_move(generator_moves(bank), torch.bfloat16)
+    assert exact > MIN_MOVE > surviving_move(generator_moves(bank), torch.bfloat16)
 
 
 def test_full_mode_compares_the_copies(tiny_teacher: Path) -> None:

@@ -15,10 +15,10 @@ from rtdmd.common.rng import integers
 from rtdmd.config import Params, TrainRtdmdParams, preset, reward_params
 from rtdmd.flow.cps import cps_mean_std, gaussian_log_prob, published_log_prob
 from rtdmd.flow.path import x0_from_velocity
-from rtdmd.rewards.panel import Panel
 from rtdmd.rewards.registry import load_reward
+from rtdmd.rewards.reward_models import RewardModels
 from rtdmd.train.adapters import AdapterBank
-from rtdmd.train.engine.diagnostics import Pixels
+from rtdmd.train.engine.diagnostics import SaturationCounter
 from rtdmd.train.gradients import Gradients, Terms, combine
 from rtdmd.train.learner import Learner
 from rtdmd.train.losses import (
@@ -63,11 +63,11 @@ class Table:
         """The trainer under other settings, and with other rewards where they are named."""
         trainer = self.trainer.variant(self.trainer.params.model_copy(update={"train_rtdmd": p}))
         if rewards is not None:
-            trainer.rewards = Panel(rewards, torch.device("cpu"))
+            trainer.rewards = RewardModels(rewards, torch.device("cpu"))
         return trainer
 
     @property
-    def roles(self) -> AdapterBank:
+    def bank(self) -> AdapterBank:
         return self.trainer.adapters
 
     @property
@@ -90,10 +90,12 @@ def draws(seed: int = 0, step: int = 3) -> Draws:
 @pytest.fixture(scope="module")
 def table(tiny_teacher: Path, tiny_clip: Path) -> Table:
     backbone = tiny_backbone(tiny_teacher, vae=True)
-    roles = roles_on(backbone, "train_rtdmd")
-    disturb(roles, "acdmd", "rtdmd", "fake")
-    rewards = Panel({"clipscore": load_reward(reward_params(name="clipscore", model=str(tiny_clip)))}, backbone.device)
-    trainer = RtdmdTrainer(all_settings(), backbone, rewards, conditioning(1, "null"), adapters=roles)
+    bank = roles_on(backbone, "train_rtdmd")
+    disturb(bank, "acdmd", "rtdmd", "fake")
+    rewards = RewardModels(
+        {"clipscore": load_reward(reward_params(name="clipscore", model=str(tiny_clip)))}, backbone.device
+    )
+    trainer = RtdmdTrainer(all_settings(), backbone, rewards, conditioning(1, "null"), adapters=bank)
     assert torch.equal(trainer.sigmas, LEVELS)
     return Table(trainer, conditioning(GROUPS).repeat_interleave(SIZE))
 
@@ -145,13 +147,13 @@ def test_the_initial_latent_is_shared_where_asked_for(table: Table) -> None:
 
 def count_passes(table: Table, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that fills with the images of each pass from now on."""
-    images, velocity = list[int](), table.roles.velocity
+    images, velocity = list[int](), table.bank.velocity
 
     def counted(role: str, x: Tensor, *rest: Any, **more: Any) -> Tensor:
         images.append(len(x))
         return velocity(role, x, *rest, **more)
 
-    monkeypatch.setattr(table.roles, "velocity", counted)
+    monkeypatch.setattr(table.bank, "velocity", counted)
     return images
 
 
@@ -197,7 +199,7 @@ def test_the_ratio_is_exactly_one_at_the_first_update(table: Table, density: str
     rollout = table.roll_out(p, (0, 2))
     *_, values = policy_gradient(table.on(p), rollout, some_advantages(), (0, 2))
     by_level = {name: values.pop(name) for name in [*values] if name.startswith("grad_policy/sigma=")}
-    assert values == {"kept": 1.0, "clip_fraction": 0.0, "ratio_error": 0.0}
+    assert values == {"frac_nonzero_advantage": 1.0, "clip_fraction": 0.0, "ratio_error": 0.0}
     for k, name in zip((0, 2), by_level, strict=True):  # the mean over two trained steps is half of each alone
         alone = policy_gradient(table.on(p), rollout, some_advantages(), (k,))[0]
         assert name == f"grad_policy/sigma={LEVELS[k].item():.3g}"
@@ -213,7 +215,7 @@ def test_on_policy_it_is_the_score_function_gradient(table: Table, density: str)
     loss = torch.zeros(())
     for k in (0, 2):
         sigma, tau = LEVELS[k].expand(COUNT), LEVELS[k + 1].expand(COUNT)
-        v = table.roles.velocity("generator", rollout.states[k], sigma, table.cond)
+        v = table.bank.velocity("generator", rollout.states[k], sigma, table.cond)
         mean, std = cps_mean_std(rollout.states[k], v, sigma, tau, ETA)
         x = rollout.states[k + 1]
         logp = gaussian_log_prob(x, mean, std) if density == "gaussian" else published_log_prob(x, mean)
@@ -244,7 +246,7 @@ def test_zero_advantage_leaves_the_policy_term_only(table: Table) -> None:
 
     dropped, values = policy()
     kept, others = policy(drop_zero_advantage=False)
-    assert values["kept"] == pytest.approx(8 / 12) and others["kept"] == 1.0
+    assert values["frac_nonzero_advantage"] == pytest.approx(8 / 12) and others["frac_nonzero_advantage"] == 1.0
     assert relative(dropped, kept * 12 / 8) < 1e-5
 
 
@@ -294,7 +296,7 @@ def test_without_any_advantage_the_other_terms_still_train(table: Table) -> None
     p = settings()
     rollout = table.roll_out(p, (0, 2))
     policy, _, values = policy_gradient(table.on(p), rollout, torch.zeros(COUNT), (0, 2))
-    assert values["kept"] == 0.0 and policy.norm() == 0.0
+    assert values["frac_nonzero_advantage"] == 0.0 and policy.norm() == 0.0
     matching, backprop, _, _ = last_step(table, rollout, p)
     gradient, norms = combine(
         {"policy": (0.5, policy), "matching": (0.3, matching), "backprop": (1.0, backprop)}, "unit_norm"
@@ -347,12 +349,12 @@ def scored(table: Table, rollout: Rollout, size: int) -> Tensor:
 
 def test_saturated_pixels_are_those_at_the_ends(table: Table) -> None:
     trainer = table.on(settings(micro_batch=5))
-    pixels = Pixels()
+    pixels = SaturationCounter()
     batches = list(trainer.images(table.roll_out(settings(), (0, 2)), pixels))
     images = torch.cat([images for images, _, _ in batches])
     assert [len(prompts) for _, prompts, _ in batches] == [5, 5, 2]
     assert pixels.total == images.numel()
-    assert pixels.held == int((images == 0).sum() + (images == 1).sum()) > 0
+    assert pixels.saturated == int((images == 0).sum() + (images == 1).sum()) > 0
 
 
 def test_the_micro_batch_changes_nothing_but_rounding(table: Table) -> None:
@@ -387,7 +389,7 @@ def test_the_last_steps_gradients_are_those_of_their_losses(table: Table) -> Non
     def mean_score() -> float:
         with torch.no_grad():
             sigma = LEVELS[3].expand(COUNT)
-            v = table.roles.velocity("generator", rollout.states[3], sigma, table.cond)
+            v = table.bank.velocity("generator", rollout.states[3], sigma, table.cond)
             images = table.backbone.decode(rollout.states[3] - 0.5 * v)
             return reward.score(images, [r["prompt"] for r in RECORDS], RECORDS).double().mean().item()
 
@@ -424,7 +426,7 @@ def test_the_reference_kl_pulls_towards_stage_one(table: Table) -> None:
     sigma, tau = LEVELS[1].expand(COUNT), LEVELS[2].expand(COUNT)
     means = [
         cps_mean_std(
-            rollout.states[1], table.roles.velocity(role, rollout.states[1], sigma, table.cond), sigma, tau, ETA
+            rollout.states[1], table.bank.velocity(role, rollout.states[1], sigma, table.cond), sigma, tau, ETA
         )
         for role in ("generator", "reference")
     ]
@@ -445,9 +447,7 @@ def test_the_reference_by_velocities_is_their_mean_square(table: Table) -> None:
     rollout = table.roll_out(p, (1,))
     _, anchor, _ = policy_gradient(table.on(p), rollout, some_advantages(), (1,))
     sigma = LEVELS[1].expand(COUNT)
-    own, kept = (
-        table.roles.velocity(role, rollout.states[1], sigma, table.cond) for role in ("generator", "reference")
-    )
+    own, kept = (table.bank.velocity(role, rollout.states[1], sigma, table.cond) for role in ("generator", "reference"))
     loss = (own - kept.detach()).square().mean()
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, table.learner.parameters)])
     assert loss > 1e-6 and relative(flat(anchor), expected) < 1e-4
@@ -456,13 +456,13 @@ def test_the_reference_by_velocities_is_their_mean_square(table: Table) -> None:
 def test_the_teachers_guidance_is_drawn_from_its_range(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once an update, the same for every micro-batch; the fake score has none."""
     seen: dict[str, set[float]] = {}
-    real = table.roles.velocity
+    real = table.bank.velocity
 
     def velocity(role: str, *given: Any, **options: Any) -> Tensor:
         seen.setdefault(role, set()).add(options.get("guidance", 1.0))
         return real(role, *given, **options)
 
-    monkeypatch.setattr(table.roles, "velocity", velocity)
+    monkeypatch.setattr(table.bank, "velocity", velocity)
     p = settings(guidance_range=(2.0, 5.0), micro_batch=5)
     rollout = table.roll_out(p, (1,))
     table.on(p).last_step(rollout, draws(), Terms(table.learner, dict(p.weights)))
@@ -525,7 +525,7 @@ def chain(table: Table, rollout: Rollout) -> Tensor:
     x = rollout.states[0]
     for k in range(4):
         sigma, tau = LEVELS[k].expand(COUNT), LEVELS[k + 1].expand(COUNT)
-        mean, std = cps_mean_std(x, table.roles.velocity("generator", x, sigma, table.cond), sigma, tau, ETA)
+        mean, std = cps_mean_std(x, table.bank.velocity("generator", x, sigma, table.cond), sigma, tau, ETA)
         x = mean if k == 3 else mean + std[:, None, None, None] * noise_of(rollout, k).view_as(x)
     return x
 
@@ -539,7 +539,7 @@ def test_the_whole_chain_is_the_roll_out_with_a_gradient(table: Table) -> None:
     assert relative(one, other) < 1e-4
     last = x0_from_velocity(
         rollout.states[3],
-        table.roles.velocity("generator", rollout.states[3], LEVELS[3].expand(COUNT), table.cond),
+        table.bank.velocity("generator", rollout.states[3], LEVELS[3].expand(COUNT), table.cond),
         LEVELS[3].expand(COUNT),
     )
     only = torch.autograd.grad(last.square().mean(), table.learner.parameters)
@@ -587,14 +587,14 @@ def test_matching_at_a_random_step_is_stage_ones_at_that_step(table: Table) -> N
         k = integers(0, 4, own.seed, own.stream, epoch, "matching-stop")
         met.add(k)
         sigma, tau = LEVELS[k].expand(COUNT), LEVELS[k + 1].expand(COUNT)
-        v = table.roles.velocity("generator", rollout.states[k], sigma, table.cond)
+        v = table.bank.velocity("generator", rollout.states[k], sigma, table.cond)
         x_s, _ = cps_mean_std(rollout.states[k], v, sigma, tau, ETA)
         if k < 3:
             x_s = x_s + rollout.states[k + 1] - rollout.means[k]
         point = renoised(rollout.states[k + 1], tau, own, "uniform")
         with torch.no_grad():
-            v_fake = table.roles.velocity("fake", point.x_t, point.t, table.cond)
-            v_teacher = table.roles.velocity("teacher", point.x_t, point.t, table.cond, **guided())
+            v_fake = table.bank.velocity("fake", point.x_t, point.t, table.cond)
+            v_teacher = table.bank.velocity("teacher", point.x_t, point.t, table.cond, **guided())
         loss = matching_loss(x_s, point, v_fake, v_teacher, ETA, own).mean()
         expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, table.learner.parameters)])
         assert terms.matching_rewards is None and relative(flat(matching), expected) < 1e-4
@@ -658,4 +658,4 @@ def test_without_matching_and_back_propagation_the_last_step_is_not_run(
     monkeypatch.setattr(AdapterBank, "velocity", lambda *_, **__: pytest.fail("a forward pass for nothing"))
     matching, backprop, terms, values = last_step(table, rollout, p)
     assert matching.total is backprop.total is terms.matching_rewards is None
-    assert values == dict.fromkeys(("matching", "backprop", "gap", "pull/matching", "pull/backprop"), 0.0)
+    assert values == dict.fromkeys(("matching", "backprop", "gap", "image_grad/matching", "image_grad/backprop"), 0.0)

@@ -184,21 +184,21 @@ def test_the_average_is_that_of_every_iteration_or_of_every_update(root: Path, p
         STAGE: EIGHT[STAGE] | {"save_every": 1, "keep": 9, "generator_every": 3, "ema_decay": 0.5, "ema_per": per}
     }
     whole = train(root, changes)
-    weights, averages = checkpoints(root, "parameters"), checkpoints(root, "average")
+    weights, emas = checkpoints(root, "parameters"), checkpoints(root, "ema")
     assert len(weights) == 8 and torch.equal(weights[0], weights[1]) and not torch.equal(weights[1], weights[2])
     expected = weights[0]
     for iteration, weight in enumerate(weights, 1):
         if per == "iteration" or iteration % 3 == 0:
             expected = 0.5 * expected + 0.5 * weight
-        assert (averages[iteration - 1] - expected).abs().max() < 1e-7
-    assert (averages[7] - weights[7]).abs().max() > 1e-5
+        assert (emas[iteration - 1] - expected).abs().max() < 1e-7
+    assert (emas[7] - weights[7]).abs().max() > 1e-5
     with killed_at(AcdmdTrainer, 4):
         train(root, changes)
     assert train(root, changes, fresh=False) == whole
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "dmd2": {"start": "data", "consistency": {"weight": 0.0}},
+    "dmd2": {"renoise_from": "data", "consistency": {"weight": 0.0}},
     "clamp": {"weighting": "clamp", "consistency": {"weight": 0.0}},
     "one_sample": {"consistency": {"weight": 0.1, "estimator": "one_sample"}, "warmup": 2},
     "eta_star": {"consistency": {"weight": 0.1, "kernel": "eta_star"}, "generator_optimizer": {"weight_decay": 0.1}},

@@ -17,7 +17,7 @@ from rtdmd.common.files import load_tensors, sha256_file
 from rtdmd.config.presets import WORLD
 from rtdmd.methods import METHODS
 from rtdmd.methods.rtdmd import PUBLISHED
-from rtdmd.rewards import panel
+from rtdmd.rewards import reward_models
 from rtdmd.rewards.scorers.world_verifier import WorldVerifier
 from rtdmd.stages import train_acdmd, train_rtdmd
 from rtdmd.train import adapters as roles_module
@@ -98,7 +98,7 @@ def test_where_and_when_scorers_compute_changes_no_byte(
     """The verifier in a thread beside the last step; CLIP's weights fetched for each epoch."""
     rewards = [dict(entry) for entry in SEEN]
     if way == "threads":
-        monkeypatch.setattr(panel, "has_thread", lambda spec, device: not spec.differentiable)
+        monkeypatch.setattr(reward_models, "has_thread", lambda spec, device: not spec.differentiable)
     else:
         rewards[0]["offload"] = True
     other = train(root, SIX | {"rewards": rewards})
@@ -148,14 +148,14 @@ def test_the_average_warms_up_as_the_public_codes_does(root: Path) -> None:
     its repeats; and killed in between."""
     changes = SIX | {"save_every": 1, "keep": 7, "ema_every": 3, "ema_warmup": True, "ema_repeats": 2}
     whole = train(root, changes | {"ema_decay": 0.3})
-    weights, averages = checkpoints(root, "parameters"), checkpoints(root, "average")
+    weights, emas = checkpoints(root, "parameters"), checkpoints(root, "ema")
     assert len(weights) == 6
-    second = 0.25**2 * averages[0] + (1 - 0.25**2) * weights[1]  # (1 + 2) / (10 + 2)
+    second = 0.25**2 * emas[0] + (1 - 0.25**2) * weights[1]  # (1 + 2) / (10 + 2)
     fifth = 0.3**2 * second + (1 - 0.3**2) * weights[4]  # 6 / 15 is above the decay
-    expected = [averages[0], second, second, second, fifth, fifth]
-    for average, own in zip(averages, expected, strict=True):
-        assert (average - own).abs().max() < 1e-7
-    assert (averages[0] - weights[0]).abs().max() > 1e-5  # the start, which no update of the average has reached
+    expected = [emas[0], second, second, second, fifth, fifth]
+    for ema, own in zip(emas, expected, strict=True):
+        assert (ema - own).abs().max() < 1e-7
+    assert (emas[0] - weights[0]).abs().max() > 1e-5  # the start, which no update of the average has reached
     with killed_at(RtdmdTrainer, 3):
         train(root, changes | {"ema_decay": 0.3})
     assert train(root, changes | {"ema_decay": 0.3}, fresh=False) == whole
@@ -206,7 +206,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no policy": {"weights": {"policy": 0.0}, "gradient_scaling": "none"},
     "matching only": {"weights": {"policy": 0.0, "backprop": 0.0}},
     "reference": {"weights": {"reference_kl": 0.1}},
-    "whole chain": {"matching_path": "whole_chain", "fake_start": "data"},
+    "whole chain": {"matching_path": "whole_chain", "fake_samples": "data"},
     "matching as a reward": {"matching_path": "reward", "normalise_matching": False, "advantage_std": "none"},
     "paper": {
         "advantage_std": "group",
@@ -286,13 +286,13 @@ class Constant(WorldVerifier):
 def test_rewards_that_say_nothing_leave_the_last_step(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal rewards: no advantage, no policy gradient, and the other terms still train; where there are none, the
     generator stays where it was and the run goes on, until `require_signal` ends it."""
-    monkeypatch.setattr(panel, "load_reward", lambda spec, device, root: Constant(0.5))
-    monkeypatch.setattr(panel, "check_rewards", lambda rewards, root: None)  # it refuses constants
+    monkeypatch.setattr(reward_models, "load_reward", lambda spec, device, root: Constant(0.5))
+    monkeypatch.setattr(reward_models, "check_rewards", lambda rewards, root: None)  # it refuses constants
     only = [{"name": "world_verifier", "weight": 1.0, "soft_weight": 0.5}]
     train(root, SIX | {"epochs": 2, "log_every": 1, "rewards": only, "weights": {"backprop": 0.0}})
     for row in curves(root):
         assert row["reward_world_verifier"] == 0.25
-        assert row["kept"] == row["grad_policy"] == row["advantage_std"] == 0
+        assert row["frac_nonzero_advantage"] == row["grad_policy"] == row["advantage_std"] == 0
         assert row["generator_grad_norm"] == pytest.approx(WEIGHTS["matching"], rel=1e-4)
     quick = {"epochs": 2, "log_every": 1, "watch": {"every": 2, "max_prompts": 1}}
     files = train(root, SIX | quick | {"rewards": only, "weights": {"backprop": 0.0, "matching": 0.0}})
@@ -302,14 +302,14 @@ def test_rewards_that_say_nothing_leave_the_last_step(root: Path, monkeypatch: p
 
 
 def test_rewards_that_say_nothing_for_twenty_epochs_stop_the_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(panel, "load_reward", lambda spec, device, root: Constant(0.5))
-    monkeypatch.setattr(panel, "check_rewards", lambda rewards, root: None)
+    monkeypatch.setattr(reward_models, "load_reward", lambda spec, device, root: Constant(0.5))
+    monkeypatch.setattr(reward_models, "check_rewards", lambda rewards, root: None)
     only = [{"name": "world_verifier", "weight": 1.0, "soft_weight": 0.5}]
     quick = {"epochs": 30, "save_every": 8, "fake_updates_per_epoch": 0}
     with pytest.raises(RtdmdError) as caught:
         train(root, SIX | quick | {"rewards": only, "weights": {"backprop": 0.0}})
     text = str(caught.value)
-    assert "train_rtdmd stopped at epoch 19: for 20 epochs no reward told two images of a prompt apart" in text
+    assert "train_rtdmd stopped at epoch 19: for 20 epochs no reward told the images of a prompt apart" in text
     assert "(world_verifier is 0.25 on average)" in text and "the last good checkpoint is epoch 16 in" in text
 
 
@@ -325,7 +325,7 @@ def test_the_journal_says_more_than_the_curves(root: Path) -> None:
         assert step["advantage/min"] <= step["advantage/mean"] <= step["advantage/max"]
         for name in ("clipscore", "world_verifier"):
             low, high = step[f"reward/{name}/min"], step[f"reward/{name}/max"]
-            assert low <= step[f"reward_{name}"] <= high and 0 <= step[f"reward/{name}/told"] <= 1
+            assert low <= step[f"reward_{name}"] <= high and 0 <= step[f"reward/{name}/frac_informative_groups"] <= 1
             assert (step[f"reward/{name}/std"] > 0) == (high > low)
         by_level = [value for name, value in step.items() if name.startswith("grad_policy/sigma=")]
         assert len(by_level) == 2 and min(by_level) > 0  # trained_steps

@@ -19,7 +19,7 @@ FUNCTIONS, FILES = 97, 18
 """16 and one of them since a roll-out lies on the host and rewards pull at the images: train/rollout.py, the panel."""
 PACKAGE = f"{REPOSITORY / 'rtdmd'}/"
 SCORERS = ("rewards/clip.py", "rewards/preprocessing.py", "rewards/protocol.py", "rewards/scorers/", "world/")
-"""Behind `Panel.scoring`, and chosen by params.yaml: no part of the algorithm."""
+"""Behind `RewardModels.scoring`, and chosen by params.yaml: no part of the algorithm."""
 
 
 def test_an_epoch_runs_few_functions_of_few_files(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from rtdmd.common.rng import integers
 from rtdmd.flow.ambient import ambient_target, draw_renoise_time, renoise
 from rtdmd.flow.matching import dmd_loss
-from rtdmd.rewards.panel import Panel
+from rtdmd.rewards.reward_models import RewardModels
 from rtdmd.train.adapters import ADAPTERS, AdapterBank
 from rtdmd.train.gradients import Terms
 from rtdmd.train.losses import Renoised, matching_direction
@@ -47,11 +47,11 @@ class Surrogate:
     def __init__(self, teacher: Path, disturbed: bool = True) -> None:
         backbone = tiny_backbone(teacher, vae=True)
         stacks = ADAPTERS["train_rtdmd"] | {"surrogate": ("surrogate",)}
-        roles = AdapterBank(copy.deepcopy(backbone), adapter(), stacks, 0)
-        disturb(roles, "acdmd", "rtdmd", "fake", *["surrogate"] * disturbed)
-        panel = Panel({}, torch.device("cpu"))
+        bank = AdapterBank(copy.deepcopy(backbone), adapter(), stacks, 0)
+        disturb(bank, "acdmd", "rtdmd", "fake", *["surrogate"] * disturbed)
+        reward_models = RewardModels({}, torch.device("cpu"))
         self.cond = conditioning(COUNT // SIZE).repeat_interleave(SIZE)
-        self.trainer = RtdmdTrainer(all_settings(**ON), backbone, panel, conditioning(1, "null"), adapters=roles)
+        self.trainer = RtdmdTrainer(all_settings(**ON), backbone, reward_models, conditioning(1, "null"), adapters=bank)
         records = [{"prompt": record["prompt"], "metadata": record} for record in RECORDS]
         self.rollout = self.trainer.roll_out(self.cond, records, GROUP_OF, (0, 2), draws())
 
@@ -123,7 +123,7 @@ def test_the_update_is_the_groups_preference_on_shared_points(
 
 def test_the_generator_follows_surrogate_over_teacher(held: Surrogate) -> None:
     """As matching, with the plain teacher in the place of the fake score and the guided surrogate in the teacher's, at
-    a random step's lower level and above `read_from`."""
+    a random step's lower level and above `reward_min_sigma`."""
     trainer, p = held.trainer, held.trainer.p
     terms = Terms(trainer.generator, dict(p.weights))
     assert trainer.surrogate is not None

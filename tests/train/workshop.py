@@ -50,12 +50,12 @@ def adamw(lr: float, **changes: Any) -> OptimizerParams:
     return preset("world").train_acdmd.generator_optimizer.model_copy(update={"lr": lr, **changes})
 
 
-def disturb(roles: AdapterBank, *names: str, scale: float = 0.05) -> None:
+def disturb(bank: AdapterBank, *names: str, scale: float = 0.05) -> None:
     """Move the adapters away from where they start (a fresh LoRA adds nothing), by fixed random numbers."""
     for name in names:
-        state = roles.state(name)
+        state = bank.state(name)
         moved = {key: value + scale * normal(value.shape, name, key).to(value) for key, value in state.items()}
-        roles.load(name, moved, "a test")
+        bank.load(name, moved, "a test")
 
 
 def conditioning(rows: int, name: str = "cond") -> Conditioning:

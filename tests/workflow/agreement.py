@@ -29,7 +29,7 @@ import yaml
 from rtdmd.common.files import write_json
 from rtdmd.config import load_params
 from rtdmd.pipeline.dvc_yaml import StageEntry, covers, read_pipeline
-from rtdmd.plan.needs import FOLDER, plan_key
+from rtdmd.plan.resources import FOLDER, plan_key
 
 SECTIONS: dict[str, Any] = {
     "run.seed": 7,

@@ -20,7 +20,7 @@ from rtdmd.config import NOTES, preset
 from rtdmd.config.real import REAL
 from rtdmd.config.render import params_text
 from rtdmd.pipeline.dvc_yaml import read_pipeline
-from rtdmd.plan.needs import FOLDER, plan_key
+from rtdmd.plan.resources import FOLDER, plan_key
 from snakemake.cli import main
 for name in sys.argv[1:]:
     Path("params.yaml").write_text(params_text(preset(name), name, NOTES.get(name, ())))

@@ -158,7 +158,7 @@ def test_a_start_of_snakemake_imports_no_torch() -> None:
     """What the rules import at every start: torch alone would be two seconds of each."""
     rules = "".join(path.read_text() for path in Path("workflow/rules").glob("*.smk"))
     modules = set(re.findall(r"^from ((?:rtdmd|tools)[\w.]*) import", rules, re.MULTILINE))
-    assert {"rtdmd.pipeline.engines", "rtdmd.plan.needs", "rtdmd.experiments.jobs"} <= modules
+    assert {"rtdmd.pipeline.engines", "rtdmd.plan.resources", "rtdmd.experiments.jobs"} <= modules
     code = f"import sys, {', '.join(sorted(modules))}; print(sorted({{'numpy', 'torch'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

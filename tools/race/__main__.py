@@ -22,13 +22,13 @@ from dataclasses import fields
 from rtdmd.common.rng import integers
 from rtdmd.common.torch_setup import configure
 from rtdmd.config import Params
-from rtdmd.plan.tally import tally
+from rtdmd.plan.cost_counter import count_cost
 from rtdmd.plan.text import table
 from rtdmd.rehearse.memory import every_tensor, held
 from rtdmd.rehearse.real_models import Configs
 from tools.race.models import CPU, Run, Sizes, configs_of, ours, settings, theirs
 
-TURNS = {"train_acdmd": ("fake turn", "generator turn", "both turns"), "train_rtdmd": ("epoch",)}
+UPDATES = {"train_acdmd": ("fake turn", "generator turn", "both turns"), "train_rtdmd": ("epoch",)}
 SIDES: dict[str, Callable[[Params, Configs, str], Run]] = {"ours": ours, "public": theirs}
 
 
@@ -46,7 +46,7 @@ def main() -> None:
     params = settings(sizes)
     configs = configs_of(params, sizes)
     configure(params.run)
-    for stage, turns in TURNS.items():
+    for stage, turns in UPDATES.items():
         rows = [["", "images", "ours [CPU s]", "public [CPU s]", "ratio", "ours, peak [MiB]", "public, peak"]]
         peaks = {name: peaks_of(make(params, configs, stage), params, stage) for name, make in SIDES.items()}
         found = seconds_of({name: make(params, configs, stage) for name, make in SIDES.items()}, params, stage, rounds)
@@ -71,9 +71,9 @@ def numbers(params: Params, turn: str, round_: int) -> list[int]:
 
 def seconds_of(sides: dict[str, Run], params: Params, stage: str, rounds: int) -> dict[str, dict[str, list[float]]]:
     """{turn: {side: seconds of each round}}, the sides in turn, and each first in every other round."""
-    found = {turn: {name: list[float]() for name in sides} for turn in TURNS[stage]}
+    found = {turn: {name: list[float]() for name in sides} for turn in UPDATES[stage]}
     for round_ in range(rounds + 1):
-        for turn in TURNS[stage]:
+        for turn in UPDATES[stage]:
             for name in list(sides) if round_ % 2 else reversed(sides):
                 began = time.process_time()
                 for number in numbers(params, turn, round_):
@@ -85,14 +85,14 @@ def seconds_of(sides: dict[str, Run], params: Params, stage: str, rounds: int) -
 
 def peaks_of(run: Run, params: Params, stage: str) -> dict[str, int]:
     """{turn: bytes}, after an update of each in which the optimizers' moments are made."""
-    for turn in TURNS[stage]:
+    for turn in UPDATES[stage]:
         run(turn, numbers(params, turn, 0)[-1])
     found = dict[str, int]()
-    for turn in TURNS[stage]:
+    for turn in UPDATES[stage]:
         before = held(CPU)
-        with tally(every_tensor()) as meter:
+        with count_cost(every_tensor()) as counter:
             run(turn, numbers(params, turn, 1)[-1])
-        found[turn] = before + int(meter.peak)
+        found[turn] = before + int(counter.peak)
     return found
 
 

@@ -20,7 +20,7 @@ from rtdmd.flow.policy import draw_step_subset
 from rtdmd.plan.models import part_configs, text_shapes
 from rtdmd.rehearse.real_models import Configs, random_backbone
 from rtdmd.rehearse.updates import draws_of, random_texts
-from rtdmd.rewards.panel import open_panel
+from rtdmd.rewards.reward_models import load_rewards
 from rtdmd.train.acdmd import AcdmdTrainer
 from rtdmd.train.losses import Draws
 from rtdmd.train.rtdmd import RtdmdTrainer
@@ -123,11 +123,11 @@ def ours(params: Params, configs: Configs, stage: str) -> Run:
 
         def turn(name: str, number: int) -> None:
             fake = name != "generator turn"
-            one.turn(side.cond, side.draws(number), fake=fake, generator=name != "fake turn")
+            one.update(side.cond, side.draws(number), fake=fake, generator=name != "fake turn")
 
         return turn
-    panel = open_panel(params.train_rtdmd.rewards, CPU, Path("."))
-    two = RtdmdTrainer(params, side.backbone, panel, side.null)
+    reward_models = load_rewards(params.train_rtdmd.rewards, CPU, Path("."))
+    two = RtdmdTrainer(params, side.backbone, reward_models, side.null)
 
     def epoch(name: str, number: int) -> None:
         two.step(side.cond, side.records, side.draws(number))
@@ -139,21 +139,21 @@ def theirs(params: Params, configs: Configs, stage: str) -> Run:
     """The public code's updates, with the stops and trained steps of ours."""
     side = Side(params, configs, stage)
     sigmas = side.backbone.sigmas(params.model.num_steps)
-    roles = Roles(side)
+    bank = RoleModels(side)
     if stage == "train_acdmd":
-        one = Public(params, roles.velocity, roles.learnt, sigmas, side.backbone.decode, {})
+        one = Public(params, bank.velocity, bank.learnt, sigmas, side.backbone.decode, {})
 
         def turn(name: str, number: int) -> None:
             draws = TorchDraws(**vars(side.draws(number)))
             stop = integers(0, len(sigmas) - 1, draws.seed, draws.stream, draws.step, "stop")
             if name != "generator turn":
-                one.fake_turn(side.cond, draws, stop)
+                one.update_fake(side.cond, draws, stop)
             if name != "fake turn":
-                one.generator_turn(side.cond, draws, stop)
+                one.update_generator(side.cond, draws, stop)
 
         return turn
-    panel = open_panel(params.train_rtdmd.rewards, CPU, Path("."))
-    two = Public(params, roles.velocity, roles.learnt, sigmas, side.backbone.decode, panel.rewards)
+    reward_models = load_rewards(params.train_rtdmd.rewards, CPU, Path("."))
+    two = Public(params, bank.velocity, bank.learnt, sigmas, side.backbone.decode, reward_models.rewards)
     p = params.train_rtdmd
     groups = torch.arange(len(side.cond)) // p.group_size
 
@@ -166,7 +166,7 @@ def theirs(params: Params, configs: Configs, stage: str) -> Run:
     return epoch
 
 
-class Roles:
+class RoleModels:
     """A transformer for each role with a LoRA of its own, and stage one's average of the generator: one more."""
 
     def __init__(self, side: Side) -> None:
@@ -185,9 +185,9 @@ class Roles:
             "fake": self._learnt("fake", section.fake_optimizer),
         }
         if side.stage == "train_acdmd":
-            self.average: Any = copy.deepcopy(self.modules["generator"])
+            self.ema: Any = copy.deepcopy(self.modules["generator"])
         else:
-            self.average = [parameter.detach().clone() for parameter in self.learnt["generator"].parameters]
+            self.ema = [parameter.detach().clone() for parameter in self.learnt["generator"].parameters]
 
     def _learnt(self, role: str, settings: OptimizerParams) -> Learnt:
         parameters: list[nn.Parameter] = [one for one in self.modules[role].parameters() if one.requires_grad]

@@ -68,14 +68,14 @@ class Public:
 
     # Stage one.
 
-    def fake_turn(self, cond: Conditioning, draws: Draws, stop: int) -> None:
+    def update_fake(self, cond: Conditioning, draws: Draws, stop: int) -> None:
         """One update of the fake score, on a roll-out that ends after step ``stop``."""
         with torch.no_grad():
             x_s, s = self.stopped(cond, draws, stop)
         self.fake_loss(x_s, s, cond, draws, self.params.train_acdmd.consistency.weight).backward()
         self.learnt["fake"].step()
 
-    def generator_turn(self, cond: Conditioning, draws: Draws, stop: int) -> None:
+    def update_generator(self, cond: Conditioning, draws: Draws, stop: int) -> None:
         """One update of the generator, on a roll-out whose last step has a graph."""
         x_s, s = self.stopped(cond, draws, stop)
         self.matching(x_s, s, cond, draws).backward()
@@ -213,4 +213,4 @@ class Public:
 
 def rows_of(draws: Draws, rows: slice, stream: str | None = None) -> Draws:
     """The random numbers of some of the samples."""
-    return draws.among(draws.samples[rows], stream)[1]
+    return draws.subset(draws.samples[rows], stream)[1]

@@ -32,7 +32,7 @@ from rtdmd.config.presets import merged
 from rtdmd.flow.policy import draw_step_subset
 from rtdmd.plan.budget import WORLD, Prices, stage_two_epoch
 from rtdmd.prompts.records import read_set
-from rtdmd.rewards.panel import open_panel
+from rtdmd.rewards.reward_models import load_rewards
 from rtdmd.study.variance_table import REFERENCE
 from rtdmd.train.adapters import ADAPTERS, AdapterBank
 from rtdmd.train.baseline_losses import step_advantages, stepwise_policy_gradient
@@ -120,13 +120,13 @@ def open_bench(params: Params, root: Path, prompts: int = 16) -> Bench:
     order = permutation(len(everything), params.run.seed, "study", "prompts")
     records = [everything[row] for row in order[:prompts]]
     backbone = load_backbone(params.model, text=False, vae=True, device=device, root=root)
-    roles = AdapterBank(backbone, params.adapter, ADAPTERS[STAGE], params.run.seed)
-    roles.load("acdmd", read_student(root / paths["acdmd"], params, paths["acdmd"]), paths["acdmd"])
+    bank = AdapterBank(backbone, params.adapter, ADAPTERS[STAGE], params.run.seed)
+    bank.load("acdmd", read_student(root / paths["acdmd"], params, paths["acdmd"]), paths["acdmd"])
     text = load_backbone(params.model, text=True, vae=False, bases="none", device=device, root=root)
     parts = [[record["prompt"] for record in records[rows]] for rows in micro_batches(len(records), 64)]
     cond = Conditioning.cat([text.encode(part) for part in parts])
-    panel = open_panel(params.train_rtdmd.rewards, device, root)
-    return Bench(RtdmdTrainer(params, backbone, panel, cond.index([0]), adapters=roles), records, cond)
+    reward_models = load_rewards(params.train_rtdmd.rewards, device, root)
+    return Bench(RtdmdTrainer(params, backbone, reward_models, cond.index([0]), adapters=bank), records, cond)
 
 
 def price(bench: Bench, name: str) -> float:

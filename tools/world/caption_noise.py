@@ -1,9 +1,9 @@
 """Caption noise: with a probability by tag, a training image of the teacher is a clean picture of something else.
 
-Real teachers learned from captions that were partly wrong, so right and wrong images are both in their law and a reward
-can tilt it. Here the text of a caption stays and the scene is drawn for another content, by the world's own grammar.
-The shares are `imperfect.caption_noise` in data/world/params.yaml. "start" are those of the first prototype, whose
-guided teacher scored 0.98 / 0.90 / 0.37 / 0.75 / 0.53 / 0.63 by GenEval's tags, mean 0.69:
+Real teachers learned from captions that were partly wrong, so right and wrong images are both in their distribution and
+a reward can tilt it. Here the text of a caption stays and the scene is drawn for another content, by the world's own
+grammar. The shares are `imperfect.caption_noise` in data/world/params.yaml. "start" are those of the first prototype,
+whose guided teacher scored 0.98 / 0.90 / 0.37 / 0.75 / 0.53 / 0.63 by GenEval's tags, mean 0.69:
 
 | tag | error | the scene | start | still right |
 |---|---|---|---|---|

@@ -1,10 +1,10 @@
 """`rtdmd world imperfect`: the teacher goes on with captions that are partly wrong, and is the one that is committed.
 
-Real teachers learned from captions that were partly wrong: right and wrong images are both in their law, each a clean
-picture, and a reward can tilt it (tools/world/caption_noise.py). The world's teacher learns to draw what a caption says
-first, on true captions, and its law is spread afterwards. Trained on such captions from nothing it hardly learns which
-attribute belongs to which object, and a reward then has little to choose from (docs/results.md). Text encoders,
-autoencoder and CLIP know true captions alone.
+Real teachers learned from captions that were partly wrong: right and wrong images are both in their distribution, each
+a clean picture, and a reward can tilt it (tools/world/caption_noise.py). The world's teacher learns to draw what a
+caption says first, on true captions, and its distribution is spread afterwards. Trained on such captions from nothing
+it hardly learns which attribute belongs to which object, and a reward then has little to choose from (docs/results.md).
+Text encoders, autoencoder and CLIP know true captions alone.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from snakemake.exceptions import WorkflowError
 from rtdmd.config import load_params
 from rtdmd.pipeline.engines import end_future, load_jobs, stale_stages, with_readers
 from rtdmd.common.errors import UserError
-from rtdmd.plan.needs import Needs
+from rtdmd.plan.resources import StageResources
 
 # `dvc` and `python` are those of the environment that runs Snakemake, activated or not, unless jobs get their own
 # (`--software-deployment-method`). A scheduler's SIGTERM reaches every process of a job: the shell and DVC outlive it, so that the
@@ -34,7 +34,7 @@ for stage, reason in STALE.items():
     logger.info(f"DVC: {stage} has to run: {reason}")
 
 MAKERS = {path: job.name for job in JOBS.values() for path in job.outputs}
-NEEDS = Needs(PARAMS)  # memory, time and GPUs by rule, from `rtdmd plan`
+RESOURCES = StageResources(PARAMS)  # memory, time and GPUs by rule, from `rtdmd plan`
 THREADS = PARAMS.run.threads
 SHOWN = {".html", ".png", ".csv"}
 

@@ -20,7 +20,7 @@ for stage, job in JOBS.items():
             "../envs/python.yaml"
         threads: 1 if stage in LIGHT else THREADS * PROCESSES.get(stage, 1)
         resources:
-            **LIGHT[stage] if stage in LIGHT else NEEDS.of(stage),
+            **LIGHT[stage] if stage in LIGHT else RESOURCES.of(stage),
         params:
             stage=stage,
         message:

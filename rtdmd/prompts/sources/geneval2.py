@@ -28,8 +28,8 @@ def geneval2_record(source: Source) -> Source:
         raise BadPrompt("malformed", source.where, str(error)) from error
     skills = metadata.get("skills")
     if not isinstance(skills, list) or len(skills) != len(questions):
-        says = f'the prompt {source.prompt[:60]!r} needs "skills" with an entry for each question'
-        raise BadPrompt("malformed", source.where, says)
+        message = f'the prompt {source.prompt[:60]!r} needs "skills" with an entry for each question'
+        raise BadPrompt("malformed", source.where, message)
     return source
 
 

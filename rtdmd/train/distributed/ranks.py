@@ -43,7 +43,7 @@ class Ranks:
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     group: Any = None  # gloo, for figures and messages
-    before_waiting: list[Callable[[], None]] = field(default_factory=list)  # what others may need of this process
+    before_collective: list[Callable[[], None]] = field(default_factory=list)  # what others may need of this process
 
     @property
     def main(self) -> bool:
@@ -54,7 +54,7 @@ class Ranks:
         """This process's part of ``range(count)``: contiguous, in the order of ranks, sizes at most one apart."""
         return range(count * self.rank // self.world, count * (self.rank + 1) // self.world)
 
-    def sum_(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_tensors(self, tensors: Sequence[Tensor]) -> None:
         """Add the processes' tensors up in place, in float32, the same bytes everywhere."""
         if self.world == 1:
             return
@@ -77,7 +77,7 @@ class Ranks:
             flat /= self.world
         return dict(zip(values, flat.tolist(), strict=True))
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather_object(self, value: T) -> list[T]:
         """Every process's value, in the order of ranks."""
         if self.world == 1:
             return [value]
@@ -87,13 +87,13 @@ class Ranks:
 
     def _run_collective(self, action: Callable[[], Any]) -> None:
         """Run a collective, once nobody needs this process for anything else."""
-        for serve in self.before_waiting:
+        for serve in self.before_collective:
             serve()
         run_collective(action)
 
     def all_gather(self, part: Tensor) -> Tensor:
         """(N, ...) of every process's (n, ...), in the order of ranks; n may differ."""
-        return part if self.world == 1 else torch.cat(self.gather(part.detach().cpu())).to(part.device)
+        return part if self.world == 1 else torch.cat(self.all_gather_object(part.detach().cpu())).to(part.device)
 
     def global_std(self, part: Tensor) -> float:
         """Standard deviation (unbiased) of all elements of all processes' tensors."""
@@ -114,7 +114,7 @@ class Ranks:
             if self.world == 1:
                 raise
             fault = error
-        for rank, found in enumerate(self.gather(fault) if self.world > 1 else ()):
+        for rank, found in enumerate(self.all_gather_object(fault) if self.world > 1 else ()):
             if isinstance(found, Stopped):
                 raise found from fault
             if found is not None:
@@ -125,7 +125,7 @@ class Ranks:
         """RtdmdError unless every process holds the same bits."""
         if self.world == 1:
             return
-        prints = self.gather([_fingerprint(tensor) for tensor in tensors])
+        prints = self.all_gather_object([_fingerprint(tensor) for tensor in tensors])
         odd = [rank for rank, own in enumerate(prints) if own != prints[0]]
         if odd:
             raise RtdmdError(
@@ -210,7 +210,7 @@ def _group(run: RunParams) -> Iterator[torch.device]:
 
 
 @contextmanager
-def open_together(name: str, root: Path = Path(".")) -> Iterator[tuple[Stage, Ranks]]:
+def open_stage_on_all_ranks(name: str, root: Path = Path(".")) -> Iterator[tuple[Stage, Ranks]]:
     """`open_stage` by the first process; the others get the open stage from it, without lock and without outputs."""
     params = load_params(root / "params.yaml")
     section = getattr(params, name)
@@ -220,4 +220,4 @@ def open_together(name: str, root: Path = Path(".")) -> Iterator[tuple[Stage, Ra
         with ranks.sync_errors():
             if ranks.main:
                 stage = stack.enter_context(open_stage(name, root))
-        yield ranks.gather(stage)[0], ranks
+        yield ranks.all_gather_object(stage)[0], ranks

@@ -48,7 +48,7 @@ def shard(blocks: Mapping[Any, Sequence[Any]], whole: Collection[nn.Parameter], 
         block.set_modules_to_backward_prefetch([block])  # itself, that is none: a gather ahead would be out of turn
     for transformer in blocks:  # a root has no shards of its own; it gives its blocks common streams
         fully_shard(transformer, mesh=mesh, ignored_params=set(transformer.parameters()))
-    ranks.before_waiting.append(GatherScheduler(every, group).drain)
+    ranks.before_collective.append(GatherScheduler(every, group).drain)
 
 
 def shard_mesh(ranks: Ranks, shards: int) -> tuple[DeviceMesh, Any]:

@@ -82,13 +82,13 @@ def _retain(folder: Path, newest: Path, keep: int) -> None:
         if damage is not None:
             print(f"{path}: removed, {damage}", file=sys.stderr)
             remove(path)
-        elif path == newest or _stranger(path) is None:
+        elif path == newest or _foreign(path) is None:
             kept += 1
             if kept > keep:
                 remove(path)
 
 
-def sweep(folder: Path) -> None:
+def remove_partial(folder: Path) -> None:
     """Drop the temporary files and folders of a killed process; nobody else may be at work in ``folder``."""
     for stale in folder.glob(".*"):
         remove(stale)
@@ -98,7 +98,7 @@ def load(folder: Path, quiet: bool = False) -> Snapshot | None:
     """The newest whole checkpoint of this run, or None. Each newer one is skipped with a line on standard error, unless
     ``quiet``."""
     for path in _newest_first(folder):
-        fault = _damage(path) or _stranger(path)
+        fault = _damage(path) or _foreign(path)
         if fault is None:
             manifest = _manifest(path)
             groups = [name for name in manifest["files"] if name.endswith(".safetensors")]
@@ -145,7 +145,7 @@ def _damage(path: Path) -> str | None:
     return None
 
 
-def _stranger(path: Path) -> str | None:
+def _foreign(path: Path) -> str | None:
     """Why a checkpoint without damage is not one of this run at this step, or None."""
     manifest = _manifest(path)
     if manifest["run"] != _run_name(path.parent):

@@ -36,11 +36,11 @@ def latent_values(x: Tensor) -> dict[str, float]:
 
 
 @dataclass
-class Pixels:
+class SaturationCounter:
     """Counts of decoded pixel values, and of those that the decoder's clamp to [0, 1] holds: no gradient passes
     there."""
 
-    held: float = 0.0
+    saturated: float = 0.0
     total: int = 0
 
 
@@ -56,26 +56,29 @@ def signal_values(scores: Mapping[str, Tensor], groups: Tensor, advantages: Tens
         none = score.new_zeros(int(group.max()) + 1)
         lowest = none.scatter_reduce(0, group, score, "amin", include_self=False)
         highest = none.scatter_reduce(0, group, score, "amax", include_self=False)
-        told = (lowest != highest).float().mean()
-        figures = torch.stack([score.std(correction=0), score.min(), score.max(), told]).tolist()
-        values |= {f"reward/{name}/{what}": x for what, x in zip(("std", "min", "max", "told"), figures, strict=True)}
+        informative = (lowest != highest).float().mean()
+        figures = torch.stack([score.std(correction=0), score.min(), score.max(), informative]).tolist()
+        values |= {
+            f"reward/{name}/{what}": x
+            for what, x in zip(("std", "min", "max", "frac_informative_groups"), figures, strict=True)
+        }
     mean, low, high = torch.stack([advantages.mean(), advantages.min(), advantages.max()]).tolist()
     return values | {"advantage/mean": mean, "advantage/min": low, "advantage/max": high}
 
 
 def require_signal(journal: Journal, p: TrainRtdmdParams) -> None:
-    """FloatingPointError naming the rewards, where none that advantages are made of told two images of a prompt apart
+    """FloatingPointError naming the rewards, where none that advantages are made of told the images of a prompt apart
     for SILENT_EPOCHS epochs: every advantage was 0, and a scorer is broken or saturated."""
     seen = [spec.name for spec in p.rewards if spec.policy is not False and spec.weight > 0]
     steps = journal.steps(SILENT_EPOCHS)
     followers = [name for name in GRADED if getattr(p.weights, name) > 0]
     if not followers or len(steps) < SILENT_EPOCHS:
         return
-    if all(step[f"reward/{name}/told"] == 0 for step in steps for name in seen):
+    if all(step[f"reward/{name}/frac_informative_groups"] == 0 for step in steps for name in seen):
         last = ", ".join(f"{name} is {steps[-1][f'reward_{name}']:.4g} on average" for name in seen)
         zero = "policy gradient" if "policy" in followers else f"gradient of weights.{followers[0]}"
         raise FloatingPointError(
-            f"for {SILENT_EPOCHS} epochs no reward told two images of a prompt apart ({last}), so the {zero}"
+            f"for {SILENT_EPOCHS} epochs no reward told the images of a prompt apart ({last}), so the {zero}"
             " is zero; `rtdmd rewards check` tries the scorers, train_rtdmd.rewards names them, and"
             f" {' and '.join(f'weights.{name}: 0' for name in followers)} trains without them"
         )

@@ -1,4 +1,5 @@
-"""The image log: panels of what the roles see, `panel-00000500.png` with three rows for the same eight prompts.
+"""The image log: image grids of what the roles see, `image-log-00000500.png` with three rows for the same eight
+prompts.
 
 The generator's samples, then the teacher's and the fake score's estimates x̂_0 of them from one noised point. Where the
 last two agree the matching term has nothing left to say; where the fake score's row is a blur it lags behind.
@@ -22,7 +23,7 @@ from rtdmd.common.rng import key_seed
 from rtdmd.config import Params
 from rtdmd.flow.path import interpolate, x0_from_velocity
 from rtdmd.train.adapters import AdapterBank
-from rtdmd.train.engine.trackers import panel_path
+from rtdmd.train.engine.trackers import image_log_path
 from rtdmd.train.prompts import TrainingPrompts
 
 PROMPTS = 8
@@ -30,42 +31,44 @@ LEVEL = 0.7  # σ of the noised point: the layout is still open, the colours are
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Panels every ``every`` steps (0: none) in ``folder``. They draw their own noise: no training number changes."""
+class ImageLog:
+    """Image grids every ``every`` steps (0: none) in ``folder``. They draw their own noise: no training number
+    changes."""
 
     every: int
     folder: Path
     params: Params
-    roles: AdapterBank
+    bank: AdapterBank
     backbone: Backbone
     prompts: TrainingPrompts
     sigmas: Tensor
 
     def after(self, done: int) -> None:
-        """After ``done`` steps, where a panel is due: draw it."""
+        """After ``done`` steps, where an image grid is due: draw it."""
         if self.every and done % self.every == 0:
-            save_png(panel_path(self.folder, done), self.draw())
+            save_png(image_log_path(self.folder, done), self.draw())
 
     def write(self, done: int, path: Path) -> None:
-        """image_log.zip: the panels of a run of ``done`` steps by the names that they have in the run folder, the same
-        bytes for the same panels; without a member where none was due. UserError where the run folder has lost one."""
+        """image_log.zip: the image grids of a run of ``done`` steps by the names that they have in the run folder, the
+        same bytes for the same image grids; without a member where none was due. UserError where the run folder has
+        lost one."""
         with zipfile.ZipFile(path, "w") as log:
             for number in range(self.every, done + 1, self.every) if self.every else ():
-                panel = panel_path(self.folder, number)
+                panel = image_log_path(self.folder, number)
                 if not panel.is_file():
                     raise UserError(
-                        f"{panel}: the panel after {number} steps is gone; `rm -r {self.folder}`, then run again"
+                        f"{panel}: the image grid after {number} steps is gone; `rm -r {self.folder}`, then run again"
                     )
                 log.writestr(zipfile.ZipInfo(panel.name), panel.read_bytes())  # a PNG is compressed already
 
     @torch.no_grad()
     def draw(self) -> Pixels:
-        """The panel's pixels (h, w, 3)."""
+        """The image grid's pixels (h, w, 3)."""
         records = self.prompts.batch(0, PROMPTS, "panel")
         cond, eta = self.prompts.conditioning(records), self.params.model.eta
         seed, shape = key_seed(self.params.run.seed, "panel"), self.backbone.latent_shape()
         noise = ImageNoise(seed, [(i, 0) for i in range(PROMPTS)], shape, self.sigmas.device)
-        x = sample(lambda *point: self.roles.velocity("generator", *point), noise, cond, self.sigmas, eta)
+        x = sample(lambda *point: self.bank.velocity("generator", *point), noise, cond, self.sigmas, eta)
         level = torch.full((PROMPTS,), LEVEL, device=x.device)
         x_t = interpolate(x, noise.transition(len(self.sigmas)), level)
         rows = [x, self._estimate("teacher", x_t, level, cond), self._estimate("fake", x_t, level, cond)]
@@ -74,5 +77,5 @@ class Pictures:
 
     def _estimate(self, role: str, x_t: Tensor, level: Tensor, cond: Conditioning) -> Tensor:
         guided = {"guidance": self.params.model.guidance, "null": self.prompts.cache.null()}
-        v = self.roles.velocity(role, x_t, level, cond, **(guided if role == "teacher" else {}))  # type: ignore[arg-type]
+        v = self.bank.velocity(role, x_t, level, cond, **(guided if role == "teacher" else {}))  # type: ignore[arg-type]
         return x0_from_velocity(x_t, v, level)

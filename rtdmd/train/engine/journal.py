@@ -36,7 +36,7 @@ class Journal:
     lines: list[str] = field(default_factory=list)
     _since: float = field(default_factory=time.perf_counter)
 
-    def put_back(self, text: str) -> None:
+    def restore(self, text: str) -> None:
         """Go on after a checkpoint's copy: the file is that copy again, atomically."""
         self.lines = text.splitlines()
         write_atomic(self.path, text)
@@ -58,8 +58,8 @@ class Journal:
         try:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
-            says = f"{self.path}: no file to write to ({error.strerror}); `rm -r {self.path}`, then run again"
-            raise UserError(says) from error
+            message = f"{self.path}: no file to write to ({error.strerror}); `rm -r {self.path}`, then run again"
+            raise UserError(message) from error
         with os.fdopen(descriptor, "a", encoding="utf-8") as file:
             file.write(text)
 

@@ -19,11 +19,11 @@ from rtdmd.common.signals import Stopped
 from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine import checkpoint
 from rtdmd.train.engine.journal import Journal
-from rtdmd.train.engine.trackers import Tell, watching
+from rtdmd.train.engine.trackers import LogStep, start_trackers
 from rtdmd.train.learner import Learner
 
 
-class Saved(Protocol):
+class Stateful(Protocol):
     """What a checkpoint holds: a learner, or anything else that gives its state as tensors and takes it back."""
 
     def tensors(self, name: str) -> dict[str, dict[str, Tensor]]:
@@ -47,35 +47,35 @@ class Loop:
     total: int
     save_every: int
     log_every: int
-    learners: Mapping[str, Saved]
+    learners: Mapping[str, Stateful]
     title: str
     unit: str
     ranks: Ranks = field(default_factory=Ranks)
     keep: int = checkpoint.KEEP
-    over: Callable[[], bool] = lambda: False  # ends the loop before ``total``
+    should_stop: Callable[[], bool] = lambda: False  # ends the loop before ``total``
     params: Mapping[str, Any] = field(default_factory=dict)  # shown by trackers
     _bar: Any = None
-    _tell: Tell = lambda step: None
+    _log_step: LogStep = lambda step: None
 
     def __post_init__(self) -> None:
         self.journal = Journal(self.folder / checkpoint.JOURNAL, self.unit)
 
     def __iter__(self) -> Iterator[int]:
         """Steps still to do, with a progress bar on standard error."""
-        with signals.held(), ExitStack() as stack:
+        with signals.defer_signals(), ExitStack() as stack:
             done = first = self._resume()
             with self.ranks.sync_errors():
                 if self.ranks.main:
-                    self._tell = stack.enter_context(watching(self.journal, self.params))
+                    self._log_step = stack.enter_context(start_trackers(self.journal, self.params))
             stop = None
             self._bar = progress(initial=first, total=self.total, desc=self.title, disable=not self.ranks.main)
             for step in range(first, self.total):
-                if self.over():
+                if self.should_stop():
                     break
                 yield step
                 # A signal to any process ends all of them after the same step.
-                done, stop = step + 1, next(filter(None, self.ranks.gather(signals.received())), None)
-                if done % self.save_every == 0 or done == self.total or stop or self.over():
+                done, stop = step + 1, next(filter(None, self.ranks.all_gather_object(signals.received())), None)
+                if done % self.save_every == 0 or done == self.total or stop or self.should_stop():
                     try:
                         self._save(done)
                     except NonFiniteError as error:
@@ -90,10 +90,10 @@ class Loop:
 
     def _resume(self) -> int:
         if self.ranks.main:
-            checkpoint.sweep(self.folder)
+            checkpoint.remove_partial(self.folder)
         snapshot = checkpoint.load(self.folder, quiet=not self.ranks.main)
         if self.ranks.main:
-            self.journal.put_back(snapshot.journal if snapshot else "")
+            self.journal.restore(snapshot.journal if snapshot else "")
         if snapshot is not None:
             for name, learner in self.learners.items():
                 learner.restore(name, snapshot.tensors)
@@ -140,7 +140,7 @@ class Loop:
                 raise FloatingPointError(f"{name} is {value}")
         if self.ranks.main:
             self.journal.add(step + 1, values, images)
-            self._tell(*self.journal.steps(1))
+            self._log_step(*self.journal.steps(1))
 
     @property
     def rows(self) -> list[dict[str, float]]:

@@ -30,9 +30,9 @@ def preflight(stage: Stage, ranks: Ranks, learners: Sequence[Learner], keep: int
         if getattr(stage.params, stage.name).compile:
             require_compiler(f"{stage.name}.compile", ranks.device)
         if ranks.main:
-            require_room(stage, learners, keep)
-    require_one_kind(ranks)
-    require_sum(ranks)
+            require_disk_space(stage, learners, keep)
+    require_same_hardware(ranks)
+    require_all_reduce(ranks)
 
 
 def require_deterministic(run: RunParams) -> None:
@@ -56,11 +56,11 @@ def checkpoint_bytes(learners: Sequence[Learner]) -> int:
     total = 0
     for learner in learners:
         own = sum(parameter.numel() * parameter.element_size() for parameter in learner.parameters)
-        total += own * (3 if learner.average is None else 4)
+        total += own * (3 if learner.ema is None else 4)
     return total
 
 
-def require_room(stage: Stage, learners: Sequence[Learner], keep: int) -> None:
+def require_disk_space(stage: Stage, learners: Sequence[Learner], keep: int) -> None:
     """Room for the checkpoints that are kept and the one being written, and for the outputs beside the former ones."""
     there = sum(file.stat().st_size for file in stage.run_dir.rglob("*.safetensors"))  # of an earlier start
     checkpoints = max(0, (keep + 1) * checkpoint_bytes(learners) - there)
@@ -78,20 +78,20 @@ def require_room(stage: Stage, learners: Sequence[Learner], keep: int) -> None:
             )
 
 
-def require_one_kind(ranks: Ranks) -> None:
+def require_same_hardware(ranks: Ranks) -> None:
     """Processes whose torch or device differs would not compute the same update from the same sums."""
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "cpu"
-    kinds = ranks.gather((torch.__version__, device))
+    kinds = ranks.all_gather_object((torch.__version__, device))
     if len(set(kinds)) > 1:
         raise UserError(
             f"processes differ: {', '.join(f'torch {v} on {d}' for v, d in kinds)}; use machines of one kind"
         )
 
 
-def require_sum(ranks: Ranks) -> None:
+def require_all_reduce(ranks: Ranks) -> None:
     """The sum that every step needs, over the group and device that it will use."""
     number = torch.tensor([float(ranks.rank + 1)], device=ranks.device)
-    ranks.sum_([number])
+    ranks.all_reduce_tensors([number])
     expected = ranks.world * (ranks.world + 1) / 2
     if number.item() != expected:
         raise UserError(

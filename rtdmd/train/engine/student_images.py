@@ -1,4 +1,4 @@
-"""Images of the averaged generator, the student as it would be delivered now: for a validation, and for a watch."""
+"""Images of the EMA generator, the student as it would be delivered now: for a validation, and for a watch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rtdmd.config import Params
     from rtdmd.train.adapters import AdapterBank
     from rtdmd.train.distributed.ranks import Ranks
-    from rtdmd.train.learner import Average
+    from rtdmd.train.learner import EMA
 
 
 class StudentTrainer(Protocol):
@@ -25,19 +25,19 @@ class StudentTrainer(Protocol):
     params: Params
     backbone: Backbone
     adapters: AdapterBank
-    average: Average
+    ema: EMA
     ranks: Ranks
     sigmas: Tensor
 
 
 @contextmanager
-def averaged(average: Average) -> Iterator[None]:
+def ema_weights(ema: EMA) -> Iterator[None]:
     """The average in the generator's place; the weights that learn are back afterwards, bit by bit."""
-    average.swap()
+    ema.swap()
     try:
         yield
     finally:
-        average.swap()
+        ema.swap()
 
 
 @torch.no_grad()

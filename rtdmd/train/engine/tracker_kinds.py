@@ -28,7 +28,7 @@ from PIL import Image
 from rtdmd.common.files import remove, write_atomic
 
 PROJECT = "rtdmd"
-PANEL = "panel"
+IMAGE_LOG = "image_log"
 PATIENCE = 120.0
 """Seconds at a run's end for what W&B has not received."""
 
@@ -46,7 +46,7 @@ class Tracker(GeneralTracker):
         return 0
 
     def show(self, picture: Path, step: int) -> None:
-        """Show a run's panel after ``step``."""
+        """Show a run's image grid after ``step``."""
         raise NotImplementedError
 
 
@@ -67,8 +67,8 @@ class DvcLive(DVCLiveTracker, Tracker):
         self.live.make_summary()
 
     def show(self, picture: Path, step: int) -> None:
-        """The newest panel alone: it has no steps for images."""
-        self.live.log_image(f"{PANEL}.png", picture)
+        """The newest image grid alone: it has no steps for images."""
+        self.live.log_image(f"{IMAGE_LOG}.png", picture)
 
 
 class TensorBoard(TensorBoardTracker, Tracker):
@@ -81,7 +81,7 @@ class TensorBoard(TensorBoardTracker, Tracker):
     def show(self, picture: Path, step: int) -> None:
         """See `Tracker`."""
         with Image.open(picture) as image:
-            self.log_images({PANEL: np.asarray(image)[None]}, step, dataformats="NHWC")
+            self.log_images({IMAGE_LOG: np.asarray(image)[None]}, step, dataformats="NHWC")
 
 
 class Trackio(TrackioTracker, Tracker):
@@ -103,7 +103,7 @@ class Trackio(TrackioTracker, Tracker):
         """See `Tracker`."""
         import trackio
 
-        self.run.log({PANEL: trackio.Image(picture)}, step=step)
+        self.run.log({IMAGE_LOG: trackio.Image(picture)}, step=step)
 
 
 class Wandb(WandBTracker, Tracker):
@@ -135,7 +135,7 @@ class Wandb(WandBTracker, Tracker):
     def show(self, picture: Path, step: int) -> None:
         """See `Tracker`."""
         with Image.open(picture) as image:
-            self.log_images({PANEL: [image]}, step)
+            self.log_images({IMAGE_LOG: [image]}, step)
 
 
 KINDS: dict[str, Callable[[Path], Tracker]] = {

@@ -1,4 +1,5 @@
-"""Trackers, for people who watch a run: RTDMD_TRACKERS=wandb,tensorboard shows its journal and its panels there too.
+"""Trackers, for people who watch a run: RTDMD_TRACKERS=wandb,tensorboard shows its journal and its image grids there
+too.
 
 An environment variable and no key of params.yaml: who watches changes no result, so it makes none stale. The journal
 stays what a run is known by: at each start a tracker is told what it lacks of the journal as it was resumed, so no step
@@ -27,10 +28,10 @@ VARIABLE = "RTDMD_TRACKERS"
 NAMES = ("dvclive", "tensorboard", "trackio", "wandb")
 """Also the names of their packages."""
 
-Tell = Callable[[Mapping[str, float]], None]
+LogStep = Callable[[Mapping[str, float]], None]
 
 
-def wanted() -> list[str]:
+def requested_trackers() -> list[str]:
     """The trackers that RTDMD_TRACKERS names. UserError for one that is not offered or not installed."""
     names = list(filter(None, os.environ.get(VARIABLE, "").replace(",", " ").split()))
     for name in names:
@@ -41,13 +42,13 @@ def wanted() -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def panel_path(folder: Path, number: int) -> Path:
-    """Where a run's panel after step ``number`` is, if one was due."""
-    return folder / f"panel-{number:08d}.png"
+def image_log_path(folder: Path, number: int) -> Path:
+    """Where a run's image grid after step ``number`` is, if one was due."""
+    return folder / f"image-log-{number:08d}.png"
 
 
 @dataclass
-class Show:
+class RunningTracker:
     """A started tracker, told step after step. Where it fails in the middle, its share of the showing ends in one line,
     and the training goes on."""
 
@@ -58,23 +59,24 @@ class Show:
     lost: bool = False
 
     def step(self, number: int, values: dict[str, float]) -> None:
-        """Tell step ``number``, and before it the panel of the step before, which is drawn after that one's line."""
+        """Tell step ``number``, and before it the image grid of the step before, which is drawn after that one's
+        line."""
         if number >= self.first:
-            self._panel()
-            self._tell(lambda: self.tracker.log(values, step=number))
+            self._image_log()
+            self._call(lambda: self.tracker.log(values, step=number))
             self.number = number
 
     def finish(self) -> None:
-        """Tell the last panel, and write or send what is left."""
-        self._panel()
-        self._tell(self.tracker.finish)
+        """Tell the last image grid, and write or send what is left."""
+        self._image_log()
+        self._call(self.tracker.finish)
 
-    def _panel(self) -> None:
-        path = panel_path(self.folder, self.number)
+    def _image_log(self) -> None:
+        path = image_log_path(self.folder, self.number)
         if self.number and path.is_file():
-            self._tell(lambda: self.tracker.show(path, self.number))
+            self._call(lambda: self.tracker.show(path, self.number))
 
-    def _tell(self, act: Callable[[], Any]) -> None:
+    def _call(self, act: Callable[[], Any]) -> None:
         if self.lost:
             return
         try:
@@ -82,8 +84,8 @@ class Show:
         except self.tracker.faults as error:
             self.lost = True
             with suppress(BrokenPipeError):
-                says = f"{self.tracker.name} is lost after step {self.number}: {one_line(error)}"
-                print(f"{VARIABLE}: {says}; the training goes on without it", file=sys.stderr)
+                message = f"{self.tracker.name} is lost after step {self.number}: {one_line(error)}"
+                print(f"{VARIABLE}: {message}; the training goes on without it", file=sys.stderr)
 
 
 def one_line(error: Exception) -> str:
@@ -91,7 +93,7 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def start(name: str, folder: Path, params: Mapping[str, Any]) -> Show:
+def start(name: str, folder: Path, params: Mapping[str, Any]) -> RunningTracker:
     """The tracker ``name`` of the run in ``folder``, started and told the run's ``params``. UserError where that cannot
     be."""
     from rtdmd.train.engine.tracker_kinds import KINDS, flat
@@ -102,14 +104,14 @@ def start(name: str, folder: Path, params: Mapping[str, Any]) -> Show:
         tracker.store_init_configuration(flat(params))
     except tracker.faults as error:
         raise UserError(f"{VARIABLE}: {name} does not start ({one_line(error)}); {tracker.remedy}") from error
-    return Show(tracker, folder, tracker.first)
+    return RunningTracker(tracker, folder, tracker.first)
 
 
 @contextmanager
-def watching(journal: Journal, params: Mapping[str, Any]) -> Iterator[Tell]:
+def start_trackers(journal: Journal, params: Mapping[str, Any]) -> Iterator[LogStep]:
     """Start the wanted trackers with the run's ``params`` (a tree of them by section), tell them the journal's steps,
     and then each further step. UserError for one that does not start."""
-    names = wanted()
+    names = requested_trackers()
     if not names:
         yield lambda step: None
         return
@@ -121,11 +123,11 @@ def watching(journal: Journal, params: Mapping[str, Any]) -> Iterator[Tell]:
             shows.append(start(name, journal.path.parent, params))
             stack.callback(shows[-1].finish)
 
-        def tell(step: Mapping[str, float]) -> None:
+        def log_step(step: Mapping[str, float]) -> None:
             values = {name: value for name, value in step.items() if name != journal.unit}
             for show in shows:
                 show.step(int(step[journal.unit]), values)
 
         for step in journal.steps():
-            tell(step)
-        yield tell
+            log_step(step)
+        yield log_step

@@ -1,7 +1,7 @@
 """Which student of stage two is kept: the one of the best validation, on training prompts that were set aside.
 
 The held-out prompts of the evaluation take no part, so its figures stay those of unseen captions. A validation samples
-the averaged generator, always from the same noise, and takes the weighted mean reward and the diversity: the mean
+the EMA generator, always from the same noise, and takes the weighted mean reward and the diversity: the mean
 distance of two images of one prompt. Best is the largest reward among the students that keep ``min_diversity`` of the
 stage-one student's diversity; that student is the first candidate. All of it is part of a checkpoint.
 """
@@ -19,19 +19,19 @@ from torch import Tensor
 from rtdmd.backbones.sampling import ImageNoise
 from rtdmd.common.rng import key_seed
 from rtdmd.train.engine import checkpoint
-from rtdmd.train.engine.student_images import StudentTrainer, averaged, student_images
+from rtdmd.train.engine.student_images import StudentTrainer, ema_weights, student_images
 from rtdmd.train.losses import micro_batches
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Conditioning
     from rtdmd.config.validation import ValidationParams
-    from rtdmd.rewards.panel import Batch, Panel
+    from rtdmd.rewards.reward_models import Batch, RewardModels
 
 
 class Trainer(StudentTrainer, Protocol):
     """What a validation needs of stage two's trainer."""
 
-    rewards: Panel
+    rewards: RewardModels
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Validation:
         """Before the first epoch: the stage-one student is the first candidate, and the measure of diversity."""
         if not self.p.every or step > 0:
             return {}
-        self.reward, self.start_diversity = self.shared()
+        self.reward, self.start_diversity = self.measure_once()
         self._keep(0)
         return {"validation/start_reward": self.reward, "validation/start_diversity": self.start_diversity}
 
@@ -61,22 +61,22 @@ class Validation:
         """After ``done`` epochs, where a validation is due: its figures, and the best student's epoch."""
         if not self.p.every or done % self.p.every:
             return {}
-        reward, diversity = self.shared()
+        reward, diversity = self.measure_once()
         self.misses += 1
         if reward > self.reward and diversity >= self.p.min_diversity * self.start_diversity:
             self.reward = reward
             self._keep(done)
         return {"validation_reward": reward, "validation_diversity": diversity, "validation_best": float(self.epoch)}
 
-    def over(self) -> bool:
+    def should_stop(self) -> bool:
         """True when ``patience`` validations in a row found no better student."""
         return 0 < self.p.patience <= self.misses
 
     def _keep(self, epoch: int) -> None:
-        self.best = [tensor.clone() for tensor in self.trainer.average.tensors]
+        self.best = [tensor.clone() for tensor in self.trainer.ema.tensors]
         self.epoch, self.misses = epoch, 0
 
-    def put_best(self) -> dict[str, str]:
+    def restore_best(self) -> dict[str, str]:
         """Make the best student the average, where there were validations; what to say of it in its file. Where none
         was better than stage one's, the run delivers that one, and a line on standard error says so."""
         if not self.p.every:
@@ -88,22 +88,22 @@ class Validation:
                 " (train_rtdmd.validation)",
                 file=sys.stderr,
             )
-        checkpoint.copy_indexed(self.trainer.average.tensors, checkpoint.indexed(self.best))
+        checkpoint.copy_indexed(self.trainer.ema.tensors, checkpoint.indexed(self.best))
         return {"epoch": str(self.epoch)}
 
-    def shared(self) -> tuple[float, float]:
+    def measure_once(self) -> tuple[float, float]:
         """What the first process measures, in every process, so that all keep and end alike."""
         ranks = self.trainer.ranks
         with ranks.sync_errors():
             found = self.measure() if ranks.main else (0.0, 0.0)
-        return ranks.gather(found)[0]
+        return ranks.all_gather_object(found)[0]
 
     @torch.no_grad()
     def measure(self) -> tuple[float, float]:
-        """Weighted mean reward and diversity of the averaged generator."""
+        """Weighted mean reward and diversity of the EMA generator."""
         distances = list[Tensor]()
         with (
-            averaged(self.trainer.average),
+            ema_weights(self.trainer.ema),
             self.trainer.rewards.scoring(self._images(distances)) as scoring,
         ):
             scores = scoring.scores(self.trainer.sigmas.device)
@@ -133,7 +133,7 @@ class Validation:
 
     def restore(self, name: str, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
         """The inverse of ``tensors``."""
-        self.best = [tensor.clone() for tensor in self.trainer.average.tensors]
+        self.best = [tensor.clone() for tensor in self.trainer.ema.tensors]
         checkpoint.copy_indexed(self.best, groups[f"{name}_best"])
         for key, kind in _RECORD.items():
             setattr(self, key, kind(groups[f"{name}_record"][key].item()))

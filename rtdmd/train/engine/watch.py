@@ -1,6 +1,6 @@
 """The student's scores on held-out prompts while it trains (section `watch` of a training stage).
 
-A look samples the averaged generator as `rtdmd evaluate` samples the student: the same noise by prompt, few steps, no
+A look samples the EMA generator as `rtdmd evaluate` samples the student: the same noise by prompt, few steps, no
 guidance. Its figures go to the journal, to the trackers and to watched.csv, what the world's verifier read to looks.csv
 (`look_parses`), and nothing anywhere else: every draw is keyed, so a run that is watched leaves the same weights and
 curves as one that is not. They are part of a step's line in the journal, so that a killed run ends with the same rows
@@ -22,10 +22,10 @@ from torch import Tensor
 from rtdmd.backbones.sampling import ImageNoise
 from rtdmd.backbones.sizes import sized_backbone, suite_sizes
 from rtdmd.prompts.records import by_tag, first_prompts, read_set
-from rtdmd.rewards.panel import CPU, open_panel
+from rtdmd.rewards.reward_models import CPU, load_rewards
 from rtdmd.train.engine.journal import WATCH_SECONDS, write_curves
 from rtdmd.train.engine.look_parses import keep_look, read_images, write_looks
-from rtdmd.train.engine.student_images import StudentTrainer, averaged, student_images
+from rtdmd.train.engine.student_images import StudentTrainer, ema_weights, student_images
 from rtdmd.train.losses import micro_batches
 from rtdmd.world.verifier import VERIFIER
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rtdmd.config import RewardParams
     from rtdmd.pipeline.stage import Stage
     from rtdmd.prompts.records import Prompt
-    from rtdmd.rewards.panel import Batch, Panel
+    from rtdmd.rewards.reward_models import Batch, RewardModels
     from rtdmd.train.engine.journal import Journal
     from rtdmd.train.engine.look_parses import Row
 
@@ -49,7 +49,7 @@ class WatchedSuite:
 
     name: str
     drawn: Sequence[tuple[Prompt, int]]
-    panel: Panel
+    reward_models: RewardModels
     shape: tuple[int, int, int]
     sigmas: Tensor
 
@@ -83,7 +83,7 @@ class Watch:
             if resolution not in sizes:
                 sized = sized_backbone(model, resolution, key, stage.root)
                 sizes[resolution] = (sized.latent_shape(), sized.sigmas(model.num_steps).to(device))
-        panel = open_panel([waiting(spec) for spec in p.rewards], device, stage.root)
+        reward_models = load_rewards([waiting(spec) for spec in p.rewards], device, stage.root)
         path = stage.input("results/prepare_prompts/eval.jsonl")
         suites = []
         for suite in p.suites:
@@ -92,7 +92,7 @@ class Watch:
             specs = suite.scorers(p.rewards)
             for spec in specs:
                 spec.require_scorable([one.prompt for one in in_turn], [one.metadata for one in in_turn])
-            scorers = panel.only([spec.name for spec in specs])
+            scorers = reward_models.only([spec.name for spec in specs])
             shape, sigmas = sizes[suite.resolution or model.resolution]
             drawn = [(prompt, index) for prompt in in_turn for index in range(p.images)]
             suites.append(WatchedSuite(suite.name, drawn, scorers, shape, sigmas))
@@ -115,21 +115,21 @@ class Watch:
         began = time.perf_counter()
         self._read = []
         found = {f"{prefix}{name}": value for name, value in self.measure().items()}
-        parts = self.trainer.ranks.gather(self._read)
+        parts = self.trainer.ranks.all_gather_object(self._read)
         if self.trainer.ranks.main:
             keep_look(self.run_dir, number, [row for part in parts for row in part])
         self._seconds += time.perf_counter() - began
         return found
 
     def measure(self) -> dict[str, float]:
-        """``<suite>/<scorer>``: the averaged generator's mean score over tags, the same in every process."""
+        """``<suite>/<scorer>``: the EMA generator's mean score over tags, the same in every process."""
         ranks, found = self.trainer.ranks, dict[str, float]()
         for suite in self.suites:
             own = ranks.local_shard(len(suite.drawn))
-            scores = {name: torch.empty(0) for name in suite.panel.rewards}
-            with ranks.sync_errors(), averaged(self.trainer.average):
+            scores = {name: torch.empty(0) for name in suite.reward_models.rewards}
+            with ranks.sync_errors(), ema_weights(self.trainer.ema):
                 if len(own):
-                    with suite.panel.scoring(self._images(suite, own), ahead=AHEAD) as scoring:
+                    with suite.reward_models.scoring(self._images(suite, own), ahead=AHEAD) as scoring:
                         scores = scoring.scores(CPU)
             tags = [prompt.tag for prompt, _ in suite.drawn]
             for name, score in scores.items():
@@ -145,7 +145,7 @@ class Watch:
             noise = ImageNoise(self.seed, keys, suite.shape, self.trainer.ranks.device)
             cond = self.cache.of(prompt.prompt for prompt in prompts)
             images = student_images(self.trainer, noise, cond, suite.sigmas)
-            if VERIFIER in suite.panel.rewards:
+            if VERIFIER in suite.reward_models.rewards:
                 self._read += read_images(suite.name, drawn, images)
             yield images, [prompt.prompt for prompt in prompts], [prompt.metadata for prompt in prompts]
 

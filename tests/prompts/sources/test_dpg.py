@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rtdmd.prompts.records import Faults
+from rtdmd.prompts.records import ErrorPolicy
 from rtdmd.prompts.registration import Reading
 from rtdmd.prompts.registry import SOURCES
 
@@ -23,7 +23,7 @@ def test_rows_about_one_prompt_are_one(tmp_path: Path) -> None:
     path.write_text("\n".join([HEADER, *ROWS]))
     source = SOURCES["dpg"]
     params = source.settings(name="dpg", path="data/prompts/dpg_bench.csv")  # type: ignore[call-arg]
-    prompts, facts = source.read(params, Reading("prepare_prompts.sets.dpg[0]", lambda _: path, 0, 99, Faults()))
+    prompts, facts = source.read(params, Reading("prepare_prompts.sets.dpg[0]", lambda _: path, 0, 99, ErrorPolicy()))
     assert [prompt.prompt for prompt in prompts] == ["A cup, a fork.", "A dog."]
     first = prompts[0].metadata or {}
     assert (first["item_id"], first["keywords"], first["prompt"]) == ("1", "cup", "A cup, a fork.")

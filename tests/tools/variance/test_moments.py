@@ -1,4 +1,4 @@
-"""Moments of gradient estimates whose law is known: Gaussian repeats with a mean, a scale and a covariance."""
+"""Moments of gradient estimates whose distribution is known: Gaussian repeats with a mean, a scale and a covariance."""
 
 import math
 

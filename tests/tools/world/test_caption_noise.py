@@ -17,7 +17,7 @@ from rtdmd.world import GRID
 from rtdmd.world.grammar import RELATIONS, TAGS, Caption, auxiliary, captions, captions_of
 from rtdmd.world.render import CELLS, Scenes, holds, render, sample_scenes
 from rtdmd.world.verifier import verify
-from tests.evaluate.world_laws import START
+from tests.evaluate.world_distributions import START
 from tools.world.caption_noise import ERRORS, draw_error, with_caption_noise, wrong_scene
 from tools.world.imperfect import draw_noisy_scenes
 from tools.world.settings import CaptionNoiseParams, WorldParams, load_world_params
@@ -194,7 +194,7 @@ def test_every_error_belongs_to_a_tag() -> None:
 
 
 def test_the_shares_give_the_training_images_row() -> None:
-    """The law that the teacher learns: 1 - e right by tag, 1 - 5 e / 8 for relations."""
+    """The distribution that the teacher learns: 1 - e right by tag, 1 - 5 e / 8 for relations."""
     texts = [caption for tag in TAGS for caption in [next(c for c in captions() if c.tag == tag)] * 250]
     scenes = with_caption_noise(sample_scenes(texts, numpy_generator(0, "law")), texts, START, 7, 0)
     right = verify(render(scenes), [caption.metadata() for caption in texts]).strict.view(len(TAGS), 250).mean(1)

@@ -42,13 +42,13 @@ def fails(ranks, error):
 with join("train_acdmd", 2, run) as ranks:
     me = ranks.rank
     tensors = [torch.full((2, 3), 1.0 + me), torch.tensor([0.1 + me], dtype=torch.bfloat16), torch.zeros(0)]
-    ranks.sum_(tensors)
+    ranks.all_reduce_tensors(tensors)
     assert tensors[0].tolist() == [[3.0] * 3] * 2 and tensors[1].item() == 1.203125, tensors
     assert tensors[1].dtype == torch.bfloat16
     assert ranks.all_reduce({"a": 1.0, "b": 0.25 * me}) == {"a": 2.0, "b": 0.25}
     assert ranks.all_reduce({"a": 1.0 * me}, "mean") == {"a": 0.5}
     assert ranks.all_reduce({"a": 1.5 - me, "b": 1.0 * me}, "max") == {"a": 1.5, "b": 1.0}
-    assert ranks.gather("xy"[me]) == ["x", "y"]
+    assert ranks.all_gather_object("xy"[me]) == ["x", "y"]
     rows = torch.arange(5.0)[slice(2) if me == 0 else slice(2, 5)]
     assert ranks.all_gather(rows).tolist() == [0, 1, 2, 3, 4]
     assert abs(ranks.global_std(rows) - torch.arange(5.0).std().item()) < 1e-6
@@ -83,7 +83,7 @@ with join("train_acdmd", 2, run) as ranks:
         import os
         os._exit(9)
     if sys.argv[1] == "dies":
-        said = complaint(lambda: ranks.gather(0))
+        said = complaint(lambda: ranks.all_gather_object(0))
         assert said.startswith("RtdmdError: another process of the run ended or does not answer; its own error"), said
         print("told", flush=True)
     elif me == 1:
@@ -130,10 +130,10 @@ def test_a_process_that_is_gone_is_one_line() -> None:
 
 def test_one_process_is_the_identity() -> None:
     ranks, tensor = Ranks(), torch.tensor([0.1, 0.7])
-    ranks.sum_([tensor])
+    ranks.all_reduce_tensors([tensor])
     assert tensor.tolist() == torch.tensor([0.1, 0.7]).tolist()
     assert ranks.all_reduce({"a": 0.1}) == ranks.all_reduce({"a": 0.1}, "mean") == {"a": 0.1}
-    assert ranks.gather(5) == [5] and ranks.all_gather(tensor) is tensor
+    assert ranks.all_gather_object(5) == [5] and ranks.all_gather(tensor) is tensor
     assert ranks.global_std(tensor) == tensor.std().item() and ranks.local_shard(7) == range(7)
     with pytest.raises(FloatingPointError, match=r"^x is nan$"), ranks.sync_errors():
         raise FloatingPointError("x is nan")

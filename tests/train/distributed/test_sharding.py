@@ -41,8 +41,8 @@ from tests.train.workshop import adapter, disturb, normal, results
 
 NAMES = ("acdmd", "rtdmd", "fake")
 UNEVEN: dict[str, dict[str, Any]] = {
-    # 3 and 4 prompts: one pass and two; the first process alone draws panels
-    "train_acdmd": {"iterations": 2, "batch_size": 7, "micro_batch": 3, "panel_every": 2},
+    # 3 and 4 prompts: one pass and two; the first process alone draws image grids
+    "train_acdmd": {"iterations": 2, "batch_size": 7, "micro_batch": 3, "image_log_every": 2},
     # 4 and 8 images: two passes and three; the first process alone validates
     "train_rtdmd": {"epochs": 2, "fake_updates_per_epoch": 1, "micro_batch": 3}
     | {"validation": {"every": 2, "prompts": 3, "images": 2}},
@@ -107,7 +107,7 @@ def as_rank(rank: int, port: int, family: Family, folder: Path) -> None:
     with joined(rank, 2, port) as ranks:
         for again, merged, two in ((False, (), False), (True, (), True), (True, ("acdmd",), False)):
             compare(ranks, family.load(folder, vae=False), again, merged, two)
-            ranks.before_waiting.clear()
+            ranks.before_collective.clear()
 
 
 def as_one_of_four(rank: int, port: int, folder: Path) -> None:
@@ -145,10 +145,10 @@ def compare(
         AdapterBank(each, adapter(again=again), ADAPTERS["train_rtdmd"], 0)
         for each in (copy.deepcopy(backbone), backbone)
     )
-    for roles in (whole, sharded):
-        disturb(roles, *NAMES)
+    for bank in (whole, sharded):
+        disturb(bank, *NAMES)
         for name in merged:
-            roles.merge(name)
+            bank.merge(name)
     bases = [backbone.transformer, backbone.student][: 1 + two]
     blocks = [block for base in bases for block in transformer_blocks(base)]
     base = [p for block in blocks for key, p in block.named_parameters() if ".lora_" not in key]
@@ -156,36 +156,36 @@ def compare(
     most = sum(-(-len(p) // shards) * p[0].numel() for p in base)
     sharded.shard(ranks, shards)
     assert held(sharded) <= most and ranks.all_reduce({"held": held(sharded)})["held"] == sizes
-    expected, found = (list(passes(roles, backbone, 1 + ranks.rank)) for roles in (whole, sharded))
-    ranks.gather(None)
+    expected, found = (list(passes(bank, backbone, 1 + ranks.rank)) for bank in (whole, sharded))
+    ranks.all_gather_object(None)
     assert all(is_sharded(block) for block in blocks)
     assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
 
 
-def held(roles: AdapterBank) -> int:
+def held(bank: AdapterBank) -> int:
     """Numbers of the bases' blocks in this process."""
-    parameters = (p for base in roles.transformers for p in base.parameters())
+    parameters = (p for base in bank.transformers for p in base.parameters())
     return sum(p.to_local().numel() for p in parameters if isinstance(p, DTensor))
 
 
-def passes(roles: AdapterBank, backbone: Any, times: int) -> Iterator[Tensor]:
+def passes(bank: AdapterBank, backbone: Any, times: int) -> Iterator[Tensor]:
     """Velocities and gradients as the stages take them: without a graph, twice from one graph, from two passes in one
     graph, and through a chain that is computed again."""
     x, sigma, cond = normal((2, *backbone.latent_shape()), "x"), torch.tensor([0.3, 0.8]), backbone.encode(PROMPTS)
-    own, fake = roles.trainable("rtdmd"), roles.trainable("fake")
+    own, fake = bank.trainable("rtdmd"), bank.trainable("fake")
 
     def step(x: Tensor) -> Tensor:
-        return x + roles.velocity("generator", x, sigma, cond)
+        return x + bank.velocity("generator", x, sigma, cond)
 
     for _ in range(times):
         with torch.no_grad():
-            teacher, reference = (roles.velocity(role, x, sigma, cond) for role in ("teacher", "reference"))
+            teacher, reference = (bank.velocity(role, x, sigma, cond) for role in ("teacher", "reference"))
         yield from (teacher, reference)
-        v = roles.velocity("generator", x, sigma, cond)
-        v_fake = roles.velocity("fake", x, sigma, cond)
+        v = bank.velocity("generator", x, sigma, cond)
+        v_fake = bank.velocity("fake", x, sigma, cond)
         yield from torch.autograd.grad((v * teacher).sum(), own, retain_graph=True)
         yield from torch.autograd.grad((v - reference).square().sum(), own)
-        later = roles.velocity("fake", x + v_fake.detach(), sigma, cond)
+        later = bank.velocity("fake", x + v_fake.detach(), sigma, cond)
         yield from torch.autograd.grad((v_fake * later).sum(), fake)
         y = x
         for _ in range(2):

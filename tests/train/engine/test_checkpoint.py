@@ -224,7 +224,7 @@ def test_a_link_is_removed_and_what_it_points_at_stays(tmp_path: Path) -> None:
     mine.mkdir()
     for name in (".step-00000005.partial", "step-00000005", ".cache"):
         (mine / name).symlink_to(other, target_is_directory=True)
-    checkpoint.sweep(mine)
+    checkpoint.remove_partial(mine)
     (mine / ".step-00000005.partial").symlink_to(other, target_is_directory=True)
     checkpoint.save(mine, snapshot(5))
     assert equal(checkpoint.load(mine), snapshot(5)) and not (mine / "step-00000005").is_symlink()
@@ -281,7 +281,7 @@ def test_what_a_kill_left_half_done_is_swept_away(tmp_path: Path) -> None:
     (tmp_path / ".step-00000007.partial").mkdir()  # of a save that a signal asked for: it may not come again
     (tmp_path / ".step-00000007.partial/one.safetensors").write_bytes(b"ha")
     (tmp_path / ".LATEST.abc").write_text("st")
-    checkpoint.sweep(tmp_path)
+    checkpoint.remove_partial(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", "step-00000005"]
     assert equal(checkpoint.load(tmp_path), snapshot(5))
 

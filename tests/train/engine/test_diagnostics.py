@@ -35,18 +35,22 @@ def test_a_reward_tells_images_apart_within_groups_only() -> None:
     """Two prompts of three images: equal scores in the first group, two values in the other."""
     scores = {"r": torch.tensor([0.1, 0.1, 0.1, 0.7, 0.7, 0.4]), "s": torch.tensor([0.1, 0.1, 0.1, 0.9, 0.9, 0.9])}
     found = signal_values(scores, torch.tensor([4, 4, 4, 7, 7, 7]), torch.tensor([-1.0, 0.0, 4.0, 0.0, 0.0, 3.0]))
-    assert found["reward/r/told"] == 0.5 and found["reward/s/told"] == 0.0
+    assert found["reward/r/frac_informative_groups"] == 0.5 and found["reward/s/frac_informative_groups"] == 0.0
     assert found["reward/s/std"] == pytest.approx(0.4) and found["reward/s/max"] == pytest.approx(0.9)
     assert found["reward/r/min"] == pytest.approx(0.1)
     advantages = {name: found[name] for name in found if name.startswith("advantage/")}
     assert advantages == {"advantage/mean": 1.0, "advantage/min": -1.0, "advantage/max": 4.0}
 
 
-def journal(tmp_path: Path, told: list[float]) -> Journal:
+def journal(tmp_path: Path, informative: list[float]) -> Journal:
     kept = Journal(tmp_path / "journal.jsonl", "epoch")
-    for epoch, share in enumerate(told, start=1):
+    for epoch, share in enumerate(informative, start=1):
         scores = {"reward_clipscore": 0.25, "reward_world_verifier": 1.0}
-        kept.add(epoch, scores | {"reward/clipscore/told": 0.0, "reward/world_verifier/told": share})
+        kept.add(
+            epoch,
+            scores
+            | {"reward/clipscore/frac_informative_groups": 0.0, "reward/world_verifier/frac_informative_groups": share},
+        )
     return kept
 
 
@@ -63,7 +67,7 @@ def test_a_run_that_no_reward_teaches_stops_and_names_them(tmp_path: Path) -> No
     with pytest.raises(FloatingPointError) as caught:
         require_signal(silent, settings())
     assert str(caught.value) == (
-        "for 20 epochs no reward told two images of a prompt apart (clipscore is 0.25 on average, world_verifier is 1"
+        "for 20 epochs no reward told the images of a prompt apart (clipscore is 0.25 on average, world_verifier is 1"
         " on average), so the policy gradient is zero; `rtdmd rewards check` tries the scorers, train_rtdmd.rewards"
         " names them, and weights.policy: 0 trains without them"
     )
@@ -79,7 +83,7 @@ def test_so_does_one_that_follows_rewards_by_another_term(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("told", "changes"),
+    ("informative", "changes"),
     [
         ([0.0] * (SILENT_EPOCHS - 1), {}),
         ([0.0] * 10 + [0.1] + [0.0] * (SILENT_EPOCHS - 1), {}),
@@ -87,5 +91,5 @@ def test_so_does_one_that_follows_rewards_by_another_term(tmp_path: Path) -> Non
     ],
     ids=["not yet", "one epoch taught", "no policy gradient"],
 )
-def test_it_goes_on_otherwise(tmp_path: Path, told: list[float], changes: dict[str, Any]) -> None:
-    require_signal(journal(tmp_path, told), settings(**changes))
+def test_it_goes_on_otherwise(tmp_path: Path, informative: list[float], changes: dict[str, Any]) -> None:
+    require_signal(journal(tmp_path, informative), settings(**changes))

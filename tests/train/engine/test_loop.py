@@ -19,7 +19,7 @@ from rtdmd.train.engine import checkpoint
 from rtdmd.train.engine.journal import write_curves
 from rtdmd.train.engine.loop import Loop
 from rtdmd.train.gradients import Gradients, combine
-from rtdmd.train.learner import Average, Learner
+from rtdmd.train.learner import EMA, Learner
 from tests.train.workshop import adamw
 
 SETTINGS = adamw(0.1)
@@ -60,7 +60,7 @@ def test_the_rate_falls_to_zero_over_the_last_share_of_the_run() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_non_finite_gradient_stops_before_it_touches_anything(bad: float) -> None:
     w = weight()
-    learner = Learner.adamw([w, weight()], SETTINGS).called("generator", ["a.lora_A", "a.lora_B"])
+    learner = Learner.adamw([w, weight()], SETTINGS).named("generator", ["a.lora_A", "a.lora_B"])
     with pytest.raises(FloatingPointError) as caught:
         learner.step([torch.ones(2), torch.tensor([bad, 1.0])], "matching")
     where = "first in a.lora_B, 1 of 2 tensors"
@@ -75,7 +75,7 @@ def test_a_norm_that_overflows_names_no_tensor() -> None:
 
 
 def test_a_term_whose_gradient_is_not_finite_is_named() -> None:
-    learner = Learner.adamw([weight()], SETTINGS).called("generator")
+    learner = Learner.adamw([weight()], SETTINGS).named("generator")
     terms = {
         "policy": (1.0, Gradients(learner, [torch.tensor([1.0, float("nan")])])),
         "matching": (1.0, Gradients(learner, [torch.ones(2)])),
@@ -90,7 +90,7 @@ def overflowing() -> Learner:
     """A learner without clipping whose gradients' squares overflow AdamW's second moment."""
     w = weight()
     free = adamw(0.1, max_grad_norm=1e30, betas=(0.9, 0.5))
-    return Learner.adamw([w], free, average=Average([w], 0.9)).called("generator", ["a.lora_A"])
+    return Learner.adamw([w], free, ema=EMA([w], 0.9)).named("generator", ["a.lora_A"])
 
 
 def moments(learner: Learner, step: int) -> None:
@@ -101,17 +101,17 @@ def moments(learner: Learner, step: int) -> None:
             group["exp_avg_sq"] *= 4  # the next ones of a run that diverges
 
 
-def average(learner: Learner, step: int) -> None:
+def ema(learner: Learner, step: int) -> None:
     """An average that overflows while weights and losses are finite."""
-    assert learner.average is not None
+    assert learner.ema is not None
     if step == 4:
-        learner.average.tensors[0][1] = 3e38
-    learner.average.tensors[0].mul_(2.0)
+        learner.ema.tensors[0][1] = 3e38
+    learner.ema.tensors[0].mul_(2.0)
 
 
 @pytest.mark.parametrize(
     ("grow", "what"),
-    [(moments, "AdamW exp_avg_sq of a.lora_A has 1"), (average, "average of a.lora_A has 1")],
+    [(moments, "AdamW exp_avg_sq of a.lora_A has 1"), (ema, "EMA of a.lora_A has 1")],
 )
 def test_what_overflows_beside_the_losses_is_not_kept(
     tmp_path: Path, grow: Callable[[Learner, int], None], what: str
@@ -144,13 +144,13 @@ def test_a_parameter_that_the_loss_does_not_reach_is_an_error() -> None:
 def test_a_learner_put_back_goes_on_alike() -> None:
     def learner() -> Learner:
         w = weight()
-        return Learner.adamw([w], SETTINGS, warmup=10, average=Average([w], 0.9))
+        return Learner.adamw([w], SETTINGS, warmup=10, ema=EMA([w], 0.9))
 
     def advance(one: Learner, steps: range) -> None:
         for i in steps:
             one.step([torch.tensor([1.0, float(i)])])
-            assert one.average is not None
-            one.average.update()
+            assert one.ema is not None
+            one.ema.update()
 
     whole, half, rest = learner(), learner(), learner()
     advance(whole, range(6))
@@ -158,7 +158,7 @@ def test_a_learner_put_back_goes_on_alike() -> None:
     rest.restore("generator", half.tensors("generator"))
     advance(rest, range(3, 6))
     theirs, mine = whole.tensors("generator"), rest.tensors("generator")
-    assert set(mine) == {f"generator_{name}" for name in ("parameters", "optimizer", "updates", "average")}
+    assert set(mine) == {f"generator_{name}" for name in ("parameters", "optimizer", "updates", "ema")}
     for name, group in theirs.items():
         assert group.keys() == mine[name].keys()
         assert all(torch.equal(mine[name][key], value) for key, value in group.items()), name

@@ -17,11 +17,11 @@ from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine.preflight import (
     checkpoint_bytes,
     preflight,
+    require_all_reduce,
     require_deterministic,
-    require_one_kind,
-    require_sum,
+    require_same_hardware,
 )
-from rtdmd.train.learner import Average, Learner
+from rtdmd.train.learner import EMA, Learner
 
 PARAMS = preset("smoke", {"run": {"threads": 1}})
 COUNT = 1000
@@ -30,9 +30,9 @@ COUNT = 1000
 def learners() -> list[Learner]:
     """A generator with an average and a fake score, of COUNT parameters each."""
     weights = [torch.nn.Parameter(torch.zeros(COUNT)) for _ in range(2)]
-    average = Average([weights[0]], 0.9)
+    ema = EMA([weights[0]], 0.9)
     settings = PARAMS.train_acdmd.generator_optimizer
-    return [Learner.adamw(weights[:1], settings, average=average), Learner.adamw(weights[1:], settings)]
+    return [Learner.adamw(weights[:1], settings, ema=ema), Learner.adamw(weights[1:], settings)]
 
 
 def stage_in(folder: Path) -> Any:
@@ -82,11 +82,11 @@ def test_settings_that_changed_after_the_start_are_named(monkeypatch: pytest.Mon
 
 def test_processes_that_differ_or_add_up_wrongly_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = Ranks(0, 2)
-    monkeypatch.setattr(Ranks, "gather", lambda self, own: [own, ("2.0", "cpu")])
+    monkeypatch.setattr(Ranks, "all_gather_object", lambda self, own: [own, ("2.0", "cpu")])
     with pytest.raises(UserError, match=r"processes differ: torch .* on cpu, torch 2\.0 on cpu; use machines of one"):
-        require_one_kind(ranks)
-    monkeypatch.setattr(Ranks, "sum_", lambda self, tensors: tensors[0].add_(1))
+        require_same_hardware(ranks)
+    monkeypatch.setattr(Ranks, "all_reduce_tensors", lambda self, tensors: tensors[0].add_(1))
     with pytest.raises(UserError, match=r"the sum over 2 processes is 2\.0 and not 3\.0: .*network is faulty"):
-        require_sum(ranks)
-    monkeypatch.setattr(Ranks, "sum_", lambda self, tensors: tensors[0].add_(2))
-    require_sum(ranks)
+        require_all_reduce(ranks)
+    monkeypatch.setattr(Ranks, "all_reduce_tensors", lambda self, tensors: tensors[0].add_(2))
+    require_all_reduce(ranks)

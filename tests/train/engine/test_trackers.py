@@ -22,7 +22,7 @@ from rtdmd.common.images import save_png
 from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine import trackers
 from rtdmd.train.engine.loop import Loop
-from rtdmd.train.engine.trackers import VARIABLE, panel_path
+from rtdmd.train.engine.trackers import VARIABLE, image_log_path
 from tests.workspace import REPOSITORY
 
 PARAMS = {"model": {"eta": 1.0}, "train_test": {"rewards": [{"name": "a", "socket": None}], "full": False, "steps": 8}}
@@ -36,13 +36,13 @@ FLAT = {
 
 
 def advance(folder: Path, until: int = 8, ranks: Ranks | None = None) -> Loop:
-    """A run of eight steps with a checkpoint every three and a panel every four, ended without warning where ``until``
-    is less."""
+    """A run of eight steps with a checkpoint every three and an image grid every four, ended without warning where
+    ``until`` is less."""
     loop = Loop(folder, 8, 3, 2, {}, "train_test", "iteration", ranks or Ranks(), params=PARAMS)
     for step in loop:
         loop.log(step, {"loss": 1 / (step + 1), "norm": 2.0, "norm/sigma=0.5": 3.0})
         if (step + 1) % 4 == 0:
-            save_png(panel_path(folder, step + 1), np.full((5, 6, 3), step, np.uint8))
+            save_png(image_log_path(folder, step + 1), np.full((5, 6, 3), step, np.uint8))
         if step + 1 == until < 8:
             raise KeyboardInterrupt
     return loop
@@ -81,7 +81,7 @@ def test_dvclive_has_every_step_once_and_leaves_the_repository_alone(
     assert [float(text) for text in metrics["loss"][2:]] == [x for k in range(1, 9) for x in (k, 1 / k)]
     latest = json.loads((run / "dvclive/metrics.json").read_text())
     assert yaml.safe_load((run / "dvclive/params.yaml").read_text()) == FLAT
-    with Image.open(run / "dvclive/plots/images/panel.png") as panel:
+    with Image.open(run / "dvclive/plots/images/image_log.png") as panel:
         assert panel.size == (6, 5) and panel.getpixel((0, 0)) == (7, 7, 7), "the newest"
     assert latest["step"] == 8 and latest["loss"] == 0.125 and latest["norm"] == 2.0
     assert git(tmp_path, "status", "--porcelain") == "" and git(tmp_path, "for-each-ref") == refs
@@ -93,7 +93,7 @@ def test_dvclive_has_every_step_once_and_leaves_the_repository_alone(
 
 
 def test_tensorboard_has_the_journal_once_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read back with its own reader: every step once, the panels at their steps, the run's params."""
+    """Read back with its own reader: every step once, the image grids at their steps, the run's params."""
     monkeypatch.setenv(VARIABLE, "tensorboard")
     with pytest.raises(KeyboardInterrupt):
         advance(tmp_path, 5)
@@ -106,7 +106,7 @@ def test_tensorboard_has_the_journal_once_after_a_kill(tmp_path: Path, monkeypat
         (k, pytest.approx(1 / k, rel=1e-7)) for k in range(1, 9)
     ]
     assert [(row.step, row.value) for row in found.Scalars("norm/sigma=0.5")] == [(k, 3.0) for k in range(1, 9)]
-    panels = found.Images("panel")
+    panels = found.Images("image_log")
     assert [(row.step, row.width, row.height) for row in panels] == [(4, 6, 5), (8, 6, 5)]
     (settings,) = (tmp_path / "tensorboard").glob("*/hparams.yml")
     assert yaml.safe_load(settings.read_text()) == FLAT
@@ -166,7 +166,7 @@ def test_a_service_goes_on_with_its_run_and_has_every_step_once(tmp_path: Path, 
     ((name, rows),) = service.runs.items()
     assert re.fullmatch(r"train_test-0-[0-9a-f]{8}", name) and service.finished == [name, name]
     assert [(step, values["loss"]) for step, values in rows if "loss" in values] == [(k, 1 / k) for k in range(1, 9)]
-    assert [step for step, values in rows if "panel" in values] == [4, 8]
+    assert [step for step, values in rows if "image_log" in values] == [4, 8]
     assert service.config == FLAT
     alone = tmp_path / "alone"
     alone.mkdir()

@@ -21,7 +21,7 @@ from rtdmd.stages import train_rtdmd
 from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine.trackers import VARIABLE
 from rtdmd.train.engine.validation import Validation, group_diversity
-from rtdmd.train.learner import Average
+from rtdmd.train.learner import EMA
 from rtdmd.train.rtdmd import RtdmdTrainer
 from tests.train.workshop import killed_at, results, rows_of
 from tests.workspace import set_params
@@ -33,9 +33,9 @@ SIX = {"epochs": 6, "save_every": 2, "log_every": 1, "generator_optimizer": {"lr
 
 def by_hand(figures: list[tuple[float, float]], **changes: Any) -> Validation:
     """A validation whose figures are given; the average holds the number of epochs done."""
-    average = Average([torch.nn.Parameter(torch.zeros(1))], 0.9)
+    ema = EMA([torch.nn.Parameter(torch.zeros(1))], 0.9)
     p = ValidationParams(**SETTINGS | {"every": 1} | changes)
-    validation = Validation(p, SimpleNamespace(average=average, ranks=Ranks()), [], None)  # type: ignore[arg-type]
+    validation = Validation(p, SimpleNamespace(ema=ema, ranks=Ranks()), [], None)  # type: ignore[arg-type]
     coming = iter(figures)
     validation.measure = lambda: next(coming)  # type: ignore[method-assign]
     return validation
@@ -46,9 +46,9 @@ def follow(validation: Validation, epochs: int) -> list[float]:
     assert validation.before(0).keys() == {"validation/start_reward", "validation/start_diversity"}
     best = []
     for done in range(1, epochs + 1):
-        validation.trainer.average.tensors[0].fill_(done)
+        validation.trainer.ema.tensors[0].fill_(done)
         best.append(validation.after(done)["validation_best"])
-        if validation.over():
+        if validation.should_stop():
             break
     return best
 
@@ -58,15 +58,15 @@ def test_the_best_is_the_largest_reward_that_keeps_diversity() -> None:
     figures = [(0.5, 1.0), (0.6, 0.95), (0.9, 0.7), (0.55, 1.2), (0.7, 0.8)]
     validation = by_hand(figures, min_diversity=0.8)
     assert follow(validation, 4) == [1, 1, 1, 4]
-    validation.trainer.average.tensors[0].fill_(9.0)
-    assert validation.put_best() == {"epoch": "4"}
-    assert validation.trainer.average.tensors[0].item() == 4.0
+    validation.trainer.ema.tensors[0].fill_(9.0)
+    assert validation.restore_best() == {"epoch": "4"}
+    assert validation.trainer.ema.tensors[0].item() == 4.0
 
 
 def test_where_nothing_is_better_the_stage_one_student_stays_and_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     validation = by_hand([(0.5, 1.0), (0.5, 1.0), (0.4, 1.0)])
     assert follow(validation, 2) == [0, 0]
-    assert validation.put_best() == {"epoch": "0"} and validation.trainer.average.tensors[0].item() == 0.0
+    assert validation.restore_best() == {"epoch": "0"} and validation.trainer.ema.tensors[0].item() == 0.0
     assert "generator.safetensors is stage one's student, unchanged (train_rtdmd.validation)" in capsys.readouterr().err
 
 
@@ -107,16 +107,16 @@ def test_panels_change_no_training_number_shown_in_a_tracker_or_not(
     """They draw their own noise: student and curves are the same to the bit."""
     plain = train(root, {})
     monkeypatch.setenv(VARIABLE, "dvclive")
-    panels = train(root, {"panel_every": 3})
+    panels = train(root, {"image_log_every": 3})
     assert all(panels[name] == plain[name] for name in ("generator.safetensors", "curves.csv"))
     (run_dir,) = (root / ".rtdmd/runs").iterdir()
-    assert sorted(path.name for path in run_dir.glob("*.png")) == ["panel-00000003.png", "panel-00000006.png"]
+    assert sorted(path.name for path in run_dir.glob("*.png")) == ["image-log-00000003.png", "image-log-00000006.png"]
     with zipfile.ZipFile(root / "results" / STAGE / "image_log.zip") as log:
         found = {name: log.read(name) for name in log.namelist()}
     assert found == {path.name: path.read_bytes() for path in run_dir.glob("*.png")}
-    with Image.open(run_dir / "panel-00000006.png") as panel:
+    with Image.open(run_dir / "image-log-00000006.png") as panel:
         assert panel.width == 8 * (36 + PADDING) + PADDING and panel.height > 3 * 36
-        with Image.open(run_dir / "dvclive/plots/images/panel.png") as shown:
+        with Image.open(run_dir / "dvclive/plots/images/image_log.png") as shown:
             assert shown.tobytes() == panel.tobytes()
 
 

@@ -89,7 +89,7 @@ def test_a_look_is_no_part_of_a_steps_speed(tmp_path: Path, monkeypatch: pytest.
     now = iter([0.0, 10.0])
     monkeypatch.setattr(journal_module.time, "perf_counter", lambda: next(now))
     journal = Journal(tmp_path / "journal.jsonl", "epoch")
-    journal.put_back("")
+    journal.restore("")
     journal.add(1, {"watch_start/a/b": 0.25, "watch/a/b": 0.5, WATCH_SECONDS: 8.0}, images=4)
     (step,) = journal.steps()
     assert (step["machine/seconds"], step["machine/images_per_second"]) == (2.0, 2.0)

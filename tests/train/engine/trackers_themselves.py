@@ -181,7 +181,7 @@ def test_wandb_goes_on_with_its_run_after_a_kill(tmp_path: Path, cloud: Cloud) -
     assert [step for step, _ in cloud.history("loss")] == [1, 2, 3, 4, 5]
     advance(tmp_path)
     assert cloud.history("loss") == [(k, 1 / k) for k in range(1, 9)]
-    assert [step for step, _ in cloud.history("panel")] == [4, 8]
+    assert [step for step, _ in cloud.history("image_log")] == [4, 8]
 
 
 @pytest.mark.usefixtures("wandb")
@@ -246,7 +246,7 @@ def test_trackio_has_the_journal_once_after_a_kill(tmp_path: Path, monkeypatch: 
     assert run.name == (tmp_path / "tracker-id").read_text().strip()
     rows = SQLiteStorage.get_logs("rtdmd", run.name)
     assert [(row["step"], row["loss"]) for row in rows if "loss" in row] == [(k, 1 / k) for k in range(1, 9)]
-    assert [row["step"] for row in rows if "panel" in row] == [4, 8]
+    assert [row["step"] for row in rows if "image_log" in row] == [4, 8]
     assert {key: run.config[key] for key in FLAT} == FLAT
 
 
@@ -262,8 +262,8 @@ def test_trackio_without_its_server_keeps_what_it_cannot_send(tmp_path: Path, mo
 
 @pytest.mark.usefixtures("wandb")
 def test_all_of_them_change_no_byte_of_a_stage(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stage two with panels, shown nowhere and everywhere."""
-    settings = {"epochs": 4, "save_every": 2, "panel_every": 2}
+    """Stage two with image grids, shown nowhere and everywhere."""
+    settings = {"epochs": 4, "save_every": 2, "image_log_every": 2}
     set_params(root, {"train_rtdmd": settings})
     monkeypatch.setenv("WANDB_MODE", "offline")
     found = []

@@ -1,4 +1,5 @@
-"""Laws of world images that are known exactly: a large bank of records, from which samples are drawn with weights."""
+"""Distributions of world images that are known exactly: a large bank of records, from which samples are drawn with
+weights."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ def parse_of(scenes: Scenes) -> Parse:
 
 @lru_cache(maxsize=1)
 def bank(each: int = 200) -> Parses:
-    """``each`` images of every held-out caption as a teacher of noisy captions draws them: the whole law."""
+    """``each`` images of every held-out caption as a teacher of noisy captions draws them: the whole distribution."""
     captions = captions_of("heldout")
     texts = [caption for caption in captions for _ in range(each)]
     scenes = sample_scenes(texts, numpy_generator(0, "bank"))
@@ -74,17 +75,18 @@ def tilted(p: np.ndarray, beta: np.ndarray | float) -> np.ndarray:
 
 
 def kl(q: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """KL of two Bernoulli laws, nats."""
+    """KL of two Bernoulli distributions, nats."""
     return rel_entr(q, p) + rel_entr(1 - q, 1 - p)
 
 
-def draw(law: Parses, weights: np.ndarray, per_tag: int, rng: np.random.Generator) -> Parses:
-    """``per_tag`` images of each tag, its captions in turn, from the law with these weights within each caption."""
+def draw(distribution: Parses, weights: np.ndarray, per_tag: int, rng: np.random.Generator) -> Parses:
+    """``per_tag`` images of each tag, its captions in turn, from the distribution with these weights within each
+    caption."""
     rows = []
-    for tag in dict.fromkeys(law.tags.tolist()):
-        ids = np.unique(law.prompts[law.tags == tag])
+    for tag in dict.fromkeys(distribution.tags.tolist()):
+        ids = np.unique(distribution.prompts[distribution.tags == tag])
         for place, caption in enumerate(ids):
-            own = np.flatnonzero(law.prompts == caption)
+            own = np.flatnonzero(distribution.prompts == caption)
             share = weights[own] / weights[own].sum()
             rows.append(rng.choice(own, len(range(place, per_tag, len(ids))), p=share))
-    return law.rows(np.concatenate(rows))
+    return distribution.rows(np.concatenate(rows))

@@ -24,7 +24,7 @@ FOLDER = ".rtdmd/plan"
 GPU = "A100"  # the slowest that is common: a faster one ends early
 SLACK, SLOW = 1.25, 1.5  # of memory, for the allocator; of time
 PROGRAM_MB = {"cpu": 1500, "cuda": 6000}  # interpreter and libraries; with CUDA's host side
-LEAST_MINUTES = 15  # imports, hashing inputs, checkpoints
+MIN_MINUTES = 15  # imports, hashing inputs, checkpoints
 CPU_FLOPS = 10e9  # a second and thread, below what `rtdmd bench` measures
 PARTS = ("model", "adapter", "cache_teacher", "train_acdmd", "train_rtdmd", "evaluate")
 WEIGHTS = ("transformer", "student's transformer", "adapters", "merged layers", "decoder", "rewards", "text encoders")
@@ -32,7 +32,7 @@ CODE = ("plan", "backbones", "train", "rewards")
 
 
 @dataclass(frozen=True)
-class Need:
+class Resources:
     """Of one job: memory [MB], wall time [minutes], GPUs."""
 
     mem_mb: int
@@ -41,7 +41,7 @@ class Need:
 
 
 @dataclass
-class Needs:
+class StageResources:
     """The needs of the stages that compute, made or read when the first is asked for."""
 
     params: Params
@@ -50,26 +50,26 @@ class Needs:
 
     def of(self, stage: str) -> dict[str, Callable[[Any], int]]:
         """The resources of a rule by name, for Snakemake to call."""
-        return {field.name: self._resource(stage, field.name) for field in fields(Need)}
+        return {field.name: self._resource(stage, field.name) for field in fields(Resources)}
 
     def _resource(self, stage: str, name: str) -> Callable[[Any], int]:
         def resource(wildcards: Any) -> int:
             if self._found is None:
-                self._found = needs(self.params, self.root)
+                self._found = plan_resources(self.params, self.root)
             return self._found[stage][name]
 
         return resource
 
 
-def needs(params: Params, root: Path = Path(".")) -> dict[str, dict[str, int]]:
-    """`Need` by stage and field, from the kept plan or from a new one. UserError where no plan can be made."""
+def plan_resources(params: Params, root: Path = Path(".")) -> dict[str, dict[str, int]]:
+    """`Resources` by stage and field, from the kept plan or from a new one. UserError where no plan can be made."""
     path = root / FOLDER / f"{plan_key(params, root)}.json"
     if path.is_file():
         found: dict[str, dict[str, int]] = read_json(path)
         return found
     from rtdmd.plan.estimate import make_plan
 
-    made = {name: asdict(need) for name, need in needs_of(make_plan(params, root), params).items()}
+    made = {name: asdict(one) for name, one in resources_of(make_plan(params, root), params).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, made)
     return made
@@ -89,17 +89,17 @@ def _configs(teacher: Path) -> dict[str, str]:
     return {path.parent.name: path.read_text(encoding="utf-8") for path in sorted(teacher.glob("*/config.json"))}
 
 
-def needs_of(plan: Plan, params: Params) -> dict[str, Need]:
-    """`Need` of each stage that computes."""
+def resources_of(plan: Plan, params: Params) -> dict[str, Resources]:
+    """`Resources` of each stage that computes."""
     cuda = params.run.device == "cuda"
     found = {}
     for name, stage in plan.stages.items():
         memory = stage.memory
         held = memory.host + (weights_of(memory.parts) if cuda else memory.peak)
-        need = _need(held, _minutes(stage, params), cuda)
-        found[name] = Need(need.mem_mb * stage.processes, need.runtime, need.gpu * stage.processes)
+        one = _resources(held, _minutes(stage, params), cuda)
+        found[name] = Resources(one.mem_mb * stage.processes, one.runtime, one.gpu * stage.processes)
     exported = max(max(memory.peak, memory.host) for memory in plan.publishing.values())  # on a GPU too: on their way
-    return found | {"publish": _need(exported, 0.0, cuda)}
+    return found | {"publish": _resources(exported, 0.0, cuda)}
 
 
 def weights_of(parts: Mapping[str, float]) -> float:
@@ -107,10 +107,10 @@ def weights_of(parts: Mapping[str, float]) -> float:
     return sum(parts.get(name, 0.0) for name in WEIGHTS)
 
 
-def _need(held: float, minutes: float, cuda: bool) -> Need:
+def _resources(held: float, minutes: float, cuda: bool) -> Resources:
     """Of one process: so many bytes ``held`` in the host's memory, beside what the program itself takes."""
     megabytes = SLACK * held / 1e6 + PROGRAM_MB["cuda" if cuda else "cpu"]
-    return Need(100 * math.ceil(megabytes / 100), LEAST_MINUTES + math.ceil(SLOW * minutes), int(cuda))
+    return Resources(100 * math.ceil(megabytes / 100), MIN_MINUTES + math.ceil(SLOW * minutes), int(cuda))
 
 
 def _minutes(stage: StagePlan, params: Params) -> float:

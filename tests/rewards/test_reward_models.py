@@ -14,9 +14,9 @@ from torch import Tensor
 
 from rtdmd.common.errors import UserError
 from rtdmd.config import RewardParams, reward_params
-from rtdmd.rewards import panel as module
-from rtdmd.rewards.panel import CPU, Batch, Panel, has_thread, open_panel
+from rtdmd.rewards import reward_models as module
 from rtdmd.rewards.protocol import Metadata
+from rtdmd.rewards.reward_models import CPU, Batch, RewardModels, has_thread, load_rewards
 
 CUDA = torch.device("cuda")
 WAIT = 60  # seconds after which a thread that never ran is a failure, not a hang
@@ -53,14 +53,16 @@ def batches(count: int = 3) -> Iterator[Batch]:
 
 
 def test_threads_move_no_number_and_keep_the_order() -> None:
-    here, beside = Toy("here"), Toy("beside")
-    with Panel({"here": here, "beside": beside}, CPU, beside=frozenset({"beside"})).scoring(batches()) as scoring:
+    here, threaded = Toy("here"), Toy("beside")
+    with RewardModels({"here": here, "beside": threaded}, CPU, threaded=frozenset({"beside"})).scoring(
+        batches()
+    ) as scoring:
         scores = scoring.scores(CPU)
     assert list(scores) == ["here", "beside"] and scores["here"].shape == (6,)
     assert torch.equal(scores["here"], scores["beside"])
     assert torch.equal(scores["here"], torch.cat([images.mean((1, 2, 3)) for images, *_ in batches()]))
-    assert here.threads == {main_thread()} and len(beside.threads) == 1 and main_thread() not in beside.threads
-    assert here.log == beside.log == ["1 images", "2 images", "3 images"]
+    assert here.threads == {main_thread()} and len(threaded.threads) == 1 and main_thread() not in threaded.threads
+    assert here.log == threaded.log == ["1 images", "2 images", "3 images"]
 
 
 def test_the_run_goes_on_while_a_thread_scores() -> None:
@@ -72,7 +74,7 @@ def test_the_run_goes_on_while_a_thread_scores() -> None:
             assert went_on.wait(WAIT)
             return super().score(images, prompts, metadata)
 
-    with Panel({"slow": Slow()}, CPU, beside=frozenset({"slow"})).scoring(batches()) as scoring:
+    with RewardModels({"slow": Slow()}, CPU, threaded=frozenset({"slow"})).scoring(batches()) as scoring:
         went_on.set()
         assert scoring.scores(CPU)["slow"].shape == (6,)
 
@@ -87,7 +89,7 @@ def test_only_so_many_batches_wait_for_a_thread() -> None:
             made.append(number)
             yield batch
 
-    with Panel({"toy": toy}, CPU, beside=frozenset({"toy"})).scoring(noted(), ahead=2) as scoring:
+    with RewardModels({"toy": toy}, CPU, threaded=frozenset({"toy"})).scoring(noted(), ahead=2) as scoring:
         scores = scoring.scores(CPU)["toy"]
     assert made == list(range(6)) and len(scores) == 21
 
@@ -97,7 +99,7 @@ def test_what_a_thread_raises_is_raised_in_the_run() -> None:
         def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
             raise UserError("reward toy: no such word")
 
-    asked = Panel({"toy": Broken()}, CPU, beside=frozenset({"toy"}))
+    asked = RewardModels({"toy": Broken()}, CPU, threaded=frozenset({"toy"}))
     with pytest.raises(UserError, match="no such word"), asked.scoring(batches()) as scoring:
         scoring.scores(CPU)
 
@@ -113,7 +115,7 @@ def test_an_error_of_the_run_does_not_wait_for_all_scores() -> None:
             return super().score(images, prompts, metadata)
 
     slow = Slow()
-    asked = Panel({"slow": slow}, CPU, beside=frozenset({"slow"}))
+    asked = RewardModels({"slow": slow}, CPU, threaded=frozenset({"slow"}))
 
     def ends() -> None:
         with asked.scoring(batches(20)):
@@ -137,9 +139,9 @@ def test_offloaded_weights_are_on_the_device_while_they_score(monkeypatch: pytes
     for toy in (stays, one, other):
         toy.note = partial(note, toy)  # type: ignore[method-assign]
     rewards = {toy.name: toy for toy in (stays, one, other)}
-    asked = Panel(rewards, CUDA, frozenset({"one", "other"}))
+    asked = RewardModels(rewards, CUDA, frozenset({"one", "other"}))
     two_batches = 4 * 3 * 4 * 4 * (1 + 2)
-    monkeypatch.setattr(module, "WAITING", two_batches)
+    monkeypatch.setattr(module, "MAX_WAITING", two_batches)
     with asked.scoring(batches(3)) as scoring:
         scores = scoring.scores(CPU)
     turns = [f"{name}: {what}" for name in ("one", "other") for what in ("cuda", "1 images", "2 images", "cpu")]
@@ -157,7 +159,10 @@ def test_weights_that_find_no_room_are_back_on_the_host() -> None:
                 raise MemoryError("no room")
 
     toy = Stuck()
-    with pytest.raises(MemoryError, match="no room"), Panel({"toy": toy}, CUDA, frozenset({"toy"})).scoring(batches()):
+    with (
+        pytest.raises(MemoryError, match="no room"),
+        RewardModels({"toy": toy}, CUDA, frozenset({"toy"})).scoring(batches()),
+    ):
         pass
     assert toy.log == ["cuda", "cpu"]
 
@@ -176,7 +181,7 @@ def test_gradients_of_a_weighted_sum(offloaded: frozenset[str]) -> None:
             return images.mean((1, 2, 3)) ** self.power
 
     one, two = Smooth(1), Smooth(2)
-    asked = Panel({"one": one, "two": two, "unasked": Toy()}, CUDA, offloaded)
+    asked = RewardModels({"one": one, "two": two, "unasked": Toy()}, CUDA, offloaded)
     given = list(batches(2))
     found = asked.gradients(given, {"one": 2.0, "two": -3.0})
     for (images, *_), (value, gradient) in zip(given, found, strict=True):
@@ -216,8 +221,8 @@ def test_a_panel_is_loaded_one_by_one_and_tried(
     monkeypatch.setattr(module, "load_reward", load)
     monkeypatch.setattr(module, "check_rewards", check)
     clip = reward_params(name="clipscore", model=str(tiny_clip), offload=True)
-    found = open_panel([clip, reward_params(name="world_verifier", soft_weight=0.5)], CPU, tmp_path)
+    found = load_rewards([clip, reward_params(name="world_verifier", soft_weight=0.5)], CPU, tmp_path)
     assert list(found.rewards) == ["clipscore", "world_verifier"]
-    assert found.offloaded == {"clipscore"} and found.beside == frozenset()
+    assert found.offloaded == {"clipscore"} and found.threaded == frozenset()
     loaded = ["load clipscore", "check clipscore", "clipscore to cpu"]
     assert happened == [*loaded, "load world_verifier", "check world_verifier"]

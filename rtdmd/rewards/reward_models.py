@@ -29,26 +29,26 @@ if TYPE_CHECKING:
 
 Batch = tuple[Tensor, Sequence[str], Sequence[Metadata]]
 CPU = torch.device("cpu")
-WAITING = 2**32  # bytes of images that wait on the host for the offloaded scorers, 4 GiB
+MAX_WAITING = 2**32  # bytes of images that wait on the host for the offloaded scorers, 4 GiB
 
 
 @dataclass(frozen=True)
-class Panel:
+class RewardModels:
     """Scorers by name, those whose weights are on ``device`` only while they score, and those with a thread, which are
     others."""
 
     rewards: Mapping[str, Reward]
     device: torch.device
     offloaded: frozenset[str] = frozenset()
-    beside: frozenset[str] = frozenset()
+    threaded: frozenset[str] = frozenset()
 
-    def only(self, names: Collection[str]) -> Panel:
+    def only(self, names: Collection[str]) -> RewardModels:
         """The scorers of ``names`` alone; they are the same, loaded once."""
-        return Panel(
+        return RewardModels(
             {name: reward for name, reward in self.rewards.items() if name in names},
             self.device,
             self.offloaded & set(names),
-            self.beside & set(names),
+            self.threaded & set(names),
         )
 
     @contextmanager
@@ -74,8 +74,8 @@ class Panel:
         with ExitStack() as stack:
             staying = [name for name in self.rewards if name not in self.offloaded]
             scores = {name: torch.no_grad()(self.rewards[name].score) for name in staying}
-            scoring = Scoring({name: [] for name in self.rewards}, {name: [] for name in self.beside})
-            threads = {name: ThreadPoolExecutor(1, f"reward-{name}") for name in sorted(self.beside)}
+            scoring = Scoring({name: [] for name in self.rewards}, {name: [] for name in self.threaded})
+            threads = {name: ThreadPoolExecutor(1, f"reward-{name}") for name in sorted(self.threaded)}
             for thread in threads.values():
                 stack.callback(thread.shutdown, cancel_futures=True)
             waiting, size = list[Batch](), 0
@@ -95,22 +95,22 @@ class Panel:
                             pending[-ahead].result()
                         pending.append(threads[name].submit(score, read, prompts, metadata))
                     del images, read
-                    if size >= WAITING:
-                        self._in_turn(waiting, scoring)
+                    if size >= MAX_WAITING:
+                        self._score_offloaded(waiting, scoring)
                         waiting, size = [], 0
                 if waiting:
-                    self._in_turn(waiting, scoring)
+                    self._score_offloaded(waiting, scoring)
                 yield scoring
             except BaseException:
                 # Nobody wants the answers of other processes any more: let no thread, on its way out, wait for one.
-                for name in self.beside:
+                for name in self.threaded:
                     reward = self.rewards[name]
                     if isinstance(reward, RemoteReward):
                         reward.close()
                 raise
 
     @torch.no_grad()
-    def _in_turn(self, batches: Sequence[Batch], scoring: Scoring) -> None:
+    def _score_offloaded(self, batches: Sequence[Batch], scoring: Scoring) -> None:
         """Let each offloaded scorer score the batches that waited for it."""
         for name in self.rewards:
             if name in self.offloaded:
@@ -151,7 +151,7 @@ class Scoring:
         return found
 
 
-def open_panel(specs: Sequence[RewardParams], device: torch.device, root: Path) -> Panel:
+def load_rewards(specs: Sequence[RewardParams], device: torch.device, root: Path) -> RewardModels:
     """Load the scorers one after the other, each tried by the golden check before the next one; see `load_reward`."""
     rewards: dict[str, Reward] = {}
     for spec in specs:
@@ -159,13 +159,15 @@ def open_panel(specs: Sequence[RewardParams], device: torch.device, root: Path) 
         check_rewards([rewards[spec.name]], root)
         if spec.offload:
             rewards[spec.name].to(CPU)
-    return panel_of(specs, rewards, device)
+    return reward_models_of(specs, rewards, device)
 
 
-def panel_of(specs: Sequence[RewardParams], rewards: Mapping[str, Reward], device: torch.device) -> Panel:
+def reward_models_of(
+    specs: Sequence[RewardParams], rewards: Mapping[str, Reward], device: torch.device
+) -> RewardModels:
     """The loaded scorers of ``specs``, the offloaded ones on the host."""
     offloaded = frozenset(spec.name for spec in specs if spec.offload)
-    return Panel(rewards, device, offloaded, frozenset(spec.name for spec in specs if has_thread(spec, device)))
+    return RewardModels(rewards, device, offloaded, frozenset(spec.name for spec in specs if has_thread(spec, device)))
 
 
 def has_thread(spec: RewardParams, device: torch.device) -> bool:

@@ -70,7 +70,7 @@ def _nothing() -> None:
     """What is to be done at the end of a storage that takes no bytes."""
 
 
-class Meter(TorchDispatchMode):
+class CostCounter(TorchDispatchMode):
     """FLOPs of every operation, and the bytes of all tensors that are alive with their peak, from now on; tensors that
     are ``known`` take no bytes."""
 
@@ -108,13 +108,13 @@ class Meter(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def tally(known: Iterable[Tensor] = ()) -> Iterator[Meter]:
+def count_cost(known: Iterable[Tensor] = ()) -> Iterator[CostCounter]:
     """Count what runs inside, on the meta device or on a real one.
 
     ``known``: tensors that were there before (weights), which take no bytes.
     """
-    with fused_attention(), Meter(known) as meter:
-        yield meter
+    with fused_attention(), CostCounter(known) as counter:
+        yield counter
 
 
 def tensors_of(modules: Iterable[nn.Module]) -> list[Tensor]:

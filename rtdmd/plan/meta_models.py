@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rtdmd.backbones import Conditioning, PipelineBackbone
 from rtdmd.common.torch_setup import DTYPES
+from rtdmd.plan.cost_counter import META, size_of, tensors_of
 from rtdmd.plan.models import (
     backbone_on,
     conditioning,
@@ -24,7 +25,6 @@ from rtdmd.plan.models import (
     text_shapes,
 )
 from rtdmd.plan.scorers import Scorer, load_scorer
-from rtdmd.plan.tally import META, size_of, tensors_of
 from rtdmd.train.adapters import ADAPTERS, AdapterBank, transformer_blocks
 
 if TYPE_CHECKING:
@@ -40,17 +40,17 @@ def model_of(spec: RewardParams) -> Model:
 
 
 @dataclass
-class Stand:
+class MetaModels:
     """The models of a run on the meta device. Its roles are stage two's: stage one's generator is its `reference`."""
 
     params: Params
     configs: dict[str, dict[str, Any]]
     backbone: PipelineBackbone
-    roles: AdapterBank
+    bank: AdapterBank
     scorers: dict[Model, Scorer]
 
     @staticmethod
-    def of(params: Params, root: Path = Path("."), configs: Mapping[str, dict[str, Any]] | None = None) -> Stand:
+    def of(params: Params, root: Path = Path("."), configs: Mapping[str, dict[str, Any]] | None = None) -> MetaModels:
         """The models of ``params``; ``configs``: in place of the teacher's. UserError where its shapes are not known,
         or do not fit the resolution."""
         configs = part_configs(params.model, root) if configs is None else dict(configs)
@@ -59,27 +59,27 @@ class Stand:
             backbone.student = diffusers_part(configs["transformer"], backbone.dtype)
         backbone.device = torch.device("cpu")  # autocast knows no meta device
         with META:
-            roles = AdapterBank(backbone, params.adapter, ADAPTERS["train_rtdmd"] | {"base": ()}, params.run.seed)
-        for whole in roles._copies.values():  # in full mode passes run in half precision, by autocast if there is one
+            bank = AdapterBank(backbone, params.adapter, ADAPTERS["train_rtdmd"] | {"base": ()}, params.run.seed)
+        for whole in bank._copies.values():  # in full mode passes run in half precision, by autocast if there is one
             whole.to(backbone.dtype)
         specs = {model_of(spec): spec for spec in params.train_rtdmd.rewards}
         for judging in params.judging.values():
             specs |= {model_of(spec): spec for spec in judging.rewards}
         scorers = {model: load_scorer(spec, root) for model, spec in specs.items()}
-        return Stand(params, configs, backbone, roles, scorers)
+        return MetaModels(params, configs, backbone, bank, scorers)
 
-    def at(self, resolution: int) -> Stand:
+    def at(self, resolution: int) -> MetaModels:
         """The same models, asked for squares of another side."""
         model = self.params.model.model_copy(update={"resolution": resolution, "width": None})
         other = self.sized(self.params.model_copy(update={"model": model}))
         other.backbone = backbone_on(self.backbone.pipeline, model, self.configs)
         other.backbone.student = self.backbone.student
         other.backbone.device = self.backbone.device
-        other.roles = copy.copy(self.roles)
-        other.roles.backbone = other.backbone
+        other.bank = copy.copy(self.bank)
+        other.bank.backbone = other.backbone
         return other
 
-    def sized(self, params: Params) -> Stand:
+    def sized(self, params: Params) -> MetaModels:
         """The same models, those that were made on demand too, for settings that differ in the sizes of updates
         alone."""
         other = copy.copy(self)
@@ -114,17 +114,17 @@ class Stand:
 
     def adapter(self, name: str) -> list[nn.Parameter]:
         """Parameters of one adapter (of one copy of the transformer with `adapter.mode: full`)."""
-        return self.roles._adapter_parameters(name)
+        return self.bank._adapter_parameters(name)
 
     @property
     def merged(self) -> bool:
         """Whether stage one's adapters are merged below stage two's (`train_rtdmd.stage_one_adapters`)."""
-        return self.params.train_rtdmd.stage_one_adapters == "merged" and not self.roles.full
+        return self.params.train_rtdmd.stage_one_adapters == "merged" and not self.bank.full
 
     @property
     def new_fake(self) -> bool:
         """Whether stage two's fake score has an adapter of its own on stage one's (`train_rtdmd.fake_adapter`)."""
-        return self.params.train_rtdmd.fake_adapter == "new" and not self.roles.full
+        return self.params.train_rtdmd.fake_adapter == "new" and not self.bank.full
 
     def adapter_bytes(self, name: str) -> int:
         """Bytes of one adapter: what learns is float32."""
@@ -140,27 +140,27 @@ class Stand:
 
     def adapted_bytes(self) -> int:
         """Bytes of the layers of a transformer that carry an adapter, in its own dtype."""
-        return size_of(layer.get_base_layer() for layer in self.roles.layers("fake"))[1]
+        return size_of(layer.get_base_layer() for layer in self.bank.layers("fake"))[1]
 
     def block_sizes(self) -> list[int]:
         """Bytes of each of a transformer's blocks without its adapters."""
         sizes = []
         for block in transformer_blocks(self.transformer):
-            own = [tensor for key, tensor in block.named_parameters() if self.roles.full or ".lora_" not in key]
+            own = [tensor for key, tensor in block.named_parameters() if self.bank.full or ".lora_" not in key]
             sizes.append(sum(tensor.numel() * tensor.element_size() for tensor in own))
         return sizes
 
     def adapted_in_blocks(self) -> list[int]:
         """Of the bytes of each block, those of the layers that carry an adapter; 0 in full mode."""
-        carriers = self.roles.layers("fake")
+        carriers = self.bank.layers("fake")
         blocks = [set(block.modules()) for block in transformer_blocks(self.transformer)]
         return [size_of(one.get_base_layer() for one in carriers if one in block)[1] for block in blocks]
 
     @cached_property
     def known(self) -> list[Tensor]:
         """Tensors that are there before a pass: all weights."""
-        copies = list(self.roles._copies.values())
-        bases = self.roles.transformers
+        copies = list(self.bank._copies.values())
+        bases = self.bank.transformers
         return tensors_of([*bases, self.vae, *copies, *(m for s in self.scorers.values() for m in s.modules)])
 
     # Inputs of a pass.
@@ -182,9 +182,9 @@ class Stand:
         x = self.latents(len(cond)) if x is None else x
         sigma = torch.empty(len(x), device=META)
         if role != "teacher":
-            return self.roles.velocity(role, x, sigma, cond)
+            return self.bank.velocity(role, x, sigma, cond)
         guidance = self.params.model.guidance
-        return self.roles.velocity(role, x, sigma, cond, guidance=guidance, null=self.cond(1))
+        return self.bank.velocity(role, x, sigma, cond, guidance=guidance, null=self.cond(1))
 
     def row_bytes(self) -> int:
         """Bytes of one prompt's conditioning."""
