@@ -17,7 +17,7 @@ _HELDOUT = {"name": "heldout", "prompts": "heldout"}
 _WATCH = {"max_prompts": 48, "images": 1, "suites": [_HELDOUT], "rewards": [_CLIP, _VERIFIER]}
 
 WORLD: dict[str, Any] = {
-    "run": {"seed": 0, "threads": 2, "device": "cpu"},
+    "run": {"seed": 0, "threads": 2, "device": "cpu", "gpus_per_node": None},
     "model": {
         "family": "sd3",
         "teacher": "data/world/teacher",

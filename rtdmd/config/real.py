@@ -97,7 +97,7 @@ _CONSISTENCY = {
 }
 
 COMMON: dict[str, Any] = {
-    "run": {"seed": 42, "threads": 8, "device": "cuda"},
+    "run": {"seed": 42, "threads": 8, "device": "cuda", "gpus_per_node": None},
     "model": {"revision": UNPINNED, "resolution": 512, "dtype": "bfloat16", "num_steps": 4, "eta": 0.9},
     "adapter": {"mode": "lora", "rank": 32, "alpha": 64, "targets": "attention", "gradient_checkpointing": True},
     "prepare_prompts": {

@@ -15,3 +15,9 @@ class RunParams(Section):
         "torch threads of a stage; another count gives other last digits", unit="threads", source="ours", ge=1
     )
     device: Literal["cpu", "cuda"] = param("where a stage computes", source="torch")
+    gpus_per_node: Whole | None = param(
+        "processes of a training on one node; more take several nodes of a Slurm job; null: all on one; changes no byte",
+        unit="processes",
+        source="ours",
+        ge=1,
+    )

@@ -52,6 +52,13 @@ class Params(Section):
         }
         return {"evaluate": self.evaluate, **watched}
 
+    def layout(self, stage: str) -> tuple[int, int]:
+        """On how many nodes a stage runs, and in how many processes on each."""
+        trainings = {"train_acdmd": self.train_acdmd.processes, "train_rtdmd": self.train_rtdmd.processes}
+        processes = trainings.get(stage, 1)
+        each = min(processes, self.run.gpus_per_node or processes)
+        return processes // each, each
+
     @property
     def judged_stages(self) -> tuple[str, ...]:
         """The training stages that the evaluated models come from; the second starts from the first's student."""
@@ -66,6 +73,7 @@ class Params(Section):
         self._check_models()
         self._check_noise()
         self._check_guidance()
+        self._check_nodes()
         self._check_sharding()
         self._check_mode()
         return self
@@ -177,6 +185,16 @@ class Params(Section):
                 f"publish.format: {self.publish.format} with adapter.mode: full, which trains no adapter;"
                 " allowed: merged, or adapter.mode: lora"
             )
+
+    def _check_nodes(self) -> None:
+        """Every node takes as many processes as another."""
+        per_node = self.run.gpus_per_node
+        for name, section in (("train_acdmd", self.train_acdmd), ("train_rtdmd", self.train_rtdmd)):
+            if per_node and section.processes > per_node and section.processes % per_node:
+                raise ValueError(
+                    f"{name}.processes: {section.processes} with run.gpus_per_node: {per_node}; allowed: 1 to"
+                    f" {per_node}, a multiple of {per_node}, or run.gpus_per_node: null (all on one machine)"
+                )
 
     def _check_sharding(self) -> None:
         """What is shared is the frozen base, among several processes."""

@@ -17,7 +17,7 @@ from snakemake_executor_plugin_slurm.utils import set_gres_string
 from rtdmd.common.errors import UserError
 from rtdmd.common.processes import QUESTION_SECONDS, limited
 
-ASKED = ("slurm_partition", "slurm_account", "mem_mb", "runtime", "gpu", "slurm_extra")
+ASKED = ("slurm_partition", "slurm_account", "mem_mb", "runtime", "nodes", "tasks", "gpu", "gres", "slurm_extra")
 NODES = ("sinfo", "--noheader", "--format=%P: %D nodes of %c cores, %m MB, %G, up to %l")
 
 

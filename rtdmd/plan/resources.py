@@ -33,7 +33,7 @@ CODE = ("plan", "backbones", "train", "rewards")
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one job: memory [MB], wall time [minutes], GPUs."""
+    """Of one job: memory [MB] and GPUs of each of its nodes, wall time [minutes]."""
 
     mem_mb: int
     runtime: int
@@ -48,9 +48,16 @@ class StageResources:
     root: Path = Path(".")
     _found: dict[str, dict[str, int]] | None = None
 
-    def of(self, stage: str) -> dict[str, Callable[[Any], int]]:
-        """The resources of a rule by name, for Snakemake to call."""
-        return {field.name: self._resource(stage, field.name) for field in fields(Resources)}
+    def of(self, stage: str) -> dict[str, Callable[[Any], int] | int | str]:
+        """The resources of a rule by name, for Snakemake to call. A job of several nodes has one task on each, with
+        the node's GPUs, which the executor asks for by ``gres``: its ``gpu`` are those of a task and of the job."""
+        found: dict[str, Any] = {field.name: self._resource(stage, field.name) for field in fields(Resources)}
+        nodes, processes = self.params.layout(stage)
+        if nodes == 1:
+            return found
+        del found["gpu"]
+        on_each = {"gres": f"gpu:{processes}"} if self.params.run.device == "cuda" else {"tasks": nodes}
+        return found | {"nodes": nodes} | on_each
 
     def _resource(self, stage: str, name: str) -> Callable[[Any], int]:
         def resource(wildcards: Any) -> int:
@@ -97,7 +104,8 @@ def resources_of(plan: Plan, params: Params) -> dict[str, Resources]:
         memory = stage.memory
         held = memory.host + (weights_of(memory.parts) if cuda else memory.peak)
         one = _resources(held, _minutes(stage, params), cuda)
-        found[name] = Resources(one.mem_mb * stage.processes, one.runtime, one.gpu * stage.processes)
+        _, here = params.layout(name)
+        found[name] = Resources(one.mem_mb * here, one.runtime, one.gpu * here)
     exported = max(max(memory.peak, memory.host) for memory in plan.publishing.values())  # on a GPU too: on their way
     return found | {"publish": _resources(exported, 0.0, cuda)}
 

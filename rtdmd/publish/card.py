@@ -152,7 +152,7 @@ def _recipe(found: Published) -> list[str]:
             "Stage two, rewards",
             ", ".join(f"{markdown(reward['name'])} x {reward['weight']:g}" for reward in two["rewards"]),
         ],
-        ["Seed", str(settings["run"]["seed"])],
+        ["Seed", str(settings["run.seed"])],
     ]
     return ["## Recipe", "", *_markdown(rows), "", "All settings are in `provenance.json`.", ""]
 

@@ -52,7 +52,7 @@ def lineage_record(lineage: Mapping[str, Resolved], identities: Identities | Non
         "settings_sha256": hash_of(settings),
         "inputs": inputs,
         "versions": {name: dict(record["versions"]) for name, record in lineage.items()},
-        "seeds": {"run": settings["run"]["seed"]},
+        "seeds": {"run": settings["run.seed"]},
         "teacher": _source(model["teacher"], model["revision"], everything),
         **own_base,
         "prompts": {name: {"path": path, "sha256": everything.get(path)} for name, path in PROMPTS.items()},

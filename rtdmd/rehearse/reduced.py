@@ -26,6 +26,7 @@ SMALLEST = 64  # pixels: a model that draws this is not reduced
 REDUCED = {
     "run.device": "cpu where there is no GPU",
     "run.threads": "1",
+    "run.gpus_per_node": "null: one machine rehearses",
     "model.resolution": "a sixteenth, 32 at least, a multiple of 16; 64 and below as it is",
     "model.width": "as model.resolution",
     "model.teacher_steps": "at most 2",
@@ -111,7 +112,7 @@ def reduced(params: Params, device: str) -> Params:
     model, adapter = params.model, params.adapter
     rank = min(adapter.rank, 4)
     changes: dict[str, Any] = {
-        "run": {"device": device, "threads": 1},
+        "run": {"device": device, "threads": 1, "gpus_per_node": None},
         "model": {
             "resolution": small_side(model.resolution),
             "width": small_width(model),
@@ -133,7 +134,8 @@ def reduced(params: Params, device: str) -> Params:
 
 def with_processes(params: Params, count: int) -> Params:
     """Both training stages in so many processes. UserError where a batch or roll-out cannot be shared by them."""
-    changes = {stage: {"processes": count} for stage in ("train_acdmd", "train_rtdmd")}
+    stages = {stage: {"processes": count} for stage in ("train_acdmd", "train_rtdmd")}
+    changes = {"run": {"gpus_per_node": None}, **stages}
     return validate(merged(params.model_dump(mode="json"), changes), f"--processes {count}")
 
 

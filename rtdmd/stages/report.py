@@ -52,7 +52,7 @@ def build(stage: Stage) -> str:
         files = (stage.input("results/train_rtdmd/looks.csv"), stage.input("results/evaluate/parses.csv"))
         section = resolved["train_rtdmd"]["params"]["train_rtdmd"]
         epochs = None if section["validation"]["every"] else section["epochs"]
-        looks = Looks(*files, evaluated["run"]["seed"], epochs)
+        looks = Looks(*files, evaluated["run.seed"], epochs)
     parts = [
         sections.samples(stage.input("results/evaluate/contact_sheet.png")),
         *sections.suite_sections(metrics, evaluated["model"]["eta"], looks),

@@ -63,7 +63,7 @@ def test_outputs_and_settings_appear_and_are_the_same_again(root: Path) -> None:
     first = results(root)
     assert sorted(first) == ["metrics.json", "resolved.json", "scores.csv"]
     resolved = json.loads(first["resolved.json"])
-    assert resolved["params"] == {"run": {"seed": 0, "threads": 2, "device": "cpu"}, "evaluate.batch_size": 12}
+    assert resolved["params"] == {"run": preset("world").run.model_dump(), "evaluate.batch_size": 12}
     assert resolved["inputs"]["results/prepare_prompts/train.jsonl"] == sha256_bytes(b"prompts")
     assert set(resolved) == {"stage", "params", "inputs", "versions"}
     evaluate(root)

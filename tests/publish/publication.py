@@ -28,12 +28,12 @@ stages:
   train_rtdmd:
     cmd: sh code/train.sh
     deps: [code, data/teacher.txt]
-    params: [run, train_rtdmd]
+    params: [run.seed, run.device, train_rtdmd]
     outs: [results/train_rtdmd/generator.safetensors, results/train_rtdmd/resolved.json]
   evaluate:
     cmd: cp results/train_rtdmd/generator.safetensors results/evaluate/scores.csv
     deps: [results/train_rtdmd/generator.safetensors]
-    params: [run, evaluate.images]
+    params: [run.seed, run.device, evaluate.images]
     outs: [results/evaluate/scores.csv]
   report:
     cmd: cp results/evaluate/scores.csv results/report/page.html
@@ -42,7 +42,7 @@ stages:
   publish:
     cmd: cp -r made/. results/publish/
     deps: [made, results/train_rtdmd/generator.safetensors, results/evaluate/scores.csv]
-    params: [run, publish.repo_id]
+    params: [run.seed, run.device, publish.repo_id]
     outs:
       - results/publish/README.md
       - results/publish/gate.json
@@ -140,7 +140,7 @@ def resolved(stage: str) -> dict[str, object]:
         },
         "evaluate": {"images": 900, "batch_size": 30},
     }
-    params = {"run": {"seed": 0, "device": "cpu"}, "model": {"teacher": "data/teacher.txt", "revision": None}}
+    params = {"run.seed": 0, "run.device": "cpu", "model": {"teacher": "data/teacher.txt", "revision": None}}
     return {
         "stage": stage,
         "params": {**params, stage: sections[stage]},

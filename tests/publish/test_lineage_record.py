@@ -20,7 +20,7 @@ from tests.publish.publication import weights
 
 CLIP = {"name": "clipscore", "model": "data/clip", "revision": None, "weight": 0.1}
 HPS = {"name": "hpsv2", "model": "owner/hps", "revision": "a" * 40, "base": "owner/clip", "base_revision": "b" * 40}
-SHARED = {"run": {"seed": 7}, "model": {"teacher": "data/teacher", "revision": None}}
+SHARED = {"run.seed": 7, "model": {"teacher": "data/teacher", "revision": None}}
 LINEAGE = {
     "evaluate": {
         "params": {**SHARED, "evaluate": {"rewards": [{**CLIP, "weight": 1.0, "policy": False}, HPS]}},
@@ -86,7 +86,7 @@ def test_weights_carry_their_record(tmp_path: Path) -> None:
 def test_steps_come_causes_first_and_carry_their_settings() -> None:
     steps = steps_of_record(checked(Provenance, lineage_record(LINEAGE), "a record"), "a record")
     assert [step.name for step in steps] == ["train_acdmd", "train_rtdmd", "evaluate"]
-    assert [list(step.params) for step in steps] == [["run", "model"], ["train_rtdmd"], ["evaluate"]]
+    assert [list(step.params) for step in steps] == [["run.seed", "model"], ["train_rtdmd"], ["evaluate"]]
     assert [step.versions["torch"] for step in steps] == ["2.12.0", "2.13.0", "2.13.0"]
     published = lineage_record(
         {**LINEAGE, "publish": {"params": {"publish.prompt": "x"}, "inputs": {}, "versions": {}}}

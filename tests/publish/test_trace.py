@@ -203,7 +203,7 @@ def test_files_that_a_published_folders_record_does_not_tell_are_named(root: Pat
 def test_a_record_whose_settings_are_not_those_of_its_hash_is_named(root: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree("results/publish", tmp_path / "published"))
     record = read_json(folder / "provenance.json")
-    record["settings"]["run"]["seed"] = 9
+    record["settings"]["run.seed"] = 9
     write_json(folder / "provenance.json", record)
     found = trace_path(folder).compare(root)
     assert [one.what for one in found][:1] == ["settings_sha256"]

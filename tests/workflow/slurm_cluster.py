@@ -1,11 +1,12 @@
-"""A real Slurm of one node, in a folder, on the loopback address, as the current user: munged, slurmctld and slurmd.
+"""A real Slurm of two nodes, in a folder, on the loopback address, as the current user: munged, slurmctld, two slurmd.
 
     with Cluster(folder) as cluster:
         subprocess.run(["sbatch", ...], env=cluster.env)
 
 It needs Debian's `slurmctld slurmd slurm-client munge` (`make slurm-test` installs them) and touches no configuration
 of the machine. Two partitions: `work`, and `urgent`, whose jobs preempt those of `work` (they are requeued). Two GPUs
-that are none, so that requests for them can be seen. No accounting, no cgroups.
+in each node that are none, so that requests for them can be seen. No accounting, no cgroups. The nodes are called by
+addresses, since the processes of a run find its first node by its name.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from typing import Any
 
 import psutil
 
+from tests.ports import free_ports
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # the daemons are not on every user's path
 
@@ -32,7 +35,6 @@ SLURM_CONF = """
 ClusterName=rtdmd
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
-SlurmdPort={daemon}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
@@ -40,9 +42,9 @@ CredType=cred/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -56,13 +58,19 @@ PreemptMode=REQUEUE
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0
 MinJobAge=7200
 KillWait=10
+SlurmdTimeout=30
 ReturnToService=2
 GresTypes=gpu
-NodeName=node NodeHostname={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=64000 Gres=gpu:2
-PartitionName=work Nodes=node Default=YES PriorityTier=1
-PartitionName=urgent Nodes=node PriorityTier=9
+NodeName=DEFAULT CPUs=2 RealMemory=64000 Gres=gpu:2
+NodeName=127.0.0.1 NodeHostname={host} NodeAddr=127.0.0.1 Port={first}
+NodeName=127.0.0.2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second}
+PartitionName=work Nodes=ALL Default=YES PriorityTier=1
+PartitionName=urgent Nodes=ALL PriorityTier=9
 """
-GRES_CONF = "NodeName=node Name=gpu File=/dev/null\nNodeName=node Name=gpu File=/dev/zero\n"
+NODES = ("127.0.0.1", "127.0.0.2")
+IDLE = ("2\n", "2\n2\n")  # in one line, or one for each partition
+GRES_CONF = "Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n"
+NODE_VARIABLE = "RTDMD_TEST_NODE"  # of a node's daemons, and of no task
 
 
 def missing_programs() -> list[str]:
@@ -81,7 +89,7 @@ def wait_for(what: str, ready: Callable[[], Any], seconds: float = 60, pause: fl
 
 
 class Cluster:
-    """The three daemons as children of this process."""
+    """The daemons as children of this process: `munged`, `slurmctld` and, by the name of its node, each `slurmd`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -89,15 +97,16 @@ class Cluster:
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Cluster:
-        for name in ("state", "spool", "bin"):
+        for name in ("state", *(f"spool-{node}" for node in NODES), "bin"):
             (self.folder / name).mkdir(parents=True)
         self._write_configuration()
         self.start("munged")
         wait_for("munged", (self.folder / "munge.socket").exists)
         self.start("slurmctld")
-        self.start("slurmd")
+        for node in NODES:
+            self.start(node)
         try:
-            wait_for("an idle node", lambda: "idle" in self.ask("sinfo", "--noheader", "--format=%T"))
+            self.wait_until_idle()
         except AssertionError as error:
             logs = [(path.name, path.read_text()[-1500:]) for path in self.folder.glob("*.log")]
             self.__exit__()
@@ -108,7 +117,7 @@ class Cluster:
         subprocess.run(
             ["scancel", "--full", "--user", getpass.getuser()], env=self.env, capture_output=True, check=False
         )
-        for name in ("slurmd", "slurmctld", "munged"):
+        for name in (*NODES, "slurmctld", "munged"):
             self.stop(name, signal.SIGTERM)
         self._kill_strays()
 
@@ -120,6 +129,10 @@ class Cluster:
                 if mine and process.pid != os.getpid():
                     process.kill()
 
+    def wait_until_idle(self) -> None:
+        """Wait until both nodes are."""
+        wait_for("idle nodes", lambda: self.ask("sinfo", "--noheader", "--states=idle", "--format=%D") in IDLE)
+
     def start(self, name: str) -> None:
         """Start a daemon in the foreground, as a child; its log is `<name>.log`."""
         options = {
@@ -127,13 +140,15 @@ class Cluster:
                        f"--socket={self.folder}/munge.socket", f"--pid-file={self.folder}/munged.pid",
                        f"--seed-file={self.folder}/munge.seed", "--num-threads=2"],
             "slurmctld": ["-D"],
-            "slurmd": ["-D", "-N", "node"],
+            "slurmd": ["-D", "-N", name],
         }  # fmt: skip
-        program = shutil.which(name, path=SBIN)
-        assert program, name
+        daemon = "slurmd" if name in NODES else name
+        program = shutil.which(daemon, path=SBIN)
+        assert program, daemon
+        env = self.env | ({NODE_VARIABLE: name} if name in NODES else {})
         with (self.folder / f"{name}.log").open("ab") as log:
             self._daemons[name] = subprocess.Popen(
-                [program, *options[name]], env=self.env, stdout=log, stderr=log, start_new_session=True
+                [program, *options[daemon]], env=env, stdout=log, stderr=log, start_new_session=True
             )
 
     def stop(self, name: str, how: signal.Signals = signal.SIGKILL) -> None:
@@ -147,6 +162,16 @@ class Cluster:
         except subprocess.TimeoutExpired:
             daemon.kill()
             daemon.wait()
+
+    def lose(self, node: str) -> None:
+        """A node's power cut: its slurmd and all that it started are killed."""
+        self.stop(node)
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                env = process.environ()
+                mine = env.get("SLURM_CONF") == self.env["SLURM_CONF"]
+                if mine and node in (env.get(NODE_VARIABLE), env.get("SLURMD_NODENAME")):
+                    process.kill()
 
     def ask(self, *command: str) -> str:
         """What a Slurm command prints; empty where it fails."""
@@ -186,29 +211,19 @@ class Cluster:
         }
 
     def _write_configuration(self) -> None:
-        ports = _free_ports(2)
+        controller, first, second = free_ports(3)
         self.folder.chmod(0o755)
         values = {"folder": self.folder, "host": socket.gethostname().split(".")[0], "user": getpass.getuser()}
-        text = SLURM_CONF.format(**values, controller=ports[0], daemon=ports[1])
+        text = SLURM_CONF.format(**values, controller=controller, first=first, second=second)
         (self.folder / "slurm.conf").write_text(text)
         (self.folder / "gres.conf").write_text(GRES_CONF)
         key = self.folder / "munge.key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o600)
-        # Snakemake's job step drops SLURM_*, and with it the place of the configuration, before it calls srun
-        srun = self.folder / "bin" / "srun"
-        program = shutil.which("srun", path=os.environ["PATH"])
-        srun.write_text(f"#!/bin/sh\nSLURM_CONF='{self.folder}/slurm.conf' exec {program} \"$@\"\n")
-        srun.chmod(0o755)
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports of the loopback address that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+        # Snakemake's job step drops SLURM_*, and with it the place of the configuration, before it calls srun:
+        # that place is written into the programs that a job calls
+        for name in ("srun", "squeue"):
+            wrapper = self.folder / "bin" / name
+            program = shutil.which(name, path=os.environ["PATH"])
+            wrapper.write_text(f"#!/bin/sh\nexport SLURM_CONF='{self.folder}/slurm.conf'\nexec {program} \"$@\"\n")
+            wrapper.chmod(0o755)

@@ -1,7 +1,6 @@
 # One rule a stage of dvc.yaml, all alike: a job is the DVC stage of the rule's name. What a stage reads, makes and is called stands in
 # dvc.yaml, what it takes in the plan; here are only the two stages that compute nothing.
 LIGHT = {"prepare_prompts": {"mem_mb": 1000, "runtime": 5}, "report": {"mem_mb": 2000, "runtime": 5}}
-PROCESSES = {"train_acdmd": PARAMS.train_acdmd.processes, "train_rtdmd": PARAMS.train_rtdmd.processes}
 
 for stage, job in JOBS.items():
 
@@ -18,7 +17,7 @@ for stage, job in JOBS.items():
             job.benchmark
         conda:
             "../envs/python.yaml"
-        threads: 1 if stage in LIGHT else THREADS * PROCESSES.get(stage, 1)
+        threads: 1 if stage in LIGHT else THREADS * PARAMS.layout(stage)[1]  # of each node
         resources:
             **LIGHT[stage] if stage in LIGHT else RESOURCES.of(stage),
         params:

@@ -1,24 +1,30 @@
 """How a run becomes several processes: started by a launcher (accelerate, torchrun, srun), or by its own first process.
 
 Every process runs the same command. Its place among them comes from the environment; where no launcher has set one and
-params.yaml asks for several processes, this process becomes rank 0 and starts the others on the same machine.
+params.yaml asks for several processes, this process becomes rank 0 and starts the others on the same machine, and on
+the other nodes of its Slurm job (`nodes.py`). Each answers a roll call before anyone waits for all.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import socket
+import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch.distributed import TCPStore
+
 import rtdmd
-from rtdmd.common.errors import UserError
+from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.config import RunParams
+from rtdmd.train.distributed.nodes import FIRST_RANK, SRUN, address, first_host, on_other_nodes, require_allocation
 
 SHARDING = {
     "FSDP_VERSION": "2",
@@ -28,6 +34,8 @@ SHARDING = {
 }
 """What `sharding: base` and `hybrid` are in the variables of `accelerate launch --use_fsdp`."""
 LINGER = 30.0  # seconds that a started process may take to end after this one
+PAUSE = 0.05  # seconds between two looks at who has come
+ROLL_CALL = "RTDMD_ROLL_CALL"  # the variable that asks a started process to say that it is there, and where it does
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ def found_place(env: Mapping[str, str]) -> Place | None:
     where there is none. UserError where a variable is missing."""
     if "WORLD_SIZE" in env:
         return _torch_place(env)
-    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if FIRST_RANK in env or int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return _slurm_place(env)
     return None
 
@@ -80,17 +88,10 @@ def _slurm_place(env: Mapping[str, str]) -> Place:
     step = int(env["SLURM_JOB_ID"]) + int(env["SLURM_STEP_ID"])
     port = int(env.get("MASTER_PORT", 20000 + step % 10000))
     local_world = int(env["SLURM_STEP_TASKS_PER_NODE"].split("(")[0].split(",")[0])
-    rank, world = int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"])
+    first = int(env.get(FIRST_RANK, "0"))
+    rank = first + int(env["SLURM_PROCID"])
+    world = first + int(env["SLURM_STEP_NUM_TASKS"])
     return Place(rank, world, int(env["SLURM_LOCALID"]), local_world, host, port)
-
-
-def first_host(nodes: str) -> str:
-    """The first host of Slurm's list: ``gpu[03-05,9],login`` is ``gpu03``."""
-    match = re.match(r"([^,\[]+)(?:\[([^\]]+)\]([^,]*))?", nodes)
-    if match is None:
-        raise UserError(f"SLURM_STEP_NODELIST: {nodes!r} names no host; set MASTER_ADDR to rank 0's host")
-    prefix, numbers, suffix = match.groups(default="")
-    return prefix + re.split("[,-]", numbers)[0] + suffix
 
 
 def require_sharding(stage: str, sharding: str, env: Mapping[str, str]) -> None:
@@ -111,7 +112,7 @@ def require_sharding(stage: str, sharding: str, env: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def place_of(stage: str, processes: int, threads: int, root: Path) -> Iterator[Place | None]:
+def place_of(stage: str, processes: int, run: RunParams, root: Path) -> Iterator[Place | None]:
     """This process's place among ``processes`` that run ``stage`` in ``root``, None where it is the only one.
 
     Starts the others where no launcher has, and waits for them at the end. UserError where a launcher started another
@@ -124,53 +125,100 @@ def place_of(stage: str, processes: int, threads: int, root: Path) -> Iterator[P
                 f"{stage}.processes: {processes} in params.yaml, but {place.world} processes were started;"
                 f" set {stage}.processes: {place.world}, or start that many"
             )
-        with _variables(place.environment() | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}):
+        with _variables(place.environment() | _threads(run)):
+            if os.environ.pop(ROLL_CALL, None):
+                _answer(place)
             yield place
         return
     if processes == 1:
         yield None
         return
-    with _started(stage, processes, threads, root) as place:
+    with _started(stage, processes, run, root) as place:
         yield place
 
 
 @contextmanager
-def _started(stage: str, processes: int, threads: int, root: Path) -> Iterator[Place]:
-    """Rank 0 of processes on this machine, the others started with the same command."""
-    port = _free_port()
-    own = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
-    places = [Place(rank, processes, rank, processes, "127.0.0.1", port) for rank in range(processes)]
+def _started(stage: str, processes: int, run: RunParams, root: Path) -> Iterator[Place]:
+    """Rank 0, the others started with the same command: those of this node, and those of all other nodes by srun."""
+    here = min(processes, run.gpus_per_node or processes)
+    host = "127.0.0.1"
+    port = 0  # any that is free
+    if here < processes:
+        require_allocation(stage, processes, here, os.environ)
+        host = address(os.environ)
+        port = int(os.environ.get("MASTER_PORT", "0"))
+    command = [sys.executable, "-P", "-m", "rtdmd", stage]
     with ExitStack() as stack:
-        for place in places[1:]:
-            stack.enter_context(_child(stage, root, place.environment() | own))
-        with _variables(places[0].environment() | own):
+        # torch's own store of rank 0 finds this one at its port, and is the same.
+        store = TCPStore(host, port, is_master=True, wait_for_workers=False, multi_tenant=True)
+        places = [Place(rank, processes, rank, here, host, store.port) for rank in range(here)]
+        own = _threads(run) | {ROLL_CALL: "1"}
+        children = [
+            stack.enter_context(_child(command, root, place.environment() | own)) for place in places[1:]
+        ]
+        if here < processes:
+            there = own | {"MASTER_ADDR": host, "MASTER_PORT": str(store.port), FIRST_RANK: str(here)}
+            line = on_other_nodes(command, processes, here, run.threads)
+            children.append(stack.enter_context(_child(line, root, there)))
+        _call_roll(store, processes - 1, children)
+        with _variables(places[0].environment() | _threads(run)):
             yield places[0]
 
 
+def _threads(run: RunParams) -> dict[str, str]:
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(run.threads))}
+
+
+def _call_roll(store: TCPStore, count: int, children: Sequence[subprocess.Popen[Any]]) -> None:
+    """Wait until ``count`` others have answered: a start on another node may take minutes. RtdmdError, and all are
+    ended, where one ends before."""
+    try:
+        while store.add(ROLL_CALL, 0) < count:
+            for child in children:
+                code = child.poll()
+                if code is not None:
+                    raise RtdmdError(
+                        f"{store.add(ROLL_CALL, 0)} of the run's other {count} processes started:"
+                        f" `{shlex.join(map(str, child.args))}` ended with {code}, and its own error says why"
+                    )
+            time.sleep(PAUSE)
+    except BaseException:
+        for child in children:
+            _end(child)
+        raise
+
+
+def _answer(place: Place) -> None:
+    """Tell rank 0 that this process is there."""
+    TCPStore(place.host, place.port, is_master=False, wait_for_workers=False).add(ROLL_CALL, 1)
+
+
 @contextmanager
-def _child(stage: str, root: Path, env: Mapping[str, str]) -> Iterator[subprocess.Popen[Any]]:
-    """`rtdmd <stage>` in ``root``, from this very package. It ends by itself, since it hears from this process when
-    that ends or fails; if not, it is stopped."""
+def _child(command: Sequence[str], root: Path, env: Mapping[str, str]) -> Iterator[subprocess.Popen[Any]]:
+    """A command in ``root`` that runs this very package. It ends by itself, since its processes hear from this one
+    when that ends or fails; if not, it is ended. Ctrl-C is for this process alone where srun would take it too."""
     package = str(Path(rtdmd.__file__).parents[1])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
-    command = [sys.executable, "-P", "-m", "rtdmd", stage]
+    group = 0 if command[0] == SRUN else None
     with subprocess.Popen(
-        command, cwd=root, env={**kept, **env, "PYTHONPATH": path}, stdin=subprocess.DEVNULL
+        command, cwd=root, env={**kept, **env, "PYTHONPATH": path}, stdin=subprocess.DEVNULL, process_group=group
     ) as child:
         try:
             yield child
         finally:
             with suppress(subprocess.TimeoutExpired):
                 child.wait(LINGER)
-            child.kill()
+            _end(child)
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+def _end(child: subprocess.Popen[Any]) -> None:
+    """Kill a process; srun, asked to end, kills its tasks on all nodes first."""
+    if child.args[0] == SRUN:  # type: ignore[index]
+        child.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(LINGER)
+    child.kill()
 
 
 @contextmanager

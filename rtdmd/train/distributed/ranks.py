@@ -29,6 +29,7 @@ from rtdmd.common.torch_setup import configure
 from rtdmd.config import RunParams, load_params
 from rtdmd.pipeline.stage import Stage, open_stage
 from rtdmd.train.distributed.launch import place_of, require_sharding
+from rtdmd.train.distributed.nodes import FIRST_RANK
 
 PATIENCE = timedelta(hours=1)  # for the slowest process, a checkpoint on a slow disk or a remote reward included
 BUCKET = 2**25  # elements that are added up at a time, 128 MiB
@@ -167,8 +168,8 @@ def run_collective(action: Callable[[], T]) -> T:
 @contextmanager
 def join(stage: str, processes: int, run: RunParams, root: Path = Path(".")) -> Iterator[Ranks]:
     """The processes of ``stage``, with threads and deterministic kernels set as ``run`` says. A process other than the
-    first ends in silence where the error is everyone's: the first one tells it."""
-    with place_of(stage, processes, run.threads, root) as place:
+    first ends in silence where the error is everyone's: the first one tells it. (srun would tell of any code but 0.)"""
+    with place_of(stage, processes, run, root) as place:
         if place is None:
             yield Ranks(device=configure(run))
             return
@@ -181,6 +182,8 @@ def join(stage: str, processes: int, run: RunParams, root: Path = Path(".")) -> 
         except (RtdmdError, KeyboardInterrupt, Stopped) as error:
             if place.rank == 0:
                 raise
+            if FIRST_RANK in os.environ:
+                raise SystemExit(0) from None
             raise SystemExit(REQUEUE if isinstance(error, Stopped) else 1) from None
 
 
@@ -201,7 +204,7 @@ def _group(run: RunParams) -> Iterator[torch.device]:
     """accelerate's process group over this process's environment, and the device it gives this process."""
     from accelerate import PartialState
 
-    state = PartialState(cpu=run.device == "cpu", timeout=PATIENCE)
+    state = run_collective(lambda: PartialState(cpu=run.device == "cpu", timeout=PATIENCE))
     try:
         yield state.device
     finally:

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from rtdmd.common.errors import UserError
+from rtdmd.config import preset
 from rtdmd.train.distributed.launch import Place, first_host, found_place, place_of, require_sharding
+
+RUN = preset("smoke", {"run": {"threads": 3}}).run
 
 TORCH = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 TORCH |= {"MASTER_ADDR": "gpu07", "MASTER_PORT": "1234"}
@@ -62,7 +65,7 @@ def test_what_is_missing_or_does_not_fit_is_one_line(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(name, value)
     with (
         pytest.raises(UserError, match=r"train_acdmd\.processes: 2 in params\.yaml, but 4 processes were started; set"),
-        place_of("train_acdmd", 2, 1, Path()),
+        place_of("train_acdmd", 2, RUN, Path()),
     ):
         pass
 
@@ -79,12 +82,12 @@ def test_another_sharding_than_the_params_is_refused() -> None:
 
 
 def test_one_process_is_no_group_and_a_launchers_place_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    with place_of("train_acdmd", 1, 1, Path()) as place:
+    with place_of("train_acdmd", 1, RUN, Path()) as place:
         assert place is None and "WORLD_SIZE" not in os.environ
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    with place_of("train_acdmd", 4, 3, Path()) as place:
+    with place_of("train_acdmd", 4, RUN, Path()) as place:
         assert place == found_place(SLURM)
         assert os.environ["RANK"] == "3" and os.environ["MASTER_ADDR"] == "gpu07"
         assert os.environ["OMP_NUM_THREADS"] == "3"

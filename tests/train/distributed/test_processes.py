@@ -28,8 +28,9 @@ import torch
 from rtdmd import cli
 from rtdmd.config.presets import WORLD
 from rtdmd.stages import train_acdmd, train_rtdmd
-from rtdmd.train.distributed.launch import Place, _free_port
+from rtdmd.train.distributed.launch import Place
 from rtdmd.train.engine.trackers import VARIABLE
+from tests.ports import free_ports
 from tests.train.workshop import SHAPE, results, rows_of
 from tests.workspace import REPOSITORY, set_params
 
@@ -82,7 +83,7 @@ def as_rank(root: Path, stage: str, rank: int, port: int) -> None:
 
 def start_two(root: Path, stage: str) -> list[ForkProcess]:
     """Both processes, forked so that the imports are paid once."""
-    port, fork = _free_port(), multiprocessing.get_context("fork")
+    port, fork = free_ports(1)[0], multiprocessing.get_context("fork")
     processes = [fork.Process(target=as_rank, args=(root, stage, rank, port)) for rank in range(2)]
     for process in processes:
         process.start()

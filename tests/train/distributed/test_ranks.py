@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from rtdmd.common.errors import UserError
-from rtdmd.train.distributed.launch import Place, _free_port
+from rtdmd.train.distributed.launch import Place
 from rtdmd.train.distributed.ranks import BUCKET, Ranks, _buckets, own_gpu
+from tests.ports import free_ports
 from tests.workspace import REPOSITORY
 
 SCRIPT = """
@@ -105,7 +106,7 @@ def by_slurm(rank: int, port: int) -> dict[str, str]:
 
 def two_processes(how: str, launcher: Callable[[int, int], dict[str, str]]) -> list[subprocess.CompletedProcess[str]]:
     """The script as rank 0 and rank 1."""
-    port, command = _free_port(), [sys.executable, "-c", SCRIPT, how]
+    port, command = free_ports(1)[0], [sys.executable, "-c", SCRIPT, how]
     options: dict[str, Any] = {"cwd": REPOSITORY, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     started = []
     for rank in range(2):

@@ -25,10 +25,11 @@ from torch.utils.checkpoint import checkpoint
 
 from rtdmd.config import preset
 from rtdmd.train.adapters import ADAPTERS, AdapterBank, transformer_blocks
-from rtdmd.train.distributed.launch import Place, _free_port
+from rtdmd.train.distributed.launch import Place
 from rtdmd.train.distributed.ranks import Ranks, join
 from rtdmd.train.distributed.sharding import is_sharded, shard_mesh
 from tests.backbones.families import FAMILIES, PROMPTS, Family
+from tests.ports import free_ports
 from tests.train.distributed.test_processes import (
     STAGES,
     codes,
@@ -204,7 +205,7 @@ def test_two_groups_of_two_hold_a_base_each_and_compute_the_same_bits(tmp_path: 
 
 def ends(world: int, target: Callable[..., None], *arguments: Any) -> list[int | None]:
     """Exit codes of ``world`` forked processes."""
-    port, fork = _free_port(), multiprocessing.get_context("fork")
+    port, fork = free_ports(1)[0], multiprocessing.get_context("fork")
     processes = [fork.Process(target=target, args=(rank, port, *arguments)) for rank in range(world)]
     for process in processes:
         process.start()
