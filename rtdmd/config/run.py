@@ -16,7 +16,7 @@ class RunParams(Section):
     )
     device: Literal["cpu", "cuda"] = param("where a stage computes", source="torch")
     gpus_per_node: Whole | None = param(
-        "processes of a training on one node; more take several nodes of a Slurm job; null: all on one; changes no byte",
+        "processes of a training on one node; more take several nodes of a Slurm job; null: one node; changes no byte",
         unit="processes",
         source="ours",
         ge=1,

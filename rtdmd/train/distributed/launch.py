@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -153,9 +152,7 @@ def _started(stage: str, processes: int, run: RunParams, root: Path) -> Iterator
         store = TCPStore(host, port, is_master=True, wait_for_workers=False, multi_tenant=True)
         places = [Place(rank, processes, rank, here, host, store.port) for rank in range(here)]
         own = _threads(run) | {ROLL_CALL: "1"}
-        children = [
-            stack.enter_context(_child(command, root, place.environment() | own)) for place in places[1:]
-        ]
+        children = [stack.enter_context(_child(command, root, place.environment() | own)) for place in places[1:]]
         if here < processes:
             there = own | {"MASTER_ADDR": host, "MASTER_PORT": str(store.port), FIRST_RANK: str(here)}
             line = on_other_nodes(command, processes, here, run.threads)
@@ -178,8 +175,8 @@ def _call_roll(store: TCPStore, count: int, children: Sequence[subprocess.Popen[
                 code = child.poll()
                 if code is not None:
                     raise RtdmdError(
-                        f"{store.add(ROLL_CALL, 0)} of the run's other {count} processes started:"
-                        f" `{shlex.join(map(str, child.args))}` ended with {code}, and its own error says why"
+                        f"a process of the run ended with {code} before it took part; its own error says why:"
+                        f" `{shlex.join(child.args)}`"  # type: ignore[arg-type]
                     )
             time.sleep(PAUSE)
     except BaseException:
