@@ -1,4 +1,4 @@
-"""`snakemake --cores all --profile slurm` on a real Slurm of one node: a disturbed run ends in the same bytes.
+"""`snakemake --cores all --profile slurm` on a real Slurm: a disturbed run ends in the same bytes.
 
 Three kinds: what needs no Slurm; short runs, which CI makes (RTDMD_SLURM_TEST=short); the long run with kills, minutes,
 which `make slurm-test` makes as well (long). `make slurm` installs Slurm where it is missing (Debian, as root).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 from collections.abc import Container, Iterator
@@ -18,6 +19,7 @@ import pytest
 
 from rtdmd.common.progress import progress
 from rtdmd.pipeline.dvc_yaml import read_pipeline
+from rtdmd.train.distributed.nodes import on_other_nodes
 from tests.workflow.checkout import REPOSITORY, copy, environment, make_checkout, run
 from tests.workflow.slurm_cluster import Cluster, missing_programs, wait_for
 from tests.workflow.undisturbed import hashes, undisturbed
@@ -106,7 +108,7 @@ def test_what_slurm_cannot_start_is_refused_before_outputs_go_and_a_job_that_it_
         said = run(root, *PROFILE, "--set-resources", f"report:{asked}", ok=False)
         (line,) = (line for line in said.splitlines() if "Slurm would not start report" in line)
         assert refusal in line and words in line
-        assert "there is work*: 1 nodes of 2 cores, 64000 MB, gpu:2" in line
+        assert "there is work*: 2 nodes of 2 cores, 64000 MB, gpu:2" in line
         assert "Nothing was started or removed" in line
         assert (root / "results/report/index.html").read_bytes() == page
     run(root, *PROFILE)
@@ -135,7 +137,7 @@ def test_cancelled_preempted_and_without_its_controllers_the_run_ends_in_the_sam
     # a job of higher priority: Slurm puts stage two back into the queue, under its own id, and it goes on
     wait_for("training of stage two", lambda: trained(root, "train_rtdmd", 2), 900, 0.05)
     assert first_step(root, "train_acdmd") == int(saved[1])
-    cluster.ask("sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    cluster.ask("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
     wait_for("stage two in the queue again", lambda: cluster.state("train_rtdmd") == "PENDING", 60, 0.05)
 
     # both controllers die; Slurm's comes back and knows its jobs, Snakemake's orphan is cancelled as docs/slurm.md says
@@ -161,11 +163,32 @@ def test_cancelled_preempted_and_without_its_controllers_the_run_ends_in_the_sam
     assert all((root / "logs" / f"{stage}.log").is_file() for stage in states)
 
 
+GPU_RULES = """
+rule all:
+  input: "one", "two"
+
+rule one_node:
+  output: "one"
+  threads: 1
+  resources: gpu=2, mem_mb=500, runtime=2
+  shell: "sh see.sh > {output}"
+
+rule two_nodes:
+  output: "two"
+  threads: 2
+  resources: nodes=2, gres="gpu:2", mem_mb=500, runtime=2
+  shell: "(sh see.sh; OTHERS | sort) > {output}"
+"""
+
+
 @short
-def test_a_job_gets_the_gpus_it_asks_for_in_one_task(tmp_path: Path, cluster: Cluster) -> None:
-    """The executor's own flags for `gpu: 2`: one task that sees both."""
-    rule = 'rule two_gpus:\n  output: "seen"\n  threads: 1\n  resources: gpu=2, mem_mb=500, runtime=2\n'
-    (tmp_path / "Snakefile").write_text(rule + "  shell: 'echo $SLURM_NTASKS $CUDA_VISIBLE_DEVICES >> {output}'\n")
+def test_a_job_gets_the_gpus_it_asks_for_in_one_task_of_each_node(tmp_path: Path, cluster: Cluster) -> None:
+    """The executor's own flags: `gpu: 2` is one task that sees both; two nodes of two GPUs are a task on the first, and
+    two that srun starts on the second."""
+    (tmp_path / "see.sh").write_text("echo $SLURMD_NODENAME $SLURM_PROCID $CUDA_VISIBLE_DEVICES\n")
+    others = on_other_nodes(["sh", "see.sh"], processes=4, gpus_per_node=2, threads=1)
+    (tmp_path / "Snakefile").write_text(GPU_RULES.replace("OTHERS", shlex.join(others)))
     (tmp_path / "slurm").symlink_to(Path(__file__).parents[2] / "slurm")
     run(tmp_path, *PROFILE)
-    assert (tmp_path / "seen").read_text() == "1 0,1\n"
+    assert (tmp_path / "one").read_text() == "127.0.0.1 0 0,1\n"
+    assert (tmp_path / "two").read_text() == "127.0.0.1 0 0,1\n127.0.0.2 0 0,1\n127.0.0.2 1 0,1\n"
