@@ -130,13 +130,18 @@ class Passes:
 
 def bench(params: Params, repeats: int, root: Path = Path(".")) -> Iterator[tuple[str, Times]]:
     """(stage, times) of both training stages. UserError where the prompts are not there."""
-    path = root / PROMPTS
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; `rtdmd prepare_prompts` makes it")
-    records = [prompt.row() for prompt in read_set(path, params.train_rtdmd.prompts)]
+    records = [prompt.row() for prompt in read_set(require_prompts(root), params.train_rtdmd.prompts)]
     device = configure(params.run)
     yield "train_acdmd", _timed(*_first(params, root, device), repeats, needed(params, "train_acdmd"))
     yield "train_rtdmd", _timed(*_second(params, root, device, records), repeats, needed(params, "train_rtdmd"))
+
+
+def require_prompts(root: Path) -> Path:
+    """The training prompts' file. UserError where it is not there."""
+    path = root / PROMPTS
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; `rtdmd prepare_prompts` makes it")
+    return path
 
 
 def needed(params: Params, stage: str) -> Counts:

@@ -1,7 +1,8 @@
 """`rtdmd bench`: how much a training update costs beyond its models' passes.
 
-    rtdmd bench                 ./params.yaml, both training stages
-    rtdmd bench --repeats 10    more updates, steadier figures
+    rtdmd bench                      ./params.yaml, both training stages
+    rtdmd bench --repeats 10         more updates, steadier figures
+    rtdmd bench --processes 1 2 4    what it costs to share an update among so many processes, on this machine's CPU
 
 Reads params.yaml, the teacher, the rewards and results/prepare_prompts; writes nothing. The ratio is that of processor
 times; the clock's times are printed beside them. Then the images that pass the transformer in an update, forward and
@@ -20,6 +21,12 @@ from rtdmd.common.errors import UserError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What is timed, and how often."""
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="file (default: %(default)s)")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        nargs="+",
+        help="share an update among so many: time, communication, bytes sent; instead of the table of passes",
+    )
     parser.add_argument("--repeats", type=int, default=3, help="epochs, and rounds of stage one (default: %(default)s)")
 
 
@@ -30,6 +37,13 @@ def run(arguments: argparse.Namespace) -> None:
     from rtdmd.config import load_params
     from rtdmd.plan.text import table
 
+    if arguments.processes is not None:
+        if min(arguments.processes) < 1:
+            raise UserError(f"--processes: {min(arguments.processes)}; allowed: 1 or more")
+        scaling = tool("scaling", "bench")
+        shared = scaling.scaling(load_params(arguments.params), arguments.processes, arguments.repeats)
+        print(table([scaling.HEAD, *shared]))
+        return
     bench = tool("bench", "bench").bench
     counts = [["passes of the transformer, an update", "forward: needed", "made", "backward: needed", "made"]]
     rows = [["", "updates", "update [s]", "passes [s]", "ratio", "clock: update [s]", "passes [s]"]]

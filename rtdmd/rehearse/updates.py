@@ -24,17 +24,22 @@ Shapes = Mapping[str, tuple[int, ...]]
 PROMPT = {"prompt": "a photo of a red circle", "metadata": None}
 
 
-def stage_one(params: Params, backbone: PipelineBackbone, shapes: Shapes) -> tuple[AcdmdTrainer, Update]:
+def stage_one(
+    params: Params, backbone: PipelineBackbone, shapes: Shapes, ranks: Ranks | None = None
+) -> tuple[AcdmdTrainer, Update]:
     """A trainer and its update: a round of fake-score updates with its generator update. ``shapes``: of a prompt's
-    conditioning."""
+    conditioning; ``ranks``: this process's place where several share the prompts."""
     p, device = params.train_acdmd, backbone.device
-    cond, null = random_texts(params, shapes, p.batch_size, device)
-    trainer = AcdmdTrainer(params, backbone, null, Ranks(device=device))
+    ranks = ranks or Ranks(device=device)
+    mine = ranks.local_shard(p.batch_size)
+    texts, null = random_texts(params, shapes, p.batch_size, device)
+    cond = texts.index(slice(mine.start, mine.stop))
+    trainer = AcdmdTrainer(params, backbone, null, ranks)
 
     def update(number: int) -> dict[str, float]:
         values: dict[str, float] = {}
         for step in round_of(params, number):
-            values = trainer.step(cond, draws_of("train_acdmd", step, p.batch_size, backbone))
+            values = trainer.step(cond, draws_of("train_acdmd", step, mine, backbone))
         return values
 
     return trainer, update
@@ -46,19 +51,22 @@ def stage_two(
     reward_models: RewardModels,
     shapes: Shapes,
     prompts: list[dict[str, Any]] | None = None,
+    ranks: Ranks | None = None,
 ) -> tuple[RtdmdTrainer, Update]:
-    """A trainer and its update: an epoch, always of the same ``prompts``, over and over where they are fewer."""
+    """A trainer and its update: an epoch, always of the same ``prompts``, over and over where they are fewer;
+    ``ranks``: this process's place where several share them."""
     p, device = params.train_rtdmd, backbone.device
+    ranks = ranks or Ranks(device=device)
+    mine = ranks.local_shard(p.prompts_per_epoch)
     texts, null = random_texts(params, shapes, p.prompts_per_epoch, device)
-    texts = texts.to("cpu")
-    trainer = RtdmdTrainer(params, backbone, reward_models, null, Ranks(device=device))
+    cond = texts.to("cpu").index(slice(mine.start, mine.stop))
+    trainer = RtdmdTrainer(params, backbone, reward_models, null, ranks)
     given = prompts or [PROMPT]
-    chosen = [given[i % len(given)] for i in range(p.prompts_per_epoch)]
-    records = [record for record in chosen for _ in range(p.group_size)]
+    records = [given[i % len(given)] for i in mine for _ in range(p.group_size)]
+    images = range(mine.start * p.group_size, mine.stop * p.group_size)
 
     def update(number: int) -> dict[str, float]:
-        draws = draws_of("train_rtdmd", number, len(records), backbone)
-        return trainer.step(texts, records, draws)
+        return trainer.step(cond, records, draws_of("train_rtdmd", number, images, backbone))
 
     return trainer, update
 
@@ -74,9 +82,9 @@ def random_texts(params: Params, shapes: Shapes, rows: int, device: torch.device
     return prompts.to(device, dtype), null.to(device, dtype)
 
 
-def draws_of(stage: str, step: int, rows: int, backbone: PipelineBackbone) -> Draws:
-    """The random numbers of a step with so many samples, all of them here."""
-    return Draws(0, stage, step, tuple(range(rows)), backbone.latent_shape(), backbone.device)
+def draws_of(stage: str, step: int, samples: range, backbone: PipelineBackbone) -> Draws:
+    """The random numbers of a step's samples that are here."""
+    return Draws(0, stage, step, tuple(samples), backbone.latent_shape(), backbone.device)
 
 
 def round_of(params: Params, number: int) -> range:

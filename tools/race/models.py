@@ -105,7 +105,7 @@ class Side:
 
     def draws(self, step: int) -> Draws:
         """Of all samples of an update."""
-        return draws_of(self.stage, step, len(self.cond), self.backbone)
+        return draws_of(self.stage, step, range(len(self.cond)), self.backbone)
 
     @property
     def records(self) -> list[dict[str, Any]]:
