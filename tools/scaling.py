@@ -67,7 +67,7 @@ class Meter:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """All collectives of this process inside the ``with``."""
-        plain_run, plain_sum, plain_gather = ranks.run_collective, Ranks.sum_, Gather.__call__
+        plain_run, plain_sum, plain_gather = ranks.run_collective, Ranks.all_reduce_tensors, Gather.__call__
 
         def run(action: Callable[[], Any]) -> Any:
             began = time.perf_counter()
@@ -75,7 +75,7 @@ class Meter:
             self.seconds += time.perf_counter() - began
             return found
 
-        def sum_(own: Ranks, tensors: Sequence[Tensor]) -> None:
+        def sum_tensors(own: Ranks, tensors: Sequence[Tensor]) -> None:
             self.ideal += 2 * (own.world - 1) / own.world * sum(4 * tensor.numel() for tensor in tensors)
             plain_sum(own, tensors)
 
@@ -86,7 +86,7 @@ class Meter:
         with ExitStack() as stack:
             for module in (ranks, sharding):
                 stack.enter_context(patch.object(module, "run_collective", run))
-            stack.enter_context(patch.object(Ranks, "sum_", sum_))
+            stack.enter_context(patch.object(Ranks, "all_reduce_tensors", sum_tensors))
             stack.enter_context(patch.object(Gather, "__call__", gather))
             yield
 
@@ -105,7 +105,7 @@ def measure(params: Params, stage: str, place: Place, repeats: int) -> Measured:
         update = make_update(params, stage, here)
         for number in range(repeats + 1):
             meter = Meter()
-            here.gather(None)  # all begin together
+            here.all_gather_object(None)  # all begin together
             before = (time.perf_counter(), time.process_time(), written_bytes())
             with meter.watching():
                 update(number)

@@ -321,7 +321,9 @@ each runs on what GPUs there are."""
 
 def _parallel(name: str) -> str:
     keys = ("; ".join(f"{key}: {value}" for key, value in own.items()) for own in PARALLEL[name].values())
-    return "Published on nodes of 8 GPUs: train_acdmd with {}; train_rtdmd with {}.".format(*keys)
+    return "Published on nodes of 8 GPUs (run.gpus_per_node: 8): train_acdmd with {}; train_rtdmd with {}.".format(
+        *keys
+    )
 
 
 _ON_THE_FLY_NOTE = (
