@@ -54,8 +54,8 @@ def test_a_preset_runs_on_the_published_gpus(name: str) -> None:
 
 def test_the_published_sharding_is_in_the_notes() -> None:
     line = (
-        "Published on nodes of 8 GPUs (run.gpus_per_node: 8): train_acdmd with processes: 8; sharding: base; train_rtdmd"
-        " with processes: 16; sharding: hybrid; shard_group: 8."
+        "Published on nodes of 8 GPUs (run.gpus_per_node: 8): train_acdmd with processes: 8; sharding: base;"
+        " train_rtdmd with processes: 16; sharding: hybrid; shard_group: 8."
     )
     assert line in NOTES["sd3m"]
 
