@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -40,6 +41,14 @@ REWARDS = {
 SUITES = {"drawbench": 200 * 5, "hpsv3": 1024, "geneval": 553 * 4, "geneval2": 800, "ocr": 1018}
 """Images of each model in the published evaluation."""
 TEACHER = "teacher (base of every role)"
+TITLES = {
+    "sd35m": "SD3.5-M",
+    "sd3m": "SD3-M",
+    "flux2-klein-4b": "FLUX.2 [klein] 4B",
+    "flux2-klein-9b": "FLUX.2 [klein] 9B",
+    "flux1-dev": "FLUX.1 [dev]",
+}
+"""The presets as the README names them."""
 
 
 @cache
@@ -214,6 +223,20 @@ def test_prompts_that_other_settings_made_are_not_counted(tmp_path: Path) -> Non
     assert estimate.prompts_of(world, tmp_path / "nowhere") == estimate.UNKNOWN_PROMPTS
     write_json(folder / "resolved.json", {"of": "something else"})
     assert estimate.prompts_of(world, tmp_path) == estimate.UNKNOWN_PROMPTS
+
+
+@pytest.mark.parametrize("name", TITLES)
+def test_hours_and_memory_in_the_readme_are_the_plans(name: str) -> None:
+    """Of the published number of GPUs; every plan here is that of one, which takes as long as all of them together."""
+    cells = r" \| (\d+) \| (\d+) h \| (\d+) h \| (\d+) h \| (\d+) GiB \|"
+    row = re.search(re.escape(f"| {TITLES[name]}") + cells, Path("README.md").read_text(encoding="utf-8"))
+    assert row is not None
+    gpus, first, second, evaluation, memory = (int(cell) for cell in row.groups())
+    stages = plan_of(name).stages
+    hours = {stage: stages[stage].hours("H200", "bfloat16") for stage in stages}
+    assert (first, second) == (round(hours["train_acdmd"] / gpus), round(hours["train_rtdmd"] / gpus))
+    assert evaluation == round(hours["evaluate"])
+    assert memory == round(stages["train_rtdmd"].memory.peak / 2**30)
 
 
 def test_a_hub_id_without_record_says_what_to_do() -> None:
