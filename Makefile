@@ -1,4 +1,5 @@
-# Everything runs in .venv, made from requirements.lock with Python 3.11. Needed before: python3.11, git, make.
+# Everything runs in .venv, made from requirements.lock. Needed before: Python 3.11, 3.12 or 3.13 with its venv module, git, make.
+# PYTHON=... names another interpreter than the first of these that is here; PIP='uv pip' installs with uv.
 #
 #   make demo      the whole run on params.yaml, with the page results/report/index.html at the end
 #   make test      the tests                      make lint     ruff, snakefmt, snakemake --lint, mypy
@@ -16,8 +17,13 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help demo test slurm slurm-test trackers trackers-test lint format types world smoke rehearse reproduce pull dag docs lock generated
 
-PYTHON ?= python3.11
+# The first of these that runs and has venv makes .venv; pyproject.toml says the same versions.
+PYTHON ?= python3.11 python3.12 python3.13
+CHECK := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+FOUND = $(or $(shell for name in $(PYTHON); do "$$name" -c '$(CHECK)' 2> /dev/null && { echo "$$name"; break; }; done),\
+  $(error none of "$(PYTHON)" is a Python 3.11, 3.12 or 3.13 with its venv module: install python3 and python3-venv, or name one with PYTHON=/its/path))
 BIN := $(CURDIR)/.venv/bin
+PIP ?= "$(BIN)/python" -m pip
 STAMP := .venv/installed-from-lock
 CORES ?= all
 SMK := Snakefile workflow/rules/*.smk
@@ -25,6 +31,7 @@ SMK := Snakefile workflow/rules/*.smk
 # spinning ten times as much on busy ones. The bytes are the same.
 export GOMP_SPINCOUNT ?= 30000
 export PATH := $(BIN):$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/.venv
 
 help:
 	@sed -n 's/^#  //p' Makefile
@@ -33,10 +40,10 @@ help:
 # (PYTHONDONTWRITEBYTECODE, a folder that is not ours), every start of Snakemake compiles for two seconds, of DVC for half a second.
 # Some packages carry files for other versions of Python, which do not compile.
 $(STAMP): requirements.lock pyproject.toml
-	$(PYTHON) -m venv .venv
-	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-compile --requirement requirements.lock
+	$(FOUND) -m venv .venv
+	$(PIP) install --quiet --disable-pip-version-check --no-compile --requirement requirements.lock
 	"$(BIN)/python" -m compileall -qq --workers 0 .venv/lib || true
-	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PIP) install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
 demo: $(STAMP)
@@ -56,9 +63,9 @@ slurm:
 # They are in no lock: wandb is large, and trackio asks for pillow below 13. That wish is not granted, because pip would replace the pillow
 # that results are made with; trackio 0.43 works with 13.
 trackers: $(STAMP)
-	python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock wandb \
+	$(PIP) install --quiet --disable-pip-version-check --constraint requirements.lock wandb \
 	  brotli gradio-client httpx python-multipart starlette 'uvicorn[standard]'
-	python -m pip install --quiet --disable-pip-version-check --no-deps trackio
+	$(PIP) install --quiet --disable-pip-version-check --no-deps trackio
 
 trackers-test: trackers
 	pytest tests/train/engine/trackers_themselves.py
