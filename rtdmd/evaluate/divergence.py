@@ -34,6 +34,7 @@ import numpy as np
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.rng import Key, numpy_generator
+from rtdmd.common.sums import sum_in_order
 from rtdmd.evaluate.intervals import estimate
 from rtdmd.evaluate.marginals import KINDS, Bound, Stratum, least_divergence, of_kind, statistics
 from rtdmd.evaluate.optimum import Optimum, bernoulli_kl, optimum
@@ -188,7 +189,9 @@ def _plain(values: np.ndarray, surplus: float = 0.0) -> Bound:
 def _sum(parts: Sequence[Bound]) -> Bound:
     """Figures of the same replicates added up."""
     replicates = np.sum([part.replicates for part in parts], axis=0)
-    totals = {name: sum(getattr(part, name) for part in parts) for name in ("value", "bias", "surplus", "at_bound")}
+    totals = {
+        name: sum_in_order(getattr(part, name) for part in parts) for name in ("value", "bias", "surplus", "at_bound")
+    }
     return Bound(replicates=replicates, **totals)
 
 

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
+from rtdmd.common.sums import sum_in_order
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -93,5 +95,5 @@ def _half_width(strata: list[tuple[float, int] | None]) -> float | None:
     known = [s for s in strata if s is not None]
     if len(known) < len(strata):
         return None
-    variance = sum(v for v, _ in known) / len(known) ** 2
+    variance = sum_in_order(v for v, _ in known) / len(known) ** 2
     return float(stdtrit(sum(df for _, df in known), 0.975) * np.sqrt(variance))

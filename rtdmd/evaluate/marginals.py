@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rtdmd.common.sums import sum_in_order
 from rtdmd.evaluate.parses import Parses
 from rtdmd.world.cells import SMALL
 from rtdmd.world.grammar import COLORS, SHAPES, captions
@@ -135,13 +136,13 @@ def least_divergence(strata: Sequence[Stratum], replicates: int) -> Bound:
     free = replicates - 1
     square = float(np.trace(ratio @ ratio) - np.trace(ratio) ** 2 / free) * free**2 / ((free - 1) * (free + 2))
     bias = float((values[1] + gain).mean() - values[0][0])
-    at_bound = sum(_mass_at_bound(stratum, theta) for stratum in centred)
+    at_bound = sum_in_order(_mass_at_bound(stratum, theta) for stratum in centred)
     return Bound(float(values[0][0]), bias, values[1], max(0.0, 0.5 * square), at_bound)
 
 
 def _ridge(strata: Sequence[Stratum]) -> float:
     """RIDGE for each image's mass, and PRIOR images of the effective size (Σ w)² / Σ w² of both samples."""
-    mass = sum(float(stratum.model_weights[0].sum()) for stratum in strata)
+    mass = sum_in_order(float(stratum.model_weights[0].sum()) for stratum in strata)
     if mass == 0:
         return 0.0
     squares = sum(float((s.model_weights[0] ** 2).sum() + (s.teacher_weights[0] ** 2).sum()) for s in strata)
@@ -175,7 +176,7 @@ def _standardised(strata: Sequence[Stratum]) -> tuple[list[Stratum], int]:
     out; and how many are left."""
     middles = [stratum.teacher_weights[0] @ stratum.teacher / stratum.teacher_weights[0].sum() for stratum in strata]
     squares = [s.teacher_weights[0] @ (s.teacher - middle) ** 2 for s, middle in zip(strata, middles, strict=True)]
-    mass = sum(float(stratum.teacher_weights[0].sum()) for stratum in strata)
+    mass = sum_in_order(float(stratum.teacher_weights[0].sum()) for stratum in strata)
     if not strata or mass == 0:
         return [], 0
     scale = np.sqrt(sum(squares) / mass)

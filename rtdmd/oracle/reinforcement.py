@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from rtdmd.backbones.protocol import Conditioning
+from rtdmd.common.sums import sum_in_order
 from rtdmd.config import TrainRtdmdParams
 from rtdmd.flow.ambient import draw_renoise_time
 from rtdmd.flow.cps import cps_mean_std
@@ -257,7 +258,7 @@ def outcome(setting: Setting, mixture: Mixture = MIXTURE, width: int = 32, **cha
     distances = [energy_distance(part[:3000], exact[p :: mixture.prompts]) for p, part in enumerate(parts)]
     gain = torch.stack([linear_reward(part).mean() for part in parts]).mean() - teacher
     furthest = max(ratios, key=lambda ratio: abs(ratio - 1))
-    return Outcome(float(gain / (aim - teacher)), furthest, sum(distances) / len(distances), seconds, samples)
+    return Outcome(float(gain / (aim - teacher)), furthest, sum_in_order(distances) / len(distances), seconds, samples)
 
 
 @cache

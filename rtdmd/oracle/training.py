@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rtdmd.backbones.protocol import Conditioning
 from rtdmd.common.rng import torch_generator
+from rtdmd.common.sums import sum_in_order
 from rtdmd.config import Params
 from rtdmd.config.load import validate
 from rtdmd.config.presets import WORLD, merged
@@ -142,7 +143,7 @@ def teacher_distance(bank: AdapterBank, mixture: Mixture, n: int = 6000, seed: i
     prompt = every_prompt(mixture, n).tensors["prompt"]
     exact = mixture.sample(prompt, torch.Generator(mixture.means.device).manual_seed(seed))
     distances = [energy_distance(samples[prompt == p], exact[prompt == p]) for p in range(mixture.prompts)]
-    return sum(distances) / len(distances)
+    return sum_in_order(distances) / len(distances)
 
 
 MIXTURE = ring(variance=0.2)

@@ -10,6 +10,7 @@ from xml.sax.saxutils import escape
 
 from markupsafe import Markup
 
+from rtdmd.common.sums import sum_in_order
 from rtdmd.evaluate.intervals import Estimate
 
 COLORS = {
@@ -176,7 +177,9 @@ def _points(frame: Frame, x: Sequence[float], y: Sequence[float]) -> str:
 def running_mean(values: Sequence[float], window: int) -> list[float]:
     """Centred mean over up to `window` values to either side's half; shorter at the ends."""
     half = window // 2
-    return [sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i - half) : i + half + 1])]
+    return [
+        sum_in_order(part) / len(part) for i in range(len(values)) if (part := values[max(0, i - half) : i + half + 1])
+    ]
 
 
 def tag_plot(rows: Mapping[str, Mapping[str, Estimate]], labels: Mapping[str, str], width: int = 1112) -> Markup:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.sums import sum_in_order
 
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # detections count above it; the second for the tag `counting`
 MAX_OBJECTS = 16  # of one class, the most confident
@@ -90,7 +91,7 @@ class Verdict:
     @property
     def soft(self) -> float:
         """Mean of the parts."""
-        return sum(self.parts) / len(self.parts)
+        return sum_in_order(self.parts) / len(self.parts)
 
     @property
     def exact(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rtdmd.common.sums import sum_in_order
 from rtdmd.methods._card import STAGE_TITLES
 from rtdmd.report.against_teacher import at_bound
 from rtdmd.report.charts import OTHER
@@ -42,7 +43,7 @@ def frontier_section(rows: Sequence[Row], stage: str, distribution: TeacherDistr
 def point(row: Row) -> dict[str, Any]:
     """A method's figures as the plot reads them, and the share of its images at the bound, means over its seeds."""
     known = [run.divergence for run in row.runs if run.divergence]
-    out: dict[str, Any] = {"at_bound": sum(found["at_bound"] for found in known) / len(known)}
+    out: dict[str, Any] = {"at_bound": sum_in_order(found["at_bound"] for found in known) / len(known)}
     for name in ("reward", "kl", "optimum", "excess"):
         mean = seed_mean([found[name]["mean"] for found in known], [found[name]["ci95"] for found in known])
         out[name] = {"mean": mean.mean, "ci95": mean.noise if mean.seeds is None else mean.seeds}

@@ -19,6 +19,7 @@ from scipy.special import stdtrit
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json
+from rtdmd.common.sums import sum_in_order
 from rtdmd.evaluate.names import first_suite, suites_of
 from rtdmd.evaluate.pairs import paired_difference
 from rtdmd.evaluate.tables import Scores, csv_text, read_scores
@@ -83,7 +84,7 @@ def seed_mean(values: Sequence[float], noise: Sequence[float | None] = ()) -> Me
     x, n = np.asarray(values, dtype=np.float64), len(values)
     spread = float(stdtrit(n - 1, 0.975) * x.std(ddof=1) / math.sqrt(n)) if n > 1 else None
     known = [width for width in noise if width is not None]
-    within = math.sqrt(sum(width**2 for width in known)) / n if known and len(known) == n else None
+    within = math.sqrt(sum_in_order(width**2 for width in known)) / n if known and len(known) == n else None
     return Mean(float(x.mean()), spread, within, n)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import hash_of, read_json, remove, write_json
+from rtdmd.common.sums import sum_in_order
 from rtdmd.config import Params
 from rtdmd.pipeline.dvc_yaml import params_values, read_pipeline
 from rtdmd.pipeline.stage import stage_inputs
@@ -101,7 +102,7 @@ def spent(folder: Path, params: Params, kind: str) -> dict[str, Any]:
                 "unit": stage_one_iteration(params)}  # fmt: skip
     columns = read_curves(folder / "results" / kind / "curves.csv")[1]
     kept = [share for share in columns["frac_nonzero_advantage"] if share is not None]
-    parts = stage_two_epoch(params, frac_nonzero=sum(kept) / len(kept))
-    unit, epochs = sum(parts.values()), last_epoch(folder)
+    parts = stage_two_epoch(params, frac_nonzero=sum_in_order(kept) / len(kept))
+    unit, epochs = sum_in_order(parts.values()), last_epoch(folder)
     return {"length": epochs, "chosen": chosen_epoch(folder), "planned": planned, "spent": epochs * unit, "unit": unit,
             "parts": parts}  # fmt: skip

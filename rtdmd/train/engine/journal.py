@@ -21,6 +21,7 @@ import torch
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import write_atomic
+from rtdmd.common.sums import sum_in_order
 
 Step = Mapping[str, float]
 WATCH_SECONDS = "machine/watch_seconds"
@@ -88,7 +89,7 @@ def mean_row(steps: Sequence[Step], unit: str) -> dict[str, float]:
         for name, value in step.items():
             if name != unit and "/" not in name:
                 seen.setdefault(name, []).append(value)
-    return {unit: steps[-1][unit], **{name: sum(values) / len(values) for name, values in seen.items()}}
+    return {unit: steps[-1][unit], **{name: sum_in_order(values) / len(values) for name, values in seen.items()}}
 
 
 def peak_memory_mib() -> float:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rtdmd.backbones.sampling import ImageNoise
 from rtdmd.common.rng import key_seed
+from rtdmd.common.sums import sum_in_order
 from rtdmd.train.engine import checkpoint
 from rtdmd.train.engine.student_images import StudentTrainer, ema_weights, student_images
 from rtdmd.train.losses import micro_batches
@@ -108,7 +109,7 @@ class Validation:
         ):
             scores = scoring.scores(self.trainer.sigmas.device)
         rewards = self.trainer.params.train_rtdmd.rewards
-        total = sum(spec.weight * scores[spec.name].double().mean().item() for spec in rewards)
+        total = sum_in_order(spec.weight * scores[spec.name].double().mean().item() for spec in rewards)
         return total, torch.cat(distances).double().mean().item()
 
     def _images(self, distances: list[Tensor]) -> Iterator[Batch]:
