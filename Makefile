@@ -42,7 +42,7 @@ help:
 $(STAMP): requirements.lock pyproject.toml
 	$(FOUND) -m venv .venv
 	$(PIP) install --quiet --disable-pip-version-check --no-compile --requirement requirements.lock
-	"$(BIN)/python" -m compileall -qq --workers 0 .venv/lib || true
+	"$(BIN)/python" -W ignore -m compileall -qq --workers 0 .venv/lib || true
 	$(PIP) install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
