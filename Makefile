@@ -126,10 +126,17 @@ generated: $(STAMP)
 	rtdmd schema > workflow/schemas/params.schema.json
 	python -m tools.keys
 
+# The pins are those of the first Python found; then each must have a wheel for every version of Python that pyproject.toml
+# allows. Two packages have none for any version: they are pure Python, and pip builds them.
 lock:
-	$(PYTHON) -m venv --clear .rtdmd/lock
+	$(FOUND) -m venv --clear .rtdmd/lock
 	.rtdmd/lock/bin/pip install --quiet --editable '.[dev]'
 	{ sed -n '/^#/p' requirements.lock; .rtdmd/lock/bin/pip freeze --all --exclude pip --exclude-editable \
 	  | sed 's/+.*//' | tr 'A-Z_' 'a-z-' | LC_ALL=C sort; } > .rtdmd/requirements.lock
+	.rtdmd/lock/bin/pip install --quiet uv
+	for version in 3.11 3.12 3.13; do \
+	  .rtdmd/lock/bin/uv pip compile --quiet --python-version $$version --only-binary :all: --no-binary antlr4-python3-runtime \
+	    --no-binary connection-pool .rtdmd/requirements.lock > .rtdmd/lock/$$version.txt; \
+	done
 	mv .rtdmd/requirements.lock requirements.lock
-	$(PYTHON) workflow/envs/from_lock.py
+	.rtdmd/lock/bin/python workflow/envs/from_lock.py
