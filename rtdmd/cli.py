@@ -204,7 +204,8 @@ def _params(arguments: argparse.Namespace) -> int:
 
         check_run(load_params(), declared=Path("dvc.yaml").is_file())  # a file on its own can be looked at too
         return 0
-    origin, changes = f"rtdmd params {arguments.preset}", None
+    origin = f"rtdmd params {arguments.preset}"
+    changes = None
     if arguments.recipe is not None:
         changes = long_enough(arguments.preset, RECIPES[arguments.recipe])
         origin = f"{origin} --recipe {arguments.recipe}"

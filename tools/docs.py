@@ -34,7 +34,8 @@ PAGES = ("README.md", "CONTRIBUTING.md", "data/prompts/README.md", "docs/*.md", 
 PROGRAMS = ("rtdmd", "snakemake", "dvc", "make", "python", "pytest")
 RUN = ("plan", "methods", "params", "experiments")  # commands of rtdmd that a block with `$` may show
 UNFINISHED = ("arguments are required", "expected one argument", "expected at least one argument")
-FENCE, SPAN = re.compile(r"^```(\w*)\s*$"), re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+FENCE = re.compile(r"^```(\w*)\s*$")
+SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 FIRST = re.compile(r"(\w+)(?=[\s;|&]|$)")
 SEPARATORS = set("();<>|&")
 

@@ -35,7 +35,8 @@ prize pumpkin quick quiet radio rain ring river robot rocket roof rose salad san
 scarf school shadow silver train zebra
 """
 WORDS = tuple(_TEXT.split())
-SIZES, NOISES = (8, 12, 24, 48), (0.0, 0.2, 0.4)
+SIZES = (8, 12, 24, 48)
+NOISES = (0.0, 0.2, 0.4)
 CANVAS = (96, 384)  # height, width: the longest word of the list fits at the largest size
 
 
@@ -76,7 +77,8 @@ def picture(index: int, size: int, noise: float) -> Tensor:
 
 def measure(reward: Ocr, size: int, noise: float) -> Cell:
     """All words at one size and noise level."""
-    texts, start = [], time.process_time()
+    texts = []
+    start = time.process_time()
     for index in range(len(WORDS)):
         texts += reward.read(picture(index, size, noise)[None])
     seconds = (time.process_time() - start) / len(WORDS)

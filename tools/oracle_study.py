@@ -126,7 +126,8 @@ def rows(variants: tuple[Variant, ...] = VARIANTS, clouds: dict[str, Tensor] | N
     """One row a variant and seed; the samples of stage two's first seed go to ``clouds`` by name."""
     for variant in variants:
         for seed in variant.seeds:
-            setting, start = Setting(seed=seed), time.process_time()
+            setting = Setting(seed=seed)
+            start = time.process_time()
             row: dict[str, Any] = {"stage": variant.stage, "variant": variant.name, "seed": seed}
             if variant.stage == "one":
                 row["distance"] = training.distance_after(setting, variant.changes, variant.step_aware)
@@ -158,8 +159,10 @@ def run(folder: Path, variants: tuple[Variant, ...] = VARIANTS) -> Iterator[str]
 def mixtures() -> dict[str, Mixture]:
     """The distributions of the picture: the teacher, its plain tilt p exp(βr), and where stage two ends (β = D
     w_r/w_m)."""
-    teacher, weights = reinforcement.MIXTURE, reinforcement.CORRECTED["weights"]
-    linear, beta = torch.tensor(LINEAR, dtype=torch.float64), teacher.dims * weights["backprop"] / weights["matching"]
+    teacher = reinforcement.MIXTURE
+    weights = reinforcement.CORRECTED["weights"]
+    linear = torch.tensor(LINEAR, dtype=torch.float64)
+    beta = teacher.dims * weights["backprop"] / weights["matching"]
     tilted = teacher.tilted(linear, torch.zeros(2, 2, dtype=torch.float64), beta)
     return {"teacher p": teacher, "p exp(βr)": tilted, "fixed point": reinforcement.fixed_point(teacher)}
 

@@ -86,7 +86,7 @@ class Flux1:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """See the protocol. T5's ``max_sequence_length`` tokens, and CLIP's pooled output."""
+        """T5's ``max_sequence_length`` tokens, and CLIP's pooled output."""
         need_text(self.pipeline)
         hidden, pooled, _ = self.pipeline.encode_prompt(
             prompt=list(prompts), prompt_2=None, device=self.device, max_sequence_length=self.max_sequence_length
@@ -94,15 +94,14 @@ class Flux1:
         return Conditioning({"encoder_hidden_states": hidden, "pooled_projections": pooled})
 
     def latent_shape(self) -> tuple[int, int, int]:
-        """See the protocol."""
         return self._latent_shape
 
     def sigmas(self, num_steps: int) -> Tensor:
-        """See the protocol. μ grows linearly with the number of image tokens: 0.63 at 512 pixels, 1.15 at 1024."""
+        """μ grows linearly with the number of image tokens: 0.63 at 512 pixels, 1.15 at 1024."""
         return self._levels(fresh_scheduler(self.pipeline, self.shift), num_steps)
 
     def teacher_sigmas(self, num_steps: int) -> Tensor:
-        """See the protocol. The pipeline spaces its steps as the few-step sampler does."""
+        """The pipeline spaces its steps as the few-step sampler does."""
         return self._levels(fresh_scheduler(self.pipeline), num_steps)
 
     def _levels(self, scheduler: Any, num_steps: int) -> Tensor:
@@ -111,7 +110,6 @@ class Flux1:
         return evenly_spaced(scheduler, num_steps, dynamic_shift(scheduler.config, tokens))
 
     def own_scheduler(self) -> dict[str, Any]:
-        """See the protocol."""
         return scheduler_settings(fresh_scheduler(self.pipeline, self.shift))
 
     def velocity(
@@ -124,7 +122,7 @@ class Flux1:
         guidance: float = 1.0,
         null: Conditioning | None = None,
     ) -> Tensor:
-        """See the protocol. ``guidance`` is an input of the transformer; ``null`` is not used."""
+        """``guidance`` is an input of the transformer; ``null`` is not used."""
         rows, channels, height, width = x.shape
         pipeline = self.pipeline
         if guidance != 1 and not self.distilled:
@@ -144,7 +142,6 @@ class Flux1:
         return v.float()
 
     def decode(self, latents: Tensor) -> Tensor:
-        """See the protocol."""
         vae = self.pipeline.vae
         if vae is None:
             raise ValueError(NO_VAE)
@@ -153,7 +150,7 @@ class Flux1:
         return (images / 2 + 0.5).clamp(0, 1)  # as the pipeline's images: a saturated pixel passes no gradient
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """See the protocol. The mode of the encoder's distribution."""
+        """The mode of the encoder's distribution."""
         vae = self.pipeline.vae
         if vae is None:
             raise ValueError(NO_VAE)
@@ -161,18 +158,16 @@ class Flux1:
         return (mode - vae.config.shift_factor) * vae.config.scaling_factor
 
     def lora_targets(self, kind: LoraKind) -> list[str]:
-        """See the protocol. ``attention``: projections of the attention in both kinds of block; ``attention_mlp``: and
+        """``attention``: projections of the attention in both kinds of block; ``attention_mlp``: and
         the MLPs with the single-stream blocks' output; ``all``: every linear layer."""
         return list(self._targets[kind])
 
 
 def latent_multiple(transformer: Mapping[str, Any]) -> int:
-    """See `rtdmd.backbones.family.FamilyModule`."""
     return PATCH
 
 
 def text_shapes(model: ModelParams, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
-    """See `rtdmd.backbones.family.FamilyModule`."""
     transformer = configs["transformer"]
     hidden = (model.max_sequence_length, transformer["joint_attention_dim"])
     return {"encoder_hidden_states": hidden, "pooled_projections": (transformer["pooled_projection_dim"],)}

@@ -91,7 +91,7 @@ class Flux2:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """See the protocol. The chat template's tokens, padded to ``max_sequence_length``; the padding is read too."""
+        """The chat template's tokens, padded to ``max_sequence_length``; the padding is read too."""
         need_text(self.pipeline)
         hidden, _ = self.pipeline.encode_prompt(
             prompt=list(prompts), device=self.device, max_sequence_length=self.max_sequence_length
@@ -99,15 +99,14 @@ class Flux2:
         return Conditioning({"encoder_hidden_states": hidden})
 
     def latent_shape(self) -> tuple[int, int, int]:
-        """See the protocol."""
         return self._latent_shape
 
     def sigmas(self, num_steps: int) -> Tensor:
-        """See the protocol. μ is the pipeline's for as many steps: 2.03 for 4 steps at 512 pixels."""
+        """μ is the pipeline's for as many steps: 2.03 for 4 steps at 512 pixels."""
         return self._levels(fresh_scheduler(self.pipeline, self.shift), num_steps)
 
     def teacher_sigmas(self, num_steps: int) -> Tensor:
-        """See the protocol. The pipeline spaces its steps as the few-step sampler does."""
+        """The pipeline spaces its steps as the few-step sampler does."""
         return self._levels(fresh_scheduler(self.pipeline), num_steps)
 
     def _levels(self, scheduler: Any, num_steps: int) -> Tensor:
@@ -116,7 +115,6 @@ class Flux2:
         return evenly_spaced(scheduler, num_steps, mu)
 
     def own_scheduler(self) -> dict[str, Any]:
-        """See the protocol."""
         return scheduler_settings(fresh_scheduler(self.pipeline, self.shift))
 
     def velocity(
@@ -129,7 +127,7 @@ class Flux2:
         guidance: float = 1.0,
         null: Conditioning | None = None,
     ) -> Tensor:
-        """See the protocol. Classifier-free: v_u + w (v_c - v_u), one forward of 2 B rows; w = 1 needs no ``null``."""
+        """Classifier-free: v_u + w (v_c - v_u), one forward of 2 B rows; w = 1 needs no ``null``."""
         guided = guidance != 1.0
         if guided:
             if null is None:
@@ -155,7 +153,6 @@ class Flux2:
         return unconditional + guidance * (conditional - unconditional)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """See the protocol."""
         vae = self.pipeline.vae
         if vae is None:
             raise ValueError(NO_VAE)
@@ -165,7 +162,7 @@ class Flux2:
         return (images / 2 + 0.5).clamp(0, 1)  # as the pipeline's images: a saturated pixel passes no gradient
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """See the protocol. The mode of the encoder's distribution."""
+        """The mode of the encoder's distribution."""
         vae = self.pipeline.vae
         if vae is None:
             raise ValueError(NO_VAE)
@@ -175,7 +172,7 @@ class Flux2:
         return latents
 
     def lora_targets(self, kind: LoraKind) -> list[str]:
-        """See the protocol. ``attention``: the double-stream blocks' attention projections and both fused layers of the
+        """``attention``: the double-stream blocks' attention projections and both fused layers of the
         single-stream blocks; ``attention_mlp``: and the double-stream MLPs; ``all``: every linear layer."""
         return list(self._targets[kind])
 
@@ -187,12 +184,10 @@ def _statistics(vae: Vae) -> tuple[Tensor, Tensor]:
 
 
 def latent_multiple(transformer: Mapping[str, Any]) -> int:
-    """See `rtdmd.backbones.family.FamilyModule`."""
     return PATCH
 
 
 def text_shapes(model: ModelParams, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
-    """See `rtdmd.backbones.family.FamilyModule`."""
     return {"encoder_hidden_states": (model.max_sequence_length, configs["transformer"]["joint_attention_dim"])}
 
 

@@ -42,11 +42,9 @@ class ImageNoise:
     device: torch.device | str = "cpu"
 
     def initial(self) -> Tensor:
-        """See `NoiseSource`."""
         return self._draw("initial")
 
     def transition(self, step: int) -> Tensor:
-        """See `NoiseSource`."""
         return self._draw("transition", step)
 
     def _draw(self, *what: str | int) -> Tensor:
@@ -63,9 +61,11 @@ def rollout(
     """
     if noises is None and eta != 0:
         raise ValueError(f"eta = {eta} needs noises, one for each transition but the last")
-    states, sigmas = [x1], sigmas.to(x1.device)
+    states = [x1]
+    sigmas = sigmas.to(x1.device)
     for k, (sigma, tau) in enumerate(pairwise(sigmas)):
-        x, rows = states[-1], len(x1)
+        x = states[-1]
+        rows = len(x1)
         fresh = torch.zeros_like(x) if noises is None or k == len(sigmas) - 2 else noises[k]
         level = sigma.expand(rows)
         states.append(cps_step(x, velocity(x, level, cond), level, tau.expand(rows), eta, fresh))

@@ -74,7 +74,7 @@ class SD3Backbone:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """See the protocol. T5, where there is one, reads ``max_sequence_length`` tokens."""
+        """T5, where there is one, reads ``max_sequence_length`` tokens."""
         need_text(self.pipeline)
         hidden, _, pooled, _ = self.pipeline.encode_prompt(
             prompt=list(prompts),
@@ -87,16 +87,15 @@ class SD3Backbone:
         return Conditioning({"encoder_hidden_states": hidden, "pooled_projections": pooled})
 
     def latent_shape(self) -> tuple[int, int, int]:
-        """See the protocol."""
         return self._latent_shape
 
     def sigmas(self, num_steps: int) -> Tensor:
-        """See the protocol. Shift 3 and K = 4 give 1, 0.9, 0.75, 0.5, 0."""
+        """Shift 3 and K = 4 give 1, 0.9, 0.75, 0.5, 0."""
         raw = [(num_steps - k) / num_steps for k in range(num_steps)]
         return self._scheduled(fresh_scheduler(self.pipeline, self.shift), sigmas=raw)
 
     def teacher_sigmas(self, num_steps: int) -> Tensor:
-        """See the protocol. These are the levels of ``pipeline(..., num_inference_steps=N)``."""
+        """These are the levels of ``pipeline(..., num_inference_steps=N)``."""
         return self._scheduled(fresh_scheduler(self.pipeline), num_inference_steps=num_steps)
 
     def _scheduled(self, scheduler: Any, **steps: Any) -> Tensor:
@@ -123,7 +122,7 @@ class SD3Backbone:
         guidance: float = 1.0,
         null: Conditioning | None = None,
     ) -> Tensor:
-        """See the protocol. Classifier-free: v_u + w (v_c - v_u), one forward of 2 B rows; w = 1 needs no ``null``."""
+        """Classifier-free: v_u + w (v_c - v_u), one forward of 2 B rows; w = 1 needs no ``null``."""
         guided = guidance != 1.0
         if guided:
             if null is None:
@@ -141,7 +140,6 @@ class SD3Backbone:
         return unconditional + guidance * (conditional - unconditional)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """See the protocol."""
         vae = self.pipeline.vae
         if vae is None:
             raise ValueError(NO_VAE)
@@ -150,7 +148,7 @@ class SD3Backbone:
         return (images / 2 + 0.5).clamp(0, 1)  # as the pipeline's images: a saturated pixel passes no gradient
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """See the protocol. The mode of the encoder's distribution."""
+        """The mode of the encoder's distribution."""
         vae = self.pipeline.vae
         if vae is None:
             raise ValueError(NO_VAE)
@@ -158,21 +156,20 @@ class SD3Backbone:
         return (mode - vae.config.shift_factor) * vae.config.scaling_factor
 
     def own_scheduler(self) -> None:
-        """See the protocol. The pipeline spaces K steps its own way, down to the smallest level of its training."""
+        """The pipeline spaces K steps its own way, down to the smallest level of its training."""
 
     def lora_targets(self, kind: LoraKind) -> list[str]:
-        """See the protocol. ``attention``: projections of the joint attention; ``attention_mlp``: and both MLPs;
+        """``attention``: projections of the joint attention; ``attention_mlp``: and both MLPs;
         ``all``: every linear layer, the modulations, embedders and the output among them."""
         return list(self._targets[kind])
 
 
 def latent_multiple(transformer: Mapping[str, Any]) -> int:
-    """See `rtdmd.backbones.family.FamilyModule`."""
     return int(transformer["patch_size"])
 
 
 def text_shapes(model: ModelParams, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, ...]]:
-    """See `rtdmd.backbones.family.FamilyModule`. CLIP's tokens, then T5's or zeros."""
+    """CLIP's tokens, then T5's or zeros."""
     transformer = configs["transformer"]
     length = configs["text_encoder"]["max_position_embeddings"] + model.max_sequence_length
     hidden = (length, transformer["joint_attention_dim"])

@@ -51,7 +51,8 @@ def check_student(own: FamilyModule, model: ModelParams, root: Path) -> None:
         _refuse_shapes(part, theirs[part], ours[part], student.key)
         entries = LATENTS if part == "vae" else _public(theirs[part])
         for entry in entries:
-            was, now = theirs[part].config.get(entry), ours[part].config.get(entry)
+            was = theirs[part].config.get(entry)
+            now = ours[part].config.get(entry)
             if was != now:
                 raise UserError(
                     f"{student.key}: its {part} has {entry}: {now} in its config.json, the teacher's {was}; {_ADVICE}"

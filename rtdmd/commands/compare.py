@@ -24,7 +24,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def compare(first: str, second: str) -> str:
     """A table a suite, as text. UserError where the two have no suite in common."""
-    one, other = _side(first), _side(second)
+    one = _side(first)
+    other = _side(second)
     shared = [suite for suite in one if suite in other]
     if not shared:
         raise UserError(f"no suite in common: {first} has {', '.join(one)}, {second} has {', '.join(other)}")

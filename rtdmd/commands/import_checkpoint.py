@@ -66,7 +66,8 @@ class Asked:
 def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     """Import ``arguments.files`` into ``arguments.out``; UserError, and no folder, for what cannot be imported."""
     asked = _asked(arguments, root)
-    params, adapters = asked.params, asked.adapters
+    params = asked.params
+    adapters = asked.adapters
     model = _model(params.model, asked, root)
     hashes = {name: sha256_tree(path) for name, path in asked.files.items()}
     record = _record(model, hashes, root)
@@ -125,7 +126,8 @@ def _adapters(files: dict[str, Path], alpha: float | None) -> dict[str, Adapter]
 def _model(model: ModelParams, asked: Asked, root: Path) -> ModelParams:
     """Section model of the import, on the student's base: as the files record it, else the params' with the base that
     they stand on."""
-    files, base = list(asked.files.values()), asked.base
+    files = list(asked.files.values())
+    base = asked.base
     records = [found for found in (recorded(path) for path in files) if found is not None]
     if records:
         for other in records[1:]:
@@ -142,7 +144,8 @@ def _model(model: ModelParams, asked: Asked, root: Path) -> ModelParams:
 
 
 def _source(asked: Asked, model: ModelParams, record: dict[str, Any], root: Path) -> Source:
-    params, out = asked.params, asked.out
+    params = asked.params
+    out = asked.out
 
     def student(backbone: Backbone) -> Velocity:
         return stacked_student(backbone, asked.adapters)

@@ -39,7 +39,9 @@ def _reproduce(arguments: argparse.Namespace, root: Path, folder: Path) -> None:
     from rtdmd.pipeline.provenance import git_state, hardware_class, package_versions
     from rtdmd.pipeline.reproduce import reproduce, table
 
-    state, machine, versions = git_state(root), hardware_class(), package_versions()
+    state = git_state(root)
+    machine = hardware_class()
+    versions = package_versions()
     print(f"commit {state.commit}, on {machine['processor']} ({machine['machine']}), torch {versions['torch']}")
     if state.changed:
         print(f"not in the commit, so not run: {', '.join(map(printable, state.changed))}")

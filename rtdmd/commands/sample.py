@@ -108,7 +108,8 @@ def find_sampler(source: str, params: Params, text: TextCache, device: torch.dev
 @torch.no_grad()
 def draw(sampler: Sampler, cond: Conditioning, count: int, seed: int, batch_size: int) -> Tensor:
     """``count`` images (count, 3, H, W) in [0, 1] of one prompt (``cond``: one row)."""
-    backbone, batches = sampler.backbone, []
+    backbone = sampler.backbone
+    batches = []
     for start in range(0, count, batch_size):
         images = [(0, i) for i in range(start, min(start + batch_size, count))]
         noise = ImageNoise(seed, images, sampler.shape, backbone.device)

@@ -25,7 +25,8 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     from rtdmd.config import load_params
     from rtdmd.study.plan import load_plan
 
-    plan, base = load_plan(root / arguments.plan), load_params(root / "params.yaml")
+    plan = load_plan(root / arguments.plan)
+    base = load_params(root / "params.yaml")
     if arguments.what == "gather":
         if arguments.name is not None:
             raise UserError(f"sweep gather takes no name, got {arguments.name}")

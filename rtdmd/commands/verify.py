@@ -48,13 +48,16 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--device {arguments.device}: {first_line(error)}") from error
     setting = Setting(arguments.device, arguments.dtype, arguments.seed)
     print(HEADER)
-    failed, count, seconds = [], 0, 0.0
+    failed = []
+    count = 0
+    seconds = 0.0
     for result in check_all(setting, tuple(arguments.only)):
         row = result.statement
         verdict = "pass" if result.passed else "FAIL"
         figures = f"{result.measured:>9.2g}{result.limit:>9}  {verdict:5}{result.seconds:>7.2f}"
         print(f"{row.name:4}{_pad(row.claim, 58)}{_pad(row.equation, 56)}{figures}", flush=True)
-        count, seconds = count + 1, seconds + result.seconds
+        count = count + 1
+        seconds = seconds + result.seconds
         failed += [] if result.passed else [f"{row.name} ({row.claim})"]
     print(f"{count - len(failed)} of {count} statements hold ({setting.dtype}, {setting.device}), {seconds:.1f} s")
     if failed:

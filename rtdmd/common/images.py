@@ -15,7 +15,10 @@ from torch import Tensor
 from rtdmd.common.files import write_atomic
 
 Pixels = NDArray[np.uint8]
-PADDING, INK, PAPER, FONT_SIZE = 4, (32, 32, 32), (255, 255, 255), 11
+PADDING = 4
+INK = (32, 32, 32)
+PAPER = (255, 255, 255)
+FONT_SIZE = 11
 
 
 def to_uint8(images: Tensor) -> Pixels:
@@ -38,12 +41,14 @@ def grid(images: Tensor, columns: int, captions: Sequence[str] | None = None, sc
     font = ImageFont.load_default(size=FONT_SIZE)
     texts = [_wrap(caption, width, font) for caption in captions or [""] * len(tiles)]
     text_height = max(text.count("\n") + 1 for text in texts) * (FONT_SIZE + 3) if captions is not None else 0
-    step_x, step_y = width + PADDING, height + text_height + PADDING
+    step_x = width + PADDING
+    step_y = height + text_height + PADDING
     rows = -(-len(tiles) // columns)
     sheet = Image.new("RGB", (columns * step_x + PADDING, rows * step_y + PADDING), PAPER)
     pen = ImageDraw.Draw(sheet)
     for i, (tile, text) in enumerate(zip(tiles, texts, strict=True)):
-        left, top = PADDING + i % columns * step_x, PADDING + i // columns * step_y
+        left = PADDING + i % columns * step_x
+        top = PADDING + i // columns * step_y
         sheet.paste(Image.fromarray(tile), (left, top))
         pen.multiline_text((left, top + height), text, fill=INK, font=font, spacing=1)
     return np.asarray(sheet)

@@ -128,7 +128,8 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 def odd_names(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
     """Names that only one of the two has; where there are none, those of tensors of another shape. None is made."""
-    given, own = shapes_of(tensors), shapes_of(wanted)
+    given = shapes_of(tensors)
+    own = shapes_of(wanted)
     return sorted(given.keys() ^ own.keys()) or [name for name in own if given[name] != own[name]]
 
 

@@ -22,7 +22,8 @@ from rtdmd.common.parsing import first_line, read_bytes
 INDEX = "model_index.json"
 TEXTS = ("*.json", "*.txt", "*.model", "*.jinja")
 """Configurations, tokenizers and templates."""
-SINGLE, OLD = "model.safetensors", "pytorch_model.bin"
+SINGLE = "model.safetensors"
+OLD = "pytorch_model.bin"
 WORLD_FOLDER = "data/world"
 TOKENIZER = "tokenizer.json"
 _TOKENIZERS = frozenset({TOKENIZER, "vocab.json", "spiece.model"})

@@ -109,7 +109,8 @@ def problems_of(names: Mapping[str, Collection[str]]) -> str:
     nothing is."""
     found = []
     for what, own in names.items():
-        first, more = sorted(own)[:5], sorted(own)[5:]
+        first = sorted(own)[:5]
+        more = sorted(own)[5:]
         if first:
             found.append(f"{what}: {', '.join(first)}" + (f" and {len(more)} more" if more else ""))
     return "; ".join(found)
@@ -133,7 +134,8 @@ def weight_headers(folder: Path, key: str, stem: str) -> dict[str, tuple[Path, s
         held = {name: file.name for name, (file, _, _) in found.items()}
         odd = sorted(name for name in table.keys() | held.keys() if table.get(name) != held.get(name))
         if odd:
-            here, there = held.get(odd[0], "no file"), table.get(odd[0], "no file")
+            here = held.get(odd[0], "no file")
+            there = table.get(odd[0], "no file")
             raise UserError(
                 f"{key}: {index} places {odd[0]} in {there}, but it is in {here} ({len(odd)} of its tensors differ);"
                 f" {bring_back(folder)}"

@@ -36,7 +36,8 @@ def caught() -> Iterator[None]:
 
     The former handlers come back afterwards, unless a signal came: a second one must not cut the exit short.
     """
-    _state.received, _state.deferrals = None, 0
+    _state.received = None
+    _state.deferrals = 0
     former = {number: signal.signal(number, _on_signal) for number in SIGNALS}
     try:
         yield

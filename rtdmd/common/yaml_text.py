@@ -166,7 +166,8 @@ def _equal(ours: Any, theirs: Any) -> bool:
 def _sentence(node: yaml.Node, ours: Any, theirs: Any, path: str) -> str:
     key = f"{path.removesuffix('.')}: " if path else ""
     text = node.value if isinstance(node, yaml.ScalarNode) else "this"
-    mine, other = _shown(ours), _shown(theirs)
+    mine = _shown(ours)
+    other = _shown(theirs)
     return f"{key}{text[:40]} is {mine} to YAML 1.1 and {other} to DVC (YAML 1.2); write {mine} or {other}"
 
 

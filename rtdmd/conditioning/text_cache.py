@@ -93,7 +93,8 @@ class TextCache:
         """
         found = read_json(index)
         _check(index, found, expect)
-        layout, row_of = Layout.parse(found["layout"]), found["rows"]
+        layout = Layout.parse(found["layout"])
+        row_of = found["rows"]
         files = sorted(found["files"], key=lambda name: found["files"][name]["rows"])
         stored = StoredRows([embeddings.parent / name for name in files], layout)
         if len(stored) == len(row_of):
@@ -178,7 +179,8 @@ class CutOnce(logging.Filter):
             " model.max_sequence_length); what is beyond is cut, as diffusers does it"
         )
         record.args = ()
-        first, self.told = not self.told, True
+        first = not self.told
+        self.told = True
         return first
 
 
@@ -200,7 +202,9 @@ def _check(index: Path, found: Mapping[str, Any], expect: Mapping[str, Any]) -> 
 def first_difference(found: Mapping[str, Any], expect: Mapping[str, Any], prefix: str = "") -> str | None:
     """The first key (by name, nested) whose value differs between the cache and what is now, in words, or None."""
     for key in sorted({*found, *expect}):
-        then, now, name = found.get(key, "absent"), expect.get(key, "absent"), f"{prefix}{key}"
+        then = found.get(key, "absent")
+        now = expect.get(key, "absent")
+        name = f"{prefix}{key}"
         if isinstance(then, Mapping) and isinstance(now, Mapping):
             inner = first_difference(then, now, f"{name}.")
             if inner is not None:

@@ -122,11 +122,15 @@ def _blocks(tensor: Tensor) -> list[tuple[int, int, int]]:
 
 def _head(layout: Layout, rows: int) -> tuple[bytes, dict[str, int]]:
     """A safetensors file's head for ``rows`` rows, as the library writes it, and where each tensor's data begins."""
-    entries, begins, offset = {}, {}, 0
+    entries = {}
+    begins = {}
+    offset = 0
     for name, shape in sorted(layout.stored().items()):
         size = rows * math.prod(shape) * DTYPES[layout.dtype].itemsize
         data = {"dtype": _CODES[layout.dtype], "shape": [rows, *shape], "data_offsets": [offset, offset + size]}
-        entries[name], begins[name], offset = data, offset, offset + size
+        entries[name] = data
+        begins[name] = offset
+        offset = offset + size
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
@@ -140,7 +144,11 @@ class RowWriter:
     """
 
     def __init__(self, folder: Path, names: Sequence[str], rows: int, layout: Layout, done: int = 0):
-        self.folder, self.names, self.rows, self.layout, self.done = folder, list(names), rows, layout, done
+        self.folder = folder
+        self.names = list(names)
+        self.rows = rows
+        self.layout = layout
+        self.done = done
         self.each = -(-rows // len(self.names))
 
     @staticmethod
@@ -165,9 +173,11 @@ class RowWriter:
 
     def write(self, cond: Conditioning) -> None:
         """The next rows; they are on disk when this returns."""
-        tensors, start = self.layout.take(cond), self.done
+        tensors = self.layout.take(cond)
+        start = self.done
         for name, (first, last) in zip(self.names, self.spans(), strict=True):
-            low, high = max(start, first), min(start + len(cond), last)
+            low = max(start, first)
+            high = min(start + len(cond), last)
             if low < high:
                 part = {key: tensor[low - start : high - start] for key, tensor in tensors.items()}
                 self._write_part(self.folder / name, last - first, low - first, part)
@@ -241,7 +251,10 @@ class EncodedRows:
     """Rows that the text encoders give when asked; the first few (the null prompt) are stored."""
 
     def __init__(self, stored: StoredRows, prompts: Sequence[str], encode: Encode, batch_size: int):
-        self.stored, self.prompts, self.encode, self.batch_size = stored, prompts, encode, batch_size
+        self.stored = stored
+        self.prompts = prompts
+        self.encode = encode
+        self.batch_size = batch_size
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -130,13 +130,15 @@ def _section_at(
 
     Where entries are of several kinds, pydantic puts the kind's name after the number of the entry.
     """
-    section, field = model, None
+    section = model
+    field = None
     found: list[int | str] = []
     for part in location:
         if isinstance(part, str):
             kinds = _kinds(section, field) if found and isinstance(found[-1], int) else {}
             if part in kinds:
-                section, field = kinds[part], None
+                section = kinds[part]
+                field = None
                 continue
             inner = _section_type(section, field)
             section, field = (inner, part) if inner else (section, field or part)  # else a mapping's own key

@@ -32,7 +32,8 @@ def scored_sets(params: Params, only: str | None = None) -> Iterator[tuple[str, 
 
 def check_prompts(params: Params, only: str | None = None) -> None:
     """UserError for a reward or an order that the prompts cannot serve, of all stages or of the stage ``only``."""
-    one, two = params.train_acdmd, params.train_rtdmd
+    one = params.train_acdmd
+    two = params.train_rtdmd
     sets = params.prepare_prompts.sets
     if only in (None, "train_acdmd"):
         _check_order("train_acdmd.prompt_order", one.prompt_order, one.prompts, sets)

@@ -22,7 +22,8 @@ _PIECE = re.compile(r"[^\W\d_]+|\d|(?:[^\w\s]|_)+")  # CLIP cuts at least here
 
 def check_prompt(params: Params, root: Path) -> None:
     """UserError where publish.prompt is longer than a text encoder's window. root: where a relative teacher starts."""
-    model, prompt = params.model, params.publish.prompt
+    model = params.model
+    prompt = params.publish.prompt
     clip = FAMILIES[model.family].clip_tokenizers
     for part, longest in windows(params, root).items():
         if len(prompt.encode()) + 2 <= longest:  # a token is a byte at least, and two mark the ends

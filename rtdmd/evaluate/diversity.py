@@ -13,7 +13,8 @@ def pairwise_diversity(features: np.ndarray, prompts: Sequence[int]) -> float | 
 
     0 when every prompt has collapsed to one image; the real images' own figure is the natural unit.
     """
-    x, prompt = np.asarray(features, dtype=np.float64), np.asarray(prompts)
+    x = np.asarray(features, dtype=np.float64)
+    prompt = np.asarray(prompts)
     distances = [_mean_distance(x[prompt == p]) for p in np.unique(prompt) if (prompt == p).sum() > 1]
     return float(np.mean(distances)) if distances else None
 

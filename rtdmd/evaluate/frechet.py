@@ -31,7 +31,8 @@ def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
 
     Errors: ValueError with fewer than two vectors in a set or a feature that is not finite.
     """
-    a, b = np.asarray(features_a, dtype=np.float64), np.asarray(features_b, dtype=np.float64)
+    a = np.asarray(features_a, dtype=np.float64)
+    b = np.asarray(features_b, dtype=np.float64)
     if len(a) < 2 or len(b) < 2:
         raise ValueError(
             f"a Frechet distance needs at least two feature vectors on each side, not {len(a)} and {len(b)}"

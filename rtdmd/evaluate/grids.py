@@ -11,7 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 GAP = 6  # pixels between images
 LABEL_WIDTH = 250  # pixels for a prompt
 FONT_SIZE = 15
-INK, FAINT, PAPER = (31, 35, 40), (101, 109, 118), (255, 255, 255)
+INK = (31, 35, 40)
+FAINT = (101, 109, 118)
+PAPER = (255, 255, 255)
 LINE = (216, 222, 228)
 
 
@@ -45,7 +47,8 @@ def contact_sheet(prompts: Sequence[str], grids: Mapping[str, Image.Image]) -> I
     width, height = next(iter(grids.values())).size
     head = 2 * FONT_SIZE + 10
     page = Image.new("RGB", (LABEL_WIDTH + len(grids) * (width + GAP), head + height), PAPER)
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(FONT_SIZE)
+    draw = ImageDraw.Draw(page)
+    font = ImageFont.load_default(FONT_SIZE)
     row_height = (height - GAP) / len(prompts)
     for r, prompt in enumerate(prompts):
         top = head + GAP + r * row_height

@@ -99,7 +99,8 @@ def judge_images(judge: Judge, batches: Iterable[Batch], keep: Collection[ImageK
     def seen() -> Iterator[tuple[Tensor, Sequence[str], Sequence[Metadata]]]:
         for chunk, images in batches:
             items.extend(chunk)
-            prompts, metadata = [item.prompt.prompt for item in chunk], [item.prompt.metadata for item in chunk]
+            prompts = [item.prompt.prompt for item in chunk]
+            metadata = [item.prompt.metadata for item in chunk]
             if judge.world:
                 verdicts.append(verify(images, metadata))
             if judge.clip is not None:

@@ -28,12 +28,15 @@ def model_metrics(judged: Judged, steps: int, evaluations: int) -> dict[str, Any
     """
     names = list(judged.scores.columns)
     figures = judged_figures(judged)
+    per_tag = {}
+    for name in names:
+        per_tag[name] = {tag: estimate.as_dict() for tag, estimate in judged.scores.per_tag(name).items()}
     return {
         "images": len(judged.items),
         "steps": steps,
         "network_evaluations": evaluations,
         **{name: judged.scores.overall(name).as_dict() for name in names},
-        "per_tag": {name: {t: e.as_dict() for t, e in judged.scores.per_tag(name).items()} for name in names},
+        "per_tag": per_tag,
         **figures,
     }
 

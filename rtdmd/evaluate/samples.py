@@ -61,11 +61,13 @@ def load_sampler(name: str, params: Params, cache: TextCache, device: torch.devi
         raise UserError("student_base: model.student is null, so the student's base is the teacher's")
     bases: Bases = "teacher" if name in ("teacher", "teacher_few_step") else "student"
     backbone = load_backbone(params.model, bases=bases, device=device, root=root)
-    few, shape = backbone.sigmas(params.model.num_steps), backbone.latent_shape()
+    few = backbone.sigmas(params.model.num_steps)
+    shape = backbone.latent_shape()
     if name in ("train_acdmd", "train_rtdmd"):
         student = load_student(params, backbone, name, root)
         return Sampler(backbone, student, few, params.model.eta, guided=False, shape=shape)
-    null, guidance = cache.null(), 1.0 if name == "student_base" else params.model.guidance
+    null = cache.null()
+    guidance = 1.0 if name == "student_base" else params.model.guidance
 
     def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         return backbone.velocity(backbone.transformer, x, sigma, cond, guidance=guidance, null=null)

@@ -128,7 +128,8 @@ class Findings:
 
 def plan_suites(params: Params, prompts: Sequence[Prompt]) -> list[Suite]:
     """The suites of ``params`` on the evaluation prompts. UserError for a suite whose set has no prompt left."""
-    suites, count = params.evaluate.suites, params.report.grid_prompts
+    suites = params.evaluate.suites
+    count = params.report.grid_prompts
     planned = []
     for number, suite in enumerate(suites):
         own = prompts_of(suite, prompts)

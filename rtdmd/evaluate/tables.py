@@ -57,7 +57,8 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows([_field(value) for value in row] for row in rows)
+    for row in rows:
+        writer.writerow([_field(value) for value in row])
     return out.getvalue()
 
 
@@ -80,19 +81,13 @@ def scores_csv(suites: Suites) -> str:
     """One line an image: suite, model, prompt_id, index, tag, then every score; empty where the suite has not that
     score."""
     names = score_columns(suites)
-    rows = (
-        [
-            suite,
-            model,
-            prompt,
-            index,
-            tag,
-            *(float(s.columns[name][i]) if name in s.columns else None for name in names),
-        ]
-        for suite, models in suites.items()
-        for model, s in models.items()
-        for i, (prompt, index, tag) in enumerate(zip(s.prompts, s.indices, s.tags, strict=True))
-    )
+    rows: list[list[object]] = []
+    for suite, models in suites.items():
+        for model, scores in models.items():
+            images = zip(scores.prompts, scores.indices, scores.tags, strict=True)
+            for i, (prompt, index, tag) in enumerate(images):
+                values = [float(scores.columns[name][i]) if name in scores.columns else None for name in names]
+                rows.append([suite, model, prompt, index, tag, *values])
     return csv_text([*KEYS, *names], rows)
 
 
@@ -147,12 +142,15 @@ def read_scores(path: Path, model: str, suite: str) -> Scores:
 def _scores(path: Path, rows: Sequence[Mapping[str, str]], names: Sequence[str]) -> Scores:
     """The rows of one model and suite; scores that none of them has are another suite's."""
     own = [name for name in names if any(row[name] for row in rows)]
+    columns: dict[str, np.ndarray] = {}
     try:
+        for name in own:
+            columns[name] = np.array([float(row[name]) for row in rows])
         return Scores(
             prompts=tuple(int(row["prompt_id"]) for row in rows),
             indices=tuple(int(row["index"]) for row in rows),
             tags=tuple(row["tag"] for row in rows),
-            columns={name: np.array([float(row[name]) for row in rows]) for name in own},
+            columns=columns,
         )
     except ValueError as error:
         message = f"a field is no number ({first_line(error)})"

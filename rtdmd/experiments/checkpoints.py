@@ -26,14 +26,18 @@ class Wanted:
 def wanted(name: str, root: Path) -> Wanted:
     """The checkpoint of a run, downloaded as far as it is not here. UserError for a run without one, and where it
     cannot be had."""
-    run, local = find_run(name), load_local(root)
+    run = find_run(name)
+    local = load_local(root)
     if run.checkpoint is None:
         raise UserError(f"experiment {name} has no published checkpoint; allowed: {', '.join(CHECKPOINTS)}")
-    repository, where = run.checkpoint.repository, local.checkpoint(run)
+    repository = run.checkpoint.repository
+    where = local.checkpoint(run)
     if where.path is None:
-        folder, called = _downloaded(run.checkpoint, name, where.revision), f"{repository}@{where.revision}"
+        folder = _downloaded(run.checkpoint, name, where.revision)
+        called = f"{repository}@{where.revision}"
     else:
-        folder, called = root / where.path, where.path
+        folder = root / where.path
+        called = where.path
     for file in run.checkpoint.files:
         if not (folder / file).is_file():
             lacks = (

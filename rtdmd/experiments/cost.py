@@ -19,7 +19,8 @@ def cost_text(names: Sequence[str], jobs: Jobs) -> Iterator[str]:
     first: dict[tuple[str, str], str] = {}
     total = 0.0
     for run in dict.fromkeys(run for name in names for run in TABLES[name].runs()):
-        fields, own = [], 0.0
+        fields = []
+        own = 0.0
         hours = gpu_hours(run, jobs)
         for stage in COMPUTED:
             owner = first.setdefault((stage, jobs.keys[run, stage]), run) if stage in hours else None

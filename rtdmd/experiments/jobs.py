@@ -56,9 +56,11 @@ class Jobs:
     @cached_property
     def keys(self) -> dict[Job, str]:
         """What tells the results of two jobs apart: the parameters of the stage, and of all that it reads."""
-        pipeline, found = read_pipeline(self.root), {}
+        pipeline = read_pipeline(self.root)
+        found = {}
         for run, params in self.params.items():
-            tree, key = params.model_dump(mode="json"), ""
+            tree = params.model_dump(mode="json")
+            key = ""
             for stage in stages_of(params):
                 key = hash_of({"read": key, "params": params_values(tree, pipeline[stage].params)})
                 found[run, stage] = key
@@ -119,7 +121,8 @@ class Jobs:
 
     def lay(self, run: str) -> Path:
         """Make or refresh the folder of a run; nothing that a stage wrote is touched."""
-        params, folder = self.params[run], self.place(run)
+        params = self.params[run]
+        folder = self.place(run)
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("rtdmd", "data", *local_folders(params)):
             link(folder / name, self.root / name)

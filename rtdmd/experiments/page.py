@@ -23,7 +23,8 @@ OUT = "results/experiments"
 
 def write_table(name: str, jobs: Jobs) -> Path:
     """table.csv and index.html in results/experiments/<name>; returns the page's path."""
-    found, out = find_table(name), jobs.root / OUT / name
+    found = find_table(name)
+    out = jobs.root / OUT / name
     cells = jobs.cells(found)
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "table.csv", table_csv(cells))

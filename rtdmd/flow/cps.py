@@ -21,7 +21,8 @@ def cps_mean_std(x: Tensor, v: Tensor, sigma: Tensor, tau: Tensor, eta: float | 
     """
     x, v, sigma, tau = at_least_float32(x, v, sigma, tau)
     angle = torch.as_tensor(eta, dtype=x.dtype, device=x.device).expand_as(tau) * (math.pi / 2)
-    x0, noise = x0_from_velocity(x, v, sigma), noise_from_velocity(x, v, sigma)
+    x0 = x0_from_velocity(x, v, sigma)
+    noise = noise_from_velocity(x, v, sigma)
     mean = (1 - expand(tau, x)) * x0 + expand(tau * torch.cos(angle), x) * noise
     return mean, tau * torch.sin(angle)
 

@@ -81,7 +81,8 @@ def clipped_policy_loss(
     """
     logp_new, logp_old, advantages = at_least_float32(logp_new, logp_old, advantages)
     log_ratio = logp_new - logp_old.detach()
-    ratio, clipped = torch.exp(log_ratio), torch.exp(log_ratio.clamp(-clip_range, clip_range))
+    ratio = torch.exp(log_ratio)
+    clipped = torch.exp(log_ratio.clamp(-clip_range, clip_range))
     loss = -torch.minimum(advantages * ratio, advantages * clipped)
     return loss, ratio, (log_ratio.detach().abs() > clip_range).to(ratio.dtype).mean()
 

@@ -14,7 +14,8 @@ _STEPS: dict[str, Any] = {"candidate_steps": [0, 1, 2], "share_initial": False}
 
 
 def _sub(trained: int, last: bool) -> Method:
-    name, title = f"subgrpo-{trained}" + ("-last" if last else ""), f"SubGRPO, M = {trained}"
+    name = f"subgrpo-{trained}" + ("-last" if last else "")
+    title = f"SubGRPO, M = {trained}"
     settings = _STEPS | {"trained_steps": trained, "share_noise": True} | (_LAST if last else _ALONE)
     return Method(
         name=name,

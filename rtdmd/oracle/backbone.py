@@ -28,7 +28,9 @@ class OracleTransformer(nn.Module):
 
     def __init__(self, mixture: Mixture, width: int = 64, seed: int = 0, steps: int = 0) -> None:
         super().__init__()
-        self.mixture, self.width, self.steps = mixture, width, steps
+        self.mixture = mixture
+        self.width = width
+        self.steps = steps
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             last = nn.Linear(width, 2)
@@ -68,7 +70,9 @@ class OracleBackbone:
     def __init__(
         self, mixture: Mixture, width: int = 64, seed: int = 0, dtype: torch.dtype = torch.float32, steps: int = 0
     ) -> None:
-        self.mixture, self.dtype, self.device = mixture, dtype, mixture.means.device
+        self.mixture = mixture
+        self.dtype = dtype
+        self.device = mixture.means.device
         self.transformer: nn.Module = OracleTransformer(mixture, width, seed, steps).to(self.device)
         self.student: nn.Module = self.transformer
 
@@ -129,14 +133,15 @@ class OracleReward:
     range = (-math.inf, math.inf)
 
     def __init__(self, scale: float = 1.0, formula: Callable[[Tensor], Tensor] = reward) -> None:
-        self.scale, self.formula = scale, formula
+        self.scale = scale
+        self.formula = formula
 
     def identity(self) -> dict[str, str | float]:
         """The formula's name and its scale."""
         return {"formula": self.formula.__name__, "scale": self.scale}
 
     def to(self, device: torch.device) -> None:
-        """See the protocol: a formula has no weights."""
+        """A formula has no weights."""
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Any]) -> Tensor:
         """(B,) float32 rewards of (B, 2, 1, 1) samples; the prompts do not matter."""

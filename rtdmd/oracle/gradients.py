@@ -124,7 +124,9 @@ class Bias:
     chi_square: float
 
 
-GROUPS, MEMBERS = 6000, 6  # of the chains of `policy_gradient_bias`
+# of the chains of `policy_gradient_bias`
+GROUPS = 6000
+MEMBERS = 6
 
 
 @cache
@@ -206,7 +208,8 @@ def sharing_variance(
 
 def _total_variance(velocity: Velocity, chains: Chains, trained: Tensor) -> float:
     """Summed variance over groups of the policy gradient in the mean shifts of the trained steps."""
-    groups, dims = int(chains.groups[-1] + 1), chains.initial.shape[1]
+    groups = int(chains.groups[-1] + 1)
+    dims = chains.initial.shape[1]
     shifts = torch.zeros(STEPS - 1, groups, dims, dtype=chains.initial.dtype, device=chains.initial.device)
     shifts.requires_grad_()
     densities: list[Tensor] = []

@@ -47,9 +47,11 @@ def ambient_is_velocity(
 
     The conditional means come from the distribution of x_s as a mixture of its own, observed through x_t = α x_s + β z.
     """
-    mixture, worst = _other(setting), 0.0
+    mixture = _other(setting)
+    worst = 0.0
     for s, t in zip(STARTS, TIMES, strict=True):
-        level, time = setting.level(s, 64), setting.level(t, 64)
+        level = setting.level(s, 64)
+        time = setting.level(t, 64)
         prompt = setting.prompts(64, mixture)
         x_t = mixture.mean()[prompt].to(setting.real) * (1 - t) + setting.normal((64, 2), "T1", str((s, t)))
         alpha, beta = coefficients(level, time)
@@ -66,7 +68,8 @@ def ambient_minimiser(
 
     Around v* + θ_1 + θ_2 v* the expected gradient is zero exactly when E[u | x_t] = v*, whatever the weighting.
     """
-    mixture, n = _other(setting), 100_000
+    mixture = _other(setting)
+    n = 100_000
     prompt = setting.prompts(n, mixture)
     starts = torch.tensor(STARTS, device=setting.device).to(setting.real)[torch.arange(n, device=setting.device) % 8]
     uniform = torch.rand(n, generator=setting.generator("T1", "u"), device=setting.device).to(setting.real)
@@ -74,7 +77,8 @@ def ambient_minimiser(
     x0 = mixture.sample(prompt, setting.generator("T1", "x0")).to(setting.real)
     x_s = interpolate(x0, setting.normal((n, 2), "T1", "epsilon"), starts)
     z = setting.normal((n, 2), "T1", "z")
-    x_t, u = ambient.renoise(x_s, z, starts, t), target(x_s, z, starts, t)
+    x_t = ambient.renoise(x_s, z, starts, t)
+    u = target(x_s, z, starts, t)
     v = setting.velocity(mixture, x_t, t, prompt)
     theta = torch.zeros(n, 2, dtype=setting.real, device=setting.device, requires_grad=True)
     ambient.ambient_loss(v + theta[:, :1] + theta[:, 1:] * v, u, starts, t, weighting, 10.0).sum().backward()
@@ -93,8 +97,10 @@ def gaussian_self_consistency(setting: Setting, *, eta: Formula = cps.eta_star) 
     """T2. |E[h(x_r, r) | x_t] - h(x_t, t)| for a Gaussian distribution and CPS with η*: h is affine, so E[h] is h at
     the mean."""
     mixture = gaussian(torch.tensor([0.7, -0.3]), torch.tensor([[0.5, 0.2], [0.2, 0.9]])).to(setting.device)
-    r, t = setting.values([0.0, 0.2, 0.5, 0.5, 0.88]), setting.values([0.3, 0.9, 0.6, 0.98, 0.9])
-    x, prompt = setting.normal((5, 2), "T2"), setting.prompts(5, mixture)
+    r = setting.values([0.0, 0.2, 0.5, 0.5, 0.88])
+    t = setting.values([0.3, 0.9, 0.6, 0.98, 0.9])
+    x = setting.normal((5, 2), "T2")
+    prompt = setting.prompts(5, mixture)
     v = setting.velocity(mixture, x, t, prompt)
     mean, _ = cps.cps_mean_std(x, v, t, r, eta(r, t))
     h_r = x0_from_velocity(mean, setting.velocity(mixture, mean, r, prompt), r)
@@ -110,18 +116,22 @@ def mixture_self_consistency(
     posterior: x_0 ~ p(x_0 | x_t), then CPS with η*, which is the true reverse kernel; otherwise CPS from the
     posterior mean. The expectation is a quadrature over x_0 (component by component) and over the transition's noise.
     """
-    mixture, worst = _teacher(setting), 0.0
+    mixture = _teacher(setting)
+    worst = 0.0
     starts = setting.normal((6, 2), "T2", "start") * t + (1 - t) * _teacher(setting).mean()[
         setting.prompts(6, mixture)
     ].to(setting.real)
     noise, noise_weights = (part.to(setting.device) for part in hermite(10, 2))
-    low, high = setting.level(r, 1), setting.level(t, 1)
+    low = setting.level(r, 1)
+    high = setting.level(t, 1)
     for i in range(6):
-        x, prompt = starts[i : i + 1], setting.prompts(6, mixture)[i : i + 1]
+        x = starts[i : i + 1]
+        prompt = setting.prompts(6, mixture)[i : i + 1]
         if posterior:
             x0, weights = mixture.posterior_nodes(x, high, prompt, order=10)
         else:
-            x0, weights = mixture.posterior_mean(x.double(), high, prompt), torch.ones(1).double().to(x.device)
+            x0 = mixture.posterior_mean(x.double(), high, prompt)
+            weights = torch.ones(1).double().to(x.device)
         n = len(x0) * len(noise)
         weights = (weights[:, None] * noise_weights).reshape(n)
         v = (x - x0.repeat_interleave(len(noise), 0).to(setting.real)) / t
@@ -141,7 +151,8 @@ def cps_algebra(setting: Setting, *, step: Formula = cps.cps_step) -> float:
     x0, noise, z = (setting.normal((64, 2), "T3", name) for name in ("x0", "noise", "z"))
     sigma = torch.linspace(0.1, 1, 64, dtype=torch.float64, device=setting.device).to(setting.real)
     tau = sigma * 0.7
-    x, v = interpolate(x0, noise, sigma), (noise - x0).to(setting.network).to(setting.real)
+    x = interpolate(x0, noise, sigma)
+    v = (noise - x0).to(setting.network).to(setting.real)
     errors = (
         step(x, v, sigma, tau, 0.0, z) - (x + expand(tau - sigma, x) * v),
         step(x, v, sigma, tau, 1.0, z) - interpolate(x0, z, tau),
@@ -153,13 +164,18 @@ def cps_algebra(setting: Setting, *, step: Formula = cps.cps_step) -> float:
 def cps_marginals(setting: Setting, *, step: Formula = cps.cps_step, eta: float = 0.9) -> float:
     """T3. CPS from the true (x_0, ε): empirical characteristic function of x_τ against the exact one, largest
     z-score."""
-    mixture, n, tau = _teacher(setting), 200_000, 0.5
+    mixture = _teacher(setting)
+    n = 200_000
+    tau = 0.5
     prompt = torch.zeros(n, dtype=torch.long, device=setting.device)
     x0 = mixture.sample(prompt, setting.generator("T3", "sample")).to(setting.real)
-    noise, z = setting.normal((n, 2), "T3", "epsilon"), setting.normal((n, 2), "T3", "fresh")
-    sigma, tau_level = setting.level(0.75, n), setting.level(tau, n)
+    noise = setting.normal((n, 2), "T3", "epsilon")
+    z = setting.normal((n, 2), "T3", "fresh")
+    sigma = setting.level(0.75, n)
+    tau_level = setting.level(tau, n)
     x = step(interpolate(x0, noise, sigma), noise - x0, sigma, tau_level, eta, z).double()
-    target, worst = mixture.noised(tau), 0.0
+    target = mixture.noised(tau)
+    worst = 0.0
     for omega in setting.normal((8, 2), "T3", "omega").double() * 1.5:
         phase = x @ omega
         spread = torch.einsum("d,jde,e->j", omega, target.covariances[0], omega)
@@ -173,10 +189,15 @@ def direction_is_score_difference(
     setting: Setting, *, project: Formula = cps.cps_step, factor: Formula = matching.score_factor
 ) -> float:
     """T4. y_φ - y_ψ against k (score_φ - score_ψ), relative, for η in {0, 0.9, 1} and every (s, t)."""
-    teacher, fake, worst = _teacher(setting), _other(setting), 0.0
-    s, t = setting.values(STARTS), setting.values(TIMES)
-    prompt, n = setting.prompts(8, teacher), 8
-    x_t, noise = setting.normal((n, 2), "T4", "x"), setting.normal((n, 2), "T4", "noise")
+    teacher = _teacher(setting)
+    fake = _other(setting)
+    worst = 0.0
+    s = setting.values(STARTS)
+    t = setting.values(TIMES)
+    prompt = setting.prompts(8, teacher)
+    n = 8
+    x_t = setting.normal((n, 2), "T4", "x")
+    noise = setting.normal((n, 2), "T4", "noise")
     scores = fake.score(x_t.double(), t, prompt) - teacher.score(x_t.double(), t, prompt)
     for eta in (0.0, 0.9, 1.0):
         y_fake, y_teacher = (
@@ -195,9 +216,13 @@ def direction_is_kl_gradient(
 
     The exact gradient is a central difference of the KL by quadrature; κ_s = k (1-s)/(1-t).
     """
-    teacher, base, n = _teacher(setting), _other(setting), 100_000
-    prompt, zeros = torch.zeros(n, dtype=torch.long, device=setting.device), [0.0] * n
-    level, time = setting.level(s, n), setting.level(t, n)
+    teacher = _teacher(setting)
+    base = _other(setting)
+    n = 100_000
+    prompt = torch.zeros(n, dtype=torch.long, device=setting.device)
+    zeros = [0.0] * n
+    level = setting.level(s, n)
+    time = setting.level(t, n)
     theta = torch.zeros(n, 3, dtype=setting.real, device=setting.device, requires_grad=True)
     w = base.sample(prompt, setting.generator("T4", "w")).to(setting.real)
     x_s = interpolate(theta[:, :2] + (1 + theta[:, 2:]) * w, setting.normal((len(zeros), 2), "T4", "epsilon"), level)
@@ -230,7 +255,9 @@ def affine_gradient(functional: Callable[[Mixture], float], base: Mixture, step:
     return gradient
 
 
-BETA, LINEAR, QUADRATIC = 0.7, (0.8, -0.5), ((0.6, 0.2), (0.2, 0.9))
+BETA = 0.7
+LINEAR = (0.8, -0.5)
+QUADRATIC = ((0.6, 0.2), (0.2, 0.9))
 """The oracle's tilt: r(x) = LINEAR·x - ½ xᵀ QUADRATIC x, times BETA."""
 
 
@@ -252,15 +279,18 @@ def tilt(mixture: Mixture, beta: float = BETA) -> Mixture:
 def tilted_density(setting: Setting, *, tilted: Formula = tilt) -> float:
     """T5. Spread of log p̃ - log p - β r over points, which must be one constant (-log Z) for each prompt."""
     teacher = _teacher(setting)
-    tilt_law, x = tilted(teacher), setting.normal((99, 2), "T5").double() * 2
-    prompt, zero = setting.prompts(99, teacher), torch.zeros(99, dtype=torch.float64, device=setting.device)
+    tilt_law = tilted(teacher)
+    x = setting.normal((99, 2), "T5").double() * 2
+    prompt = setting.prompts(99, teacher)
+    zero = torch.zeros(99, dtype=torch.float64, device=setting.device)
     constant = tilt_law.log_density(x, zero, prompt) - teacher.log_density(x, zero, prompt) - BETA * reward(x)
     return max(float(constant[prompt == p].max() - constant[prompt == p].min()) for p in range(teacher.prompts))
 
 
 def tilted_kl_gradient(setting: Setting, *, tilted: Formula = tilt) -> float:
     """T5. ∇KL(q || p̃) against ∇KL(q || p) - β ∇E_q r over the parameters of an affine generator, relative."""
-    teacher, base = _teacher(setting), _other(setting)
+    teacher = _teacher(setting)
+    base = _other(setting)
 
     def mean_reward(q: Mixture) -> float:
         nodes, weights = mixture_nodes(q, 40)

@@ -99,7 +99,8 @@ class Mixture:
 
     def posterior_nodes(self, x: Tensor, sigma: Tensor, prompt: Tensor, order: int) -> tuple[Tensor, Tensor]:
         """Quadrature nodes (J order^d, d) and weights of p(x_0 | x_σ = x), for one sample x (1, ...); float64."""
-        signal, noise = 1 - sigma.double(), sigma.double()
+        signal = 1 - sigma.double()
+        noise = sigma.double()
         seen = self._observe(x, signal, noise, prompt)
         values, vectors = (part[prompt][0] for part in self._eigen)
         remaining = values * noise**2 / (signal**2 * values + noise**2)
@@ -125,7 +126,8 @@ class Mixture:
     def _observe(self, x: Tensor, signal: Tensor, noise: Tensor, prompt: Tensor) -> "Observed":
         """What x = signal x_0 + noise ε says about each component; x (B, ...), the others (B,) float64."""
         values, vectors = (part[prompt] for part in self._eigen)
-        signal, noise = signal[:, None, None], noise[:, None, None]
+        signal = signal[:, None, None]
+        noise = noise[:, None, None]
         spread = signal**2 * values + noise**2
         centred = x.double().flatten(1)[:, None] - signal * self.means[prompt]
         turned = torch.einsum("bjde,bjd->bje", vectors, centred)

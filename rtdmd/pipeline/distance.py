@@ -47,7 +47,8 @@ def _scores(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> Distance:
     pairs = dict(_estimates(recorded, here))
     if not pairs:
         return Distance("no scores to compare", within=False)
-    normal, tail = NormalDist(), (1 - _LEVEL) / 2
+    normal = NormalDist()
+    tail = (1 - _LEVEL) / 2
     wider = normal.inv_cdf(1 - tail / len(pairs)) / normal.inv_cdf(1 - tail)
     shares = {key: abs(a["mean"] - b["mean"]) / allowed(a, b, wider) for key, (a, b) in pairs.items()}
     worst = max(shares, key=lambda key: shares[key])
@@ -80,7 +81,8 @@ def _is_estimate(value: Any) -> bool:
 
 def _tensors(recorded: Path, here: Path) -> str:
     """Largest difference of an entry, and the norm of the difference over that of the record."""
-    (was, _), (now, _) = load_tensors(recorded), load_tensors(here)
+    (was, _) = load_tensors(recorded)
+    (now, _) = load_tensors(here)
     if {k: v.shape for k, v in was.items()} != {k: v.shape for k, v in now.items()}:
         return "other tensors"
     gaps = {key: was[key].double() - now[key].double() for key in was}

@@ -168,7 +168,8 @@ def _of_params(step: Step, here: Mapping[str, Any]) -> Iterator[Difference]:
     recorded = flat(step.params)
     new = [key for key in here if key not in recorded and any(_inside(key, section) for section in step.params)]
     for key in [*recorded, *new]:
-        was, now = recorded.get(key, _NOTHING), here.get(key, _NOTHING)
+        was = recorded.get(key, _NOTHING)
+        now = here.get(key, _NOTHING)
         if was != now:
             yield Difference(step.name, f"params.yaml {key}", _shown(was), _shown(now))
 

@@ -84,7 +84,8 @@ def model_inputs(params: Params, group: str | None = None) -> Iterator[ModelInpu
         yield ModelInput("evaluate", "features_model", "evaluate.features_model", features, "", None)
     imported = params.evaluate.imported
     if group in (None, "evaluate") and imported is not None:
-        name, maker = params.report.experiment, f"rtdmd import FILE --out {imported}"
+        name = params.report.experiment
+        maker = f"rtdmd import FILE --out {imported}"
         if name is not None and imported == RUNS[name].imported:
             maker = f"rtdmd import --experiment {name}"
         yield ModelInput("evaluate", IMPORTED, "evaluate.imported", imported, "", None, maker=maker)

@@ -47,7 +47,8 @@ def stage_two_epoch(params: Params, prices: Prices = WORLD, frac_nonzero: float 
 def parts_without_skipped(params: Params, frac_nonzero: float) -> dict[str, Rows]:
     """The rows of an epoch of stage two by part, where the policy pass skips all but the share ``frac_nonzero`` of the
     images: it skips none of them where another term needs its pass."""
-    p, parts = params.train_rtdmd, rtdmd_parts(params)
+    p = params.train_rtdmd
+    parts = rtdmd_parts(params)
     if p.weights.reference_kl == 0 and p.matching_path != "reward":
         parts["policy"] = scaled(parts["policy"], frac_nonzero)
     return parts
@@ -74,7 +75,8 @@ def update_counts(params: Params, stage: str, frac_nonzero: float = 1.0) -> Coun
 
 def priced(rows: Rows, params: Params, stage: str, prices: Prices) -> float:
     """The cost of the passes that `rtdmd.plan.passes` counts in a stage."""
-    p, second = params.train_rtdmd, stage == "train_rtdmd"
+    p = params.train_rtdmd
+    second = stage == "train_rtdmd"
     rewards = p.rewards if second else ()
     on_another = prices.one if p.stage_one_adapters == "merged" else prices.two  # an adapter on top of stage one's
     by_pass = {
@@ -106,7 +108,9 @@ def cost(params: Params, stage: str, prices: Prices = WORLD) -> float:
 def length_within(params: Params, stage: str, budget: float, prices: Prices = WORLD) -> int:
     """Iterations or epochs of the stage that a budget pays for, to the nearest; at least one generator update."""
     if stage == "train_acdmd":
-        least, unit = params.train_acdmd.generator_every, stage_one_iteration(params, prices)
+        least = params.train_acdmd.generator_every
+        unit = stage_one_iteration(params, prices)
     else:
-        least, unit = 1, sum(stage_two_epoch(params, prices).values())
+        least = 1
+        unit = sum(stage_two_epoch(params, prices).values())
     return max(least, round(budget / unit))

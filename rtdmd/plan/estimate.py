@@ -102,7 +102,9 @@ def make_plan(params: Params, root: Path = Path("."), processes: int | None = No
     """
     models = MetaModels.of(params, root)
     costs = Costs(models)
-    one, two, own = params.train_acdmd, params.train_rtdmd, params.model.resolution
+    one = params.train_acdmd
+    two = params.train_rtdmd
+    own = params.model.resolution
     encode = encoding(models)
     training = (
         ("train_acdmd", "iterations", one.iterations, acdmd_rows, processes or one.processes),
@@ -170,7 +172,8 @@ def _watch(
     if not p.every:
         return None
     looks = 1 + updates // p.every
-    images, flops = 0, 0.0
+    images = 0
+    flops = 0.0
     for suite in p.suites:
         own = p.images * min(p.max_prompts, prompts_in(suite.prompts, params, counts))
         costs = sized[suite.resolution or params.model.resolution]

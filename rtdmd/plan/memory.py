@@ -62,15 +62,19 @@ def acdmd_memory(costs: Costs, processes: int) -> Memory:
     """Stage one. A generator turn holds its last step's graph while the teacher looks on and, on a shared roll-out,
     beside the graph of the fake score's velocity; it is gone before the fake score's further passes, which its gradient
     outlives. On a roll-out of its own it comes when the fake score's update is over."""
-    models, p = costs.models, costs.models.params.train_acdmd
-    share, one = split(p.batch_size, processes), costs.one
+    models = costs.models
+    p = costs.models.params.train_acdmd
+    share = split(p.batch_size, processes)
+    one = costs.one
     rows = min(share, p.micro_batch)
     fakes = models.params.model.num_steps if p.fake_per_step else 1
     parts = _weights(models, ("acdmd", *("fake" for _ in range(fakes)))) | _shards(models, p, processes)
     parts |= _text(models)
     parts |= _optimizer(models, "acdmd", fakes)
     parts["prompts"] = (share + rows * (rows < share)) * models.row_bytes()
-    own, fake, sums = models.adapter_bytes("acdmd"), models.adapter_bytes("fake"), int(rows < share)
+    own = models.adapter_bytes("acdmd")
+    fake = models.adapter_bytes("fake")
+    sums = int(rows < share)
     graph = rows * one.saved
     latent = models.latent_bytes()
     more = pairs(p.consistency)
@@ -91,7 +95,8 @@ def acdmd_memory(costs: Costs, processes: int) -> Memory:
 
 def rtdmd_memory(costs: Costs, processes: int) -> Memory:
     """Stage two. Every pass goes in micro-batches, for which the roll-out's part comes from the host."""
-    models, p = costs.models, costs.models.params.train_rtdmd
+    models = costs.models
+    p = costs.models.params.train_rtdmd
     images = split(p.prompts_per_epoch * p.group_size, processes)
     # A base of the student's own is merged in place; where it is the teacher's too, copies of its layers are.
     copies = ((not models.two_bases) + models.new_fake) * models.merged
@@ -134,12 +139,17 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
     """What comes and goes in an epoch on so many images of this process. Each sum of terms' gradients stays until the
     generator's update, so that they add up from phase to phase. In a backward pass the new gradient grows as the graph
     is freed, and so adds nothing to the peak, but where the graph is needed once more."""
-    models, p = costs.models, costs.models.params.train_rtdmd
-    one, fake, w = models.adapter_bytes("rtdmd"), models.adapter_bytes("fake"), p.weights
+    models = costs.models
+    p = costs.models.params.train_rtdmd
+    one = models.adapter_bytes("rtdmd")
+    fake = models.adapter_bytes("fake")
+    w = p.weights
     chosen = _last_rows(p, images, processes)
     learned = min(split(p.fake_batch_size, processes), images)
     micro, last, ours = (min(p.micro_batch, rows) for rows in (images, chosen, learned))
-    sums, sums_last, sums_fake = micro < images, last < chosen, ours < learned
+    sums = micro < images
+    sums_last = last < chosen
+    sums_fake = ours < learned
     # On the device of the roll-out a micro-batch: a text for each image, states and means.
     text = models.row_bytes()
     image = text + 4 * models.latent_bytes()
@@ -153,7 +163,9 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
     on_last = {sum_of[name] for name in ("matching", "backprop") if name in sum_of}
     stochastic = ("policy", "reference_kl", *["matching"] * (p.matching_path == "reward"))
     on_trained = {sum_of[name] for name in stochastic if name in sum_of}
-    before, passed, terms = len(on_last), len(on_trained - on_last), len(set(sum_of.values()))
+    before = len(on_last)
+    passed = len(on_trained - on_last)
+    terms = len(set(sum_of.values()))
     waiting = _offloaded(models, p.rewards)
     picture = _picture(models)
     scored = (images % micro or micro) * picture  # the last micro-batch's
@@ -204,12 +216,15 @@ def _last_step(costs: Costs, rows: int, again: float) -> float:
     """Bytes of so many images in the last step's terms, in the epoch that takes most: one in which both go through the
     same step. Decoder, rewards and teacher are gone before the generator's graph is there. ``again``: bytes of the
     gradients beside a graph that is needed once more, since both terms have sums of their own; else 0."""
-    p, own, teacher = costs.models.params.train_rtdmd, costs.generator, costs.teacher
+    p = costs.models.params.train_rtdmd
+    own = costs.generator
+    teacher = costs.teacher
     found = [rows * (own.saved + own.backward_peak)]
     if again and p.matching_path != "whole_chain":  # which runs its own steps, one at a time
         found.append(rows * (own.saved + own.recompute_peak) + again)
     if p.weights.backprop > 0:
-        decode, picture = costs.decode, _picture(costs.models)
+        decode = costs.decode
+        picture = _picture(costs.models)
         found += [rows * decode.peak, rows * (decode.saved + 2 * picture + decode.backward_peak)]
         held = decode.saved + picture
         for spec in _resident(costs.models, p.rewards):  # one after the other, beside the sum of those before
@@ -252,11 +267,13 @@ def _turns(costs: Costs, specs: Iterable[RewardParams], rows: int, gradient: boo
 
 def evaluate_memory(costs: Costs) -> Memory:
     """Evaluation: one model at a time, without gradients."""
-    models, p = costs.models, costs.models.params.evaluate
+    models = costs.models
+    p = costs.models.params.evaluate
     parts = _weights(models, ("acdmd", "rtdmd")) | _text(models)
     parts.pop(STUDENTS, None)  # one model at a time, and each has one base
     parts["decoder"] = size_of([models.vae])[1]
-    staying, waiting = _resident(models, p.rewards), _offloaded(models, p.rewards)
+    staying = _resident(models, p.rewards)
+    waiting = _offloaded(models, p.rewards)
     parts["rewards"] = _rewards(models, staying)
     parts["prompts"] = p.batch_size * models.row_bytes()
     judged = p.batch_size * _scoring(costs, staying)
@@ -319,7 +336,8 @@ def _shards(models: MetaModels, p: TrainingParams, processes: int, copies: int =
 def _optimizer(models: MetaModels, generator: str, fakes: int = 1) -> dict[str, float]:
     """Moments of the generator and of ``fakes`` fake scores, which every update but the first finds there, and the
     generator's average."""
-    own, fake = models.adapter_bytes(generator), models.adapter_bytes("fake")
+    own = models.adapter_bytes(generator)
+    fake = models.adapter_bytes("fake")
     return {"optimizer": MOMENTS * (own + fakes * fake), "EMA": own}
 
 

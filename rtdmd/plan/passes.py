@@ -45,7 +45,8 @@ def scored(rows: float) -> Rows:
 def acdmd_rows(params: Params) -> Rows:
     """One iteration of stage one, generator turns spread over all. A turn on a roll-out of its own also runs that, and
     the fake score once more."""
-    p, steps = params.train_acdmd, params.model.num_steps
+    p = params.train_acdmd
+    steps = params.model.num_steps
     executed = steps if p.rollout_stop == "last" else (steps + 1) / 2
     roll_out = {"generator forward": p.batch_size * executed}
     turn: Rows = {"generator backward": p.batch_size, "teacher forward": p.batch_size}
@@ -100,8 +101,10 @@ def chain_rows(params: Params, trained: tuple[int, ...]) -> dict[str, Rows]:
     still equal at a step takes one row there."""
     from rtdmd.flow.credit import scored_steps  # imports torch
 
-    p, steps = params.train_rtdmd, params.model.num_steps
-    images, equal = p.prompts_per_epoch * p.group_size, p.share_initial
+    p = params.train_rtdmd
+    steps = params.model.num_steps
+    images = p.prompts_per_epoch * p.group_size
+    equal = p.share_initial
     anchored = p.weights.reference_kl > 0
     backwards = (p.weights.policy > 0) + (p.matching_path == "reward") + anchored
     passed = backwards > 0
@@ -146,7 +149,8 @@ def last_rows(params: Params) -> Rows:
     p = params.train_rtdmd
     images = p.prompts_per_epoch * p.group_size
     size = images if p.matching_path == "reward" else min(p.last_step_batch_size, images)
-    matched, propagated = p.weights.matching > 0, p.weights.backprop > 0
+    matched = p.weights.matching > 0
+    propagated = p.weights.backprop > 0
     parts: list[Rows] = []
     if p.last_step_from == "renoised" and (matched or propagated):
         parts.append({"generator forward": size})  # the image, before its step is run again for the gradient
@@ -163,7 +167,8 @@ def last_rows(params: Params) -> Rows:
 
 def _matched(params: Params) -> Rows:
     """Generator passes of an image's matching beside those that back-propagation makes through the same step."""
-    p, steps = params.train_rtdmd, params.model.num_steps
+    p = params.train_rtdmd
+    steps = params.model.num_steps
     if p.matching_path == "whole_chain":  # each step forward, again for its gradient, and backward
         return {"generator forward": 2 * steps, "generator backward": steps}
     same = 0.0  # how often both go through the same step

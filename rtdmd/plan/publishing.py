@@ -10,9 +10,11 @@ from rtdmd.plan.cost_counter import size_of
 from rtdmd.plan.costs import Cost, Costs
 from rtdmd.plan.memory import Memory
 
-EXAMPLES, COMPARED = 4, 2  # images of the model card's picture; latents that student and export are compared on
+EXAMPLES = 4  # images of the model card's picture
+COMPARED = 2  # latents that student and export are compared on
 EXACT = 4  # bytes of a number in float32, in which they are compared
-PUBLISH, GATE = "publish", "its gate"
+PUBLISH = "publish"
+GATE = "its gate"
 
 
 def publishing_memory(costs: Costs, encode: Cost) -> dict[str, Memory]:

@@ -48,7 +48,8 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 def plan_text(plan: Plan, params: Params, gpu: str) -> str:
     """The whole plan, for one kind of GPU."""
     stages = list(plan.stages.values())
-    device, dtype = GPUS[gpu], params.model.dtype
+    device = GPUS[gpu]
+    dtype = params.model.dtype
     peak = getattr(device, dtype)
     about = (
         f"Time: FLOPs / ({number(peak)}FLOP/s x {UTILISATION:g} x GPUs); the {gpu}'s dense {dtype} peak is its"
@@ -102,10 +103,12 @@ _SHARDS = {name: f"; raise {name}.processes and set {name}.sharding: base" for n
 def _computation(stages: list[StagePlan], gpu: str, dtype: str) -> str:
     rows = [["", "updates", "FLOPs each", "FLOPs", "GPUs", f"time on {gpu}"]]
     for stage in stages:
-        updates, time = f"{stage.updates} {stage.unit}", duration(stage.hours(gpu, dtype))
+        updates = f"{stage.updates} {stage.unit}"
+        time = duration(stage.hours(gpu, dtype))
         rows.append([stage.name, updates, number(stage.flops), number(stage.total), str(stage.processes), time])
         if stage.watch is not None:
-            looks, total = stage.watch.looks, stage.watch.total
+            looks = stage.watch.looks
+            total = stage.watch.total
             time = duration(hours_of(total, gpu, dtype) / stage.processes)
             rows.append(["  watch", f"{looks} looks", number(total / looks), number(total), "", time])
         for suite in stage.suites if len(stage.suites) > 1 else ():

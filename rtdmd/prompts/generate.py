@@ -59,7 +59,8 @@ def _is_record(source: Source) -> bool:
 def _drawn(tag: str, count: int, seed: int, taken: set[Any], entry: str) -> list[Source]:
     """``count`` prompts of a tag in a seeded order of all of them, past those that are taken."""
     sizes = _CHOICES[tag]
-    seen, sources = set(taken), list[Source]()
+    seen = set(taken)
+    sources = list[Source]()
     for number in permutation(math.prod(sizes), seed, "prompts", tag):
         if len(sources) == count:
             break
@@ -127,18 +128,22 @@ def _two(a: int, b: int) -> PromptParts | None:
 
 
 def _counting(n: int, a: int) -> PromptParts:
-    number, name = n + 2, CLASSES[a]
+    number = n + 2
+    name = CLASSES[a]
     words = f"{NUMBERS[number]} {plural(name)}"
     return words, [{"class": name, "count": number}], [{"class": name, "count": number + 1}]
 
 
 def _colors(c: int, a: int) -> PromptParts:
-    name, color = COLORED[a], COLORS[c]
+    name = COLORED[a]
+    color = COLORS[c]
     return with_article(f"{color} {name}"), [{"class": name, "count": 1, "color": color}], []
 
 
 def _position(a: int, b: int, r: int) -> PromptParts | None:
-    subject, reference, relation = CLASSES[a], CLASSES[b], RELATIONS[r]
+    subject = CLASSES[a]
+    reference = CLASSES[b]
+    relation = RELATIONS[r]
     if a == b:
         return None
     include = [{"class": reference, "count": 1}, {"class": subject, "count": 1, "position": [relation, 0]}]

@@ -58,7 +58,9 @@ class BadPrompt(UserError):
 
     def __init__(self, reason: str, where: str, message: str):
         super().__init__(f"{where}: {message}")
-        self.reason, self.where, self.message = reason, where, message
+        self.reason = reason
+        self.where = where
+        self.message = message
 
 
 class ErrorPolicy:
@@ -167,7 +169,8 @@ def make_sets(
             held_out.setdefault(comparable(source.prompt), (name, source))
     for name in training:
         kept[name] = _apart(name, kept[name], held_out, policy[name])
-    first, sets = 0, dict[str, PromptSet]()
+    first = 0
+    sets = dict[str, PromptSet]()
     for name in (*training, *evaluation):
         ids = []
         prompts = [

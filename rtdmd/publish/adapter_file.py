@@ -33,8 +33,11 @@ from rtdmd.publish.compose import A, Adapter, B
 from rtdmd.publish.merge import check_fits
 from rtdmd.train.student_record import stands_on_merged
 
-PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-HEADER, HEADER_PREFIX = "lora_adapter_metadata", "transformer."  # where diffusers keeps the LoraConfig
+PEFT_WEIGHTS = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+# where diffusers keeps the LoraConfig
+HEADER = "lora_adapter_metadata"
+HEADER_PREFIX = "transformer."
 WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "_fsdp_wrapped_module.", "transformer.")
 KEY = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.[^.]+)?\.weight")
 NOT_PLAIN = (
@@ -192,7 +195,8 @@ def _rank(factors: Mapping[str, Tensor], path: Path) -> int:
     modules = {key.removesuffix(A).removesuffix(B) for key in factors}
     ranks = set()
     for module in sorted(modules):
-        a, b = factors.get(module + A), factors.get(module + B)
+        a = factors.get(module + A)
+        b = factors.get(module + B)
         if a is None or b is None or a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
             raise UserError(f"{path}: {module} has no matching pair of LoRA factors; is the file cut short?")
         ranks.add(a.shape[0])

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-A, B = ".lora_A.weight", ".lora_B.weight"
+A = ".lora_A.weight"
+B = ".lora_B.weight"
 
 
 @dataclass(frozen=True)
@@ -59,5 +60,6 @@ def _parts(adapter: Adapter, module: str, adapters: Sequence[Adapter]) -> tuple[
         scale = adapter.alpha / adapter.rank
         return adapter.tensors[module + A].float(), scale * adapter.tensors[module + B].float()
     other = next(a for a in adapters if module + A in a.tensors)
-    inner, outer = other.tensors[module + A].shape[1], other.tensors[module + B].shape[0]
+    inner = other.tensors[module + A].shape[1]
+    outer = other.tensors[module + B].shape[0]
     return torch.zeros(adapter.rank, inner), torch.zeros(outer, adapter.rank)

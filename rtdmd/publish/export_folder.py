@@ -37,9 +37,13 @@ from rtdmd.publish.scheduler import scheduler_config
 from rtdmd.train.rounding import report_lost_export
 
 SCHEDULER = "scheduler/scheduler_config.json"
-CARD, GATE, PROVENANCE = "README.md", "gate.json", "provenance.json"
+CARD = "README.md"
+GATE = "gate.json"
+PROVENANCE = "provenance.json"
 RENOISE_FROM = 0.5  # trained eta from which diffusers' re-noising (eta = 1) is nearer than its Euler step (eta = 0)
-PICTURES, MIN_SIDE = 4, 144  # images of the example, and about how large each is shown
+# images of the example, and about how large each is shown
+PICTURES = 4
+MIN_SIDE = 144
 
 OutputPath = Callable[[str], Path]
 

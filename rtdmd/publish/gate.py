@@ -77,7 +77,8 @@ class Export:
 
 def make_gate_inputs(backbone: PipelineBackbone, family: str, cond: Conditioning, sigmas: Tensor) -> GateInputs:
     """Latents from a fixed key, and the noise that the pipeline's scheduler draws after ``torch.manual_seed(SEED)``."""
-    shape, device = backbone.latent_shape(), backbone.device
+    shape = backbone.latent_shape()
+    device = backbone.device
     count = math.prod(shape)
     numbers = torch.arange(count, device=device).reshape(1, *shape)
     order = family_module(family).LAYOUT.packed(backbone.pipeline, numbers)[0]
@@ -201,7 +202,8 @@ def _link(work: Path, name: str, target: Path) -> None:
 
 
 def _request(export: Export, gate_inputs: GateInputs) -> dict[str, Any]:
-    model, index = export.model, export.base
+    model = export.model
+    index = export.base
     inputs = family_module(model.family).LAYOUT.inputs
     return {
         "blocks": blocks_of((export.folder / "README.md").read_text(encoding="utf-8")),
@@ -236,7 +238,8 @@ def _judge(answer: Mapping[str, Any]) -> list[str]:
         if consumed != keys or keys == 0:
             problems.append(f"{form}: {consumed} of {keys} tensors were consumed")
         for level, off in found["from_student"].items():
-            base, allowed = found["from_base"][level], TOLERANCE * max(1.0, found["scale"][level])
+            base = found["from_base"][level]
+            allowed = TOLERANCE * max(1.0, found["scale"][level])
             if not off <= allowed:
                 problems.append(f"{form}, eta {level}: {off:.1e} from the student in memory, allowed {allowed:.1e}")
             if not base > 0 or not base >= MARGIN * off:

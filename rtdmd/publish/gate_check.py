@@ -133,7 +133,10 @@ class Bench:
         import diffusers
         import torch
 
-        self.request, self.tensors, self.cps, self.torch = request, tensors, cps, torch
+        self.request = request
+        self.tensors = tensors
+        self.cps = cps
+        self.torch = torch
         parts = dict.fromkeys(request["left_out"])
         self.pipe = getattr(diffusers, request["pipeline"]).from_pretrained(
             request["base"], dtype=torch.float32, **parts
@@ -189,8 +192,11 @@ def forms(bench: Bench, recorder: Recorder) -> dict[str, Any]:
     transformer is held at a time."""
     import diffusers
 
-    request, base, found = bench.request, bench.outputs(), {}
-    folder, stages = Path(request["export"]), request["stages"]
+    request = bench.request
+    base = bench.outputs()
+    found = {}
+    folder = Path(request["export"])
+    stages = request["stages"]
 
     def compared(form: str, keys: tuple[int, int]) -> dict[str, Any]:
         outputs = bench.outputs()

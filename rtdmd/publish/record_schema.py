@@ -16,8 +16,10 @@ from rtdmd.pipeline.lineage import inside
 
 MAX_BYTES = 4 * 2**20
 """Of a record: ours have some 50 kB."""
-MAX_VALUES, MAX_DEPTH = 20_000, 20
-MAX_STAGES, MAX_FILES = 50, 2000
+MAX_VALUES = 20_000
+MAX_DEPTH = 20
+MAX_STAGES = 50
+MAX_FILES = 2000
 
 Record = TypeVar("Record", bound="Foreign")
 Text = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
@@ -33,7 +35,8 @@ def _inside(path: str) -> str:
 
 def _bounded(value: Any) -> Any:
     """Nested values, walked without recursion."""
-    todo, seen = [(value, 1)], 0
+    todo = [(value, 1)]
+    seen = 0
     while todo:
         one, depth = todo.pop()
         seen += 1

@@ -17,7 +17,8 @@ from rtdmd.config.load import validate_as
 from rtdmd.publish.lineage_record import record_of_weights
 from rtdmd.publish.merge import CONFIG, MERGED
 
-PROVENANCE, GATE = "provenance.json", "gate.json"
+PROVENANCE = "provenance.json"
+GATE = "gate.json"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def recorded(path: Path) -> Recorded | None:
         record = read_json(where)
     for file in files:
         if record is None and file.is_file() and file.suffix == ".safetensors":
-            where, record = file, record_of_weights(file)
+            where = file
+            record = record_of_weights(file)
     if record is None:
         return None
     settings = record.get("settings")

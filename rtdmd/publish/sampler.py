@@ -43,7 +43,8 @@ def imported_model(params: Params, root: Path) -> ModelParams:
     """Section model of the folder `evaluate.imported` as it records it, on its base alone and at the resolution of
     params.yaml, as the other models are. UserError where it has no record, or stands on a base that is neither of
     params.yaml's: its prompts' conditioning would be another model's."""
-    key, folder = "evaluate.imported", root / str(params.evaluate.imported)
+    key = "evaluate.imported"
+    folder = root / str(params.evaluate.imported)
     found = recorded(folder)
     if found is None:
         raise UserError(f"{key}: {folder} has no record of its base; `rtdmd import` makes a folder that has")

@@ -40,7 +40,8 @@ def matching_shift(shift: float, steps: int) -> float:
 def shift_of(sigmas: list[float]) -> float:
     """The factor s of a few-step schedule (K + 1, ending in 0), from its last level before 0: sigma = s r / (1 + (s -
     1) r), r = 1/K."""
-    r, sigma = 1 / (len(sigmas) - 1), sigmas[-2]
+    r = 1 / (len(sigmas) - 1)
+    sigma = sigmas[-2]
     return sigma * (1 - r) / (r * (1 - sigma))
 
 

@@ -28,8 +28,11 @@ class CPSScheduler(FlowMatchEulerDiscreteScheduler):
     ) -> Any:
         if self.step_index is None:
             self._init_step_index(timestep)
-        sigma, tau = self.sigmas[self.step_index], self.sigmas[self.step_index + 1]
-        x, v, angle = sample.float(), model_output.float(), self.eta * math.pi / 2
+        sigma = self.sigmas[self.step_index]
+        tau = self.sigmas[self.step_index + 1]
+        x = sample.float()
+        v = model_output.float()
+        angle = self.eta * math.pi / 2
         fresh = randn_tensor(x.shape, generator=generator or self.generator, device=x.device)
         noise = math.cos(angle) * (x + (1 - sigma) * v) + math.sin(angle) * fresh
         x = ((1 - tau) * (x - sigma * v) + tau * noise).to(model_output.dtype)

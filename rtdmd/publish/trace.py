@@ -29,9 +29,13 @@ from rtdmd.pipeline.provenance import package_versions
 from rtdmd.publish.lineage_record import record_of_weights, steps_of_record
 from rtdmd.publish.record_schema import Gate, Provenance, Resolved, Upload, checked, read_record_file
 
-PROVENANCE, PUBLISHED_FROM, RESOLVED, GATE = "provenance.json", "upload.json", "resolved.json", "gate.json"
+PROVENANCE = "provenance.json"
+PUBLISHED_FROM = "upload.json"
+RESOLVED = "resolved.json"
+GATE = "gate.json"
 RECORDS = (PUBLISHED_FROM, GATE, RESOLVED)  # they come after what they tell of, so none tells of them all
-FOLDER, VERSIONS = "the folder itself", "package versions"
+FOLDER = "the folder itself"
+VERSIONS = "package versions"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from rtdmd.common.escape import printable
 from rtdmd.pipeline.lineage import Difference, Step, short
 from rtdmd.publish.trace import FOLDER, VERSIONS, Traced
 
-SAME, DIFFERENT = "=", "≠"
+SAME = "="
+DIFFERENT = "≠"
 WIDTH = 50
 
 
@@ -28,7 +29,8 @@ def table(traced: Traced, found: Sequence[Difference]) -> str:
 
 def _inputs(step: Step, makers: Mapping[str, str], files: Mapping[str, str]) -> list[str]:
     """A row for each input; code that is as recorded takes one row together."""
-    rows, code = [], []
+    rows = []
+    code = []
     for path, digest in step.inputs.items():
         if path.startswith("rtdmd/") and _same(path, digest, files):
             code.append(path.removeprefix("rtdmd/"))

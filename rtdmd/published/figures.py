@@ -92,7 +92,8 @@ def rows_of(table: Table, cells: Sequence[Cell]) -> Iterator[tuple[Row, Sequence
 
 def scaled(value: Mapping[str, float | None], times: float) -> tuple[float | None, float | None]:
     """Mean and interval of an entry of metrics.json in the published unit."""
-    mean, half = value["mean"], value["ci95"]
+    mean = value["mean"]
+    half = value["ci95"]
     return None if mean is None else mean * times, None if half is None else half * times
 
 

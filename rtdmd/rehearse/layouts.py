@@ -30,8 +30,10 @@ class Layout(NamedTuple):
 SD3M = "stabilityai/stable-diffusion-3-medium-diffusers"
 SD35M = "stabilityai/stable-diffusion-3.5-medium"
 FLUX1 = "black-forest-labs/FLUX.1-dev"
-KLEIN_BASE_4B, KLEIN_4B = "black-forest-labs/FLUX.2-klein-base-4B", "black-forest-labs/FLUX.2-klein-4B"
-KLEIN_BASE_9B, KLEIN_9B = "black-forest-labs/FLUX.2-klein-base-9B", "black-forest-labs/FLUX.2-klein-9B"
+KLEIN_BASE_4B = "black-forest-labs/FLUX.2-klein-base-4B"
+KLEIN_4B = "black-forest-labs/FLUX.2-klein-4B"
+KLEIN_BASE_9B = "black-forest-labs/FLUX.2-klein-base-9B"
+KLEIN_9B = "black-forest-labs/FLUX.2-klein-9B"
 
 _SD3_TEXT = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _4B = Layout(KLEIN_BASE_4B, shards={"text_encoder": 2})

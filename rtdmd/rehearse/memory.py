@@ -15,7 +15,8 @@ import torch
 from rtdmd.common.torch_setup import free_memory
 
 _THRESHOLDS = (-3, -1)  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of glibc's mallopt
-_AT_ONCE, _LAZY = 2**16, 2**25  # larger blocks come from the system and go back to it at once; glibc's own upper bound
+_AT_ONCE = 2**16  # larger blocks come from the system and go back to it at once
+_LAZY = 2**25  # glibc's own upper bound
 
 
 def available(device: torch.device) -> int:
@@ -35,9 +36,11 @@ def below_limit(root: Path, own: Path) -> float:
     for line in own.read_text(encoding="utf-8").splitlines() if own.exists() else ():
         _, kinds, path = line.split(":", 2)
         if not kinds:
-            top, names = root, ("memory.max", "memory.current", "inactive_file")
+            top = root
+            names = ("memory.max", "memory.current", "inactive_file")
         elif "memory" in kinds.split(","):
-            top, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            top = root / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         else:
             continue
         most, now, dropped = names

@@ -91,7 +91,9 @@ class Case:
     @cached_property
     def sized(self) -> Params:
         """The settings of the updates that run."""
-        one, two, n = self.params.train_acdmd, self.params.train_rtdmd, self.size
+        one = self.params.train_acdmd
+        two = self.params.train_rtdmd
+        n = self.size
         first = {"batch_size": n or one.micro_batch, "micro_batch": min(n or one.micro_batch, one.micro_batch)}
         group = two.group_size if n is None else min(two.group_size, max(2, n))
         prompts = 1 if n is None else -(-n // group)
@@ -109,7 +111,8 @@ class Case:
 
     def images(self, stage: str) -> int:
         """Of an update: a round in stage one, an epoch in stage two."""
-        one, two = self.sized.train_acdmd, self.sized.train_rtdmd
+        one = self.sized.train_acdmd
+        two = self.sized.train_rtdmd
         return (
             one.batch_size * one.generator_every if stage == "train_acdmd" else two.prompts_per_epoch * two.group_size
         )
@@ -147,10 +150,12 @@ class Case:
     ) -> Iterator[tuple[str, ...]]:
         """Cells for each number of GPUs: seconds of one update as params has it, by ``samples`` images a second each
         and by the plan; the whole stage; the plan's peak. The exchange of gradients is left out."""
-        p, first = getattr(self.params, stage), stage == "train_acdmd"
+        p = getattr(self.params, stage)
+        first = stage == "train_acdmd"
         images = p.batch_size if first else p.prompts_per_epoch * p.group_size
         updates = p.iterations if first else p.epochs
-        speed, flops = self.speed(device), flops_of(_ROWS[stage](self.params), self.costs.sized(self.params), stage)
+        speed = self.speed(device)
+        flops = flops_of(_ROWS[stage](self.params), self.costs.sized(self.params), stage)
         for count in counts:
             if images % count == 0:
                 seconds = images / (samples * count)
@@ -191,7 +196,8 @@ def losses_of(case: Case, stage: str, dtype: str, device: torch.device) -> dict[
 
 def _opened(case: Case, stage: str, device: torch.device) -> tuple[list[Learner], Update]:
     """What learns in a stage, and its update."""
-    params, second = case.sized, stage == "train_rtdmd"
+    params = case.sized
+    second = stage == "train_rtdmd"
     backbone = random_backbone(params, case.configs, device, vae=second)
     shapes = case.costs.models.shapes
     if second:

@@ -45,7 +45,8 @@ def shallower(configs: Configs, blocks: int) -> dict[str, dict[str, Any]]:
 
 def random_backbone(params: Params, configs: Configs, device: torch.device, vae: bool) -> PipelineBackbone:
     """Teacher and, where it has one, the student's base, frozen, in ``model.dtype``; ``vae``: the decoder too."""
-    model, seed = params.model, params.run.seed
+    model = params.model
+    seed = params.run.seed
     names = ("transformer", "vae") if vae else ("transformer",)
     parts: dict[str, Any] = dict.fromkeys(("transformer", "vae"))
     parts |= {name: _part(configs[name], model, device, key_seed(seed, "weights", name)) for name in names}
@@ -100,17 +101,16 @@ class RandomReward:
         return RandomReward(scorer.name, scorer.differentiable, scorer, weights)
 
     def identity(self) -> dict[str, Any]:
-        """See the protocol; there are no files."""
+        """There are no files."""
         return {"name": self.name, "files": {}}
 
     def to(self, device: torch.device) -> None:
-        """See the protocol."""
         self.weights = self.weights.to(device)
         for module in self.scorer.modules:
             module.to(device)
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
-        """See the protocol; of no meaning."""
+        """Of random weights, so of no meaning."""
         check_batch(images, prompts, metadata)
         images = images.to(self.weights.device)
         found = images if self.scorer.score is None else self.scorer.score(images.float())

@@ -32,7 +32,10 @@ from rtdmd.rehearse.real_case import LOSSES, Case, losses_of, measured_updates
 
 FILE = "real_size.csv"
 ROOM = 1.1  # of the planned peak, which has to be free
-BUILDING, COMPILING, PROVING = 30.0, 150.0, 60.0  # seconds beside the updates, about
+# seconds beside the updates, about
+BUILDING = 30.0
+COMPILING = 150.0
+PROVING = 60.0
 AGAIN = 1.0  # seconds from one TimeUp to the next
 WARM_UP = "warm-up"
 OF_THE_CPU = "DefaultCPUAllocator: can't allocate memory"  # a RuntimeError; torch.OutOfMemoryError is a GPU's
@@ -227,7 +230,8 @@ def _updates(name: str, case: Case, stage: str, options: Options, device: torch.
                 mean = ((row.updates - 2) * mean + seconds) / (row.updates - 1)
                 row.timed = ""
             row.peak = peak if row.updates <= 2 else max(row.peak or 0, peak)  # the first warms up
-            row.seconds, row.samples = mean, row.images / mean
+            row.seconds = mean
+            row.samples = row.images / mean
             sheet.save()
 
     return row, about, measure
@@ -274,7 +278,8 @@ def require_device(cases: Mapping[str, Case], options: Options) -> None:
         return
     cpu = torch.device("cpu")
     free = available(cpu)
-    offered, blocks = {name: case.of_one_image() for name, case in cases.items()}, None
+    offered = {name: case.of_one_image() for name, case in cases.items()}
+    blocks = None
     while (most := _most(offered, options)) * ROOM > free and blocks != 1:
         blocks = max(1, min(case.blocks for case in offered.values()) // 2)
         offered = {name: case.shallower(blocks) for name, case in offered.items()}

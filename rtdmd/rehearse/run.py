@@ -256,5 +256,6 @@ def _ended(what: str, log: Path | None, folder: Path, code: int) -> Ended:
     if not faults:
         where = "its last lines say why" if log is None else f"the last lines of {folder / log} say why"
         return Ended(what, log, RtdmdError(f"{what} ended with {code}; {where}"))
-    stage, says = faults[-1]["stage"], faults[-1]["says"]
+    stage = faults[-1]["stage"]
+    says = faults[-1]["says"]
     return Ended(what, log, UserError(says) if stage is None else RtdmdError(f"{stage.strip()}: {says}"))

@@ -94,18 +94,17 @@ class ClipReward:
     _texts: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def identity(self) -> dict[str, Any]:
-        """See the protocol; ``files`` are the sha256 of weights, tokenizer and preprocessing."""
+        """``files`` are the sha256 of weights, tokenizer and preprocessing."""
         read = {"pixels": self.pixels, **self.settings}
         return {"name": self.name, "files": dict(self.files), "template": TEMPLATE, "version": self.version, **read}
 
     def to(self, device: torch.device) -> None:
-        """See the protocol."""
         self.model.to(device)
         self._texts = {prompt: text.to(device) for prompt, text in self._texts.items()}
         self.device = device
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
-        """See the protocol; gradients reach the images."""
+        """Gradients reach the images."""
         check_batch(images, prompts, metadata)
         length = self.model.config.text_config.max_position_embeddings  # a longer text is cut
         for prompt in prompts:

@@ -95,18 +95,18 @@ class OwnReward:
         self.scorer: Callable[[Tensor, Sequence[str], Sequence[Metadata]], Tensor] = found["load"](device)
 
     def identity(self) -> dict[str, Any]:
-        """See the protocol: the hash of every file of the folder."""
+        """The hash of every file of the folder."""
         return {"name": self.name, "files": self.files, "template": None, "version": 1}
 
     def to(self, device: torch.device) -> None:
-        """See the protocol: what is no module has nothing to move."""
+        """What is no module has nothing to move."""
         from torch import nn
 
         if isinstance(self.scorer, nn.Module):
             self.scorer.to(device)
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
-        """See the protocol. UserError where the code does not return one number for each image."""
+        """UserError where the code does not return one number for each image."""
         import torch
 
         check_batch(images, prompts, metadata)

@@ -26,10 +26,13 @@ with quiet_imports():
     from transformers import Mask2FormerForUniversalSegmentation
 
 REPOSITORY = "facebook/mask2former-swin-small-coco-instance"
-SHORT, LONG = 800, 1333  # pixels: sides after resizing, as far as both can be had (OpenMMLab's test pipeline)
+# pixels: sides after resizing, as far as both can be had (OpenMMLab's test pipeline)
+SHORT = 800
+LONG = 1333
 MULTIPLE = 32  # sides are padded to it, below and on the right
 PADDING = 128 / 255  # grey, before normalising (OpenMMLab 2.x's test pipeline of this model)
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 _UNUSED = ("swin.layernorm.weight", "swin.layernorm.bias")  # of Swin alone; Mask2Former reads the stages before it
 _CONSTANT = "relative_position_index"  # of the window size; older files carry it
 
@@ -48,7 +51,9 @@ class Detector:
     def __init__(self, folder: Path, device: torch.device, short: int = SHORT, long: int = LONG):
         """folder: a Mask2Former folder. short, long: other sizes are for models trained at other sizes."""
         self.model = load_model(folder).to(device)
-        self.device, self.short, self.long = device, short, long
+        self.device = device
+        self.short = short
+        self.long = long
 
     def to(self, device: torch.device) -> None:
         """Move the weights."""
@@ -60,7 +65,8 @@ class Detector:
         """All objects whose confidence can be above THRESHOLD in an image (3, H, W) in [0, 1]."""
         pixels, inner = prepare(image.to(self.device, torch.float32), self.short, self.long)
         out = self.model(pixel_values=pixels[None])
-        classes, masks = out.class_queries_logits[0], out.masks_queries_logits[0]
+        classes = out.class_queries_logits[0]
+        masks = out.masks_queries_logits[0]
         return instances(classes, masks, pixels.shape[-2:], inner, image.shape[-2:])
 
 
@@ -122,7 +128,8 @@ def instances(
     probabilities = class_logits.float().softmax(-1)[:, :-1]
     top, places = probabilities.flatten().topk(len(class_logits))
     likely = top > THRESHOLD
-    queries, labels = places[likely] // probabilities.shape[1], places[likely] % probabilities.shape[1]
+    queries = places[likely] // probabilities.shape[1]
+    labels = places[likely] % probabilities.shape[1]
     if not len(queries):
         return Detections((), torch.zeros(0, *size, dtype=torch.bool, device=mask_logits.device))
     logits = _enlarged(mask_logits[queries].float(), padded, inner, size)
@@ -146,5 +153,6 @@ def _enlarged(logits: Tensor, padded: torch.Size, inner: tuple[int, int], size: 
 
 def _box(mask: Tensor) -> tuple[float, float, float, float]:
     """Left, top, right, bottom of a mask (H, W) that is not empty; right and bottom lie outside it."""
-    columns, rows = mask.any(0).nonzero(), mask.any(1).nonzero()
+    columns = mask.any(0).nonzero()
+    rows = mask.any(1).nonzero()
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)

@@ -37,7 +37,8 @@ def world_case() -> Case:
             mask[scene, cell] = 1 + SHAPES.index(shape) * len(PLACEMENTS)
             color[scene, cell] = COLORS.index(name)
     scenes = Scenes(np.array([background for _, background, _ in _SCENES]), mask, color)
-    red, two = "a photo of a red circle", "a photo of two squares"
+    red = "a photo of a red circle"
+    two = "a photo of two squares"
     records: list[dict[str, Any]] = [
         {"tag": "colors", "include": [{"class": "circle", "count": 1, "color": "red"}], "prompt": red},
         {"tag": "counting", "include": [{"class": "square", "count": 2}], "prompt": two},
@@ -81,7 +82,8 @@ def object_case() -> Case:
     sign.text((72, 94), "STOP", fill="white", font=ImageFont.load_default(46))
     clock.ellipse((44, 44, 212, 212), fill="white", outline="black", width=8)
     for hour in range(12):
-        x, y = 128 + 66 * np.sin(hour * np.pi / 6), 128 - 66 * np.cos(hour * np.pi / 6)
+        x = 128 + 66 * np.sin(hour * np.pi / 6)
+        y = 128 - 66 * np.cos(hour * np.pi / 6)
         clock.text((x - 8, y - 10), str(hour or 12), fill="black", font=ImageFont.load_default(18))
     clock.line((128, 128, 128, 76), fill="black", width=5)
     clock.line((128, 128, 168, 150), fill="black", width=7)

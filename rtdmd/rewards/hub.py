@@ -40,8 +40,10 @@ def _is_transformers(patterns: Iterable[str]) -> bool:
 def _scorer_snapshot(params: RewardParams, source: str, patterns: Iterable[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    key, pin = f"rewards: {params.name}", params.sources[source].pin
-    repository, revision = getattr(params, source), getattr(params, pin)
+    key = f"rewards: {params.name}"
+    pin = params.sources[source].pin
+    repository = getattr(params, source)
+    revision = getattr(params, pin)
     with fetching(f"{key}: {source}", f"{key}: {pin}", repository, revision):
         found = snapshot_download(repository, revision=revision, allow_patterns=list(patterns), ignore_patterns=[BELOW])
         return Path(found)

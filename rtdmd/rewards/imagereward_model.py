@@ -19,9 +19,12 @@ from rtdmd.rewards.weights import load_exactly
 with quiet_imports():
     from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-MEAN, STD = 0.16717362830052426, 1.0333394966054072
+MEAN = 0.16717362830052426
+STD = 1.0333394966054072
 """Of the raw scores over ImageReward's data: the published score is standardised with them (image-reward 1.5)."""
-VISION_HEADS, VISION_EPS = 16, 1e-6  # of BLIP's ViT-L; neither is seen in the weights
+# of BLIP's ViT-L; neither is seen in the weights
+VISION_HEADS = 16
+VISION_EPS = 1e-6
 
 _BLOCK = r"blip\.visual_encoder\.blocks\.(\d+)\."
 RENAMES = (

@@ -49,7 +49,8 @@ def edit_distance(a: str, b: str) -> int:
     """Levenshtein distance: least number of characters to insert, delete or replace; O(|a| |b|) steps."""
     row = list(range(len(b) + 1))  # distances of a[:i] to each prefix of b
     for i, char in enumerate(a, start=1):
-        corner, row[0] = row[0], i
+        corner = row[0]
+        row[0] = i
         for j, other in enumerate(b, start=1):
             corner, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, corner + (char != other))
     return row[-1]
@@ -60,7 +61,8 @@ def text_score(target: str, found: str) -> float:
 
     As published: other text in the image costs nothing once the target is there, and at most everything otherwise.
     """
-    wanted, read = normalise(target), normalise(found)
+    wanted = normalise(target)
+    read = normalise(found)
     if wanted in read:
         return 1.0
     return max(0.0, 1 - edit_distance(wanted, read) / len(wanted))

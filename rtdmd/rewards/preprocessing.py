@@ -159,7 +159,8 @@ class Letterbox:
         height, width = (round(side * scale) for side in images.shape[-2:])
         if (height, width) != tuple(images.shape[-2:]):
             images = resize(images, height, width)
-        top, left = (self.size - height) // 2, (self.size - width) // 2
+        top = (self.size - height) // 2
+        left = (self.size - width) // 2
         images = F.pad(images, (left, self.size - width - left, top, self.size - height - top))
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)

@@ -46,9 +46,10 @@ class Reward(Protocol):
 
 def identities(rewards: Iterable[Reward]) -> dict[str, dict[str, Any]]:
     """What each scorer was, by its name: its identity as result files keep it, ready for JSON."""
-    return {
-        reward.name: {key: value for key, value in reward.identity().items() if key != "name"} for reward in rewards
-    }
+    found = {}
+    for reward in rewards:
+        found[reward.name] = {key: value for key, value in reward.identity().items() if key != "name"}
+    return found
 
 
 def check_batch(images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:

@@ -113,7 +113,8 @@ class RewardParams(Section):
 
     def _check_revision(self, source: str, pin: str) -> None:
         """A Hub id comes with a commit, anything else without."""
-        value, revision = getattr(self, source), getattr(self, pin)
+        value = getattr(self, source)
+        revision = getattr(self, pin)
         if value is not None:
             require_hub_name(source, value)
         if not self.is_hub_id(source):

@@ -100,7 +100,8 @@ class RemoteReward:
         identity = about.get("identity")
         if not isinstance(identity, dict) or identity.get("name") != params.name or not low < high:
             raise RtdmdError(f"{self._key} says neither what it is nor its scores' range: {about!r}")
-        self.differentiable, self.needs_metadata = params.differentiable, params.needs_metadata
+        self.differentiable = params.differentiable
+        self.needs_metadata = params.needs_metadata
         self.range = (low, high)
         self._identity: dict[str, Any] = identity
 
@@ -114,14 +115,14 @@ class RemoteReward:
         self._socket.close()
 
     def identity(self) -> dict[str, Any]:
-        """See the protocol: the scorer's own, so that it does not matter which process computes."""
+        """The scorer's own, so that it does not matter which process computes."""
         return self._identity
 
     def to(self, device: torch.device) -> None:
-        """See the protocol: the other process keeps its device."""
+        """The other process keeps its device."""
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
-        """See the protocol; scores come back on the images' device, and gradients where the scorer has them.
+        """Scores come back on the images' device, and gradients where the scorer has them.
 
         Raises RtdmdError where the answer is not a finite score of the scorer's range for each image (and a finite
         gradient of their shape), or does not come in time.

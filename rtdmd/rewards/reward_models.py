@@ -78,7 +78,8 @@ class RewardModels:
             threads = {name: ThreadPoolExecutor(1, f"reward-{name}") for name in sorted(self.threaded)}
             for thread in threads.values():
                 stack.callback(thread.shutdown, cancel_futures=True)
-            waiting, size = list[Batch](), 0
+            waiting = list[Batch]()
+            size = 0
             try:
                 for images, prompts, metadata in batches:
                     # What threads and offloaded scorers read; the device keeps no copy.
@@ -97,7 +98,8 @@ class RewardModels:
                     del images, read
                     if size >= MAX_WAITING:
                         self._score_offloaded(waiting, scoring)
-                        waiting, size = [], 0
+                        waiting = []
+                        size = 0
                 if waiting:
                     self._score_offloaded(waiting, scoring)
                 yield scoring
@@ -127,7 +129,8 @@ class RewardModels:
                     leaf = images.detach().requires_grad_()
                     scores = reward.score(leaf, prompts, metadata)
                     (gradient,) = torch.autograd.grad(scores.sum(), leaf)
-                    value, gradient = weight * scores.detach().to(leaf.device), weight * gradient
+                    value = weight * scores.detach().to(leaf.device)
+                    gradient = weight * gradient
                     if len(found) == i:
                         found.append((value, gradient))
                     else:

@@ -33,7 +33,9 @@ class RewardServer(ThreadingUnixStreamServer):
     daemon_threads = True
 
     def __init__(self, reward: Reward, path: Path):
-        self.reward, self.path, self.lock = reward, path, Lock()
+        self.reward = reward
+        self.path = path
+        self.lock = Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         make_room(path, reward.name)
         mask = os.umask(0o177)

@@ -193,4 +193,5 @@ def text_hashes(folder: Path, prefix: str = "") -> dict[str, str]:
 
 
 def _hashes(folder: Path, names: Iterable[str], prefix: str) -> dict[str, str]:
-    return {f"{prefix}{name}": digest for name, digest in file_hashes(folder / name for name in names).items()}
+    digests = file_hashes(folder / name for name in names)
+    return {f"{prefix}{name}": digest for name, digest in digests.items()}

@@ -19,7 +19,9 @@ from rtdmd.rewards.weights import made_from
 with quiet_imports():
     from transformers import CLIPConfig, CLIPModel
 
-MEAN, STD = (0.5,) * 3, (0.25,) * 3  # a transform's numbers change no shape
+# a transform's numbers change no shape
+MEAN = (0.5,) * 3
+STD = (0.25,) * 3
 
 
 def clip_towers(params: RewardParams, source: str, root: Path, published: dict[str, Any]) -> Any:

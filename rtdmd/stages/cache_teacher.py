@@ -78,7 +78,8 @@ def begin(folder: Path, names: Sequence[str], rows: int, layout: Layout, params:
     """A writer of empty files, after saying how large they become; UserError where that is too large."""
     for name in names:
         (folder / name).unlink(missing_ok=True)
-    size, free = rows * layout.row_bytes(), shutil.disk_usage(folder).free
+    size = rows * layout.row_bytes()
+    free = shutil.disk_usage(folder).free
     message = f"cache_teacher: {rows} prompts x {layout.row_bytes()} bytes in {layout.dtype}: {size / GIB:.3g} GiB"
     print(f"{message} (budget {params.budget_gib:g} GiB, free on disk {free / GIB:.3g} GiB)", file=sys.stderr)
     instead = "set cache_teacher.mode: on_the_fly, or store less (storage_dtype, unpadded, model.max_sequence_length)"

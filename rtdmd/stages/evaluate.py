@@ -120,7 +120,9 @@ def _write_tables(stage: Stage, found: Sequence[Findings]) -> None:
     """Every image of everything; the tags of the models."""
     write_atomic(stage.output("scores.csv"), scores_csv({one.suite.name: one.scores() for one in found}))
     write_atomic(stage.output("parses.csv"), parses_csv({one.suite.name: one.parses() for one in found}))
-    models = {one.suite.name: {name: model.judged.scores for name, model in one.models.items()} for one in found}
+    models = {}
+    for one in found:
+        models[one.suite.name] = {name: model.judged.scores for name, model in one.models.items()}
     write_atomic(stage.output("per_tag.csv"), per_tag_csv(models))
 
 
@@ -139,10 +141,11 @@ def _write_pictures(stage: Stage, found: Sequence[Findings]) -> None:
 def _rows(found: Findings, name: str) -> list[list[np.ndarray]]:
     """A model's images of the suite's prompts that the pictures show."""
     kept = found.models[name].judged.kept
-    return [
-        [kept[prompt.id, index] for index in range(GRID_IMAGES) if (prompt.id, index) in kept]
-        for prompt in found.suite.shown
-    ]
+    rows = []
+    for prompt in found.suite.shown:
+        keys = [(prompt.id, index) for index in range(GRID_IMAGES)]
+        rows.append([kept[key] for key in keys if key in kept])
+    return rows
 
 
 def cost(steps: int, evaluations: int) -> str:

@@ -30,7 +30,8 @@ def run(root: Path = Path(".")) -> None:
         about: dict[str, list[dict[str, Any]]] = {}
         for name in (*params.evaluation_sets, *params.training_sets):  # what is generated avoids evaluation's
             held_out = [] if use[name] == "evaluation" else _all(read, params.evaluation_sets)
-            read[name], about[name] = [], []
+            read[name] = []
+            about[name] = []
             for number, spec in enumerate(params.prepare_prompts.sets[name]):
                 key = f"prepare_prompts.sets.{name}[{number}]"
                 sources, origin = read_source(stage, spec, key, held_out, policy[name])

@@ -30,7 +30,8 @@ def run(root: Path = Path(".")) -> None:
 
 def train(stage: Stage, ranks: Ranks) -> None:
     """Train generator and fake score, resuming from the run folder where it holds a checkpoint."""
-    params, p = stage.params, stage.params.train_acdmd
+    params = stage.params
+    p = stage.params.train_acdmd
     with ranks.sync_errors():
         drawn = p.image_log_every > 0 or p.watch.every > 0
         backbone = load_backbone(params.model, text=False, vae=drawn, device=ranks.device, root=stage.root)

@@ -62,7 +62,8 @@ def train(stage: Stage, ranks: Ranks) -> None:
             reward.require_scorable([one["prompt"] for one in records], [one["metadata"] for one in records])
         trainer = open_trainer(stage, ranks, prompts.cache.null())
         watch = Watch.open(stage, trainer, prompts.cache)
-    adapters, backbone = trainer.adapters, trainer.backbone
+    adapters = trainer.adapters
+    backbone = trainer.backbone
     if adapters.full and ranks.main:
         print(f"{NAME}: {adapters.cost()}", file=sys.stderr)
     if p.sharding != "none":

@@ -81,14 +81,16 @@ def change(pairs: Sequence[tuple[float, float]]) -> str:
 
 def reward_charts(run: Run) -> list[Markup]:
     """Training rewards, and the validation's figures where there were validations."""
-    x_name, charts = next(iter(run.curves)), list[Markup]()
+    x_name = next(iter(run.curves))
+    charts = list[Markup]()
     for name, values in run.curves.items():
         if is_reward(name) or (name.startswith("validation_") and name != "validation_best"):
             points = [
                 (x, y) for x, y in zip(run.curves[x_name], values, strict=True) if x is not None and y is not None
             ]
             if len(points) > 1:
-                x, y = [point[0] for point in points], [point[1] for point in points]
+                x = [point[0] for point in points]
+                y = [point[1] for point in points]
                 charts.append(curve(name.replace("_", " "), x, y, x_name))
     return charts
 

@@ -59,7 +59,8 @@ _HOW = (
 def write_comparison(root: Path, plan: SweepPlan, base: Params) -> Path:
     """runs.csv, table.csv, contact sheet, page, and what the plan asks for besides, in the plan's folder for them;
     returns the page's path."""
-    rows, out = gather(root, plan), root / plan.page
+    rows = gather(root, plan)
+    out = root / plan.page
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "table.csv", table_csv(rows))
     write_atomic(out / "runs.csv", runs_csv(rows))
@@ -130,7 +131,8 @@ def table_section(rows: Sequence[Row], stage: str) -> Section:
         *(f"{figure_label(HEADLINE)} − {other}" for other in REFERENCES[stage]),
     ]
     header += ["Length", "Passes", "Seconds"]
-    lines, classes = [], []
+    lines = []
+    classes = []
     for row in own:
         cells = [title_of(row.name)]
         cells += [plus(row.figures[name]) if name in row.figures else "–" for name in names]
@@ -146,7 +148,8 @@ def table_section(rows: Sequence[Row], stage: str) -> Section:
 
 def differences_chart(rows: Sequence[Row], names: Sequence[str], stage: str) -> Markup:
     """Every figure's difference from the stage's first reference with its interval over seeds; nothing for one seed."""
-    other, columns = REFERENCES[stage][0], dict[str, dict[str, tuple[float, float]]]()
+    other = REFERENCES[stage][0]
+    columns = dict[str, dict[str, tuple[float, float]]]()
     for row in rows:
         for name in names:
             found = row.minus.get(other, {}).get(name)
@@ -238,7 +241,8 @@ def panels(prompts: Sequence[str], first: Grid, others: Sequence[Grid], size: in
 def stacked(sheets: Sequence[Image.Image], gap: int = 24) -> Image.Image:
     """Pictures below each other, flush left on white."""
     height = sum(sheet.height + gap for sheet in sheets) - gap
-    whole, top = Image.new("RGB", (max(sheet.width for sheet in sheets), height), "white"), 0
+    whole = Image.new("RGB", (max(sheet.width for sheet in sheets), height), "white")
+    top = 0
     for sheet in sheets:
         whole.paste(sheet, (0, top))
         top += sheet.height + gap

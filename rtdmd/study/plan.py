@@ -22,7 +22,8 @@ from rtdmd.methods import METHODS, find_method
 from rtdmd.plan.budget import cost, length_within
 
 PLAN = Path("workflow/sweep.yaml")
-TEACHER, BASE = "teacher", "base"
+TEACHER = "teacher"
+BASE = "base"
 STAGES = {TEACHER: "teacher", BASE: "train_acdmd"}
 MODELS = {"teacher": ("teacher", "teacher_few_step"), "train_acdmd": ("train_acdmd",), "train_rtdmd": ("train_rtdmd",)}
 TIME_FILES = ("time_to_reward.csv", "time_runs.csv", "time_curves.csv", "time_to_reward.md")
@@ -132,7 +133,8 @@ def run_params(base: Params, plan: SweepPlan, run: str, seed: int) -> Params:
     """The parameters of a run: params.yaml's (``base``) with the sweep's own over them, the seed, the method's settings
     and a length within the budget."""
     base = plan.over(base)
-    stage, tree = stage_of(run), base.model_dump(mode="json")
+    stage = stage_of(run)
+    tree = base.model_dump(mode="json")
     suites = tree["evaluate"]["suites"]
     if run != TEACHER:  # whose distribution serves all runs of the seed
         suites = [suite | {"teacher_images": None} for suite in suites]

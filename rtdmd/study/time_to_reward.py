@@ -207,7 +207,8 @@ def share_of(line: Line, other: Line) -> tuple[float, bool] | None:
     shared = [run for run in line.runs if run.seed in others]
     if not shared or len(line.values("passes")) < len(line.runs):
         return None
-    exact, shares = True, list[float]()
+    exact = True
+    shares = list[float]()
     for run in shared:
         theirs = others[run.seed]
         exact = exact and theirs.found is not None

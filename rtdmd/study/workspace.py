@@ -26,7 +26,8 @@ TRAINED = ("train_acdmd", "train_rtdmd")  # the second is trained on the first
 def lay(root: Path, base: Params, plan: SweepPlan, run: str, seed: int) -> tuple[Path, Params]:
     """Make or refresh the folder of a run; returns it with the run's parameters. Files are rewritten only where their
     text changes, and nothing that a stage wrote is touched."""
-    folder, params = run_folder(root, plan, run, seed), run_params(base, plan, run, seed)
+    folder = run_folder(root, plan, run, seed)
+    params = run_params(base, plan, run, seed)
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("rtdmd", "data"):
         link(folder / name, root / name)

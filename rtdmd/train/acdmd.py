@@ -120,7 +120,8 @@ class AcdmdTrainer:
     def update(self, cond: Conditioning, draws: Draws, fake: bool, generator: bool) -> dict[str, float]:
         """A roll-out with its own stop, and the update of each learner that takes part in it. The prompts pass in
         micro-batches, and gradients and values add up."""
-        p, ranks = self.p, self.ranks
+        p = self.p
+        ranks = self.ranks
         stop = self.draw_stop(draws)
         fake_role = f"early{stop}" if f"early{stop}" in self.fakes else "fake"
         levels = self.sigmas[: stop + 2].clone()
@@ -153,7 +154,8 @@ class AcdmdTrainer:
 
     def add_losses(self, sums: UpdateSums, cond: Conditioning, draws: Draws, levels: Tensor, fake_role: str) -> None:
         """Steps 1 to 5 of Algorithm 1 on a micro-batch of the B prompts, added to ``sums``."""
-        p, eta = self.p, self.params.model.eta
+        p = self.p
+        eta = self.params.model.eta
         share = len(cond) / p.batch_size
 
         # 1. Roll out with a random stop k ~ U{1..K}; only the last executed step carries gradient.

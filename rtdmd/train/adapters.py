@@ -60,7 +60,9 @@ class AdapterBank:
         compiled: bool = False,
         init: Initialisation = "kaiming_uniform",
     ) -> None:
-        self.backbone, self.stacks, self.full = backbone, dict(stacks), adapter.mode == "full"
+        self.backbone = backbone
+        self.stacks = dict(stacks)
+        self.full = adapter.mode == "full"
         self.transformers = list(dict.fromkeys(map(self.base, stacks)))
         self._bases = {role: self.base(role) for role in stacks}
         self._under = {name: self._bases[role] for role, stack in stacks.items() for name in stack}
@@ -144,7 +146,8 @@ class AdapterBank:
 
     def parts(self, role: str) -> tuple[list[nn.Linear], Stack]:
         """(the linear layers, with what is merged into them, to which a role's adapters are added; those adapters)."""
-        layers, stack = self._layers[self.base(role)], self.stacks[role]
+        layers = self._layers[self.base(role)]
+        stack = self.stacks[role]
         return layers.below(stack), layers.split(stack)[1]
 
     def _computed_again(self, module: nn.Module, block: nn.Module, *inputs: Any) -> Any:

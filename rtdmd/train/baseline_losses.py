@@ -56,7 +56,8 @@ def renoised_gradients(
     """Values, and in ``terms`` the gradients, of those of RENOISED that have a weight, on the roll-out's images, each
     renoised to one of the sampler's own levels. Those of all processes add up to means over all images."""
     p = trainer.p
-    steps, total = len(rollout.sigmas) - 1, p.prompts_per_epoch * p.group_size
+    steps = len(rollout.sigmas) - 1
+    total = p.prompts_per_epoch * p.group_size
     sigma = rollout.sigmas[(draws.uniform("nft-level") * steps).long()]
     noises = replace(draws, device=CPU).normal("nft")
     graded = advantages.to(sigma)
@@ -83,7 +84,8 @@ def from_renoised(trainer: RtdmdTrainer, rollout: Rollout, draws: Draws) -> Roll
     start = interpolate(rollout.states[-1], noise, level.to(CPU).expand(len(rollout)))
     images = torch.empty_like(start)
     for rows in micro_batches(len(rollout), trainer.p.micro_batch):
-        x, sigma = to_device(start[rows], rollout.device), level.expand(len(start[rows]))
+        x = to_device(start[rows], rollout.device)
+        sigma = level.expand(len(start[rows]))
         v = trainer.adapters.velocity("generator", x, sigma, rollout.cond.index(rows))
         images[rows] = x0_from_velocity(x, v, sigma).to(CPU)
     sigmas = torch.stack([level, torch.zeros_like(level)])
@@ -98,9 +100,9 @@ def relative_gradients(
     found = []
     for words in (p.liked, p.disliked):
         which = integers(0, len(words), draws.seed, draws.stream, draws.step, "words", words is p.liked)
-        asked = [
-            (images, [f"{words[which]}. {prompt}" for prompt in prompts], more) for images, prompts, more in batches
-        ]
+        asked = list[Batch]()
+        for images, prompts, metadata in batches:
+            asked.append((images, [f"{words[which]}. {prompt}" for prompt in prompts], metadata))
         found.append(reward_models.gradients(asked, weights))
     gain = 1 + p.strength
     return [(gain * r - s, gain * dr - ds) for (r, dr), (s, ds) in zip(*found, strict=True)]
@@ -117,7 +119,8 @@ def step_advantages(
 ) -> dict[int, Tensor]:
     """Advantages (N,) of every trained step as ``credit`` has it, of the images of all processes; ``scores``: theirs,
     of the final images."""
-    p, ranks = trainer.p, trainer.ranks
+    p = trainer.p
+    ranks = trainer.ranks
     all_ranks = ranks.all_gather(rollout.groups)
     last = len(rollout.sigmas) - 2
     found = {last: dict(scores)}
@@ -165,7 +168,8 @@ def gain_weights(trainer: RtdmdTrainer, chosen: Rollout, scores: Mapping[str, Te
         return torch.stack([weight * of[name].float() for name, weight in seen.items()]).sum(0)
 
     all_ranks = total(scores)
-    own, spread = all_ranks[list(numbers)], all_ranks.std(correction=0)
+    own = all_ranks[list(numbers)]
+    spread = all_ranks.std(correction=0)
 
     def weigh(part: slice, images: Tensor, direction: Tensor) -> Tensor:
         if float(spread) == 0:  # every image has the same reward: nothing to compare with

@@ -108,7 +108,8 @@ def shared_terms(p: TrainRtdmdParams) -> dict[str, str]:
     whole chain, and those of the trained steps; all of them where matching has a part in both."""
     if p.gradient_scaling == "unit_norm":
         return {}
-    trained, last = ("policy", "reference_kl"), ("matching", "backprop")
+    trained = ("policy", "reference_kl")
+    last = ("matching", "backprop")
     groups: list[tuple[str, ...]] = [trained, last]
     if p.matching_path == "reward":
         groups = [trained + last]

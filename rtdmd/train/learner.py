@@ -86,7 +86,8 @@ class Learner:
 
     def named(self, role: str, names: Sequence[str] = ()) -> Learner:
         """The same, with what messages call it and its parameters."""
-        self.role, self.names = role, names
+        self.role = role
+        self.names = names
         return self
 
     def step(self, gradients: Sequence[Tensor] | None, term: str = "") -> float:

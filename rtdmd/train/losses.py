@@ -90,7 +90,8 @@ class Draws:
     def subset(self, chosen: Sequence[int], stream: str | None = None) -> tuple[list[int], Draws]:
         """Of the chosen samples of all processes those of this one, whose samples are consecutive, as rows of its own,
         and their draws, of another stream where one is named."""
-        first, count = self.samples[0], len(self.samples)
+        first = self.samples[0]
+        count = len(self.samples)
         rows = [sample - first for sample in chosen if 0 <= sample - first < count]
         own = tuple(self.samples[row] for row in rows)
         return rows, replace(self, samples=own, stream=stream or self.stream)

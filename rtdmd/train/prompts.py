@@ -44,10 +44,11 @@ class TrainingPrompts:
                 f" {params.prompts}; allowed: 1 to {len(records) - 1}, or validation.every: 0"
             )
         chosen = set(permutation(len(records), stage.seed, "set aside")[:validation_prompts])
-        parts = [[r for row, r in enumerate(records) if (row in chosen) == away] for away in (False, True)]
+        trained = [record for row, record in enumerate(records) if row not in chosen]
+        set_aside = [record for row, record in enumerate(records) if row in chosen]
         splits = ("train", "eval") if params.watch.every else ("train",)
         cache = open_text_cache(stage, *splits).to(device)
-        return TrainingPrompts(parts[0], cache, stage.seed, params.prompt_order, parts[1])
+        return TrainingPrompts(trained, cache, stage.seed, params.prompt_order, set_aside)
 
     def batch(self, step: int, size: int, stream: str) -> list[dict[str, Any]]:
         """Records of step ``step``: a window of an endless stream, a function of the position in it alone.

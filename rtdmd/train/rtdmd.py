@@ -134,7 +134,8 @@ class RtdmdTrainer:
         """One epoch of Algorithm 1 on N = M prompts x G images: roll-out, advantages, one generator update, and
         before or after it the fake score's. records and draws are those of this process's images, cond has a row for
         each of its prompts."""
-        p, ranks = self.p, self.ranks
+        p = self.p
+        ranks = self.ranks
         count = p.prompts_per_epoch * p.group_size
         groups = torch.arange(count) // p.group_size
         local = slice(draws.samples[0], draws.samples[-1] + 1)
@@ -207,7 +208,8 @@ class RtdmdTrainer:
 
     def update_ema(self) -> None:
         """The generator's average, after n updates of the generator, on its turn (``ema_every``, ``ema_warmup``)."""
-        p, n = self.p, self.generator.updates
+        p = self.p
+        n = self.generator.updates
         if (n + p.ema_warmup) % p.ema_every == 0:
             decay = ema_warmup_decay(n, p.ema_decay) if p.ema_warmup else p.ema_decay
             self.ema.update(decay**p.ema_repeats)
@@ -229,14 +231,18 @@ class RtdmdTrainer:
         texts = ImageConditioning.of_groups(cond, len(groups), device)
         on_host = replace(draws, device=CPU)
         x = pinned_cat([on_host.normal("initial", groups if p.share_initial else None)], device)
-        states, means, stds = [x], list[Tensor](), list[Tensor]()
+        states = [x]
+        means = list[Tensor]()
+        stds = list[Tensor]()
         equal = [p.share_initial]
         last = len(self.sigmas) - 2
         for k, (sigma, tau) in enumerate(pairwise(self.sigmas)):
             copies = p.group_size if equal[k] else 1
             share = p.share_noise and k not in trained
             noise = None if k == last else on_host.normal(f"transition-{k}", groups if share else None)
-            parts, mean_parts, std_parts = list[Tensor](), list[Tensor](), list[Tensor]()
+            parts = list[Tensor]()
+            mean_parts = list[Tensor]()
+            std_parts = list[Tensor]()
             for owners in micro_batches(len(x) // copies, p.micro_batch):
                 rows = slice(owners.start * copies, owners.stop * copies)
                 here = to_device(x[rows], device)

@@ -79,7 +79,8 @@ def _differences(path: Path, header: Mapping[str, str], params: Params) -> Itera
     model = _recorded_model(path, header)
     if not model:
         return
-    here, names = params.model, dict[str, str]()
+    here = params.model
+    names = dict[str, str]()
     if "model" in header:  # imported: it knows its own base alone, and no teacher
         here = here.of_student()
         names = {"teacher": here.key, "revision": here.pin}

@@ -53,7 +53,8 @@ class SurrogateReward:
         A first pass finds each group's preference, which weighs the second one's gradient; a group may be larger than
         a micro-batch.
         """
-        p, own = trainer.p, trainer.p.surrogate
+        p = trainer.p
+        own = trainer.p.surrogate
         steps = len(rollout.sigmas) - 1
         drawn = integers(0, steps * (steps + 1) // 2, draws.seed, draws.stream, draws.step, "surrogate-step")
         k = next(step for step in range(steps) if drawn < (step + 1) * (step + 2) // 2)
@@ -78,7 +79,8 @@ class SurrogateReward:
         scale = (k + 1) / steps / len(chosen)
         with trainer.ranks.sync_errors():
             for part in parts:
-                here, cond = points.part(part, rollout.device), rollout.cond.index(rows[part])
+                here = points.part(part, rollout.device)
+                cond = rollout.cond.index(rows[part])
                 with torch.no_grad():
                     v_teacher = trainer.adapters.velocity("teacher", here.x_t, here.t, cond)
                 v = trainer.adapters.velocity("surrogate", here.x_t, here.t, cond)
@@ -94,7 +96,8 @@ class SurrogateReward:
         """Matching losses of surrogate and teacher at the points, and the squared distance of the two, each (N,)."""
         found = torch.zeros(3, len(rows))
         for part in parts:
-            here, cond = points.part(part, rollout.device), rollout.cond.index(rows[part])
+            here = points.part(part, rollout.device)
+            cond = rollout.cond.index(rows[part])
             v_teacher = trainer.adapters.velocity("teacher", here.x_t, here.t, cond)
             v = require_finite(
                 "the surrogate's velocity", trainer.adapters.velocity("surrogate", here.x_t, here.t, cond)
@@ -108,14 +111,16 @@ class SurrogateReward:
     def gradient(self, trainer: RtdmdTrainer, rollout: Rollout, draws: Draws, terms: Terms, total: int) -> float:
         """The value of the generator's term through a random step of the roll-out, and its gradient in ``terms``.
         ``total``: images of all processes."""
-        p, own = trainer.p, trainer.p.surrogate
+        p = trainer.p
+        own = trainer.p.surrogate
         draws = replace(draws, stream=f"{draws.stream}-surrogate")
         k = integers(0, len(rollout.sigmas) - 1, draws.seed, draws.stream, draws.step, "step")
         points = _points(rollout, k + 1, list(range(len(rollout))), draws, own.reward_min_sigma)
         guidance = scaled_guidance(trainer.params.model.guidance, own.guidance)
         value = 0.0
         for rows in micro_batches(len(rollout), p.micro_batch):
-            here, cond = points.part(rows, rollout.device), rollout.cond.index(rows)
+            here = points.part(rows, rollout.device)
+            cond = rollout.cond.index(rows)
             with torch.no_grad():
                 v_teacher = trainer.adapters.velocity("teacher", here.x_t, here.t, cond)
                 v = trainer.adapters.velocity("surrogate", here.x_t, here.t, cond, guidance=guidance, null=trainer.null)

@@ -59,7 +59,8 @@ def cell_masks() -> np.ndarray:
     out = [np.zeros((CELL, CELL), dtype=np.float32)]
     for shape in SHAPES:
         for size, top, left in PLACEMENTS:
-            u, v = (x - left) / size, (y - top) / size
+            u = (x - left) / size
+            v = (y - top) / size
             hit = _inside(shape, u, v) & (u >= 0) & (u <= 1) & (v >= 0) & (v <= 1)
             out.append(hit.reshape(CELL, SUPERSAMPLE, CELL, SUPERSAMPLE).mean((1, 3)).astype(np.float32))
     return np.stack(out)
@@ -72,7 +73,8 @@ def _cells_for(caption: Caption, count: int, rng: np.random.Generator) -> np.nda
         relation = next((item["position"][0] for item in caption.include if "position" in item), None)
         if relation is None:
             return cells
-        (row_ref, col_ref), (row, col) = divmod(cells[0], GRID), divmod(cells[1], GRID)
+        (row_ref, col_ref) = divmod(cells[0], GRID)
+        (row, col) = divmod(cells[1], GRID)
         if holds(relation, row - row_ref, col - col_ref):
             return cells
 
@@ -86,7 +88,8 @@ def sample_scenes(captions: Sequence[Caption], rng: np.random.Generator) -> Scen
     """One random scene for each caption: exactly its objects; what it leaves open is uniform."""
     n = len(captions)
     background = rng.integers(len(BACKGROUNDS), size=n)
-    mask, color = np.zeros((n, CELLS), dtype=np.int64), np.zeros((n, CELLS), dtype=np.int64)
+    mask = np.zeros((n, CELLS), dtype=np.int64)
+    color = np.zeros((n, CELLS), dtype=np.int64)
     for i, caption in enumerate(captions):
         objects = [item for item in caption.include for _ in range(item["count"])]
         for cell, item in zip(_cells_for(caption, len(objects), rng), objects, strict=True):

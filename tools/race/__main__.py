@@ -51,7 +51,8 @@ def main() -> None:
         peaks = {name: peaks_of(make(params, configs, stage), params, stage) for name, make in SIDES.items()}
         found = seconds_of({name: make(params, configs, stage) for name, make in SIDES.items()}, params, stage, rounds)
         for turn in turns:
-            own, public = found[turn]["ours"], found[turn]["public"]
+            own = found[turn]["ours"]
+            public = found[turn]["public"]
             ratio = statistics.median(b / a for a, b in zip(own, public, strict=True))
             seconds = [f"{statistics.median(one):.2f}" for one in (own, public)]
             images = sizes.prompts * sizes.group if turn == "epoch" else sizes.batch * len(numbers(params, turn, 0))

@@ -153,10 +153,12 @@ def one_round(bench: Bench, name: str, number: int, stream: str = "study") -> Te
     """One estimate (P,) of ∇E r: a roll-out of every prompt's group, with the noise that ``number`` names."""
     params, count = settings_for(bench, name)
     trainer = bench.trainer.variant(params)
-    p, seed = trainer.p, params.run.seed
+    p = trainer.p
+    seed = params.run.seed
     rows = [row for row in range(len(bench.records)) for _ in range(p.group_size)]
     records = [bench.records[row] for row in rows]
-    shape, device = trainer.backbone.latent_shape(), trainer.sigmas.device
+    shape = trainer.backbone.latent_shape()
+    device = trainer.sigmas.device
     draws = Draws(seed, f"{stream}-{name}", number, tuple(range(count)), shape, device)
     order = permutation(len(p.candidate_steps), seed, stream, number, "subset")
     trained = [p.candidate_steps[i] for i in draw_step_subset(order, p.trained_steps)]

@@ -77,7 +77,8 @@ def moments(gram: Tensor, mixed: Tensor, base: Tensor, share: float = 1.0) -> Mo
         lengths = squared_mean(own(gram, a)) * squared_mean(own(base, b))
         return cross(a, b) / math.sqrt(lengths) if lengths > 0 else math.nan
 
-    first, second = list(range(len(gram))), list(range(len(base)))
+    first = list(range(len(gram)))
+    second = list(range(len(base)))
     return Moments(*(jackknife(figure, first, second) for figure in (noise, scale, bias, cosine)))
 
 

@@ -30,7 +30,8 @@ def measure(bench: Bench, names: Sequence[str], cost: float) -> Iterator[list[An
             " --cost, or lower --prompts"
         )
     for name in names:
-        rounds, passes = collected(bench, name, cost, "study"), price(bench, name)
+        rounds = collected(bench, name, cost, "study")
+        passes = price(bench, name)
         found = moments(products(rounds, rounds), products(rounds, reference), base, passes / UNIT)
         figures = (getattr(found, figure) for figure in FIGURES)
         yield [name, len(rounds), passes, *(part for each in figures for part in (each.value, each.error))]

@@ -87,7 +87,8 @@ def _relation(caption: Caption) -> tuple[str, str] | None:
     for item in caption.include:
         if "position" in item:
             relation, reference = item["position"]
-            subject, other = item["class"], caption.include[reference]["class"]
+            subject = item["class"]
+            other = caption.include[reference]["class"]
             return (subject, relation) if subject < other else (other, OPPOSITE[relation])
     return None
 
@@ -144,7 +145,8 @@ def run(root: Path = Path(".")) -> None:
     start(params)
     torch.manual_seed(params.seed)
     text = CLIPTextModelWithProjection.from_pretrained(root / WORK / "text" / "text_encoder")
-    clip, tokenizer = make_clip(params.clip, text), make_tokenizer()
+    clip = make_clip(params.clip, text)
+    tokenizer = make_tokenizer()
     splits = {split: captions_of(split) for split in ("train", "heldout")}
     pooled = {}
     for split, captions in splits.items():

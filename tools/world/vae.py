@@ -74,7 +74,8 @@ def run(root: Path = Path(".")) -> None:
     torch.manual_seed(params.seed)
     vae = make_vae(params.vae)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=params.vae.lr, weight_decay=0.0)
-    rng, noise = numpy_generator(params.seed, "vae"), torch_generator(params.seed, "vae-noise")
+    rng = numpy_generator(params.seed, "vae")
+    noise = torch_generator(params.seed, "vae-noise")
     captions = captions_of("train")
     bar = progress(range(params.vae.iterations), desc="vae")
     for step in bar:

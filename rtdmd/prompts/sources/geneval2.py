@@ -42,7 +42,8 @@ def _published(source: Source) -> list[Row]:
 
 def _questions(item: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Skill, question and right answer about one object of a GenEval record."""
-    name, number = item["class"], item["count"]
+    name = item["class"]
+    number = item["count"]
     asked = [("object", f"Is there a {name} in the image?", "Yes")]
     if number > 1:
         asked.append(("count", f"How many times is a {name} in the image?", NUMBERS[number]))

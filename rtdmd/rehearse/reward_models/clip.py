@@ -21,9 +21,12 @@ with quiet_imports():
 WIDTH = 16
 EMBEDDED = int(CLIP_VIT_L["projection_dim"])
 """As published, for the user's own file of the aesthetic predictor reads that many numbers."""
-SIDE, PATCH = 36, 12  # pixels
+# pixels
+SIDE = 36
+PATCH = 12
 LENGTH = 77  # tokens of a text, as published
-MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+MEAN = [0.48145466, 0.4578275, 0.40821073]
+STD = [0.26862954, 0.26130258, 0.27577711]
 OLD_COPIES = ("pytorch_model.bin", "flax_model.msgpack", "tf_model.h5")
 
 

@@ -23,7 +23,9 @@ from rtdmd.rehearse.reward_models.qwenvl import (
     write_language,
 )
 
-EYE, PATCH, HEAD = 32, PATCHES["geneval2"], 16
+EYE = 32
+PATCH = PATCHES["geneval2"]
+HEAD = 16
 INDEX = "model.safetensors.index.json"
 
 
@@ -43,7 +45,8 @@ def shapes(words: int) -> dict[str, tuple[int, ...]]:
         for name, size in {"linear_fc1": (merged, merged), "linear_fc2": (HIDDEN, merged)}.items():
             found |= {f"model.visual.{merger}.{name}.weight": size, f"model.visual.{merger}.{name}.bias": size[:1]}
     for i in range(LAYERS):
-        eye, layer = f"model.visual.blocks.{i}", f"model.language_model.layers.{i}"
+        eye = f"model.visual.blocks.{i}"
+        layer = f"model.language_model.layers.{i}"
         sizes = {"attn.qkv": (3 * EYE, EYE), "attn.proj": (EYE, EYE)}
         sizes |= {"mlp.linear_fc1": (48, EYE), "mlp.linear_fc2": (EYE, 48)}
         for name, size in sizes.items():

@@ -12,7 +12,8 @@ from rtdmd.rehearse.reward_models.files import write_beside
 from rtdmd.rehearse.reward_models.qwenvl import HIDDEN, LAYERS, SPECIAL, filled, outside_attention, vocabulary
 
 WORDS = len(vocabulary()[0]) + len(SPECIAL) + 1  # and <|Reward|>
-EYE, KEYS = 32, 16
+EYE = 32
+KEYS = 16
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
@@ -36,7 +37,8 @@ def shapes() -> dict[str, tuple[int, ...]]:
         "rm_head.5.bias": (2,),
     }
     for i in range(LAYERS):
-        eye, layer = f"visual.blocks.{i}", f"model.layers.{i}"
+        eye = f"visual.blocks.{i}"
+        layer = f"model.layers.{i}"
         matrices = {
             "attn.qkv": (3 * EYE, EYE),
             "attn.proj": (EYE, EYE),

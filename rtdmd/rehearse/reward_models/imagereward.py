@@ -16,7 +16,12 @@ from rtdmd.rehearse.reward_models.formula import scattered
 with quiet_imports():
     from transformers import BertTokenizer
 
-VISION, TEXT, INNER, LAYERS, PATCH, SIDE = 32, 48, 64, 2, 16, 32
+VISION = 32
+TEXT = 48
+INNER = 64
+LAYERS = 2
+PATCH = 16
+SIDE = 32
 HEAD = {0: (TEXT, 1024), 2: (1024, 128), 4: (128, 64), 6: (64, 16), 7: (16, 1)}
 VOCABULARY = [
     *("[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
@@ -63,7 +68,8 @@ def _attention(name: str, width: int, seen: int) -> dict[str, tuple[int, ...]]:
 
 def shapes() -> dict[str, tuple[int, ...]]:
     """Published name -> shape."""
-    eye, text = "blip.visual_encoder", "blip.text_encoder"
+    eye = "blip.visual_encoder"
+    text = "blip.text_encoder"
     found: dict[str, tuple[int, ...]] = {
         f"{eye}.cls_token": (1, 1, VISION),
         f"{eye}.pos_embed": (1, (SIDE // PATCH) ** 2 + 1, VISION),
@@ -77,7 +83,8 @@ def shapes() -> dict[str, tuple[int, ...]]:
         **_linear("blip.text_proj", TEXT, 256),
     }
     for i in range(LAYERS):
-        block, layer = f"{eye}.blocks.{i}", f"{text}.encoder.layer.{i}"
+        block = f"{eye}.blocks.{i}"
+        layer = f"{text}.encoder.layer.{i}"
         found |= _norm(f"{block}.norm1", VISION) | _linear(f"{block}.attn.qkv", VISION, 3 * VISION)
         found |= _linear(f"{block}.attn.proj", VISION, VISION) | _norm(f"{block}.norm2", VISION)
         found |= _linear(f"{block}.mlp.fc1", VISION, 4 * VISION) | _linear(f"{block}.mlp.fc2", 4 * VISION, VISION)

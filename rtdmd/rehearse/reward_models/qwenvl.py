@@ -42,7 +42,9 @@ CHAT = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SHARD = "model-00001-of-00001.safetensors"
-HIDDEN, PATCHES, LAYERS = 32, {"hpsv3": 14, "geneval2": 16}, 2
+HIDDEN = 32
+PATCHES = {"hpsv3": 14, "geneval2": 16}
+LAYERS = 2
 
 LANGUAGE: dict[str, Any] = {
     "attention_dropout": 0.0,

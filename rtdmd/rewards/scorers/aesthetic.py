@@ -51,12 +51,14 @@ def load(params: AestheticParams, device: torch.device) -> Aesthetic:
     from rtdmd.rewards.preprocessing import ImageTransform
     from rtdmd.rewards.weights import file_hashes, file_in, model_hashes, read_weights
 
-    folder, base = Path(params.model), Path(params.base)
+    folder = Path(params.model)
+    base = Path(params.base)
     weights = file_in(folder, f"{KEY}: model", *FILES)
     key = f"{KEY}: model: {weights}"
     head = predictor(read_weights(weights, f"{KEY}: model"), key)
     clip = clip_model(base, f"{KEY}: base", "openai/clip-vit-large-patch14", device)
-    width, expected = head[0].in_features, clip.config.projection_dim
+    width = head[0].in_features
+    expected = clip.config.projection_dim
     if width != expected:
         raise UserError(f"{key}: predicts from {width} numbers, but {base} embeds images in {expected}")
     files = file_hashes([weights]) | model_hashes(base, f"{KEY}: base", "base/")
@@ -97,18 +99,18 @@ class Aesthetic:
     range: tuple[float, float] = (-math.inf, math.inf)  # ratings are 1 to 10; a linear predictor is not bound to them
 
     def identity(self) -> dict[str, Any]:
-        """See the protocol; there is no template, because the prompt is not read."""
-        files, pixels = dict(self.files), self.pixels
+        """There is no template, because the prompt is not read."""
+        files = dict(self.files)
+        pixels = self.pixels
         return {"name": self.name, "files": files, "template": None, "version": VERSION, "pixels": pixels}
 
     def to(self, device: torch.device) -> None:
-        """See the protocol."""
         self.model.to(device)
         self.head.to(device)
         self.device = device
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
-        """See the protocol: about 1 to 10; gradients reach the images."""
+        """About 1 to 10; gradients reach the images."""
         from rtdmd.rewards.clip import embed_images
 
         check_batch(images, prompts, metadata)

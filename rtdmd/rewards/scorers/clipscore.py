@@ -44,7 +44,8 @@ def load(params: ClipScoreParams, device: torch.device) -> ClipReward:
     folder = Path(params.model)
     model = clip_model(folder, KEY, "openai/clip-vit-large-patch14", device)
     files = model_hashes(folder, KEY)
-    tokenizer, transform = load_tokenizer(folder, KEY), ImageTransform.from_folder(folder, KEY)
+    tokenizer = load_tokenizer(folder, KEY)
+    transform = ImageTransform.from_folder(folder, KEY)
     if params.resize == "bilinear":
         transform = bilinear(transform)
     settings = {"resize": params.resize}

@@ -74,7 +74,8 @@ def load(params: GenEvalParams, device: torch.device) -> GenEval:
     from rtdmd.rewards.weights import model_hashes
 
     folders = {"detector": Path(params.model), "colours": Path(params.colour_model)}
-    detector, colours = Detector(folders["detector"], device), ColourNames(folders["colours"], device)
+    detector = Detector(folders["detector"], device)
+    colours = ColourNames(folders["colours"], device)
     files = model_hashes(folders["detector"], "rewards: geneval: model", "detector/")
     files |= model_hashes(folders["colours"], "rewards: geneval: colour_model", "colours/")
     return GenEval(detector, colours, params, files)
@@ -90,14 +91,17 @@ class GenEval:
 
     def __init__(self, detector: Detector, colours: ColourNames, params: GenEvalParams, files: Mapping[str, str]):
         """files: sha256 by name, for `identity`."""
-        self.detector, self.colours = detector, colours
-        self.soft_weight, self.soft_parts, self.verdict = params.soft_weight, params.soft_parts, params.verdict
+        self.detector = detector
+        self.colours = colours
+        self.soft_weight = params.soft_weight
+        self.soft_parts = params.soft_parts
+        self.verdict = params.verdict
         lowest = float(2 - MAX_OBJECTS) if params.soft_parts == "published" else 0.0  # of so many where one is wanted
         self.range = (params.soft_weight * lowest, 1.0)
         self._files = dict(files)
 
     def identity(self) -> dict[str, Any]:
-        """See the protocol; ``files`` are the sha256 of weights, tokenizer and preprocessing of both models."""
+        """``files`` are the sha256 of weights, tokenizer and preprocessing of both models."""
         from rtdmd.rewards.geneval_colours import TEMPLATES
 
         rules = {"threshold": THRESHOLD, "counting": COUNTING_THRESHOLD, "objects": MAX_OBJECTS, "margin": MARGIN}
@@ -114,12 +118,11 @@ class GenEval:
         }
 
     def to(self, device: torch.device) -> None:
-        """See the protocol."""
         self.detector.to(device)
         self.colours.to(device)
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
-        """See the protocol: on the images' device, without gradient."""
+        """On the images' device, without gradient."""
         import torch
 
         verdicts = self.verdicts(images, prompts, metadata)

@@ -84,20 +84,20 @@ class GenEval2:
         if precision == "float16":
             self.model = self.model.half()
         self.model.to(device)
-        self.device, self.settings = device, {"answers": answers, "precision": precision}
+        self.device = device
+        self.settings = {"answers": answers, "precision": precision}
         self._files = model_hashes(folder, key)
 
     def identity(self) -> dict[str, Any]:
-        """See the protocol; ``files`` are the sha256 of weights, configuration, tokenizer and preprocessing."""
+        """``files`` are the sha256 of weights, configuration, tokenizer and preprocessing."""
         return {"name": self.name, "files": self._files, "template": ASKED, "version": VERSION, **self.settings}
 
     def to(self, device: torch.device) -> None:
-        """See the protocol."""
         self.model.to(device)
         self.device = device
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
-        """See the protocol: in [0, 1], on the images' device. UserError where a record holds no questions."""
+        """In [0, 1], on the images' device. UserError where a record holds no questions."""
         import torch
 
         answers = self.answers(images, prompts, metadata)

@@ -82,7 +82,8 @@ def load(params: HpsV2Params, device: torch.device) -> ClipReward:
     with quiet_imports():
         from transformers import CLIPModel
 
-    folder, base = Path(params.model), Path(params.base)
+    folder = Path(params.model)
+    base = Path(params.base)
     config = clip_config(base, f"{KEY}: base", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", activation="gelu")
     weights = file_in(folder, f"{KEY}: model", *FILES)
     tensors = from_open_clip(read_weights(weights, f"{KEY}: model"))

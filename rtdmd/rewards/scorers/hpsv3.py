@@ -84,17 +84,16 @@ class HPSv3:
         self._files = file_hashes([weights, config, *self.chat.files.values()])
 
     def identity(self) -> dict[str, Any]:
-        """See the protocol; ``files`` are the sha256 of weights, configuration, tokenizer and preprocessing."""
+        """``files`` are the sha256 of weights, configuration, tokenizer and preprocessing."""
         template = f"hpsv3 1.0.0, sha256 {sha256_bytes(INSTRUCTION.encode())}"
         return {"name": self.name, "files": self._files, "template": template, "version": VERSION}
 
     def to(self, device: torch.device) -> None:
-        """See the protocol."""
         self.model.to(device)
         self.device = device
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
-        """See the protocol: the mean. UserError where a prompt holds the model's own reward or image token."""
+        """The mean. UserError where a prompt holds the model's own reward or image token."""
         import torch
 
         from rtdmd.rewards.qwenvl import to_device

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from transformers import BertTokenizer
 
 MAX_TOKENS = 35
-IMAGE_MEAN, IMAGE_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
+# CLIP's
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 TEMPLATE = "{prompt}"
 VERSION = 1
 
@@ -51,7 +53,8 @@ def load(params: ImageRewardParams, device: torch.device) -> ImageReward:
     from rtdmd.rewards.weights import file_in
 
     key = "rewards: imagereward"
-    model, base = Path(params.model), Path(params.base)
+    model = Path(params.model)
+    base = Path(params.base)
     weights = file_in(model, f"{key}: model", "ImageReward.pt", "ImageReward.safetensors")
     config = file_in(model, f"{key}: model", "med_config.json")
     vocabulary = file_in(base, f"{key}: base", "tokenizer.json", "vocab.txt")
@@ -98,21 +101,22 @@ class ImageReward:
         self.tokenizer = tokenizer_of(vocabulary.parent, med_config["vocab_size"])
         self.side: int = self.model.vision.config.image_size
         self.transform = ImageTransform(self.side, (self.side,) * 2, IMAGE_MEAN, IMAGE_STD, "bicubic", half="even")
-        self.device, self.pixels = device, pixels
+        self.device = device
+        self.pixels = pixels
         self._files = file_hashes([weights, config, vocabulary])
 
     def identity(self) -> dict[str, Any]:
-        """See the protocol; ``files`` are the sha256 of weights, text configuration and vocabulary."""
-        files, pixels = self._files, self.pixels
+        """``files`` are the sha256 of weights, text configuration and vocabulary."""
+        files = self._files
+        pixels = self.pixels
         return {"name": self.name, "files": files, "template": TEMPLATE, "version": VERSION, "pixels": pixels}
 
     def to(self, device: torch.device) -> None:
-        """See the protocol."""
         self.model.to(device)
         self.device = device
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
-        """See the protocol: about -2.5 to 2, mean 0 over ImageReward's own data; gradients reach the images."""
+        """About -2.5 to 2, mean 0 over ImageReward's own data; gradients reach the images."""
         check_batch(images, prompts, metadata)
         pixels = self.transform(as_read(self.name, images.to(self.device), self.pixels))
         tokens = self.tokenizer(

@@ -82,7 +82,7 @@ class Ocr:
         self._reader = _reader(self._files)
 
     def identity(self) -> dict[str, Any]:
-        """See the protocol; ``packages`` are those that resize, crop and recognise."""
+        """``packages`` are those that resize, crop and recognise."""
         from rtdmd.rewards.weights import file_hashes
 
         return {
@@ -94,10 +94,10 @@ class Ocr:
         }
 
     def to(self, device: torch.device) -> None:
-        """See the protocol: it stays on the CPU."""
+        """It stays on the CPU."""
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
-        """See the protocol: in [0, 1], on the images' device, without gradient."""
+        """In [0, 1], on the images' device, without gradient."""
         import torch
 
         check_batch(images, prompts, metadata)

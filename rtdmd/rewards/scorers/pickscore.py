@@ -58,10 +58,12 @@ def load(params: PickScoreParams, device: torch.device) -> ClipReward:
     from rtdmd.rewards.preprocessing import ImageTransform, bilinear
     from rtdmd.rewards.weights import model_hashes, text_hashes
 
-    folder, base = Path(params.model), Path(params.base or params.model)
+    folder = Path(params.model)
+    base = Path(params.base or params.model)
     model = clip_model(folder, f"{KEY}: model", "yuvalkirstain/PickScore_v1", device)
     key = f"{KEY}: model" if params.base is None else f"{KEY}: base"
-    tokenizer, transform = load_tokenizer(base, key), ImageTransform.from_folder(base, key)
+    tokenizer = load_tokenizer(base, key)
+    transform = ImageTransform.from_folder(base, key)
     files = model_hashes(folder, f"{KEY}: model")
     if params.base is not None:
         files |= text_hashes(base, "base/")

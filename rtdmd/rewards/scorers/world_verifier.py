@@ -49,17 +49,17 @@ class WorldVerifier:
         self.soft_weight = soft_weight
 
     def identity(self) -> dict[str, Any]:
-        """See the protocol; there are no weights, so the thresholds stand for them."""
+        """There are no weights, so the thresholds stand for them."""
         from rtdmd.world.verifier import BACKGROUND_TOLERANCE, EMPTY_ENERGY, THRESHOLD
 
         thresholds = {"object": THRESHOLD, "empty": EMPTY_ENERGY, "background": BACKGROUND_TOLERANCE}
         return {"name": self.name, "soft_weight": self.soft_weight, "thresholds": thresholds, "version": VERSION}
 
     def to(self, device: torch.device) -> None:
-        """See the protocol: it stays on the CPU."""
+        """It stays on the CPU."""
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
-        """See the protocol: in [0, 1], on the images' device, without gradient."""
+        """In [0, 1], on the images' device, without gradient."""
         from rtdmd.world.verifier import verify
 
         check_batch(images, prompts, metadata)

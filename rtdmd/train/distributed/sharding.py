@@ -92,7 +92,9 @@ class GatherScheduler:
 
     def __init__(self, blocks: Sequence[FSDPModule], group: Any) -> None:
         """``group``: of the processes that share a base, on the CPU."""
-        self._blocks, self._group, self._end = blocks, group, 2 * len(blocks)
+        self._blocks = blocks
+        self._group = group
+        self._end = 2 * len(blocks)
         for i, block in enumerate(blocks):
             self._watch(block, i, self._end - 1 - i)
 

@@ -25,7 +25,8 @@ from rtdmd.common.files import fsync_path, load_tensors, remove, save_tensors, s
 
 KEEP = 2  # checkpoints kept unless told otherwise: the latest, and one to fall back on
 JOURNAL = "journal.jsonl"
-MANIFEST, SEAL = "manifest.json", "manifest.sha256"  # SEAL: as `sha256sum` writes it, and checks it with -c
+MANIFEST = "manifest.json"
+SEAL = "manifest.sha256"  # as `sha256sum` writes it, and checks it with -c
 _NAME = re.compile(r"step-(\d{8,})")
 
 

@@ -65,8 +65,10 @@ class ImageLog:
     def draw(self) -> Pixels:
         """The image grid's pixels (h, w, 3)."""
         records = self.prompts.batch(0, PROMPTS, "panel")
-        cond, eta = self.prompts.conditioning(records), self.params.model.eta
-        seed, shape = key_seed(self.params.run.seed, "panel"), self.backbone.latent_shape()
+        cond = self.prompts.conditioning(records)
+        eta = self.params.model.eta
+        seed = key_seed(self.params.run.seed, "panel")
+        shape = self.backbone.latent_shape()
         noise = ImageNoise(seed, [(i, 0) for i in range(PROMPTS)], shape, self.sigmas.device)
         x = sample(lambda *point: self.bank.velocity("generator", *point), noise, cond, self.sigmas, eta)
         level = torch.full((PROMPTS,), LEVEL, device=x.device)

@@ -74,7 +74,8 @@ class Loop:
                     break
                 yield step
                 # A signal to any process ends all of them after the same step.
-                done, stop = step + 1, next(filter(None, self.ranks.all_gather_object(signals.received())), None)
+                done = step + 1
+                stop = next(filter(None, self.ranks.all_gather_object(signals.received())), None)
                 if done % self.save_every == 0 or done == self.total or stop or self.should_stop():
                     try:
                         self._save(done)

@@ -79,7 +79,6 @@ class TensorBoard(TensorBoardTracker, Tracker):
         super().__init__("tensorboard", folder)
 
     def show(self, picture: Path, step: int) -> None:
-        """See `Tracker`."""
         with Image.open(picture) as image:
             self.log_images({IMAGE_LOG: np.asarray(image)[None]}, step, dataformats="NHWC")
 
@@ -100,7 +99,6 @@ class Trackio(TrackioTracker, Tracker):
         return int(self.run._next_step)
 
     def show(self, picture: Path, step: int) -> None:
-        """See `Tracker`."""
         import trackio
 
         self.run.log({IMAGE_LOG: trackio.Image(picture)}, step=step)
@@ -129,11 +127,10 @@ class Wandb(WandBTracker, Tracker):
 
     @property
     def first(self) -> int:
-        """See `Tracker`: the service takes no step twice."""
+        """The service takes no step twice."""
         return int(self.run.starting_step)
 
     def show(self, picture: Path, step: int) -> None:
-        """See `Tracker`."""
         with Image.open(picture) as image:
             self.log_images({IMAGE_LOG: [image]}, step)
 

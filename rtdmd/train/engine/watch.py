@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from rtdmd.train.engine.look_parses import Row
 
 AHEAD = 2  # batches that may wait for a slow scorer
-START, DONE = "watch_start/", "watch/"  # before the first step; after a step
+START = "watch_start/"  # before the first step
+DONE = "watch/"  # after a step
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class Watch:
         watch = Watch(p.every, trainer, cache, stage.seed, section.micro_batch, stage.run_dir)
         if not p.every:
             return watch
-        model, device = stage.params.model, trainer.ranks.device
+        model = stage.params.model
+        device = trainer.ranks.device
         sizes = {model.resolution: (trainer.backbone.latent_shape(), trainer.sigmas)}
         for key, resolution in suite_sizes(stage.params, f"{stage.name}.watch"):
             if resolution not in sizes:
@@ -123,7 +125,8 @@ class Watch:
 
     def measure(self) -> dict[str, float]:
         """``<suite>/<scorer>``: the EMA generator's mean score over tags, the same in every process."""
-        ranks, found = self.trainer.ranks, dict[str, float]()
+        ranks = self.trainer.ranks
+        found = dict[str, float]()
         for suite in self.suites:
             own = ranks.local_shard(len(suite.drawn))
             scores = {name: torch.empty(0) for name in suite.reward_models.rewards}
