@@ -58,7 +58,10 @@ class Conditioning:
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """All rows of all parts, in order."""
-        return Conditioning({name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors})
+        tensors = {}
+        for name in parts[0].tensors:
+            tensors[name] = torch.cat([part.tensors[name] for part in parts])
+        return Conditioning(tensors)
 
 
 class Backbone(Protocol):

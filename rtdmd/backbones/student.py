@@ -83,7 +83,8 @@ def _public(module: Any) -> list[str]:
 
 def _refuse_shapes(part: str, theirs: nn.Module, ours: nn.Module, key: str) -> None:
     """UserError where the tensors of a part do not have the names and shapes of the teacher's."""
-    was, now = ({name: tuple(one.shape) for name, one in module.state_dict().items()} for module in (theirs, ours))
+    was = {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()}
+    now = {name: tuple(tensor.shape) for name, tensor in ours.state_dict().items()}
     odd = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
     if odd:
         here, there = (str(shapes.get(odd[0], "missing")) for shapes in (now, was))

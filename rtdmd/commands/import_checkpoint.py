@@ -128,7 +128,7 @@ def _model(model: ModelParams, asked: Asked, root: Path) -> ModelParams:
     they stand on."""
     files = list(asked.files.values())
     base = asked.base
-    records = [found for found in (recorded(path) for path in files) if found is not None]
+    records = [found for path in files if (found := recorded(path)) is not None]
     if records:
         for other in records[1:]:
             if other.model != records[0].model:

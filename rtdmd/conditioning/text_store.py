@@ -55,7 +55,7 @@ class Layout:
     def parse(value: Mapping[str, Any]) -> Layout:
         """The layout of its JSON form (`dataclasses.asdict`)."""
         shapes = {name: tuple(shape) for name, shape in value["shapes"].items()}
-        blocks = {name: [(a, b, width) for a, b, width in found] for name, found in value["blocks"].items()}
+        blocks = {name: list(map(tuple, found)) for name, found in value["blocks"].items()}
         return Layout(value["dtype"], shapes, blocks)
 
     def stored(self) -> dict[str, tuple[int, ...]]:

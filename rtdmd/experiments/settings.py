@@ -115,10 +115,9 @@ def evaluation(run: Run) -> dict[str, Any]:
 def _with_keys(tree: dict[str, Any], local: Local) -> dict[str, Any]:
     """``tree`` with the cluster's keys in each scorer, set of prompts and suite."""
     sets = tree["prepare_prompts"]["sets"]
-    keyed = {
-        name: [source | local.sources.get(name, {}) for source in sources]  # two sets may have sources of one name
-        for name, sources in sets.items()
-    }
+    keyed = {}
+    for name, sources in sets.items():  # two sets may have sources of one name
+        keyed[name] = [source | local.sources.get(name, {}) for source in sources]
     watched = {
         stage: {"watch": {"rewards": _entries(tree[stage]["watch"]["rewards"], local.scorers)}}
         for stage in ("train_acdmd", "train_rtdmd")

@@ -20,11 +20,11 @@ _FOUND = [method for methods in discover("rtdmd.methods", "METHODS", tuple).valu
 METHODS: dict[str, Method] = {method.name: method for method in sorted(_FOUND, key=lambda method: method.stage)}
 """By name: stage one's first, and those of a stage in the order of their files."""
 
-RECIPES: dict[str, dict[str, Mapping[str, Any]]] = {
-    stage: {method.name: method.settings for method in METHODS.values() if method.stage == stage and method.settings}
-    for stage in ("train_acdmd", "train_rtdmd")
-}
+RECIPES: dict[str, dict[str, Mapping[str, Any]]] = {"train_acdmd": {}, "train_rtdmd": {}}
 """What `recipe: <name>` of a training section promises, by stage and name."""
+for _method in METHODS.values():
+    if _method.settings:
+        RECIPES[_method.stage][_method.name] = _method.settings
 RECIPES["train_acdmd"] |= acdmd.RECIPES
 RECIPES["train_rtdmd"] |= rtdmd.RECIPES
 

@@ -121,7 +121,10 @@ def with_readers(jobs: Mapping[str, Job], names: Iterable[str | None]) -> set[st
 def _sources(jobs: Mapping[str, Job]) -> dict[str, set[str]]:
     """The stages whose results each stage reads."""
     makers = {path: job.name for job in jobs.values() for path in job.outputs}
-    return {job.name: {makers[path] for path in job.inputs if path in makers} for job in jobs.values()}
+    found = {}
+    for job in jobs.values():
+        found[job.name] = {makers[path] for path in job.inputs if path in makers}
+    return found
 
 
 def end_future(jobs: Mapping[str, Job], root: Path = Path(".")) -> None:

@@ -65,11 +65,12 @@ def read_lock(root: Path) -> dict[str, Step]:
 
 
 def _step(name: str, entry: Mapping[str, Any]) -> Step:
-    hashes = {kind: {item["path"]: item["md5"] for item in entry.get(kind, [])} for kind in ("deps", "outs")}
+    inputs = {item["path"]: item["md5"] for item in entry.get("deps", [])}
+    outputs = {item["path"]: item["md5"] for item in entry.get("outs", [])}
     params = entry.get("params", {}).get("params.yaml", {})
     command = entry["cmd"]
     shown = command if isinstance(command, str) else " && ".join(command)
-    return Step(name, hashes["deps"], hashes["outs"], params, shown)
+    return Step(name, inputs, outputs, params, shown)
 
 
 def behind(name: str, steps: Mapping[str, Step]) -> list[Step]:

@@ -152,9 +152,11 @@ class MetaModels:
 
     def adapted_in_blocks(self) -> list[int]:
         """Of the bytes of each block, those of the layers that carry an adapter; 0 in full mode."""
-        carriers = self.bank.layers("fake")
-        blocks = [set(block.modules()) for block in transformer_blocks(self.transformer)]
-        return [size_of(one.get_base_layer() for one in carriers if one in block)[1] for block in blocks]
+        sizes = []
+        for block in transformer_blocks(self.transformer):
+            modules = set(block.modules())
+            sizes.append(size_of(one.get_base_layer() for one in self.bank.layers("fake") if one in modules)[1])
+        return sizes
 
     @cached_property
     def known(self) -> list[Tensor]:

@@ -82,7 +82,10 @@ def rtdmd_parts(params: Params) -> dict[str, Rows]:
     images = p.prompts_per_epoch * p.group_size
     subsets = list(combinations(p.candidate_steps, p.trained_steps))
     chains = [chain_rows(params, trained) for trained in subsets]
-    means = {part: scaled(summed(*(chain[part] for chain in chains)), 1 / len(subsets)) for part in chains[0]}
+    means = {}
+    for part in chains[0]:
+        rows = [chain[part] for chain in chains]
+        means[part] = scaled(summed(*rows), 1 / len(subsets))
     return {
         "roll_out": means["roll_out"],
         "score": scored(images),

@@ -249,13 +249,14 @@ def _judge(answer: Mapping[str, Any]) -> list[str]:
 
 def _rounded(forms: Mapping[str, Any]) -> dict[str, Any]:
     """Differences to two digits."""
-    return {
-        form: {
-            key: value if key == "keys" else {level: float(f"{number:.1e}") for level, number in value.items()}
-            for key, value in found.items()
-        }
-        for form, found in forms.items()
-    }
+    rounded = {}
+    for form, found in forms.items():
+        rounded[form] = {key: value if key == "keys" else _two_digits(value) for key, value in found.items()}
+    return rounded
+
+
+def _two_digits(levels: Mapping[str, float]) -> dict[str, float]:
+    return {level: float(f"{number:.1e}") for level, number in levels.items()}
 
 
 def table(forms: Mapping[str, Any]) -> str:

@@ -166,9 +166,11 @@ def _prompt_of(row: Row) -> str:
 
 def _table(rows: Sequence[Row], separator: str) -> str:
     """A header and the rows; in a .tsv quotes are text."""
-    cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+    cells = [list(rows[0])]
+    for row in rows:
+        cells.append([_cell(value) for value in row.values()])
     if separator == "\t":
-        return "".join("\t".join(row) + "\n" for row in cells)
+        return "".join("\t".join(line) + "\n" for line in cells)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(cells)
     return text.getvalue()

@@ -44,8 +44,10 @@ def time_section(rows: Sequence[Row]) -> Section:
     lines = []
     for row in rows:
         cells = [title_of(row.name)]
-        cells += [change([ends(run.curves[name]) for run in row.runs if name in run.curves]) for name in rewards]
-        cells += [change([judged(run)[name] for run in row.runs if name in judged(run)]) for name in figures]
+        for name in rewards:
+            cells.append(change([ends(run.curves[name]) for run in row.runs if name in run.curves]))
+        for name in figures:
+            cells.append(change([judged(run)[name] for run in row.runs if name in judged(run)]))
         chosen = ", ".join(str(run.record["chosen"]) for run in row.runs)
         kept = np.mean([run.kept[HEADLINE] for run in row.runs])
         lines.append([*cells, f"{chosen} of {row.runs[0].record['length']}: {kept:.3f}"])
@@ -99,5 +101,8 @@ def history_charts(run: Run) -> list[Markup]:
     """Held-out figures of the kept checkpoints."""
     history = run.record["history"]
     x = [point["epoch"] for point in history]
-    figures = {name: [point[name] for point in history] for name in judged(run)}
-    return [curve(f"held-out {LABELS.get(name, name)}", x, values, "epoch") for name, values in figures.items()]
+    charts = []
+    for name in judged(run):
+        values = [point[name] for point in history]
+        charts.append(curve(f"held-out {LABELS.get(name, name)}", x, values, "epoch"))
+    return charts

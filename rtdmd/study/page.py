@@ -162,11 +162,10 @@ def differences_chart(rows: Sequence[Row], names: Sequence[str], stage: str) -> 
 def differences_table(rows: Sequence[Row], names: Sequence[str], stage: str) -> Markup:
     """What the other figures lose or gain against the stage's first reference."""
     other = REFERENCES[stage][0]
-    lines = [
-        [title_of(row.name), *(marked(row.minus[other].get(name), 4) for name in names)]
-        for row in rows
-        if row.minus.get(other)
-    ]
+    lines = []
+    for row in rows:
+        if row.minus.get(other):
+            lines.append([title_of(row.name), *(marked(row.minus[other].get(name), 4) for name in names)])
     return table(["Method", *(f"{figure_label(name)} − {other}" for name in names)], lines) if lines else Markup()
 
 

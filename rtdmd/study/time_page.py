@@ -168,5 +168,7 @@ def plot(lines: Sequence[Line], tracks: Sequence[Track]) -> Markup:
         strict = np.stack([track.strict for track in own])
         passes = np.stack([track.passes for track in own]).mean(0) / 1000
         bands[name] = Band(passes.tolist(), strict.mean(0).tolist(), strict.min(0).tolist(), strict.max(0).tolist())
-    levels = {line.label: float(np.mean([run.level for run in line.runs])) for line in lines}
+    levels = {}
+    for line in lines:
+        levels[line.label] = float(np.mean([run.level for run in line.runs]))
     return band_plot(bands, {name: title_of(name) for name in bands}, levels, AXES)

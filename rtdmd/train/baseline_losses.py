@@ -100,7 +100,7 @@ def relative_gradients(
     found = []
     for words in (p.liked, p.disliked):
         which = integers(0, len(words), draws.seed, draws.stream, draws.step, "words", words is p.liked)
-        asked = list[Batch]()
+        asked: list[Batch] = []
         for images, prompts, metadata in batches:
             asked.append((images, [f"{words[which]}. {prompt}" for prompt in prompts], metadata))
         found.append(reward_models.gradients(asked, weights))

@@ -72,7 +72,9 @@ def numbers(params: Params, turn: str, round_: int) -> list[int]:
 
 def seconds_of(sides: dict[str, Run], params: Params, stage: str, rounds: int) -> dict[str, dict[str, list[float]]]:
     """{turn: {side: seconds of each round}}, the sides in turn, and each first in every other round."""
-    found = {turn: {name: list[float]() for name in sides} for turn in UPDATES[stage]}
+    found: dict[str, dict[str, list[float]]] = {}
+    for turn in UPDATES[stage]:
+        found[turn] = {name: [] for name in sides}
     for round_ in range(rounds + 1):
         for turn in UPDATES[stage]:
             for name in list(sides) if round_ % 2 else reversed(sides):

@@ -123,8 +123,8 @@ def open_bench(params: Params, root: Path, prompts: int = 16) -> Bench:
     bank = AdapterBank(backbone, params.adapter, ADAPTERS[STAGE], params.run.seed)
     bank.load("acdmd", read_student(root / paths["acdmd"], params, paths["acdmd"]), paths["acdmd"])
     text = load_backbone(params.model, text=True, vae=False, bases="none", device=device, root=root)
-    parts = [[record["prompt"] for record in records[rows]] for rows in micro_batches(len(records), 64)]
-    cond = Conditioning.cat([text.encode(part) for part in parts])
+    texts = [record["prompt"] for record in records]
+    cond = Conditioning.cat([text.encode(texts[rows]) for rows in micro_batches(len(texts), 64)])
     reward_models = load_rewards(params.train_rtdmd.rewards, device, root)
     return Bench(RtdmdTrainer(params, backbone, reward_models, cond.index([0]), adapters=bank), records, cond)
 

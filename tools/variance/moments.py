@@ -93,8 +93,10 @@ def jackknife(
     """figure(first, second) and its standard error, leaving out one of either set at a time."""
     variance = 0.0
     for place, rows in enumerate((first, second)):
-        left = [[row for row in rows if row != out] for out in rows]
-        values = [figure(part, second) if place == 0 else figure(first, part) for part in left]
+        values = []
+        for out in rows:
+            part = [row for row in rows if row != out]
+            values.append(figure(part, second) if place == 0 else figure(first, part))
         if values:
             mean = sum(values) / len(values)
             variance += (len(rows) - 1) / len(rows) * sum((value - mean) ** 2 for value in values)

@@ -87,8 +87,7 @@ def _relation(caption: Caption) -> tuple[str, str] | None:
     for item in caption.include:
         if "position" in item:
             relation, reference = item["position"]
-            subject = item["class"]
-            other = caption.include[reference]["class"]
+            subject, other = item["class"], caption.include[reference]["class"]
             return (subject, relation) if subject < other else (other, OPPOSITE[relation])
     return None
 
@@ -145,8 +144,7 @@ def run(root: Path = Path(".")) -> None:
     start(params)
     torch.manual_seed(params.seed)
     text = CLIPTextModelWithProjection.from_pretrained(root / WORK / "text" / "text_encoder")
-    clip = make_clip(params.clip, text)
-    tokenizer = make_tokenizer()
+    clip, tokenizer = make_clip(params.clip, text), make_tokenizer()
     splits = {split: captions_of(split) for split in ("train", "heldout")}
     pooled = {}
     for split, captions in splits.items():

@@ -58,8 +58,7 @@ def make_transformer(
 
 def assemble_pipeline(root: Path, params: WorldParams) -> StableDiffusion3Pipeline:
     """The pipeline of the parts trained so far, with an untrained transformer."""
-    text = root / WORK / "text"
-    vae = AutoencoderKL.from_pretrained(root / WORK / "vae" / "vae")
+    text, vae = root / WORK / "text", AutoencoderKL.from_pretrained(root / WORK / "vae" / "vae")
     tokenizer = CLIPTokenizer.from_pretrained(text / "tokenizer")
     encoders = [CLIPTextModelWithProjection.from_pretrained(text / name) for name in ("text_encoder", "text_encoder_2")]
     torch.manual_seed(params.seed)
@@ -132,8 +131,7 @@ def train_teacher(
     The state is saved in ``folder`` every SAVE_EVERY steps. A training that was killed goes on from there, to the same
     bytes; one whose settings or inputs differ begins anew.
     """
-    p = params.teacher
-    generator = torch_generator(params.seed, "teacher")
+    p, generator = params.teacher, torch_generator(params.seed, "teacher")
     named = {name: w for name, w in model.named_parameters() if w.requires_grad}
     weights = list(named.values())
     folder = folder / _run_name(params, [*weights, latents, rows, *cond])
@@ -150,11 +148,9 @@ def train_teacher(
     for step in bar:
         optimizer.param_groups[0]["lr"] = p.lr * cosine_after(step, p.iterations, 0.4, warmup=200)
         pick = torch.randint(len(latents), (p.batch_size,), generator=generator)
-        x0 = latents[pick]
-        prompt = rows[pick] + 1
+        x0, prompt = latents[pick], rows[pick] + 1
         prompt = torch.where(torch.rand(p.batch_size, generator=generator) < p.caption_dropout, 0, prompt)
-        noise = torch.randn(x0.shape, generator=generator)
-        time = draw_times(p.batch_size, p.time_shift, generator)
+        noise, time = torch.randn(x0.shape, generator=generator), draw_times(p.batch_size, p.time_shift, generator)
         noisy = torch.lerp(x0, noise, time[:, None, None, None])
         velocity = model(noisy, cond[0][prompt], cond[1][prompt], timestep=1000 * time, return_dict=False)[0]
         loss = (velocity - (noise - x0)).square().mean()

@@ -93,15 +93,12 @@ def random_caption(rng: np.random.Generator) -> tuple[str, list[Item]]:
         (text, first), (other, second) = (_phrase(noun, rng) for noun in choices)
         form = rng.integers(3)
         if form == 0:
-            prompt = text
-            nouns = [first]
+            prompt, nouns = text, [first]
         elif form == 1:
-            prompt = f"{text} and {other}"
-            nouns = [first, second]
+            prompt, nouns = f"{text} and {other}", [first, second]
         else:
             relation = str(rng.choice(RELATIONS))
-            prompt = f"{text} {relation} {other}"
-            nouns = [first | {"position": [relation, 1]}, second]
+            prompt, nouns = f"{text} {relation} {other}", [first | {"position": [relation, 1]}, second]
         prompt = f"a photo of {prompt}"
         if prompt not in HELDOUT_PROMPTS:
             return prompt, nouns
@@ -131,10 +128,8 @@ class Parser(nn.Module):
     def __init__(self, encoder: CLIPTextModelWithProjection) -> None:
         super().__init__()
         self.encoder = encoder
-        width = encoder.config.hidden_size
-        answers = sum(QUESTIONS.values())
-        self.from_hidden = nn.Linear(width, answers)
-        self.from_pooled = nn.Linear(width, answers)
+        width, answers = encoder.config.hidden_size, sum(QUESTIONS.values())
+        self.from_hidden, self.from_pooled = nn.Linear(width, answers), nn.Linear(width, answers)
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Answer logits (B, answers) from the penultimate hidden state and from the pooled embedding."""

@@ -74,8 +74,7 @@ def run(root: Path = Path(".")) -> None:
     torch.manual_seed(params.seed)
     vae = make_vae(params.vae)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=params.vae.lr, weight_decay=0.0)
-    rng = numpy_generator(params.seed, "vae")
-    noise = torch_generator(params.seed, "vae-noise")
+    rng, noise = numpy_generator(params.seed, "vae"), torch_generator(params.seed, "vae-noise")
     captions = captions_of("train")
     bar = progress(range(params.vae.iterations), desc="vae")
     for step in bar:
