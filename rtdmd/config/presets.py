@@ -83,12 +83,12 @@ WORLD: dict[str, Any] = {
         "watch": _WATCH | {"every": 250},
         "save_every": 100,
         "keep": 2,
-        "image_log_every": 0,
+        "image_log_every": 250,
         "log_every": 10,
     },
     "train_rtdmd": {
         "recipe": "custom",
-        "epochs": 115,
+        "epochs": 118,
         "processes": 1,
         "compile": False,
         "prompts": "train",
@@ -173,7 +173,7 @@ WORLD: dict[str, Any] = {
         "watch": _WATCH | {"every": 30, "images": 8},
         "save_every": 10,
         "keep": 2,
-        "image_log_every": 0,
+        "image_log_every": 30,
         "log_every": 1,
     },
     "evaluate": {

@@ -13,4 +13,4 @@ def test_every_method_has_a_length_within_the_budget(capsys: pytest.CaptureFixtu
     rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
     lengths = {name: int(length) for names, length in rows for name in names.split(", ")}
     assert lengths.keys() == METHODS.keys()
-    assert (lengths["rtdmd"], lengths["rtdmd-corrected"], lengths["draft-1"]) == (115, 35, 197)
+    assert (lengths["rtdmd"], lengths["rtdmd-corrected"], lengths["draft-1"]) == (118, 36, 202)
