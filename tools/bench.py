@@ -153,7 +153,9 @@ def needed(params: Params, stage: str) -> Counts:
 
 def _timed(update: Update, passes: Passes, repeats: int, need: Counts) -> Times:
     """Update and passes in turn, after one of each that does not count."""
-    whole, bare, made = list[tuple[float, float]](), list[tuple[float, float]](), list[Counts]()
+    whole = list[tuple[float, float]]()
+    bare = list[tuple[float, float]]()
+    made = list[Counts]()
     for step in range(repeats + 1):
         passes.found.clear()
         whole.append(_clocked(partial(update, step)))

@@ -67,7 +67,9 @@ class Meter:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """All collectives of this process inside the ``with``."""
-        plain_run, plain_sum, plain_gather = ranks.run_collective, Ranks.all_reduce_tensors, Gather.__call__
+        plain_run = ranks.run_collective
+        plain_sum = Ranks.all_reduce_tensors
+        plain_gather = Gather.__call__
 
         def run(action: Callable[[], Any]) -> Any:
             began = time.perf_counter()
@@ -166,7 +168,8 @@ def row(stage: str, keys: Mapping[str, Any], found: Sequence[Measured]) -> list[
     clock = max(one.clock for one in found)
     cpu = sum(one.cpu for one in found)
     share = statistics.mean(one.collectives / one.clock for one in found)
-    sent, ideal = (statistics.mean(values) for values in zip(*((one.sent, one.ideal) for one in found), strict=True))
+    sent = statistics.mean(one.sent for one in found)
+    ideal = statistics.mean(one.ideal for one in found)
     name = f"hybrid, groups of {keys['shard_group']}" if keys["shard_group"] else keys["sharding"]
     figures = [f"{clock:.2f}", f"{cpu:.2f}", f"{100 * share:.0f} %", f"{sent / 1e6:.1f}", f"{ideal / 1e6:.1f}"]
     return [stage, str(len(found)), name, *figures, f"{sent / ideal:.3f}" if ideal else ""]

@@ -252,7 +252,8 @@ def long_enough(name: str, changes: dict[str, Any]) -> dict[str, Any]:
     if name != "smoke":
         return changes
     tree = merged(PRESETS[name], changes)
-    one, two = tree["train_acdmd"], tree["train_rtdmd"]
+    one = tree["train_acdmd"]
+    two = tree["train_rtdmd"]
     lengths = {
         "train_acdmd": {"iterations": max(one["iterations"], one["generator_every"])},
         "train_rtdmd": {"epochs": max(two["epochs"], two["ema_every"] - two["ema_warmup"])},

@@ -39,15 +39,14 @@ _WORDS = {
 }
 
 RENAMED: dict[str, tuple[str, ...]] = {
-    f"{section}.{key}": tuple(f"{section}.{name}" for name in names)
-    for section in ("train_acdmd", "train_rtdmd")
-    for key, names in _OPTIMIZER.items()
-} | {
     **{old: (new,) for old, new in _WORDS.items()},
     "prepare_prompts.train": ("prepare_prompts.sets.train", "train_acdmd.prompts", "train_rtdmd.prompts"),
     "prepare_prompts.eval": ("prepare_prompts.sets.heldout", "evaluate.suites"),
 }
 """Dotted key -> the key, or the keys, that say the same now."""
+for _section in ("train_acdmd", "train_rtdmd"):
+    for _key, _names in _OPTIMIZER.items():
+        RENAMED[f"{_section}.{_key}"] = tuple(f"{_section}.{_name}" for _name in _names)
 
 
 MOVED: dict[str, str] = {

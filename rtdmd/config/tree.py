@@ -125,7 +125,9 @@ class Params(Section):
 
     def _check_noise(self) -> None:
         """Terms that are made of the sampler's stochastic steps need some, and noise in them."""
-        p, stochastic, eta = self.train_rtdmd, self.model.num_steps - 1, self.model.eta
+        p = self.train_rtdmd
+        stochastic = self.model.num_steps - 1
+        eta = self.model.eta
         users = {
             "weights.policy above 0": (p.weights.policy > 0, "weights.policy: 0"),
             "weights.reference_kl above 0": (p.weights.reference_kl > 0, "weights.reference_kl: 0"),

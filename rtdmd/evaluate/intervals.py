@@ -46,7 +46,9 @@ def estimate(values: Sequence[float] | np.ndarray, prompts: Sequence[int], tags:
 
     Raises ValueError when empty, of different lengths, or not finite.
     """
-    x, prompt, tag = np.asarray(values, dtype=np.float64), np.asarray(prompts), np.asarray(tags)
+    x = np.asarray(values, dtype=np.float64)
+    prompt = np.asarray(prompts)
+    tag = np.asarray(tags)
     if not len(x) == len(prompt) == len(tag) or len(x) == 0:
         raise ValueError(f"values, prompts and tags need one length above 0, not {len(x)}, {len(prompt)}, {len(tag)}")
     if not np.isfinite(x).all():

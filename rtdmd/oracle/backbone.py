@@ -35,9 +35,12 @@ class OracleTransformer(nn.Module):
             torch.manual_seed(seed)
             last = nn.Linear(width, 2)
             self.residual = nn.Sequential(
-                *(nn.Linear(2 + 5 + mixture.prompts + steps, width), nn.SiLU()),
-                *(nn.Linear(width, width), nn.SiLU()),
-                *(nn.Linear(width, width), nn.SiLU()),
+                nn.Linear(2 + 5 + mixture.prompts + steps, width),
+                nn.SiLU(),
+                nn.Linear(width, width),
+                nn.SiLU(),
+                nn.Linear(width, width),
+                nn.SiLU(),
                 last,
             )
         nn.init.zeros_(last.weight)

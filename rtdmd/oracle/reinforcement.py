@@ -131,11 +131,13 @@ def student_mixture(mixture: Mixture) -> Mixture:
     each eigenvector of the covariance the starting variance is found by bisection.
     """
     values, vectors = torch.linalg.eigh(mixture.covariances)
-    low, high = values.clone(), 100 * values
+    low = values.clone()
+    high = 100 * values
     for _ in range(60):
         middle = (low + high) / 2
         below = few_step_variance(middle) < values
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        low = torch.where(below, middle, low)
+        high = torch.where(below, high, middle)
     return Mixture(mixture.weights, mixture.means, torch.einsum("pjde,pje,pjfe->pjdf", vectors, low, vectors))
 
 
@@ -144,7 +146,8 @@ def few_step_variance(variance: Tensor) -> Tensor:
     flat = variance.reshape(-1)
     total = torch.ones_like(flat)
     for sigma, tau in pairwise(LEVELS):
-        level, lower = torch.full_like(flat, sigma), torch.full_like(flat, tau)
+        level = torch.full_like(flat, sigma)
+        lower = torch.full_like(flat, tau)
         slope = (sigma - (1 - sigma) * flat) / ((1 - sigma) ** 2 * flat + sigma**2)
         gain, std = cps_mean_std(torch.ones_like(flat)[:, None], slope[:, None], level, lower, ETA)
         total = gain[:, 0] ** 2 * total + std**2
@@ -235,7 +238,8 @@ def matching_as_a_reward(setting: Setting, path: str = "reward", size: int = 400
 def train_stage_two(mixture: Mixture, changes: dict[str, Any], setting: Setting, width: int = 32) -> AdapterBank:
     """Stage two on the oracle; returns the roles with the EMA generator in place. `changes` to CORRECTED."""
     trainer = start_stage_two(mixture, changes, setting, width)
-    shape, device = trainer.backbone.latent_shape(), trainer.backbone.device
+    shape = trainer.backbone.latent_shape()
+    device = trainer.backbone.device
     cond, records, _ = images(trainer.p, mixture)
     for step in range(trainer.p.epochs):
         draws = BatchDraws(setting.seed, "oracle two", step, tuple(range(len(records))), shape, device)
@@ -246,13 +250,16 @@ def train_stage_two(mixture: Mixture, changes: dict[str, Any], setting: Setting,
 
 def outcome(setting: Setting, mixture: Mixture = MIXTURE, width: int = 32, **changes: Any) -> Outcome:
     """Train stage two with `changes` and compare it with its fixed point, on 100 000 samples."""
-    mixture, start = mixture.to(setting.device), time.perf_counter()
+    mixture = mixture.to(setting.device)
+    start = time.perf_counter()
     bank = train_stage_two(mixture, changes, setting, width)
-    seconds, target = time.perf_counter() - start, fixed_point(mixture.to("cpu"), changes)
+    seconds = time.perf_counter() - start
+    target = fixed_point(mixture.to("cpu"), changes)
     samples = sample_generator(bank, mixture, 100_000, seed=1).double().cpu()
     prompt = torch.arange(len(samples)) % mixture.prompts
     parts = [samples[prompt == p] for p in range(mixture.prompts)]
-    teacher, aim = linear_reward(mixture.to("cpu").mean()).mean(), linear_reward(target.mean()).mean()
+    teacher = linear_reward(mixture.to("cpu").mean()).mean()
+    aim = linear_reward(target.mean()).mean()
     ratios = [float(torch.cov(part.T).trace() / target.covariance()[p].trace()) for p, part in enumerate(parts)]
     exact = target.sample(torch.arange(6000) % mixture.prompts, torch.Generator().manual_seed(1))
     distances = [energy_distance(part[:3000], exact[p :: mixture.prompts]) for p, part in enumerate(parts)]

@@ -96,7 +96,9 @@ def train_stage_one(
     `step_aware`: with a fake score that is told the roll-out's stop index."""
     params = oracle_params("train_acdmd", changes)
     precision = torch.bfloat16 if setting.dtype == "bfloat16" else torch.float32
-    p, seed, steps = params.train_acdmd, setting.seed, params.model.num_steps
+    p = params.train_acdmd
+    seed = setting.seed
+    steps = params.model.num_steps
     backbone = OracleBackbone(mixture, width, seed, precision, steps if step_aware else 0)
     bank = (StepAwareAdapterBank if step_aware else AdapterBank)(
         backbone, params.adapter, ADAPTERS["train_acdmd"], seed
@@ -121,10 +123,12 @@ def every_prompt(mixture: Mixture, n: int) -> Conditioning:
 def sample_generator(bank: AdapterBank, mixture: Mixture, n: int, seed: int, eta: float = 0.9) -> Tensor:
     """x̂_0 (n, 2) of the few-step generator for prompts 0, 1, ..., 0, 1, ..."""
     generator = torch_generator(seed, "oracle", "sample")
-    sigmas, cond = bank.backbone.sigmas(4), every_prompt(mixture, n)
+    sigmas = bank.backbone.sigmas(4)
+    cond = every_prompt(mixture, n)
     x = torch.randn(n, 2, 1, 1, generator=generator).to(mixture.means.device)
     for sigma, tau in pairwise(sigmas):
-        level, lower = sigma.expand(n).to(x.device), tau.expand(n).to(x.device)
+        level = sigma.expand(n).to(x.device)
+        lower = tau.expand(n).to(x.device)
         v = bank.velocity("generator", x, level, cond)
         x = cps_step(x, v, level, lower, eta, torch.randn(x.shape, generator=generator).to(x.device))
     return x.flatten(1)
@@ -132,7 +136,8 @@ def sample_generator(bank: AdapterBank, mixture: Mixture, n: int, seed: int, eta
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
     """2 E|x - y| - E|x - x'| - E|y - y'| (N, d), unbiased; 0 for equal distributions."""
-    n, m = len(x), len(y)
+    n = len(x)
+    m = len(y)
     within = torch.cdist(x, x).sum() / (n * (n - 1)) + torch.cdist(y, y).sum() / (m * (m - 1))
     return float(2 * torch.cdist(x, y).mean() - within)
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 FOLDER = ".rtdmd/plan"
 GPU = "A100"  # the slowest that is common: a faster one ends early
-SLACK, SLOW = 1.25, 1.5  # of memory, for the allocator; of time
+SLACK = 1.25  # of memory, for the allocator
+SLOW = 1.5  # of time
 PROGRAM_MB = {"cpu": 1500, "cuda": 6000}  # interpreter and libraries; with CUDA's host side
 MIN_MINUTES = 15  # imports, hashing inputs, checkpoints
 CPU_FLOPS = 10e9  # a second and thread, below what `rtdmd bench` measures

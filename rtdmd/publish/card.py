@@ -80,7 +80,8 @@ def _results(found: Published) -> list[str]:
 
 def _suite(found: Published, suite: str, metrics: Mapping[str, Any]) -> list[str]:
     """What was measured on one suite."""
-    rewards, names = found.rewards, score_names(metrics)
+    rewards = found.rewards
+    names = score_names(metrics)
     trained = [name for name in names if trained_on(name, rewards)]
     other = [name for name in names if name not in trained]
     features = [name for name in FEATURES if metrics[STUDENT].get(name) is not None]
@@ -114,18 +115,21 @@ def _models(metrics: Mapping[str, Any]) -> list[str]:
 
 def _table(metrics: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
     head = ["Model", "Network evaluations", *(FEATURES.get(name, markdown(score_label(name))) for name in names)]
-    rows = [
-        [LABELS[m], str(metrics[m]["network_evaluations"]), *(figure(metrics[m].get(n)) for n in names)]
-        for m in _models(metrics)
-    ]
-    return [head, *rows]
+    table = [head]
+    for model in _models(metrics):
+        own = metrics[model]
+        table.append([LABELS[model], str(own["network_evaluations"]), *(figure(own.get(name)) for name in names)])
+    return table
 
 
 def _by_tag(metrics: Mapping[str, Any], name: str) -> list[list[str]]:
     tags = in_order(metrics[STUDENT]["per_tag"][name], TAGS)
     head = [f"{markdown(score_title(name))} by tag", *(markdown(tag.replace("_", " ")) for tag in tags)]
-    rows = [[LABELS[m], *(figure(metrics[m]["per_tag"][name][tag]) for tag in tags)] for m in _models(metrics)]
-    return [head, *rows]
+    table = [head]
+    for model in _models(metrics):
+        found = metrics[model]["per_tag"][name]
+        table.append([LABELS[model], *(figure(found[tag]) for tag in tags)])
+    return table
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -135,7 +139,9 @@ def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _recipe(found: Published) -> list[str]:
     settings = found.settings
-    one, two, adapter = settings["train_acdmd"], settings["train_rtdmd"], settings["adapter"]
+    one = settings["train_acdmd"]
+    two = settings["train_rtdmd"]
+    adapter = settings["adapter"]
     trained = (
         f"LoRA of rank {adapter['rank']}, alpha {adapter['alpha']}, on {TARGETS[adapter['targets']]} in each stage"
     )

@@ -76,7 +76,8 @@ def card_data(found: Published) -> ModelCardData:
     """The card's metadata. base_model is left out for a local base: the Hub knows repositories only."""
     model = found.model
     licence, licence_name = licence_of(model)
-    hub, adapter = model.is_hub_id, "lora" in found.forms
+    hub = model.is_hub_id
+    adapter = "lora" in found.forms
     results = eval_results(found)
     return ModelCardData(
         license=licence,
@@ -134,7 +135,8 @@ def eval_results(found: Published) -> list[EvalResult]:
     for suite, metrics in suites_of(found.metrics).items():
         student = metrics[STUDENT]
         for name in score_names(metrics):
-            value, half = student[name]["mean"], student[name]["ci95"]
+            value = student[name]["mean"]
+            half = student[name]["ci95"]
             trained = trained_on(name, found.rewards)
             results.append(_result(suite, name, (value, half), student["images"], trained))
         results += [

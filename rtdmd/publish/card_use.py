@@ -36,7 +36,8 @@ def _block(code: str) -> list[str]:
 
 def load_snippet(found: Published, merged: bool) -> str:
     """Load the adapter (or the merged transformer) with plain diffusers, and draw."""
-    model, base = found.model, found.base
+    model = found.model
+    base = found.base
     options = [f"revision={python_string(model.revision)}"] if model.revision else []
     options += ["transformer=transformer"] if merged else []
     options += [f"dtype=torch.{model.dtype}", *(f"{part}=None" for part in base.absent)]
@@ -100,7 +101,8 @@ def cps_snippet(found: Published) -> str:
 
 def _schedulers(found: Published) -> list[str]:
     """What each scheduler gives, with its score, and the snippet of the trained noise level."""
-    eta, own = found.model.eta, 1.0 if found.stochastic else 0.0
+    eta = found.model.eta
+    own = 1.0 if found.stochastic else 0.0
     rows = [(f"`CPSScheduler`, below (`pipe.scheduler.eta = {eta:g}`)", eta)] if eta not in (0.0, 1.0) else []
     rows += [("the folder's own, as above", own), (f"the same with `stochastic_sampling={own == 0}`", 1.0 - own)]
     name = next(iter(score_names(first_suite(found.metrics))), None)

@@ -140,9 +140,9 @@ def _versions_of(versions: Mapping[str, Any], stage: str) -> dict[str, str]:
 
 def _causes_first(inputs: Mapping[str, Mapping[str, str]], name: str) -> list[str]:
     """Stages in an order in which none comes before one whose results it reads."""
-    needs = {
-        stage: {path.split("/")[1] for path in paths if path.startswith("results/")} for stage, paths in inputs.items()
-    }
+    needs = {}
+    for stage, paths in inputs.items():
+        needs[stage] = {path.split("/")[1] for path in paths if path.startswith("results/")}
     order: list[str] = []
     while len(order) < len(needs):
         ready = sorted(s for s in needs if s not in order and not (needs[s] & needs.keys()) - {*order, s})

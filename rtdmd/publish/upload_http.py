@@ -161,7 +161,8 @@ def redact(text: str) -> str:
 
 class _Redacting(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = redact(record.getMessage()), None
+        record.msg = redact(record.getMessage())
+        record.args = None
         return True
 
 
@@ -175,7 +176,8 @@ def hub_session(write: bool = True) -> Iterator[None]:
         raise UserError("HF_HUB_OFFLINE is set: the Hub cannot be asked; unset it")
     if write and get_token() is None:
         raise UserError(f"no token for the Hub; {LOG_IN}")
-    logger, hidden = logging.getLogger("huggingface_hub"), _Redacting()
+    logger = logging.getLogger("huggingface_hub")
+    hidden = _Redacting()
     handlers = [*logger.handlers, *logging.getLogger().handlers]
     bars = sys.stderr.isatty() or are_progress_bars_disabled()  # in a log file, bars are noise
     for handler in handlers:

@@ -27,7 +27,8 @@ from rtdmd.publish.lineage_record import header_of
 from rtdmd.publish.trace import PROVENANCE, PUBLISHED_FROM
 
 STAGE = "publish"
-CARD, GATE = "README.md", "gate.json"
+CARD = "README.md"
+GATE = "gate.json"
 NOT_GATED = frozenset({GATE, "resolved.json"})  # written after the gate, from its inputs
 KINDS = frozenset({".json", ".md", ".png", ".py", ".safetensors"})
 IN_MEMORY = 16 * 2**20  # bytes; weights above it are read again while they are sent, and their hash is compared
@@ -114,7 +115,8 @@ def stage_files(root: Path) -> dict[str, Content]:
     pipeline = read_pipeline(root)
     found: dict[str, Content] = {}
     for out in pipeline[STAGE].outs:
-        path, name = root / out, PurePosixPath(out).relative_to(folder).as_posix()
+        path = root / out
+        name = PurePosixPath(out).relative_to(folder).as_posix()
         if not path.is_file():
             raise UserError(f"{out}: no such file; `snakemake {STAGE}` makes it")
         if path.suffix not in KINDS:

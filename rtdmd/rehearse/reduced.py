@@ -109,7 +109,8 @@ def leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 def reduced(params: Params, device: str) -> Params:
     """``params`` with the keys of `REDUCED` made small; device: where this machine computes."""
-    model, adapter = params.model, params.adapter
+    model = params.model
+    adapter = params.adapter
     rank = min(adapter.rank, 4)
     changes: dict[str, Any] = {
         "run": {"device": device, "threads": 1, "gpus_per_node": None},

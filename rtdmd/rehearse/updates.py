@@ -29,7 +29,8 @@ def stage_one(
 ) -> tuple[AcdmdTrainer, Update]:
     """A trainer and its update: a round of fake-score updates with its generator update. ``shapes``: of a prompt's
     conditioning; ``ranks``: this process's place where several share the prompts."""
-    p, device = params.train_acdmd, backbone.device
+    p = params.train_acdmd
+    device = backbone.device
     ranks = ranks or Ranks(device=device)
     mine = ranks.local_shard(p.batch_size)
     texts, null = random_texts(params, shapes, p.batch_size, device)
@@ -55,7 +56,8 @@ def stage_two(
 ) -> tuple[RtdmdTrainer, Update]:
     """A trainer and its update: an epoch, always of the same ``prompts``, over and over where they are fewer;
     ``ranks``: this process's place where several share them."""
-    p, device = params.train_rtdmd, backbone.device
+    p = params.train_rtdmd
+    device = backbone.device
     ranks = ranks or Ranks(device=device)
     mine = ranks.local_shard(p.prompts_per_epoch)
     texts, null = random_texts(params, shapes, p.prompts_per_epoch, device)
@@ -75,11 +77,9 @@ def random_texts(params: Params, shapes: Shapes, rows: int, device: torch.device
     """Random numbers as so many prompts and the empty one, of the right shape and as the text cache stores them: what a
     text says costs nothing."""
     dtype = DTYPES[params.cache_teacher.storage_dtype]
-    prompts, null = (
-        Conditioning({name: normal((count, *shape), "texts", of, name) for name, shape in shapes.items()})
-        for of, count in (("prompts", rows), ("null", 1))
-    )
-    return prompts.to(device, dtype), null.to(device, dtype)
+    prompts = {name: normal((rows, *shape), "texts", "prompts", name) for name, shape in shapes.items()}
+    null = {name: normal((1, *shape), "texts", "null", name) for name, shape in shapes.items()}
+    return Conditioning(prompts).to(device, dtype), Conditioning(null).to(device, dtype)
 
 
 def draws_of(stage: str, step: int, samples: range, backbone: PipelineBackbone) -> Draws:
@@ -95,7 +95,8 @@ def round_of(params: Params, number: int) -> range:
 
 def typical_rounds(params: Params, count: int) -> list[int]:
     """Numbers of rounds of stage one whose roll-outs stop, on average, where those of a long training do."""
-    p, steps = params.train_acdmd, params.model.num_steps
+    p = params.train_acdmd
+    steps = params.model.num_steps
     if p.rollout_stop == "last":
         return list(range(count))
     streams = ["train_acdmd"] + ["train_acdmd-generator"] * (p.generator_rollout == "own")

@@ -55,7 +55,9 @@ def frontier(metrics: Metrics, path: Sequence[Mapping[str, Any]] = (), suite: st
 def _by_kind(models: Mapping[str, Mapping[str, float]]) -> Markup:
     """A line a model, a column a kind of what the verifier reads."""
     kinds = next(iter(models.values()))
-    rows = [[LABELS[name], *(plain(own[kind]) for kind in kinds)] for name, own in models.items()]
+    rows = []
+    for name, own in models.items():
+        rows.append([LABELS[name], *(plain(own[kind]) for kind in kinds)])
     header = ["Divergence by one kind alone, at least", *kinds]
     return table(header, rows, ["best" if name == STUDENT else "" for name in models])
 

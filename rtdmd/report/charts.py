@@ -22,7 +22,9 @@ COLORS = {
     "train_rtdmd": "#1a7f37",
 }
 OTHER = "#6e7781"
-AXIS, GRID, INK = "#6e7781", "#eaeef2", "#424a53"
+AXIS = "#6e7781"
+GRID = "#eaeef2"
+INK = "#424a53"
 OUT_OF_REACH = "#f3f4f6"
 PALETTE = ("#bc4c00", "#1b7c83", "#4d2d00", "#0550ae", "#a40e26", "#6b8e00")
 """Of models that the report does not colour."""
@@ -135,7 +137,8 @@ def curve(name: str, x: Sequence[float], y: Sequence[float], x_name: str, size: 
     x, y = thinned(x, y)
     log = min(y) > 0 and max(y) / min(y) > 100
     shown = [math.log10(v) for v in y] if log else list(y)
-    low, high = min(shown), max(shown)
+    low = min(shown)
+    high = max(shown)
     pad = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
     frame = Frame(46, 26, width - 58, height - 62, (min(x), max(x)), (low - pad, high + pad))
     parts = [_text(4, 15, name, size=13)]
@@ -207,12 +210,14 @@ def _legend(left: float, models: Sequence[str], labels: Mapping[str, str]) -> st
 
 
 def _dot(frame: Frame, x: float, value: Estimate, color: str, name: str) -> str:
-    px, py = frame.px(x), frame.py(value.mean)
+    px = frame.px(x)
+    py = frame.py(value.mean)
     width = "" if value.ci95 is None else f" ± {value.ci95:.3f}"
     dot = circle(px, py, 4.5, color, f"{name}: {value.mean:.3f}{width}")
     if value.ci95 is None:
         return dot
-    low, high = frame.py(max(0.0, value.mean - value.ci95)), frame.py(min(1.0, value.mean + value.ci95))
+    low = frame.py(max(0.0, value.mean - value.ci95))
+    high = frame.py(min(1.0, value.mean + value.ci95))
     return _line(px, low, px, high, color, 1.6) + dot
 
 
@@ -228,7 +233,8 @@ def forest(
     """Differences with their intervals: a line a row, a column a figure; `columns` maps figure -> row -> (difference,
     half-width). An interval that leaves out 0 is coloured."""
     rows = list(dict.fromkeys(row for values in columns.values() for row in values))
-    step, top = 20, 26
+    step = 20
+    top = 26
     height = top + step * len(rows) + 22
     each = (width - label_width) / len(columns)
     parts = [_text(4, top + step * (i + 0.5) + 4, row, size=12) for i, row in enumerate(rows)]

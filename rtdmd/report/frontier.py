@@ -95,7 +95,9 @@ def _ranges(data: Mapping[str, Any]) -> tuple[tuple[float, float], tuple[float, 
 
 def _out_of_reach(frame: Frame, kl: Sequence[float], reward: Sequence[float]) -> str:
     """The side of the curve on which no distribution lies: less divergence than its reward costs."""
-    left, lowest, highest = frame.left, frame.x[0], frame.y[1]
+    left = frame.left
+    lowest = frame.x[0]
+    highest = frame.y[1]
     points = _points(frame, [lowest, *kl, kl[-1], lowest], [reward[0], *reward, highest, highest])
     area = f'<polygon points="{points}" fill="{OUT_OF_REACH}"/>'
     return area + _text(left + 8, frame.top + 16, "out of reach", color=AXIS)
@@ -117,7 +119,8 @@ def _ends(frame: Frame, point: Mapping[str, Any], name: str) -> tuple[float, flo
     """Both ends in pixels of a point's interval: of "excess", which lies across, or of "reward", which is upright."""
     half = point[f"{name}_ci95"] or 0.0
     across, upwards = (half, 0.0) if name == "excess" else (0.0, half)
-    x, y = point["kl"], point["reward"]
+    x = point["kl"]
+    y = point["reward"]
     return frame.px(x - across), frame.py(y - upwards), frame.px(x + across), frame.py(y + upwards)
 
 
@@ -139,5 +142,6 @@ def _point(frame: Frame, found: Mapping[str, Any], color: str, label: str) -> st
     for name in ("excess", "reward"):
         if point[f"{name}_ci95"] is not None:
             parts.append(_line(*_ends(frame, point, name), color, 1.6))
-    x, y = frame.px(point["kl"]), frame.py(point["reward"])
+    x = frame.px(point["kl"])
+    y = frame.py(point["reward"])
     return "".join(parts) + circle(x, y, 4.5, color, f"{label}: {_said(point)}")

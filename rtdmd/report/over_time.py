@@ -102,10 +102,13 @@ def _finite(x: Sequence[float | None], y: Sequence[float | None]) -> tuple[list[
 def read_curves(path: Path) -> tuple[str, Columns]:
     """Name of the first column, and all columns of numbers (None for an empty field). UserError for anything else."""
     names, rows = read_table(path, AGAIN)
+    columns: Columns = {}
     try:
-        return names[0], {name: [float(row[name]) if row[name] else None for row in rows] for name in names}
+        for name in names:
+            columns[name] = [float(row[name]) if row[name] else None for row in rows]
     except ValueError as error:
         raise UserError(f"{path}: a field is no number ({error}); {AGAIN}") from error
+    return names[0], columns
 
 
 def strict_by_tag(path: Path) -> tuple[str, Columns]:

@@ -59,7 +59,8 @@ def lead(metrics: Metrics) -> str:
 
 
 def _lead(metrics: Metrics, where: str) -> str:
-    models, name = models_of(metrics), score_names(metrics)[0]
+    models = models_of(metrics)
+    name = score_names(metrics)[0]
     parts = [f"{LABELS[m]} {interval(metrics[m][name])} ({metrics[m]['network_evaluations']})" for m in models]
     head = f"{score_title(name)} on {metrics[models[0]]['images']} held-out images{where} of each model"
     return f"{head} (in brackets: network evaluations an image): {', '.join(parts)}."
@@ -96,7 +97,9 @@ def overview(suites: Mapping[str, Metrics]) -> Section:
     columns = [(suite, own, name) for suite, own in suites.items() for name in score_names(own)]
     header = ["Model", *(f"{score_label(name)} ({suite})" for suite, _, name in columns)]
     models = models_of(next(iter(suites.values())))
-    rows = [[LABELS[m], *(cell(own[m][name]) for _, own, name in columns)] for m in models]
+    rows = []
+    for model in models:
+        rows.append([LABELS[model], *(cell(own[model][name]) for _, own, name in columns)])
     sizes = [[suite, *map(str, _size(own))] for suite, own in suites.items()]
     body = table(header, rows, ["best" if m == STUDENT else "" for m in models])
     body += table(["Suite", "Prompts", "Images of each model", "Pixels", "Pixels in training"], sizes)
@@ -115,7 +118,8 @@ def _section(title: str, how: str, body: Markup, suite: str) -> Section:
 
 def results(metrics: Metrics, suite: str = "") -> Section:
     """The table of all models, real images last."""
-    rows, classes = [], []
+    rows = []
+    classes = []
     for model in [*models_of(metrics), *(["reference"] if "reference" in metrics else [])]:
         own = metrics[model]
         cost = ["–", "–"] if model == "reference" else [str(own["steps"]), str(own["network_evaluations"])]
@@ -172,16 +176,19 @@ def samples(sheet: Path) -> Section:
 
 def tags(metrics: Metrics, suite: str = "") -> Section:
     """Chart and table of the first score for each tag."""
-    models, name = models_of(metrics), score_names(metrics)[0]
+    models = models_of(metrics)
+    name = score_names(metrics)[0]
     order = in_order(metrics[models[0]]["per_tag"][name], TAGS)
-    found = {m: {tag: metrics[m]["per_tag"][name][tag] for tag in order} for m in models}
-    counts = {m: metrics[m]["images"] // len(found[m]) for m in models}
-    estimates = {
-        m: {t: Estimate(v["mean"], v["ci95"], v["ci95_prompts"], counts[m]) for t, v in found[m].items()}
-        for m in models
-    }
     header = ["Model", *(tag.replace("_", " ") for tag in order)]
-    rows = [[LABELS[m], *(cell(value) for value in found[m].values())] for m in models]
+    estimates: dict[str, dict[str, Estimate]] = {}
+    rows = []
+    for model in models:
+        found = {tag: metrics[model]["per_tag"][name][tag] for tag in order}
+        count = metrics[model]["images"] // len(found)
+        estimates[model] = {}
+        for tag, value in found.items():
+            estimates[model][tag] = Estimate(value["mean"], value["ci95"], value["ci95_prompts"], count)
+        rows.append([LABELS[model], *(cell(value) for value in found.values())])
     body = drawing(charts.tag_plot(estimates, LABELS)) + table(header, rows)
     return _section(f"{score_title(name)} by tag", "tags", body, suite)
 
@@ -212,7 +219,9 @@ def collapse(metrics: Metrics, suite: str = "") -> Section | None:
     keys = [key for key in FIGURES if key in metrics[models[0]]]
     if not keys:
         return None
-    rows = [[LABELS[m], *(plain(metrics[m][key]) for key in keys)] for m in models]
+    rows = []
+    for model in models:
+        rows.append([LABELS[model], *(plain(metrics[model][key]) for key in keys)])
     classes = ["real" if m == "reference" else "" for m in models]
     body = table(["Model", *(FIGURES[key] for key in keys)], rows, classes)
     return _section("What was drawn", "collapse", body, suite)

@@ -22,7 +22,8 @@ from typing import Any, Literal
 from rtdmd.common.errors import UserError
 from rtdmd.common.sums import sum_in_order
 
-THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9  # detections count above it; the second for the tag `counting`
+THRESHOLD = 0.3  # detections count above it
+COUNTING_THRESHOLD = 0.9  # for the tag `counting`
 MAX_OBJECTS = 16  # of one class, the most confident
 MARGIN = 0.1  # of the two objects' sizes: offsets within it have no direction
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")

@@ -34,7 +34,9 @@ def build(stage: Stage) -> str:
     metrics = read_json(stage.input("results/evaluate/metrics.json"))
     trained = [name for name in TRAINING if f"results/{name}/curves.csv" in stage.entry.deps]
     resolved = {name: read_json(stage.input(f"results/{name}/resolved.json")) for name in (*trained, "evaluate")}
-    curves, watched, logs = {}, {}, {}
+    curves = {}
+    watched = {}
+    logs = {}
     for name in trained:
         title = TRAINING[name]
         curves[title] = stage.input(f"results/{name}/curves.csv")

@@ -81,7 +81,8 @@ class Row:
 def seed_mean(values: Sequence[float], noise: Sequence[float | None] = ()) -> Mean:
     """Mean of one value a seed, with Student's t over the seeds; ``noise``: 95 % half-widths of the values themselves,
     of independent images."""
-    x, n = np.asarray(values, dtype=np.float64), len(values)
+    x = np.asarray(values, dtype=np.float64)
+    n = len(values)
     spread = float(stdtrit(n - 1, 0.975) * x.std(ddof=1) / math.sqrt(n)) if n > 1 else None
     known = [width for width in noise if width is not None]
     within = math.sqrt(sum_in_order(width**2 for width in known)) / n if known and len(known) == n else None
@@ -90,11 +91,13 @@ def seed_mean(values: Sequence[float], noise: Sequence[float | None] = ()) -> Me
 
 def read_run(root: Path, plan: SweepPlan, name: str, seed: int) -> Run | None:
     """One finished run; None where there is none yet."""
-    folder, stage = run_folder(root, plan, name, seed), stage_of(name)
+    folder = run_folder(root, plan, name, seed)
+    stage = stage_of(name)
     if not (folder / DONE).is_file():
         return None
     model = MODELS[stage][0]
-    results, judged = folder / "results", judged_folder(folder)
+    results = folder / "results"
+    judged = judged_folder(folder)
     curves = read_curves(results / stage / "curves.csv")[1] if stage == "train_rtdmd" else {}
     metrics = [read_json(place / METRICS) for place in (judged, folder)]
     own, kept = (figures(first_suite(one)[model]) for one in metrics)

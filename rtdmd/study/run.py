@@ -67,9 +67,10 @@ def is_current(folder: Path, params: Params, stage: str) -> bool:
 def code_of(folder: Path, kind: str) -> str:
     """Hash of the code that the run's students were trained with and judged by."""
     stages = ["evaluate"] if kind == "teacher" else [kind, "evaluate"]
-    inputs = {f"{stage}:{dep}": digest for stage in stages
-              for dep, digest in read_json(folder / "results" / stage / "resolved.json")["inputs"].items()
-              if dep.startswith("rtdmd/")}  # fmt: skip
+    inputs: dict[str, str] = {}
+    for stage in stages:
+        resolved = read_json(folder / "results" / stage / "resolved.json")
+        inputs |= {f"{stage}:{dep}": digest for dep, digest in resolved["inputs"].items() if dep.startswith("rtdmd/")}
     return hash_of(inputs)
 
 
@@ -98,11 +99,22 @@ def spent(folder: Path, params: Params, kind: str) -> dict[str, Any]:
         return {"length": 0, "planned": 0.0, "spent": 0.0}
     planned = cost(params, kind)
     if kind == "train_acdmd":
-        return {"length": params.train_acdmd.iterations, "planned": planned, "spent": planned,
-                "unit": stage_one_iteration(params)}  # fmt: skip
+        return {
+            "length": params.train_acdmd.iterations,
+            "planned": planned,
+            "spent": planned,
+            "unit": stage_one_iteration(params),
+        }
     columns = read_curves(folder / "results" / kind / "curves.csv")[1]
     kept = [share for share in columns["frac_nonzero_advantage"] if share is not None]
     parts = stage_two_epoch(params, frac_nonzero=sum_in_order(kept) / len(kept))
-    unit, epochs = sum_in_order(parts.values()), last_epoch(folder)
-    return {"length": epochs, "chosen": chosen_epoch(folder), "planned": planned, "spent": epochs * unit, "unit": unit,
-            "parts": parts}  # fmt: skip
+    unit = sum_in_order(parts.values())
+    epochs = last_epoch(folder)
+    return {
+        "length": epochs,
+        "chosen": chosen_epoch(folder),
+        "planned": planned,
+        "spent": epochs * unit,
+        "unit": unit,
+        "parts": parts,
+    }

@@ -39,7 +39,10 @@ def read_cells(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray
     """The arrays of `cell_letters`, each (N, 9): state, shape, color and size, which are 0 where there is no object."""
     letters = np.array([list(text) for text in texts])
     state = np.where(letters == EMPTY, 0, np.where(letters == CLUTTER, -1, 1))
-    code = np.array([[_CODES.get(letter, 0) for letter in text] for text in texts])
+    codes = []
+    for text in texts:
+        codes.append([_CODES.get(letter, 0) for letter in text])
+    code = np.array(codes)
     shape = np.where(state == 1, code // (2 * len(COLORS)), 0)
     color = np.where(state == 1, code // 2 % len(COLORS), 0)
     return state, shape, color, np.where(state == 1, SMALL + code % 2, 0)

@@ -64,7 +64,7 @@ def _found(changes=None, **other) -> Published:
     told = {
         "forms": ("lora", "merged"),
         "rank": 64,
-        "settings": params.model_dump(mode="json"),
+        "settings": params.model_dump(mode="json") | {"run.seed": params.run.seed},
         "metrics": _suite(METRICS),
         "settings_sha256": "d" * 64,
     } | other

@@ -136,12 +136,18 @@ class Cluster:
     def start(self, name: str) -> None:
         """Start a daemon in the foreground, as a child; its log is `<name>.log`."""
         options = {
-            "munged": ["--foreground", "--force", f"--key-file={self.folder}/munge.key",
-                       f"--socket={self.folder}/munge.socket", f"--pid-file={self.folder}/munged.pid",
-                       f"--seed-file={self.folder}/munge.seed", "--num-threads=2"],
+            "munged": [
+                "--foreground",
+                "--force",
+                f"--key-file={self.folder}/munge.key",
+                f"--socket={self.folder}/munge.socket",
+                f"--pid-file={self.folder}/munged.pid",
+                f"--seed-file={self.folder}/munge.seed",
+                "--num-threads=2",
+            ],
             "slurmctld": ["-D"],
             "slurmd": ["-D", "-N", name],
-        }  # fmt: skip
+        }
         daemon = "slurmd" if name in NODES else name
         program = shutil.which(daemon, path=SBIN)
         assert program, daemon

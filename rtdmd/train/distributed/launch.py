@@ -76,7 +76,8 @@ def _torch_place(env: Mapping[str, str]) -> Place:
     if missing and world > 1:
         raise UserError(f"WORLD_SIZE is {world} but {', '.join(missing)} is not set; start with accelerate launch")
     rank = int(env.get("RANK", "0"))
-    local_rank, local_world = int(env.get("LOCAL_RANK", str(rank))), int(env.get("LOCAL_WORLD_SIZE", str(world)))
+    local_rank = int(env.get("LOCAL_RANK", str(rank)))
+    local_world = int(env.get("LOCAL_WORLD_SIZE", str(world)))
     port = int(env.get("MASTER_PORT", "0"))
     return Place(rank, world, local_rank, local_world, env.get("MASTER_ADDR", "127.0.0.1"), port)
 

@@ -107,5 +107,6 @@ def write_curves(rows: Sequence[Mapping[str, float]], path: Path, first: Sequenc
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(list(columns))
-    writer.writerows([[f"{row[name]:.8g}" if name in row else "" for name in columns] for row in rows])
+    for row in rows:
+        writer.writerow([f"{row[name]:.8g}" if name in row else "" for name in columns])
     write_atomic(path, text.getvalue())

@@ -75,7 +75,8 @@ class Validation:
 
     def _keep(self, epoch: int) -> None:
         self.best = [tensor.clone() for tensor in self.trainer.ema.tensors]
-        self.epoch, self.misses = epoch, 0
+        self.epoch = epoch
+        self.misses = 0
 
     def restore_best(self) -> dict[str, str]:
         """Make the best student the average, where there were validations; what to say of it in its file. Where none
@@ -114,8 +115,10 @@ class Validation:
 
     def _images(self, distances: list[Tensor]) -> Iterator[Batch]:
         """Every prompt's images, whole prompts at a time, their distances (one a prompt) added to ``distances``."""
-        trainer, each = self.trainer, self.p.images
-        shape, device = trainer.backbone.latent_shape(), trainer.sigmas.device
+        trainer = self.trainer
+        each = self.p.images
+        shape = trainer.backbone.latent_shape()
+        device = trainer.sigmas.device
         for part in micro_batches(len(self.records), max(1, trainer.params.train_rtdmd.micro_batch // each)):
             rows = [row for row in range(part.start, part.stop) for _ in range(each)]
             keys = [(row, i % each) for i, row in enumerate(rows)]
