@@ -118,8 +118,9 @@ def _check_spread(reward: Reward, case: Case, scores: list[float]) -> None:
     for row, prompt in enumerate(case.prompts):
         part = scores[row * number : (row + 1) * number]
         if case.varies and max(part) - min(part) <= 1e-6 * max(1.0, *map(abs, part)):
+            listed = ", ".join(repr(seen) for seen in case.seen)
             raise UserError(
-                f"reward {reward.name} gives {part[0]:.6g} to all of {_listed(case)} for {prompt!r}: it does not look"
+                f"reward {reward.name} gives {part[0]:.6g} to all of {listed} for {prompt!r}: it does not look"
                 " at the picture. Its weights or its preprocessing are not what they should be"
             )
 
@@ -147,7 +148,3 @@ def _compare(found: Golden, record: dict[str, Any], path: Path) -> None:
         f"{', '.join(changed) or 'nothing known, so look at the code and the hardware'}."
         f" If the new scores are right: `rtdmd rewards record`, and compare with no earlier result"
     )
-
-
-def _listed(case: Case) -> str:
-    return ", ".join(repr(seen) for seen in case.seen)
