@@ -51,10 +51,10 @@ demo: $(STAMP)
 	snakemake --cores $(CORES)
 	@echo "The report: $(CURDIR)/results/report/index.html"
 
-# A real Slurm of one node, in a temporary folder: docs/slurm.md. Debian and Ubuntu; installing needs root.
+# A real Slurm of two nodes, in a temporary folder: docs/slurm.md. Debian and Ubuntu; installing needs root.
 slurm-test: export RTDMD_SLURM_TEST = long
 slurm-test: $(STAMP) slurm
-	pytest tests/workflow/test_slurm.py
+	pytest tests/workflow/test_slurm.py tests/workflow/test_slurm_nodes.py
 
 slurm:
 	PATH=$$PATH:/usr/sbin which slurmctld slurmd munged sbatch > /dev/null || \

@@ -90,8 +90,17 @@ class Jobs:
         return [(self.owners[run, "evaluate"], "evaluate") for run in find_table(table).runs()]
 
     def require(self, runs: Iterable[str]) -> None:
-        """UserError where the checkpoint that one of these runs judges has not been imported."""
+        """UserError where the checkpoint that one of these runs judges has not been imported, or where a training takes
+        several nodes: a job here has one."""
         for run in runs:
+            for stage in stages_of(self.params[run]):
+                nodes, _ = self.params[run].layout(stage)
+                if nodes > 1:
+                    raise UserError(
+                        f"experiment {run}: {stage} takes {nodes} nodes by run.gpus_per_node, and a job of a table has"
+                        f" one; `rtdmd params --experiment {run} > params.yaml` in a clone of its own, then"
+                        " `snakemake --cores all --profile slurm`"
+                    )
             folder = self.params[run].evaluate.imported
             if folder is not None and not (self.root / folder).is_dir():
                 raise UserError(
@@ -116,8 +125,7 @@ class Jobs:
         params = self.params[run]
         if stage == "prepare_prompts":
             return 1
-        processes = {"train_acdmd": params.train_acdmd.processes, "train_rtdmd": params.train_rtdmd.processes}
-        return params.run.threads * processes.get(stage, 1)
+        return params.run.threads * params.layout(stage)[1]
 
     def lay(self, run: str) -> Path:
         """Make or refresh the folder of a run; nothing that a stage wrote is touched."""

@@ -1,14 +1,17 @@
-"""One run of the whole DAG with smoke parameters for all tests of the engines; each test works on a copy of it."""
+"""One run of the whole DAG with smoke parameters for all tests of the engines; each test works on a copy of it. And a
+Slurm for those that need one."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.workflow.checkout import commit, make_checkout, run
+from tests.workflow.slurm_cluster import Cluster, missing_programs
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +28,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
             commit(root, "results")
             (root / ".rtdmd" / "finished").touch()
     return root
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A Slurm of two nodes, for every command of a module; gone after it."""
+    assert not missing_programs(), "`make slurm` installs what is missing"
+    with Cluster(tmp_path_factory.mktemp("slurm")) as running, pytest.MonkeyPatch.context() as patch:
+        for name in ("SLURM_CONF", "PATH"):
+            patch.setenv(name, running.env[name])
+        yield running

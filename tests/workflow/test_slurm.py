@@ -11,7 +11,7 @@ import re
 import shlex
 import signal
 import subprocess
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from rtdmd.common.progress import progress
 from rtdmd.pipeline.dvc_yaml import read_pipeline
 from rtdmd.train.distributed.nodes import on_other_nodes
 from tests.workflow.checkout import REPOSITORY, copy, environment, make_checkout, run
-from tests.workflow.slurm_cluster import Cluster, missing_programs, wait_for
+from tests.workflow.slurm_cluster import Cluster, wait_for
 from tests.workflow.undisturbed import hashes, undisturbed
 
 ASKED = os.environ.get("RTDMD_SLURM_TEST", "")
@@ -40,16 +40,6 @@ CHANGES: dict[str, Any] = {
     "evaluate": {"suites": [{"name": "heldout", "prompts": "heldout", "images_per_tag": 2, "reference_images": 12}]},
 }
 PROFILE = ("snakemake", "--cores", "all", "--profile", "slurm")
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The cluster, for every command of this module; gone after it."""
-    assert not missing_programs(), "`make slurm` installs what is missing"
-    with Cluster(tmp_path_factory.mktemp("slurm")) as running, pytest.MonkeyPatch.context() as patch:
-        for name in ("SLURM_CONF", "PATH"):
-            patch.setenv(name, running.env[name])
-        yield running
 
 
 def start(root: Path) -> subprocess.Popen[bytes]:

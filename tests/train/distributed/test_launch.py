@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from rtdmd.common.errors import UserError
+from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.config import preset
-from rtdmd.train.distributed.launch import Place, first_host, found_place, place_of, require_sharding
+from rtdmd.train.distributed import launch
+from rtdmd.train.distributed.launch import Place, found_place, place_of, require_sharding
+from rtdmd.train.distributed.nodes import FIRST_RANK, first_host
+from tests.workspace import REPOSITORY
 
 RUN = preset("smoke", {"run": {"threads": 3}}).run
 
@@ -40,6 +43,13 @@ def test_a_slurm_steps_variables_are_mapped_and_a_named_address_wins() -> None:
     named = found_place(SLURM | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"})
     assert named == Place(3, 4, 1, 2, "10.0.0.1", 29500)
     assert found_place(SLURM | {"SLURM_STEP_NUM_TASKS": "1"}) is None  # one task: the stage starts the others itself
+
+
+def test_a_task_that_the_stage_started_on_another_node_counts_from_the_ranks_of_the_first() -> None:
+    step = SLURM | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "MASTER_ADDR": "gpu06", "MASTER_PORT": "4321"}
+    assert found_place(step | {FIRST_RANK: "2"}) == Place(2, 6, 0, 2, "gpu06", 4321)
+    alone = step | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1", FIRST_RANK: "1"}
+    assert found_place(alone) == Place(1, 2, 0, 1, "gpu06", 4321)
 
 
 @pytest.mark.parametrize(
@@ -92,3 +102,18 @@ def test_one_process_is_no_group_and_a_launchers_place_is_kept(monkeypatch: pyte
         assert os.environ["RANK"] == "3" and os.environ["MASTER_ADDR"] == "gpu07"
         assert os.environ["OMP_NUM_THREADS"] == "3"
     assert "RANK" not in os.environ and "OMP_NUM_THREADS" not in os.environ
+
+
+def test_a_process_that_ends_before_it_takes_part_ends_the_run_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Here one that cannot import torch; rank 0 would wait for it for an hour otherwise."""
+    (tmp_path / "torch.py").write_text("raise SystemExit('no torch on this node')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(launch, "LINGER", 600.0)  # the fault ends the others, not the time
+    with (
+        pytest.raises(RtdmdError, match=r"^a process of the run ended with \d+ before it took part; its own e"),
+        place_of("train_acdmd", 3, RUN, REPOSITORY),
+    ):
+        pass
+    assert "no torch on this node" in capfd.readouterr().err
