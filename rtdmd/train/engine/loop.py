@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -33,6 +34,9 @@ class Stateful(Protocol):
     def restore(self, name: str, groups: Mapping[str, Mapping[str, Tensor]]) -> None:
         """The inverse of ``tensors``."""
         ...
+
+
+LATE = 60  # seconds that a shared file system may take to show a checkpoint to all nodes
 
 
 @dataclass
@@ -92,7 +96,7 @@ class Loop:
     def _resume(self) -> int:
         if self.ranks.main:
             checkpoint.remove_partial(self.folder)
-        snapshot = checkpoint.load(self.folder, quiet=not self.ranks.main)
+        snapshot = self._load()
         if self.ranks.main:
             self.journal.restore(snapshot.journal if snapshot else "")
         if snapshot is not None:
@@ -101,6 +105,18 @@ class Loop:
         step = snapshot.step if snapshot else 0
         self._assert_replicated(step)
         return step
+
+    def _load(self) -> checkpoint.Snapshot | None:
+        """The newest checkpoint, once all processes see the same: a shared file system may show it to another node some
+        seconds late."""
+        snapshot = checkpoint.load(self.folder, quiet=not self.ranks.main)
+        for _ in range(LATE):
+            seen = self.ranks.all_gather_object(snapshot.step if snapshot else 0)
+            if len(set(seen)) == 1:
+                break
+            time.sleep(1)
+            snapshot = checkpoint.load(self.folder, quiet=True)
+        return snapshot
 
     def _assert_replicated(self, step: int) -> None:
         """RtdmdError unless all processes hold the same weights at the same step."""

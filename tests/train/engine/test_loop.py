@@ -9,12 +9,14 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from rtdmd.common.errors import RtdmdError
 from rtdmd.common.signals import SIGNALS, Stopped, caught
+from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine import checkpoint
 from rtdmd.train.engine.journal import write_curves
 from rtdmd.train.engine.loop import Loop
@@ -303,3 +305,31 @@ def test_the_journal_holds_every_step_once_after_a_kill(tmp_path: Path) -> None:
 def test_curves_have_the_union_of_columns_and_eight_digits(tmp_path: Path) -> None:
     write_curves([{"epoch": 1, "a": 1 / 3}, {"epoch": 20, "a": 1e-12, "b": -2.0}], tmp_path / "curves.csv")
     assert (tmp_path / "curves.csv").read_text() == "epoch,a,b\n1,0.33333333,\n20,1e-12,-2\n"
+
+
+def test_a_checkpoint_that_one_process_sees_late_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process is at step 6 while this one still sees step 3."""
+    for step in (3, 6):
+        checkpoint.save(tmp_path, checkpoint.Snapshot(step, {}, ""))
+    hidden = tmp_path / "step-00000006"
+    hidden.rename(tmp_path / "on its way")
+    waits: list[float] = []
+
+    def appear(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            (tmp_path / "on its way").rename(hidden)
+
+    monkeypatch.setattr("rtdmd.train.engine.loop.time.sleep", appear)
+    loop = loop_in(tmp_path, 9)
+    loop.ranks = Second(rank=1, world=2)
+    found = loop._load()
+    assert found is not None
+    assert (found.step, waits) == (6, [1, 1, 1])
+
+
+class Second(Ranks):
+    """The second of two processes, of which the first is at step 6."""
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        return [6, value]
