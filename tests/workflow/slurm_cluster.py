@@ -70,7 +70,6 @@ PartitionName=urgent Nodes=ALL PriorityTier=9
 NODES = ("127.0.0.1", "127.0.0.2")
 IDLE = ("2\n", "2\n2\n")  # in one line, or one for each partition
 GRES_CONF = "Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n"
-NODE_VARIABLE = "RTDMD_TEST_NODE"  # of a node's daemons, and of no task
 
 
 def missing_programs() -> list[str]:
@@ -151,10 +150,9 @@ class Cluster:
         daemon = "slurmd" if name in NODES else name
         program = shutil.which(daemon, path=SBIN)
         assert program, daemon
-        env = self.env | ({NODE_VARIABLE: name} if name in NODES else {})
         with (self.folder / f"{name}.log").open("ab") as log:
             self._daemons[name] = subprocess.Popen(
-                [program, *options[daemon]], env=env, stdout=log, stderr=log, start_new_session=True
+                [program, *options[daemon]], env=self.env, stdout=log, stderr=log, start_new_session=True
             )
 
     def stop(self, name: str, how: signal.Signals = signal.SIGKILL) -> None:
@@ -170,14 +168,18 @@ class Cluster:
             daemon.wait()
 
     def lose(self, node: str) -> None:
-        """A node's power cut: its slurmd and all that it started are killed."""
+        """A node's power cut: its slurmd and all that it started are killed, first those who could tell of it."""
         self.stop(node)
+        tasks = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 env = process.environ()
-                mine = env.get("SLURM_CONF") == self.env["SLURM_CONF"]
-                if mine and node in (env.get(NODE_VARIABLE), env.get("SLURMD_NODENAME")):
-                    process.kill()
+                if (env.get("SLURM_CONF"), env.get("SLURMD_NODENAME")) == (self.env["SLURM_CONF"], node):
+                    tasks.append(process)
+        parents = {parent for task in tasks if (parent := task.parent()) and parent.name() == "slurmstepd"}
+        for process in (*parents, *tasks):
+            with suppress(psutil.Error):
+                process.kill()
 
     def ask(self, *command: str) -> str:
         """What a Slurm command prints; empty where it fails."""
