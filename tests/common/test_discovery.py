@@ -33,7 +33,9 @@ def test_files_are_found_in_the_order_of_their_names(package: str) -> None:
 
 
 def test_a_file_that_registers_nothing_is_named(package: str) -> None:
-    with pytest.raises(UserError, match=r"^found_things/ant\.py: OTHER = int\(\.\.\.\) is missing; see CONTRIBUTING"):
+    with pytest.raises(
+        UserError, match=r"^found_things/ant\.py: OTHER = int\(\.\.\.\) is missing; see docs/extending\.md"
+    ):
         discover(package, "OTHER", int)
     with pytest.raises(UserError, match=r"^found_things/ant\.py: THING = str"):
         discover(package, "THING", str)

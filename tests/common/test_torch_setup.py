@@ -15,7 +15,7 @@ from rtdmd.config import RunParams
 def test_threads_and_deterministic_kernels_are_set() -> None:
     before = torch.get_num_threads()
     try:
-        assert configure(RunParams(seed=0, threads=1, device="cpu")) == torch.device("cpu")
+        assert configure(RunParams(seed=0, threads=1, device="cpu", gpus_per_node=None)) == torch.device("cpu")
         assert torch.get_num_threads() == 1
         assert torch.are_deterministic_algorithms_enabled()
     finally:
@@ -25,7 +25,7 @@ def test_threads_and_deterministic_kernels_are_set() -> None:
 def test_a_device_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"run\.device: cuda, but torch sees no CUDA device; set run\.device: cpu"):
-        configure(RunParams(seed=0, threads=1, device="cuda"))
+        configure(RunParams(seed=0, threads=1, device="cuda", gpus_per_node=None))
 
 
 class Kept(logging.Handler):
