@@ -91,9 +91,10 @@ def write_training_records(folder: Path, params: Params, stage: str) -> None:
     (folder / "watched.csv").write_text(f"{x},heldout/clipscore\n0,0.25\n30,0.5\n60,0.75\n", encoding="utf-8")
     (folder / "looks.csv").write_text(f"{x},suite,prompt_id,index,tag,strict,background,cells\n", encoding="utf-8")
     zipfile.ZipFile(folder / "image_log.zip", "w").close()
-    sections = {name: getattr(params, name).model_dump(mode="json") for name in ("run", "model", "adapter", stage)}
+    sections = {name: getattr(params, name).model_dump(mode="json") for name in ("model", "adapter", stage)}
+    run = {f"run.{key}": getattr(params.run, key) for key in ("seed", "threads", "device")}  # as dvc.yaml names them
     inputs = {"data/world/teacher": "0" * 64, "rtdmd/train": "1" * 64}
     write_json(
         folder / "resolved.json",
-        {"stage": stage, "params": sections, "inputs": inputs, "versions": package_versions()},
+        {"stage": stage, "params": run | sections, "inputs": inputs, "versions": package_versions()},
     )
