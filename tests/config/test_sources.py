@@ -29,6 +29,10 @@ SIZE = "the machine's: the preset's head says what the public code had on all GP
 DEPARTS = {
     "train_acdmd.processes": SIZE,
     "train_rtdmd.processes": SIZE,
+    "train_acdmd.sharding": SIZE,
+    "train_rtdmd.sharding": SIZE,
+    "train_acdmd.shard_group": SIZE,
+    "train_rtdmd.shard_group": SIZE,
     "train_acdmd.batch_size": SIZE,
     "train_acdmd.micro_batch": SIZE,
     "train_rtdmd.fake_batch_size": SIZE,
