@@ -329,7 +329,7 @@ def test_rewards_in_their_turns_have_the_same_gradient_to_the_last_bit(
     moves = list[torch.device]()
     monkeypatch.setattr(trainer.rewards.rewards["clipscore"], "to", moves.append)
     images = 5 * 3 * 36 * 36 * 4
-    monkeypatch.setattr("rtdmd.train.rtdmd.WAITING", 2 * 2 * images)  # and as much for their gradients
+    monkeypatch.setattr("rtdmd.train.rtdmd.MAX_WAITING", 2 * 2 * images)  # and as much for their gradients
     terms = Terms(trainer.generator, dict(trainer.p.weights))
     assert trainer.last_step(rollout, draws(), terms) == values
     assert len(moves) == 2 * 2

@@ -272,7 +272,7 @@ def test_one_that_is_not_installed_comes_with_its_command(tmp_path: Path, monkey
 
 def test_only_the_first_process_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "dvclive")
-    monkeypatch.setattr(trackers, "wanted", lambda: pytest.fail("another process looks for trackers"))
+    monkeypatch.setattr(trackers, "requested_trackers", lambda: pytest.fail("another process looks for trackers"))
     advance(tmp_path, ranks=Ranks(rank=1))
     assert not (tmp_path / "dvclive").exists()
 
