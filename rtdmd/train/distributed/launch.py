@@ -62,8 +62,9 @@ class Place:
 
 def found_place(env: Mapping[str, str]) -> Place | None:
     """The place that a launcher gave this process: torch's variables, else those of a Slurm step of several tasks; None
-    where there is none. UserError where a variable is missing."""
-    if "WORLD_SIZE" in env:
+    where there is none. A task that the stage started has the latter, whatever else the job's environment says.
+    UserError where a variable is missing."""
+    if "WORLD_SIZE" in env and FIRST_RANK not in env:
         return _torch_place(env)
     if FIRST_RANK in env or int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return _slurm_place(env)
@@ -126,8 +127,6 @@ def place_of(stage: str, processes: int, run: RunParams, root: Path) -> Iterator
                 f" set {stage}.processes: {place.world}, or start that many"
             )
         with _variables(place.environment() | _threads(run)):
-            if os.environ.pop(ROLL_CALL, None):
-                _answer(place)
             yield place
         return
     if processes == 1:
@@ -186,9 +185,10 @@ def _call_roll(store: TCPStore, count: int, children: Sequence[subprocess.Popen[
         raise
 
 
-def _answer(place: Place) -> None:
-    """Tell rank 0 that this process is there."""
-    TCPStore(place.host, place.port, is_master=False, wait_for_workers=False).add(ROLL_CALL, 1)
+def answer_roll_call(place: Place) -> None:
+    """Tell rank 0, where it asks, that this process is there and finds on its machine what it needs."""
+    if os.environ.pop(ROLL_CALL, None):
+        TCPStore(place.host, place.port, is_master=False, wait_for_workers=False).add(ROLL_CALL, 1)
 
 
 @contextmanager

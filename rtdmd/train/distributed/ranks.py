@@ -28,7 +28,7 @@ from rtdmd.common.signals import REQUEUE, Stopped
 from rtdmd.common.torch_setup import configure
 from rtdmd.config import RunParams, load_params
 from rtdmd.pipeline.stage import Stage, open_stage
-from rtdmd.train.distributed.launch import place_of, require_sharding
+from rtdmd.train.distributed.launch import answer_roll_call, place_of, require_sharding
 from rtdmd.train.distributed.nodes import FIRST_RANK
 
 PATIENCE = timedelta(hours=1)  # for the slowest process, a checkpoint on a slow disk or a remote reward included
@@ -168,15 +168,17 @@ def run_collective(action: Callable[[], T]) -> T:
 @contextmanager
 def join(stage: str, processes: int, run: RunParams, root: Path = Path(".")) -> Iterator[Ranks]:
     """The processes of ``stage``, with threads and deterministic kernels set as ``run`` says. A process other than the
-    first ends in silence where the error is everyone's: the first one tells it. (srun would tell of any code but 0.)"""
+    first ends in silence where the error is everyone's: the first one tells it. (srun would tell of any code but 0.)
+    What a process's own machine lacks it tells itself, before the first one waits for it."""
+    own_device = configure(run)  # before CUDA starts
     with place_of(stage, processes, run, root) as place:
         if place is None:
-            yield Ranks(device=configure(run))
+            yield Ranks(device=own_device)
             return
+        if run.device == "cuda":
+            os.environ["LOCAL_RANK"] = str(own_gpu(place.local_rank, torch.cuda.device_count(), stage))
+        answer_roll_call(place)
         try:
-            configure(run)  # before CUDA starts
-            if run.device == "cuda":
-                os.environ["LOCAL_RANK"] = str(own_gpu(place.local_rank, torch.cuda.device_count(), stage))
             with _group(run) as device:
                 yield Ranks(place.rank, place.world, device, dist.new_group(backend="gloo", timeout=PATIENCE))
         except (RtdmdError, KeyboardInterrupt, Stopped) as error:

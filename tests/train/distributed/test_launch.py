@@ -48,6 +48,7 @@ def test_a_slurm_steps_variables_are_mapped_and_a_named_address_wins() -> None:
 def test_a_task_that_the_stage_started_on_another_node_counts_from_the_ranks_of_the_first() -> None:
     step = SLURM | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "MASTER_ADDR": "gpu06", "MASTER_PORT": "4321"}
     assert found_place(step | {FIRST_RANK: "2"}) == Place(2, 6, 0, 2, "gpu06", 4321)
+    assert found_place(step | {FIRST_RANK: "2", "WORLD_SIZE": "1"}) == Place(2, 6, 0, 2, "gpu06", 4321)  # of the job
     alone = step | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1", FIRST_RANK: "1"}
     assert found_place(alone) == Place(1, 2, 0, 1, "gpu06", 4321)
 

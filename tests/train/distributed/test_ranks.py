@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from rtdmd.common.errors import UserError
+from rtdmd.config import preset
+from rtdmd.train.distributed import ranks as module
 from rtdmd.train.distributed.launch import Place
-from rtdmd.train.distributed.ranks import BUCKET, Ranks, _buckets, own_gpu
+from rtdmd.train.distributed.ranks import BUCKET, Ranks, _buckets, join, own_gpu
 from tests.ports import free_ports
 from tests.workspace import REPOSITORY
 
@@ -152,6 +154,21 @@ def test_a_process_takes_the_gpu_of_its_place_or_the_only_one_it_sees() -> None:
     assert own_gpu(3, 1, "train_acdmd") == 0
     with pytest.raises(UserError, match=r"train_acdmd\.processes: process 3 of this machine finds 2 GPUs"):
         own_gpu(2, 2, "train_acdmd")
+
+
+def test_a_process_without_a_gpu_says_so_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it answers rank 0, which has a GPU and would wait for it for an hour."""
+    for name, value in Place(2, 3, 2, 3, "127.0.0.1", 1).environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RTDMD_ROLL_CALL", "1")  # nobody listens
+    monkeypatch.setattr(module, "configure", lambda run: torch.device(run.device))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    run = preset("smoke", {"run": {"device": "cuda"}}).run
+    with (
+        pytest.raises(UserError, match=r"train_acdmd\.processes: process 3 of this machine finds 2 GPUs"),
+        join("train_acdmd", 3, run),
+    ):
+        pass
 
 
 def test_buckets_keep_order_and_size() -> None:
