@@ -298,7 +298,7 @@ def with_watch(memory: Memory, p: WatchParams, micro_batch: int, sized: Mapping[
     parts = memory.parts | {"decoder": size_of([models.vae])[1]}
     if not models.apart:  # where they wait is where they score
         parts["watch's scorers"] = scorers
-    return Memory(parts, memory.phases | {"watch": _phase(phase, 0)}, memory.host + scorers * models.apart)
+    return Memory(parts, memory.phases | {"watch": _phase(phase, 0)}, memory.host + scorers)
 
 
 def cache_memory(models: MetaModels, encode: Cost) -> Memory:
