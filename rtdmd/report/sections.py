@@ -228,10 +228,12 @@ def collapse(metrics: Metrics, suite: str = "") -> Section | None:
 
 
 def settings(resolved: Mapping[str, Mapping[str, Any]]) -> Section:
-    """The parameters that each stage ran with; sections that several used are shown once."""
-    merged: dict[str, Any] = {}
+    """The parameters that each stage ran with, by section; what several stages used is shown once."""
+    merged: dict[str, dict[str, Any]] = {}
     for stage in resolved.values():
-        merged |= stage["params"]
+        for name, value in stage["params"].items():
+            part, _, key = name.partition(".")
+            merged[part] = merged.get(part, {}) | ({key: value} if key else value)
     body = Markup()
     for name in in_order(merged, SECTIONS):
         text = yaml.safe_dump(merged[name], sort_keys=False, allow_unicode=True).strip()
