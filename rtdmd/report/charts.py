@@ -165,7 +165,7 @@ def thinned(x: Sequence[float], y: Sequence[float], most: int = MOST) -> tuple[l
     starts = range(0, len(x), each)
     parts = [y[start : start + each] for start in starts]
     ends = [x[min(start + each, len(x)) - 1] for start in starts]
-    return ends, [sum(part) / len(part) for part in parts]
+    return ends, [sum_in_order(part) / len(part) for part in parts]
 
 
 def _polyline(frame: Frame, x: Sequence[float], y: Sequence[float], color: str, width: float, opacity: float) -> str:

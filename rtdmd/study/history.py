@@ -104,7 +104,7 @@ def lay_point(place: Path, folder: Path, params: Params, checkpoint: Path) -> Pa
 
 
 def write_student(target: Path, root: Path, params: Params, checkpoint: Path) -> None:
-    """A checkpoint's averaged student in the layout of the stage's output."""
+    """A checkpoint's EMA student in the layout of the stage's output."""
     backbone = load_backbone(params.model, text=False, vae=False, root=root)
     bank = AdapterBank(backbone, params.adapter, stage_two_stacks(params), params.run.seed)
     copy_indexed(bank.trainable("rtdmd"), load_tensors(checkpoint / "generator_ema.safetensors")[0])

@@ -1,6 +1,6 @@
 """Time to reward: the updates, transformer passes and seconds after which a run's student scores a level.
 
-A run is watched while it trains (section `watch` of both stages): looks at its averaged student, always the same
+A run is watched while it trains (section `watch` of both stages): looks at its EMA student, always the same
 prompts and noise, on captions that are neither trained on nor held out. A level is **reached** between the last look
 below it and the first of two looks in a row at or above it, so that one lucky look reaches nothing; where between
 them, a straight line says. What came at the last look alone is not reached.
