@@ -74,6 +74,8 @@ def test_a_command_in_a_message_is_one_that_there_is(file: str, command: str) ->
             words[-1] = "1"
         build_parser().parse_args([word if word != VALUE else "1" for word in words])
     elif program == "snakemake":
+        if "--profile" in words:
+            assert Path("profiles", words.pop(words.index("--profile") + 1)).is_dir()
         targets = [word for word in words if not word.startswith("-") and word != "all"]
         assert all(target in RULES for target in targets), targets
     elif program == "make":

@@ -28,7 +28,9 @@ from rtdmd.prompts.registry import SOURCES
 EVALUATION_PROMPTS = {"drawbench": 200, "geneval": 553, "geneval2": 800, "hpsv3": 1024, "ocr": 1018}
 """Prompts of the published evaluation sets by source, before prepare_prompts has run; of another source DrawBench's."""
 PROMPTS_FROM = (
-    "run",
+    "run.seed",
+    "run.threads",
+    "run.device",
     "prepare_prompts",
     "train_acdmd.prompts",
     "train_acdmd.watch",

@@ -6,9 +6,9 @@ Shapes: N images of a roll-out, K steps; ``local``: this process's images among 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,12 +24,43 @@ from rtdmd.train.rollout import CPU, Rollout, to_device
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Conditioning
+    from rtdmd.config import Params
     from rtdmd.config.compared import AnnealingParams, RelativeParams
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
     from rtdmd.rewards.reward_models import Batch, RewardModels
     from rtdmd.train.adapters import AdapterBank
+    from rtdmd.train.distributed.ranks import Ranks
     from rtdmd.train.gradients import Terms
-    from rtdmd.train.rtdmd import RtdmdTrainer, Weigh
+
+Weigh = Callable[[slice, Tensor, Tensor], Tensor]
+"""(rows of a roll-out, their images x̂_0, their matching directions g (B, C, H, W)) -> a weight for each (B,)."""
+
+
+class Trainer(Protocol):
+    """What the losses of other methods use of stage two's trainer, whose module imports this one."""
+
+    p: TrainRtdmdParams
+    params: Params
+    eta: float
+    adapters: AdapterBank
+    rewards: RewardModels
+    ranks: Ranks
+    null: Conditioning
+
+    def images(self, rollout: Rollout) -> Iterator[Batch]: ...
+
+    def advantages(self, scores: Mapping[str, Tensor], groups: Tensor) -> Tensor: ...
+
+    def policy_gradient(
+        self,
+        rollout: Rollout,
+        advantages: Tensor,
+        trained: Sequence[int],
+        terms: Terms,
+        everyone: Tensor | None = None,
+    ) -> dict[str, float]: ...
+
+    def repeat_step(self, rollout: Rollout, rows: slice, k: int, x: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 def nft_losses(p: TrainRtdmdParams, v: Tensor, target: Tensor, sigma: Tensor, advantages: Tensor) -> Tensor:
@@ -51,7 +82,7 @@ RENOISED = {"nft": nft_losses, "awm": awm_losses}
 
 
 def renoised_gradients(
-    trainer: RtdmdTrainer, rollout: Rollout, advantages: Tensor, draws: Draws, terms: Terms
+    trainer: Trainer, rollout: Rollout, advantages: Tensor, draws: Draws, terms: Terms
 ) -> dict[str, float]:
     """Values, and in ``terms`` the gradients, of those of RENOISED that have a weight, on the roll-out's images, each
     renoised to one of the sampler's own levels. Those of all processes add up to means over all images."""
@@ -75,7 +106,7 @@ def renoised_gradients(
 
 
 @torch.no_grad()
-def from_renoised(trainer: RtdmdTrainer, rollout: Rollout, draws: Draws) -> Rollout:
+def from_renoised(trainer: Trainer, rollout: Rollout, draws: Draws) -> Rollout:
     """One-step chains of the same prompts, as DMDR's code has them: the images renoised to one of the sampler's levels,
     the same for all, and the x̂_0 that the generator makes of them."""
     k = integers(0, len(rollout.sigmas) - 1, draws.seed, draws.stream, draws.step, "renoised-level")
@@ -108,14 +139,14 @@ def relative_gradients(
     return [(gain * r - s, gain * dr - ds) for (r, dr), (s, ds) in zip(*found, strict=True)]
 
 
-def scored(trainer: RtdmdTrainer, rollout: Rollout, images: Tensor) -> dict[str, Tensor]:
+def scored(trainer: Trainer, rollout: Rollout, images: Tensor) -> dict[str, Tensor]:
     """Scores (N,) of other images (N, C, H, W) of the roll-out's prompts."""
     with trainer.rewards.scoring(trainer.images(replace(rollout, states=[images]))) as scoring:
         return scoring.scores(rollout.device)
 
 
 def step_advantages(
-    trainer: RtdmdTrainer, rollout: Rollout, scores: Mapping[str, Tensor], trained: Sequence[int]
+    trainer: Trainer, rollout: Rollout, scores: Mapping[str, Tensor], trained: Sequence[int]
 ) -> dict[int, Tensor]:
     """Advantages (N,) of every trained step as ``credit`` has it, of the images of all processes; ``scores``: theirs,
     of the final images."""
@@ -139,7 +170,7 @@ def step_advantages(
 
 
 def stepwise_policy_gradient(
-    trainer: RtdmdTrainer, rollout: Rollout, advantages: Mapping[int, Tensor], local: slice, terms: Terms
+    trainer: Trainer, rollout: Rollout, advantages: Mapping[int, Tensor], local: slice, terms: Terms
 ) -> dict[str, float]:
     """Add to ``terms`` the trainer's policy gradient with advantages of their own for every trained step, averaged over
     the steps, or with ``loss_average: all_steps`` summed, as there; its values. advantages[k] (N,) are of the images of
@@ -157,7 +188,7 @@ def stepwise_policy_gradient(
     return values
 
 
-def gain_weights(trainer: RtdmdTrainer, chosen: Rollout, scores: Mapping[str, Tensor], numbers: Sequence[int]) -> Weigh:
+def gain_weights(trainer: Trainer, chosen: Rollout, scores: Mapping[str, Tensor], numbers: Sequence[int]) -> Weigh:
     """GDMD's weights of matching for the ``chosen`` images, whose ``numbers`` among those of all processes are given:
     1 + γ clip((R(x̂_0 - g) - R(x̂_0)) / Z, ±1), R the weighted sum of the rewards that the policy sees, Z its standard
     deviation over the images of all processes, whose ``scores`` (N,) are."""

@@ -10,7 +10,7 @@ groups, the images of a prompt next to each other; what is said to be of all pro
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -34,6 +34,7 @@ from rtdmd.train.adapters import AdapterBank, merge_stage_one, stage_two_stacks
 from rtdmd.train.baseline_losses import (
     RENOISED,
     DmdrAnnealing,
+    Weigh,
     from_renoised,
     gain_weights,
     relative_gradients,
@@ -65,9 +66,6 @@ from rtdmd.train.surrogate import SurrogateReward
 
 NAME = "train_rtdmd"
 ADVANTAGE_EPS = 1e-4  # added to the standard deviation of rewards (public code)
-
-Weigh = Callable[[slice, Tensor, Tensor], Tensor]
-"""(rows of a roll-out, their images x̂_0, their matching directions g (B, C, H, W)) -> a weight for each (B,)."""
 
 
 class RtdmdTrainer:

@@ -34,9 +34,9 @@ from rtdmd.train.rollout import CPU
 if TYPE_CHECKING:
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
     from rtdmd.train.adapters import AdapterBank
+    from rtdmd.train.baseline_losses import Trainer
     from rtdmd.train.gradients import Terms
     from rtdmd.train.rollout import Rollout
-    from rtdmd.train.rtdmd import RtdmdTrainer
 
 
 class SurrogateReward:
@@ -46,7 +46,7 @@ class SurrogateReward:
         self.learner = Learner.adamw(adapters.trainable("surrogate"), p.surrogate.optimizer)
         self.learner.named("surrogate reward", adapters.parameter_names("surrogate"))
 
-    def update(self, trainer: RtdmdTrainer, rollout: Rollout, advantages: Tensor, draws: Draws) -> dict[str, float]:
+    def update(self, trainer: Trainer, rollout: Rollout, advantages: Tensor, draws: Draws) -> dict[str, float]:
         """One update from whole groups of the roll-out, all at one step of their chains; later steps come more often
         and weigh more (k + 1, as the public code draws and weighs them). ``advantages`` (N,): of this process's images.
 
@@ -91,7 +91,7 @@ class SurrogateReward:
 
     @torch.no_grad()
     def _losses(
-        self, trainer: RtdmdTrainer, rollout: Rollout, points: Renoised, rows: list[int], parts: list[slice]
+        self, trainer: Trainer, rollout: Rollout, points: Renoised, rows: list[int], parts: list[slice]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Matching losses of surrogate and teacher at the points, and the squared distance of the two, each (N,)."""
         found = torch.zeros(3, len(rows))
@@ -108,7 +108,7 @@ class SurrogateReward:
             found[2, part] = _distance(v, v_teacher).to(CPU)
         return found[0], found[1], found[2]
 
-    def gradient(self, trainer: RtdmdTrainer, rollout: Rollout, draws: Draws, terms: Terms, total: int) -> float:
+    def gradient(self, trainer: Trainer, rollout: Rollout, draws: Draws, terms: Terms, total: int) -> float:
         """The value of the generator's term through a random step of the roll-out, and its gradient in ``terms``.
         ``total``: images of all processes."""
         p = trainer.p

@@ -12,16 +12,16 @@ import pytest
 from rtdmd.config import preset
 from tests.workflow.checkout import copy, git, run
 
-MARK = "<main id=queued>"  # goes into a string of the code, whichever quotes it has
+MARK = '<main id="queued">'
 
 
 @pytest.fixture(scope="module")
 def swept(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two experiments, queued on code that the folder no longer has when they run, then one in the folder itself."""
     root = copy(finished, tmp_path_factory.mktemp("swept") / "checkout")
-    code = root / "rtdmd/report/html.py"
+    code = root / "rtdmd/report/templates/page.html"
     text = code.read_text()
-    code.write_text(text.replace("<main>", MARK))
+    code.write_text(text.replace('<main id="content">', MARK))
     run(root, "dvc", "exp", "run", "--queue", "-S", "report.title=first,second")
     code.write_text(text)
     run(root, "dvc", "exp", "run", "--run-all")
