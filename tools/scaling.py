@@ -113,8 +113,15 @@ def measure(params: Params, stage: str, place: Place, repeats: int) -> Measured:
                 update(number)
             after = (time.perf_counter(), time.process_time(), written_bytes())
             clock, cpu, sent = (late - early for late, early in zip(after, before, strict=True))
-            found.append((clock, cpu, meter.seconds, sent, meter.ideal))
-    return Measured(*(statistics.median(column) for column in zip(*found[1:], strict=True)))
+            found.append(Measured(clock, cpu, meter.seconds, sent, meter.ideal))
+    counted = found[1:]
+    return Measured(
+        clock=statistics.median(one.clock for one in counted),
+        cpu=statistics.median(one.cpu for one in counted),
+        collectives=statistics.median(one.collectives for one in counted),
+        sent=statistics.median(one.sent for one in counted),
+        ideal=statistics.median(one.ideal for one in counted),
+    )
 
 
 def make_update(params: Params, stage: str, here: Ranks) -> Update:
