@@ -52,7 +52,7 @@ def _section(section: BaseModel, depth: int) -> Iterator[str]:
         if isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
             yield f"{indent}{name}:  {comment}"
             yield from _entries(value, depth + 1)
-        elif isinstance(value, dict) and all(isinstance(entries, tuple) for entries in value.values()):
+        elif isinstance(value, dict) and value and all(isinstance(entries, tuple) for entries in value.values()):
             yield f"{indent}{name}:  {comment}"
             for key, entries in value.items():
                 yield f"{indent}  {key}:"

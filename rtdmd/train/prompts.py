@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +29,7 @@ class TrainingPrompts:
     cache: TextCache
     seed: int
     order: Literal["uniform", "by_tag", "as_listed"] = "uniform"
+    tag_shares: Mapping[str, int] = field(default_factory=dict)
     validation_prompts: list[dict[str, Any]] = field(default_factory=list)  # in file order, never in a batch
 
     @staticmethod
@@ -48,15 +50,15 @@ class TrainingPrompts:
         set_aside = [record for row, record in enumerate(records) if row in chosen]
         splits = ("train", "eval") if params.watch.every else ("train",)
         cache = open_text_cache(stage, *splits).to(device)
-        return TrainingPrompts(trained, cache, stage.seed, params.prompt_order, set_aside)
+        return TrainingPrompts(trained, cache, stage.seed, params.prompt_order, params.tag_shares, set_aside)
 
     def batch(self, step: int, size: int, stream: str) -> list[dict[str, Any]]:
         """Records of step ``step``: a window of an endless stream, a function of the position in it alone.
 
         uniform: one seeded permutation of all prompts after another. as_listed: the same of all lines of the sources,
-        so that a prompt comes as often as they have it. by_tag: one permutation of all tags after another, each
-        followed by the next prompt of its own permutation, so that every tag comes equally often. Raises UserError
-        where by_tag meets a prompt without a tag.
+        so that a prompt comes as often as they have it. by_tag: one permutation of all tags after another, each as
+        often as ``tag_shares`` has it, followed by the next prompt of the tag's own permutation. Raises UserError
+        where by_tag meets a prompt without a tag, or a share names a tag that no prompt has.
         """
         if self.order != "by_tag":
             lines = self._lines
@@ -66,12 +68,13 @@ class TrainingPrompts:
 
     def _by_tag(self, position: int, stream: str) -> dict[str, Any]:
         """The record at one position of the by_tag stream."""
-        tags = list(self._tags)
-        tag = tags[epoch_order(len(tags), position, 1, self.seed, stream, "tags")[0]]
+        places = self._places
+        round_, offset = divmod(position, len(places))
+        shuffled = [places[row] for row in permutation(len(places), self.seed, stream, "tags", round_)]
+        tag = shuffled[offset]
+        before = round_ * places.count(tag) + shuffled[:offset].count(tag)  # how often the tag has come
         rows = self._tags[tag]
-        return self.records[
-            rows[epoch_order(len(rows), position // len(tags), 1, self.seed, stream, "prompts", tag)[0]]
-        ]
+        return self.records[rows[epoch_order(len(rows), before, 1, self.seed, stream, "prompts", tag)[0]]]
 
     @cached_property
     def _lines(self) -> list[int]:
@@ -92,6 +95,21 @@ class TrainingPrompts:
                 )
             out.setdefault(record["tag"], []).append(row)
         return out
+
+    @cached_property
+    def _places(self) -> list[str]:
+        """The tags of one round, each as often as its share."""
+        unknown = sorted(set(self.tag_shares) - set(self._tags))
+        if unknown:
+            raise UserError(
+                f"tag_shares: no training prompt has the tag {', '.join(unknown)}; allowed: {', '.join(self._tags)}"
+            )
+        places = [tag for tag in self._tags for _ in range(self.tag_shares.get(tag, 1))]
+        if not places:
+            raise UserError(
+                f"tag_shares: 0 for every tag of the training prompts; allowed: 1 for one of {', '.join(self._tags)}"
+            )
+        return places
 
     def conditioning(self, records: list[dict[str, Any]]) -> Conditioning:
         """Conditioning of records, one row each."""

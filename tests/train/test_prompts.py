@@ -20,9 +20,9 @@ SIZES = {"counting": 2, "colors": 5, "position": 13}
 RECORDS = [{"prompt": f"{tag} {i}", "tag": tag, "metadata": None} for tag, n in SIZES.items() for i in range(n)]
 
 
-def prompts(order, records=RECORDS, seed=0):
+def prompts(order, records=RECORDS, seed=0, shares=None):
     cache = TextCache(Conditioning({"x": torch.zeros(1, 1)}), {})
-    return TrainingPrompts(records, cache, seed, order)
+    return TrainingPrompts(records, cache, seed, order, shares or {})
 
 
 def drawn(order, steps, size, **more):
@@ -49,6 +49,25 @@ def test_by_tag_draws_every_tag_equally_often_and_its_prompts_alike():
     assert {counts[f"counting {i}"] for i in range(2)} == {13}
     assert {counts[f"position {i}"] for i in range(13)} == {2}
     assert sorted(counts[f"colors {i}"] for i in range(5)) == [5, 5, 5, 5, 6]
+
+
+def test_a_tag_comes_as_often_as_its_share():
+    shares = {"counting": 3, "colors": 0}
+    records = drawn("by_tag", 13, 4, shares=shares)  # 13 rounds of three counting prompts and one of position
+    assert Counter(r["tag"] for r in records) == {"counting": 39, "position": 13}
+    for first in range(0, 52, 4):
+        assert Counter(r["tag"] for r in records[first : first + 4]) == {"counting": 3, "position": 1}
+    counts = Counter(r["prompt"] for r in records)
+    assert sorted(counts[f"counting {i}"] for i in range(2)) == [19, 20]
+    assert {counts[f"position {i}"] for i in range(13)} == {1}
+    assert drawn("by_tag", 6, 4, shares={"counting": 1}) == drawn("by_tag", 6, 4)
+
+
+def test_a_share_of_no_prompts_tag_is_refused():
+    with pytest.raises(UserError, match=r"tag_shares: no training prompt has the tag sizes; allowed: counting, colors"):
+        drawn("by_tag", 1, 1, shares={"sizes": 2})
+    with pytest.raises(UserError, match=r"tag_shares: 0 for every tag .* 1 for one of counting, colors, position"):
+        drawn("by_tag", 1, 1, shares=dict.fromkeys(SIZES, 0))
 
 
 @pytest.mark.parametrize("order", ["uniform", "by_tag"])
