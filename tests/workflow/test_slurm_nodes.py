@@ -20,58 +20,65 @@ from tests.workflow.slurm_cluster import NODES, Cluster, wait_for
 from tests.workflow.test_slurm import long, trained
 
 pytestmark = long
-STAGE = "train_acdmd"
+STAGES = ("train_acdmd", "train_rtdmd")
 FIRST, SECOND = NODES
-SNAKEMAKE = ("snakemake", "--cores", "all", "--profile", "slurm", STAGE)
-TRAINING = {"iterations": 24, "save_every": 1, "log_every": 5, "processes": 2, "batch_size": 4}
+SNAKEMAKE = ("snakemake", "--cores", "all", "--profile", "slurm")
+TOTAL = 24
+# Long enough for a kill in the middle.
+TRAINING: dict[str, dict[str, Any]] = {
+    "train_acdmd": {"iterations": TOTAL, "save_every": 1, "log_every": 5, "processes": 2, "batch_size": 4},
+    "train_rtdmd": {"epochs": TOTAL, "save_every": 1, "log_every": 5, "processes": 2},
+}
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL")
-SAVED = r"stopped by SIGTERM after iteration \d+ of 24, which is saved"
+SAVED = rf"stopped by SIGTERM after (iteration|epoch) \d+ of {TOTAL}, which is saved"
 ALONE = "another process of the run ended or does not answer; .* the same command goes on from the last checkpoint"
 
 
-def params(gpus_per_node: int | None) -> str:
-    """Of a training that is long enough for a kill in its middle."""
-    changes: dict[str, Any] = {"model": {"teacher_steps": 2}, STAGE: TRAINING}
-    return params_text(preset("smoke", changes | {"run": {"threads": 1, "gpus_per_node": gpus_per_node}}), "a test")
+def write_params(root: Path, gpus_per_node: int | None) -> None:
+    """Of two processes on one machine (None), or on two nodes (1)."""
+    changes = {"model": {"teacher_steps": 2}, "run": {"threads": 1, "gpus_per_node": gpus_per_node}}
+    (root / "params.yaml").write_text(params_text(preset("smoke", changes | TRAINING), "a test"), encoding="utf-8")
 
 
-def outputs(root: Path) -> dict[str, str]:
-    """SHA-256 of all that the stage writes."""
-    return {path: sha256_file(root / path) for path in read_pipeline(root)[STAGE].outs}
+def outputs(root: Path, stage: str) -> dict[str, str]:
+    """SHA-256 of all that a stage writes."""
+    return {path: sha256_file(root / path) for path in read_pipeline(root)[stage].outs}
 
 
 @pytest.fixture(scope="module")
-def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout before the training. Copy it, no more."""
-    root = make_checkout(tmp_path_factory.mktemp("nodes") / "ready")
-    (root / "params.yaml").write_text(params(None), encoding="utf-8")
+def one_machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the checkout before each training, by its name, and `after`: what two processes of one machine
+    leave. Copy them, no more."""
+    folder = tmp_path_factory.mktemp("nodes")
+    root = make_checkout(folder / "after")
+    write_params(root, None)
     run(root, "dvc", "repro", "--quiet", "cache_teacher")
+    for stage in STAGES:
+        copy(root, folder / stage)
+        run(root, "dvc", "repro", "--quiet", stage)
+    return folder
+
+
+def prepare(one_machine: Path, root: Path, stage: str, cluster: Cluster) -> Path:
+    """The checkout of one test, whose training runs on two nodes."""
+    copy(one_machine / stage, root)
+    write_params(root, 1)
+    cluster.wait_until_idle()
     return root
 
 
-@pytest.fixture(scope="module")
-def expected(ready: Path) -> dict[str, str]:
-    """What two processes of one machine leave."""
-    root = copy(ready, ready.with_name("one-machine"))
-    run(root, "rtdmd", STAGE)
-    return outputs(root)
-
-
-@pytest.fixture
-def root(ready: Path, tmp_path: Path, cluster: Cluster) -> Iterator[Path]:
-    """The checkout of one test, whose training runs on two nodes. Nothing of it runs on after the test."""
-    root = copy(ready, tmp_path / "run")
-    (root / "params.yaml").write_text(params(1), encoding="utf-8")
-    cluster.wait_until_idle()
-    yield root
+@pytest.fixture(autouse=True)
+def nothing_runs_on(cluster: Cluster) -> Iterator[None]:
+    """After a test."""
+    yield
     cluster.ask("scancel", "--me")
 
 
-def submit(root: Path) -> str:
+def submit(root: Path, stage: str) -> str:
     """`dvc repro` in a job of two nodes; the job's id. What all such jobs say is in batch.log."""
-    wrapped = f"trap '' TERM; dvc repro --quiet --single-item {STAGE}"
+    wrapped = f"trap '' TERM; dvc repro --quiet --single-item {stage}"
     options = ("--nodes=2", "--ntasks=2", "--requeue", "--output=batch.log", "--open-mode=append")
-    return run(root, "sbatch", "--parsable", f"--comment=rule_{STAGE}", *options, f"--wrap={wrapped}").strip()
+    return run(root, "sbatch", "--parsable", f"--comment=rule_{stage}", *options, f"--wrap={wrapped}").strip()
 
 
 def cancel(cluster: Cluster, job: str) -> None:
@@ -92,8 +99,9 @@ def kill_rank(cluster: Cluster, job: str) -> None:
 
 
 def is_task(process: psutil.Process) -> bool:
-    """Whether it runs the stage on the second node."""
-    mine = (process.info["cmdline"] or [])[-3:] == ["-m", "rtdmd", STAGE]
+    """Whether it runs a stage on the second node."""
+    command = process.info["cmdline"] or []
+    mine = command[-3:-1] == ["-m", "rtdmd"] and command[-1] in STAGES
     return mine and process.environ().get("SLURMD_NODENAME") == SECOND
 
 
@@ -119,44 +127,52 @@ def state(cluster: Cluster, job: str) -> str:
     return cluster.ask("squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T").strip()
 
 
-def test_snakemake_submits_one_job_of_two_nodes(root: Path, cluster: Cluster, expected: dict[str, str]) -> None:
-    run(root, *SNAKEMAKE)
-    assert outputs(root) == expected
+@pytest.mark.parametrize("stage", STAGES)
+def test_snakemake_submits_one_job_of_two_nodes(
+    one_machine: Path, tmp_path: Path, cluster: Cluster, stage: str
+) -> None:
+    root = prepare(one_machine, tmp_path / "run", stage, cluster)
+    run(root, *SNAKEMAKE, stage)
+    assert outputs(root, stage) == outputs(one_machine / "after", stage)
     jobs = cluster.ask("squeue", "--noheader", "--states=all", "--sort=i", "--format=%T %k %D nodes").splitlines()
-    assert jobs[-1] == "COMPLETED rule_train_acdmd 2 nodes"
+    assert jobs[-1] == f"COMPLETED rule_{stage} 2 nodes"
 
 
 @pytest.mark.parametrize(
-    ("fault", "again", "says"),
+    ("stage", "fault", "again", "says"),
     [
-        (cancel, True, SAVED),
-        (preempt, False, SAVED),
-        (kill_rank, True, ALONE),
-        (lose_second, False, ALONE),
-        (lose_first, False, ""),
+        ("train_acdmd", cancel, True, SAVED),
+        ("train_acdmd", preempt, False, SAVED),
+        ("train_acdmd", kill_rank, True, ALONE),
+        ("train_acdmd", lose_second, False, ALONE),
+        ("train_acdmd", lose_first, False, ""),
+        ("train_rtdmd", preempt, False, SAVED),
+        ("train_rtdmd", kill_rank, True, ALONE),
     ],
 )
 def test_a_disturbed_job_ends_soon_and_goes_on_to_the_same_bytes(
-    root: Path,
+    one_machine: Path,
+    tmp_path: Path,
     cluster: Cluster,
-    expected: dict[str, str],
+    stage: str,
     fault: Callable[[Cluster, str], None],
     again: bool,
     says: str,
 ) -> None:
     """Under its own id where Slurm puts it back into the queue, else when it is submitted ``again``."""
-    job = submit(root)
-    wait_for("training", lambda: trained(root, STAGE, 5), 300, 0.05)
+    root = prepare(one_machine, tmp_path / "run", stage, cluster)
+    job = submit(root, stage)
+    wait_for("training", lambda: trained(root, stage, 5), 900, 0.05)
     fault(cluster, job)
     if again:
         wait_for("the job's end", lambda: state(cluster, job) in ENDS, 120)
-        assert not (root / "results" / STAGE / "generator.safetensors").exists()
+        assert not (root / "results" / stage / "generator.safetensors").exists()
         cluster.wait_until_idle()
-        job = submit(root)
-    wait_for("the end of the training", lambda: state(cluster, job) in ENDS, 300)
+        job = submit(root, stage)
+    wait_for("the end of the training", lambda: state(cluster, job) in ENDS, 900)
     said = (root / "batch.log").read_text()
     assert state(cluster, job) == "COMPLETED", said[-3000:]
-    assert outputs(root) == expected
+    assert outputs(root, stage) == outputs(one_machine / "after", stage)
     assert re.search(says, said), said[-3000:]
-    starts = re.findall(rf"^{STAGE}: +(\d+)/24 \[", said, re.MULTILINE)
-    assert starts.count("0") == 1, "the second attempt began at the first iteration"
+    starts = re.findall(rf"^{stage}: +(\d+)/{TOTAL} \[", said, re.MULTILINE)
+    assert starts.count("0") == 1, "the second attempt began at the first step"

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import TCPStore
+from torch.distributed import DistNetworkError, TCPStore
 
 import rtdmd
 from rtdmd.common.errors import RtdmdError, UserError
+from rtdmd.common.parsing import first_line
 from rtdmd.config import RunParams
 from rtdmd.train.distributed.nodes import FIRST_RANK, SRUN, address, first_host, on_other_nodes, require_allocation
 
@@ -73,23 +75,37 @@ def found_place(env: Mapping[str, str]) -> Place | None:
 
 def _torch_place(env: Mapping[str, str]) -> Place:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in env]
-    world = int(env["WORLD_SIZE"])
+    world = _number(env, "WORLD_SIZE")
     if missing and world > 1:
         raise UserError(f"WORLD_SIZE is {world} but {', '.join(missing)} is not set; start with accelerate launch")
-    rank = int(env.get("RANK", "0"))
-    local_rank = int(env.get("LOCAL_RANK", str(rank)))
-    local_world = int(env.get("LOCAL_WORLD_SIZE", str(world)))
-    port = int(env.get("MASTER_PORT", "0"))
-    return Place(rank, world, local_rank, local_world, env.get("MASTER_ADDR", "127.0.0.1"), port)
+    rank = _number(env, "RANK", 0)
+    local_rank = _number(env, "LOCAL_RANK", rank)
+    local_world = _number(env, "LOCAL_WORLD_SIZE", world)
+    return Place(rank, world, local_rank, local_world, env.get("MASTER_ADDR", "127.0.0.1"), _master_port(env))
+
+
+def _number(env: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """A variable's whole number; ``default`` where it is not set. UserError for anything else."""
+    text = env.get(name, str(default))
+    if not (text.isascii() and text.isdigit()):
+        raise UserError(f"{name}: {text!r} in the environment; allowed: a whole number, or unset it")
+    return int(text)
+
+
+def _master_port(env: Mapping[str, str], default: int = 0) -> int:
+    port = _number(env, "MASTER_PORT", default)
+    if port >= 2**16:
+        raise UserError(f"MASTER_PORT: {port} in the environment; allowed: 1 to {2**16 - 1}")
+    return port
 
 
 def _slurm_place(env: Mapping[str, str]) -> Place:
     """MASTER_ADDR is the step's first node and MASTER_PORT follows from the job's number, unless they are set."""
     host = env.get("MASTER_ADDR") or first_host(env["SLURM_STEP_NODELIST"])
     step = int(env["SLURM_JOB_ID"]) + int(env["SLURM_STEP_ID"])
-    port = int(env.get("MASTER_PORT", 20000 + step % 10000))
+    port = _master_port(env, 20000 + step % 10000)
     local_world = int(env["SLURM_STEP_TASKS_PER_NODE"].split("(")[0].split(",")[0])
-    first = int(env.get(FIRST_RANK, "0"))
+    first = _number(env, FIRST_RANK, 0)
     rank = first + int(env["SLURM_PROCID"])
     world = first + int(env["SLURM_STEP_NUM_TASKS"])
     return Place(rank, world, int(env["SLURM_LOCALID"]), local_world, host, port)
@@ -145,21 +161,44 @@ def _started(stage: str, processes: int, run: RunParams, root: Path) -> Iterator
     if here < processes:
         require_allocation(stage, processes, here, os.environ)
         host = address(os.environ)
-        port = int(os.environ.get("MASTER_PORT", "0"))
+        port = _master_port(os.environ)
     command = [sys.executable, "-P", "-m", "rtdmd", stage]
-    with ExitStack() as stack:
-        # torch's own store of rank 0 finds this one at its port, and is the same.
-        store = TCPStore(host, port, is_master=True, wait_for_workers=False, multi_tenant=True)
-        places = [Place(rank, processes, rank, here, host, store.port) for rank in range(here)]
-        own = _threads(run) | {ROLL_CALL: "1"}
-        children = [stack.enter_context(_child(command, root, place.environment() | own)) for place in places[1:]]
+    store = _listen(host, port)
+    places = [Place(rank, processes, rank, here, host, store.port) for rank in range(here)]
+    own = _threads(run) | {ROLL_CALL: "1"}
+    with _ended_together() as children:
+        for place in places[1:]:
+            children.append(_child(command, root, place.environment() | own))
         if here < processes:
             there = own | {"MASTER_ADDR": host, "MASTER_PORT": str(store.port), FIRST_RANK: str(here)}
-            line = on_other_nodes(command, processes, here, run.threads)
-            children.append(stack.enter_context(_child(line, root, there)))
+            children.append(_child(on_other_nodes(command, processes, here, run.threads), root, there))
         _call_roll(store, processes - 1, children)
         with _variables(places[0].environment() | _threads(run)):
             yield places[0]
+
+
+def _listen(host: str, port: int) -> TCPStore:
+    """The store of rank 0, which torch's own finds at its port, and is the same. UserError where this process cannot
+    answer there; torch itself would try an address that is not this machine's for ten minutes."""
+    try:
+        socket.create_server((host, 0)).close()
+    except OSError as error:  # of the resolver too
+        raise UserError(
+            f"MASTER_ADDR: {host} is no address of this node ({error.strerror}); set MASTER_ADDR to one by which the"
+            " other nodes find it"
+        ) from error
+    try:
+        return TCPStore(host, port, is_master=True, wait_for_workers=False, multi_tenant=True)
+    except DistNetworkError as error:
+        raise no_answer(host, port, error) from error
+
+
+def no_answer(host: str, port: int, error: DistNetworkError) -> UserError:
+    """What a user can do where rank 0 cannot answer at its own address."""
+    return UserError(
+        f"MASTER_PORT: the first process cannot answer at {host}:{port} ({first_line(error)}); set another MASTER_PORT,"
+        " free on that node, in the environment"
+    )
 
 
 def _threads(run: RunParams) -> dict[str, str]:
@@ -180,8 +219,7 @@ def _call_roll(store: TCPStore, count: int, children: Sequence[subprocess.Popen[
                     )
             time.sleep(PAUSE)
     except BaseException:
-        for child in children:
-            _end(child)
+        _end(children)
         raise
 
 
@@ -192,31 +230,49 @@ def answer_roll_call(place: Place) -> None:
 
 
 @contextmanager
-def _child(command: Sequence[str], root: Path, env: Mapping[str, str]) -> Iterator[subprocess.Popen[Any]]:
-    """A command in ``root`` that runs this very package. It ends by itself, since its processes hear from this one
-    when that ends or fails; if not, it is ended. Ctrl-C is for this process alone where srun would take it too."""
+def _ended_together() -> Iterator[list[subprocess.Popen[Any]]]:
+    """The processes that are started inside the ``with``. They end by themselves, since they hear from this one when it
+    ends or fails; those that have not `LINGER` seconds later are ended."""
+    children: list[subprocess.Popen[Any]] = []
+    try:
+        yield children
+    finally:
+        try:
+            _wait(children)
+        finally:
+            _end(children)
+
+
+def _child(command: Sequence[str], root: Path, env: Mapping[str, str]) -> subprocess.Popen[Any]:
+    """A command in ``root`` that runs this very package. Ctrl-C is for this process alone where srun would take it
+    too."""
     package = str(Path(rtdmd.__file__).parents[1])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TORCHELASTIC_")}
     group = 0 if command[0] == SRUN else None
-    with subprocess.Popen(
+    return subprocess.Popen(
         command, cwd=root, env={**kept, **env, "PYTHONPATH": path}, stdin=subprocess.DEVNULL, process_group=group
-    ) as child:
-        try:
-            yield child
-        finally:
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(LINGER)
-            _end(child)
+    )
 
 
-def _end(child: subprocess.Popen[Any]) -> None:
-    """Kill a process; srun, asked to end, kills its tasks on all nodes first."""
-    if child.args[0] == SRUN:  # type: ignore[index]
-        child.terminate()
+def _wait(children: Sequence[subprocess.Popen[Any]]) -> None:
+    """Until all have ended, `LINGER` seconds at most for all together."""
+    limit = time.monotonic() + LINGER
+    for child in children:
         with suppress(subprocess.TimeoutExpired):
-            child.wait(LINGER)
-    child.kill()
+            child.wait(max(0.0, limit - time.monotonic()))
+
+
+def _end(children: Sequence[subprocess.Popen[Any]]) -> None:
+    """Kill processes; srun, asked to end, kills its tasks on all nodes first."""
+    steps = [child for child in children if child.args[0] == SRUN]  # type: ignore[index]
+    for child in steps:
+        child.terminate()
+    _wait(steps)
+    for child in children:
+        child.kill()
+    for child in children:
+        child.wait()
 
 
 @contextmanager

@@ -57,12 +57,14 @@ def _allocated(job: str) -> tuple[int, str]:
 
 
 def first_host(nodes: str) -> str:
-    """The first host of Slurm's list: ``gpu[03-05,9],login`` is ``gpu03``."""
-    match = re.match(r"([^,\[]+)(?:\[([^\]]+)\]([^,]*))?", nodes)
-    if match is None:
+    """The first host of Slurm's list: ``rack[1-2]n[03-05,9],login`` is ``rack1n03``.
+
+    Not by `scontrol show hostnames`, which a container often does not have.
+    """
+    first = re.match(r"(?:[^\s,\[\]]|\[\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*\])+(?=,|$)", nodes)
+    if first is None:
         raise UserError(f"SLURM_STEP_NODELIST: {nodes!r} names no host; set MASTER_ADDR to rank 0's host")
-    prefix, numbers, suffix = match.groups(default="")
-    return prefix + re.split("[,-]", numbers)[0] + suffix
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first[0])
 
 
 def on_other_nodes(command: Sequence[str], processes: int, gpus_per_node: int, threads: int) -> list[str]:

@@ -28,7 +28,7 @@ from rtdmd.common.signals import REQUEUE, Stopped
 from rtdmd.common.torch_setup import configure
 from rtdmd.config import RunParams, load_params
 from rtdmd.pipeline.stage import Stage, open_stage
-from rtdmd.train.distributed.launch import answer_roll_call, place_of, require_sharding
+from rtdmd.train.distributed.launch import Place, answer_roll_call, no_answer, place_of, require_sharding
 from rtdmd.train.distributed.nodes import FIRST_RANK
 
 PATIENCE = timedelta(hours=1)  # for the slowest process, a checkpoint on a slow disk or a remote reward included
@@ -179,7 +179,7 @@ def join(stage: str, processes: int, run: RunParams, root: Path = Path(".")) -> 
             os.environ["LOCAL_RANK"] = str(own_gpu(place.local_rank, torch.cuda.device_count(), stage))
         answer_roll_call(place)
         try:
-            with _group(run) as device:
+            with _group(run, place) as device:
                 yield Ranks(place.rank, place.world, device, dist.new_group(backend="gloo", timeout=PATIENCE))
         except (RtdmdError, KeyboardInterrupt, Stopped) as error:
             if place.rank == 0:
@@ -202,11 +202,19 @@ def own_gpu(local_rank: int, count: int, stage: str) -> int:
 
 
 @contextmanager
-def _group(run: RunParams) -> Iterator[torch.device]:
+def _group(run: RunParams, place: Place) -> Iterator[torch.device]:
     """accelerate's process group over this process's environment, and the device it gives this process."""
     from accelerate import PartialState
 
-    state = run_collective(lambda: PartialState(cpu=run.device == "cpu", timeout=PATIENCE))
+    def start() -> PartialState:
+        try:
+            return PartialState(cpu=run.device == "cpu", timeout=PATIENCE)
+        except dist.DistNetworkError as error:
+            if place.rank == 0:
+                raise no_answer(place.host, place.port, error) from error
+            raise
+
+    state = run_collective(start)
     try:
         yield state.device
     finally:

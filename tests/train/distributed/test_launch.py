@@ -4,15 +4,22 @@ params.yaml asks for is refused."""
 from __future__ import annotations
 
 import os
+import re
+import socket
+import subprocess
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+from accelerate import PartialState
 
 from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.config import preset
 from rtdmd.train.distributed import launch
 from rtdmd.train.distributed.launch import Place, found_place, place_of, require_sharding
 from rtdmd.train.distributed.nodes import FIRST_RANK, first_host
+from rtdmd.train.distributed.ranks import join
 from tests.workspace import REPOSITORY
 
 RUN = preset("smoke", {"run": {"threads": 3}}).run
@@ -60,7 +67,10 @@ def test_a_task_that_the_stage_started_on_another_node_counts_from_the_ranks_of_
         ("gpu07,gpu09", "gpu07"),
         ("gpu[07-09,12]", "gpu07"),
         ("a[3,5]b,login", "a3b"),
+        ("n[1,3-5],m[7-9]", "n1"),
         ("rack1-gpu[001-128]", "rack1-gpu001"),
+        ("rack[1-2]n[1-3]", "rack1n1"),
+        ("rack[02,4-5]n[010-012,3].local,login", "rack02n010.local"),
     ],
 )
 def test_the_first_host_of_slurms_list(nodes: str, first: str) -> None:
@@ -70,8 +80,16 @@ def test_the_first_host_of_slurms_list(nodes: str, first: str) -> None:
 def test_what_is_missing_or_does_not_fit_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"WORLD_SIZE is 2 but RANK, MASTER_ADDR, MASTER_PORT is not set; .*accelerate"):
         found_place({"WORLD_SIZE": "2"})
-    with pytest.raises(UserError, match=r"SLURM_STEP_NODELIST: '\[' names no host; set MASTER_ADDR"):
-        first_host("[")
+    for torn in ("", "[", "gpu[07", "gpu[]", "gpu[7-", "gpu 7", "gpu]7"):
+        names = re.escape(f"SLURM_STEP_NODELIST: {torn!r} names no host; set MASTER_ADDR to rank 0's host")
+        with pytest.raises(UserError, match=f"^{names}$"):
+            first_host(torn)
+    for wrong in ("MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        with pytest.raises(UserError, match=rf"^{wrong}: '-1' in the environment; allowed: a whole number, or unset"):
+            found_place(TORCH | {wrong: "-1"})
+    for variables in (TORCH, SLURM):
+        with pytest.raises(UserError, match=r"^MASTER_PORT: 65536 in the environment; allowed: 1 to 65535$"):
+            found_place(variables | {"MASTER_PORT": "65536"})
     for name, value in TORCH.items():
         monkeypatch.setenv(name, value)
     with (
@@ -79,6 +97,76 @@ def test_what_is_missing_or_does_not_fit_is_one_line(monkeypatch: pytest.MonkeyP
         place_of("train_acdmd", 2, RUN, Path()),
     ):
         pass
+
+
+def test_an_address_at_which_rank_0_cannot_answer_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the stage starts the others, and where srun started all: rank 0 alone listens."""
+    alone = preset("smoke", {"run": {"threads": 1, "gpus_per_node": 1}}).run
+    monkeypatch.setattr(launch, "require_allocation", lambda *_: None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = rf"^MASTER_PORT: the first process cannot answer at 127\.0\.0\.1:{port} \(.*EADDRINUSE.*; set another"
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        with pytest.raises(UserError, match=said), place_of("train_acdmd", 2, alone, Path()):
+            pass
+        for name, value in (SLURM | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=said), join("train_acdmd", 4, alone):
+            pass
+        PartialState._reset_state()  # the process would have ended
+    for name in SLURM:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MASTER_ADDR", "192.0.2.1")  # of no machine (RFC 5737)
+    here = r"^MASTER_ADDR: 192\.0\.2\.1 is no address of this node \(.*\); set MASTER_ADDR to one by which the other"
+    with pytest.raises(UserError, match=here), place_of("train_acdmd", 2, alone, Path()):
+        pass
+
+
+class Clock:
+    """Time that passes only while somebody waits."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@dataclass
+class Hung:
+    """A process that ends by SIGKILL alone."""
+
+    clock: Clock
+    args: tuple[str, ...]
+    signals: list[str] = field(default_factory=list)
+
+    def wait(self, timeout: float | None = None) -> int:
+        if "kill" in self.signals:
+            return -9
+        assert timeout is not None
+        self.clock.now += timeout
+        raise subprocess.TimeoutExpired(self.args, timeout)
+
+    def terminate(self) -> None:
+        self.signals.append("terminate")
+
+    def kill(self) -> None:
+        self.signals.append("kill")
+
+
+def test_hung_processes_have_one_time_limit_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(launch, "time", clock)
+    hung: list[Any] = [Hung(clock, ("python",)) for _ in range(7)]
+    with launch._ended_together() as children:
+        children += hung
+    assert clock.now == launch.LINGER
+    assert all(child.signals == ["kill"] for child in hung)
+    step: Any = Hung(clock, ("srun", "python"))
+    with launch._ended_together() as children:
+        children += [*hung, step]
+    assert clock.now == 3 * launch.LINGER  # srun has as long again, to end its tasks
+    assert step.signals == ["terminate", "kill"]
 
 
 def test_another_sharding_than_the_params_is_refused() -> None:
