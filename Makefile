@@ -1,7 +1,8 @@
 # Everything runs in .venv, made from requirements.lock. Needed before: Python 3.11, 3.12 or 3.13 with its venv module, git, make.
 # PYTHON=... names another interpreter than the first of these that is here; PIP='uv pip' installs with uv.
 #
-#   make demo      the whole run on params.yaml, with the page results/report/index.html at the end
+#   make demo      the whole run on params.yaml, with the page results/report/index.html at the end; stopped, it goes on with
+#                  the same command (after kill -9 or a power cut: .venv/bin/snakemake --unlock, then make demo)
 #   make test      the tests                      make lint     ruff, snakefmt, snakemake --lint, mypy
 #   make format    write the house format         make smoke    the whole run with tiny settings, in a copy of this folder
 #   make world     pre-train the embedded world   make lock     pin the newest versions that fit together

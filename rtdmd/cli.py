@@ -38,6 +38,15 @@ _ABOUT = """Few-step text-to-image generators: distilled (AC-DMD), then reinforc
 PRESETS = ("world", "smoke", "sd3m", "sd35m", "flux1-dev", "flux2-klein-4b", "flux2-klein-9b")
 READER_ENDED = 141  # 128 + SIGPIPE, as a shell says of other programs
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+RESUMED = {
+    "cache_teacher": "goes on where it stopped",
+    "train_acdmd": "goes on from its last checkpoint",
+    "train_rtdmd": "goes on from its last checkpoint",
+    "sweep run": "goes on where it stopped",
+    "upload": "goes on where it stopped",
+    "world teacher": "goes on from its last checkpoint",
+}
+"""What a command that was stopped does next time, where it does not start anew."""
 MODELS = ("teacher", "teacher_few_step", "train_acdmd", "train_rtdmd")
 
 
@@ -91,17 +100,29 @@ def _main(argv: Sequence[str] | None) -> int:
         print(f"rtdmd {arguments.command}: {said}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        then = str(stop) or "the same command goes on from its last checkpoint"
+        then = str(stop) or _after_a_stop(arguments)
         print(f"rtdmd {arguments.command}: stopped; {then}", file=sys.stderr)
         return 130
     except Stopped as stop:
-        return _stopped(arguments.command, stop)
+        return _stopped(arguments, stop)
 
 
-def _stopped(command: str, stop: Stopped) -> int:
+def _after_a_stop(arguments: argparse.Namespace) -> str:
+    """What the same command does next time."""
+    work = arguments.command
+    if work == "experiments" and arguments.run is not None:
+        work = arguments.run[1]
+    elif work == "sweep":
+        work = f"sweep {arguments.what}"
+    elif work == "world":
+        work = f"world {arguments.part}"
+    return f"the same command {RESUMED.get(work, 'starts anew')}"
+
+
+def _stopped(arguments: argparse.Namespace, stop: Stopped) -> int:
     """Exit code 75, with a line for whoever still listens: the reader of a pipe may have ended by the same signal."""
     try:
-        print(f"rtdmd {command}: {stop}; the same command goes on from its last checkpoint", file=sys.stderr)
+        print(f"rtdmd {arguments.command}: {stop}; {_after_a_stop(arguments)}", file=sys.stderr)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # the interpreter flushes it once more
     return REQUEUE

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rtdmd.cli import build_parser, main, stage_titles
+from rtdmd.common.signals import Stopped
 from rtdmd.config import RECIPES, parse_params, preset
 from rtdmd.config.render import params_text, schema_text
 from rtdmd.pipeline.dvc_yaml import read_pipeline
@@ -111,3 +112,58 @@ def test_a_run_of_the_sweep_that_is_not_planned_is_told_what_is(
     said = capsys.readouterr().err
     assert said.startswith(f"rtdmd: sweep run {asked}: not in workflow/sweep.yaml; its runs are teacher, base, ")
     assert said.count("\n") == 1
+
+
+ANEW = "the same command starts anew"
+CHECKPOINT = "the same command goes on from its last checkpoint"
+GOES_ON = "the same command goes on where it stopped"
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "then"),
+    [
+        ("prepare_prompts", "rtdmd.stages.prepare_prompts", ANEW),
+        ("cache_teacher", "rtdmd.stages.cache_teacher", GOES_ON),
+        ("train_acdmd", "rtdmd.stages.train_acdmd", CHECKPOINT),
+        ("train_rtdmd", "rtdmd.stages.train_rtdmd", CHECKPOINT),
+        ("evaluate", "rtdmd.stages.evaluate", ANEW),
+        ("plan", "rtdmd.commands.plan", ANEW),
+        ("reproduce", "rtdmd.commands.reproduce", ANEW),
+        ("upload", "rtdmd.commands.upload", GOES_ON),
+        ("sweep run base 0", "rtdmd.commands.sweep", GOES_ON),
+        ("sweep gather", "rtdmd.commands.sweep", ANEW),
+        ("experiments --run sd35m train_rtdmd", "rtdmd.commands.experiments", CHECKPOINT),
+        ("experiments --run sd35m evaluate", "rtdmd.commands.experiments", ANEW),
+        ("experiments --check table_2", "rtdmd.commands.experiments", ANEW),
+        ("world teacher", "rtdmd.commands.world", CHECKPOINT),
+        ("world clip", "rtdmd.commands.world", ANEW),
+    ],
+)
+def test_a_stopped_command_says_what_it_does_next_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, module: str, then: str
+) -> None:
+    words = command.split()
+    for stop, code, how in (
+        (KeyboardInterrupt(), 130, "stopped"),
+        (Stopped("stopped by SIGTERM"), 75, "stopped by SIGTERM"),
+    ):
+
+        def end(*_: object, stop: BaseException = stop) -> None:
+            raise stop
+
+        monkeypatch.setattr(f"{module}.run", end)
+        assert main(words) == code
+        assert capsys.readouterr().err == f"rtdmd {words[0]}: {how}; {then}\n"
+
+
+def test_a_reproduction_that_is_stopped_names_the_folder_in_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(_: object, __: Path, folder: Path) -> None:
+        folder.mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rtdmd.commands.reproduce._reproduce", stop)
+    into = tmp_path / "run"
+    assert main(["reproduce", "--into", str(into)]) == 130
+    assert capsys.readouterr().err == f"rtdmd reproduce: stopped; `rm -r {into}`, then the same command starts anew\n"

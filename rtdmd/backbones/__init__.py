@@ -87,7 +87,8 @@ def bare(transformer: Any) -> nn.Module:
 def require_whole(model: ModelParams, root: Path = Path(".")) -> None:
     """The teacher's folder on this machine, and the student's base where it is another, downloaded first where they are
     a Hub's, and all of them that can be known without reading weights; UserError that names the setting, and the file
-    or the tensor that is not as it should be."""
+    or the tensor that is not as it should be. Of the student's base too the text encoders: stage publish tests its
+    folder in that base's own pipeline."""
     own = family_module(model.family)
     for base in model.bases():
         folder = base_folder(base, text=True, vae=True, root=root)

@@ -32,7 +32,10 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     elif arguments.into.exists():
         raise UserError(f"--into {arguments.into}: exists; name a new folder")
     else:
-        _reproduce(arguments, root, arguments.into)
+        try:
+            _reproduce(arguments, root, arguments.into)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(f"`rm -r {arguments.into}`, then the same command starts anew") from stop
 
 
 def _reproduce(arguments: argparse.Namespace, root: Path, folder: Path) -> None:

@@ -23,7 +23,7 @@ from rtdmd.experiments.settings import Local, all_params, load_local
 from rtdmd.experiments.written import committed
 from rtdmd.pipeline.dvc_yaml import params_values, read_pipeline
 from rtdmd.pipeline.model_inputs import model_inputs
-from rtdmd.plan.resources import plan_resources
+from rtdmd.plan.resources import on_nodes, plan_resources
 from rtdmd.published.figures import Cell, cells_of
 from rtdmd.published.table import Row, Table
 from rtdmd.study.workspace import TRAINED, link, pipeline_text, write_new
@@ -33,6 +33,7 @@ DONE = ".rtdmd/done"
 METRICS = "results/evaluate/metrics.json"
 STAGES = ("prepare_prompts", "cache_teacher", "train_acdmd", "train_rtdmd", "evaluate")
 LIGHT = {"mem_mb": 1000, "runtime": 5, "gpu": 0}  # of the one stage that computes nothing
+ASKED = ("mem_mb", "runtime", "gpu", "nodes", "gres", "tasks")  # of Snakemake, where a job needs them
 Job = tuple[str, str]  # run and stage
 
 
@@ -90,17 +91,8 @@ class Jobs:
         return [(self.owners[run, "evaluate"], "evaluate") for run in find_table(table).runs()]
 
     def require(self, runs: Iterable[str]) -> None:
-        """UserError where the checkpoint that one of these runs judges has not been imported, or where a training takes
-        several nodes: a job here has one."""
+        """UserError where the checkpoint that one of these runs judges has not been imported."""
         for run in runs:
-            for stage in stages_of(self.params[run]):
-                nodes, _ = self.params[run].layout(stage)
-                if nodes > 1:
-                    raise UserError(
-                        f"experiment {run}: {stage} takes {nodes} nodes by run.gpus_per_node, and a job of a table has"
-                        f" one; `rtdmd params --experiment {run} > params.yaml` in a clone of its own, then"
-                        " `snakemake --cores all --profile slurm`"
-                    )
             folder = self.params[run].evaluate.imported
             if folder is not None and not (self.root / folder).is_dir():
                 raise UserError(
@@ -116,12 +108,14 @@ class Jobs:
         """Memory, time and GPUs of a run's stages that compute, from its plan."""
         return plan_resources(self.params[run], self.root)
 
-    def resources(self, run: str, stage: str) -> dict[str, int]:
-        """Memory [MB], time [min] and GPUs of one job."""
-        return LIGHT if stage == "prepare_prompts" else {"gpu": 0} | self.run_resources(run)[stage]
+    def resources(self, run: str, stage: str) -> dict[str, Any]:
+        """What one job asks for, by the names in `ASKED`: memory [MB] and time [min], its GPUs or its nodes."""
+        if stage == "prepare_prompts":
+            return LIGHT
+        return on_nodes({"gpu": 0} | self.run_resources(run)[stage], self.params[run], stage)
 
     def threads(self, run: str, stage: str) -> int:
-        """Threads of one job: those of a process, times the processes of a training."""
+        """Threads of one job on each of its nodes: those of a process, times the processes there."""
         params = self.params[run]
         if stage == "prepare_prompts":
             return 1

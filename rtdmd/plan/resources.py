@@ -50,15 +50,9 @@ class StageResources:
     _found: dict[str, dict[str, int]] | None = None
 
     def of(self, stage: str) -> dict[str, Callable[[Any], int] | int | str]:
-        """The resources of a rule by name, for Snakemake to call. A job of several nodes has one task on each, with
-        the node's GPUs, which the executor asks for by ``gres``: its ``gpu`` are those of a task and of the job."""
+        """The resources of a rule by name, for Snakemake to call."""
         found: dict[str, Any] = {field.name: self._resource(stage, field.name) for field in fields(Resources)}
-        nodes, processes = self.params.layout(stage)
-        if nodes == 1:
-            return found
-        del found["gpu"]
-        on_each = {"gres": f"gpu:{processes}"} if self.params.run.device == "cuda" else {"tasks": nodes}
-        return found | {"nodes": nodes} | on_each
+        return on_nodes(found, self.params, stage)
 
     def _resource(self, stage: str, name: str) -> Callable[[Any], int]:
         def resource(wildcards: Any) -> int:
@@ -67,6 +61,16 @@ class StageResources:
             return self._found[stage][name]
 
         return resource
+
+
+def on_nodes(resources: Mapping[str, Any], params: Params, stage: str) -> dict[str, Any]:
+    """``resources`` of a stage's job, with the nodes that it takes. A job of several nodes has one task on each, with
+    the node's GPUs, which the executor asks for by ``gres``: its ``gpu`` are those of a task and of the job."""
+    nodes, processes = params.layout(stage)
+    if nodes == 1:
+        return dict(resources)
+    on_each = {"gres": f"gpu:{processes}"} if params.run.device == "cuda" else {"tasks": nodes}
+    return {name: value for name, value in resources.items() if name != "gpu"} | {"nodes": nodes} | on_each
 
 
 def plan_resources(params: Params, root: Path = Path(".")) -> dict[str, dict[str, int]]:

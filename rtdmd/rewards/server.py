@@ -26,8 +26,8 @@ PROBE_SECONDS = 5.0
 class RewardServer(ThreadingUnixStreamServer):
     """Serves one scorer on a socket that only this user may open; several clients wait for each other.
 
-    Raises UserError where another process already serves there, and where something is there that is no socket. A
-    socket file that nobody listens to is replaced.
+    Raises UserError where another process already serves there, where something is there that is no socket, and where
+    none can be made. A socket file that nobody listens to is replaced.
     """
 
     daemon_threads = True
@@ -41,6 +41,11 @@ class RewardServer(ThreadingUnixStreamServer):
         mask = os.umask(0o177)
         try:
             super().__init__(str(path), _Handler)
+        except OSError as error:
+            raise UserError(
+                f"rewards: {reward.name}: socket: {path} cannot be listened on ({error.strerror}); name a new path, on"
+                " a file system that has sockets"
+            ) from error
         finally:
             os.umask(mask)
         self._made = _file_id(path)

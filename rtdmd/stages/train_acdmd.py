@@ -7,6 +7,7 @@ scorers; writes the EMA generator, the fake score, curves and what the watch saw
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rtdmd.backbones import load_backbone
@@ -16,7 +17,8 @@ from rtdmd.train.distributed.ranks import Ranks, open_stage_on_all_ranks
 from rtdmd.train.engine.image_log import ImageLog
 from rtdmd.train.engine.journal import write_curves
 from rtdmd.train.engine.loop import Loop
-from rtdmd.train.engine.preflight import preflight
+from rtdmd.train.engine.preflight import check_machine, preflight
+from rtdmd.train.engine.trackers import RunningTracker, start_trackers
 from rtdmd.train.engine.watch import Watch, write_watched
 from rtdmd.train.losses import Draws
 from rtdmd.train.prompts import TrainingPrompts
@@ -24,11 +26,15 @@ from rtdmd.train.prompts import TrainingPrompts
 
 def run(root: Path = Path(".")) -> None:
     """Run the stage in ``root``."""
-    with open_stage_on_all_ranks(NAME, root) as (stage, ranks):
-        train(stage, ranks)
+    with (
+        open_stage_on_all_ranks(NAME, root) as (stage, ranks),
+        start_trackers(stage.run_dir, stage.values, ranks) as trackers,
+    ):
+        check_machine(stage, ranks)
+        train(stage, ranks, trackers)
 
 
-def train(stage: Stage, ranks: Ranks) -> None:
+def train(stage: Stage, ranks: Ranks, trackers: Sequence[RunningTracker]) -> None:
     """Train generator and fake score, resuming from the run folder where it holds a checkpoint."""
     params = stage.params
     p = stage.params.train_acdmd
@@ -59,7 +65,7 @@ def train(stage: Stage, ranks: Ranks) -> None:
         "iteration",
         ranks,
         p.keep,
-        params=stage.values,
+        trackers=trackers,
     )
     preflight(stage, ranks, [trainer.generator, trainer.fakes["fake"]], p.keep)
     local = ranks.local_shard(p.batch_size)

@@ -7,6 +7,7 @@ adapter, which sits on top of stage one's, the curves, what the watch saw, and w
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rtdmd.backbones import load_backbone
@@ -19,7 +20,8 @@ from rtdmd.train.engine.diagnostics import require_signal
 from rtdmd.train.engine.image_log import ImageLog
 from rtdmd.train.engine.journal import write_curves
 from rtdmd.train.engine.loop import Loop, Stateful
-from rtdmd.train.engine.preflight import preflight
+from rtdmd.train.engine.preflight import check_machine, preflight
+from rtdmd.train.engine.trackers import RunningTracker, start_trackers
 from rtdmd.train.engine.validation import Validation
 from rtdmd.train.engine.watch import Watch, write_watched
 from rtdmd.train.losses import Draws
@@ -30,8 +32,12 @@ from rtdmd.train.student_record import read_student
 
 def run(root: Path = Path(".")) -> None:
     """Run the stage in ``root``."""
-    with open_stage_on_all_ranks(NAME, root) as (stage, ranks):
-        train(stage, ranks)
+    with (
+        open_stage_on_all_ranks(NAME, root) as (stage, ranks),
+        start_trackers(stage.run_dir, stage.values, ranks) as trackers,
+    ):
+        check_machine(stage, ranks)
+        train(stage, ranks, trackers)
 
 
 def open_trainer(stage: Stage, ranks: Ranks, null: Conditioning) -> RtdmdTrainer:
@@ -51,7 +57,7 @@ def open_trainer(stage: Stage, ranks: Ranks, null: Conditioning) -> RtdmdTrainer
     return RtdmdTrainer(params, backbone, rewards, null, ranks, adapters)
 
 
-def train(stage: Stage, ranks: Ranks) -> None:
+def train(stage: Stage, ranks: Ranks, trackers: Sequence[RunningTracker]) -> None:
     """Reinforce the stage-one generator, resuming from the run folder where it holds a checkpoint."""
     p = stage.params.train_rtdmd
     validation_prompts = p.validation.prompts if p.validation.every else 0
@@ -84,7 +90,7 @@ def train(stage: Stage, ranks: Ranks) -> None:
         ranks,
         p.keep,
         should_stop=validation.should_stop,
-        params=stage.values,
+        trackers=trackers,
     )
     preflight(stage, ranks, list(trainer.learners.values()), p.keep)
     local = ranks.local_shard(p.prompts_per_epoch)

@@ -69,9 +69,7 @@ def test_a_stopped_stage_ends_with_75_and_one_line(
 ) -> None:
     monkeypatch.setattr("rtdmd.stages.prepare_prompts.run", lambda root: send(signal.SIGTERM))
     assert main(["prepare_prompts"]) == REQUEUE == 75
-    assert capsys.readouterr().err == (
-        "rtdmd prepare_prompts: stopped by SIGTERM; the same command goes on from its last checkpoint\n"
-    )
+    assert capsys.readouterr().err == "rtdmd prepare_prompts: stopped by SIGTERM; the same command starts anew\n"
 
 
 def test_the_code_is_75_even_when_nobody_reads_standard_error_any_more() -> None:

@@ -16,9 +16,11 @@ from rtdmd.commands import import_checkpoint
 from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.common.files import load_tensors, read_json
 from rtdmd.config import load_params
+from rtdmd.config.load import validate
+from rtdmd.config.presets import merged
 from rtdmd.experiments import RUNS, TABLES
 from rtdmd.experiments.cost import cost_text
-from rtdmd.experiments.jobs import METRICS, Job, Jobs, stages_of
+from rtdmd.experiments.jobs import ASKED, METRICS, Job, Jobs, stages_of
 from rtdmd.experiments.page import write_table
 from rtdmd.experiments.settings import LOCAL
 from rtdmd.experiments.text import check_text
@@ -350,3 +352,20 @@ def test_a_job_asks_for_what_its_stage_takes(tiny_jobs: Jobs, monkeypatch: pytes
     assert jobs.threads("sd35m", "evaluate") == params.run.threads
     assert jobs.threads("sd35m", "train_acdmd") == params.run.threads * params.train_acdmd.processes
     assert jobs.files([("sd35m", "evaluate")]) == [str(jobs.done("sd35m", "evaluate"))]
+
+
+def test_a_training_of_several_nodes_asks_for_them(tiny_jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = {"train_acdmd": {"mem_mb": 7000, "runtime": 60, "gpu": 8}, "evaluate": {"mem_mb": 4000, "runtime": 9}}
+    monkeypatch.setattr(Jobs, "run_resources", lambda self, run: needed)
+    tree = tiny_jobs.params["sd35m"].model_dump(mode="json")
+    training = {"train_acdmd": {"processes": 16, "batch_size": 16}}
+    for device, on_each in (("cuda", {"gres": "gpu:8"}), ("cpu", {"tasks": 2})):
+        jobs = Jobs(tiny_jobs.root, tiny_jobs.local)
+        run = {"threads": 1, "device": device, "gpus_per_node": 8}
+        jobs.params = {"sd35m": validate(merged(tree, training | {"run": run}), "a test")}
+        jobs.require(["sd35m"])
+        asked = jobs.resources("sd35m", "train_acdmd")
+        assert asked == {"mem_mb": 7000, "runtime": 60, "nodes": 2} | on_each
+        assert asked.keys() <= set(ASKED)
+        assert jobs.threads("sd35m", "train_acdmd") == 8
+        assert jobs.resources("sd35m", "evaluate") == {"mem_mb": 4000, "runtime": 9, "gpu": 0}

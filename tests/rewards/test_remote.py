@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import socket
@@ -139,6 +140,21 @@ def test_what_is_no_socket_of_ours_is_left_alone(entry: RewardParams, folder: Pa
         path.unlink()
         path.write_text("a note")
     assert path.read_text() == "a note"
+
+
+def test_where_no_socket_can_be_made_it_is_one_line(
+    entry: RewardParams, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on some network file systems, and where another server came first by a moment."""
+
+    def refuse(_: RewardServer) -> None:
+        raise OSError(errno.EADDRINUSE, "Address already in use")
+
+    monkeypatch.setattr(RewardServer, "server_bind", refuse)
+    path = folder / "new.sock"
+    says = rf"^rewards: clipscore: socket: {path} cannot be listened on \(Address already in use\); name a new path, on"
+    with pytest.raises(UserError, match=says):
+        RewardServer(load_here(entry), path)
 
 
 def test_a_socket_whose_queue_is_full_is_served(folder: Path) -> None:

@@ -94,6 +94,12 @@ def figures_of(jobs, table, runs):
     return jobs.files(jobs.of_table(table))
 
 
+def asked_of(jobs, name):
+    """A resource of an experiment's job; None, which is none, where it has no such one: `nodes` on one node, `gpu` on
+    several."""
+    return lambda wildcards: jobs().resources(wildcards.experiment, wildcards.step).get(name)
+
+
 def refuse_before_outputs_go():
     """On a cluster: Snakemake removes a job's outputs and then submits it, so Slurm is asked whether it would start all
     of them."""

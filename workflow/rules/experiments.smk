@@ -3,7 +3,7 @@
 # several runs would compute alike is a job of the first of them. Nothing above depends on these rules, and the files of
 # workflow/experiments.yaml are read when a table is asked for. Code is no input, as in the sweep.
 from rtdmd.experiments import RUNS, TABLES
-from rtdmd.experiments.jobs import STAGES, Jobs
+from rtdmd.experiments.jobs import ASKED, STAGES, Jobs
 
 EXPERIMENTS = when_asked(Jobs.of)
 EXPERIMENT_STAGE = ".rtdmd/experiments/{experiment}/.rtdmd/done/{step}.json"
@@ -27,9 +27,7 @@ rule experiment_stage:
         "../envs/python.yaml"
     threads: lambda wildcards: EXPERIMENTS().threads(wildcards.experiment, wildcards.step)
     resources:
-        mem_mb=lambda wildcards: EXPERIMENTS().resources(wildcards.experiment, wildcards.step)["mem_mb"],
-        runtime=lambda wildcards: EXPERIMENTS().resources(wildcards.experiment, wildcards.step)["runtime"],
-        gpu=lambda wildcards: EXPERIMENTS().resources(wildcards.experiment, wildcards.step)["gpu"],
+        **{name: asked_of(EXPERIMENTS, name) for name in ASKED},
     params:
         settings=lambda wildcards: EXPERIMENTS().keys[wildcards.experiment, wildcards.step],
     message:

@@ -224,7 +224,12 @@ def _group(run: RunParams, place: Place) -> Iterator[torch.device]:
 
 @contextmanager
 def open_stage_on_all_ranks(name: str, root: Path = Path(".")) -> Iterator[tuple[Stage, Ranks]]:
-    """`open_stage` by the first process; the others get the open stage from it, without lock and without outputs."""
+    """`open_stage` by the first process; the others get the open stage from it, without lock and without outputs.
+
+    Those that it starts work in ``root``, where no other relative path of the first one leads to the same files.
+    """
+    if root != Path("."):
+        root = root.absolute()
     params = load_params(root / "params.yaml")
     section = getattr(params, name)
     require_sharding(name, section.sharding, os.environ)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from rtdmd.common.signals import Stopped
 from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine import checkpoint
 from rtdmd.train.engine.journal import Journal
-from rtdmd.train.engine.trackers import LogStep, start_trackers
+from rtdmd.train.engine.trackers import RunningTracker
 from rtdmd.train.learner import Learner
 
 
@@ -57,20 +57,18 @@ class Loop:
     ranks: Ranks = field(default_factory=Ranks)
     keep: int = checkpoint.KEEP
     should_stop: Callable[[], bool] = lambda: False  # ends the loop before ``total``
-    params: Mapping[str, Any] = field(default_factory=dict)  # shown by trackers
+    trackers: Sequence[RunningTracker] = ()
     _bar: Any = None
-    _log_step: LogStep = lambda step: None
 
     def __post_init__(self) -> None:
         self.journal = Journal(self.folder / checkpoint.JOURNAL, self.unit)
 
     def __iter__(self) -> Iterator[int]:
         """Steps still to do, with a progress bar on standard error."""
-        with signals.defer_signals(), ExitStack() as stack:
+        with signals.defer_signals():
             done = first = self._resume()
-            with self.ranks.sync_errors():
-                if self.ranks.main:
-                    self._log_step = stack.enter_context(start_trackers(self.journal, self.params))
+            for row in self.journal.steps():
+                self._track(row)
             stop = None
             self._bar = progress(initial=first, total=self.total, desc=self.title, disable=not self.ranks.main)
             for step in range(first, self.total):
@@ -157,7 +155,13 @@ class Loop:
                 raise FloatingPointError(f"{name} is {value}")
         if self.ranks.main:
             self.journal.add(step + 1, values, images)
-            self._log_step(*self.journal.steps(1))
+            self._track(*self.journal.steps(1))
+
+    def _track(self, row: Mapping[str, float]) -> None:
+        """Tell the trackers a step of the journal."""
+        values = {name: value for name, value in row.items() if name != self.unit}
+        for tracker in self.trackers:
+            tracker.step(int(row[self.unit]), values)
 
     @property
     def rows(self) -> list[dict[str, float]]:

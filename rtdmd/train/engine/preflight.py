@@ -1,8 +1,8 @@
 """What is tried before a long run, so that it does not end hours later for a reason that was there at its start.
 
-The teacher's, the rewards' and stage one's files are read before (each says what to do where it is missing or does not
-fit); here: deterministic settings, a compiler where one is needed, room for checkpoints and outputs, processes of one
-kind, and a sum over them.
+Before the models are loaded: the trackers (`trackers`), a compiler where one is needed, processes of one kind, and a
+sum over them. The teacher's, the rewards' and stage one's files say themselves what to do where one is missing or does
+not fit. Then: deterministic settings, and room for checkpoints and outputs.
 """
 
 from __future__ import annotations
@@ -23,16 +23,21 @@ from rtdmd.train.learner import Learner
 DETERMINISTIC_CUBLAS = (":4096:8", ":16:8")
 
 
+def check_machine(stage: Stage, ranks: Ranks) -> None:
+    """UserError, the same in every process, where the machines are not fit for the stage; it needs no model."""
+    with ranks.sync_errors():
+        if getattr(stage.params, stage.name).compile:
+            require_compiler(f"{stage.name}.compile", ranks.device)
+    require_same_hardware(ranks)
+    require_all_reduce(ranks)
+
+
 def preflight(stage: Stage, ranks: Ranks, learners: Sequence[Learner], keep: int) -> None:
     """UserError, the same in every process, where the run could not end well. ``keep``: checkpoints kept."""
     with ranks.sync_errors():
         require_deterministic(stage.params.run)
-        if getattr(stage.params, stage.name).compile:
-            require_compiler(f"{stage.name}.compile", ranks.device)
         if ranks.main:
             require_disk_space(stage, learners, keep)
-    require_same_hardware(ranks)
-    require_all_reduce(ranks)
 
 
 def require_deterministic(run: RunParams) -> None:

@@ -1,10 +1,11 @@
 """Trackers, for people who watch a run: RTDMD_TRACKERS=wandb,tensorboard shows its journal and its image grids there
 too.
 
-An environment variable and no key of params.yaml: who watches changes no result, so it makes none stale. The journal
-stays what a run is known by: at each start a tracker is told what it lacks of the journal as it was resumed, so no step
-is there twice, and a tracker that is asked for later has the steps before too. Nothing is imported unless asked for,
-accelerate's trackers (`tracker_kinds`) included.
+An environment variable and no key of params.yaml: who watches changes no result, so it makes none stale. They start
+before the models are loaded: a login that is missing ends a run at once. The journal stays what a run is known by: at
+each start a tracker is told what it lacks of the journal as it was resumed, so no step is there twice, and a tracker
+that is asked for later has the steps before too. Nothing is imported unless asked for, accelerate's trackers
+(`tracker_kinds`) included.
 """
 
 from __future__ import annotations
@@ -21,14 +22,12 @@ from typing import TYPE_CHECKING, Any
 from rtdmd.common.errors import UserError
 
 if TYPE_CHECKING:
-    from rtdmd.train.engine.journal import Journal
+    from rtdmd.train.distributed.ranks import Ranks
     from rtdmd.train.engine.tracker_kinds import Tracker
 
 VARIABLE = "RTDMD_TRACKERS"
 NAMES = ("dvclive", "tensorboard", "trackio", "wandb")
 """Also the names of their packages."""
-
-LogStep = Callable[[Mapping[str, float]], None]
 
 
 def requested_trackers() -> list[str]:
@@ -108,26 +107,19 @@ def start(name: str, folder: Path, params: Mapping[str, Any]) -> RunningTracker:
 
 
 @contextmanager
-def start_trackers(journal: Journal, params: Mapping[str, Any]) -> Iterator[LogStep]:
-    """Start the wanted trackers with the run's ``params`` (a tree of them by section), tell them the journal's steps,
-    and then each further step. UserError for one that does not start."""
-    names = requested_trackers()
-    if not names:
-        yield lambda step: None
-        return
-    from rtdmd.train.engine.tracker_kinds import accelerate_state
+def start_trackers(folder: Path, params: Mapping[str, Any], ranks: Ranks) -> Iterator[list[RunningTracker]]:
+    """The wanted trackers of the run in ``folder``, started by the first process and told the run's ``params`` (a tree
+    of them by section); finished at the end. UserError in every process for one that is unknown, not installed or does
+    not start."""
+    running: list[RunningTracker] = []
+    with ExitStack() as stack:
+        with ranks.sync_errors():
+            names = requested_trackers() if ranks.main else []
+            if names:
+                from rtdmd.train.engine.tracker_kinds import accelerate_state
 
-    with accelerate_state(), ExitStack() as stack:
-        shows = []
-        for name in names:
-            shows.append(start(name, journal.path.parent, params))
-            stack.callback(shows[-1].finish)
-
-        def log_step(step: Mapping[str, float]) -> None:
-            values = {name: value for name, value in step.items() if name != journal.unit}
-            for show in shows:
-                show.step(int(step[journal.unit]), values)
-
-        for step in journal.steps():
-            log_step(step)
-        yield log_step
+                stack.enter_context(accelerate_state())
+            for name in names:
+                running.append(start(name, folder, params))
+                stack.callback(running[-1].finish)
+        yield running

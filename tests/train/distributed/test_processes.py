@@ -26,9 +26,11 @@ import safetensors.torch
 import torch
 
 from rtdmd import cli
+from rtdmd.common.errors import UserError
 from rtdmd.config.presets import WORLD
 from rtdmd.stages import train_acdmd, train_rtdmd
 from rtdmd.train.distributed.launch import Place
+from rtdmd.train.distributed.ranks import open_stage_on_all_ranks
 from rtdmd.train.engine.trackers import VARIABLE
 from tests.ports import free_ports
 from tests.train.workshop import SHAPE, results, rows_of
@@ -130,6 +132,21 @@ def require_equal_but_for_rounding(one: dict[str, bytes], other: dict[str, bytes
     for name in ("curves.csv", "watched.csv"):
         for row, same in zip(rows_of(one[name]), rows_of(other[name]), strict=True):
             assert row == pytest.approx(same, rel=rounding, abs=rounding), row.keys()
+
+
+def test_a_stage_of_another_folder_has_paths_that_hold_in_every_process(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of an experiment or a sweep; the processes that the first one starts work in that folder."""
+    prepare(root, "train_acdmd")
+    monkeypatch.chdir(root.parent)
+    stages = []
+    with pytest.raises(UserError, match=r"^enough$"), open_stage_on_all_ranks("train_acdmd", Path(root.name)) as opened:
+        stages.append(opened[0])
+        raise UserError("enough")
+    monkeypatch.chdir(root)
+    assert stages[0].input("results/prepare_prompts/train.jsonl").is_file()
+    assert stages[0].run_dir.is_dir()
 
 
 @pytest.mark.parametrize("stage", STAGES)

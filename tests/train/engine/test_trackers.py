@@ -19,10 +19,11 @@ from PIL import Image
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.images import save_png
+from rtdmd.stages import train_acdmd, train_rtdmd
 from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine import trackers
 from rtdmd.train.engine.loop import Loop
-from rtdmd.train.engine.trackers import VARIABLE, image_log_path
+from rtdmd.train.engine.trackers import VARIABLE, image_log_path, start_trackers
 from tests.workspace import REPOSITORY
 
 PARAMS = {"model": {"eta": 1.0}, "train_test": {"rewards": [{"name": "a", "socket": None}], "full": False, "steps": 8}}
@@ -38,13 +39,15 @@ FLAT = {
 def advance(folder: Path, until: int = 8, ranks: Ranks | None = None) -> Loop:
     """A run of eight steps with a checkpoint every three and an image grid every four, ended without warning where
     ``until`` is less."""
-    loop = Loop(folder, 8, 3, 2, {}, "train_test", "iteration", ranks or Ranks(), params=PARAMS)
-    for step in loop:
-        loop.log(step, {"loss": 1 / (step + 1), "norm": 2.0, "norm/sigma=0.5": 3.0})
-        if (step + 1) % 4 == 0:
-            save_png(image_log_path(folder, step + 1), np.full((5, 6, 3), step, np.uint8))
-        if step + 1 == until < 8:
-            raise KeyboardInterrupt
+    ranks = ranks or Ranks()
+    with start_trackers(folder, PARAMS, ranks) as running:
+        loop = Loop(folder, 8, 3, 2, {}, "train_test", "iteration", ranks, trackers=running)
+        for step in loop:
+            loop.log(step, {"loss": 1 / (step + 1), "norm": 2.0, "norm/sigma=0.5": 3.0})
+            if (step + 1) % 4 == 0:
+                save_png(image_log_path(folder, step + 1), np.full((5, 6, 3), step, np.uint8))
+            if step + 1 == until < 8:
+                raise KeyboardInterrupt
     return loop
 
 
@@ -201,7 +204,7 @@ def test_what_does_not_start_ends_the_run_before_its_first_step(
     says = f"RTDMD_TRACKERS: {name} does not start (no answer while retrying: refused); "
     with pytest.raises(UserError, match=f"^{re.escape(says + remedy.get(name, 'see its TRACKIO_ variables'))}"):
         advance(tmp_path)
-    assert (tmp_path / "journal.jsonl").read_text() == ""
+    assert not (tmp_path / "journal.jsonl").exists()
     assert sys.modules["accelerate"].PartialState._shared_state == {}
 
 
@@ -242,9 +245,10 @@ def test_a_link_in_the_run_folder_is_never_written_through(tmp_path: Path, monke
     (run / "dvclive").symlink_to(kept)
     (run / "journal.jsonl").symlink_to(kept / "mine.txt")
     monkeypatch.setenv(VARIABLE, "dvclive")
-    loop = Loop(run, 8, 3, 2, {}, "train_test", "iteration", Ranks())
-    steps = iter(loop)
-    loop.log(next(steps), {"loss": 1.0})
+    with start_trackers(run, PARAMS, Ranks()) as running:
+        loop = Loop(run, 8, 3, 2, {}, "train_test", "iteration", Ranks(), trackers=running)
+        steps = iter(loop)
+        loop.log(next(steps), {"loss": 1.0})
     assert not (run / "dvclive").is_symlink() and not (run / "journal.jsonl").is_symlink()
     (run / "journal.jsonl").unlink()
     (run / "journal.jsonl").symlink_to(kept / "mine.txt")
@@ -252,6 +256,18 @@ def test_a_link_in_the_run_folder_is_never_written_through(tmp_path: Path, monke
         loop.log(next(steps), {"loss": 1.0})
     assert [path.name for path in kept.iterdir()] == ["mine.txt"]
     assert (kept / "mine.txt").read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("stage", [train_acdmd, train_rtdmd])
+def test_one_that_cannot_be_had_ends_a_stage_before_a_model_is_loaded(
+    root: Path, monkeypatch: pytest.MonkeyPatch, stage: ModuleType
+) -> None:
+    monkeypatch.setenv(VARIABLE, "tensorbord")
+    monkeypatch.setattr(stage, "load_backbone", lambda *_, **__: pytest.fail("a model is loaded"))
+    with pytest.raises(
+        UserError, match=r"^RTDMD_TRACKERS: tensorbord; allowed: dvclive, tensorboard, trackio, wandb, "
+    ):
+        stage.run(root)
 
 
 @pytest.mark.parametrize("names", ["tensorbord", "dvclive, tensorbord"])
