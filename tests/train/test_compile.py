@@ -118,4 +118,4 @@ def test_each_training_stage_compiles_where_its_own_setting_says_so(
     monkeypatch.setattr(preflight, "require_compiler", lambda key, device: seen.append(key))
     set_params(root, {name: {"compile": True}})
     import_module(f"rtdmd.stages.{name}").run(root)
-    assert seen == [2, f"{name}.compile"]  # the tiny teacher has two blocks
+    assert seen == [f"{name}.compile", 2]  # the tiny teacher has two blocks
