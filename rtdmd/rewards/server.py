@@ -36,6 +36,7 @@ class RewardServer(ThreadingUnixStreamServer):
         self.reward = reward
         self.path = path
         self.lock = Lock()
+        self._made: tuple[int, int] | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
         make_room(path, reward.name)
         mask = os.umask(0o177)
@@ -53,7 +54,7 @@ class RewardServer(ThreadingUnixStreamServer):
     def server_close(self) -> None:
         """Stop listening and remove the socket file, unless another one has taken its place."""
         super().server_close()
-        if _file_id(self.path) == self._made:
+        if self._made is not None and _file_id(self.path) == self._made:
             self.path.unlink()
 
 
