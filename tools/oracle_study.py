@@ -86,7 +86,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("AC-DMD, published weighting (clamp)", "one", {"weighting": "clamp"}),
     Variant("AC-DMD, consistency 0.01, published kernel", "one", {"consistency": {"weight": 0.01}}),
     Variant("AC-DMD, consistency 0.01, η* kernel", "one", {"consistency": {"weight": 0.01, "kernel": "eta_star"}}),
-    Variant("AC-DMD, a roll-out of the generator's own", "one", {"generator_rollout": "own"}, (0, 1, 2)),
+    Variant("AC-DMD, a rollout of the generator's own", "one", {"generator_rollout": "own"}, (0, 1, 2)),
     Variant("AC-DMD, clamped renoising times", "one", {"renoise_time": "clamped"}),
     Variant("AC-DMD, published choices together", "one", PUBLISHED_ONE),
     Variant("matching through the whole chain", "two"),

@@ -33,7 +33,7 @@ class SurrogateParams(Section):
     """TDM-R1's surrogate reward, which learns where weights.surrogate is above 0 (arXiv 2603.07700)."""
 
     prompts: Whole = param(
-        "groups of the roll-out per update, of which there is one an epoch",
+        "groups of the rollout per update, of which there is one an epoch",
         unit="prompts",
         source="TDM-R1's code: all of them",
         ge=1,

@@ -42,11 +42,11 @@ class TrainAcdmdParams(TrainingParams):
         "renoise from the stopped step's level (AC-DMD) or from s = 0 (DMD2)", source="paper: step"
     )
     rollout_stop: Literal["random", "last"] = param(
-        "last step of a roll-out, the trained one: any of K, or always the K-th", source="paper and public code: random"
+        "last step of a rollout, the trained one: any of K, or always the K-th", source="paper and public code: random"
     )
     generator_rollout: Literal["shared", "own"] = param(
-        "what the generator's turn learns from: the fake score's roll-out and its velocity from before its update, or"
-        " a roll-out of its own with the fake score as just updated",
+        "what the generator's turn learns from: the fake score's rollout and its velocity from before its update, or"
+        " a rollout of its own with the fake score as just updated",
         source="public code: own; shared ours, cheaper (docs/evidence/oracle.md)",
     )
     fake_per_step: Flag = param(

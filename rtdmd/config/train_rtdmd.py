@@ -44,7 +44,7 @@ class TermWeights(Section):
     policy: Real = param("clipped policy gradient over the stochastic steps", source="public code: 1", ge=0)
     matching: Real = param("distribution matching, where matching_path says", source="public code: 1e-3", ge=0)
     backprop: Real = param("reward back-propagation through one step", source="public code: 1e-4", ge=0)
-    nft: Real = param("DiffusionNFT on the roll-out's images", source="public code: 0 (arXiv 2509.16117)", ge=0)
+    nft: Real = param("DiffusionNFT on the rollout's images", source="public code: 0 (arXiv 2509.16117)", ge=0)
     awm: Real = param("advantage-weighted matching on them", source="public code: 0 (arXiv 2509.25050)", ge=0)
     surrogate: Real = param("a learned surrogate reward (surrogate)", source="public code: 0; TDM-R1's: 0.7", ge=0)
     reference_kl: Real = param(
@@ -61,10 +61,10 @@ class TrainRtdmdParams(TrainingParams):
         source="ours",
     )
     epochs: Whole = param(
-        "roll-outs, each followed by one generator update", unit="epochs", source="public code: about 1000", ge=1
+        "rollouts, each followed by one generator update", unit="epochs", source="public code: about 1000", ge=1
     )
     prompts_per_epoch: Whole = param(
-        "prompts per roll-out",
+        "prompts per rollout",
         unit="prompts",
         source="public code: SD3-M 32, SD3.5-M 48, FLUX 64, on all GPUs together",
         ge=1,
@@ -154,14 +154,14 @@ class TrainRtdmdParams(TrainingParams):
         source="public code: last_step",
     )
     last_step_from: Literal["chain", "renoised"] = param(
-        "where the last step's terms start: in the roll-out's chain, or at its image renoised to a random level of it,"
+        "where the last step's terms start: in the rollout's chain, or at its image renoised to a random level of it,"
         " from which one step is made",
         source="public code: chain; DMDR's: renoised",
     )
     relative: RelativeParams
     backprop_margin: Real = param("m in relu(m - Σ w r), the back-propagated loss", source="public code: 3")
     fake_updates_per_epoch: Whole = param(
-        "fake-score updates on the cached roll-out", unit="updates", source="public code: 1", ge=0
+        "fake-score updates on the cached rollout", unit="updates", source="public code: 1", ge=0
     )
     update_order: Literal["generator_first", "fake_first"] = param(
         "whether matching sees the fake score from before its updates of the epoch or from after them",
@@ -173,14 +173,14 @@ class TrainRtdmdParams(TrainingParams):
         source="public code: all_steps; trained_steps ours",
     )
     fake_samples: Literal["chain", "data"] = param(
-        "what the fake score learns from: a random level of the roll-out, or its images, which matching compares",
+        "what the fake score learns from: a random level of the rollout, or its images, which matching compares",
         source="public code: data; chain ours",
     )
     fake_batch_size: Whole = param(
-        "images of the roll-out per fake-score update", unit="images", source="ours; public code: all of them", ge=1
+        "images of the rollout per fake-score update", unit="images", source="ours; public code: all of them", ge=1
     )
     last_step_batch_size: Whole = param(
-        "images of the roll-out per update of the last step's terms; all of them with matching_path: reward",
+        "images of the rollout per update of the last step's terms; all of them with matching_path: reward",
         unit="images",
         source="ours; public code: all of them",
         ge=1,

@@ -28,7 +28,7 @@ RECIPES: dict[str, dict[str, Any]] = {"published": PUBLISHED}
 """What the section's `recipe: published` promises."""
 
 _EQUATION = (
-    "x_s from a roll-out with random stop; t ~ U(s, 1), x_t = α x_s + β z; fake score on u = α' x_s + β' z plus γ times"
+    "x_s from a rollout with random stop; t ~ U(s, 1), x_t = α x_s + β z; fake score on u = α' x_s + β' z plus γ times"
     " the two-sample consistency term; generator along (y_fake - y_teacher) / mean|x_s - y_teacher|"
 )
 _SOURCE = "arXiv 2605.26108, section AC-DMD; public code Harahan/RTDMD (γ = 0.01)"

@@ -1,4 +1,4 @@
-"""Advantage-weighted matching: the flow-matching loss of the roll-out's images, weighed by their advantages."""
+"""Advantage-weighted matching: the flow-matching loss of the rollout's images, weighed by their advantages."""
 
 from typing import Any
 

@@ -8,7 +8,7 @@ METHODS = (
         stage="train_rtdmd",
         title="matching alone, the control",
         source="ours",
-        equation="generator along (y_fake - y_teacher) / mean|x_s - y_teacher|, at a random step of the roll-out",
+        equation="generator along (y_fake - y_teacher) / mean|x_s - y_teacher|, at a random step of the rollout",
         settings={"weights": {"policy": 0.0, "matching": 1.0, "backprop": 0.0}},
         ours="all of it",
     ),

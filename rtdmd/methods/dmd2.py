@@ -4,7 +4,7 @@ from rtdmd.methods._card import Method
 
 _SOURCE = "DMD2 (arXiv 2405.14867) without GAN loss; arXiv 2605.26108 states it as AC-DMD with s = 0 and γ = 0"
 _EQUATION = (
-    "x̂_0 of a step of the roll-out, t ~ U(0, 1), x_t = (1-t) x̂_0 + t z; fake score on v = z - x̂_0; generator along"
+    "x̂_0 of a step of the rollout, t ~ U(0, 1), x_t = (1-t) x̂_0 + t z; fake score on v = z - x̂_0; generator along"
     " (y_fake - y_teacher) / mean|x̂_0 - y_teacher|"
 )
 _OURS = "rates, ratio of updates, batch: the preset's; DMD2's two time-scale rule has 5 fake updates, the preset fewer"

@@ -1,4 +1,4 @@
-"""DMD + DiffusionNFT: matching, and negative-aware fine-tuning on the images of the roll-out."""
+"""DMD + DiffusionNFT: matching, and negative-aware fine-tuning on the images of the rollout."""
 
 from rtdmd.methods._card import Method
 

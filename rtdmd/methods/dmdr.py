@@ -15,7 +15,7 @@ _ANNEALED = (
     " uniform"
 )
 _OURS = (
-    "weight of the reward loss (DMDR's w), the length of the annealing (annealing.epochs); rates, scaling and roll-out"
+    "weight of the reward loss (DMDR's w), the length of the annealing (annealing.epochs); rates, scaling and rollout"
     " are the preset's"
 )
 _ANNEALING = {"annealing": {"guidance": 0.75, "renoise": True, "epochs": 40}, "fake_adapter": "continued"}
@@ -26,7 +26,7 @@ _DEPARTS = (
 )
 
 _PUBLISHED_EQUATION = (
-    "x_σ = (1-σ) x_K + σ ε of the roll-out's image at a level σ of the sampler, x̂_0 = x_σ - σ v_θ; ½ mean |x̂_0 -"
+    "x_σ = (1-σ) x_K + σ ε of the rollout's image at a level σ of the sampler, x̂_0 = x_σ - σ v_θ; ½ mean |x̂_0 -"
     " sg(x̂_0 - g)|² + "
 )
 _PUBLISHED: dict[str, Any] = {
@@ -47,8 +47,8 @@ _PUBLISHED_OURS = (
     "rates, average (theirs has none), number of images: the preset's; its rewards, of the preset's weights"
 )
 _PUBLISHED_DEPARTS = (
-    "one level an update for all images, theirs one for each; the roll-out is the preset's sampler, theirs the ODE",
-    "five fake-score updates on one roll-out, theirs each on one of its own; ambient weights, theirs a plain mean",
+    "one level an update for all images, theirs one for each; the rollout is the preset's sampler, theirs the ODE",
+    "five fake-score updates on one rollout, theirs each on one of its own; ambient weights, theirs a plain mean",
     "one hinge relu(3 - Σ w r), theirs relu(0.7 - r) for each reward, DFN CLIP and HPSv2.1; neither is ever at rest",
     "the teacher's guidance is fixed, theirs is drawn within 0.5 of 4 (SD3.5-L; SD3-M 7), which guidance_range has",
 )
@@ -71,7 +71,7 @@ METHODS = (
     _dmdr(
         "refl",
         "DMDR with ReFL",
-        "matching - w r(x̂_0) with x̂_0 of a random step of the roll-out, back-propagated",
+        "matching - w r(x̂_0) with x̂_0 of a random step of the rollout, back-propagated",
         {"weights": {"policy": 0.0, "matching": 0.4, "backprop": 0.3}, "backprop_at": "random_step"},
         "ReFL (arXiv 2304.05977) takes a late step of a long chain; here any of the four",
     ),

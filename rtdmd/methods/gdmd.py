@@ -19,10 +19,10 @@ METHODS = (
             "share_noise": False,
             "share_initial": False,
         },
-        ours="γ = 1, λ = 1, b = 1: the paper gives none of them; Z over the epoch's whole roll-out",
+        ours="γ = 1, λ = 1, b = 1: the paper gives none of them; Z over the epoch's whole rollout",
         departs=(
             "one update an epoch, where the NFT loss and the weight are the same gradient up to the levels' factor",
-            "a group's images differ by their roll-outs; the paper's different fake-score versions are left out",
+            "a group's images differ by their rollouts; the paper's different fake-score versions are left out",
         ),
     ),
 )

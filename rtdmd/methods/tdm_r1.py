@@ -38,7 +38,7 @@ METHODS = (
         },
         ours="rates, scaling of the terms, images and prompts of an update: the preset's",
         departs=(
-            "the roll-out is the preset's stochastic sampler; theirs is deterministic, so that an image's reward is"
+            "the rollout is the preset's stochastic sampler; theirs is deterministic, so that an image's reward is"
             " that of all its steps (model.eta: 0 has it)",
             "one random step an update for each term, where the public code accumulates two of four; the sample x_s is"
             " moved, by our projections and their distance, where theirs moves x̂_0, by estimates x̂_0",

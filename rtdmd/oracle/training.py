@@ -93,7 +93,7 @@ def train_stage_one(
     mixture: Mixture, changes: dict[str, Any], setting: Setting, width: int = 64, step_aware: bool = False
 ) -> AdapterBank:
     """Stage one on the oracle; returns the roles with the EMA generator in place. `changes` to train_acdmd;
-    `step_aware`: with a fake score that is told the roll-out's stop index."""
+    `step_aware`: with a fake score that is told the rollout's stop index."""
     params = oracle_params("train_acdmd", changes)
     precision = torch.bfloat16 if setting.dtype == "bfloat16" else torch.float32
     p = params.train_acdmd

@@ -35,7 +35,7 @@ class Memory:
 
     parts: dict[str, float]
     phases: dict[str, dict[str, float]]
-    host: float = 0.0  # scorers that wait on the CPU for their turn on the device, the roll-out, images; 0 on the CPU
+    host: float = 0.0  # scorers that wait on the CPU for their turn on the device, the rollout, images; 0 on the CPU
 
     @property
     def phase(self) -> str:
@@ -59,9 +59,9 @@ def split(rows: int, processes: int) -> int:
 
 
 def acdmd_memory(costs: Costs, processes: int) -> Memory:
-    """Stage one. A generator turn holds its last step's graph while the teacher looks on and, on a shared roll-out,
+    """Stage one. A generator turn holds its last step's graph while the teacher looks on and, on a shared rollout,
     beside the graph of the fake score's velocity; it is gone before the fake score's further passes, which its gradient
-    outlives. On a roll-out of its own it comes when the fake score's update is over."""
+    outlives. On a rollout of its own it comes when the fake score's update is over."""
     models = costs.models
     p = costs.models.params.train_acdmd
     share = split(p.batch_size, processes)
@@ -84,7 +84,7 @@ def acdmd_memory(costs: Costs, processes: int) -> Memory:
     learned_at = point if shared else renoised
     learned = sums * (own + fake) if shared else sums * max(own, fake)  # sums of the micro-batches before
     phases = {
-        "roll-out": _phase(rows * costs.teacher.peak, learned),
+        "rollout": _phase(rows * costs.teacher.peak, learned),
         "teacher": _phase(graph + rows * costs.teacher.peak, sums * (own + fake * shared)),
         "generator": _phase(graph * (1 + shared) + rows * (one.backward_peak + point), sums * (own + fake * shared)),
         "fake score": _phase(rows * (_fake(one, more) + learned_at + 2 * more * latent), own * shared + sums * fake),
@@ -94,7 +94,7 @@ def acdmd_memory(costs: Costs, processes: int) -> Memory:
 
 
 def rtdmd_memory(costs: Costs, processes: int) -> Memory:
-    """Stage two. Every pass goes in micro-batches, for which the roll-out's part comes from the host."""
+    """Stage two. Every pass goes in micro-batches, for which the rollout's part comes from the host."""
     models = costs.models
     p = costs.models.params.train_rtdmd
     images = split(p.prompts_per_epoch * p.group_size, processes)
@@ -125,7 +125,7 @@ def _last_rows(p: TrainRtdmdParams, images: int, processes: int) -> int:
 
 
 def _latents(models: MetaModels) -> int:
-    """Bytes of an image in the roll-out: K+1 states, K-1 means."""
+    """Bytes of an image in the rollout: K+1 states, K-1 means."""
     return 2 * models.params.model.num_steps * models.latent_bytes()
 
 
@@ -150,7 +150,7 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
     sums = micro < images
     sums_last = last < chosen
     sums_fake = ours < learned
-    # On the device of the roll-out a micro-batch: a text for each image, states and means.
+    # On the device of the rollout a micro-batch: a text for each image, states and means.
     text = models.row_bytes()
     image = text + 4 * models.latent_bytes()
     rolled = micro * image
@@ -174,7 +174,7 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
     own = costs.generator
     decoded = micro * _scoring(costs, _resident(models, p.rewards), sums * picture)
     phases = {
-        "roll-out": _phase(micro * costs.teacher.peak, 0, rolled),
+        "rollout": _phase(micro * costs.teacher.peak, 0, rolled),
         "rewards": _phase(max(decoded, _turns(costs, waiting, micro)), 0, rolled),
     }
     if before:
@@ -209,7 +209,7 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
 
 
 def _phase(activations: float, gradients: float, rollout: float = 0) -> dict[str, float]:
-    return {"gradients": gradients, "roll-out": rollout, "activations": activations}
+    return {"gradients": gradients, "rollout": rollout, "activations": activations}
 
 
 def _last_step(costs: Costs, rows: int, again: float) -> float:

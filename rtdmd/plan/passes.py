@@ -43,7 +43,7 @@ def scored(rows: float) -> Rows:
 
 
 def acdmd_rows(params: Params) -> Rows:
-    """One iteration of stage one, generator turns spread over all. A turn on a roll-out of its own also runs that, and
+    """One iteration of stage one, generator turns spread over all. A turn on a rollout of its own also runs that, and
     the fake score once more."""
     p = params.train_acdmd
     steps = params.model.num_steps
@@ -100,7 +100,7 @@ def rtdmd_parts(params: Params) -> dict[str, Rows]:
 
 
 def chain_rows(params: Params, trained: tuple[int, ...]) -> dict[str, Rows]:
-    """Roll-out, stepwise credit and policy gradient of one epoch that trains these steps: a group whose images are
+    """Rollout, stepwise credit and policy gradient of one epoch that trains these steps: a group whose images are
     still equal at a step takes one row there."""
     from rtdmd.flow.credit import scored_steps  # imports torch
 

@@ -1,7 +1,7 @@
 """The user's params with smaller sizes: which keys, to what, and nothing else.
 
 Names, commits, files, rewards, suites, methods, dtypes, prompt orders and modes stay. So does whether a batch is cut
-into micro batches, whether processes share it, and whether an update uses all images of a roll-out.
+into micro batches, whether processes share it, and whether an update uses all images of a rollout.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ REDUCED = {
     "train_rtdmd.epochs": "2",
     "train_rtdmd.prompts_per_epoch": "at most 2",
     "train_rtdmd.group_size": "at most 2",
-    "train_rtdmd.fake_batch_size": "in proportion to the roll-out",
-    "train_rtdmd.last_step_batch_size": "in proportion to the roll-out",
+    "train_rtdmd.fake_batch_size": "in proportion to the rollout",
+    "train_rtdmd.last_step_batch_size": "in proportion to the rollout",
     "train_rtdmd.micro_batch": "half of a process's images where it was less than all of them",
     "train_rtdmd.ema_every": "at most 2",
     "train_rtdmd.annealing.epochs": "at most 2",
@@ -134,7 +134,7 @@ def reduced(params: Params, device: str) -> Params:
 
 
 def with_processes(params: Params, count: int) -> Params:
-    """Both training stages in so many processes. UserError where a batch or roll-out cannot be shared by them."""
+    """Both training stages in so many processes. UserError where a batch or rollout cannot be shared by them."""
     stages = {stage: {"processes": count} for stage in ("train_acdmd", "train_rtdmd")}
     changes = {"run": {"gpus_per_node": None}, **stages}
     return validate(merged(params.model_dump(mode="json"), changes), f"--processes {count}")

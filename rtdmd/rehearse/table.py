@@ -58,7 +58,7 @@ def exercised(params: Params, folder: Path) -> dict[str, str]:
         "train_acdmd": f"{bases}; {one.iterations} updates of {one.batch_size} prompts, the generator's every"
         f" {one.generator_every}{_apart(one.processes, one.sharding)}",
         "train_rtdmd": f"{_count(len(two.rewards), 'reward')} ({', '.join(r.name for r in two.rewards)});"
-        f" {two.epochs} roll-outs of {two.prompts_per_epoch} x {two.group_size} images"
+        f" {two.epochs} rollouts of {two.prompts_per_epoch} x {two.group_size} images"
         f"{_apart(two.processes, two.sharding)}",
         "evaluate": f"{_count(len(judged.models), 'model')} on {_count(len(judged.suites), 'suite')} by"
         f" {_count(len(judged.rewards), 'scorer')}, {' and '.join(map(str, sides))} pixels",

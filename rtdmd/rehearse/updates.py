@@ -94,7 +94,7 @@ def round_of(params: Params, number: int) -> range:
 
 
 def typical_rounds(params: Params, count: int) -> list[int]:
-    """Numbers of rounds of stage one whose roll-outs stop, on average, where those of a long training do."""
+    """Numbers of rounds of stage one whose rollouts stop, on average, where those of a long training do."""
     p = params.train_acdmd
     steps = params.model.num_steps
     if p.rollout_stop == "last":

@@ -35,11 +35,12 @@ class Section:
 
 
 def section(title: str, how_to_read: str, body: Markup, anchor: str, suite: str = "") -> Section:
-    """A section, of one suite where ``suite`` names it."""
-    if not suite:
-        return Section(title, title, how_to_read, body, anchor, suite)
-    own_anchor = re.sub(r"[^\w-]", "-", f"{anchor}-{suite}")
-    return Section(f"{title}: {suite}", title, how_to_read, body, own_anchor, suite)
+    """A section, of one suite where ``suite`` names it. Its anchor is ASCII: a browser percent-encodes the rest of a
+    link, and the script that marks the current section would not find it."""
+    named = f"{anchor}-{suite}" if suite else anchor
+    slug = re.sub(r"[^a-z0-9_]+", "-", named.lower().encode("ascii", "backslashreplace").decode()).strip("-")
+    full_title = f"{title}: {suite}" if suite else title
+    return Section(full_title, title, how_to_read, body, slug, suite)
 
 
 @lru_cache(maxsize=1)

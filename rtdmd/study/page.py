@@ -206,7 +206,7 @@ def variance_section(path: Path) -> Section:
         at_scale = f"{shown[0].value / shown[1].value ** 2:.3g}" if shown[1].value else "–"
         body.append([line["estimator"], line["rounds"], f"{float(line['passes']):.0f}", *map(str, shown), at_scale])
     how = (
-        "Estimators of the reward's gradient on roll-outs of a stage-one student, in units of the gradient's squared"
+        "Estimators of the reward's gradient on rollouts of a stage-one student, in units of the gradient's squared"
         f" length. Noise is of an estimate of {UNIT:.0f} passes; scale, bias and cosine are of its mean against"
         f" {REFERENCE}. ±: one standard error."
     )

@@ -1,7 +1,7 @@
 """Stage one: Ambient-Consistent Distribution Matching Distillation (Algorithm 1, first half).
 
 `recipe: published` is the public code's algorithm. By default (each a parameter) the renoising time has no atoms and
-exceeds s by construction, and generator and fake score share a roll-out, so that the fake score's velocity is computed
+exceeds s by construction, and generator and fake score share a rollout, so that the fake score's velocity is computed
 once for both losses. Departures without a parameter are in docs/verification.md. DMD2 is `renoise_from: data` with
 `consistency.weight: 0`.
 
@@ -104,7 +104,7 @@ class AcdmdTrainer:
 
     def step(self, cond: Conditioning, draws: Draws) -> dict[str, float]:
         """One iteration of Algorithm 1: a fake-score update and, every n-th iteration, a generator update, on one
-        roll-out or, as ``generator_rollout`` says, each on its own. cond and draws are those of this process's
+        rollout or, as ``generator_rollout`` says, each on its own. cond and draws are those of this process's
         prompts."""
         updates_generator = (draws.step + 1) % self.p.generator_every == 0
         shared = self.p.generator_rollout == "shared"
@@ -118,7 +118,7 @@ class AcdmdTrainer:
         return values
 
     def update(self, cond: Conditioning, draws: Draws, fake: bool, generator: bool) -> dict[str, float]:
-        """A roll-out with its own stop, and the update of each learner that takes part in it. The prompts pass in
+        """A rollout with its own stop, and the update of each learner that takes part in it. The prompts pass in
         micro-batches, and gradients and values add up."""
         p = self.p
         ranks = self.ranks
@@ -191,7 +191,7 @@ class AcdmdTrainer:
         sums.samples.append(x_s.detach())
 
     def draw_stop(self, draws: Draws) -> int:
-        """The step after which the iteration's roll-out ends, 0 to K - 1, the same on every process."""
+        """The step after which the iteration's rollout ends, 0 to K - 1, the same on every process."""
         steps = len(self.sigmas) - 1
         if self.p.rollout_stop == "last":
             return steps - 1

@@ -1,7 +1,7 @@
 """What the compared methods bring to stage two: DiffusionNFT, AWM, stepwise credit, GDMD's weights, DMDR's annealing
 and its start from renoised images, SRPO's relative reward. TDM-R1's surrogate is in `rtdmd.train.surrogate`.
 
-Shapes: N images of a roll-out, K steps; ``local``: this process's images among those of all processes.
+Shapes: N images of a rollout, K steps; ``local``: this process's images among those of all processes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from rtdmd.train.gradients import Terms
 
 Weigh = Callable[[slice, Tensor, Tensor], Tensor]
-"""(rows of a roll-out, their images x̂_0, their matching directions g (B, C, H, W)) -> a weight for each (B,)."""
+"""(rows of a rollout, their images x̂_0, their matching directions g (B, C, H, W)) -> a weight for each (B,)."""
 
 
 class Trainer(Protocol):
@@ -64,7 +64,7 @@ class Trainer(Protocol):
 
 
 def nft_losses(p: TrainRtdmdParams, v: Tensor, target: Tensor, sigma: Tensor, advantages: Tensor) -> Tensor:
-    """DiffusionNFT, (B,). The generator has not moved since the roll-out, so v_old is its own velocity without
+    """DiffusionNFT, (B,). The generator has not moved since the rollout, so v_old is its own velocity without
     gradient."""
     if p.nft_form == "plain":
         return nft_loss(v, v.detach(), target, optimality(advantages), p.nft_strength)
@@ -84,7 +84,7 @@ RENOISED = {"nft": nft_losses, "awm": awm_losses}
 def renoised_gradients(
     trainer: Trainer, rollout: Rollout, advantages: Tensor, draws: Draws, terms: Terms
 ) -> dict[str, float]:
-    """Values, and in ``terms`` the gradients, of those of RENOISED that have a weight, on the roll-out's images, each
+    """Values, and in ``terms`` the gradients, of those of RENOISED that have a weight, on the rollout's images, each
     renoised to one of the sampler's own levels. Those of all processes add up to means over all images."""
     p = trainer.p
     steps = len(rollout.sigmas) - 1
@@ -140,7 +140,7 @@ def relative_gradients(
 
 
 def scored(trainer: Trainer, rollout: Rollout, images: Tensor) -> dict[str, Tensor]:
-    """Scores (N,) of other images (N, C, H, W) of the roll-out's prompts."""
+    """Scores (N,) of other images (N, C, H, W) of the rollout's prompts."""
     with trainer.rewards.scoring(trainer.images(replace(rollout, states=[images]))) as scoring:
         return scoring.scores(rollout.device)
 

@@ -280,14 +280,14 @@ def shared_passes(groups: Tensor | None, needed: Tensor, size: int) -> Iterator[
 def require_on_policy(ratio_error: float, clip_range: float) -> None:
     """FloatingPointError unless max |ratio - 1| at the first update of an epoch is at most a tenth of the clip range.
 
-    The generator has not moved since the roll-out, so the ratio is 1 by construction and anything else is an error of
+    The generator has not moved since the rollout, so the ratio is 1 by construction and anything else is an error of
     computation. A tenth of the range leaves nine tenths to what clipping is for; beyond it images are clipped, and
     lose their gradient, by rounding.
     """
     if not ratio_error <= CLIP_SHARE * clip_range:
         raise FloatingPointError(
             f"the policy ratio is {ratio_error:.2g} off 1 at the first update of an epoch, above {CLIP_SHARE:g} x"
-            f" clip_range: {clip_range:g}; roll-out and policy pass disagree about the transition means: a kernel"
+            f" clip_range: {clip_range:g}; rollout and policy pass disagree about the transition means: a kernel"
             " gives other numbers at a second call (model.dtype: float32 shows it), or clip_range is below the"
             " rounding of train_rtdmd.density"
         )

@@ -1,4 +1,4 @@
-"""A roll-out of stage two. It lies on the host: an epoch has thousands of latents, of which the device needs those of
+"""A rollout of stage two. It lies on the host: an epoch has thousands of latents, of which the device needs those of
 a micro-batch at a time.
 
 On a GPU the host's memory for them is pinned, so that a micro-batch comes by a copy that the host does not wait for;
@@ -65,7 +65,7 @@ class ImageConditioning:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A finished roll-out of N images: states[k] is x at sigmas[k] (K+1 of them), means[k] and stds[k] of the K-1
+    """A finished rollout of N images: states[k] is x at sigmas[k] (K+1 of them), means[k] and stds[k] of the K-1
     stochastic transitions, conditioning, each image's prompt record and group number, and whether the images of a
     group are still equal at states[k] (K of them). ``sigmas`` are on the device, all other tensors on the host."""
 

@@ -3,7 +3,7 @@
 `recipe: published` is the public code's algorithm and refuses any setting that is not its. Departures without a
 parameter are in docs/verification.md.
 
-Shapes: N images = M prompts x G images a group, K steps, D = C H W. A roll-out holds this process's images, whole
+Shapes: N images = M prompts x G images a group, K steps, D = C H W. A rollout holds this process's images, whole
 groups, the images of a prompt next to each other; what is said to be of all processes has all N.
 """
 
@@ -129,7 +129,7 @@ class RtdmdTrainer:
         return other
 
     def step(self, cond: Conditioning, records: list[dict[str, Any]], draws: Draws) -> dict[str, float]:
-        """One epoch of Algorithm 1 on N = M prompts x G images: roll-out, advantages, one generator update, and
+        """One epoch of Algorithm 1 on N = M prompts x G images: rollout, advantages, one generator update, and
         before or after it the fake score's. records and draws are those of this process's images, cond has a row for
         each of its prompts."""
         p = self.p
@@ -192,7 +192,7 @@ class RtdmdTrainer:
         del gradient, terms  # each as large as the adapter, and the fake score's updates need the memory
         self.update_ema()
 
-        # 6. Fake-score updates from the cached roll-out, where they were not made before the generator's.
+        # 6. Fake-score updates from the cached rollout, where they were not made before the generator's.
         values |= self.fake_updates(rollout, draws) if p.update_order == "generator_first" else fake_values
 
         values |= {f"reward_{name}": score.mean().item() for name, score in scores.items()}
@@ -263,7 +263,7 @@ class RtdmdTrainer:
 
     @torch.no_grad()
     def images(self, rollout: Rollout, pixels: SaturationCounter | None = None) -> Iterator[Batch]:
-        """The roll-out's final images as rewards take them: micro-batches (B, 3, H, W) with prompts and metadata,
+        """The rollout's final images as rewards take them: micro-batches (B, 3, H, W) with prompts and metadata,
         counted in ``pixels``."""
         for rows in micro_batches(len(rollout), self.p.micro_batch):
             images = require_finite("the decoder's images", self.backbone.decode(rollout.state(-1, rows)))
@@ -302,10 +302,10 @@ class RtdmdTrainer:
     ) -> dict[str, float]:
         """Values, and in ``terms`` the gradients, of distribution matching and of reward back-propagation through the
         last step, as ``matching_path`` says: at s = 0 through the last step or through the whole chain, or with its
-        reward for the stochastic steps; or, as in stage one, through one step k ~ U{1..K} of the roll-out, at its lower
+        reward for the stochastic steps; or, as in stage one, through one step k ~ U{1..K} of the rollout, at its lower
         level s. Back-propagated is the reward of the image or, as ``backprop_at`` says, of a random step's x̂_0.
 
-        The generator has not moved since the roll-out, which therefore has the points at which both terms are: their
+        The generator has not moved since the rollout, which therefore has the points at which both terms are: their
         gradients there come first, and decoder, rewards and scores are gone before the generator's step is run again.
         ``total``: images of all processes, whose gradients and values add up; None where these are all. ``weigh``: a
         weight of each image's matching."""
@@ -376,7 +376,7 @@ class RtdmdTrainer:
             terms.add({term: ends[term] for term in grad_outputs if at[term] == k}, grad_outputs)
 
     def repeat_step(self, rollout: Rollout, rows: slice, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x_{k+1} and x̂_0 (B, C, H, W) from x at step k of ``rows``, with gradient, the roll-out's noise fixed."""
+        """x_{k+1} and x̂_0 (B, C, H, W) from x at step k of ``rows``, with gradient, the rollout's noise fixed."""
         sigma, tau = (rollout.sigmas[i].expand(len(x)) for i in (k, k + 1))
         v = self.adapters.velocity("generator", x, sigma, rollout.cond.index(rows))
         if k == len(rollout.sigmas) - 2:
@@ -387,7 +387,7 @@ class RtdmdTrainer:
         return x_next, x0_from_velocity(x, v, sigma)
 
     def repeat_chain(self, rollout: Rollout, rows: slice) -> Tensor:
-        """x̂_0 (B, C, H, W) of ``rows`` with the gradient of all K steps, the roll-out's noises fixed.
+        """x̂_0 (B, C, H, W) of ``rows`` with the gradient of all K steps, the rollout's noises fixed.
 
         Each step's activations are dropped and computed again during the backward pass, so the memory is that of one
         step and K latents; the time is that of 2 K forward and K backward passes.

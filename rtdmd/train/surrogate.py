@@ -47,7 +47,7 @@ class SurrogateReward:
         self.learner.named("surrogate reward", adapters.parameter_names("surrogate"))
 
     def update(self, trainer: Trainer, rollout: Rollout, advantages: Tensor, draws: Draws) -> dict[str, float]:
-        """One update from whole groups of the roll-out, all at one step of their chains; later steps come more often
+        """One update from whole groups of the rollout, all at one step of their chains; later steps come more often
         and weigh more (k + 1, as the public code draws and weighs them). ``advantages`` (N,): of this process's images.
 
         A first pass finds each group's preference, which weighs the second one's gradient; a group may be larger than
@@ -109,7 +109,7 @@ class SurrogateReward:
         return found[0], found[1], found[2]
 
     def gradient(self, trainer: Trainer, rollout: Rollout, draws: Draws, terms: Terms, total: int) -> float:
-        """The value of the generator's term through a random step of the roll-out, and its gradient in ``terms``.
+        """The value of the generator's term through a random step of the rollout, and its gradient in ``terms``.
         ``total``: images of all processes."""
         p = trainer.p
         own = trainer.p.surrogate
@@ -138,7 +138,7 @@ class SurrogateReward:
 def _points(
     rollout: Rollout, k: int, rows: list[int], draws: Draws, low: float, groups: Tensor | None = None
 ) -> Renoised:
-    """States k of the roll-out's ``rows``, whose draws these are, renoised above ``low``; images of one of ``groups``
+    """States k of the rollout's ``rows``, whose draws these are, renoised above ``low``; images of one of ``groups``
     (N,) share their time and noise. On the host."""
     s = rollout.sigmas[k].to(CPU).expand(len(rows))
     return renoised(rollout.states[k][rows], s, replace(draws, device=CPU), low=low, groups=groups)

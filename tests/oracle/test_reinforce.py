@@ -1,4 +1,4 @@
-"""Stage two's own roll-out, policy gradient and last step on the oracle: together the gradient of E r (T6, T7)."""
+"""Stage two's own rollout, policy gradient and last step on the oracle: together the gradient of E r (T6, T7)."""
 
 import pytest
 import torch

@@ -81,7 +81,7 @@ def with_other_fake(changes):
 
 
 def test_an_epoch_gives_each_image_its_own_matching_reward():
-    """Whatever the order in which the last step takes the images: the part of the roll-out that it is asked for does
+    """Whatever the order in which the last step takes the images: the part of the rollout that it is asked for does
     not matter to a reward of all of them, and the term's gradient is that of `matching_as_a_reward`'s parts."""
     alone = {"fake_updates_per_epoch": 0, "gradient_scaling": "unit_norm"}  # whose terms have norms of their own
     norms = []

@@ -70,7 +70,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 OWN: dict[str, Any] = {"train_acdmd": {"generator_rollout": "own"}}
 FIRST = {name: VARIANTS[name] for name in list(VARIANTS)[:4]} | {
-    "a roll-out of the generator's own": OWN,
+    "a rollout of the generator's own": OWN,
     "its own, one sample, to the last step": merged(
         OWN, {"train_acdmd": {"rollout_stop": "last", "consistency": {"weight": 0.01, "estimator": "one_sample"}}}
     ),
@@ -94,7 +94,7 @@ ITERATIONS: dict[str, dict[str, Any]] = {
     "whole": {"train_acdmd": {"consistency": {"weight": 0.0}}},
     "in micro-batches, with consistency": {"train_acdmd": {"micro_batch": 32}},
     "gradients outweigh activations": LARGE_ADAPTERS,
-    "a roll-out of the generator's own": merged(OWN, {"train_acdmd": {"consistency": {"weight": 0.0}}}),
+    "a rollout of the generator's own": merged(OWN, {"train_acdmd": {"consistency": {"weight": 0.0}}}),
     "its own, gradients outweigh activations": merged(OWN, LARGE_ADAPTERS),
 }
 EPOCHS: dict[str, dict[str, Any]] = {
@@ -153,7 +153,7 @@ def test_rewards_that_come_in_turn_decode_the_last_step_twice(tiny_teacher: Path
 
 @pytest.mark.parametrize("name", FIRST)
 def test_flops_of_an_iteration(tiny_teacher: Path, tiny_clip: Path, name: str) -> None:
-    """Over two iterations, of which one stops after the first step, in both roll-outs, and one after the second."""
+    """Over two iterations, of which one stops after the first step, in both rollouts, and one after the second."""
     params = small(tiny_teacher, tiny_clip, FIRST[name])
     streams = ("train_acdmd", "train_acdmd-generator")
     stops = {tuple(integers(0, 2, 0, own, step, "stop") for own in streams): step for step in range(20)}

@@ -394,7 +394,7 @@ def test_the_table(tmp_path: Path) -> None:
     (tmp_path / "benchmarks" / "publish.tsv").write_text("s\tmax_rss\tcpu_time\n0.2\t-\tNA\n")
     assert measured(tmp_path, "evaluate") is None
     did = exercised(small(), tmp_path)
-    assert did["train_rtdmd"] == "4 rewards (clipscore, hpsv2, pickscore, geneval); 2 roll-outs of 2 x 2 images"
+    assert did["train_rtdmd"] == "4 rewards (clipscore, hpsv2, pickscore, geneval); 2 rollouts of 2 x 2 images"
     assert did["evaluate"] == "4 models on 5 suites by 9 scorers, 64 pixels"
     rows = [Row(stage, "it", *found) for stage in ("report", "publish") if (found := measured(tmp_path, stage))]
     assert table_text(rows).splitlines() == [

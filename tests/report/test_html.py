@@ -41,7 +41,7 @@ def test_the_contents_name_every_section_and_group_those_of_a_suite() -> None:
         section("Results", "", Markup(), "results", "draw bench"),
         None,
         section("Tags", "", Markup(), "tags", "draw bench"),
-        section("Results", "", Markup(), "results", "other"),
+        section("Results", "", Markup(), "results", "Été 漢"),
     ]
     text = page("T", "lead", sections)
     assert_stands_alone(text)
@@ -52,8 +52,8 @@ def test_the_contents_name_every_section_and_group_those_of_a_suite() -> None:
         '<li class="suite">draw bench</li>',
         '<li class="inner"><a href="#results-draw-bench">Results</a></li>',
         '<li class="inner"><a href="#tags-draw-bench">Tags</a></li>',
-        '<li class="suite">other</li>',
-        '<li class="inner"><a href="#results-other">Results</a></li>',
+        '<li class="suite">Été 漢</li>',
+        '<li class="inner"><a href="#results-xe9t-xe9-u6f22">Results</a></li>',
     ]
     assert "<h2>Results: draw bench</h2>" in text
 

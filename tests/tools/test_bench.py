@@ -18,7 +18,7 @@ TWO = {"prompts_per_epoch": 2, "group_size": 2, "micro_batch": 3, "fake_batch_si
 def test_an_epoch_makes_the_passes_that_it_needs(
     tiny_teacher: Path, tiny_clip: Path, scaling: str, backward: int
 ) -> None:
-    """An image: two steps of the roll-out, a trained one, the last one, the fake score, the guided teacher, and three
+    """An image: two steps of the rollout, a trained one, the last one, the fake score, the guided teacher, and three
     of the fake score's update. Backward: the trained step, the last one for all terms or for each, and those three."""
     own: dict[str, Any] = {"gradient_scaling": scaling, "share_initial": False, "share_noise": False} | TWO
     own["consistency"] = {"weight": 0.01, "estimator": "two_sample"}

@@ -215,7 +215,7 @@ def test_one_advantage_for_every_step_is_the_plain_policy_gradient(short: Table)
 
 
 def test_matching_weighs_by_what_the_target_gains(short: Table) -> None:
-    """Brightness of the decoded image before and after the step along -g, in units of the roll-out's spread."""
+    """Brightness of the decoded image before and after the step along -g, in units of the rollout's spread."""
     p = settings(matching_gain=0.5, **VERIFIER)
     rollout = short.roll_out(p, (0, 2))
     final = {"world_verifier": brightness(short, rollout.states[-1])}

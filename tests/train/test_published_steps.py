@@ -224,7 +224,7 @@ def stage_one_rows(bench: Bench) -> dict[str, float]:
 
     return {
         "stage one: fake turn": difference(fake.gradients, bench.gradient(fake, "fake", fake_turn)),
-        "stage one: generator turn, own roll-out, fake score as just updated": difference(
+        "stage one: generator turn, own rollout, fake score as just updated": difference(
             generator.gradients, bench.gradient(generator, "acdmd", generator_turn)
         ),
     }
@@ -263,7 +263,7 @@ def test_a_shared_roll_out_updates_the_generator_from_the_fake_score_before_its_
     def turn() -> Tensor:
         return matching_loss(bench, *stopped(bench, draws_one()), draws_one())
 
-    rows["stage one: generator turn, shared roll-out (ours)"] = found = difference(
+    rows["stage one: generator turn, shared rollout (ours)"] = found = difference(
         generator.gradients, bench.gradient(generator, "acdmd", turn)
     )
     assert found < TOLERANCE

@@ -1,4 +1,4 @@
-"""A roll-out lies on the host, and a micro-batch comes to the device: here torch's meta device, without memory."""
+"""A rollout lies on the host, and a micro-batch comes to the device: here torch's meta device, without memory."""
 
 from __future__ import annotations
 

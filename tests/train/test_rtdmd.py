@@ -278,7 +278,7 @@ def test_passes_are_shared_and_filled_up_to_whole_micro_batches() -> None:
 
 
 def test_a_group_that_is_still_equal_has_one_pass(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shared start, step 1 trained: one row a group is run, in roll-out and policy pass, and the gradient is that of
+    """Shared start, step 1 trained: one row a group is run, in rollout and policy pass, and the gradient is that of
     all images on their own."""
     p = settings(share_initial=True)
     rollout = table.roll_out(p, (1,))
@@ -521,7 +521,7 @@ def test_a_reward_can_be_left_to_back_propagation(table: Table) -> None:
 
 
 def chain(table: Table, rollout: Rollout) -> Tensor:
-    """x̂_0 through all steps with the roll-out's noises, in one piece and without checkpoints."""
+    """x̂_0 through all steps with the rollout's noises, in one piece and without checkpoints."""
     x = rollout.states[0]
     for k in range(4):
         sigma, tau = LEVELS[k].expand(COUNT), LEVELS[k + 1].expand(COUNT)
@@ -641,7 +641,7 @@ def test_a_ratio_off_one_at_the_first_update_is_an_error_tied_to_the_clip_range(
     *_, values = policy_gradient(table.on(p), moved, some_advantages(), (0, 2))
     assert 1e-4 < values["ratio_error"] < 1.0
     with pytest.raises(
-        FloatingPointError, match=r"off 1 at the first update of an epoch, .* clip_range: 0.001; roll-out"
+        FloatingPointError, match=r"off 1 at the first update of an epoch, .* clip_range: 0.001; rollout"
     ):
         require_on_policy(values["ratio_error"], 1e-3)
     require_on_policy(values["ratio_error"], 10.0)

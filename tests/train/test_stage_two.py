@@ -124,7 +124,7 @@ def test_curves_tell_what_happened(root: Path) -> None:
     rows = curves(root)
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
     for row in rows:
-        assert row["ratio_error"] == 0.0 and row["clip_fraction"] == 0.0  # one update a roll-out: on policy
+        assert row["ratio_error"] == 0.0 and row["clip_fraction"] == 0.0  # one update a rollout: on policy
         assert row["grad_matching"] > 0 and row["grad_backprop"] > 0 and row["grad_reference_kl"] == 0
         assert 0 <= row["reward_world_verifier"] <= 1 and -1 <= row["reward_clipscore"] <= 1
         assert row["backprop"] == pytest.approx(3 - CLIP_WEIGHT * row["reward_clipscore"], abs=1e-4)  # margin 3

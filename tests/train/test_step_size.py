@@ -16,7 +16,7 @@ from rtdmd.train.rtdmd import RtdmdTrainer
 from tests.workspace import REPOSITORY, set_params
 
 FUNCTIONS, FILES = 97, 18
-"""16 and one of them since a roll-out lies on the host and rewards pull at the images: train/rollout.py, the panel."""
+"""16 and one of them since a rollout lies on the host and rewards pull at the images: train/rollout.py, the panel."""
 PACKAGE = f"{REPOSITORY / 'rtdmd'}/"
 SCORERS = ("rewards/clip.py", "rewards/preprocessing.py", "rewards/protocol.py", "rewards/scorers/", "world/")
 """Behind `RewardModels.scoring`, and chosen by params.yaml: no part of the algorithm."""

@@ -42,7 +42,7 @@ ON: dict[str, Any] = {
 
 
 class Surrogate:
-    """A trainer with a surrogate away from the teacher, a roll-out, and what an update's gradient was."""
+    """A trainer with a surrogate away from the teacher, a rollout, and what an update's gradient was."""
 
     def __init__(self, teacher: Path, disturbed: bool = True) -> None:
         backbone = tiny_backbone(teacher, vae=True)

@@ -4,8 +4,8 @@
     python -m tools.race --width 640 --blocks 5   a random one of 74 million parameters
 
 One process, one thread, the same random weights, batches and published settings; `tools/race/public.py` says what is
-restated. Each turn of stage one is made once for each step at which its roll-out can stop; "both turns" is the
-iteration with a generator's turn, which on our side has one roll-out (`generator_rollout: shared`). Seconds are the
+restated. Each turn of stage one is made once for each step at which its rollout can stop; "both turns" is the
+iteration with a generator's turn, which on our side has one rollout (`generator_rollout: shared`). Seconds are the
 processor's, medians over the rounds, of which the first does not count; a ratio is the median of the rounds' own.
 Memory: the storages of all tensors at the peak of an update, weights, optimizers and rewards included, each side alone
 in the process.
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def numbers(params: Params, turn: str, round_: int) -> list[int]:
-    """The updates of a round: one epoch; an iteration for each step at which a roll-out can stop."""
+    """The updates of a round: one epoch; an iteration for each step at which a rollout can stop."""
     if turn == "epoch":
         return [round_]
     steps = params.model.num_steps

@@ -1,7 +1,7 @@
 """The public code's updates of both stages, restated: its settings, its order of passes, and when it propagates.
 
 Equations are `rtdmd.flow`'s, and rewards and decoder are ours; what is restated is what costs. Stage one's two turns
-each have a roll-out of their own, and a consistency sample is a pass of its own. Stage two propagates each trained step
+each have a rollout of their own, and a consistency sample is a pass of its own. Stage two propagates each trained step
 and the last one by itself, batch by batch, and the graph of the last one has generator, decoder and rewards at once.
 `tests/tools/test_race.py` compares every gradient with the trainers'.
 """
@@ -69,20 +69,20 @@ class Public:
     # Stage one.
 
     def update_fake(self, cond: Conditioning, draws: Draws, stop: int) -> None:
-        """One update of the fake score, on a roll-out that ends after step ``stop``."""
+        """One update of the fake score, on a rollout that ends after step ``stop``."""
         with torch.no_grad():
             x_s, s = self.stopped(cond, draws, stop)
         self.fake_loss(x_s, s, cond, draws, self.params.train_acdmd.consistency.weight).backward()
         self.learnt["fake"].step()
 
     def update_generator(self, cond: Conditioning, draws: Draws, stop: int) -> None:
-        """One update of the generator, on a roll-out whose last step has a graph."""
+        """One update of the generator, on a rollout whose last step has a graph."""
         x_s, s = self.stopped(cond, draws, stop)
         self.matching(x_s, s, cond, draws).backward()
         self.learnt["generator"].step()
 
     def stopped(self, cond: Conditioning, draws: Draws, stop: int) -> tuple[Tensor, Tensor]:
-        """(x_s (B, C, H, W), s (B,)): the roll-out after step ``stop``; only that step may have a graph."""
+        """(x_s (B, C, H, W), s (B,)): the rollout after step ``stop``; only that step may have a graph."""
         x = draws.normal("initial")
         graph = torch.is_grad_enabled()
         for k in range(stop + 1):
@@ -120,7 +120,7 @@ class Public:
     # Stage two.
 
     def epoch(self, cond: Conditioning, records: Records, groups: Tensor, trained: Sequence[int], draws: Draws) -> None:
-        """Roll-out and rewards, one update of the fake score on the final images, one of the generator."""
+        """Rollout and rewards, one update of the fake score on the final images, one of the generator."""
         states, scores = self.sample(cond, records, groups, trained, draws)
         self.fake_update(states[-1], cond, draws)
         p = self.params.train_rtdmd
@@ -176,7 +176,7 @@ class Public:
         return self.rewards[name].score(images, prompts, metadata).float()
 
     def fake_update(self, images: Tensor, cond: Conditioning, draws: Draws) -> None:
-        """One update from all images of the roll-out, in batches."""
+        """One update from all images of the rollout, in batches."""
         weight = self.params.train_rtdmd.consistency.weight
         for rows in self.batches(len(images)):
             s = torch.zeros(len(images[rows]))

@@ -1,4 +1,4 @@
-"""Estimators of ∇E r(x̂_0) on real roll-outs: each stage-two way to a reward, at one price, against an unbiased one.
+"""Estimators of ∇E r(x̂_0) on real rollouts: each stage-two way to a reward, at one price, against an unbiased one.
 
 All estimate the gradient of the mean differentiable reward over the same prompts, in the stage-two adapter, at the
 stage-one student. The prompts are drawn once: which of them came would else be most of a quiet estimator's noise. An
@@ -150,7 +150,7 @@ def settings_for(bench: Bench, name: str) -> tuple[Params, int]:
 
 
 def one_round(bench: Bench, name: str, number: int, stream: str = "study") -> Tensor:
-    """One estimate (P,) of ∇E r: a roll-out of every prompt's group, with the noise that ``number`` names."""
+    """One estimate (P,) of ∇E r: a rollout of every prompt's group, with the noise that ``number`` names."""
     params, count = settings_for(bench, name)
     trainer = bench.trainer.variant(params)
     p = trainer.p

@@ -42,7 +42,7 @@ def bench(place: tuple[Path, Params]) -> Bench:
 
 
 def test_the_chain_moves_the_reward(bench: Bench) -> None:
-    """A small step along the whole chain's estimate raises the mean reward of the same roll-out by step |g|²."""
+    """A small step along the whole chain's estimate raises the mean reward of the same rollout by step |g|²."""
     gradient = one_round(bench, CHAIN, 0)
     parameters = bench.trainer.generator.parameters
 
@@ -63,7 +63,7 @@ def test_the_chain_moves_the_reward(bench: Bench) -> None:
 
 
 def reward_of(bench: Bench) -> float:
-    """Mean reward of the chain's own roll-out, whose noise a second call repeats."""
+    """Mean reward of the chain's own rollout, whose noise a second call repeats."""
     seen = {}
     real = estimators.chain_gradient
 
