@@ -72,7 +72,7 @@ class TrainRtdmdParams(TrainingParams):
     group_size: Whole = param("images per prompt", unit="images", source="public code: 24, SD3-M 16", ge=2)
     candidate_steps: tuple[Whole, ...] = param(
         "stochastic steps among which the trained ones are drawn, 0 the first",
-        source="public code: 0, 1, 2; later ones for short runs, docs/results.md",
+        source="public code: 0, 1, 2; later ones for short runs, docs/evidence/demo.md",
         min_length=1,
     )
     trained_steps: Whole = param("M, stochastic steps trained per epoch", source="public code: 2", ge=1)
