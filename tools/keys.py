@@ -68,7 +68,7 @@ def _value(value: Any) -> str:
     """A preset's value; a list of entries is named by its length."""
     if isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
         return f"{len(value)} entries"
-    if isinstance(value, dict):
+    if isinstance(value, dict) and value and all(isinstance(entry, tuple) for entry in value.values()):
         return f"{len(value)} sets"
     if isinstance(value, tuple):
         value = list(value)

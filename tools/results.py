@@ -74,7 +74,7 @@ def divergence(suite: dict[str, Any]) -> Iterator[str]:
 
 
 def noise_levels(suite: dict[str, Any]) -> Iterator[str]:
-    """The student at the trained noise level and at the others."""
+    """The student at the trained η and at the others."""
     yield "| η | strict | minus trained η | CLIP score | minus trained η |"
     yield "|---|---|---|---|---|"
     student = suite["train_rtdmd"]

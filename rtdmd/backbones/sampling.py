@@ -74,7 +74,7 @@ def rollout(
 
 @torch.no_grad()
 def sample(velocity: Velocity, noise: NoiseSource, cond: Conditioning, sigmas: Tensor, eta: float) -> Tensor:
-    """Latents x̂_0 (B, C, H, W) of a chain over sigmas (K+1,) at noise level eta; eta = 0 is the Euler sampler."""
+    """Latents x̂_0 (B, C, H, W) of a chain over sigmas (K+1,) at the stochasticity eta; eta = 0 is the Euler sampler."""
     transitions = range(len(sigmas) - 2) if eta != 0 else range(0)
     noises = [noise.transition(k) for k in transitions]
     x1 = noise.initial()

@@ -83,7 +83,7 @@ class EvaluateParams(Section):
         source="ours",
     )
     etas: tuple[Real, ...] = param(
-        "CPS noise levels at which the student of stage two is scored besides model.eta; the card prints them",
+        "values of η at which the student of stage two is scored besides model.eta; the card prints them",
         source="ours: what diffusers' own scheduler can do, 0 and 1",
     )
     rewards: tuple[RewardEntry, ...] = param(

@@ -53,7 +53,7 @@ def first_suite(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def level_name(eta: float) -> str:
-    """The published student at another noise level than the trained one, as scores.csv and `rtdmd compare` call it."""
+    """The published student at another η than the trained one, as scores.csv and `rtdmd compare` call it."""
     return f"{STUDENT}_eta_{eta:g}"
 
 

@@ -69,13 +69,13 @@ class Findings:
     suite: Suite
     judge: Judge
     models: dict[str, Evaluated] = field(default_factory=dict)
-    levels: dict[float, Evaluated] = field(default_factory=dict)  # the published student at other noise levels
+    levels: dict[float, Evaluated] = field(default_factory=dict)  # the published student at other values of η
     reference: Judged | None = None  # real images of the plan
     pool: np.ndarray | None = None  # (M, D) features of an independent pool of them
     distribution: Judged | None = None  # the teacher's images of `Suite.distribution`
 
     def judged(self) -> dict[str, Judged]:
-        """Every image: of the models, then of the student at other noise levels."""
+        """Every image: of the models, then of the student at other values of η."""
         others = {level_name(eta): found.judged for eta, found in self.levels.items()}
         return {name: found.judged for name, found in self.models.items()} | others
 
@@ -84,7 +84,7 @@ class Findings:
         return {name: one.scores for name, one in self.judged().items()}
 
     def parses(self) -> dict[str, Parses]:
-        """What the world's verifier read of every image: of the models, of the student at other noise levels, and of
+        """What the world's verifier read of every image: of the models, of the student at other values of η, and of
         the teacher's distribution; {} where it read none."""
         judged = self.judged()
         if self.distribution is not None:
@@ -93,7 +93,7 @@ class Findings:
 
     def metrics(self, trained_resolution: int, seed: int) -> dict[str, Any]:
         """The suite's part of metrics.json: its size, then a section a model, one for the real images, the paired
-        differences, what scores tell of the verdict, the frontier, and the other noise levels.
+        differences, what scores tell of the verdict, the frontier, and the other values of η.
 
         seed: of the intervals' resampling.
         """

@@ -38,7 +38,7 @@ any trailing shape of at least one dimension.
     r                 (B,)           noise level of the consistency term's backward step
     alpha, α          (B,)           weight of x_s in x_t = α x_s + β z
     beta, β           (B,)           weight of z in x_t = α x_s + β z
-    eta, η            float or (B,)  noise level of CPS in [0, 1]: 0 is Euler, 1 renoises x_0
+    eta, η            float or (B,)  stochasticity of CPS in [0, 1]: 0 is Euler, 1 renoises x_0
     losses            (B,)           one number a sample; the caller averages
     log-densities     (B,)           one number a sample
 

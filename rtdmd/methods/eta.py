@@ -1,4 +1,4 @@
-"""The sampler's noise level η, in training and evaluation alike (the paper's ablation)."""
+"""The sampler's stochasticity η, in training and evaluation alike (the paper's ablation)."""
 
 from rtdmd.methods._card import Method
 

@@ -192,7 +192,7 @@ def distribution_rows(params: Params, images: int) -> Rows:
 
 
 def evaluate_rows(params: Params, images: int) -> Rows:
-    """The whole of evaluate: ``images`` of each model, and of the student at each other noise level."""
+    """The whole of evaluate: ``images`` of each model, and of the student at each other η."""
     model = params.model
     steps = {"teacher": model.teacher_steps, "teacher_few_step": model.num_steps}
     levels = [eta for eta in params.evaluate.etas if eta != model.eta]

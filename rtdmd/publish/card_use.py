@@ -84,7 +84,7 @@ def _draw(found: Published) -> list[str]:
 
 
 def cps_snippet(found: Published) -> str:
-    """Continue the first snippet with CPS at the trained noise level: the class in full, then the same drawing."""
+    """Continue the first snippet with CPS at the trained η: the class in full, then the same drawing."""
     return "\n".join(
         [
             class_source(),
@@ -100,7 +100,7 @@ def cps_snippet(found: Published) -> str:
 
 
 def _schedulers(found: Published) -> list[str]:
-    """What each scheduler gives, with its score, and the snippet of the trained noise level."""
+    """What each scheduler gives, with its score, and the snippet for the trained η."""
     eta = found.model.eta
     own = 1.0 if found.stochastic else 0.0
     rows = [(f"`CPSScheduler`, below (`pipe.scheduler.eta = {eta:g}`)", eta)] if eta not in (0.0, 1.0) else []
@@ -130,7 +130,7 @@ def _schedulers(found: Published) -> list[str]:
 
 
 def _scores(found: Published, name: str | None, eta: float) -> tuple[str, str]:
-    """The student's score at a noise level, and how far it is from the trained one's, as evaluate measured them."""
+    """The student's score at an η, and how far it is from that at the trained one, as evaluate measured them."""
     metrics = first_suite(found.metrics)
     if name is not None and eta == found.model.eta:
         return figure(metrics[STUDENT][name]), ""

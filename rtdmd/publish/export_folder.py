@@ -80,7 +80,7 @@ class ExportedWeights:
     sigmas: list[float]
     scheduler: Mapping[str, Any] | None  # the base's own configuration, where its pipeline runs the levels with it
     gate_inputs: GateInputs
-    latents: dict[str, dict[str, Tensor]]  # form -> noise level -> the student's latents
+    latents: dict[str, dict[str, Tensor]]  # form -> η -> the student's latents
 
 
 def check_forms(params_format: str, mode: str) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 A fresh process with nothing of ours (gate_check.py) runs the card's Python as it is printed, loads every published
 form, and samples from fixed latents. Here its answer is judged: every tensor consumed, no warning, latents within 1e-4
-of the student's in memory (float32, at the trained noise level, at 0 and at 1; in units of their root mean square where
+of the student's in memory (float32, at the trained η, at 0 and at 1; in units of their root mean square where
 that is above 1, since rounding grows with it), and ten times nearer to the student than to the base model, which also
 catches an adapter that changes little and is loaded at a wrong scale.
 """
@@ -42,7 +42,7 @@ SEED = 2605  # of the fresh noise
 RELEASED = ("torch", "diffusers", "transformers", "peft", "safetensors")
 PROGRAM = "rtdmd.publish.gate_check"
 GATE_SECONDS = 12 * 3600.0
-"""It loads every form of a model in float32, samples each at three noise levels, and runs the card's examples: minutes
+"""It loads every form of a model in float32, samples each at three values of η, and runs the card's examples: minutes
 for the world, hours for a model of 12 billion parameters on the CPU. Longer than this it hangs."""
 
 
@@ -94,19 +94,19 @@ def make_gate_inputs(backbone: PipelineBackbone, family: str, cond: Conditioning
     )
 
 
-def noise_levels(eta: float) -> list[str]:
-    """The noise levels compared: Euler, the trained one, all noise anew."""
+def compared_etas(eta: float) -> list[str]:
+    """The values of η that are compared: Euler, the trained one, all noise anew."""
     return [f"{value:g}" for value in sorted({0.0, eta, 1.0})]
 
 
 @torch.no_grad()
 def student_latents(velocity: Velocity, gate_inputs: GateInputs, eta: float) -> dict[str, Tensor]:
-    """The student's latents x̂_0 (B, C, H, W) at every noise level, by our own sampler."""
+    """The student's latents x̂_0 (B, C, H, W) at every η, by our own sampler."""
     return {
         level: rollout(
             velocity, gate_inputs.latents, gate_inputs.cond, gate_inputs.sigmas, float(level), gate_inputs.noises
         )[-1]
-        for level in noise_levels(eta)
+        for level in compared_etas(eta)
     }
 
 
@@ -118,7 +118,7 @@ def blocks_of(card: str) -> list[str]:
 def run_gate(export: Export, gate_inputs: GateInputs, student: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
     """Test ``export`` and return what gate.json holds; RtdmdError with every reason when it is refused.
 
-    student: form -> noise level -> latents of the student in memory, for each of ``export.forms`` ("lora" also stands
+    student: form -> η -> latents of the student in memory, for each of ``export.forms`` ("lora" also stands
     for the stacked stages).
     """
     versions = {name: version(name) for name in RELEASED}
@@ -222,7 +222,7 @@ def _request(export: Export, gate_inputs: GateInputs) -> dict[str, Any]:
             "width": model.size[1],
             "max_sequence_length": model.max_sequence_length,
         },
-        "etas": noise_levels(model.eta),
+        "etas": compared_etas(model.eta),
         "seed": SEED,
         "threads": export.threads,
         "device": export.device,
@@ -260,7 +260,7 @@ def _two_digits(levels: Mapping[str, float]) -> dict[str, float]:
 
 
 def table(forms: Mapping[str, Any]) -> str:
-    """Plain text: a row a form; keys consumed, largest difference to the student at each noise level, to the base."""
+    """Plain text: a row a form; keys consumed, largest difference to the student at each η, to the base."""
     levels = list(next(iter(forms.values()))["from_student"])
     head = ["form", "keys", *(f"student, eta {level}" for level in levels), f"base, eta {levels[0]}"]
     rows = [head]

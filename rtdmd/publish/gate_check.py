@@ -145,7 +145,7 @@ class Bench:
         self.pipe.to(request["device"])
 
     def scheduler(self, eta: float) -> Any:
-        """The folder's scheduler, as the card sets it, at a noise level."""
+        """The folder's scheduler, as the card sets it, at an η."""
         import diffusers
 
         folder = self.request["export"]
@@ -178,7 +178,7 @@ class Bench:
 
 
 def distance(one: Tensors, other: Tensors) -> dict[str, float]:
-    """Largest absolute difference, by noise level."""
+    """Largest absolute difference, by η."""
     return {eta: float((one[eta].float() - other[eta].float()).abs().max()) for eta in one}
 
 

@@ -1,4 +1,4 @@
-"""Coefficients-preserving sampling (CPS, arXiv 2509.05952) for diffusers' pipelines, at any noise level eta.
+"""Coefficients-preserving sampling (CPS, arXiv 2509.05952) for diffusers' pipelines, at any stochasticity eta.
 
 diffusers' FlowMatchEulerDiscreteScheduler takes Euler steps (eta = 0) or draws all noise anew (``stochastic_sampling``,
 eta = 1); nothing between. This class changes its ``step`` and nothing else, so it reads the same configuration and runs

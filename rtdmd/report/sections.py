@@ -86,7 +86,7 @@ def suite_sections(metrics: Metrics, trained_eta: float, looks: Looks | None = N
             differences(own, where),
             against_teacher.frontier(own, path, where),
             against_teacher.told(own, where),
-            noise_levels(own, trained_eta, where),
+            stochasticity(own, trained_eta, where),
             collapse(own, where),
         ]
     return parts
@@ -147,8 +147,8 @@ def _figures(metrics: Metrics, own: Mapping[str, Any]) -> list[str]:
     return [*(cell(own[name]) for name in score_names(metrics)), *present]
 
 
-def noise_levels(metrics: Metrics, trained: float, suite: str = "") -> Section | None:
-    """The published student at other noise levels than the ``trained`` one; None where none was scored."""
+def stochasticity(metrics: Metrics, trained: float, suite: str = "") -> Section | None:
+    """The published student at other values of η than the ``trained`` one; None where none was scored."""
     levels = metrics.get("etas", {})
     if not levels:
         return None
@@ -160,7 +160,7 @@ def noise_levels(metrics: Metrics, trained: float, suite: str = "") -> Section |
         differences = [_difference(own["minus_trained"][name]) for name in score_names(metrics)]
         lines.append([f"η = {level} minus η = {trained:g}", *differences])
     body = table([LABELS[STUDENT], *_figure_names(metrics)], lines, classes + [""] * len(levels))
-    return _section("Noise levels of the sampler", "noise_levels", body, suite)
+    return _section("Stochasticity of the sampler", "stochasticity", body, suite)
 
 
 def _thousand(value: float | None) -> float | None:
@@ -274,7 +274,7 @@ _HOW = {
     " between the CLIP embeddings of a model's images and of real ones, whose own row shows how small it can get;"
     " diversity is the distance among images of one prompt relative to real images (1 = as varied as they, 0 ="
     " collapsed).",
-    "noise_levels": "The student was trained at the marked level; diffusers' own scheduler has η = 0 (Euler steps) and"
+    "stochasticity": "The student was trained at the marked η; diffusers' own scheduler has η = 0 (Euler steps) and"
     " η = 1 (all noise anew) only. Same prompts and starting noise; within its first ± a difference may be chance.",
     "tags": "Each dot is a model's mean over the tag's images with its 95 % interval over noise: dots close to the top"
     " line are right on nearly every image.",

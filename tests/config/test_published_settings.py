@@ -44,7 +44,7 @@ MODEL: list[Row] = [
     ("dtype", lambda p: p.model.dtype, same("bfloat16")),
     ("teacher's guidance", lambda p: p.model.guidance, (7.0, 4.5, 3.5, 4.0, 4.0)),
     ("steps of the sampler", lambda p: p.model.num_steps, same(4)),
-    ("CPS noise level", lambda p: p.model.eta, same(0.9)),
+    ("stochasticity of CPS", lambda p: p.model.eta, same(0.9)),
     ("LoRA rank and alpha", lambda p: (p.adapter.rank, p.adapter.alpha), same((32, 64))),
     ("LoRA targets", lambda p: p.adapter.targets, same("attention")),
     ("gradient checkpointing", lambda p: p.adapter.gradient_checkpointing, same(True)),

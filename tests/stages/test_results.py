@@ -123,7 +123,7 @@ def test_what_the_scorers_were_stands_beside_the_metrics(root: Path) -> None:
     assert scorers["world_verifier"]["soft_weight"] == preset("smoke").evaluate.rewards[1].soft_weight
 
 
-def test_the_student_is_scored_at_the_other_noise_levels_too(root: Path, copy: Path) -> None:
+def test_the_student_is_scored_at_the_other_values_of_eta_too(root: Path, copy: Path) -> None:
     """One student on one set of prompts and noise: what one run calls another level, a run at that level calls its
     own."""
     metrics = heldout(root)
@@ -319,7 +319,7 @@ def test_the_page_needs_nothing_else(root: Path) -> None:
         "Results",
         "Strict score by tag",
         "Paired differences",
-        "Noise levels of the sampler",
+        "Stochasticity of the sampler",
         "Training curves",
         "Watched while training",
         "Settings",

@@ -1,4 +1,4 @@
-"""SD3.5-M, the sampler's noise level η, in training and in evaluation."""
+"""SD3.5-M, the sampler's stochasticity η, in training and in evaluation."""
 
 from rtdmd.published.table import NOT_GIVEN, Row, Run, Table
 from rtdmd.published.tables._columns import ABLATION
@@ -9,7 +9,7 @@ _WORDS = "published in words: every η of 0.8 and more behaves alike; η = 1 wit
 
 
 def noisy(eta: float) -> Row:
-    """The published run at another level, in both stages and in evaluation."""
+    """The published run at another η, in both stages and in evaluation."""
     run = Run(f"sd35m-eta-{eta:g}", "sd35m", f"SD3.5-M, η = {eta:g}", changes={"model": {"eta": eta}})
     return Row(f"η = {eta:g}", 4, _NONE, run)
 
@@ -21,7 +21,7 @@ ROWS = (
 )
 
 TABLE = Table(
-    "SD3.5-M, noise level η of the sampler",
+    "SD3.5-M, stochasticity η of the sampler",
     "arXiv 2605.26108, ablation of the sampler",
     ABLATION,
     ROWS,
