@@ -198,9 +198,7 @@ def _add_params(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     apart = params.add_mutually_exclusive_group()
     apart.add_argument("--experiment", metavar="RUN", help="a published run instead (`rtdmd experiments` lists them)")
-    apart.add_argument(
-        "--recipe", choices=("published", "corrected"), help="with the training sections as a recipe has them"
-    )
+    apart.add_argument("--recipe", choices=("published", "corrected"), help="with the training sections of a recipe")
     apart.add_argument("--method", help="with one method's settings (`rtdmd methods` lists them)")
     params.set_defaults(action=_params)
     schema = commands.add_parser("schema", help="print the JSON schema of params.yaml")
@@ -259,10 +257,10 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help=f"{', '.join(MODELS)}, or a published folder (default: %(default)s)",
     )
     sample.add_argument("--images", type=int, default=8, help="images in the grid (default: %(default)s)")
-    sample.add_argument("--seed", type=int, default=0, help="root of the noise (default: %(default)s)")
+    sample.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
     sample.add_argument("--resolution", type=int, help="side of the images in pixels (default: as trained)")
     sample.add_argument("--out", type=Path, default=Path("sample.png"), help="PNG file (default: %(default)s)")
-    sample.add_argument("--base", help="the base of a published folder, where it lies elsewhere than recorded")
+    sample.add_argument("--base", help="the base of a published folder, if it is not where the record says")
     sample.set_defaults(action=_command)
 
 
@@ -295,7 +293,7 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     plan.add_arguments(
         commands.add_parser("plan", help="parameters, memory, FLOPs and hours of a run before it starts")
     )
-    bench.add_arguments(commands.add_parser("bench", help="a training update's time over that of its models' passes"))
+    bench.add_arguments(commands.add_parser("bench", help="time of a training update, relative to its model passes"))
     for name in ("plan", "bench"):
         commands.choices[name].set_defaults(action=_command)
 
@@ -335,19 +333,21 @@ def _add_recover(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def _add_reproduce(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     from rtdmd.commands import reproduce
 
-    reproduce.add_arguments(commands.add_parser("reproduce", help="run the commit again from nothing, compare hashes"))
+    reproduce.add_arguments(
+        commands.add_parser("reproduce", help="run the commit again from scratch and compare hashes")
+    )
     commands.choices["reproduce"].set_defaults(action=_command)
 
 
 def _add_import(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    found = commands.add_parser("import", help="checkpoints of the public code as a folder that diffusers loads")
+    found = commands.add_parser("import", help="turn checkpoints of the public code into a folder that diffusers loads")
     found.add_argument("files", nargs="*", type=Path, metavar="FILE", help="checkpoints in the order of their training")
     found.add_argument("--base", help="diffusers folder of the base model, or model.teacher itself")
     found.add_argument("--out", type=Path, metavar="DIR", help="new folder")
     found.add_argument(
-        "--experiment", metavar="RUN", help="instead: the published checkpoint that a run of the tables judges"
+        "--experiment", metavar="RUN", help="instead of files: the published checkpoint that this run evaluates"
     )
-    found.add_argument("--alpha", type=float, help="LoRA alpha of files that do not say it")
+    found.add_argument("--alpha", type=float, help="LoRA alpha, for files that do not record it")
     found.set_defaults(action=_import)
 
 

@@ -65,7 +65,9 @@ def check_student(own: FamilyModule, model: ModelParams, root: Path) -> None:
         )
 
 
-_ADVICE = "a student stands on a base that is the teacher's but for the weights: name one, or set model.student: null"
+_ADVICE = (
+    "a student's base may differ from the teacher in its weights only: name such a model, or set model.student: null"
+)
 
 
 def _parts(own: FamilyModule, family: str, folder: Path, key: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--processes",
         type=int,
         nargs="+",
-        help="share an update among so many: time, communication, bytes sent; instead of the table of passes",
+        help="measure an update shared among this many processes (time, communication, bytes sent) instead of passes",
     )
     parser.add_argument("--repeats", type=int, default=3, help="epochs, and rounds of stage one (default: %(default)s)")
 

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--cost", action="store_true", help="GPU hours of the runs by stage")
     what.add_argument("--queue", action="store_true", help="print the commands that put the runs into DVC's queue")
     what.add_argument("--gather", action="store_true", help="write results/experiments/<table>")
-    what.add_argument("--write", metavar="RUN", help="make params.yaml and dvc.yaml here those of a run")
+    what.add_argument("--write", metavar="RUN", help="replace params.yaml and dvc.yaml here by those of a run")
     what.add_argument("--run", nargs=2, metavar=("RUN", "STAGE"), help="one stage of a run, in the run's folder")
 
 

@@ -183,7 +183,7 @@ def _record(model: ModelParams, hashes: dict[str, str], root: Path) -> dict[str,
 def _new_folder(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` that takes its name when all went well, and is gone otherwise."""
     if out.exists():
-        raise UserError(f"--out {out}: is there already; name a new folder")
+        raise UserError(f"--out {out}: exists already; name a new folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:

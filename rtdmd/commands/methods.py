@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which card."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument("name", nargs="?", help="print this method's card")
-    which.add_argument("--lengths", action="store_true", help="print how long each trains within one budget")
+    which.add_argument("--lengths", action="store_true", help="print how long each method trains within one budget")
 
 
 def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
         return
     for method in METHODS.values():
         print(f"{method.name:16} {STAGE_TITLES[method.stage]:10} {method.title}")
-    print("\nknown, and not here: " + "; ".join(f"{name} ({text})" for name, text in ABSENT.items()))
+    print("\nknown, but not included: " + "; ".join(f"{name} ({text})" for name, text in ABSENT.items()))
 
 
 def lengths_table() -> list[str]:

@@ -26,12 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="file (default: %(default)s)")
     parser.add_argument("--preset", metavar="NAME", help="plan a preset instead of a file")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="with this setting"
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="change a setting"
     )
     parser.add_argument(
         "--gpu", default="H200", metavar="GPU", help="B200, H200, H100, A100, ... (default: %(default)s)"
     )
-    parser.add_argument("--processes", type=int, help="of training (default: those of the params)")
+    parser.add_argument("--processes", type=int, help="processes of the trainings (default: those of the params)")
 
 
 def run(arguments: argparse.Namespace) -> None:

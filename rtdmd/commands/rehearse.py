@@ -36,30 +36,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--params", type=Path, default=Path("params.yaml"), help="file (default: %(default)s)")
     what.add_argument("--preset", metavar="NAME", help="a preset instead of a file")
     what.add_argument("--experiment", metavar="RUN", help="a published run instead")
-    parser.add_argument(
-        "--fill-in", action="store_true", help="let the placeholders of commits in --params be any commit"
-    )
+    parser.add_argument("--fill-in", action="store_true", help="accept the placeholders of commits in --params")
     parser.add_argument(
         "--processes",
         type=int,
         choices=(1, 2),
-        help="of each training stage (default: those of the params, two at most); without GPUs they talk by gloo",
+        help="processes of each training stage (default: those of the params, two at most)",
     )
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="new folder to keep the run in (default: a temporary)")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="new folder to keep the run in (default: a temporary one)"
+    )
     real = parser.add_argument_group("training at the published size (docs/verification.md)")
     real.add_argument("--real-size", action="store_true", help="measure updates of training with random weights")
     real.add_argument("--also", nargs="+", default=[], metavar="PRESET", help="presets that are measured too")
     real.add_argument("--stage", choices=STAGES, help="one stage alone (default: both)")
     real.add_argument("--updates", type=int, default=2, help="updates of each stage (default: %(default)s)")
-    real.add_argument("--minutes", type=float, help="begin and go on with nothing after so many (default: no limit)")
-    real.add_argument("--device", choices=("cuda", "cpu"), help="where (default: run.device of the params)")
-    real.add_argument("--images", type=int, help="of an update (default: a micro-batch of prompts; a group of images)")
-    real.add_argument("--blocks", type=int, help="a transformer of so many, at its full width (default: all)")
+    real.add_argument("--minutes", type=float, help="start nothing new after this many minutes (default: no limit)")
+    real.add_argument("--device", choices=("cuda", "cpu"), help="where to compute (default: run.device of the params)")
+    real.add_argument("--images", type=int, help="images of an update (default: a micro-batch)")
+    real.add_argument("--blocks", type=int, help="blocks of the transformer, at its full width (default: all)")
     real.add_argument(
-        "--measure", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS), help="what (default: all)"
+        "--measure", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS), help="what to measure (default: all)"
     )
     real.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="with this setting"
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help="change a setting"
     )
     real.add_argument("--out", type=Path, default=Path(".rtdmd/rehearse"), help="folder of figures (%(default)s)")
 

@@ -17,10 +17,12 @@ from rtdmd.common.escape import printable
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to run, where, and what to ask of it."""
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help="these and what they need (default: all)")
-    parser.add_argument("--into", type=Path, metavar="DIR", help="new folder to keep the run in (default: a temporary)")
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help="stages to run, with those they need (default: all)")
     parser.add_argument(
-        "--other-machine", action="store_true", help="other bytes are no failure when scores agree within intervals"
+        "--into", type=Path, metavar="DIR", help="new folder to keep the run in (default: a temporary one)"
+    )
+    parser.add_argument(
+        "--other-machine", action="store_true", help="accept other bytes if the scores agree within their intervals"
     )
 
 

@@ -17,12 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Whether, and how far. Where to is publish.repo_id, which the model card names."""
     parser.add_argument("--yes", action="store_true", help="send, whatever publish.dry_run says")
     parser.add_argument(
-        "--review", action="store_true", help="stop at the verified branch; without it later: go on to main"
+        "--review",
+        action="store_true",
+        help="stop at the verified branch; the same command without it continues to main",
     )
     parser.add_argument(
         "--gate",
         action="store_true",
-        help="download the branch as a whole and put it through stage publish's gate before main gets it",
+        help="download the branch and run the gate of stage publish on it before main changes",
     )
     parser.add_argument(
         "--allow-dirty",

@@ -21,8 +21,10 @@ from rtdmd.common.errors import UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Prompts, price, and where the table goes."""
-    parser.add_argument("--prompts", type=int, default=16, help="the same in all rounds (default: %(default)s)")
-    parser.add_argument("--cost", type=float, default=1e5, help="forward passes a row (default: %(default)g)")
+    parser.add_argument(
+        "--prompts", type=int, default=16, help="prompts, the same in all rounds (default: %(default)s)"
+    )
+    parser.add_argument("--cost", type=float, default=1e5, help="forward passes per row (default: %(default)g)")
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="these estimators (default: all)")
     parser.add_argument("--out", type=Path, help="CSV file; without it the table is only printed")
 

@@ -26,8 +26,8 @@ HEADER = f"{'':4}{'statement':58}{'equation':56}{'measured':>9}{'bound':>9}  {''
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where, how precisely, and which statements."""
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
-    parser.add_argument("--dtype", default="float64", choices=("float64", "float32", "bfloat16"), help="of the network")
-    parser.add_argument("--seed", type=int, default=0, help="of every draw (default: 0)")
+    parser.add_argument("--dtype", default="float64", choices=("float64", "float32", "bfloat16"), help="precision")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every draw (default: 0)")
     parser.add_argument("--study", type=Path, metavar="FOLDER", help="compare the method's choices instead")
     parser.add_argument("--only", nargs="+", default=[], choices=NAMES, metavar="T", help=f"among {' '.join(NAMES)}")
 
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _study(arguments: argparse.Namespace) -> None:
     """Every variant of tools/oracle_study.py; UserError with an option that it does not have."""
     if (arguments.device, arguments.dtype, arguments.seed, arguments.only) != ("cpu", "float64", 0, []):
-        raise UserError("--study: goes alone; its device, precision and seeds are part of what it measures")
+        raise UserError("--study takes no other options; its device, precision and seeds are part of what it measures")
     for line in tool("oracle_study", "verify --study").run(arguments.study):
         print(line, flush=True)
 

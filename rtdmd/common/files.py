@@ -241,7 +241,7 @@ def check_archive(path: Path) -> None:
             damaged = archive.testzip()
     except _NO_ARCHIVE as error:
         raise UserError(
-            f"{path}: no whole file of torch.save ({first_line(error)}); copy or download it again"
+            f"{path}: not a complete file of torch.save ({first_line(error)}); copy or download it again"
         ) from error
     if damaged is not None:
         raise UserError(f"{path}: {damaged} in it is damaged (its checksum differs); copy or download the file again")

@@ -37,7 +37,9 @@ def fetching(
     try:
         yield
     except errors.HFValidationError as error:
-        raise UserError(f"{key}: {repository!r} is no name that the Hub has ({first_line(error)})") from error
+        raise UserError(
+            f"{key}: {repository!r} is not a repository name that the Hub accepts ({first_line(error)})"
+        ) from error
     except errors.GatedRepoError as error:
         message = f"{key}: {repository} is gated: accept its terms on {page}, then run `hf auth login`"
         raise UserError(message) from error

@@ -68,7 +68,9 @@ def whole_tensors(path: Path | str) -> Iterator[Any]:
         with safe_open(str(path), framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: no whole safetensors file ({first_line(error)}); make the file again") from error
+        raise UserError(
+            f"{path}: not a complete safetensors file ({first_line(error)}); make the file again"
+        ) from error
 
 
 def open_tensors(path: Path) -> tuple[LazyTensors, dict[str, str]]:

@@ -246,7 +246,7 @@ def tensor_headers(path: Path, key: str) -> dict[str, tuple[str, tuple[int, ...]
                 raise ValueError(f"{name} does not have the bytes of its shape")
             end = max(end, end_of_tensor)
         if end != size - 8 - length:
-            raise ValueError(f"{size} bytes, and its header tells of {end + 8 + length}")
+            raise ValueError(f"{size} bytes, but its header describes {end + 8 + length}")
         return {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
     except FileNotFoundError as error:
         raise UserError(f"{key}: {path} is missing; {bring_back(path)}") from error

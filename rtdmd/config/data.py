@@ -42,7 +42,7 @@ class PreparePromptsParams(Section):
     def _named(cls, sets: Any) -> Any:
         for name in sets if isinstance(sets, dict) else ():
             if not isinstance(name, str) or not _SET_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is no name of a set; allowed: a letter, then letters, digits and _")
+                raise ValueError(f"{name!r} cannot be the name of a set; allowed: a letter, then letters, digits and _")
         return sets
 
 

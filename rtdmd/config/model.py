@@ -90,7 +90,10 @@ class ModelParams(Section):
         le=15,
     )
     eta: Real = param(
-        "η, the stochasticity of CPS: 0 Euler, 1 full renoising", source="public code: 0.9 (arXiv 2509.05952)", ge=0, le=1
+        "η, the stochasticity of CPS: 0 Euler, 1 full renoising",
+        source="public code: 0.9 (arXiv 2509.05952)",
+        ge=0,
+        le=1,
     )
 
     _is_student: bool = PrivateAttr(default=False)

@@ -20,7 +20,9 @@ def world_images(items: Sequence[Item], seed: int, name: str, batch_size: int) -
     captions = {caption.prompt: caption for caption in captions_of("heldout")}
     foreign = [item.prompt.prompt for item in items if item.prompt.prompt not in captions]
     if foreign:
-        raise UserError(f"evaluate.reference: world, but {foreign[0]!r} is no held-out caption of it; set it to none")
+        raise UserError(
+            f"evaluate.reference: world, but {foreign[0]!r} is not one of its held-out captions; set it to none"
+        )
     scenes = sample_scenes([captions[item.prompt.prompt] for item in items], numpy_generator(seed, "evaluate", name))
     for start in range(0, len(items), batch_size):
         part = slice(start, start + batch_size)

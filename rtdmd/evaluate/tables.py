@@ -153,5 +153,5 @@ def _scores(path: Path, rows: Sequence[Mapping[str, str]], names: Sequence[str])
             columns=columns,
         )
     except ValueError as error:
-        message = f"a field is no number ({first_line(error)})"
+        message = f"a field is not a number ({first_line(error)})"
         raise UserError(f"{path}: {message}; `rtdmd evaluate` writes results/evaluate/scores.csv") from error

@@ -92,7 +92,7 @@ def params_values(tree: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]
         value: Any = tree
         for part in key.split("."):
             if not isinstance(value, dict) or part not in value:
-                raise UserError(f"dvc.yaml: params: {key} is no key of params.yaml")
+                raise UserError(f"dvc.yaml: params: {key} is not a key of params.yaml")
             value = value[part]
         values[key] = value
     return values

@@ -200,7 +200,7 @@ def _set_group(root: Path, folder: Path, wanted: dict[str, Path | str]) -> None:
         elif name.startswith(f".{NAMED}."):  # half of it, by a process that was killed
             path.unlink()
         elif name != NAMED:
-            raise UserError(f"{path} is no link; {FOLDER}/ is kept by the stages: move that file elsewhere")
+            raise UserError(f"{path} is not a link; {FOLDER}/ is kept by the stages: move that file elsewhere")
     for name, what in wanted.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -103,7 +103,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         kinds = {key: type(value) for key, value in row.items()}
         if kinds.keys() != _KINDS.keys() or any(kinds[key] not in allowed for key, allowed in _KINDS.items()):
             raise UserError(
-                f"{path}: a line is no prompt: {json.dumps(row)[:80]}; `rtdmd prepare_prompts` makes it anew"
+                f"{path}: a line is not a prompt: {json.dumps(row)[:80]}; `rtdmd prepare_prompts` makes it anew"
             )
         prompts.append(Prompt(**row))
     return prompts

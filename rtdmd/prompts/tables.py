@@ -47,7 +47,7 @@ def _header(cells: list[str], label: str) -> list[str]:
         raise UserError(f"{label}:1: a header with the column prompt is expected, got {', '.join(header)}"[:300])
     twice = next((name for name in header if header.count(name) > 1), None)
     if twice is not None:
-        raise UserError(f"{label}:1: the column {twice or 'without a name'} is there twice; name them apart")
+        raise UserError(f"{label}:1: the column {twice or 'without a name'} is there twice; give them different names")
     return header
 
 

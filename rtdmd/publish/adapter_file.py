@@ -66,14 +66,15 @@ def read_adapter(path: Path, alpha: float | None = None) -> Adapter:
     told = _told(config, file)
     if told.get("r", rank) != rank:
         raise UserError(
-            f"{file}: rank {told['r']:g} is told, its tensors have {rank}; it is not the file that was saved"
+            f"{file}: rank {told['r']:g} in its settings, but its tensors have {rank};"
+            " it is not the file that was saved"
         )
     known = told.get("lora_alpha")
     if known is not None and alpha is not None and known != alpha:
         raise UserError(f"--alpha {alpha:g}: {file} itself says {known:g}; leave --alpha out")
     used = alpha if known is None else known
     if used is None:
-        raise UserError(f"{file} says no alpha; give it with --alpha (the public code's is 64, at rank 32)")
+        raise UserError(f"{file} does not record alpha; give it with --alpha (the public code's is 64, at rank 32)")
     return Adapter(factors, rank, float(used), config)
 
 
@@ -167,7 +168,7 @@ def _factors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     for key, value in tensors.items():
         match = KEY.fullmatch(_unwrapped(key))
         if match is None:
-            raise UserError(f"{path}: {key} is no LoRA factor; only adapters (adapter.mode: lora) can be taken")
+            raise UserError(f"{path}: {key} is not a LoRA factor; only adapters (adapter.mode: lora) can be taken")
         name = match["module"] + (A if match["factor"] == "A" else B)
         if name in factors:
             raise UserError(f"{path}: two tensors for {name}; a checkpoint of one adapter is expected")
@@ -198,7 +199,7 @@ def _rank(factors: Mapping[str, Tensor], path: Path) -> int:
         a = factors.get(module + A)
         b = factors.get(module + B)
         if a is None or b is None or a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
-            raise UserError(f"{path}: {module} has no matching pair of LoRA factors; is the file cut short?")
+            raise UserError(f"{path}: {module} has no matching pair of LoRA factors; is the file truncated?")
         ranks.add(a.shape[0])
     if len(ranks) != 1:
         raise UserError(f"{path}: ranks {sorted(ranks)}; only plain LoRA of one rank can be taken")

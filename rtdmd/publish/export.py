@@ -43,7 +43,7 @@ def base_model(folder: Path, key: str = "model.teacher") -> BaseModel:
     for name in (pipeline, transformer, *text):  # the card writes them as Python, and the gate runs it
         if not isinstance(name, str) or not name.isidentifier():
             raise UserError(
-                f"{folder}/model_index.json: {name!r} is no name of a class or part; take the owner's own file"
+                f"{folder}/model_index.json: {name!r} is not the name of a class or part; take the owner's own file"
             )
     return BaseModel(folder, str(pipeline), str(transformer), absent, text)
 

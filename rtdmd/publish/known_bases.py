@@ -44,8 +44,8 @@ def check_known_base(model: ModelParams, files: Sequence[Path], adapters: Mappin
             bases = PUBLIC_CODE.get(layout_of(adapter), (model.teacher,))
             if model.teacher not in bases:
                 raise UserError(
-                    f"{file}: stands on {' or '.join(bases)}, {model.key} is {model.teacher}; set model.teacher, or"
-                    " model.student, to its base"
+                    f"{file}: its base is {' or '.join(bases)}, but {model.key} is {model.teacher}; set model.teacher,"
+                    " or model.student, to its base"
                 )
 
 
@@ -62,10 +62,10 @@ def check_base(model: ModelParams, files: Sequence[Path], adapters: Mapping[str,
             continue
         if len(bases) == 1:
             raise UserError(
-                f"{file}: stands on {bases[0]}, {model.key} is {model.teacher}; give a copy of its base with --base"
-                f" FOLDER, or set {model.key}: {bases[0]} and {model.pin} to the commit that you trust: {ask(bases[0])}"
+                f"{file}: its base is {bases[0]}, but {model.key} is {model.teacher}; give a copy of its base with"
+                f" --base FOLDER, or set {model.key}: {bases[0]} and {model.pin} to the commit that you trust: {ask(bases[0])}"
             )
-        which = f"stands on {' or '.join(bases)}" if bases else "does not say on what base it stands"
+        which = f"its base is {' or '.join(bases)}" if bases else "does not say what its base is"
         raise UserError(
             f"{file}: {which}; name its base with --base FOLDER, or with --base {model.teacher} if that is it"
         )

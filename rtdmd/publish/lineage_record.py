@@ -98,7 +98,7 @@ def header_of(path: Path) -> dict[str, Any]:
         text = file.read(size)
     header = parse_json(text, f"{path}: not a safetensors file", _again(path))
     if not isinstance(header.get("__metadata__", {}), dict):
-        raise UserError(f"{path}: not a safetensors file (its metadata is no mapping); {_again(path)}")
+        raise UserError(f"{path}: not a safetensors file (its metadata is not a mapping); {_again(path)}")
     return header
 
 

@@ -33,7 +33,7 @@ def check_fits(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], what: st
         found = shapes.get(f"{module}.weight")
         if found is None:
             raise UserError(
-                f"{what}: {module} is no layer of the base model; another base, or another family, is needed"
+                f"{what}: {module} is not a layer of the base model; another base, or another family, is needed"
             )
         if tuple(found) != tuple(adapter.shape(module)):
             raise UserError(

@@ -67,7 +67,7 @@ def recorded(path: Path) -> Recorded | None:
     section = settings.get("model") if isinstance(settings, dict) else None
     if not isinstance(section, dict):
         raise UserError(
-            f"{where}: no record of this package: it tells no settings.model; make or download the folder again"
+            f"{where}: not a record of this package: it has no settings.model; make or download the folder again"
         )
     section = {"student": None, "width": None, "shift": None} | section  # records of before there were these
     model = validate_as(ModelParams, section, f"{where}: settings.model", "make the folder again")

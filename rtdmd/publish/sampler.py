@@ -53,8 +53,8 @@ def imported_model(params: Params, root: Path) -> ModelParams:
     base = next((one for one in (own, own.of_student()) if _stands_on(found, one, root)), None)
     if base is None:
         named = " or ".join(dict.fromkeys((own.teacher, own.of_student().teacher)))
-        stands = f"stands on {printable(found.model.teacher)}, revision {found.model.revision}"
-        raise UserError(f"{key}: {folder} {stands}; allowed: a folder on {named}, as section model has them")
+        stands = f"is based on {printable(found.model.teacher)}, revision {found.model.revision}"
+        raise UserError(f"{key}: {folder} {stands}; allowed: a folder based on {named}, as section model has them")
     for name in ("family", "max_sequence_length"):
         if getattr(found.model, name) != getattr(own, name):
             raise UserError(

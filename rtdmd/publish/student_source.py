@@ -33,7 +33,7 @@ def student_source(
         if "imported" in header_of(path).get("__metadata__", {}):
             raise UserError(
                 f"{path} was imported, not trained here, and the records beside it are another student's; the folder to"
-                f" hand on is the one that `rtdmd import` wrote, and `rtdmd {path.parent.name}` trains a student here"
+                f" pass on is the one that `rtdmd import` wrote, and `rtdmd {path.parent.name}` trains a student here"
             )
 
     def student(backbone: Backbone) -> Velocity:

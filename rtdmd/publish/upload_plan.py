@@ -120,7 +120,7 @@ def stage_files(root: Path) -> dict[str, Content]:
         if not path.is_file():
             raise UserError(f"{out}: no such file; `snakemake {STAGE}` makes it")
         if path.suffix not in KINDS:
-            raise UserError(f"{out}: files of this kind do not leave; allowed: {', '.join(sorted(KINDS))}")
+            raise UserError(f"{out}: files of this kind are not uploaded; allowed: {', '.join(sorted(KINDS))}")
         weights = path.suffix == ".safetensors"
         if weights:
             check_weights(path, out)
@@ -162,7 +162,7 @@ def check_weights(path: Path, name: str) -> None:
     """UserError when a file of weights holds the state of an optimizer or of a run."""
     for tensor in header_of(path):
         if STATE_WORDS.intersection(tensor.split(".")):
-            raise UserError(f"{name}: the tensor {tensor} is state of a training, no weight; it does not leave")
+            raise UserError(f"{name}: the tensor {tensor} is training state, not a weight; it is not uploaded")
 
 
 def header_bytes(path: Path) -> bytes:

@@ -107,7 +107,7 @@ def read_curves(path: Path) -> tuple[str, Columns]:
         for name in names:
             columns[name] = [float(row[name]) if row[name] else None for row in rows]
     except ValueError as error:
-        raise UserError(f"{path}: a field is no number ({error}); {AGAIN}") from error
+        raise UserError(f"{path}: a field is not a number ({error}); {AGAIN}") from error
     return names[0], columns
 
 
@@ -121,7 +121,7 @@ def strict_by_tag(path: Path) -> tuple[str, Columns]:
             name = f"{line['suite']}/{line['tag']} strict"
             found.setdefault(name, {}).setdefault(float(line[unit]), []).append(int(line["strict"]))
     except (KeyError, ValueError) as error:
-        raise UserError(f"{path}: a line is no look ({error}); {AGAIN}") from error
+        raise UserError(f"{path}: a line is not a look ({error}); {AGAIN}") from error
     steps = sorted({step for looks in found.values() for step in looks})
     columns: Columns = {unit: [float(step) for step in steps]}
     for name in in_order(found, [f"{suite}/{tag} strict" for suite in _suites(found) for tag in TAGS]):
@@ -144,7 +144,7 @@ def panels(path: Path) -> Iterator[tuple[int, Image.Image]]:
             for name in evenly(names, PANELS):
                 number = re.fullmatch(r"image-log-(\d+)\.png", name)
                 if number is None:
-                    raise UserError(f"{path}: {name} is no panel; {AGAIN}")
+                    raise UserError(f"{path}: {name} is not a panel; {AGAIN}")
                 with Image.open(io.BytesIO(log.read(name))) as panel:
                     yield int(number[1]), _reduced(panel.convert("RGB"))
     except (zipfile.BadZipFile, OSError) as error:

@@ -76,7 +76,7 @@ def build(published: Mapping[str, Tensor], config: Mapping[str, Any], reward_tok
     if reward_token != body.text_config.vocab_size - 1:
         raise UserError(
             f"{key}: the weights have {body.text_config.vocab_size} words, but base's tokenizer gives the reward token "
-            f"the place {reward_token}; HPSv3 sits on Qwen/Qwen2-VL-7B-Instruct"
+            f"the place {reward_token}; HPSv3 is based on Qwen/Qwen2-VL-7B-Instruct"
         )
     with no_init_weights():
         model = HPSv3Model(body, _head_sizes(tensors, key), reward_token)

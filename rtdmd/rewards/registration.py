@@ -119,7 +119,7 @@ class RewardParams(Section):
             require_hub_name(source, value)
         if not self.is_hub_id(source):
             if revision is not None:
-                raise ValueError(f"{pin}: {revision!r} with {source}: {value!r}, which is no Hub id; allowed: null")
+                raise ValueError(f"{pin}: {revision!r} with {source}: {value!r}, which is not a Hub id; allowed: null")
         elif revision is None or not _COMMIT.fullmatch(revision):
             raise ValueError(
                 f"{pin}: {revision!r} with the Hub id {value!r}; allowed: the 40 hex digits of a commit"

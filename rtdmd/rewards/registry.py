@@ -21,7 +21,7 @@ def load_reward(params: RewardParams, device: torch.device | str = "cpu", root: 
     """The scorer that a ``rewards:`` entry of params.yaml names, frozen, on ``device``; paths start from ``root``.
 
     With a ``socket`` it is another process that computes, on the device that it was started with. Raises UserError for
-    weights that are missing or of another kind, and where nobody answers on the socket.
+    weights that are missing or of another kind, and where nothing answers on the socket.
     """
     if params.socket is not None:
         from rtdmd.rewards.remote import RemoteReward

@@ -66,7 +66,7 @@ class RemoteReward:
         except OSError as error:
             self._socket.close()
             raise UserError(
-                f"rewards: {params.name}: nobody answers on {path} ({error.strerror or error}); start `rtdmd rewards "
+                f"rewards: {params.name}: nothing answers on {path} ({error.strerror or error}); start `rtdmd rewards "
                 f"serve {params.name}` in the environment that has it"
             ) from error
         self._file = self._socket.makefile("rwb")

@@ -72,7 +72,7 @@ def make_room(path: Path, name: str) -> None:
     if _file_id(path) is None:
         return
     if not stat.S_ISSOCK(path.lstat().st_mode):
-        raise UserError(f"rewards: {name}: socket: {path} is there and is no socket; name a new path")
+        raise UserError(f"rewards: {name}: socket: {path} exists and is not a socket; name a new path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(PROBE_SECONDS)
         try:

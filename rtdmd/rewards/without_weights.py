@@ -33,7 +33,7 @@ def clip_towers(params: RewardParams, source: str, root: Path, published: dict[s
     if folder is not None and not params.is_hub_id(source):
         path = root / folder / "config.json"
         if not path.is_file():
-            raise UserError(f"rewards: {params.name}: {source}: {path} is not there; correct the path")
+            raise UserError(f"rewards: {params.name}: {source}: {path} does not exist; correct the path")
         key = f"rewards: {params.name}: {source}"
         with made_from(path, key, "CLIP configuration"):
             return CLIPModel(CLIPConfig(**read_config(path, key)))

@@ -94,7 +94,7 @@ class SweepPlan(Section):
         for key, names in named.items():
             unknown = [name for name in names if name not in self.methods]
             if unknown:
-                raise ValueError(f"{key}: {unknown[0]!r} is none of methods; allowed: {', '.join(self.methods)}")
+                raise ValueError(f"{key}: {unknown[0]!r} is not one of methods; allowed: {', '.join(self.methods)}")
         return self
 
     def over(self, params: Params) -> Params:

@@ -147,7 +147,7 @@ def read_track(folder: Path, params: Params, run: tuple[str, int], suite: str) -
         )
     file = training_folder(folder, stage, read_json(results / RESOLVED)) / JOURNAL
     if not file.is_file():
-        raise UserError(f"{file}: no such file, and without it nobody knows what the run took; {again}")
+        raise UserError(f"{file}: no such file, and without it the run's cost is unknown; {again}")
     passes, seconds = spent(Journal(file, UNITS[stage], file.read_text(encoding="utf-8").splitlines()), params, stage)
     updates = np.array(sorted(by_look))
     looks = [parses_from(by_look[number], path, again) for number in updates.tolist()]

@@ -174,7 +174,7 @@ def test_a_damaged_part_is_one_line(tmp_path: Path) -> None:
         whole = weights.read_bytes()
         weights.write_bytes(whole[: len(whole) // 2])
         says = (
-            rf"model\.teacher: {weights} is damaged \({len(whole) // 2} bytes, and its header tells of {len(whole)}\)"
+            rf"model\.teacher: {weights} is damaged \({len(whole) // 2} bytes, but its header describes {len(whole)}\)"
         )
         with pytest.raises(
             UserError, match=says + "; it lies outside this repository: copy or download it there again"

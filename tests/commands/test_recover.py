@@ -233,7 +233,7 @@ def test_a_full_disk_is_one_line(
 
 def test_damaged_files_are_named(root: Path) -> None:
     (root / "w.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
-    with pytest.raises(UserError, match=r"w\.safetensors: no whole safetensors file"):
+    with pytest.raises(UserError, match=r"w\.safetensors: not a complete safetensors file"):
         files.load_tensors(root / "w.safetensors")
     (root / "params.yaml").write_bytes(b"run: \xff")
     with pytest.raises(UserError, match=r"params\.yaml:1: not UTF-8"):

@@ -163,7 +163,7 @@ def test_a_base_that_is_not_the_recorded_one_is_refused(root: Path) -> None:
 def test_a_record_of_something_else_is_one_line(root: Path) -> None:
     folder = export(root, "odd")
     write_json(folder / "provenance.json", {"settings": ["x"]})
-    with pytest.raises(UserError, match=r"odd/provenance\.json: no record of this package: it tells no settings"):
+    with pytest.raises(UserError, match=r"odd/provenance\.json: not a record of this package: it has no settings"):
         drawn(root, "odd")
     write_json(folder / "provenance.json", {"settings": {"model": {"family": "sd4"}}})
     with pytest.raises(UserError, match=r"odd/provenance\.json: settings\.model: .* \(\d+ more"):

@@ -89,7 +89,7 @@ CASES = {
         train_again,
     ),
     "not finite": Case(STUDENTS, not_finite, "not finite; run the stage that makes it again", train_again),
-    "a cut student": Case(STUDENTS, cut(STUDENT), "no whole safetensors file", train_again),
+    "a cut student": Case(STUDENTS, cut(STUDENT), "not a complete safetensors file", train_again),
     "not what passed": Case(
         (*SAMPLE, "export"), flipped(f"export/{PUBLISHED}"), "make or download the folder again", again("export")
     ),

@@ -68,7 +68,9 @@ def test_a_weights_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         path = tmp_path / "w.safetensors"
         if content is not None:
             path.write_bytes(content)
-        with pytest.raises(UserError, match=r"w\.safetensors: no whole safetensors file \(.+\); make the file again"):
+        with pytest.raises(
+            UserError, match=r"w\.safetensors: not a complete safetensors file \(.+\); make the file again"
+        ):
             load_tensors(path)
 
 

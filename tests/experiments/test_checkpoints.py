@@ -87,7 +87,7 @@ def test_a_checkpoint_lands_on_the_base_that_it_was_trained_on(
         (
             "flux2-klein-4b-checkpoint",
             {"flux2-klein-4b": {"model": {"student": None}}},
-            r"stands on black-forest-labs/FLUX\.2-klein-4B, model\.teacher is .*FLUX\.2-klein-base-4B; set model",
+            r"its base is black-forest-labs/FLUX\.2-klein-4B, but model\.teacher is .*FLUX\.2-klein-base-4B; set model",
         ),
         (
             "sd35m-checkpoint",

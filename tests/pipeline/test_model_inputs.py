@@ -222,7 +222,7 @@ def test_stages_that_start_together_set_the_links_one_after_the_other(root: Path
 def test_files_that_are_no_links_are_not_removed(root: Path) -> None:
     (root / "inputs/teacher").mkdir(parents=True)
     (root / "inputs/teacher/mine.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"mine\.txt is no link; inputs/ is kept by the stages: move that file"):
+    with pytest.raises(UserError, match=r"mine\.txt is not a link; inputs/ is kept by the stages: move that file"):
         run(root, "cache_teacher")
     assert (root / "inputs/teacher/mine.txt").read_text() == "mine"
 

@@ -113,7 +113,7 @@ def test_a_faulty_line_is_an_error_or_dropped_and_reported(
         ("p.json", b'{"prompt": "a dog"}', r"p\.json: a list of prompts is expected, got dict"),
         ("p.json", b'["a",\n "b" "c"]', r"p\.json: not JSON \(Expecting ',' delimiter, line 2, column 6\)"),
         ("p.csv", b"words,tag\na dog,\n", r"p\.csv:1: a header with the column prompt is expected, got words, tag"),
-        ("p.csv", b"Prompt,n,n\na,b,c\n", r"p\.csv:1: the column n is there twice; name them apart"),
+        ("p.csv", b"Prompt,n,n\na,b,c\n", r"p\.csv:1: the column n is there twice; give them different names"),
         ("p.csv", b'"prompt\na dog\n', r"p\.csv:1: a quote is not closed or misplaced \(unexpected end of data\)"),
         ("p.txt", "a dog\na cat\n".encode("utf-16-le"), r"p\.txt:1: a null byte, as UTF-16 without a mark has them"),
         ("p.jsonl", b'"a dog"\n"a\0cat"\n', r"p\.jsonl:2: a null byte"),

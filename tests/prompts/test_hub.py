@@ -86,7 +86,9 @@ def test_a_name_that_the_hub_cannot_have_is_told_without_asking_it(name: str) ->
     from huggingface_hub import snapshot_download
 
     with (
-        pytest.raises(UserError, match=r"^model\.teacher: 'owner/.*' is no name that the Hub has \(.+\)$"),
+        pytest.raises(
+            UserError, match=r"^model\.teacher: 'owner/.*' is not a repository name that the Hub accepts \(.+\)$"
+        ),
         fetching("model.teacher", "model.revision", name, COMMIT),
     ):
         snapshot_download(name, revision=COMMIT, local_files_only=True)

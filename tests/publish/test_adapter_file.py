@@ -79,7 +79,9 @@ def test_an_alpha_that_is_told_is_not_told_otherwise(road: str, tmp_path: Path) 
 @pytest.mark.parametrize("road", ROADS)
 def test_an_alpha_that_nobody_tells_is_asked_for(road: str, tmp_path: Path) -> None:
     path = written(road, tmp_path, {})
-    with pytest.raises(UserError, match=r"says no alpha; give it with --alpha \(the public code's is 64, at rank 32\)"):
+    with pytest.raises(
+        UserError, match=r"does not record alpha; give it with --alpha \(the public code's is 64, at rank 32\)"
+    ):
         read_adapter(path)
     assert read_adapter(path, 64.0).alpha == 64.0
 
@@ -126,7 +128,7 @@ def test_a_wrong_alpha_of_the_user_is_the_users_fault(road: str, alpha: float, t
 @pytest.mark.parametrize("road", TELLS)
 def test_a_rank_that_is_not_the_tensors_is_refused(road: str, tmp_path: Path) -> None:
     path = written(road, tmp_path, {"r": 4, "lora_alpha": 6})
-    with pytest.raises(UserError, match=r"rank 4(\.0)? is told, its tensors have 2"):
+    with pytest.raises(UserError, match=r"rank 4(\.0)? in its settings, but its tensors have 2"):
         read_adapter(path)
 
 
@@ -147,7 +149,7 @@ class Surprise:
         ),
         ({"a.lora_A.default.weight": 1}, "a state dict of tensors is expected"),
         ({}, "holds no tensors"),
-        ({"a.weight": torch.ones(2, 2)}, r"a\.weight is no LoRA factor"),
+        ({"a.weight": torch.ones(2, 2)}, r"a\.weight is not a LoRA factor"),
         ({"a.lora_A.default.weight": torch.ones(2, 3)}, "a has no matching pair of LoRA factors"),
         ({"a.lora_A.x.weight": torch.ones(2, 3), "a.lora_A.y.weight": torch.ones(2, 3)}, "two tensors for a"),
         (
@@ -195,7 +197,7 @@ def test_a_flipped_bit_in_the_numbers_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"x\.pt: x/data/\d in it is damaged .*; copy or download the file again"):
         read_adapter(tmp_path / "x.pt", 4.0)
     (tmp_path / "x.pt").write_bytes(damaged[: len(damaged) // 2])
-    with pytest.raises(UserError, match=r"no whole file of torch\.save"):
+    with pytest.raises(UserError, match=r"not a complete file of torch\.save"):
         read_adapter(tmp_path / "x.pt", 4.0)
 
 

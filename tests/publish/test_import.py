@@ -111,10 +111,10 @@ def test_a_checkpoint_of_another_model_leaves_no_folder(workspace: tuple[Path, P
     tensors = {"blocks.0.lora_A.default.weight": torch.ones(2, 3), "blocks.0.lora_B.default.weight": torch.ones(4, 2)}
     torch.save(tensors, root / "other.pt")
     before = sorted(root.iterdir())
-    with pytest.raises(UserError, match=r"train_acdmd: blocks\.0 is no layer of the base model"):
+    with pytest.raises(UserError, match=r"train_acdmd: blocks\.0 is not a layer of the base model"):
         _import(root, "other.pt", "--out", "elsewhere", "--base", "base", "--alpha", "8")
     assert sorted(root.iterdir()) == before
-    with pytest.raises(UserError, match=r"--out .*: is there already"):
+    with pytest.raises(UserError, match=r"--out .*: exists already"):
         _import(root, "cold.pt", "--out", "base", "--base", "base", "--alpha", "8")
     with pytest.raises(UserError, match="3 files; a checkpoint of each stage at most"):
         _import(root, "cold.pt", "rl.pt", "cold.pt", "--out", "elsewhere")
@@ -124,9 +124,9 @@ def test_base_and_alpha_that_nothing_tells_are_asked_for(
     workspace: tuple[Path, Params], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, _ = workspace
-    with pytest.raises(UserError, match=r"cold\.pt says no alpha; give it with --alpha"):
+    with pytest.raises(UserError, match=r"cold\.pt does not record alpha; give it with --alpha"):
         _import(root, "cold.pt", "--base", "base", "--out", "elsewhere")
-    with pytest.raises(UserError, match=r"cold\.pt: does not say on what base it stands; name its base with"):
+    with pytest.raises(UserError, match=r"cold\.pt: does not say what its base is; name its base with"):
         _import(root, "cold.pt", "--alpha", "8", "--out", "elsewhere")
     with pytest.raises(UserError) as refused:
         _import(root, "cold.pt", "--alpha", "8", "--out", "elsewhere")

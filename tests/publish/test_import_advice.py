@@ -86,7 +86,7 @@ CASES = {
         typed(*IMPORT),
     ),
     "damaged": Case(IMPORT, flipped("base.pt"), "copy or download the file again", again("base.pt")),
-    "cut": Case(IMPORT, cut("base.pt"), "no whole file of torch.save", again("base.pt")),
+    "cut": Case(IMPORT, cut("base.pt"), "not a complete file of torch.save", again("base.pt")),
     "code": Case(
         IMPORT,
         lambda here: torch.save({"a": Path("x")}, here.root / "base.pt"),
@@ -94,7 +94,7 @@ CASES = {
         again("base.pt"),
     ),
     "half": Case(IMPORT, without("base.pt", "blocks.0."), "is a part of the file missing?", again("base.pt")),
-    "half a pair": Case(IMPORT, without("base.pt", "0.attn.to_q.lora_B"), "is the file cut short?", again("base.pt")),
+    "half a pair": Case(IMPORT, without("base.pt", "0.attn.to_q.lora_B"), "is the file truncated?", again("base.pt")),
     "no alpha above 0": Case(
         ("import", "base.pt", "--alpha", "0", *IMPORT[4:]),
         nothing,
@@ -116,7 +116,7 @@ CASES = {
     "a deeper base": Case(
         ("import", "deeper.pt", *TOLD),
         nothing,
-        "is no layer of the base model; another base",
+        "is not a layer of the base model; another base",
         with_words("--base", "deeper"),
     ),
     "a wider base": Case(
@@ -125,7 +125,7 @@ CASES = {
     "it tells another base": Case(
         ("import", "checkpoint", *NEW),
         peft_folder("owner/model"),
-        "stands on owner/model, model.teacher is data/world/teacher; give a copy of its base with --base FOLDER",
+        "its base is owner/model, but model.teacher is data/world/teacher; give a copy of its base with --base FOLDER",
         with_words("--base", "base"),
     ),
     "it tells another base, set": Case(
@@ -141,7 +141,7 @@ CASES = {
         one_after_the_other,
     ),
     "an old folder": Case(
-        (*IMPORT[:-1], "base"), nothing, "is there already; name a new folder", with_words("--out", "new")
+        (*IMPORT[:-1], "base"), nothing, "exists already; name a new folder", with_words("--out", "new")
     ),
     "a damaged base": Case(
         IMPORT,
@@ -152,7 +152,7 @@ CASES = {
     "a class that is no name": Case(
         IMPORT,
         given_entry("base/model_index.json", _class_name="A()"),
-        "is no name of a class or part; take the owner's own file",
+        "is not the name of a class or part; take the owner's own file",
         again("base/model_index.json"),
     ),
 }

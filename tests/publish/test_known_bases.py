@@ -57,7 +57,7 @@ def test_a_public_flux2_checkpoint_is_not_put_on_the_base_model(name: str) -> No
     adapters = {"train_acdmd": checkpoint(layout_of_preset(name))}
     with pytest.raises(UserError) as refused:
         check_base(ours, [FILE], adapters)
-    assert f"{FILE}: stands on {PRESETS[name]}, model.teacher is {ours.teacher}" in str(refused.value)
+    assert f"{FILE}: its base is {PRESETS[name]}, but model.teacher is {ours.teacher}" in str(refused.value)
     assert f"model.teacher: {PRESETS[name]} and model.revision to the commit that you trust" in str(refused.value)
     assert f"model_info('{PRESETS[name]}').sha" in str(refused.value)
     check_base(ours.of_student(), [FILE], adapters)  # which is where the presets' students stand
@@ -75,7 +75,7 @@ def test_two_bases_of_the_same_layers_are_asked_for(name: str) -> None:
 
 def test_a_base_that_nothing_tells_is_asked_for() -> None:
     ways = r"name its base with --base FOLDER, or with --base data/world/teacher if that is it"
-    with pytest.raises(UserError, match=rf"does not say on what base it stands; {ways}"):
+    with pytest.raises(UserError, match=rf"does not say what its base is; {ways}"):
         check_base(preset("world").model, [FILE], {"train_acdmd": checkpoint((2, 0, 16))})
 
 
@@ -83,5 +83,5 @@ def test_the_files_own_word_goes_first() -> None:
     config = {"base_model_name_or_path": "black-forest-labs/FLUX.2-klein-base-4B"}
     adapters = {"train_acdmd": checkpoint((5, 20, 3072), config)}
     check_base(preset("flux2-klein-4b").model, [FILE], adapters)
-    with pytest.raises(UserError, match=r"stands on black-forest-labs/FLUX\.2-klein-base-4B, model\.teacher"):
+    with pytest.raises(UserError, match=r"its base is black-forest-labs/FLUX\.2-klein-base-4B, but model\.teacher"):
         check_base(preset("world").model, [FILE], adapters)

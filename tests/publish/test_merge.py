@@ -46,7 +46,7 @@ def test_a_half_precision_base_is_rounded_once() -> None:
 
 
 def test_what_does_not_fit_is_refused_and_not_skipped() -> None:
-    with pytest.raises(UserError, match="other is no layer of the base model"):
+    with pytest.raises(UserError, match="other is not a layer of the base model"):
         merged_weights(_base(), _adapter("other"), torch.float32)
     with pytest.raises(UserError, match=r"m is made for a weight \(7, 5\), the base has \(6, 5\)"):
         merged_weights(_base(), _adapter(out=7), torch.float32)

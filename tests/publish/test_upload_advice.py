@@ -184,7 +184,7 @@ CASES: dict[str, tuple[Change, str, Change]] = {
     "no lock": (lose_lock, "`snakemake --cores all` or `dvc repro` runs the stages", Here.snakemake),
     "another file": (spoil_file, "not what passed the gate; `snakemake publish` makes and tests it", Here.snakemake),
     "no file": (lose_file, "samples.png: no such file; `snakemake publish` makes it", Here.snakemake),
-    "a kind that stays": (declare_pickle, "files of this kind do not leave; allowed: .json", forget_pickle),
+    "a kind that stays": (declare_pickle, "files of this kind are not uploaded; allowed: .json", forget_pickle),
     "no name": (rename(None), "repo_id: null; set it to owner/name and run `snakemake publish`", rename(REPO)),
     "another name": (rename("a/b"), "was written for somebody/few-steps; `snakemake publish`", card_for("a/b")),
     "public": (make(private=False), "make the repository private on the Hub", on_the_hub(private=True)),

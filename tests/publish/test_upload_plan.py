@@ -116,7 +116,7 @@ def test_kinds_of_files_are_limited(root: Path) -> None:
     text = (root / "dvc.yaml").read_text()
     (root / "dvc.yaml").write_text(text.replace("samples.png", "state.pt"))
     write(root, "results/publish/state.pt", b"pickle")
-    with pytest.raises(UserError, match=r"results/publish/state\.pt: files of this kind do not leave"):
+    with pytest.raises(UserError, match=r"results/publish/state\.pt: files of this kind are not uploaded"):
         make_publication(root, REPO, private=True, allow_dirty=True)
 
 

@@ -79,7 +79,7 @@ def edit(**entries: object) -> Damage:
     return lambda path: write_json(path, read_json(path) | entries)
 
 
-CUT = r"{file} is damaged \(\d+ bytes, and its header tells of \d+\); "
+CUT = r"{file} is damaged \(\d+ bytes, but its header describes \d+\); "
 KINDS = "allowed: BF16, F16, F32, F64"
 DAMAGES: list[tuple[str, str, Damage, str]] = [
     (FLUX1, SHARD, delete, "{file} is missing; {back}"),

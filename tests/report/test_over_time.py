@@ -21,7 +21,7 @@ def test_curves_keep_gaps_and_name_a_damaged_file(tmp_path: Path) -> None:
     path.write_text("epoch,a,b\n1,0.5,\n2,,3\n")
     assert read_curves(path) == ("epoch", {"epoch": [1, 2], "a": [0.5, None], "b": [None, 3]})
     path.write_text("epoch,a\n1,oops\n")
-    with pytest.raises(UserError, match=r"curves\.csv: a field is no number"):
+    with pytest.raises(UserError, match=r"curves\.csv: a field is not a number"):
         read_curves(path)
     path.write_text("")
     with pytest.raises(UserError, match=r"curves\.csv:1: the columns' names are expected"):
@@ -54,7 +54,7 @@ def test_looks_are_the_share_of_right_images_by_tag(tmp_path: Path) -> None:
     labels = ["own/clipscore over epoch", "own/colors strict over epoch"]
     assert re.findall(r'aria-label="([^"]+)"', found.body) == labels
     path.write_text(LOOKS + "0,own,1,0,colors,yes,0,.........\n")
-    with pytest.raises(UserError, match=r"looks\.csv: a line is no look \(.*; run the training stage again"):
+    with pytest.raises(UserError, match=r"looks\.csv: a line is not a look \(.*; run the training stage again"):
         strict_by_tag(path)
 
 
@@ -93,7 +93,7 @@ def test_what_is_no_image_log_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"no archive")
     with pytest.raises(UserError, match=r"image_log\.zip: no image log \(.*; run the training stage again"):
         list(panels(path))
-    with pytest.raises(UserError, match=r"image_log\.zip: other\.png is no panel; run the training"):
+    with pytest.raises(UserError, match=r"image_log\.zip: other\.png is not a panel; run the training"):
         list(panels(log_of(path, {"other.png": (2, 2)})))
     with zipfile.ZipFile(path, "w") as log:
         log.writestr("image-log-00000001.png", b"no picture")

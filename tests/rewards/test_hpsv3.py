@@ -160,7 +160,7 @@ def test_every_key_is_consumed(tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path) -> None:
     folder = written(tmp_path / "x")
     shorter = published_weights()["model.embed_tokens.weight"][:-1].contiguous()
-    with pytest.raises(UserError, match=r"1308 words, .* the place 1308; HPSv3 sits on Qwen/Qwen2-VL-7B-Instruct"):
+    with pytest.raises(UserError, match=r"1308 words, .* the place 1308; HPSv3 is based on Qwen/Qwen2-VL-7B-Instruct"):
         load_reward(params(rewrite(folder, {"model.embed_tokens.weight": shorter})))
     (folder / "base" / "chat_template.json").unlink()
     with pytest.raises(UserError, match=r"hpsv3: base: .* has no chat_template"):

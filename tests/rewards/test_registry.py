@@ -39,7 +39,7 @@ def test_every_file_of_the_folder_is_a_scorer_by_its_name() -> None:
             r"revision: None with the Hub id 'openai/clip'.*\./openai/clip",
         ),
         ({"name": "clipscore", "model": "openai/clip", "revision": "main"}, "revision: 'main' with the Hub id"),
-        ({"name": "clipscore", "model": "./a/b", "revision": COMMIT}, "which is no Hub id; allowed: null"),
+        ({"name": "clipscore", "model": "./a/b", "revision": COMMIT}, "which is not a Hub id; allowed: null"),
         ({"name": "clipscore", "model": "./a", "base_revision": COMMIT}, "base_revision\\n +Extra inputs"),
         ({"name": "ocr", "offload": True}, r"offload: True for ocr; allowed: null \(.*: ocr has none\)"),
         ({"name": "clipscore", "model": "./a", "socket": "s", "offload": True}, "offload: .*: its process has them"),

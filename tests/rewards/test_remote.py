@@ -132,7 +132,7 @@ def test_what_is_no_socket_of_ours_is_left_alone(entry: RewardParams, folder: Pa
     link.symlink_to(report)
     dangling.symlink_to("nowhere")
     for path in (report, link, dangling):
-        with pytest.raises(UserError, match=rf"^rewards: clipscore: socket: {path} is there and is no socket; name a"):
+        with pytest.raises(UserError, match=rf"^rewards: clipscore: socket: {path} exists and is not a socket; name a"):
             RewardServer(load_here(entry), path)
     assert (report.read_text(), link.readlink(), str(dangling.readlink())) == ("figures", report, "nowhere")
     path = folder / "taken.sock"
@@ -170,7 +170,7 @@ def test_a_socket_whose_queue_is_full_is_served(folder: Path) -> None:
 
 def test_nobody_there_and_paths_too_long_are_errors(entry: RewardParams, folder: Path) -> None:
     absent = entry.model_copy(update={"socket": "absent.sock"})
-    with pytest.raises(UserError, match=r"clipscore: nobody answers on .*start `rtdmd rewards serve clipscore`"):
+    with pytest.raises(UserError, match=r"clipscore: nothing answers on .*start `rtdmd rewards serve clipscore`"):
         load_reward(absent, root=folder)
     with pytest.raises(UserError, match="is longer than 100 bytes"):
         load_reward(entry.model_copy(update={"socket": "x" * 101}), root=folder)

@@ -231,7 +231,7 @@ def test_generated_prompts_avoid_evaluations(root: Path) -> None:
         ({"train": []}, r"prepare_prompts\.sets\.train: \[\] is not allowed"),
         (
             {"": HELD_OUT},
-            r"prepare_prompts\.sets\.'' is no name of a set; allowed: a letter, then letters, digits and _",
+            r"prepare_prompts\.sets\.'' cannot be the name of a set; allowed: a letter, then letters, digits and _",
         ),
         ({"my set": HELD_OUT}, r"sets\.'my set' is no name of a set"),
         ({"7": HELD_OUT}, r"sets\.'7' is no name of a set"),

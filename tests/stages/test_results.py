@@ -298,7 +298,7 @@ def test_a_published_folder_is_a_model_of_the_tables(copy: Path) -> None:
     record["teacher"]["sha256"] = "0" * 64
     write_json(copy / "imported/provenance.json", record)
     with pytest.raises(
-        UserError, match=r"^evaluate\.imported: .*imported stands on data/world/teacher, revision None; a"
+        UserError, match=r"^evaluate\.imported: .*imported is based on data/world/teacher, revision None; a"
     ):
         evaluate.run(copy)
 

@@ -179,5 +179,7 @@ def test_the_plan_takes_our_recipe_from_the_parameters_and_looks_at_no_held_out_
     with pytest.raises(UserError, match="--config seeds=six: allowed: 1 to 5"):
         plan.first_seeds("six")
     wrong = plan.model_dump() | {"changes": {"gdmd": {}}}
-    with pytest.raises(ValueError, match="changes: 'gdmd' is none of methods; allowed: acdmd-published, rtdmd, rtdmd"):
+    with pytest.raises(
+        ValueError, match="changes: 'gdmd' is not one of methods; allowed: acdmd-published, rtdmd, rtdmd"
+    ):
         SweepPlan.model_validate(wrong)

@@ -641,7 +641,7 @@ def test_a_ratio_off_one_at_the_first_update_is_an_error_tied_to_the_clip_range(
     *_, values = policy_gradient(table.on(p), moved, some_advantages(), (0, 2))
     assert 1e-4 < values["ratio_error"] < 1.0
     with pytest.raises(
-        FloatingPointError, match=r"off 1 at the first update of an epoch, .* clip_range: 0.001; rollout"
+        FloatingPointError, match=r"differs from 1 by .* at the first update of an epoch, .* clip_range: 0.001; rollout"
     ):
         require_on_policy(values["ratio_error"], 1e-3)
     require_on_policy(values["ratio_error"], 10.0)

@@ -272,7 +272,9 @@ def test_a_roll_out_that_the_policy_pass_does_not_repeat_stops_the_run(
         return replace(rollout, means=[mean + 1e-2 for mean in rollout.means])
 
     monkeypatch.setattr(RtdmdTrainer, "roll_out", roll_out)
-    with pytest.raises(RtdmdError, match=r"train_rtdmd stopped at epoch 0: the policy ratio is .* off 1 at the first"):
+    with pytest.raises(
+        RtdmdError, match=r"train_rtdmd stopped at epoch 0: the policy ratio differs from 1 by .* at the first"
+    ):
         train(root, SIX)
 
 
@@ -309,7 +311,7 @@ def test_rewards_that_say_nothing_for_twenty_epochs_stop_the_run(root: Path, mon
     with pytest.raises(RtdmdError) as caught:
         train(root, SIX | quick | {"rewards": only, "weights": {"backprop": 0.0}})
     text = str(caught.value)
-    assert "train_rtdmd stopped at epoch 19: for 20 epochs no reward told the images of a prompt apart" in text
+    assert "train_rtdmd stopped at epoch 19: for 20 epochs no reward distinguished the images of a prompt" in text
     assert "(world_verifier is 0.25 on average)" in text and "the last good checkpoint is epoch 16 in" in text
 
 

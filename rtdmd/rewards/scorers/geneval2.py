@@ -136,7 +136,9 @@ class GenEval2:
             return [tokens[0] for tokens in encoded]
         if found := sorted({tokens[0] for tokens in encoded if len(tokens) == 1}):
             return found
-        raise UserError(f"{self.key}: its tokenizer cuts {question.answers[0]!r} in pieces; is it Qwen3-VL's own?")
+        raise UserError(
+            f"{self.key}: its tokenizer cuts {question.answers[0]!r} into several tokens; is it Qwen3-VL's own?"
+        )
 
 
 def case() -> Case:

@@ -26,7 +26,7 @@ def require_allocation(stage: str, processes: int, gpus_per_node: int, env: Mapp
     asked = f"{stage}.processes: {processes} with run.gpus_per_node: {gpus_per_node} takes {nodes} nodes"
     submit = "`snakemake --cores all --profile slurm` asks for them"
     if "SLURM_JOB_ID" not in env:
-        raise UserError(f"{asked}, and this is no Slurm job; {submit}, as does `sbatch --nodes={nodes}`")
+        raise UserError(f"{asked}, and this is not a Slurm job; {submit}, as does `sbatch --nodes={nodes}`")
     if which(SRUN, path=env.get("PATH")) is None:
         raise UserError(
             f"{asked}, whose processes srun starts, but there is no srun; put Slurm's programs on PATH in the job"

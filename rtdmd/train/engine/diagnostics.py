@@ -67,8 +67,8 @@ def signal_values(scores: Mapping[str, Tensor], groups: Tensor, advantages: Tens
 
 
 def require_signal(journal: Journal, p: TrainRtdmdParams) -> None:
-    """FloatingPointError naming the rewards, where none that advantages are made of told the images of a prompt apart
-    for SILENT_EPOCHS epochs: every advantage was 0, and a scorer is broken or saturated."""
+    """FloatingPointError naming the rewards, where none behind the advantages distinguished the images of a prompt for
+    SILENT_EPOCHS epochs: every advantage was 0, and a scorer is broken or saturated."""
     seen = [spec.name for spec in p.rewards if spec.policy is not False and spec.weight > 0]
     steps = journal.steps(SILENT_EPOCHS)
     followers = [name for name in GRADED if getattr(p.weights, name) > 0]
@@ -78,7 +78,7 @@ def require_signal(journal: Journal, p: TrainRtdmdParams) -> None:
         last = ", ".join(f"{name} is {steps[-1][f'reward_{name}']:.4g} on average" for name in seen)
         zero = "policy gradient" if "policy" in followers else f"gradient of weights.{followers[0]}"
         raise FloatingPointError(
-            f"for {SILENT_EPOCHS} epochs no reward told the images of a prompt apart ({last}), so the {zero}"
+            f"for {SILENT_EPOCHS} epochs no reward distinguished the images of a prompt ({last}), so the {zero}"
             " is zero; `rtdmd rewards check` tries the scorers, train_rtdmd.rewards names them, and"
             f" {' and '.join(f'weights.{name}: 0' for name in followers)} trains without them"
         )

@@ -50,7 +50,7 @@ def test_a_job_with_nodes_enough_is_taken_on_its_first_node_alone(slurm: dict[st
 
 
 def test_where_the_nodes_are_not_there_one_line_says_who_asks_for_them(slurm: dict[str, str]) -> None:
-    with pytest.raises(UserError, match=f"{ASKED}, and this is no Slurm job; {SUBMIT}"):
+    with pytest.raises(UserError, match=f"{ASKED}, and this is not a Slurm job; {SUBMIT}"):
         require_allocation("train_acdmd", 16, 8, {"PATH": slurm["PATH"]})
     with pytest.raises(UserError, match=f"{ASKED}, whose processes srun starts, but there is no srun; put Slurm's"):
         require_allocation("train_acdmd", 16, 8, JOB | {"PATH": "/nowhere"})

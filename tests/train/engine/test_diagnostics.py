@@ -67,8 +67,8 @@ def test_a_run_that_no_reward_teaches_stops_and_names_them(tmp_path: Path) -> No
     with pytest.raises(FloatingPointError) as caught:
         require_signal(silent, settings())
     assert str(caught.value) == (
-        "for 20 epochs no reward told the images of a prompt apart (clipscore is 0.25 on average, world_verifier is 1"
-        " on average), so the policy gradient is zero; `rtdmd rewards check` tries the scorers, train_rtdmd.rewards"
+        "for 20 epochs no reward distinguished the images of a prompt (clipscore is 0.25 on average, world_verifier is"
+        " 1 on average), so the policy gradient is zero; `rtdmd rewards check` tries the scorers, train_rtdmd.rewards"
         " names them, and weights.policy: 0 trains without them"
     )
 
