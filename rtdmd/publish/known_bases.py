@@ -63,7 +63,8 @@ def check_base(model: ModelParams, files: Sequence[Path], adapters: Mapping[str,
         if len(bases) == 1:
             raise UserError(
                 f"{file}: its base is {bases[0]}, but {model.key} is {model.teacher}; give a copy of its base with"
-                f" --base FOLDER, or set {model.key}: {bases[0]} and {model.pin} to the commit that you trust: {ask(bases[0])}"
+                f" --base FOLDER, or set {model.key}: {bases[0]} and {model.pin} to the commit that you"
+                f" trust: {ask(bases[0])}"
             )
         which = f"its base is {' or '.join(bases)}" if bases else "does not say what its base is"
         raise UserError(
