@@ -287,7 +287,7 @@ def require_on_policy(ratio_error: float, clip_range: float) -> None:
     if not ratio_error <= CLIP_SHARE * clip_range:
         raise FloatingPointError(
             f"the policy ratio differs from 1 by {ratio_error:.2g} at the first update of an epoch, above"
-            f" {CLIP_SHARE:g} x clip_range: {clip_range:g}; rollout and policy pass disagree about the transition means: a"
-            " kernel returns other numbers when it is called again (model.dtype: float32 shows it), or clip_range is below"
-            " the rounding of train_rtdmd.density"
+            f" {CLIP_SHARE:g} x clip_range: {clip_range:g}; rollout and policy pass disagree about the transition"
+            " means: a kernel returns other numbers when it is called again (model.dtype: float32 shows it), or"
+            " clip_range is below the rounding of train_rtdmd.density"
         )
