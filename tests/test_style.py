@@ -59,19 +59,19 @@ def pointing(tree: ast.Module) -> Iterator[int]:
 
 
 RULES = {
-    "one statement a line": packed,
+    "one statement per line": packed,
     "no comprehension inside another": nested,
     "no unpacking of a tuple into arguments": splatted,
     "no docstring that points to the protocol": pointing,
 }
 BAD = {
-    "one statement a line": "def f():\n    one, two = [], 0",
+    "one statement per line": "def f():\n    one, two = [], 0",
     "no comprehension inside another": "x = 1\ny = [[0 for _ in row] for row in rows]",
     "no unpacking of a tuple into arguments": "x = 1\nf(*(a, b), *(c, d))",
     "no docstring that points to the protocol": 'x = 1\ndef f():\n    """See the protocol."""',
 }
 GOOD = {
-    "one statement a line": "one, two = two, one + two\na, b = pair",
+    "one statement per line": "one, two = two, one + two\na, b = pair",
     "no comprehension inside another": "y = [sum(value for value in row) for row in rows]",
     "no unpacking of a tuple into arguments": "f(*values)\nx = [*values, 1]",
     "no docstring that points to the protocol": 'def f():\n    """Velocity of a role."""',

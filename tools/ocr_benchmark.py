@@ -42,7 +42,7 @@ CANVAS = (96, 384)  # height, width: the longest word of the list fits at the la
 
 @dataclass(frozen=True)
 class Cell:
-    """Results of one size and noise level: shares and means over the words, CPU seconds an image."""
+    """Results of one size and noise level: shares and means over the words, CPU seconds per image."""
 
     right: float
     score: float

@@ -123,7 +123,7 @@ VARIANTS: tuple[Variant, ...] = (
 
 
 def rows(variants: tuple[Variant, ...] = VARIANTS, clouds: dict[str, Tensor] | None = None) -> Iterator[dict[str, Any]]:
-    """One row a variant and seed; the samples of stage two's first seed go to ``clouds`` by name."""
+    """One row per variant and seed; the samples of stage two's first seed go to ``clouds`` by name."""
     for variant in variants:
         for seed in variant.seeds:
             setting = Setting(seed=seed)

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print a row a stage. UserError where the prompts or a model are not there."""
+    """Print a row per stage. UserError where the prompts or a model are not there."""
     if arguments.repeats < 1:
         raise UserError(f"--repeats: {arguments.repeats}; allowed: 1 or more")
     from rtdmd.config import load_params

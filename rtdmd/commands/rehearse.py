@@ -107,7 +107,7 @@ def chosen_params(arguments: argparse.Namespace, root: Path) -> Params:
 
 
 def _real_size(arguments: argparse.Namespace, params: Params, root: Path) -> None:
-    """Seconds an update and peak memory of training at the published size, beside the plan's."""
+    """Seconds per update and peak memory of training at the published size, beside the plan's."""
     from rtdmd.commands.plan import with_settings
     from rtdmd.config import preset
     from rtdmd.rehearse.real_case import Case

@@ -1,6 +1,6 @@
 """`rtdmd rewards`: try the scorers of params.yaml, record what they say, or run one in this process for others.
 
-rtdmd rewards check              every scorer on its drawn pictures, against its record; images a second
+rtdmd rewards check              every scorer on its drawn pictures, against its record; images per second
 rtdmd rewards record             write the records anew, once new scores are known to be right
 rtdmd rewards serve hpsv2        answer for the entry that has a `socket`, until stopped with Ctrl-C
 """
@@ -58,7 +58,7 @@ def entries(params: Params) -> list[RewardParams]:
 
 
 def check(params: Params) -> None:
-    """Print a row a scorer: images a second, and its scores on the drawn pictures, prompt by prompt."""
+    """Print a row per scorer: images per second, and its scores on the drawn pictures, prompt by prompt."""
     from rtdmd.common.torch_setup import configure
     from rtdmd.rewards.golden import check_rewards, measure
     from rtdmd.rewards.golden_cases import case_of

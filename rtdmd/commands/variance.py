@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
-    """Measure and print a row an estimator. UserError for a price that is not above 0, an unknown name, or a price at
+    """Measure and print a row per estimator. UserError for a price that is not above 0, an unknown name, or a price at
     which noise hides the gradient."""
     estimators = tool("variance.estimators", "variance")
     unknown = [name for name in arguments.only if name not in estimators.ESTIMATORS]

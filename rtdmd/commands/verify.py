@@ -5,7 +5,7 @@
     rtdmd verify --device cuda --dtype bfloat16       what precision costs: the network rounds, levels stay float32
     rtdmd verify --study docs/proved                  its choices side by side, minutes: study.csv, clouds.png
 
-Prints one row a statement and raises an error (exit code 1) when any fails. The statements are in
+Prints one row per statement and raises an error (exit code 1) when any fails. The statements are in
 rtdmd/oracle/statements.py.
 """
 

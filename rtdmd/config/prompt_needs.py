@@ -1,7 +1,7 @@
 """What rewards and the order of prompts need of the prompts, compared with what their sources can ever have.
 
 `rtdmd params check`, Snakemake's start and the stages themselves say it: without this the first score, hours later,
-would. A file may hold any metadata and tags, unless it is a .txt, which has a prompt a line and nothing else.
+would. A file may hold any metadata and tags, unless it is a .txt, which has a prompt per line and nothing else.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ Corrected figures may fall below 0.
 noise, same captions), ``ci95_prompts`` also the captions of each tag (a tag of one caption: its images only). They are
 1.96 bootstrap standard deviations. Close to 0 a divergence is a square of noise, and a
 resampled sample is the noise twice: what that adds to the variance is known and taken off, but half at most. Of 100
-intervals of kl and excess about 95 hold the figure, at 150 as at 300 images a tag; fewer where a model keeps to what
+intervals of kl and excess about 95 hold the figure, at 150 as at 300 images per tag; fewer where a model keeps to what
 only few of the teacher's images show.
 """
 

@@ -31,7 +31,7 @@ def tile(image: np.ndarray, side: int) -> Image.Image:
 
 
 def grid(rows: Sequence[Sequence[np.ndarray]]) -> Image.Image:
-    """Rows of (H, W, 3) uint8 images, one row a prompt."""
+    """Rows of (H, W, 3) uint8 images, one row per prompt."""
     side = max(cell_size(image.shape[0]) for row in rows for image in row)  # suites may differ in size
     columns = max(len(row) for row in rows)
     width = max(round(side * image.shape[1] / image.shape[0]) for row in rows for image in row)

@@ -34,7 +34,7 @@ def paired_difference(first: Scores, second: Scores) -> Scores:
 
 
 def difference_table(difference: Scores, names: Sequence[str]) -> str:
-    """Plain text: one block a score, overall and per tag, as difference, both half-widths, and whether 0 is outside."""
+    """Plain text: one block per score, overall and per tag, as difference, half-widths, and whether 0 is outside."""
     lines = [f"{'score':<18}{'tag':<16}{'images':>7}{'difference':>12}{'± noise':>10}{'± prompts':>11}  95 % interval"]
     for name in names:
         rows = {"all": difference.overall(name), **difference.per_tag(name)}

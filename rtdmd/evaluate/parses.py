@@ -72,7 +72,7 @@ def parses_of(items: Sequence[Item], verdicts: Sequence[Verdict]) -> Parses:
 
 
 def parses_csv(suites: Mapping[str, Mapping[str, Parses]]) -> str:
-    """One line an image of every suite and model."""
+    """One line per image of every suite and model."""
     lines = []
     for suite, models in suites.items():
         for model, parses in models.items():

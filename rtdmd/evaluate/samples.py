@@ -30,7 +30,7 @@ class Sampler:
     velocity: Velocity
     sigmas: Tensor
     eta: float
-    guided: bool  # two forwards a step
+    guided: bool  # two forward passes per step
     shape: tuple[int, int, int]
     multi_step: bool = False  # the levels are the multi-step teacher's
 

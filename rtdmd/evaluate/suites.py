@@ -92,7 +92,7 @@ class Findings:
         return {name: one.parses for name, one in judged.items() if one.parses is not None}
 
     def metrics(self, trained_resolution: int, seed: int) -> dict[str, Any]:
-        """The suite's part of metrics.json: its size, then a section a model, one for the real images, the paired
+        """The suite's part of metrics.json: its size, then a section per model, one for the real images, the paired
         differences, what scores tell of the verdict, the frontier, and the other values of η.
 
         seed: of the intervals' resampling.
@@ -174,7 +174,7 @@ def prompts_of(suite: SuiteParams, prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def all_metrics(found: Sequence[Findings], params: Params) -> dict[str, Any]:
-    """metrics.json: a section a suite, and the suites' order (the keys of a JSON file have none)."""
+    """metrics.json: a section per suite, and the suites' order (the keys of a JSON file have none)."""
     return {
         "suites": {one.suite.name: one.metrics(params.model.resolution, params.run.seed) for one in found},
         "order": [one.suite.name for one in found],

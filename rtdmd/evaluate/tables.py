@@ -1,4 +1,4 @@
-"""The files of figures: one line an image (scores.csv), one line a suite, model and tag (per_tag.csv), and reading
+"""The files of figures: one line per image (scores.csv), one line per suite, model and tag (per_tag.csv), and reading
 them back."""
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def score_columns(suites: Suites) -> list[str]:
 
 
 def scores_csv(suites: Suites) -> str:
-    """One line an image: suite, model, prompt_id, index, tag, then every score; empty where the suite has not that
+    """One line per image: suite, model, prompt_id, index, tag, then every score; empty where the suite has not that
     score."""
     names = score_columns(suites)
     rows: list[list[object]] = []
@@ -92,7 +92,7 @@ def scores_csv(suites: Suites) -> str:
 
 
 def per_tag_csv(suites: Suites) -> str:
-    """One line a suite, model and tag: images, then mean and ci95 of every score (the interval is over noise; see
+    """One line per suite, model and tag: images, then mean and ci95 of every score (the interval is over noise; see
     intervals.py)."""
     names = score_columns(suites)
     header = ["suite", "model", "tag", "images", *(f"{name}{suffix}" for name in names for suffix in ("", "_ci95"))]

@@ -13,7 +13,7 @@ COMPUTED = ("cache_teacher", "train_acdmd", "train_rtdmd", "evaluate")
 
 
 def cost_text(names: Sequence[str], jobs: Jobs) -> Iterator[str]:
-    """Markdown: a line a run with GPU hours by stage, or the run above with which it shares the stage."""
+    """Markdown: a line per run with GPU hours by stage, or the run above with which it shares the stage."""
     yield f"| run | {' | '.join(COMPUTED)} | GPU hours ({GPU}) |"
     yield f"|---|{'---|' * len(COMPUTED)}---|"
     first: dict[tuple[str, str], str] = {}

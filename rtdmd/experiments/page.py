@@ -42,7 +42,7 @@ def about(found: Table) -> Section:
 
 
 def table_csv(cells: Sequence[Cell]) -> str:
-    """One line a cell."""
+    """One line per cell."""
     header = ["row", "column", "run", "model", "published", "ours", "ci95", "difference", "verdict"]
     return csv_text(
         header,

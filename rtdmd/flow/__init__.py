@@ -39,8 +39,8 @@ any trailing shape of at least one dimension.
     alpha, α          (B,)           weight of x_s in x_t = α x_s + β z
     beta, β           (B,)           weight of z in x_t = α x_s + β z
     eta, η            float or (B,)  stochasticity of CPS in [0, 1]: 0 is Euler, 1 renoises x_0
-    losses            (B,)           one number a sample; the caller averages
-    log-densities     (B,)           one number a sample
+    losses            (B,)           one number per sample; the caller averages
+    log-densities     (B,)           one number per sample
 
 Precision: every function computes in float32 at least (bfloat16 inputs are promoted, float64 stays float64) and
 returns that precision. A σ that was ever bfloat16 is already wrong: at s = 0.967 it moves alpha from 0.667 to 0.75.

@@ -24,7 +24,7 @@ def require_finite(name: str, tensor: Tensor) -> Tensor:
 def expand(sigma: Tensor, like: Tensor) -> Tensor:
     """Reshape σ (B,) to (B, 1, ..., 1) so that it broadcasts over `like` (B, ...), e.g. (B, 1, 1, 1) for latents."""
     if sigma.dim() != 1 or sigma.shape[0] != like.shape[0]:
-        raise ValueError(f"sigma must have shape ({like.shape[0]},), one level a sample; got {tuple(sigma.shape)}")
+        raise ValueError(f"sigma must have shape ({like.shape[0]},), one level per sample; got {tuple(sigma.shape)}")
     return sigma.view(-1, *[1] * (like.dim() - 1))
 
 

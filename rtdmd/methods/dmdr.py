@@ -47,7 +47,7 @@ _PUBLISHED_OURS = (
     "rates, average (theirs has none), number of images: the preset's; its rewards, of the preset's weights"
 )
 _PUBLISHED_DEPARTS = (
-    "one level an update for all images, theirs one for each; the rollout is the preset's sampler, theirs the ODE",
+    "one level per update for all images, theirs one for each; the rollout is the preset's sampler, theirs the ODE",
     "five fake-score updates on one rollout, theirs each on one of its own; ambient weights, theirs a plain mean",
     "one hinge relu(3 - Σ w r), theirs relu(0.7 - r) for each reward, DFN CLIP and HPSv2.1; neither is ever at rest",
     "the teacher's guidance is fixed, theirs is drawn within 0.5 of 4 (SD3.5-L; SD3-M 7), which guidance_range has",

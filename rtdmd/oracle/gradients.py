@@ -2,7 +2,7 @@
 
 A generator of eight parameters, v_θ(x, σ) = v(x, σ) + A x + b + σ d with the exact velocity v, rolls out K = 4 CPS
 steps. Every group of chains has its own copy of θ = 0, so one backward pass gives one independent gradient estimate a
-group. Legend: G groups, N members a group, B = G N chains, M trained steps.
+group. Legend: G groups, N members per group, B = G N chains, M trained steps.
 """
 
 import math

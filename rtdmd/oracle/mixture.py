@@ -25,7 +25,7 @@ class Mixture:
 
     @property
     def dims(self) -> int:
-        """d, numbers a sample."""
+        """d, numbers per sample."""
         return self.means.shape[-1]
 
     @property

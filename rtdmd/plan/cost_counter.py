@@ -1,7 +1,7 @@
 """Counting on the meta device: FLOPs by torch's own formulas, and every byte that lives while a piece of code runs.
 
 A meta tensor has a shape and no memory, so real sizes cost nothing. Attention is the fused kernel's, which keeps its
-inputs, its output and one number a row, as the kernels of CPU and GPU do; left alone, meta tensors would take the
+inputs, its output and one number per row, as the kernels of CPU and GPU do; left alone, meta tensors would take the
 textbook path and keep every attention matrix.
 """
 

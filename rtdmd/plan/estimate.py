@@ -83,7 +83,7 @@ class StagePlan:
         return self.flops * self.updates + (self.watch.total if self.watch else 0.0)
 
     def hours(self, gpu: str, dtype: str, utilisation: float = UTILISATION) -> float:
-        """Time of the whole stage, a GPU a process."""
+        """Time of the whole stage, a GPU per process."""
         return hours_of(self.total, gpu, dtype, utilisation) / self.processes
 
 

@@ -1,4 +1,4 @@
-"""Prompt files: one prompt a line (.txt), or records (.json, .jsonl, .csv, .tsv); every fault with its file and line.
+"""Prompt files: one prompt per line (.txt), or records (.json, .jsonl, .csv, .tsv); every fault with its file and line.
 
 A record is a string, or an object with "prompt" and, where there are any, "tag" and "metadata". An object with other
 keys (GenEval's include and exclude) is its own metadata. How a table is read: `rtdmd.prompts.tables`.

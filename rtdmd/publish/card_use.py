@@ -59,7 +59,7 @@ def load_snippet(found: Published, merged: bool) -> str:
 
 
 def _call(start: str, arguments: list[str]) -> str:
-    """A call (an import, where ``start`` ends in a space) on one line where it fits, else an argument a line."""
+    """A call (an import, where ``start`` ends in a space) on one line where it fits, else an argument per line."""
     listed = ", ".join(arguments)
     line = start + (listed if start.endswith(" ") else f"({listed})")
     if len(line) <= WIDTH:

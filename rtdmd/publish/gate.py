@@ -260,7 +260,7 @@ def _two_digits(levels: Mapping[str, float]) -> dict[str, float]:
 
 
 def table(forms: Mapping[str, Any]) -> str:
-    """Plain text: a row a form; keys consumed, largest difference to the student at each η, to the base."""
+    """Plain text: a row per form; keys consumed, largest difference to the student at each η, to the base."""
     levels = list(next(iter(forms.values()))["from_student"])
     head = ["form", "keys", *(f"student, eta {level}" for level in levels), f"base, eta {levels[0]}"]
     rows = [head]

@@ -31,7 +31,7 @@ WORKFLOW = (
 )
 """What a run needs of the checkout; of these paths what Git has or would take."""
 LINES = 64
-"""Of a prompt file of the user's, which has a prompt a line."""
+"""Of a prompt file of the user's, which has a prompt per line."""
 _WHO = ("-c", "user.name=rehearsal", "-c", "user.email=rehearsal@localhost", "-c", "commit.gpgsign=false")
 _OURS = ("-c", "core.hooksPath=/dev/null")  # no hook of the user's runs
 

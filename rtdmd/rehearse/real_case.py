@@ -148,7 +148,7 @@ class Case:
     def on_gpus(
         self, stage: str, samples: float, device: torch.device, counts: Sequence[int]
     ) -> Iterator[tuple[str, ...]]:
-        """Cells for each number of GPUs: seconds of one update as params has it, by ``samples`` images a second each
+        """Cells for each number of GPUs: seconds of one update as params has it, by ``samples`` images per second each
         and by the plan; the whole stage; the plan's peak. The exchange of gradients is left out."""
         p = getattr(self.params, stage)
         first = stage == "train_acdmd"

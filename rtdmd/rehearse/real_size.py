@@ -58,7 +58,7 @@ class Options:
 @dataclass
 class Row:
     """A measurement. seconds: of an update, those after the first where there are more; timed: WARM_UP where there are
-    none; samples: images a second; peak: bytes; planned_*: the plan's for the very sizes that ran; note: what else
+    none; samples: images per second; peak: bytes; planned_*: the plan's for the very sizes that ran; note: what else
     there is to say."""
 
     model: str

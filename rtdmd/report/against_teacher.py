@@ -14,19 +14,17 @@ from rtdmd.report.html import Section, cell, drawing, plain, section, table
 
 Metrics = Mapping[str, Any]
 FRONTIER = (
-    "The curve is the known optimum: the teacher's own images, the right ones reweighted. No distribution has its"
-    " reward at less divergence, and the curve starts at the teacher. The dotted line from the curve to a model is its"
-    " excess: what it changed that the reward did not ask for, with its interval. Divergences are lower bounds from"
-    " what the verifier reads, against images of the teacher with noise of their own; 0 within the interval is no"
-    " difference found. Fréchet distances are to the teacher's images resampled to the model's reward. The second table"
-    " has what a model's backgrounds alone cost, its numbers of objects alone and so on; they depend on each other and"
-    " are no sum. Small dots on a thin line, where"
-    " they are drawn, are the run on its way through stage two: the student of each look, on fewer images than the"
-    " models, so with wider intervals (thin)."
+    "The curve is the known optimum: the teacher's own images, with the right ones reweighted. No distribution"
+    " reaches a reward at a smaller divergence. The dotted line from the curve to a model is its excess with its"
+    " interval: what the model changed although the reward did not ask for it. Divergences are lower bounds from what"
+    " the verifier reads; an interval that contains 0 means that no difference was found. Fréchet distances are to the"
+    " teacher's images resampled to the model's reward. The second table has what the backgrounds alone cost, the"
+    " numbers of objects alone, and so on; these depend on each other and do not add up. Small dots on a thin line are"
+    " the student on its way through stage two, judged on fewer images than the models and so with wider intervals."
 )
 TOLD = (
-    "How often, of a right and a wrong image of one caption, the right one has the higher score: 0.5 tells nothing, 1"
-    " everything. ±: 95 % interval over noise; – where a tag has no such pair."
+    "How often, of a right and a wrong image of one caption, the right one has the higher score: 0.5 is chance, 1 is"
+    " perfect. ± is a 95 % interval over noise; – means that a tag has no such pair."
 )
 
 
@@ -53,7 +51,7 @@ def frontier(metrics: Metrics, path: Sequence[Mapping[str, Any]] = (), suite: st
 
 
 def _by_kind(models: Mapping[str, Mapping[str, float]]) -> Markup:
-    """A line a model, a column a kind of what the verifier reads."""
+    """A line per model, a column per kind of what the verifier reads."""
     kinds = next(iter(models.values()))
     rows = []
     for name, own in models.items():
@@ -75,7 +73,7 @@ def at_bound(shares: Mapping[str, float]) -> str:
 
 
 def told(metrics: Metrics, suite: str = "") -> Section | None:
-    """A line a score and model, a column a tag; None without verdicts or other scores."""
+    """A line per score and model, a column per tag; None without verdicts or other scores."""
     rows = []
     tags: list[str] = []
     for model in in_order(metrics.get("auc", {}), list(LABELS)):

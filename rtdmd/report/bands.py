@@ -1,4 +1,4 @@
-"""Scores over what they cost as inline SVG: a line a method with the range of its seeds as a band."""
+"""Scores over what they cost as inline SVG: a line per method with the range of its seeds as a band."""
 
 from __future__ import annotations
 

@@ -230,8 +230,8 @@ def circle(px: float, py: float, radius: float, color: str, title: str = "") -> 
 def forest(
     columns: Mapping[str, Mapping[str, tuple[float, float]]], width: int = 1112, label_width: int = 270
 ) -> Markup:
-    """Differences with their intervals: a line a row, a column a figure; `columns` maps figure -> row -> (difference,
-    half-width). An interval that leaves out 0 is coloured."""
+    """Differences with their intervals: a line per row, a column per figure; `columns` maps figure -> row ->
+    (difference, half-width). An interval that leaves out 0 is coloured."""
     rows = list(dict.fromkeys(row for values in columns.values() for row in values))
     step = 20
     top = 26

@@ -47,7 +47,7 @@ def frontier_plot(data: Mapping[str, Any], labels: Mapping[str, str]) -> Markup:
     reward = [point["reward"] for point in data["optimum"]]
     parts = [_out_of_reach(frame, kl, reward), *_axes(frame, columns=True)]
     middle = frame.left + frame.width / 2
-    parts.append(_text(middle, height - 8, "divergence from the teacher, at least (nats an image)", "middle", size=12))
+    parts.append(_text(middle, height - 8, "divergence from the teacher, at least (nats per image)", "middle", size=12))
     parts.append(_text(4, head - 10, "strict score", size=12))
     parts.append(_polyline(frame, kl, reward, COLORS["teacher"], 2.0, 1.0))
     for name, points in data["paths"].items():

@@ -134,7 +134,7 @@ def webp_bytes(image: Image.Image, budget: int) -> bytes:
 
 
 def paragraphs(texts: Iterable[str]) -> Markup:
-    """A paragraph a text."""
+    """A paragraph per text."""
     return Markup().join(Markup("<p>{}</p>").format(text) for text in texts)
 
 

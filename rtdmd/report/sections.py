@@ -28,7 +28,7 @@ from rtdmd.report.run_path import Looks
 
 Metrics = Mapping[str, Any]
 FIGURES = {
-    "objects": "Objects an image",
+    "objects": "Objects per image",
     "clutter": "Share of images with clutter",
     "small_share": "Share of 9-pixel objects",
     "color_entropy": "Colour entropy",
@@ -63,7 +63,7 @@ def _lead(metrics: Metrics, where: str) -> str:
     name = score_names(metrics)[0]
     parts = [f"{LABELS[m]} {interval(metrics[m][name])} ({metrics[m]['network_evaluations']})" for m in models]
     head = f"{score_title(name)} on {metrics[models[0]]['images']} held-out images{where} of each model"
-    return f"{head} (in brackets: network evaluations an image): {', '.join(parts)}."
+    return f"{head} (in brackets: network evaluations per image): {', '.join(parts)}."
 
 
 def interval(value: Mapping[str, float | None], digits: int = 3) -> str:
@@ -93,7 +93,7 @@ def suite_sections(metrics: Metrics, trained_eta: float, looks: Looks | None = N
 
 
 def overview(suites: Mapping[str, Metrics]) -> Section:
-    """Every score of every suite, a row a model."""
+    """Every score of every suite, a row per model."""
     columns = [(suite, own, name) for suite, own in suites.items() for name in score_names(own)]
     header = ["Model", *(f"{score_label(name)} ({suite})" for suite, _, name in columns)]
     models = models_of(next(iter(suites.values())))

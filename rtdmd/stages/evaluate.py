@@ -1,8 +1,8 @@
 """Stage evaluate: teacher and students on held-out prompts, all with the same prompts and noise.
 
 Run `rtdmd evaluate`: it reads params.yaml, the held-out prompts, the text cache and both students, and writes
-results/evaluate/: metrics.json (every figure, a section a suite), scores.csv and parses.csv (every image's scores, and
-what the world's verifier read in it), per_tag.csv, a grid a model and contact_sheet.png.
+results/evaluate/: metrics.json (every figure, a section per suite), scores.csv and parses.csv (every image's scores,
+and what the world's verifier read in it), per_tag.csv, a grid per model and contact_sheet.png.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ def title_of(name: str) -> str:
 
 
 def table_csv(rows: Sequence[Row]) -> str:
-    """One line a method."""
+    """One line per method."""
     names = list(dict.fromkeys(figure for row in rows for figure in row.figures))
     header = ["run", "stage", "title", "seeds", "length", "passes", "seconds"]
     header += [column for name in names for column in (name, f"{name}_ci95_seeds")]
@@ -217,7 +217,7 @@ def costs(row: Row) -> tuple[float, float, float]:
 
 
 def runs_csv(rows: Sequence[Row]) -> str:
-    """One line a run."""
+    """One line per run."""
     names = list(dict.fromkeys(figure for row in rows for figure in row.figures))
     rewards = reward_names(rows)
     trained = [f"training_{name.removeprefix('reward_')}" for name in rewards]

@@ -48,7 +48,7 @@ PICTURE = 900_000  # bytes of the sample grids in the page
 PANEL = 5  # methods side by side, as many as a page shows at their size
 Grid = tuple[str, Image.Image]  # heading and picture of a method
 _HOW = (
-    "One line a method, all with the same teacher, prompts, noise and budget (passes of the generator). The base"
+    "One line per method, all with the same teacher, prompts, noise and budget (passes of the generator). The base"
     " is what stage two starts from; no budget holds for it. ±: 95 % interval over seeds, Student's t. Differences are"
     " paired by seed, prompt and noise (Fréchet and diversity, of a whole set of images, by seed); the second ± is over"
     " noise alone, of the same students. A difference inside its first interval decides nothing; bold or blue ones are"
@@ -195,7 +195,7 @@ def paper_section(rows: Sequence[Row]) -> Section | None:
 
 
 def variance_section(path: Path) -> Section:
-    """The table of `rtdmd variance` from its CSV: a line an estimator, each figure with its standard error, and the
+    """The table of `rtdmd variance` from its CSV: a line per estimator, each figure with its standard error, and the
     noise at scale 1. UserError where the file is not of this version."""
     names, lines = read_table(path, "`rtdmd variance` makes it anew")
     if not lines or set(names) != set(HEADER):

@@ -27,7 +27,7 @@ BASE = "base"
 STAGES = {TEACHER: "teacher", BASE: "train_acdmd"}
 MODELS = {"teacher": ("teacher", "teacher_few_step"), "train_acdmd": ("train_acdmd",), "train_rtdmd": ("train_rtdmd",)}
 TIME_FILES = ("time_to_reward.csv", "time_runs.csv", "time_curves.csv", "time_to_reward.md")
-"""What `rtdmd sweep gather` adds to the page's folder where the plan asks for it, beside a picture a stage."""
+"""What `rtdmd sweep gather` adds to the page's folder where the plan asks for it, beside a picture per stage."""
 
 
 class Budgets(Section):

@@ -1,4 +1,4 @@
-"""Tables and plots of time to reward: CSV, Markdown, a picture a stage, and a section of the comparison's page."""
+"""Tables and plots of time to reward: CSV, Markdown, a picture per stage, and a section of the comparison's page."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def markdown(lines: Sequence[Line], against: Sequence[str]) -> str:
 
 
 def table_csv(lines: Sequence[Line], against: Sequence[str]) -> str:
-    """One line a method and level; ``share_is``: exact, or less where the share is a bound."""
+    """One line per method and level; ``share_is``: exact, or less where the share is a bound."""
     head = ["run", "stage", "level", "score", "seeds", "reached", "length"]
     head += [f"{figure}{end}" for figure in FIGURES for end in ("", "_low", "_high")]
     body: list[list[object]] = []
@@ -140,7 +140,7 @@ def table_csv(lines: Sequence[Line], against: Sequence[str]) -> str:
 
 
 def runs_csv(lines: Sequence[Line]) -> str:
-    """One line a run and level, with what the run took to its last look, or to the last below a level not reached."""
+    """One line per run and level, with what the run took to its last look, or to the last below a level not reached."""
     last = ("updates", "passes", "seconds")
     body: list[list[object]] = []
     for line in lines:
@@ -152,7 +152,7 @@ def runs_csv(lines: Sequence[Line]) -> str:
 
 
 def curves_csv(tracks: Sequence[Track]) -> str:
-    """One line a look."""
+    """One line per look."""
     body: list[list[object]] = []
     for track in tracks:
         columns = (track.updates.tolist(), track.passes.tolist(), track.seconds.tolist(), track.strict.tolist())

@@ -167,7 +167,7 @@ def tracks_of(root: Path, plan: SweepPlan, base: Params, suite: str) -> list[Tra
 
 
 def lines_of(root: Path, plan: SweepPlan, asked: TimeToReward, tracks: Sequence[Track]) -> list[Line]:
-    """A line a method and level, those of stage one first. A seed without a judged teacher has no level of stage one,
+    """A line per method and level, those of stage one first. A seed without a judged teacher has no level of stage one,
     and no excess divergence."""
     distributions = {seed: teacher_distribution(root, plan, seed, asked.suite) for seed in plan.seeds}
     scores = {seed: few_step_score(root, plan, seed, asked.suite) for seed in plan.seeds}

@@ -1,1 +1,1 @@
-"""Algorithm 1: a trainer a stage (`acdmd.py`, `rtdmd.py`), loss terms, adapters on one base, and the resumable loop."""
+"""Algorithm 1: a trainer per stage (`acdmd.py`, `rtdmd.py`), loss terms, adapters on one base, the resumable loop."""

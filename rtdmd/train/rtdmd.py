@@ -3,7 +3,7 @@
 `recipe: published` is the public code's algorithm and refuses any setting that is not its. Departures without a
 parameter are in docs/verification.md.
 
-Shapes: N images = M prompts x G images a group, K steps, D = C H W. A rollout holds this process's images, whole
+Shapes: N images = M prompts x G images per group, K steps, D = C H W. A rollout holds this process's images, whole
 groups, the images of a prompt next to each other; what is said to be of all processes has all N.
 """
 

@@ -64,7 +64,7 @@ def test_a_change_of_content_times_place_or_number_asks_again(weights: Path, rea
     (tmp_path / "link").symlink_to(weights)
     assert cached_digest(tmp_path / "link", tmp_path) == sha256_bytes(b"WEIGHTS")
     assert len(reads.paths) == 3
-    assert len(list((tmp_path / ".rtdmd/hashes").glob("*[!k]"))) == 1  # one entry a file, whatever became of it
+    assert len(list((tmp_path / ".rtdmd/hashes").glob("*[!k]"))) == 1  # one entry per file, whatever became of it
 
 
 def test_a_file_as_young_as_a_step_of_its_times_is_not_trusted(

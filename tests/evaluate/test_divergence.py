@@ -141,7 +141,7 @@ def test_few_wrong_images_unlike_the_teachers_cost_what_they_can_show(beta: floa
 
 
 def test_as_few_images_as_a_look_has_say_what_many_say() -> None:
-    """Fifty images a tag, nine of them wrong, on one background of three. With marginals of fewer than twenty wrong
+    """Fifty images per tag, nine of them wrong, on one background of three. With marginals of fewer than twenty wrong
     images left out the mean was at half the truth."""
     distribution, rng = bank(), np.random.default_rng(9)
     weights = np.exp(1.3 * distribution.right) * (distribution.background == 0)

@@ -20,7 +20,7 @@ from tests.evaluate.world_distributions import bank, draw
 
 @pytest.fixture(scope="module")
 def samples() -> dict[str, Parses]:
-    """Sixty images a tag of the teacher, of a second sample of it, and of its tilts."""
+    """Sixty images per tag of the teacher, of a second sample of it, and of its tilts."""
     distribution, rng = bank(), np.random.default_rng(0)
     betas = {"pool": 0.0, "teacher": 0.0, "worse": -0.7, "better": 1.5, "early": 0.4}
     return {name: draw(distribution, np.exp(beta * distribution.right), 60, rng) for name, beta in betas.items()}

@@ -13,7 +13,7 @@ def test_one_tag_is_the_students_t_interval():
     low, high = stats.t.interval(0.95, 7, loc=0.75, scale=stats.sem(x))
     assert got.mean == pytest.approx(0.75)
     assert got.ci95 == pytest.approx((high - low) / 2, rel=1e-12)
-    assert got.ci95_prompts == pytest.approx(got.ci95)  # one image a prompt: the two intervals are one
+    assert got.ci95_prompts == pytest.approx(got.ci95)  # one image per prompt: the two intervals are one
 
 
 def test_binary_scores_give_the_binomial_width():

@@ -80,7 +80,7 @@ def test_equals_what_transformers_generates_first(reward: GenEval2, folder: Path
 
 
 def said(rows: Sequence[dict[str, float]], words: int) -> Callable[[Tensor], Tensor]:
-    """The next word's logits from probabilities made by hand, a row a question."""
+    """The next word's logits from probabilities made by hand, a row per question."""
     logits = torch.full((len(rows), words), -1e4)
     for row, known in enumerate(rows):
         for token, value in known.items():

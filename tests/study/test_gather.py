@@ -23,7 +23,7 @@ T2 = 4.302652729911275  # Student's t at 0.975 with two degrees of freedom
 
 
 def scores(values: list[float]) -> Scores:
-    """One tag, one prompt an image."""
+    """One tag, one prompt per image."""
     count = len(values)
     return Scores(tuple(range(count)), (0,) * count, ("a",) * count, {"strict": np.array(values)})
 

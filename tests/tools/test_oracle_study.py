@@ -1,4 +1,4 @@
-"""`rtdmd verify --study`: a row a variant and seed, one picture, the same bytes again."""
+"""`rtdmd verify --study`: a row per variant and seed, one picture, the same bytes again."""
 
 import pytest
 import torch

@@ -278,7 +278,7 @@ def test_passes_are_shared_and_filled_up_to_whole_micro_batches() -> None:
 
 
 def test_a_group_that_is_still_equal_has_one_pass(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shared start, step 1 trained: one row a group is run, in rollout and policy pass, and the gradient is that of
+    """Shared start, step 1 trained: one row per group is run, in rollout and policy pass, and the gradient is that of
     all images on their own."""
     p = settings(share_initial=True)
     rollout = table.roll_out(p, (1,))

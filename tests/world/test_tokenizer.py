@@ -1,4 +1,4 @@
-"""The world's tokenizer: one token a word, letters for anything else, and room for the longest caption."""
+"""The world's tokenizer: one token per word, letters for anything else, and room for the longest caption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of the variance study: a row an estimator, all at one cost against the same reference."""
+"""The table of the variance study: a row per estimator, all at one cost against the same reference."""
 
 from __future__ import annotations
 

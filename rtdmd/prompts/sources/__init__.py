@@ -1,1 +1,1 @@
-"""Where prompts come from, a file a source, which params.yaml names. docs/extending.md says how to add one."""
+"""Where prompts come from, a file per source, which params.yaml names. docs/extending.md says how to add one."""

@@ -1,4 +1,4 @@
-"""t2i_compbench: T2I-CompBench's prompts, one a line and a file a category."""
+"""t2i_compbench: T2I-CompBench's prompts, one per line and a file per category."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Each look leaves a file in the run folder, the same bytes whenever it is made, before its line is in the journal. So a
 resumed run finds those of the looks that its checkpoint knows, and makes the others again. At the end they are one
-table, looks.csv: a line an image of every look that the journal has.
+table, looks.csv: a line per image of every look that the journal has.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ def tag_mean(scores: Tensor, tags: Sequence[str | None]) -> float:
 
 
 def watched_rows(journal: Journal) -> list[dict[str, Any]]:
-    """A row a look: after how many steps, and its figures as ``<suite>/<scorer>``."""
+    """A row per look: after how many steps, and its figures as ``<suite>/<scorer>``."""
     rows = []
     for step in journal.steps():
         for prefix, number in ((START, 0), (DONE, step[journal.unit])):

@@ -1,4 +1,4 @@
-"""DPG-Bench's table: a row a question becomes a prompt with its questions."""
+"""DPG-Bench's table: a row per question becomes a prompt with its questions."""
 
 from __future__ import annotations
 
