@@ -108,7 +108,7 @@ def test_weights_that_hold_state_do_not_leave(name: str, tmp_path: Path) -> None
     path.write_bytes(weights({}, name="transformer.timestep_embedder.lora_A.weight"))
     check_weights(path, "x.safetensors")
     path.write_bytes(weights({}, name=name))
-    with pytest.raises(UserError, match=f"x.safetensors: the tensor {name} is state of a training"):
+    with pytest.raises(UserError, match=f"x.safetensors: the tensor {name} is training state"):
         check_weights(path, "x.safetensors")
 
 
