@@ -55,7 +55,7 @@ def check_suites(suites: Sequence[SetParams], rewards: Sequence[RewardEntry], se
         unknown = [name for name in suite.rewards or () if name not in known]
         if unknown:
             raise ValueError(
-                f"suites: {suite.name}: rewards: {unknown[0]!r} is none of {section}.rewards; allowed:"
+                f"suites: {suite.name}: rewards: {unknown[0]!r} is not one of {section}.rewards; allowed:"
                 f" {', '.join(known)}"
             )
     used = {reward.name for suite in suites for reward in suite.scorers(rewards)}

@@ -135,7 +135,7 @@ def silent_text(params: Params, folder: Path) -> str:
             return ""
     seen = [reward.name for reward in params.train_rtdmd.rewards if reward.policy is not False]
     return (
-        f"\n  the policy gradient: the stand-ins of {', '.join(seen)} told no two images of a prompt apart, so every"
+        f"\n  the policy gradient: the stand-ins of {', '.join(seen)} distinguished no two images of a prompt, so every"
         " advantage was zero"
     )
 

@@ -164,7 +164,7 @@ def test_misspelt_section_comes_before_the_missing_one() -> None:
         ),
         (
             suites({"images_per_tag": 1, "rewards": ["hpsv2"]}),
-            "evaluate.suites: a: rewards: 'hpsv2' is none of evaluate.rewards; allowed: clipscore, world_verifier",
+            "evaluate.suites: a: rewards: 'hpsv2' is not one of evaluate.rewards; allowed: clipscore, world_verifier",
         ),
         (
             suites({"images_per_tag": 1, "rewards": ["clipscore", "clipscore"]}),

@@ -224,7 +224,7 @@ def test_foreign_strings_are_text_in_the_cards_markdown_and_python() -> None:
 )
 def test_a_base_whose_classes_are_no_names_is_refused(index: dict[str, object], tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match=r"model_index.json: .* is no name of a class or part"):
+    with pytest.raises(UserError, match=r"model_index.json: .* is not the name of a class or part"):
         base_model(tmp_path)
 
 

@@ -381,7 +381,7 @@ def test_a_policy_gradient_that_had_nothing_to_weigh_is_told(tmp_path: Path) -> 
     assert silent_text(params, tmp_path) == ""
     curves.write_text("epoch,advantage_std\n1,0.0\n2,0.0\n")
     assert silent_text(params, tmp_path).strip() == (
-        "the policy gradient: the stand-ins of geneval told no two images of a prompt apart, so every advantage was"
+        "the policy gradient: the stand-ins of geneval distinguished no two images of a prompt, so every advantage was"
         " zero"
     )
     without = run_params(find_run("sd3m-gdmd"), load_local(REPOSITORY))

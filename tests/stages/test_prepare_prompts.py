@@ -233,9 +233,9 @@ def test_generated_prompts_avoid_evaluations(root: Path) -> None:
             {"": HELD_OUT},
             r"prepare_prompts\.sets\.'' cannot be the name of a set; allowed: a letter, then letters, digits and _",
         ),
-        ({"my set": HELD_OUT}, r"sets\.'my set' is no name of a set"),
-        ({"7": HELD_OUT}, r"sets\.'7' is no name of a set"),
-        ({7: HELD_OUT}, r"sets\.7 is no name of a set"),
+        ({"my set": HELD_OUT}, r"sets\.'my set' cannot be the name of a set"),
+        ({"7": HELD_OUT}, r"sets\.'7' cannot be the name of a set"),
+        ({7: HELD_OUT}, r"sets\.7 cannot be the name of a set"),
         (
             {"heldout": [{"name": "world"}]},
             r"prepare_prompts\.sets\.heldout\[0\]\.split is missing; allowed: which captions: train or heldout",

@@ -104,7 +104,7 @@ def test_a_look_is_no_part_of_a_steps_speed(tmp_path: Path, monkeypatch: pytest.
         ({"suites": [OWN, OWN]}, "train_acdmd.watch.suites: 'own' occurs 2 times; allowed: each name once"),
         (
             {"suites": [OWN | {"rewards": ["hpsv2"]}]},
-            "train_acdmd.watch.suites: own: rewards: 'hpsv2' is none of watch.rewards; allowed: clipscore,",
+            "train_acdmd.watch.suites: own: rewards: 'hpsv2' is not one of watch.rewards; allowed: clipscore,",
         ),
         ({"suites": [SMALL]}, "train_acdmd.watch.rewards: world_verifier scores no suite; allowed: rewards that a"),
         (
