@@ -7,10 +7,10 @@
 #   make format    write the house format         make smoke    the whole run with tiny settings, in a copy of this folder
 #   make world     pre-train the embedded world   make lock     pin the newest versions that fit together
 #   make rehearse  the whole run of each real preset with stand-ins for its models and prompts: docs/verification.md
-#   make reproduce run the commit again from nothing in a fresh clone, and compare every output's hash with dvc.lock
+#   make reproduce run the commit again from scratch in a fresh clone, and compare every output's hash with dvc.lock
 #   make trackers  wandb and trackio, for RTDMD_TRACKERS: docs/configuration.md
 #   make pull      the published results and the run cache from the DVC remote; then neither engine has anything to do
-#   make dag       docs/dag.svg, the stages and who reads from whom (needs graphviz)
+#   make dag       docs/dag.svg, the stages and their dependencies (needs graphviz)
 #   make docs      write into the pages what the commands that they show print
 #   make generated write params.yaml (preset world), its JSON schema and docs/keys.md from rtdmd/config
 SHELL := /bin/bash

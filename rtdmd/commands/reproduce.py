@@ -1,4 +1,4 @@
-"""`rtdmd reproduce` (`make reproduce`): run the committed pipeline again from nothing and compare every output's hash.
+"""`rtdmd reproduce` (`make reproduce`): run the committed pipeline again from scratch and compare every output's hash.
 
 Exit code 0: every output has the bytes that dvc.lock records. Exit code 1: some have not, and the table says how far
 apart they are. With --other-machine, code 0 asks only that the scores agree within their intervals: the bytes are

@@ -1,4 +1,4 @@
-"""Make the committed results again from nothing, and compare every output with the hash in dvc.lock.
+"""Make the committed results again from scratch, and compare every output with the hash in dvc.lock.
 
 The checkout's commit is cloned, DVC runs its stages there with neither cache nor run cache, and each output is hashed.
 Where the bytes differ, the recorded file is looked for (in the checkout, its cache, its commit) to say how far apart
