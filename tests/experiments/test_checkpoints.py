@@ -92,7 +92,7 @@ def test_a_checkpoint_lands_on_the_base_that_it_was_trained_on(
         (
             "sd35m-checkpoint",
             {"sd35m": {"model": {"teacher": "black-forest-labs/FLUX.1-dev"}}},
-            r"medium-diffusers or stabilityai/stable-diffusion-3\.5-medium, but model\.teacher is .*FLUX\.1-dev; set model",
+            r"diffusers or stabilityai/stable-diffusion-3\.5-medium, but model\.teacher is .*FLUX\.1-dev; set model",
         ),
     ],
 )
