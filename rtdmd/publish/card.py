@@ -57,7 +57,7 @@ def _what(found: Published) -> str:
     if found.teacher is not None:
         teacher = f"{code_span(found.teacher)}, with whose text encoders and VAE it was trained and judged,"
     return (
-        f"{code_span(model.teacher)} made to draw in {model.num_steps} steps without guidance, as"
+        f"{code_span(model.teacher)} trained to sample in {model.num_steps} steps without guidance, as"
         f" {' and as '.join(forms[form] for form in found.forms)}. It was distilled from {teacher} by"
         " ambient-consistent distribution matching (AC-DMD) and then reinforced by reward-tilted distribution matching"
         " (RTDMD, [arXiv 2605.26108](https://arxiv.org/abs/2605.26108)); the weights hold both stages."
@@ -197,7 +197,7 @@ def _limits(found: Published) -> list[str]:
         about,
         f"- {found.model.num_steps} steps at {found.model.size_text} pixels, without guidance. Other step counts,"
         " sizes and guidance weights were not trained.",
-        "- It was tuned towards its training rewards; a better score by them is not a better picture in every eye.",
+        "- It was tuned towards its training rewards; a better score does not mean that everybody likes the picture better.",
         "",
     ]
 

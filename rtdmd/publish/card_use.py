@@ -20,10 +20,10 @@ def use(found: Published) -> list[str]:
         "## Use",
         "",
         *_block(load_snippet(found, merged="lora" not in found.forms)),
-        f"The model was trained at the levels σ = {levels} and at no others. The folder's scheduler runs exactly these"
+        f"The model was trained at the noise levels σ = {levels} and at no others. The folder's scheduler runs exactly these"
         f" for `num_inference_steps={steps}`: keep that number, pass no `sigmas` (they would be shifted"
         " again), and do not use the base model's own scheduler. Guidance must be off (`guidance_scale=1.0`), so a"
-        " negative prompt has no effect. The pipeline hands its `generator` to the first noise only: seed torch.",
+        " negative prompt has no effect. The pipeline uses its `generator` for the first noise only, so seed torch.",
         "",
         *_schedulers(found),
         *(_merged_too(found) if set(found.forms) == {"lora", "merged"} else []),

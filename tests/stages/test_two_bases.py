@@ -62,7 +62,7 @@ def test_what_is_published_stands_on_the_students_base_and_names_the_teacher(run
     assert max(max(form["from_student"].values()) for form in gate["forms"].values()) < 1e-4
     card = (folder / "README.md").read_text()
     assert f'"./{STUDENT}"' in card and '"data/world/teacher"' not in card  # the snippets load the student's base
-    assert f"`./{STUDENT}` made to draw in 4 steps" in card
+    assert f"`./{STUDENT}` trained to sample in 4 steps" in card
     assert "It was distilled from `data/world/teacher`, with whose text encoders and VAE" in card
     assert "| Teacher | `data/world/teacher` |" in card
     assert f"| Teacher guidance | {params.model.guidance:g} |" in card
