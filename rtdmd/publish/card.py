@@ -197,7 +197,7 @@ def _limits(found: Published) -> list[str]:
         about,
         f"- {found.model.num_steps} steps at {found.model.size_text} pixels, without guidance. Other step counts,"
         " sizes and guidance weights were not trained.",
-        "- It was tuned towards its training rewards; a better score does not mean that everybody likes the picture better.",
+        "- It was tuned towards its training rewards; a better score is not always a better picture.",
         "",
     ]
 

@@ -20,8 +20,8 @@ def use(found: Published) -> list[str]:
         "## Use",
         "",
         *_block(load_snippet(found, merged="lora" not in found.forms)),
-        f"The model was trained at the noise levels σ = {levels} and at no others. The folder's scheduler runs exactly these"
-        f" for `num_inference_steps={steps}`: keep that number, pass no `sigmas` (they would be shifted"
+        f"The model was trained at the noise levels σ = {levels} and at no others. The folder's scheduler runs"
+        f" exactly these for `num_inference_steps={steps}`: keep that number, pass no `sigmas` (they would be shifted"
         " again), and do not use the base model's own scheduler. Guidance must be off (`guidance_scale=1.0`), so a"
         " negative prompt has no effect. The pipeline uses its `generator` for the first noise only, so seed torch.",
         "",
