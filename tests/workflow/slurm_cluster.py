@@ -57,7 +57,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=0
 MinJobAge=7200
-KillWait=10
+KillWait=60
 SlurmdTimeout=30
 ReturnToService=2
 GresTypes=gpu

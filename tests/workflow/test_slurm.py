@@ -128,7 +128,7 @@ def test_cancelled_preempted_and_without_its_controllers_the_run_ends_in_the_sam
     wait_for("training of stage two", lambda: trained(root, "train_rtdmd", 2), 900, 0.05)
     assert first_step(root, "train_acdmd") == int(saved[1])
     cluster.ask("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
-    wait_for("stage two in the queue again", lambda: cluster.state("train_rtdmd") == "PENDING", 60, 0.05)
+    wait_for("stage two in the queue again", lambda: cluster.state("train_rtdmd") == "PENDING", 120, 0.05)
 
     # both controllers die; Slurm's comes back and knows its jobs, Snakemake's orphan is cancelled as docs/slurm.md says
     wait_for("evaluation", lambda: cluster.state("evaluate") == "RUNNING", 900)

@@ -89,7 +89,7 @@ def cancel(cluster: Cluster, job: str) -> None:
 def preempt(cluster: Cluster, job: str) -> None:
     """By a job of higher priority, which needs both nodes."""
     cluster.ask("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
-    wait_for("the job in the queue again", lambda: state(cluster, job) == "PENDING", 60, 0.05)
+    wait_for("the job in the queue again", lambda: state(cluster, job) == "PENDING", 120, 0.05)
 
 
 def kill_rank(cluster: Cluster, job: str) -> None:
