@@ -54,7 +54,6 @@ class Shown:
 
 
 def pages(root: Path) -> list[Path]:
-    """The pages whose commands are checked."""
     return [path for pattern in PAGES for path in sorted(root.glob(pattern))]
 
 
@@ -196,7 +195,6 @@ def stage_rows(text: str) -> list[str]:
 
 
 def main(write: bool) -> int:
-    """Check every page, or write what their commands print."""
     from rtdmd.pipeline.dvc_yaml import read_pipeline
 
     wrong = []

@@ -34,7 +34,6 @@ SUITES = "`evaluate.suites` takes all of these keys, `watch.suites` only `name`,
 
 
 def keys_page() -> str:
-    """The page's text."""
     lines = [HEAD]
     presets = [preset(name) for name in PRESETS]
     for section in Params.model_fields:

@@ -88,7 +88,6 @@ def measure(reward: Ocr, size: int, noise: float) -> Cell:
 
 
 def main() -> None:
-    """Print the tables."""
     reward = Ocr()
     print("| letters, pixels | noise | read without error | mean score | score of another word | CPU s / image |")
     print("|---|---|---|---|---|---|")

@@ -34,7 +34,6 @@ def what_it_is(root: Path, room: str) -> str:
 
 
 def rows(root: Path) -> Iterator[str]:
-    """The table's lines."""
     yield "| layer | room | what it is |"
     yield "|---|---|---|"
     found = layers(root)

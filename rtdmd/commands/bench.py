@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 
 from rtdmd.common.checkout import tool
+from rtdmd.common.columns import table
 from rtdmd.common.errors import UserError
 
 
@@ -35,7 +36,6 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.repeats < 1:
         raise UserError(f"--repeats: {arguments.repeats}; allowed: 1 or more")
     from rtdmd.config import load_params
-    from rtdmd.plan.text import table
 
     if arguments.processes is not None:
         if min(arguments.processes) < 1:

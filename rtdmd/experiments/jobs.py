@@ -51,7 +51,6 @@ class Jobs:
 
     @cached_property
     def params(self) -> dict[str, Params]:
-        """By run."""
         return all_params(self.local)
 
     @cached_property
@@ -74,7 +73,6 @@ class Jobs:
         return {(run, stage): first.setdefault((stage, key), run) for (run, stage), key in self.keys.items()}
 
     def place(self, run: str) -> Path:
-        """The folder of a run."""
         return self.root / FOLDER / run
 
     def done(self, run: str, stage: str) -> Path:
@@ -100,7 +98,6 @@ class Jobs:
                 )
 
     def files(self, jobs: Sequence[Job]) -> list[str]:
-        """The files that say that these jobs are done."""
         return [str(self.done(run, stage)) for run, stage in jobs]
 
     @cache  # noqa: B019  # as long as the workflow reads its rules

@@ -46,7 +46,6 @@ class Local(Section):
     checkpoints: dict[str, CheckpointFiles] = param("where a published checkpoint is, by its run", source="ours")
 
     def checkpoint(self, run: Run) -> CheckpointFiles:
-        """Where the published checkpoint of a run is."""
         return self.checkpoints.get(run.name, CheckpointFiles())
 
     def imported(self, run: Run) -> str | None:
@@ -138,7 +137,6 @@ def _entries(entries: list[dict[str, Any]], named: Named) -> list[dict[str, Any]
 
 
 def all_params(local: Local) -> dict[str, Params]:
-    """The parameters of every run, by name."""
     return {name: run_params(run, local) for name, run in RUNS.items()}
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Sequence
+from textwrap import indent, wrap
 from typing import TYPE_CHECKING
 
+from rtdmd.common import columns
 from rtdmd.common.errors import RtdmdError
 from rtdmd.experiments import TABLES
 from rtdmd.published.figures import Cell, parts, rows_of, stands_for, summary
@@ -28,7 +29,7 @@ def table_text(name: str, table: Table) -> Iterator[str]:
     yield f"{name}: {table.title} ({table.source})"
     head = ["", "passes", *(column.title for column in table.columns), "run, model"]
     rows = [[row.title, str(row.passes), *row.figures.split(), stands_for(row)] for row in table.rows]
-    yield from _aligned([head, *rows])
+    yield _aligned([head, *rows])
     for row in table.rows:
         if row.missing:
             yield from _wrapped(f"missing, {row.title}: {row.missing}")
@@ -41,7 +42,6 @@ def table_text(name: str, table: Table) -> Iterator[str]:
 
 
 def run_text(run: Run) -> str:
-    """What a run is, in a line."""
     method = f", method {run.method}" if run.method else ""
     return f"run {run.name}: {run.about} (preset {run.preset}{method})"
 
@@ -62,7 +62,7 @@ def check_text(names: Sequence[str], jobs: Jobs) -> Iterator[str]:
         for row, own in rows_of(table, cells):
             shown = [cell for cell in own if cell.published is not None or cell.ours is not None]
             lines += [[row.title, cell.column.title, *_figures(cell), cell.verdict] for cell in shown]
-        yield from _aligned(lines)
+        yield _aligned(lines)
         said = summary(cells)
         yield f"{name}: {said}"
         if rows:
@@ -79,17 +79,10 @@ def _figures(cell: Cell) -> tuple[str, str, str]:
     return published or "-", f"{ours} {width}".strip() or "-", difference or "-"
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Columns as wide as their widest field, the first to the left and numbers to the right."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    last = len(widths) - 1
-    for line in lines:
-        fields = [
-            text.ljust(width) if place in (0, last) else text.rjust(width)
-            for place, (text, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        yield ("  " + "  ".join(fields)).rstrip()
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Columns of figures, with text in the first and in the last."""
+    return indent(columns.table(lines, left=(0, len(lines[0]) - 1)), "  ")
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")
+    return wrap(text, WIDTH, initial_indent="  ", subsequent_indent="    ")

@@ -119,7 +119,6 @@ class OracleBackbone:
         return latents
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Latents are the images."""
         return images
 
     def lora_targets(self, kind: LoraKind) -> list[str]:

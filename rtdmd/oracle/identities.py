@@ -12,8 +12,7 @@ from torch import Tensor
 
 from rtdmd.flow import ambient, cps, matching
 from rtdmd.flow.path import expand, interpolate, x0_from_velocity
-from rtdmd.oracle.mixture import Mixture, gaussian, hermite, ring
-from rtdmd.oracle.quadrature import mixture_nodes, relative_entropy
+from rtdmd.oracle.mixture import Mixture, gaussian, hermite, mixture_nodes, relative_entropy, ring
 from rtdmd.oracle.setting import Setting
 
 Formula = Callable[..., Any]

@@ -1,4 +1,5 @@
-"""Gaussian mixtures along the linear flow: exact density, score, velocity, posterior samples, and tilted distributions.
+"""Gaussian mixtures along the linear flow: exact density, score, velocity, posterior samples, and tilted distributions;
+expectations under them by Gauss-Hermite quadrature, so that identities need no sampling.
 
 A discrete prompt picks the mixture. Legend: P prompts, J components, d dimensions, B samples. Samples may have any
 shape (B, ...) with d numbers each, e.g. (B, 2, 1, 1) latents; results come back in that shape. Parameters are
@@ -34,12 +35,7 @@ class Mixture:
         return self.means.shape[0]
 
     def to(self, device: torch.device | str) -> "Mixture":
-        """The same distributions on another device."""
         return Mixture(self.weights.to(device), self.means.to(device), self.covariances.to(device))
-
-    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights, means and covariances."""
-        return self.weights, self.means, self.covariances
 
     def mean(self) -> Tensor:
         """E[x_0] of each prompt, (P, d)."""
@@ -69,9 +65,10 @@ class Mixture:
 
     def sample(self, prompt: Tensor, generator: torch.Generator) -> Tensor:
         """x_0 (B, d) for prompt (B,), float64."""
-        chosen = _choose(self.weights[prompt], generator)
-        values, vectors = (_pick(part[prompt], chosen) for part in self._eigen)
-        return _gaussian(_pick(self.means[prompt], chosen), values, vectors, generator)
+        chosen = torch.multinomial(self.weights[prompt], 1, generator=generator)[:, 0]
+        mean, values, vectors = (part[prompt, chosen] for part in (self.means, *self._eigen))
+        noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
+        return mean + torch.einsum("bde,be->bd", vectors, torch.sqrt(values) * noise)
 
     def log_density(self, x: Tensor, sigma: Tensor, prompt: Tensor) -> Tensor:
         """log p_σ(x) of the noised distribution (1-σ) x_0 + σ ε, (B,). x (B, ...), sigma (B,), prompt (B,)."""
@@ -179,17 +176,17 @@ def _average(log_joint: Tensor, values: Tensor) -> Tensor:
     return (torch.softmax(log_joint, 1)[..., None] * values).sum(1)
 
 
-def _choose(weights: Tensor, generator: torch.Generator) -> Tensor:
-    """One component index a row: (B, J) -> (B,)."""
-    return torch.multinomial(weights, 1, generator=generator)[:, 0]
+def mixture_nodes(mixture: Mixture, order: int) -> tuple[Tensor, Tensor]:
+    """Quadrature nodes (J order^d, d) and weights of x_0 under the distribution of prompt 0."""
+    unit, weights = (part.to(mixture.means.device) for part in hermite(order, mixture.dims))
+    roots = torch.linalg.cholesky(mixture.covariances[0])
+    nodes = mixture.means[0][:, None] + torch.einsum("jde,qe->jqd", roots, unit)
+    return nodes.reshape(-1, mixture.dims), (mixture.weights[0][:, None] * weights).reshape(-1)
 
 
-def _pick(values: Tensor, chosen: Tensor) -> Tensor:
-    """values[b, chosen[b]]: (B, J, ...) -> (B, ...)."""
-    return values[torch.arange(len(chosen), device=values.device), chosen]
-
-
-def _gaussian(mean: Tensor, values: Tensor, vectors: Tensor, generator: torch.Generator) -> Tensor:
-    """One draw a row from N(mean, covariance) with the covariance's eigenvalues (B, d) and eigenvectors (B, d, d)."""
-    noise = torch.randn(mean.shape, dtype=mean.dtype, device=mean.device, generator=generator)
-    return mean + torch.einsum("bde,be->bd", vectors, torch.sqrt(values) * noise)
+def relative_entropy(q: Mixture, p: Mixture, order: int = 40) -> Tensor:
+    """KL(q || p) of prompt 0's distributions, in nats, by quadrature over q."""
+    nodes, weights = mixture_nodes(q, order)
+    zero = torch.zeros_like(weights)
+    prompt = torch.zeros(len(weights), dtype=torch.long, device=weights.device)
+    return (weights * (q.log_density(nodes, zero, prompt) - p.log_density(nodes, zero, prompt))).sum()

@@ -172,8 +172,12 @@ def start_stage_two(mixture: Mixture, changes: dict[str, Any], setting: Setting,
     params = oracle_params("train_rtdmd", CORRECTED | changes)
     precision = torch.bfloat16 if setting.dtype == "bfloat16" else torch.float32
     student = student_mixture(mixture)
-    both = (torch.cat(pair) for pair in zip(mixture.parts(), student.parts(), strict=True))
-    backbone = OracleBackbone(Mixture(*both), width, setting.seed, precision)
+    both = Mixture(
+        torch.cat([mixture.weights, student.weights]),
+        torch.cat([mixture.means, student.means]),
+        torch.cat([mixture.covariances, student.covariances]),
+    )
+    backbone = OracleBackbone(both, width, setting.seed, precision)
     bank = StudentAdapterBank(backbone, params.adapter, ADAPTERS["train_rtdmd"], setting.seed)
     rewards = RewardModels({REWARD: OracleReward(formula=linear_reward)}, backbone.device)
     return RtdmdTrainer(params, backbone, rewards, every_prompt(mixture, 1), adapters=bank)
@@ -188,7 +192,6 @@ class OtherFake:
     mixture: Mixture
 
     def velocity(self, role: str, x: Tensor, sigma: Tensor, cond: Conditioning, **more: Any) -> Tensor:
-        """Velocity (B, 2, 1, 1) of a role."""
         if role == "fake":
             return self.mixture.velocity(x, sigma, cond.tensors["prompt"])
         return self.bank.velocity(role, x, sigma, cond, **more)
@@ -272,13 +275,3 @@ def outcome(setting: Setting, mixture: Mixture = MIXTURE, width: int = 32, **cha
 def reached(setting: Setting, path: str) -> Outcome:
     """The outcome of one way of matching; cached, since two rows of the table read one training."""
     return outcome(setting, matching_path=path)
-
-
-def reward_error(setting: Setting, path: str) -> float:
-    """T8. |gained reward / predicted gain - 1|."""
-    return abs(reached(setting, path).reward - 1)
-
-
-def variance_error(setting: Setting, path: str) -> float:
-    """T8. |total variance / the teacher's - 1| of the prompt that is furthest off."""
-    return abs(reached(setting, path).variance - 1)

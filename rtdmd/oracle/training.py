@@ -63,18 +63,9 @@ class ReadingAdapterBank(AdapterBank):
         """The conditioning that ``role`` reads at x (B, 2, 1, 1); here the one that it was handed."""
         return cond
 
-    def velocity(
-        self,
-        role: str,
-        x: Tensor,
-        sigma: Tensor,
-        cond: Conditioning,
-        *,
-        guidance: float = 1.0,
-        null: Conditioning | None = None,
-    ) -> Tensor:
+    def velocity(self, role: str, x: Tensor, sigma: Tensor, cond: Conditioning, **options: Any) -> Tensor:
         """As `AdapterBank`."""
-        return super().velocity(role, x, sigma, self.read(role, x, cond), guidance=guidance, null=null)
+        return super().velocity(role, x, sigma, self.read(role, x, cond), **options)
 
 
 class StepAwareAdapterBank(ReadingAdapterBank):

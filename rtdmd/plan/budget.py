@@ -99,7 +99,6 @@ def priced(rows: Rows, params: Params, stage: str, prices: Prices) -> float:
 
 
 def cost(params: Params, stage: str, prices: Prices = WORLD) -> float:
-    """The whole training stage, as params has it."""
     if stage == "train_acdmd":
         return params.train_acdmd.iterations * stage_one_iteration(params, prices)
     return params.train_rtdmd.epochs * sum(stage_two_epoch(params, prices).values())

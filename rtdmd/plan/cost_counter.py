@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,35 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
 
 META = torch.device("meta")
-_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-
-def _flash_flops(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
-
-
-def _flash_backward_flops(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    return int(sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape))
-
-
-FORMULAS: dict[Any, Any] = flop_registry | {_FLASH: _flash_flops, _FLASH_BACKWARD: _flash_backward_flops}
+ATEN = torch.ops.aten
+_FLASH = ATEN._scaled_dot_product_flash_attention_for_cpu
+FORMULAS: dict[Any, Any] = flop_registry | {
+    _FLASH: flop_registry[ATEN._scaled_dot_product_flash_attention],
+    ATEN._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        ATEN._scaled_dot_product_flash_attention_backward
+    ],
+}
 """torch's own formulas, by operation, and its formulas of the GPU's fused attention for the CPU's, which it lacks."""
-
-
-@contextlib.contextmanager
-def fused_attention() -> Iterator[None]:
-    """Attention by the fused kernel, whatever the device; also where a block is computed again in the backward pass,
-    which a mode of torch would not reach."""
-    own = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = _fused
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = own
 
 
 def _fused(
@@ -67,10 +50,6 @@ def _fused(
     return out
 
 
-def _nothing() -> None:
-    """What is to be done at the end of a storage that takes no bytes."""
-
-
 class CostCounter(TorchDispatchMode):
     """FLOPs of every operation, and the bytes of all tensors that are alive with their peak, from now on; tensors that
     are ``known`` take no bytes."""
@@ -80,7 +59,7 @@ class CostCounter(TorchDispatchMode):
         self.flops = self.live = self.peak = 0
         self._seen: weakref.WeakKeyDictionary[Any, Callable[[], object]] = weakref.WeakKeyDictionary()
         for tensor in known:
-            self._seen[tensor.untyped_storage()] = _nothing
+            self._seen[tensor.untyped_storage()] = lambda: None  # there is nothing to take off at its end
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -101,7 +80,6 @@ class CostCounter(TorchDispatchMode):
         self._seen[storage] = weakref.finalize(storage, self._free, size)  # acts once, when called or at the end
 
     def forget(self, tensor: Tensor) -> None:
-        """The tensor takes no bytes from now on."""
         self._seen[tensor.untyped_storage()]()
 
     def _free(self, size: int) -> None:
@@ -110,16 +88,21 @@ class CostCounter(TorchDispatchMode):
 
 @contextlib.contextmanager
 def count_cost(known: Iterable[Tensor] = ()) -> Iterator[CostCounter]:
-    """Count what runs inside, on the meta device or on a real one.
+    """Count what runs inside, on the meta device or on a real one; its attention is the fused kernel's, also where a
+    block is computed again in the backward pass, which a mode of torch would not reach.
 
     ``known``: tensors that were there before (weights), which take no bytes.
     """
-    with fused_attention(), CostCounter(known) as counter:
-        yield counter
+    own = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = _fused
+    try:
+        with CostCounter(known) as counter:
+            yield counter
+    finally:
+        F.scaled_dot_product_attention = own
 
 
 def tensors_of(modules: Iterable[nn.Module]) -> list[Tensor]:
-    """Parameters and buffers of modules."""
     return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
 
 
@@ -128,8 +111,3 @@ def size_of(modules: Iterable[nn.Module]) -> tuple[int, int]:
     modules = list(modules)
     count = sum(parameter.numel() for module in modules for parameter in module.parameters())
     return count, sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(modules))
-
-
-def empty(shapes: Mapping[str, tuple[int, ...]], rows: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Meta tensors (rows, *shape) by name."""
-    return {name: torch.empty(rows, *shape, dtype=dtype, device=META) for name, shape in shapes.items()}

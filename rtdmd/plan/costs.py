@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from rtdmd.plan.cost_counter import META, CostCounter, count_cost
-from rtdmd.plan.meta_models import MetaModels, Model, model_of
+from rtdmd.plan.meta_models import MetaModels, Model
 from rtdmd.plan.passes import Rows
 
 if TYPE_CHECKING:
-    from rtdmd.config import Params, RewardParams
+    from rtdmd.config import RewardParams
 
 ROWS = 2
 
@@ -48,11 +48,6 @@ class Costs:
     learning: bool = True
     counted: dict[Any, Cost] = field(default_factory=dict)
 
-    def sized(self, params: Params) -> Costs:
-        """The same passes for settings that differ in the sizes of updates alone; what is counted is not counted
-        again."""
-        return replace(self, models=self.models.sized(params))
-
     def _once(self, name: Any, counting: Callable[[], Cost]) -> Cost:
         if name not in self.counted:
             self.counted[name] = counting()
@@ -61,12 +56,12 @@ class Costs:
     @property
     def two(self) -> Cost:
         """Two adapters on the base, the gradient in the upper one."""
-        return self._once("two", lambda: self._velocity("generator", self.models.adapter("rtdmd")))
+        return self._velocity("generator", "rtdmd")
 
     @property
     def one(self) -> Cost:
         """One adapter on the base, or on layers that another is merged into: both learning roles of stage one."""
-        return self._once("one", lambda: self._velocity("fake", self.models.adapter("fake")))
+        return self._velocity("fake", "fake")
 
     @property
     def generator(self) -> Cost:
@@ -81,39 +76,31 @@ class Costs:
     @property
     def reference(self) -> Cost:
         """Stage one's student below stage two's, without gradient."""
-        return self._once("reference", lambda: self._velocity("base" if self.models.merged else "reference", []))
+        return self._velocity("base" if self.models.merged else "reference")
 
     @property
     def teacher(self) -> Cost:
         """The teacher's guided velocity, without gradient."""
-        return self._once("teacher", lambda: self._velocity("teacher", []))
+        return self._velocity("teacher")
 
     @property
     def unguided(self) -> Cost:
         """The teacher's velocity without guidance, without gradient."""
-        return self._once("unguided", lambda: self._velocity("base", []))
+        return self._velocity("base")
 
     @property
     def decode(self) -> Cost:
         """The decoder, with the gradient in its latents."""
-        if not self.learning:
-            return self.pictures
-        return self._once("decode", lambda: self._decoded(gradient=True))
+        return self._decoded(gradient=self.learning)
 
     @property
     def pictures(self) -> Cost:
         """The decoder without gradient."""
-        return self._once("pictures", lambda: self._decoded(gradient=False))
-
-    def _decoded(self, gradient: bool) -> Cost:
-        latents = self.models.latents(ROWS)
-        leaves = [latents.requires_grad_()] if gradient else []
-        known = [*self.models.known, latents]
-        return count(lambda: self.models.backbone.decode(latents), leaves, known, released=True)  # once they are scored
+        return self._decoded(gradient=False)
 
     def scores(self, specs: Iterable[RewardParams], gradient: bool) -> Cost:
         """These rewards of one image; ``gradient``: those that carry one alone, with it."""
-        found = [self._score(model, gradient) for model in map(model_of, specs)]
+        found = [self._scored(spec.networks(), gradient) for spec in specs]
         return Cost(
             flops=sum(one.flops for one in found),
             peak=max((one.peak for one in found), default=0.0),
@@ -123,31 +110,44 @@ class Costs:
             recompute_peak=max((one.recompute_peak for one in found), default=0.0),
         )
 
-    def _score(self, model: Model, gradient: bool) -> Cost:
-        return self._once((model, gradient), lambda: self._scored(model, gradient))
+    def _velocity(self, role: str, adapter: str | None = None) -> Cost:
+        """A role's velocity, while learning with the gradient in an adapter."""
+
+        def counting() -> Cost:
+            leaves = self.models.adapter(adapter) if adapter is not None and self.learning else []
+            cond = self.models.cond(ROWS)
+            x = self.models.latents(ROWS)
+            for leaf in leaves:
+                leaf.requires_grad_(True)
+            known = [*self.models.known, x, *cond.tensors.values()]
+            try:
+                return count(lambda: self.models.velocity(role, cond, x), leaves, known)
+            finally:
+                for leaf in leaves:
+                    leaf.requires_grad_(False)
+
+        return self._once(role, counting)
+
+    def _decoded(self, gradient: bool) -> Cost:
+        def counting() -> Cost:
+            latents = self.models.latents(ROWS).requires_grad_(gradient)
+            known = [*self.models.known, latents]
+            decode = partial(self.models.backbone.decode, latents)
+            return count(decode, [latents] if gradient else [], known, released=True)  # once they are scored
+
+        return self._once(("decoder", gradient), counting)
 
     def _scored(self, model: Model, gradient: bool) -> Cost:
-        scorer = self.models.scorers[model]
-        if gradient and not scorer.differentiable:
-            return Cost()
-        if scorer.score is None:
-            return Cost(flops=scorer.flops_per_image())
-        images = torch.empty(ROWS, 3, *self.models.params.model.size, device=META, requires_grad=gradient)
-        score = scorer.score
-        return count(lambda: score(images), [images] if gradient else [], self.models.known)
+        def counting() -> Cost:
+            scorer = self.models.scorers[model]
+            if gradient and not scorer.differentiable:
+                return Cost()
+            if scorer.score is None:  # which is not run here
+                return Cost(flops=2 * scorer.recorded.parameters * scorer.recorded.tokens)
+            images = torch.empty(ROWS, 3, *self.models.params.model.size, device=META, requires_grad=gradient)
+            return count(partial(scorer.score, images), [images] if gradient else [], self.models.known)
 
-    def _velocity(self, role: str, learned: Sequence[Tensor]) -> Cost:
-        leaves = learned if self.learning else ()
-        cond = self.models.cond(ROWS)
-        x = self.models.latents(ROWS)
-        for leaf in leaves:
-            leaf.requires_grad_(True)
-        known = [*self.models.known, x, *cond.tensors.values()]
-        try:
-            return count(lambda: self.models.velocity(role, cond, x), leaves, known)
-        finally:
-            for leaf in leaves:
-                leaf.requires_grad_(False)
+        return self._once((model, gradient), counting)
 
 
 def count(
@@ -187,22 +187,16 @@ def _backward(
 def flops_of(rows: Rows, costs: Costs, stage: str, scorers: Sequence[RewardParams] | None = None) -> float:
     """FLOPs of the passes of `rtdmd.plan.passes`; scorers: those that score, None: the stage's rewards."""
     rewards = getattr(getattr(costs.models.params, stage), "rewards", ()) if scorers is None else scorers
-    first = stage == "train_acdmd"
-    by_name = {
-        "generator": lambda: costs.one if first else costs.generator,
-        "reference": lambda: costs.reference,
-        "fake": lambda: costs.one if first else costs.fake,
-        "teacher": lambda: costs.teacher,
-        "unguided-teacher": lambda: costs.unguided,
-        "surrogate": lambda: costs.one,
-        "decode": lambda: costs.decode,
-        "score": lambda: costs.scores(rewards, gradient=False),
-        "pathwise": lambda: costs.scores(rewards, gradient=True),
-    }
+    found = {"unguided-teacher": "unguided", "surrogate": "one"}  # the passes that `Costs` has under another name
+    if stage == "train_acdmd":
+        found |= {"generator": "one", "fake": "one"}
     total = 0.0
     for name, number in rows.items():
         if number:
             what, direction = name.split()
-            cost = by_name[what]()
+            if what in ("score", "pathwise"):
+                cost = costs.scores(rewards, gradient=what == "pathwise")
+            else:
+                cost = getattr(costs, found.get(what, what))
             total += number * (cost.flops if direction == "forward" else cost.backward_flops)
     return total

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,14 +12,14 @@ import torch
 
 from rtdmd.backbones.sizes import require_suites
 from rtdmd.common.files import read_json
-from rtdmd.config import Params, RewardParams, SuiteParams
-from rtdmd.pipeline.dvc_yaml import params_values
+from rtdmd.config import Params, SuiteParams
+from rtdmd.pipeline.dvc_yaml import params_values, read_pipeline
 from rtdmd.plan.cost_counter import META, size_of, tensors_of
 from rtdmd.plan.costs import ROWS, Cost, Costs, count, flops_of
 from rtdmd.plan.fits import Measure
 from rtdmd.plan.gpus import GPUS, UTILISATION
 from rtdmd.plan.memory import Memory, acdmd_memory, cache_memory, evaluate_memory, rtdmd_memory, with_watch
-from rtdmd.plan.meta_models import ADAPTER_NAMES, MetaModels
+from rtdmd.plan.meta_models import MetaModels
 from rtdmd.plan.passes import acdmd_rows, distribution_rows, evaluate_rows, rtdmd_rows, watch_rows
 from rtdmd.plan.publishing import publishing_memory
 from rtdmd.prompts.records import read_prompts
@@ -27,18 +27,6 @@ from rtdmd.prompts.registry import SOURCES
 
 EVALUATION_PROMPTS = {"drawbench": 200, "geneval": 553, "geneval2": 800, "hpsv3": 1024, "ocr": 1018}
 """Prompts of the published evaluation sets by source, before prepare_prompts has run; of another source DrawBench's."""
-PROMPTS_FROM = (
-    "run.seed",
-    "run.threads",
-    "run.device",
-    "prepare_prompts",
-    "train_acdmd.prompts",
-    "train_acdmd.watch",
-    "train_rtdmd.prompts",
-    "train_rtdmd.watch",
-    "evaluate.suites",
-)
-"""Parameters of stage prepare_prompts, as dvc.yaml has them."""
 PREPARED = Path("results/prepare_prompts")
 UNKNOWN_PROMPTS = 26_000  # before prepare_prompts has run; PickScore's and DrawBench's together are 25 632
 
@@ -79,12 +67,11 @@ class StagePlan:
 
     @property
     def total(self) -> float:
-        """FLOPs of the whole stage."""
         return self.flops * self.updates + (self.watch.total if self.watch else 0.0)
 
-    def hours(self, gpu: str, dtype: str, utilisation: float = UTILISATION) -> float:
+    def hours(self, gpu: str, dtype: str) -> float:
         """Time of the whole stage, a GPU per process."""
-        return hours_of(self.total, gpu, dtype, utilisation) / self.processes
+        return hours_of(self.total, gpu, dtype) / self.processes
 
 
 @dataclass(frozen=True)
@@ -115,10 +102,7 @@ def make_plan(params: Params, root: Path = Path("."), processes: int | None = No
     require_suites(params, models.configs, params.model.teacher)
     asked = {suite.resolution or own for judging in params.judging.values() for suite in judging.suites}
     sized = {own: costs} | {side: Costs(models.at(side), learning=False) for side in asked - {own}}
-    counts = None
-    if prepared(params, root):
-        counts = Counter(prompt.set for prompt in read_prompts(root / PREPARED / "eval.jsonl"))
-    prompts = prompts_of(params, root)
+    prompts, counts = prompts_of(params, root)
     memories = _Memories(sized, own, root, encode)
     measure = partial(memories.memory, "cache_teacher", 1)
     stages = [StagePlan("cache_teacher", "prompts", prompts, encode.flops, measure(params), measure)]
@@ -146,24 +130,22 @@ class _Memories:
 
     def memory(self, stage: str, processes: int, params: Params) -> Memory:
         """Of one process. Passes are counted again where blocks are computed again in the backward pass or no more."""
-        known = self.sized[self.own].models.params.adapter == params.adapter
-        models = self.sized[self.own].models if known else MetaModels.of(params, self.root)
-        sized = {}
-        for side, costs in self.sized.items():
-            other = costs if known else Costs(models.at(side), costs.learning)
-            sized[side] = other.sized(params.model_copy(update={"model": other.models.params.model}))
+        sized = self.sized
+        if sized[self.own].models.params.adapter != params.adapter:
+            models = MetaModels.of(params, self.root)
+            sized = {side: Costs(models.at(side), costs.learning) for side, costs in sized.items()}
         if stage == "cache_teacher":
-            return cache_memory(sized[self.own].models, self.encode)
+            return cache_memory(sized[self.own].models, params, self.encode)
         if stage == "evaluate":
-            return evaluate_memory(sized[max(suite.resolution or self.own for suite in params.evaluate.suites)])
+            largest = max(suite.resolution or self.own for suite in params.evaluate.suites)
+            return evaluate_memory(sized[largest], params)
         section = getattr(params, stage)
-        memory = (acdmd_memory if stage == "train_acdmd" else rtdmd_memory)(sized[self.own], processes)
+        memory = (acdmd_memory if stage == "train_acdmd" else rtdmd_memory)(sized[self.own], params, processes)
         return with_watch(memory, section.watch, section.micro_batch, sized) if section.watch.every else memory
 
 
-def hours_of(flops: float, gpu: str, dtype: str, utilisation: float = UTILISATION) -> float:
-    """Time of so many FLOPs on one GPU."""
-    return flops / (getattr(GPUS[gpu], dtype) * utilisation) / 3600
+def hours_of(flops: float, gpu: str, dtype: str) -> float:
+    return flops / (getattr(GPUS[gpu], dtype) * UTILISATION) / 3600
 
 
 def _watch(
@@ -193,18 +175,11 @@ def _suites(params: Params, sized: Mapping[int, Costs], counts: Mapping[str, int
         scorers = suite.scorers(params.evaluate.rewards)
         images = images_of(suite, params, counts)
         each = flops_of(evaluate_rows(params, 1), sized[resolution], "evaluate", scorers)
-        distribution = flops_of(
-            distribution_rows(params, distribution_images(suite, scorers)), sized[resolution], "evaluate", ()
-        )
+        read = any(scorer.name == "world_verifier" for scorer in scorers)  # by which the teacher's images are read
+        drawn = distribution_rows(params, suite.teacher_images or 0 if read else 0)
+        distribution = flops_of(drawn, sized[resolution], "evaluate", ())
         suites.append(SuitePlan(suite.name, images, resolution, images * each + distribution))
     return tuple(suites)
-
-
-def distribution_images(suite: SuiteParams, scorers: Sequence[RewardParams]) -> int:
-    """Images of the teacher with noise of their own, where the suite's ``scorers`` have the verifier that reads
-    them."""
-    read = any(scorer.name == "world_verifier" for scorer in scorers)
-    return suite.teacher_images or 0 if read else 0
 
 
 def images_of(suite: SuiteParams, params: Params, counts: Mapping[str, int] | None) -> int:
@@ -228,13 +203,13 @@ def tags_of(suite: SuiteParams, params: Params) -> int:
     return sum(SOURCES[source.name].tags(source) for source in params.prepare_prompts.sets[suite.prompts])
 
 
-def prompts_of(params: Params, root: Path) -> int:
-    """Prompts to encode, one that is in several sets once: counted where prepare_prompts has run on these settings, not
-    on others."""
+def prompts_of(params: Params, root: Path) -> tuple[int, Mapping[str, int] | None]:
+    """Prompts to encode, one that is in several sets once, and those of each evaluation set: counted where
+    prepare_prompts has run on these settings; else UNKNOWN_PROMPTS and None."""
     if not prepared(params, root):
-        return UNKNOWN_PROMPTS
-    paths = [root / PREPARED / f"{split}.jsonl" for split in ("train", "eval")]
-    return len({prompt.prompt for path in paths for prompt in read_prompts(path)})
+        return UNKNOWN_PROMPTS, None
+    train, judged = (read_prompts(root / PREPARED / f"{split}.jsonl") for split in ("train", "eval"))
+    return len({prompt.prompt for prompt in (*train, *judged)}), Counter(prompt.set for prompt in judged)
 
 
 def prepared(params: Params, root: Path) -> bool:
@@ -243,7 +218,7 @@ def prepared(params: Params, root: Path) -> bool:
     if not all((folder / name).is_file() for name in ("train.jsonl", "eval.jsonl", "resolved.json")):
         return False
     recorded = read_json(folder / "resolved.json").get("params")
-    made_from = params_values(params.model_dump(mode="json"), PROMPTS_FROM)
+    made_from = params_values(params.model_dump(mode="json"), read_pipeline(root)["prepare_prompts"].params)
     return isinstance(recorded, dict) and all(recorded.get(key) == value for key, value in made_from.items())
 
 
@@ -262,7 +237,7 @@ def encoding(models: MetaModels) -> Cost:
 
 def _parameters(models: MetaModels) -> dict[str, tuple[int, str]]:
     """(numbers, what they are) by role."""
-    adapter = {name: sum(p.numel() for p in models.adapter(name)) for name in ADAPTER_NAMES}
+    adapter = {name: sum(p.numel() for p in models.adapter(name)) for name in ("acdmd", "fake", "rtdmd")}
     kind = "a copy of the transformer" if models.bank.full else f"LoRA of rank {models.params.adapter.rank}"
     text = size_of(models.text.values())[0]
     scorers = models.scorers.values()

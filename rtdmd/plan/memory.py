@@ -14,13 +14,13 @@ import torch
 
 from rtdmd.plan.cost_counter import size_of
 from rtdmd.plan.costs import Cost, Costs
-from rtdmd.plan.meta_models import MetaModels, model_of
+from rtdmd.plan.meta_models import MetaModels
 from rtdmd.plan.passes import pairs
 from rtdmd.rewards.reward_models import MAX_WAITING
 from rtdmd.train.gradients import shared_terms
 
 if TYPE_CHECKING:
-    from rtdmd.config import RewardParams, WatchParams
+    from rtdmd.config import Params, RewardParams, WatchParams
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
     from rtdmd.config.training import TrainingParams
 
@@ -39,7 +39,6 @@ class Memory:
 
     @property
     def phase(self) -> str:
-        """The phase with the largest peak."""
         return max(self.phases, key=lambda name: sum(self.phases[name].values()))
 
     @property
@@ -49,7 +48,6 @@ class Memory:
 
     @property
     def peak(self) -> float:
-        """The most that is held at once."""
         return sum(self.held.values())
 
 
@@ -58,19 +56,18 @@ def split(rows: int, processes: int) -> int:
     return -(-rows // processes)
 
 
-def acdmd_memory(costs: Costs, processes: int) -> Memory:
+def acdmd_memory(costs: Costs, params: Params, processes: int) -> Memory:
     """Stage one. A generator turn holds its last step's graph while the teacher looks on and, on a shared rollout,
     beside the graph of the fake score's velocity; it is gone before the fake score's further passes, which its gradient
     outlives. On a rollout of its own it comes when the fake score's update is over."""
     models = costs.models
-    p = costs.models.params.train_acdmd
+    p = params.train_acdmd
     share = split(p.batch_size, processes)
     one = costs.one
     rows = min(share, p.micro_batch)
-    fakes = models.params.model.num_steps if p.fake_per_step else 1
+    fakes = params.model.num_steps if p.fake_per_step else 1
     parts = _weights(models, ("acdmd", *("fake" for _ in range(fakes)))) | _shards(models, p, processes)
-    parts |= _text(models)
-    parts |= _optimizer(models, "acdmd", fakes)
+    parts |= _text(models, params) | _optimizer(models, "acdmd", fakes)
     parts["prompts"] = (share + rows * (rows < share)) * models.row_bytes()
     own = models.adapter_bytes("acdmd")
     fake = models.adapter_bytes("fake")
@@ -93,10 +90,10 @@ def acdmd_memory(costs: Costs, processes: int) -> Memory:
     return Memory(parts, phases)
 
 
-def rtdmd_memory(costs: Costs, processes: int) -> Memory:
+def rtdmd_memory(costs: Costs, params: Params, processes: int) -> Memory:
     """Stage two. Every pass goes in micro-batches, for which the rollout's part comes from the host."""
     models = costs.models
-    p = costs.models.params.train_rtdmd
+    p = params.train_rtdmd
     images = split(p.prompts_per_epoch * p.group_size, processes)
     # A base of the student's own is merged in place; where it is the teacher's too, copies of its layers are.
     copies = ((not models.two_bases) + models.new_fake) * models.merged
@@ -105,10 +102,10 @@ def rtdmd_memory(costs: Costs, processes: int) -> Memory:
     parts |= _shards(models, p, processes, copies)
     if models.merged:
         parts["merged layers"] = copies * models.adapted_bytes() / p.base_shards(processes)
-    parts |= _text(models) | _optimizer(models, "rtdmd", 1 + surrogates)
+    parts |= _text(models, params) | _optimizer(models, "rtdmd", 1 + surrogates)
     parts["decoder"] = size_of([models.vae])[1]
-    parts["rewards"] = _rewards(models, _resident(models, p.rewards))
-    waiting = _offloaded(models, p.rewards)
+    resident, waiting = _placed(models, p.rewards)
+    parts["rewards"] = _rewards(models, resident)
     host = 0.0
     if models.apart:
         chosen = _last_rows(p, images, processes)
@@ -116,7 +113,7 @@ def rtdmd_memory(costs: Costs, processes: int) -> Memory:
         rolled = (images + chosen) * _latents(models) + texts
         pictures = images * _picture(models) + 2 * chosen * _picture(models) * (p.weights.backprop > 0)
         host = rolled + _rewards(models, waiting) + min(pictures, MAX_WAITING) * bool(waiting)
-    return Memory(parts, _epoch(costs, images, processes), host)
+    return Memory(parts, _epoch(costs, p, images, processes), host)
 
 
 def _last_rows(p: TrainRtdmdParams, images: int, processes: int) -> int:
@@ -135,12 +132,11 @@ def _picture(models: MetaModels) -> int:
     return 4 * 3 * height * width
 
 
-def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, float]]:
+def _epoch(costs: Costs, p: TrainRtdmdParams, images: int, processes: int) -> dict[str, dict[str, float]]:
     """What comes and goes in an epoch on so many images of this process. Each sum of terms' gradients stays until the
     generator's update, so that they add up from phase to phase. In a backward pass the new gradient grows as the graph
     is freed, and so adds nothing to the peak, but where the graph is needed once more."""
     models = costs.models
-    p = costs.models.params.train_rtdmd
     one = models.adapter_bytes("rtdmd")
     fake = models.adapter_bytes("fake")
     w = p.weights
@@ -166,13 +162,13 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
     before = len(on_last)
     passed = len(on_trained - on_last)
     terms = len(set(sum_of.values()))
-    waiting = _offloaded(models, p.rewards)
+    resident, waiting = _placed(models, p.rewards)
     picture = _picture(models)
     scored = (images % micro or micro) * picture  # the last micro-batch's
     point = 4 * models.latent_bytes()  # a renoised image: its noise and itself, directions, velocities
 
     own = costs.generator
-    decoded = micro * _scoring(costs, _resident(models, p.rewards), sums * picture)
+    decoded = micro * _scoring(costs, resident, sums * picture)
     phases = {
         "rollout": _phase(micro * costs.teacher.peak, 0, rolled),
         "rewards": _phase(max(decoded, _turns(costs, waiting, micro)), 0, rolled),
@@ -180,7 +176,7 @@ def _epoch(costs: Costs, images: int, processes: int) -> dict[str, dict[str, flo
     if before:
         again = (1 + sums_last) * one if before > 1 else 0
         points = (last if models.apart else chosen) * point
-        step = points + scored + _last_step(costs, last, again)
+        step = points + scored + _last_step(costs, p, last, again)
         followed = [spec for spec in waiting if spec.differentiable and w.backprop > 0]
         alone = points + _turns(costs, followed, last, gradient=True)
         phases["last step"] = _phase(max(step, alone), before * sums_last * one, both)
@@ -212,11 +208,10 @@ def _phase(activations: float, gradients: float, rollout: float = 0) -> dict[str
     return {"gradients": gradients, "rollout": rollout, "activations": activations}
 
 
-def _last_step(costs: Costs, rows: int, again: float) -> float:
+def _last_step(costs: Costs, p: TrainRtdmdParams, rows: int, again: float) -> float:
     """Bytes of so many images in the last step's terms, in the epoch that takes most: one in which both go through the
     same step. Decoder, rewards and teacher are gone before the generator's graph is there. ``again``: bytes of the
     gradients beside a graph that is needed once more, since both terms have sums of their own; else 0."""
-    p = costs.models.params.train_rtdmd
     own = costs.generator
     teacher = costs.teacher
     found = [rows * (own.saved + own.backward_peak)]
@@ -227,7 +222,7 @@ def _last_step(costs: Costs, rows: int, again: float) -> float:
         picture = _picture(costs.models)
         found += [rows * decode.peak, rows * (decode.saved + 2 * picture + decode.backward_peak)]
         held = decode.saved + picture
-        for spec in _resident(costs.models, p.rewards):  # one after the other, beside the sum of those before
+        for spec in _placed(costs.models, p.rewards)[0]:  # one after the other, beside the sum of those before
             if spec.differentiable:
                 score = costs.scores([spec], gradient=True)
                 found.append(rows * (held + max(score.peak, score.saved + score.backward_peak + picture)))
@@ -243,14 +238,11 @@ def _scoring(costs: Costs, specs: Sequence[RewardParams], before: float = 0.0) -
     return max(costs.pictures.peak + before, costs.pictures.saved + scores.peak)
 
 
-def _resident(models: MetaModels, specs: Sequence[RewardParams]) -> list[RewardParams]:
-    """Scorers whose weights are on the device for the whole run: of a CPU all, since it is its own host."""
-    return [spec for spec in specs if not (models.apart and spec.offload)]
-
-
-def _offloaded(models: MetaModels, specs: Sequence[RewardParams]) -> list[RewardParams]:
-    """The other scorers."""
-    return [spec for spec in specs if models.apart and spec.offload]
+def _placed(models: MetaModels, specs: Sequence[RewardParams]) -> tuple[list[RewardParams], list[RewardParams]]:
+    """Scorers whose weights are on the device for the whole run (of a CPU all, since it is its own host), and those
+    that come in turn."""
+    waiting = [spec for spec in specs if models.apart and spec.offload]
+    return [spec for spec in specs if spec not in waiting], waiting
 
 
 def _turns(costs: Costs, specs: Iterable[RewardParams], rows: int, gradient: bool = False) -> float:
@@ -265,15 +257,14 @@ def _turns(costs: Costs, specs: Iterable[RewardParams], rows: int, gradient: boo
     return largest
 
 
-def evaluate_memory(costs: Costs) -> Memory:
+def evaluate_memory(costs: Costs, params: Params) -> Memory:
     """Evaluation: one model at a time, without gradients."""
     models = costs.models
-    p = costs.models.params.evaluate
-    parts = _weights(models, ("acdmd", "rtdmd")) | _text(models)
+    p = params.evaluate
+    parts = _weights(models, ("acdmd", "rtdmd")) | _text(models, params)
     parts.pop(STUDENTS, None)  # one model at a time, and each has one base
     parts["decoder"] = size_of([models.vae])[1]
-    staying = _resident(models, p.rewards)
-    waiting = _offloaded(models, p.rewards)
+    staying, waiting = _placed(models, p.rewards)
     parts["rewards"] = _rewards(models, staying)
     parts["prompts"] = p.batch_size * models.row_bytes()
     judged = p.batch_size * _scoring(costs, staying)
@@ -301,10 +292,10 @@ def with_watch(memory: Memory, p: WatchParams, micro_batch: int, sized: Mapping[
     return Memory(parts, memory.phases | {"watch": _phase(phase, 0)}, memory.host + scorers)
 
 
-def cache_memory(models: MetaModels, encode: Cost) -> Memory:
+def cache_memory(models: MetaModels, params: Params, encode: Cost) -> Memory:
     """Text encoding: the encoders and a batch."""
     parts = {"text encoders": float(size_of(models.text.values())[1])}
-    return Memory(parts, {"encoding": _phase(models.params.cache_teacher.batch_size * encode.peak, 0)})
+    return Memory(parts, {"encoding": _phase(params.cache_teacher.batch_size * encode.peak, 0)})
 
 
 def _weights(models: MetaModels, adapters: tuple[str, ...]) -> dict[str, float]:
@@ -324,11 +315,10 @@ def _shards(models: MetaModels, p: TrainingParams, processes: int, copies: int =
     merged."""
     if p.sharding == "none" or processes == 1:
         return {}
-    sizes = models.block_sizes()
-    outside = models.base_size()[1] - sum(sizes)
-    left = outside + sum(sizes) / p.base_shards(processes)
-    full = max(size + copies * own for size, own in zip(sizes, models.adapted_in_blocks(), strict=True))
-    gathered = GATHERED * full + models.two_bases * max(sizes)
+    blocks = models.block_sizes()
+    sizes = [size for size, _ in blocks]
+    left = models.base_size()[1] - sum(sizes) + sum(sizes) / p.base_shards(processes)
+    gathered = GATHERED * max(size + copies * adapted for size, adapted in blocks) + models.two_bases * max(sizes)
     bases = {"transformer": left} | ({STUDENTS: left} if models.two_bases else {})
     return bases | {"gathered blocks": gathered}
 
@@ -341,14 +331,14 @@ def _optimizer(models: MetaModels, generator: str, fakes: int = 1) -> dict[str, 
     return {"optimizer": MOMENTS * (own + fakes * fake), "EMA": own}
 
 
-def _text(models: MetaModels) -> dict[str, float]:
+def _text(models: MetaModels, params: Params) -> dict[str, float]:
     """The text encoders, where prompts are encoded while training."""
-    resident = models.params.cache_teacher.mode == "on_the_fly"
+    resident = params.cache_teacher.mode == "on_the_fly"
     return {"text encoders": size_of(models.text.values())[1] if resident else 0}
 
 
 def _rewards(models: MetaModels, specs: Iterable[RewardParams]) -> float:
-    scorers = [models.scorers[model_of(spec)] for spec in specs]
+    scorers = [models.scorers[spec.networks()] for spec in specs]
     recorded = sum(scorer.recorded.parameters * scorer.recorded.width for scorer in scorers)
     return recorded + size_of([module for scorer in scorers for module in scorer.modules])[1]
 

@@ -15,28 +15,15 @@ from torch import Tensor, nn
 from rtdmd.backbones import Conditioning, PipelineBackbone
 from rtdmd.common.torch_setup import DTYPES
 from rtdmd.plan.cost_counter import META, size_of, tensors_of
-from rtdmd.plan.models import (
-    backbone_on,
-    conditioning,
-    diffusers_part,
-    meta_backbone,
-    part_configs,
-    text_encoders,
-    text_shapes,
-)
+from rtdmd.plan.models import backbone_of, backbone_on, diffusers_part, part_configs, text_encoders, text_shapes
 from rtdmd.plan.scorers import Scorer, load_scorer
 from rtdmd.train.adapters import ADAPTERS, AdapterBank, transformer_blocks
 
 if TYPE_CHECKING:
-    from rtdmd.config import Params, RewardParams
+    from rtdmd.config import Params
 
-ADAPTER_NAMES = ("acdmd", "fake", "rtdmd")
 Model = tuple[str | None, ...]
-
-
-def model_of(spec: RewardParams) -> Model:
-    """What tells two rewards' networks apart."""
-    return spec.networks()
+"""What tells two rewards' networks apart (`RewardParams.networks`)."""
 
 
 @dataclass
@@ -54,36 +41,31 @@ class MetaModels:
         """The models of ``params``; ``configs``: in place of the teacher's. UserError where its shapes are not known,
         or do not fit the resolution."""
         configs = part_configs(params.model, root) if configs is None else dict(configs)
-        backbone = meta_backbone(params.model, configs)
+        dtype = DTYPES[params.model.dtype]
+        parts = {name: diffusers_part(configs[name], dtype) for name in ("transformer", "vae")}
+        backbone = backbone_of(parts, params.model, configs)
         if params.model.student is not None:  # of the teacher's shapes, or a run refuses it
-            backbone.student = diffusers_part(configs["transformer"], backbone.dtype)
+            backbone.student = diffusers_part(configs["transformer"], dtype)
         backbone.device = torch.device("cpu")  # autocast knows no meta device
         with META:
             bank = AdapterBank(backbone, params.adapter, ADAPTERS["train_rtdmd"] | {"base": ()}, params.run.seed)
         for whole in bank._copies.values():  # in full mode passes run in half precision, by autocast if there is one
             whole.to(backbone.dtype)
-        specs = {model_of(spec): spec for spec in params.train_rtdmd.rewards}
-        for judging in params.judging.values():
-            specs |= {model_of(spec): spec for spec in judging.rewards}
+        judged = (spec for judging in params.judging.values() for spec in judging.rewards)
+        specs = {spec.networks(): spec for spec in (*params.train_rtdmd.rewards, *judged)}
         scorers = {model: load_scorer(spec, root) for model, spec in specs.items()}
         return MetaModels(params, configs, backbone, bank, scorers)
 
     def at(self, resolution: int) -> MetaModels:
         """The same models, asked for squares of another side."""
         model = self.params.model.model_copy(update={"resolution": resolution, "width": None})
-        other = self.sized(self.params.model_copy(update={"model": model}))
+        other = copy.copy(self)  # with what was made on demand
+        other.params = self.params.model_copy(update={"model": model})
         other.backbone = backbone_on(self.backbone.pipeline, model, self.configs)
         other.backbone.student = self.backbone.student
         other.backbone.device = self.backbone.device
         other.bank = copy.copy(self.bank)
         other.bank.backbone = other.backbone
-        return other
-
-    def sized(self, params: Params) -> MetaModels:
-        """The same models, those that were made on demand too, for settings that differ in the sizes of updates
-        alone."""
-        other = copy.copy(self)
-        other.params = params
         return other
 
     @property
@@ -109,7 +91,6 @@ class MetaModels:
 
     @cached_property
     def text(self) -> dict[str, nn.Module]:
-        """The text encoders."""
         return text_encoders(self.configs, DTYPES[self.params.model.dtype])
 
     def adapter(self, name: str) -> list[nn.Parameter]:
@@ -142,20 +123,15 @@ class MetaModels:
         """Bytes of the layers of a transformer that carry an adapter, in its own dtype."""
         return size_of(layer.get_base_layer() for layer in self.bank.layers("fake"))[1]
 
-    def block_sizes(self) -> list[int]:
-        """Bytes of each of a transformer's blocks without its adapters."""
+    def block_sizes(self) -> list[tuple[int, int]]:
+        """Bytes of each of a transformer's blocks without its adapters, and of its layers that carry one; of these 0 in
+        full mode."""
         sizes = []
         for block in transformer_blocks(self.transformer):
             own = [tensor for key, tensor in block.named_parameters() if self.bank.full or ".lora_" not in key]
-            sizes.append(sum(tensor.numel() * tensor.element_size() for tensor in own))
-        return sizes
-
-    def adapted_in_blocks(self) -> list[int]:
-        """Of the bytes of each block, those of the layers that carry an adapter; 0 in full mode."""
-        sizes = []
-        for block in transformer_blocks(self.transformer):
             modules = set(block.modules())
-            sizes.append(size_of(one.get_base_layer() for one in self.bank.layers("fake") if one in modules)[1])
+            adapted = size_of(layer.get_base_layer() for layer in self.bank.layers("fake") if layer in modules)[1]
+            sizes.append((sum(tensor.nbytes for tensor in own), adapted))
         return sizes
 
     @cached_property
@@ -172,7 +148,9 @@ class MetaModels:
 
     def cond(self, rows: int) -> Conditioning:
         """Conditioning of B prompts as the text cache gives it."""
-        return conditioning(self.shapes, rows, DTYPES[self.params.cache_teacher.storage_dtype])
+        dtype = DTYPES[self.params.cache_teacher.storage_dtype]
+        empty = {name: torch.empty(rows, *shape, dtype=dtype, device=META) for name, shape in self.shapes.items()}
+        return Conditioning(empty)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -189,10 +167,8 @@ class MetaModels:
         return self.bank.velocity(role, x, sigma, cond, guidance=guidance, null=self.cond(1))
 
     def row_bytes(self) -> int:
-        """Bytes of one prompt's conditioning."""
         width = DTYPES[self.params.cache_teacher.storage_dtype].itemsize
         return sum(torch.Size(shape).numel() for shape in self.shapes.values()) * width
 
     def latent_bytes(self) -> int:
-        """Bytes of one latent."""
         return 4 * torch.Size(self.backbone.latent_shape()).numel()

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from rtdmd.backbones import Conditioning, PipelineBackbone, family_module
+from rtdmd.backbones import PipelineBackbone, family_module
 from rtdmd.backbones.parts import fitting_size
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json
 from rtdmd.common.model_files import INDEX, bring_back, model_index, parts_of
-from rtdmd.common.torch_setup import DTYPES, quiet_imports
-from rtdmd.plan.cost_counter import META, empty
+from rtdmd.common.torch_setup import quiet_imports
+from rtdmd.plan.cost_counter import META
 from rtdmd.plan.published import TEACHERS
 
 if TYPE_CHECKING:
@@ -96,13 +96,6 @@ def built_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def meta_backbone(model: ModelParams, configs: Mapping[str, dict[str, Any]]) -> PipelineBackbone:
-    """Our backbone, transformer and decoder on the meta device; errors as in `backbone_of`."""
-    dtype = DTYPES[model.dtype]
-    parts = {name: diffusers_part(configs[name], dtype) for name in ("transformer", "vae")}
-    return backbone_of(parts, model, configs)
-
-
 def backbone_of(
     parts: Mapping[str, nn.Module], model: ModelParams, configs: Mapping[str, dict[str, Any]]
 ) -> PipelineBackbone:
@@ -113,7 +106,11 @@ def backbone_of(
     own = family_module(model.family)
     accepted = inspect.signature(own.PIPELINE).parameters
     required = [name for name, about in accepted.items() if about.default is inspect.Parameter.empty]
-    pipeline = own.PIPELINE(**(dict.fromkeys(required) | dict(parts) | {"scheduler": _scheduler()}))
+    with quiet_imports():
+        from diffusers import FlowMatchEulerDiscreteScheduler
+    # Levels change no cost; the shift is that of every published base, without FLUX's growth with the image.
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    pipeline = own.PIPELINE(**(dict.fromkeys(required) | dict(parts) | {"scheduler": scheduler}))
     return backbone_on(pipeline, model, configs)
 
 
@@ -124,13 +121,6 @@ def backbone_on(pipeline: Any, model: ModelParams, configs: Mapping[str, dict[st
     size = fitting_size(model, len(configs["vae"]["block_out_channels"]), patch, model.teacher)
     backbone: PipelineBackbone = own.BACKBONE(pipeline, size, model.max_sequence_length)
     return backbone
-
-
-def _scheduler() -> Any:
-    """Levels change no cost; the shift is that of every published base, without FLUX's growth with the image."""
-    with quiet_imports():
-        from diffusers import FlowMatchEulerDiscreteScheduler
-    return FlowMatchEulerDiscreteScheduler(shift=3.0)
 
 
 def diffusers_part(config: Mapping[str, Any], dtype: torch.dtype, device: torch.device = META) -> nn.Module:
@@ -165,8 +155,3 @@ def text_encoders(configs: Mapping[str, dict[str, Any]], dtype: torch.dtype) -> 
 def text_shapes(model: ModelParams, configs: Mapping[str, dict[str, Any]]) -> dict[str, tuple[int, ...]]:
     """Shape of one prompt's conditioning, by tensor, as the family's `encode` gives it."""
     return family_module(model.family).text_shapes(model, configs)
-
-
-def conditioning(shapes: Mapping[str, tuple[int, ...]], rows: int, dtype: torch.dtype) -> Conditioning:
-    """Conditioning of ``rows`` prompts on the meta device."""
-    return Conditioning(empty(shapes, rows, dtype))

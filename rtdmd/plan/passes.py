@@ -23,17 +23,14 @@ those with a gradient."""
 
 
 def summed(*parts: Mapping[str, float]) -> Rows:
-    """The rows of all parts together."""
     return {name: sum(part.get(name, 0.0) for part in parts) for part in parts for name in part}
 
 
 def scaled(part: Mapping[str, float], factor: float) -> Rows:
-    """``factor`` times the rows."""
     return {name: factor * count for name, count in part.items()}
 
 
 def learned(role: str, rows: float) -> Rows:
-    """Forward and backward."""
     return {f"{role} forward": rows, f"{role} backward": rows}
 
 
@@ -72,7 +69,6 @@ def pairs(consistency: ConsistencyParams) -> int:
 
 
 def rtdmd_rows(params: Params) -> Rows:
-    """One epoch of stage two."""
     return summed(*rtdmd_parts(params).values())
 
 

@@ -8,7 +8,7 @@ start that has nothing to do asks for nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,36 +88,31 @@ def plan_resources(params: Params, root: Path = Path(".")) -> dict[str, dict[str
 
 
 def plan_key(params: Params, root: Path) -> str:
-    """The hash of all that the plan is made from."""
     tree = params.model_dump(mode="json")
     code = {name: sha256_tree(Path(__file__).parents[1] / name) for name in CODE}
     bases = {params.model.teacher, params.model.of_student().teacher}
-    shapes = {base: _configs(root / base) for base in bases if not means_hub(base)}
+    shapes = {}
+    for base in bases:
+        if not means_hub(base):
+            configs = sorted((root / base).glob("*/config.json"))
+            shapes[base] = {path.parent.name: path.read_text(encoding="utf-8") for path in configs}
     values = {name: tree[name] for name in PARTS} | {"sets": tree["prepare_prompts"]["sets"], "run": tree["run"]}
     return hash_of({"params": values, "code": code, "shapes": shapes})[:16]
 
 
-def _configs(teacher: Path) -> dict[str, str]:
-    return {path.parent.name: path.read_text(encoding="utf-8") for path in sorted(teacher.glob("*/config.json"))}
-
-
 def resources_of(plan: Plan, params: Params) -> dict[str, Resources]:
-    """`Resources` of each stage that computes."""
     cuda = params.run.device == "cuda"
     found = {}
     for name, stage in plan.stages.items():
         memory = stage.memory
-        held = memory.host + (weights_of(memory.parts) if cuda else memory.peak)
+        # Of what stays on a GPU the host holds the weights once, on their way there.
+        weights = sum(memory.parts.get(part, 0.0) for part in WEIGHTS)
+        held = memory.host + (weights if cuda else memory.peak)
         one = _resources(held, _minutes(stage, params), cuda)
         _, here = params.layout(name)
         found[name] = Resources(one.mem_mb * here, one.runtime, one.gpu * here)
     exported = max(max(memory.peak, memory.host) for memory in plan.publishing.values())  # on a GPU too: on their way
     return found | {"publish": _resources(exported, 0.0, cuda)}
-
-
-def weights_of(parts: Mapping[str, float]) -> float:
-    """Bytes of weights among what stays on the device: on a GPU the host holds them once, on their way there."""
-    return sum(parts.get(name, 0.0) for name in WEIGHTS)
 
 
 def _resources(held: float, minutes: float, cuda: bool) -> Resources:

@@ -34,10 +34,6 @@ class Scorer:
     score: Callable[[Tensor], Tensor] | None = None
     recorded: Recorded = FREE
 
-    def flops_per_image(self) -> int:
-        """Of a scorer that is not run here."""
-        return 2 * self.recorded.parameters * self.recorded.tokens
-
 
 def load_scorer(spec: RewardParams, root: Path = Path("."), device: torch.device = META) -> Scorer:
     """The reward of a params entry without its weights, or with random ones on a ``device`` that has memory; a scorer

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
+from rtdmd.common.columns import table
 from rtdmd.config import Params
 from rtdmd.plan.estimate import Plan, StagePlan, hours_of
 from rtdmd.plan.fits import fit
@@ -19,7 +20,6 @@ def size(value: float) -> str:
 
 
 def number(value: float) -> str:
-    """A count with its prefix."""
     for factor, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
         if value >= factor:
             return f"{value / factor:.3g} {prefix}"
@@ -27,26 +27,12 @@ def number(value: float) -> str:
 
 
 def duration(hours: float) -> str:
-    """Hours, minutes or seconds."""
     if hours >= 1:
         return f"{hours:.1f} h"
     return f"{hours * 60:.1f} min" if hours * 60 >= 1 else f"{hours * 3600:.1f} s"
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells in columns: the first to the left, the others to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
-
-
 def plan_text(plan: Plan, params: Params, gpu: str) -> str:
-    """The whole plan, for one kind of GPU."""
     stages = list(plan.stages.values())
     device = GPUS[gpu]
     dtype = params.model.dtype

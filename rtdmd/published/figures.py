@@ -44,7 +44,6 @@ class Cell:
 
     @property
     def difference(self) -> float | None:
-        """Ours less the published figure."""
         if self.ours is None or self.published is None:
             return None
         return self.ours - float(self.published)
@@ -85,7 +84,6 @@ def cells_of(table: Table, metrics_of: Callable[[Row], Mapping[str, Any] | None]
 
 
 def rows_of(table: Table, cells: Sequence[Cell]) -> Iterator[tuple[Row, Sequence[Cell]]]:
-    """The cells by row."""
     for number, row in enumerate(table.rows):
         yield row, cells[number * len(table.columns) : (number + 1) * len(table.columns)]
 

@@ -57,7 +57,6 @@ class Run:
 
     @property
     def changed(self) -> bool:
-        """Whether it differs from its preset."""
         return bool(self.method or self.changes or self.rewards or self.checkpoint)
 
 

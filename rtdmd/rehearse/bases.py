@@ -19,12 +19,13 @@ from torch import nn
 
 from rtdmd.backbones import family_module
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import load_tensors, save_tensors, write_json
+from rtdmd.common.files import load_tensors, write_json
 from rtdmd.common.rng import key_seed
 from rtdmd.common.torch_setup import quiet_imports, quiet_loading
 from rtdmd.config.families import FAMILIES
 from rtdmd.plan.published import SCHEDULERS, TEACHERS
 from rtdmd.rehearse.layouts import EVERYWHERE, LAYOUTS, Layout
+from rtdmd.rehearse.reward_models.files import write_shards
 from rtdmd.rehearse.shrink import NARROWER, shrunk
 from rtdmd.rehearse.stand_in import StandIn
 from rtdmd.rehearse.tokenizers import WORDS, write_clip, write_qwen, write_t5
@@ -108,7 +109,10 @@ def write_base(folder: Path, *, family: str, name: str, layout: Layout, words: S
     write_json(folder / "scheduler/scheduler_config.json", {"_class_name": scheduler} | levels)
     write_json(folder / "model_index.json", index)
     for part, count in layout.shards.items():
-        _split(folder / part, count)
+        single = next((folder / part).glob("*.safetensors"))
+        tensors, about = load_tensors(single)
+        write_shards(tensors, single, count, about)
+        single.unlink()
     for part in layout.variants:
         _copy_as_variant(folder / part)
     for file in (*EVERYWHERE, *layout.beside):
@@ -126,22 +130,6 @@ def _module(config: dict[str, Any]) -> Any:
         module.bn.running_mean.normal_(0, 0.3)
         module.bn.running_var.uniform_(0.5, 2.0)
     return module
-
-
-def _split(part: Path, count: int) -> None:
-    """The part's one file of weights as ``count`` shards with their index."""
-    single = next(part.glob("*.safetensors"))
-    tensors, about = load_tensors(single)
-    names = sorted(tensors)
-    table: dict[str, str] = {}
-    for shard in range(count):
-        held = names[shard * len(names) // count : (shard + 1) * len(names) // count]
-        file = f"{single.stem}-{shard + 1:05}-of-{count:05}.safetensors"
-        save_tensors({name: tensors[name] for name in held}, part / file, about)
-        table |= dict.fromkeys(held, file)
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    write_json(part / f"{single.name}.index.json", {"metadata": {"total_size": size}, "weight_map": table})
-    single.unlink()
 
 
 def _copy_as_variant(part: Path) -> None:

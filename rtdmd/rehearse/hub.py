@@ -93,7 +93,6 @@ class Handler(BaseHTTPRequestHandler):
         """Quiet."""
 
     def reply(self, name: str, function: Method, match: re.Match[str]) -> None:
-        """Answer a request of the route ``name``."""
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.send(self.carry_out(function, match, body))
 
@@ -137,7 +136,6 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(403, f"Access to {repo} is restricted and you are not in the authorized list.", "GatedRepo")
 
     def files_at(self, repo: str, revision: str) -> tuple[str, dict[str, Blob]]:
-        """The commit of a revision and its files by path."""
         found = self.repository(repo)
         oid = found.resolve(revision)
         if oid is None:
@@ -164,12 +162,10 @@ class Handler(BaseHTTPRequestHandler):
 
     @route("tree", "GET", f"{API}/tree/(?P<revision>[^/]+)")
     def tree(self, _: bytes, repo: str, revision: str) -> Answer:
-        """All files of a revision."""
         self.readable(repo)
         return json_answer([self.entry(path, blob) for path, blob in self.files_at(repo, revision)[1].items()])
 
     def entry(self, path: str, blob: Blob) -> dict[str, Any]:
-        """A file in a list."""
         size = len(self.hub.bytes_of(blob))
         lfs = {} if blob.lfs is None else {"lfs": {"oid": blob.lfs, "size": size, "pointerSize": 130}}
         return {"type": "file", "path": path, "size": size, "oid": git_oid(blob), **lfs}
@@ -256,12 +252,10 @@ class Hub:
         return Blob(lfs=oid)
 
     def bytes_of(self, blob: Blob) -> bytes:
-        """The content of a file."""
         return blob.data if blob.data is not None else self.objects[blob.lfs or ""]
 
 
 def refused(refusal: Refusal) -> Answer:
-    """An error as the Hub says it."""
     status, headers, body = json_answer({"error": str(refusal)}, refusal.status)
     headers["X-Error-Message"] = str(refusal)
     if refusal.code is not None:
@@ -270,5 +264,4 @@ def refused(refusal: Refusal) -> Answer:
 
 
 def json_answer(value: Any, status: int = 200) -> Answer:
-    """A value as JSON."""
     return status, {"Content-Type": "application/json"}, json.dumps(value).encode()

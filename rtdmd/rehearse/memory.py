@@ -60,7 +60,12 @@ def held(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return held_by_tensors()
+    storages: dict[int, int] = {}  # each once
+    for found in every_tensor():
+        if found.device.type == "cpu":
+            storage = found.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
 
 
 class Peak:
@@ -79,19 +84,8 @@ class Peak:
             self.start = resident("VmRSS")
 
     def bytes(self) -> int:
-        """Of the most so far."""
         most = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else resident("VmHWM")
         return self.base + most - self.start
-
-
-def held_by_tensors() -> int:
-    """Bytes of the storages of all tensors of this process that have memory here, each once."""
-    storages: dict[int, int] = {}
-    for found in every_tensor():
-        if found.device.type == "cpu":
-            storage = found.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
 
 
 def every_tensor() -> list[torch.Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -45,7 +45,6 @@ class File:
 
     @property
     def is_tagged(self) -> bool:
-        """Whether its prompts are of all of GenEval's tags."""
         provided = {reward for name in self.sources for reward in SOURCES[name].provides}
         return not provided.isdisjoint(DETAILED) or not set(self.rewards).isdisjoint(DETAILED)
 
@@ -132,8 +131,8 @@ def file_text(file: File, sources: Sequence[Source]) -> str:
         return _table(rows, SEPARATORS[suffix])
     if suffix == ".json":
         return json.dumps(rows, ensure_ascii=False, indent=1) + "\n"
-    line: Callable[[Row], str] = _line_of if suffix == ".jsonl" else _prompt_of
-    return "".join(f"{line(row)}\n" for row in rows)
+    lines = [json.dumps(row, ensure_ascii=False) if suffix == ".jsonl" else str(row["prompt"]) for row in rows]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _rows(file: File, source: Source) -> list[Row]:
@@ -154,14 +153,6 @@ def _rows(file: File, source: Source) -> list[Row]:
     rows = [more | row for row in first.published(source)]
     table = PurePosixPath(file.path).suffix in SEPARATORS
     return rows if table else [{"prompt": source.prompt} | row for row in rows]
-
-
-def _line_of(row: Row) -> str:
-    return json.dumps(row, ensure_ascii=False)
-
-
-def _prompt_of(row: Row) -> str:
-    return str(row["prompt"])
 
 
 def _table(rows: Sequence[Row], separator: str) -> str:

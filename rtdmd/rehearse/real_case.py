@@ -71,14 +71,6 @@ class Case:
         cut = f", {blocks} of {self.blocks} blocks"
         return replace(self, configs=shallower(self.configs, blocks), cut=cut, shared={})
 
-    def of_one_image(self) -> Case:
-        """Each pass on a single image."""
-        return replace(self, size=1)
-
-    def compiled(self, stage: str, turned: bool) -> Case:
-        """With the stage's ``compile`` as given."""
-        return self.changed({stage: {"compile": turned}})
-
     def small(self) -> Case:
         """Updates of two images, each of them with the generator's."""
         every = {"train_acdmd": {"recipe": "custom", "generator_every": 1}}
@@ -90,7 +82,6 @@ class Case:
 
     @cached_property
     def sized(self) -> Params:
-        """The settings of the updates that run."""
         one = self.params.train_acdmd
         two = self.params.train_rtdmd
         n = self.size
@@ -126,13 +117,11 @@ class Case:
         return self.shared["costs"]
 
     def memory(self, stage: str) -> Memory:
-        """Of the updates that run, in this one process."""
-        return _MEMORY[stage](self.costs.sized(self.sized), 1)
+        return _MEMORY[stage](self.costs, self.sized, 1)
 
     def flops(self, stage: str) -> float:
-        """Of an update that runs."""
         steps = self.sized.train_acdmd.generator_every if stage == "train_acdmd" else 1
-        return steps * flops_of(_ROWS[stage](self.sized), self.costs.sized(self.sized), stage)
+        return steps * flops_of(_ROWS[stage](self.sized), self.costs, stage)
 
     def speed(self, device: torch.device, dtype: str | None = None) -> float | None:
         """FLOP/s that a plan reckons with; None on a GPU that it does not know."""
@@ -155,12 +144,12 @@ class Case:
         images = p.batch_size if first else p.prompts_per_epoch * p.group_size
         updates = p.iterations if first else p.epochs
         speed = self.speed(device)
-        flops = flops_of(_ROWS[stage](self.params), self.costs.sized(self.params), stage)
+        flops = flops_of(_ROWS[stage](self.params), self.costs, stage)
         for count in counts:
             if images % count == 0:
                 seconds = images / (samples * count)
                 planned = "-" if speed is None else f"{flops / (speed * count):.3g}"
-                peak = size(_MEMORY[stage](self.costs.sized(self.params), count).peak)
+                peak = size(_MEMORY[stage](self.costs, self.params, count).peak)
                 yield str(count), f"{seconds:.3g}", planned, duration(seconds * updates / 3600), peak
 
 
@@ -188,14 +177,12 @@ def measured_updates(case: Case, stage: str, count: int, device: torch.device) -
 
 
 def losses_of(case: Case, stage: str, dtype: str, device: torch.device) -> dict[str, float]:
-    """The values of a first update in a precision."""
     held(device)
     _, update = _opened(case.changed({"model": {"dtype": dtype}}), stage, device)
     return update(0)
 
 
 def _opened(case: Case, stage: str, device: torch.device) -> tuple[list[Learner], Update]:
-    """What learns in a stage, and its update."""
     params = case.sized
     second = stage == "train_rtdmd"
     backbone = random_backbone(params, case.configs, device, vae=second)

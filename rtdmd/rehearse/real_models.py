@@ -95,7 +95,6 @@ class RandomReward:
 
     @staticmethod
     def of(scorer: Scorer, device: torch.device) -> RandomReward:
-        """On ``device``."""
         size = scorer.recorded.parameters * scorer.recorded.width
         weights = torch.zeros(size, dtype=torch.uint8, device=device)
         return RandomReward(scorer.name, scorer.differentiable, scorer, weights)

@@ -14,18 +14,19 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rtdmd.common.columns import table
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import write_atomic
 from rtdmd.common.torch_setup import configure
 from rtdmd.oracle.setting import Setting
 from rtdmd.oracle.statements import check_all
-from rtdmd.plan.text import GIB, duration, size, table
+from rtdmd.plan.text import GIB, duration, size
 from rtdmd.rehearse import MEASUREMENTS, STAGES
 from rtdmd.rehearse.memory import available
 from rtdmd.rehearse.real_case import LOSSES, Case, losses_of, measured_updates
@@ -77,7 +78,6 @@ class Row:
 
     @property
     def empty(self) -> bool:
-        """Nothing was measured."""
         return self.seconds is None and self.note.startswith(("left out", "did not fit", "stopped"))
 
     def marked(self, figure: str) -> str:
@@ -85,7 +85,6 @@ class Row:
         return f"{figure} ({self.timed})" if self.timed else figure
 
     def line(self) -> str:
-        """For the terminal."""
         said = [f"{self.model} {self.stage} {self.what}:".replace("  ", " ")]
         if self.seconds is not None:
             planned = "" if self.planned_seconds is None else f" (planned {self.planned_seconds:.3g})"
@@ -206,11 +205,10 @@ def planned_measurements(
     if "compile" in options.measure:
         for name, case, stage in asked:
             turned = not getattr(case.params, stage).compile
-            yield _updates(name, case.compiled(stage, turned), stage, options, device)
+            yield _updates(name, case.changed({stage: {"compile": turned}}), stage, options, device)
 
 
 def _updates(name: str, case: Case, stage: str, options: Options, device: torch.device) -> tuple[Row, float, Measure]:
-    """One stage for a few updates."""
     compiled = getattr(case.params, stage).compile
     row = Row(name, stage, f"{case.params.model.dtype}{', compile: true' if compiled else ''}{case.cut}")
     row.images = case.images(stage)
@@ -278,7 +276,7 @@ def require_device(cases: Mapping[str, Case], options: Options) -> None:
         return
     cpu = torch.device("cpu")
     free = available(cpu)
-    offered = {name: case.of_one_image() for name, case in cases.items()}
+    offered = {name: replace(case, size=1) for name, case in cases.items()}
     blocks = None
     while (most := _most(offered, options)) * ROOM > free and blocks != 1:
         blocks = max(1, min(case.blocks for case in offered.values()) // 2)

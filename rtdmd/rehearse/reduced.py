@@ -13,70 +13,79 @@ from typing import TYPE_CHECKING, Any
 from rtdmd.common.pins import UNPINNED
 from rtdmd.config.load import validate
 from rtdmd.config.presets import merged
+from rtdmd.rehearse import STAGES
 
 if TYPE_CHECKING:
     from rtdmd.config import ModelParams, Params
-    from rtdmd.config.results import SuiteParams
-    from rtdmd.config.suites import SetParams
     from rtdmd.config.training import TrainingParams
 
 REPOSITORY = "rehearsal/student"
 RATE = 1e-3
 SMALLEST = 64  # pixels: a model that draws this is not reduced
+AT_MOST = {
+    "model.teacher_steps": 2,
+    "adapter.rank": 4,
+    "cache_teacher.batch_size": 4,
+    "train_acdmd.processes": 2,
+    "train_acdmd.generator_every": 2,
+    "train_acdmd.warmup": 1,
+    "train_acdmd.batch_size": 4,
+    "train_acdmd.image_log_every": 1,
+    "train_acdmd.watch.max_prompts": 2,
+    "train_rtdmd.processes": 2,
+    "train_rtdmd.prompts_per_epoch": 2,
+    "train_rtdmd.group_size": 2,
+    "train_rtdmd.ema_every": 2,
+    "train_rtdmd.annealing.epochs": 2,
+    "train_rtdmd.validation.every": 1,
+    "train_rtdmd.validation.prompts": 2,
+    "train_rtdmd.validation.images": 2,
+    "train_rtdmd.image_log_every": 1,
+    "train_rtdmd.watch.max_prompts": 2,
+    "evaluate.batch_size": 4,
+    "report.grid_prompts": 2,
+}
+"""Key -> the largest value that it keeps."""
+SUITES_AT_MOST = {
+    "images_per_tag": 1,
+    "images_per_prompt": 2,
+    "max_prompts": 2,
+    "reference_images": 24,
+    "teacher_images": 24,
+}
+"""The same of each suite of evaluate."""
+_IN_BOTH = {
+    "recipe": "custom: the section was held to it before",
+    "shard_group": "at most the processes",
+    "save_every": "half of the steps at most",
+    "log_every": "1",
+    "generator_optimizer.lr": f"{RATE:g} at least, so that the gate sees the student after so few steps",
+    "fake_optimizer.lr": f"{RATE:g} at least",
+    "watch.every": "at most the number of steps",
+    "watch.images": "1",
+    "watch.suites.resolution": "as model.resolution",
+}
 REDUCED = {
     "run.device": "cpu where there is no GPU",
     "run.threads": "1",
     "run.gpus_per_node": "null: one machine rehearses",
     "model.resolution": "a sixteenth, 32 at least, a multiple of 16; 64 and below as it is",
     "model.width": "as model.resolution",
-    "model.teacher_steps": "at most 2",
-    "adapter.rank": "at most 4",
     "adapter.alpha": "in proportion to the rank",
-    "cache_teacher.batch_size": "at most 4",
-    "train_acdmd.recipe": "custom: the section was held to it before",
     "train_acdmd.iterations": "two updates of the generator",
-    "train_acdmd.generator_every": "at most 2",
-    "train_acdmd.warmup": "at most 1",
-    "train_acdmd.batch_size": "at most 4",
     "train_acdmd.micro_batch": "half of a process's batch where it was less than all of it",
-    "train_rtdmd.recipe": "custom: the section was held to it before",
     "train_rtdmd.epochs": "2",
-    "train_rtdmd.prompts_per_epoch": "at most 2",
-    "train_rtdmd.group_size": "at most 2",
     "train_rtdmd.fake_batch_size": "in proportion to the rollout",
     "train_rtdmd.last_step_batch_size": "in proportion to the rollout",
     "train_rtdmd.micro_batch": "half of a process's images where it was less than all of them",
-    "train_rtdmd.ema_every": "at most 2",
-    "train_rtdmd.annealing.epochs": "at most 2",
-    "train_rtdmd.validation.every": "at most 1",
-    "train_rtdmd.validation.prompts": "at most 2",
-    "train_rtdmd.validation.images": "at most 2",
-    "evaluate.batch_size": "at most 4",
-    "evaluate.suites.images_per_tag": "at most 1",
-    "evaluate.suites.images_per_prompt": "at most 2",
-    "evaluate.suites.max_prompts": "at most 2",
-    "evaluate.suites.reference_images": "at most 24",
-    "evaluate.suites.teacher_images": "at most 24",
     "evaluate.suites.resolution": "as model.resolution",
-    "report.grid_prompts": "at most 2",
     "publish.repo_id": f"{REPOSITORY} where there is none, so that an upload can be shown",
     "publish.dry_run": "true",
 }
-"""Key -> what becomes of it; those of both training stages are in `REDUCED_IN_BOTH`."""
-REDUCED_IN_BOTH = {
-    "processes": "at most 2",
-    "shard_group": "at most the processes",
-    "save_every": "half of the steps at most",
-    "image_log_every": "at most 1",
-    "log_every": "1",
-    "generator_optimizer.lr": f"{RATE:g} at least, so that the gate sees the student after so few steps",
-    "fake_optimizer.lr": f"{RATE:g} at least",
-    "watch.every": "at most the number of steps",
-    "watch.max_prompts": "at most 2",
-    "watch.images": "1",
-    "watch.suites.resolution": "as model.resolution",
-}
-REDUCED |= {f"{stage}.{key}": to for stage in ("train_acdmd", "train_rtdmd") for key, to in REDUCED_IN_BOTH.items()}
+"""Key -> what becomes of it, of every key that changes."""
+REDUCED |= {f"{stage}.{key}": to for stage in STAGES for key, to in _IN_BOTH.items()}
+REDUCED |= {key: f"at most {most}" for key, most in AT_MOST.items()}
+REDUCED |= {f"evaluate.suites.{key}": f"at most {most}" for key, most in SUITES_AT_MOST.items()}
 
 
 def filled_in(params: Params) -> Params:
@@ -109,34 +118,31 @@ def leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 def reduced(params: Params, device: str) -> Params:
     """``params`` with the keys of `REDUCED` made small; device: where this machine computes."""
-    model = params.model
-    adapter = params.adapter
-    rank = min(adapter.rank, 4)
+    tree = params.model_dump(mode="json")
+    for key, section, name in leaves(tree):
+        if key in AT_MOST:
+            section[name] = min(section[name], AT_MOST[key])
+    for suite in tree["evaluate"]["suites"]:
+        suite["max_prompts"] = suite["max_prompts"] or SUITES_AT_MOST["max_prompts"]
+        suite |= {key: min(suite[key], most) for key, most in SUITES_AT_MOST.items() if suite[key] is not None}
+    watched = [suite for stage in STAGES for suite in tree[stage]["watch"]["suites"]]
+    for suite in [*tree["evaluate"]["suites"], *watched]:
+        suite["resolution"] = suite["resolution"] and small_side(suite["resolution"])
+    alpha = round(params.adapter.alpha * tree["adapter"]["rank"] / params.adapter.rank)
     changes: dict[str, Any] = {
         "run": {"device": device, "threads": 1, "gpus_per_node": None},
-        "model": {
-            "resolution": small_side(model.resolution),
-            "width": small_width(model),
-            "teacher_steps": min(model.teacher_steps, 2),
-        },
-        "adapter": {"rank": rank, "alpha": max(1, round(adapter.alpha * rank / adapter.rank))},
-        "cache_teacher": {"batch_size": min(params.cache_teacher.batch_size, 4)},
-        "train_acdmd": _stage_one(params),
-        "train_rtdmd": _stage_two(params),
-        "evaluate": {
-            "batch_size": min(params.evaluate.batch_size, 4),
-            "suites": [_suite(suite) for suite in params.evaluate.suites],
-        },
-        "report": {"grid_prompts": min(params.report.grid_prompts, 2)},
+        "model": {"resolution": small_side(params.model.resolution), "width": small_width(params.model)},
+        "adapter": {"alpha": max(1, alpha)},
+        "train_acdmd": _stage_one(params, tree["train_acdmd"]),
+        "train_rtdmd": _stage_two(params, tree["train_rtdmd"]),
         "publish": {"repo_id": params.publish.repo_id or REPOSITORY, "dry_run": True},
     }
-    return validate(merged(params.model_dump(mode="json"), changes), "rehearsal")
+    return validate(merged(tree, changes), "rehearsal")
 
 
 def with_processes(params: Params, count: int) -> Params:
     """Both training stages in so many processes. UserError where a batch or rollout cannot be shared by them."""
-    stages = {stage: {"processes": count} for stage in ("train_acdmd", "train_rtdmd")}
-    changes = {"run": {"gpus_per_node": None}, **stages}
+    changes = {"run": {"gpus_per_node": None}} | {stage: {"processes": count} for stage in STAGES}
     return validate(merged(params.model_dump(mode="json"), changes), f"--processes {count}")
 
 
@@ -152,90 +158,45 @@ def small_width(model: ModelParams) -> int | None:
     return small_side(model.width)
 
 
-def _stage_one(params: Params) -> dict[str, Any]:
+def _stage_one(params: Params, small: dict[str, Any]) -> dict[str, Any]:
+    """What changes beside ``small``, the stage's section with what `AT_MOST` makes of it."""
     stage = params.train_acdmd
-    every = min(stage.generator_every, 2)
-    iterations = 2 * every if stage.iterations else 0
-    processes = min(stage.processes, 2)
-    batch = min(stage.batch_size, 4)
+    iterations = 2 * small["generator_every"] if stage.iterations else 0
+    shares = stage.batch_size // stage.processes, small["batch_size"] // small["processes"]
     return {
-        "recipe": "custom",
         "iterations": iterations,
-        "generator_every": every,
-        "warmup": min(stage.warmup, 1),
-        "batch_size": batch,
-        "micro_batch": _micro_batch(stage.micro_batch, stage.batch_size // stage.processes, batch // processes),
-        **_both(stage, processes, iterations),
+        "micro_batch": _micro_batch(stage.micro_batch, *shares),
+        **_both(stage, small["processes"], iterations),
     }
 
 
-def _stage_two(params: Params) -> dict[str, Any]:
+def _stage_two(params: Params, small: dict[str, Any]) -> dict[str, Any]:
     stage = params.train_rtdmd
     epochs = 2
-    processes = min(stage.processes, 2)
-    prompts = min(stage.prompts_per_epoch, 2)
-    group = min(stage.group_size, 2)
-    images = prompts * group
+    processes = small["processes"]
+    images = small["prompts_per_epoch"] * small["group_size"]
     before = stage.prompts_per_epoch * stage.group_size
-    validation = stage.validation
     return {
-        "recipe": "custom",
         "epochs": epochs,
-        "prompts_per_epoch": prompts,
-        "group_size": group,
         "fake_batch_size": max(processes, stage.fake_batch_size * images // before),
         "last_step_batch_size": max(processes, stage.last_step_batch_size * images // before),
         "micro_batch": _micro_batch(stage.micro_batch, before // stage.processes, images // processes),
-        "ema_every": min(stage.ema_every, 2),
-        "annealing": {"epochs": min(stage.annealing.epochs, 2)},
-        "validation": {
-            "every": min(validation.every, 1),
-            "prompts": min(validation.prompts, 2),
-            "images": min(validation.images, 2),
-        },
         **_both(stage, processes, epochs),
     }
 
 
 def _both(stage: TrainingParams, processes: int, steps: int) -> dict[str, Any]:
     return {
-        "processes": processes,
+        "recipe": "custom",
         "shard_group": stage.base_shards(processes) if stage.sharding == "hybrid" else None,
         "save_every": min(stage.save_every, max(1, steps // 2)),
-        "image_log_every": min(stage.image_log_every, 1),
         "log_every": 1,
         "generator_optimizer": {"lr": max(stage.generator_optimizer.lr, RATE)},
         "fake_optimizer": {"lr": max(stage.fake_optimizer.lr, RATE)},
-        "watch": {
-            "every": min(stage.watch.every, steps),
-            "max_prompts": min(stage.watch.max_prompts, 2),
-            "images": 1,
-            "suites": [_small_set(suite) for suite in stage.watch.suites],
-        },
+        "watch": {"every": min(stage.watch.every, steps), "images": 1},
     }
 
 
 def _micro_batch(before: int, of_process: int, now: int) -> int:
     """Half of what a process has now, where it was less than all that it had; else all."""
     return max(1, now // 2) if before < of_process else max(1, now)
-
-
-def _small_set(suite: SetParams) -> dict[str, Any]:
-    tree: dict[str, Any] = suite.model_dump(mode="json", exclude_unset=True)
-    if suite.resolution is not None:
-        tree["resolution"] = small_side(suite.resolution)
-    return tree
-
-
-def _suite(suite: SuiteParams) -> dict[str, Any]:
-    tree = _small_set(suite)
-    tree["max_prompts"] = min(suite.max_prompts or 2, 2)
-    if suite.images_per_tag is not None:
-        tree["images_per_tag"] = 1
-    if suite.images_per_prompt is not None:
-        tree["images_per_prompt"] = min(suite.images_per_prompt, 2)
-    if suite.reference_images is not None:
-        tree["reference_images"] = min(suite.reference_images, 24)
-    if suite.teacher_images is not None:
-        tree["teacher_images"] = min(suite.teacher_images, 24)
-    return tree

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from rtdmd.common.columns import table
 from rtdmd.common.files import read_json
 from rtdmd.config import Params
 from rtdmd.rehearse.hub import Hub
@@ -87,12 +89,7 @@ def table_text(rows: Sequence[Row]) -> str:
     cpu = sum(row.cpu for row in rows if row.cpu is not None)
     seconds = sum(row.seconds for row in rows if row.seconds is not None)
     cells.append(("all", "", _figure(seconds, ".0f", "s"), _figure(cpu, ".0f", "s"), ""))
-    wide = [max(len(line[i]) for line in cells) for i in range(5)]
-    lines = [
-        f"{stage:{wide[0]}}  {did:{wide[1]}}  {time:>{wide[2]}}  {used:>{wide[3]}}  {memory:>{wide[4]}}"
-        for stage, did, time, used, memory in cells
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    return table(cells, left=(0, 1))
 
 
 def _figure(value: float | None, form: str, unit: str) -> str:
@@ -103,14 +100,12 @@ def downloads_text(hub: Hub) -> str:
     """What a real run would fetch: files by repository, and those that were sent more than once."""
     if not hub.fetched:
         return "downloads: none"
-    by_repo: dict[str, int] = {}
-    for fetch in hub.fetched:
-        by_repo[fetch.repo] = by_repo.get(fetch.repo, 0) + 1
+    by_repo = Counter(fetch.repo for fetch in hub.fetched)
     lying = {repo: sum(len(files) for _, _, files in hub.repos[repo].commits.values()) for repo in by_repo}
     repos = ", ".join(
         f"{repo.removeprefix(DATASETS)} {count} of {lying[repo]}" for repo, count in sorted(by_repo.items())
     )
-    lines = [f"downloads: {sum(by_repo.values())} files of {len(by_repo)} repositories ({repos})"]
+    lines = [f"downloads: {by_repo.total()} files of {len(by_repo)} repositories ({repos})"]
     lines += [f"  {one.path} of {one.repo} was fetched {n} times" for one, n in sorted(hub.fetched.items()) if n > 1]
     never = sorted(set(hub.repos) - set(by_repo))
     lines += [f"  {repo} was never read" for repo in never]

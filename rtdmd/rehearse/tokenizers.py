@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from string import ascii_lowercase
-from typing import Any
 
 from rtdmd.common.files import read_json, write_json
 from rtdmd.common.torch_setup import quiet_imports
@@ -113,7 +112,8 @@ def write_t5(folder: Path, words: Sequence[str]) -> int:
     tokenizer.save_pretrained(folder)
     marks = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     write_json(folder / "special_tokens_map.json", marks)
-    _edit_text(folder / "tokenizer_config.json", model_max_length=512)
+    about = folder / "tokenizer_config.json"
+    write_json(about, read_json(about) | {"model_max_length": 512})
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     for piece, score in _t5_pieces(words):
         model.pieces.add(piece=piece, score=score)
@@ -131,7 +131,8 @@ def write_qwen(folder: Path, words: Sequence[str]) -> int:
     marks = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "additional_special_tokens": QWEN_MARKS[1:]}
     write_json(folder / "added_tokens.json", added)
     write_json(folder / "special_tokens_map.json", marks)
-    _edit_text(folder / "tokenizer_config.json", model_max_length=131072)
+    about = folder / "tokenizer_config.json"
+    write_json(about, read_json(about) | {"model_max_length": 131072})
     return len(tokenizer)
 
 
@@ -141,7 +142,3 @@ def write_vocabulary(folder: Path, vocabulary: dict[str, int], merges: Merges) -
     (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _edit_text(path: Path, **entries: Any) -> None:
-    write_json(path, read_json(path) | entries)

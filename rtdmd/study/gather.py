@@ -182,7 +182,6 @@ def difference(runs: Sequence[Run], others: Sequence[Run], figure: str = HEADLIN
 
 
 def title_of(name: str) -> str:
-    """A run's name for people."""
     return TITLES[name] if name in TITLES else METHODS[name].title
 
 

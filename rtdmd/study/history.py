@@ -73,7 +73,6 @@ def checkpoints(folder: Path, params: Params) -> list[Path]:
 
 
 def last_epoch(folder: Path) -> int:
-    """The epoch at which the run's training ended."""
     x_name, columns = read_curves(folder / "results" / STAGE / "curves.csv")
     return int(columns[x_name][-1] or 0)
 

@@ -31,7 +31,6 @@ _HOW = (
 
 
 def figure_label(name: str) -> str:
-    """A figure's name for people."""
     return LABELS.get(name, score_label(name))
 
 

@@ -115,7 +115,6 @@ class SweepPlan(Section):
         return list(TIME_FILES) if self.time_to_reward else []
 
     def runs(self) -> list[str]:
-        """Names of the runs of one seed."""
         return [TEACHER, BASE, *self.methods]
 
 
@@ -169,5 +168,4 @@ def settings_of(base: Params, plan: SweepPlan) -> Callable[[Any], dict[str, Any]
 
 
 def run_folder(root: Path, plan: SweepPlan, run: str, seed: int) -> Path:
-    """The run's folder."""
     return root / plan.folder / f"{run}-{seed}"

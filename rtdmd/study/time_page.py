@@ -56,13 +56,11 @@ def write_time(root: Path, plan: SweepPlan, base: Params) -> Section | None:
 
 
 def header(stage: str) -> list[str]:
-    """The columns of `rows`."""
     names = [f"{UNITS[stage]}s", "passes", "seconds", "excess divergence"]
     return ["method", "strict score", "reached", *names, "share of passes"]
 
 
 def rows(lines: Sequence[Line], against: Sequence[str]) -> list[list[str]]:
-    """The lines of one stage as a table's cells."""
     out = []
     for line in lines:
         scores = sorted(run.level for run in line.runs)
@@ -103,7 +101,6 @@ def share(line: Line, lines: Sequence[Line], against: Sequence[str]) -> tuple[fl
 
 
 def share_text(line: Line, lines: Sequence[Line], against: Sequence[str]) -> str:
-    """The share for a table."""
     found = share(line, lines, against)
     if found is None:
         return "–"

@@ -84,7 +84,6 @@ class Line:
 
     @property
     def stage(self) -> str:
-        """Of the method."""
         return stage_of(self.name)
 
     def values(self, figure: str) -> list[float]:

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from rtdmd.oracle.mixture import gaussian, hermite, ring
-from rtdmd.oracle.quadrature import mixture_nodes, relative_entropy
+from rtdmd.oracle.mixture import gaussian, hermite, mixture_nodes, relative_entropy, ring
 
 MIXTURE = ring()
 PROMPT = torch.arange(12) % 3

@@ -6,8 +6,7 @@ import torch
 from rtdmd.flow import matching
 from rtdmd.oracle import reinforcement
 from rtdmd.oracle.identities import LINEAR
-from rtdmd.oracle.mixture import Mixture, gaussian, ring
-from rtdmd.oracle.quadrature import relative_entropy
+from rtdmd.oracle.mixture import Mixture, gaussian, relative_entropy, ring
 from rtdmd.oracle.setting import Setting
 from rtdmd.oracle.statements import STATEMENTS
 from rtdmd.train import rtdmd

@@ -186,7 +186,7 @@ def test_bytes_of_an_iteration(tiny_teacher: Path, tiny_clip: Path, name: str) -
     params = small(tiny_teacher, tiny_clip, merged(BIG, ITERATIONS[name]))
     update, _ = bench._first(params, Path("/"), CPU)
     update(0)  # the optimizer's moments are there from now on
-    memory = acdmd_memory(Costs(MetaModels.of(params, Path("/"))), 1)
+    memory = acdmd_memory(Costs(MetaModels.of(params, Path("/"))), params, 1)
     assert peak_of(update, 1) == pytest.approx(sum(memory.phases[memory.phase].values()), rel=0.05)
 
 
@@ -197,7 +197,7 @@ def test_bytes_of_an_epoch(tiny_teacher: Path, tiny_clip: Path, name: str) -> No
     params = small(tiny_teacher, tiny_clip, merged(BIG, EPOCHS[name]))
     update, _ = bench._second(params, Path("/"), CPU, PROMPTS)
     update(0)  # a reward embeds each prompt once, and the optimizer's moments are there from now on
-    memory = rtdmd_memory(Costs(MetaModels.of(params, Path("/"))), 1)
+    memory = rtdmd_memory(Costs(MetaModels.of(params, Path("/"))), params, 1)
     epoch = peak_epochs(params, 2)[1]
     assert peak_of(update, epoch) == pytest.approx(sum(memory.phases[memory.phase].values()), rel=0.05)
 
@@ -216,12 +216,11 @@ def test_bytes_of_merged_layers(tiny_teacher: Path, tiny_clip: Path) -> None:
         if f".merged_{name}." in key
     )
     for changes, copies in (({}, 0), ({"stage_one_adapters": "merged"}, 1), (new["train_rtdmd"], 2)):
-        parts = rtdmd_memory(
-            Costs(MetaModels.of(small(tiny_teacher, tiny_clip, {"train_rtdmd": changes}), Path("/"))), 1
-        ).parts
+        own = small(tiny_teacher, tiny_clip, {"train_rtdmd": changes})
+        parts = rtdmd_memory(Costs(MetaModels.of(own, Path("/"))), own, 1).parts
         assert held > 0 and parts.get("merged layers", 0) == copies * held / 2
     plain, fresh = (MetaModels.of(small(tiny_teacher, tiny_clip, own), Path("/")) for own in ({}, new))
-    fewer, more = (rtdmd_memory(Costs(models), 1).parts["adapters"] for models in (plain, fresh))
+    fewer, more = (rtdmd_memory(Costs(models), models.params, 1).parts["adapters"] for models in (plain, fresh))
     assert more - fewer == plain.adapter_bytes("fake")
 
     # Sharded, a block is gathered with its copies: three blocks at once.
@@ -229,8 +228,9 @@ def test_bytes_of_merged_layers(tiny_teacher: Path, tiny_clip: Path) -> None:
         sum(tensor.nbytes for key, tensor in block.named_parameters() if ".lora_" not in key)
         for block in transformer_blocks(backbone.transformer)
     ]
-    sharded = {"train_rtdmd": new["train_rtdmd"] | {"processes": 2, "sharding": "base"}}
-    parts = rtdmd_memory(Costs(MetaModels.of(small(tiny_teacher, tiny_clip, sharded), Path("/"))), 2).parts
+    spread = {"train_rtdmd": new["train_rtdmd"] | {"processes": 2, "sharding": "base"}}
+    sharded = small(tiny_teacher, tiny_clip, spread)
+    parts = rtdmd_memory(Costs(MetaModels.of(sharded, Path("/"))), sharded, 2).parts
     assert parts["gathered blocks"] == 3 * max(blocks)
     assert parts["merged layers"] == held / 2
 
@@ -247,11 +247,13 @@ def test_bytes_of_a_sharded_base(tiny_teacher: Path, tiny_clip: Path) -> None:
     tensors, _ = load_tensors(tiny_teacher / "transformer/diffusion_pytorch_model.safetensors")
     blocks = [tensor.nbytes for name, tensor in tensors.items() if name.startswith("transformer_blocks.")]
     for memory in (acdmd_memory, rtdmd_memory):
-        parts = memory(shared, 2).parts
-        assert memory(whole, 2).parts["transformer"] - parts["transformer"] == sum(blocks) / 2
-        assert "gathered blocks" not in memory(whole, 2).parts and parts["gathered blocks"] > 0
-        assert memory(grouped, 4).parts["transformer"] == parts["transformer"]
-        assert memory(grouped, 4).parts["gathered blocks"] == parts["gathered blocks"]
+        alone, parts, groups = (
+            memory(costs, costs.models.params, count).parts for costs, count in ((whole, 2), (shared, 2), (grouped, 4))
+        )
+        assert alone["transformer"] - parts["transformer"] == sum(blocks) / 2
+        assert "gathered blocks" not in alone and parts["gathered blocks"] > 0
+        assert groups["transformer"] == parts["transformer"]
+        assert groups["gathered blocks"] == parts["gathered blocks"]
 
 
 def test_evaluation_counts_no_backward_pass(tiny_teacher: Path, tiny_clip: Path) -> None:

@@ -214,15 +214,16 @@ def test_prompts_that_other_settings_made_are_not_counted(tmp_path: Path) -> Non
         rows = [Prompt(i, text, set=f"{split}{i}").row() for i, text in enumerate(texts)]
         write_jsonl(folder / f"{split}.jsonl", rows)
     world = preset("world")
-    keys = read_pipeline(Path("."))["prepare_prompts"].params
-    assert keys == estimate.PROMPTS_FROM
+    (tmp_path / "dvc.yaml").symlink_to(Path("dvc.yaml").absolute())
+    keys = read_pipeline(tmp_path)["prepare_prompts"].params
     used = params_values(world.model_dump(mode="json"), keys)
     write_json(folder / "resolved.json", {"params": used})
-    assert estimate.prompts_of(world, tmp_path) == 5
-    assert estimate.prompts_of(preset("sd35m"), tmp_path) == estimate.UNKNOWN_PROMPTS
-    assert estimate.prompts_of(world, tmp_path / "nowhere") == estimate.UNKNOWN_PROMPTS
+    unknown = (estimate.UNKNOWN_PROMPTS, None)
+    assert estimate.prompts_of(world, tmp_path) == (5, {"eval0": 1, "eval1": 1, "eval2": 1})
+    assert estimate.prompts_of(preset("sd35m"), tmp_path) == unknown
+    assert estimate.prompts_of(world, tmp_path / "nowhere") == unknown
     write_json(folder / "resolved.json", {"of": "something else"})
-    assert estimate.prompts_of(world, tmp_path) == estimate.UNKNOWN_PROMPTS
+    assert estimate.prompts_of(world, tmp_path) == unknown
 
 
 @pytest.mark.parametrize("name", TITLES)

@@ -19,11 +19,11 @@ import time
 from collections.abc import Callable
 from dataclasses import fields
 
+from rtdmd.common.columns import table
 from rtdmd.common.rng import integers
 from rtdmd.common.torch_setup import configure
 from rtdmd.config import Params
 from rtdmd.plan.cost_counter import count_cost
-from rtdmd.plan.text import table
 from rtdmd.rehearse.memory import every_tensor, held
 from rtdmd.rehearse.real_models import Configs
 from tools.race.models import CPU, Run, Sizes, configs_of, ours, settings, theirs

@@ -73,14 +73,12 @@ class TorchDraws(Draws):
     """Random numbers from torch's generator, as the public code draws them, whatever their names."""
 
     def normal(self, name: str, groups: Tensor | None = None) -> Tensor:
-        """(B, C, H, W)."""
         if groups is None:
             return torch.randn(len(self.samples), *self.shape)
         numbers, row = torch.unique(groups, return_inverse=True)
         return torch.randn(len(numbers), *self.shape)[row]
 
     def uniform(self, name: str) -> Tensor:
-        """(B,)."""
         return torch.rand(len(self.samples))
 
 
@@ -116,7 +114,6 @@ class Side:
 
 
 def ours(params: Params, configs: Configs, stage: str) -> Run:
-    """The trainer of a stage."""
     side = Side(params, configs, stage)
     if stage == "train_acdmd":
         one = AcdmdTrainer(params, side.backbone, side.null)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,8 @@ from rtdmd.train.rtdmd import ADVANTAGE_EPS
 Records = Sequence[Mapping[str, Any]]
 
 
-class Velocities(Protocol):
-    """The roles' models."""
-
-    def __call__(self, role: str, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """v (B, C, H, W) at x; the teacher's is guided."""
-        ...
+Velocities = Callable[[str, Tensor, Tensor, Conditioning], Tensor]
+"""(role, x, sigma, cond) -> v (B, C, H, W); the teacher's is guided."""
 
 
 @dataclass
@@ -137,7 +133,6 @@ class Public:
         self.learnt["generator"].step()
 
     def batches(self, count: int) -> Iterator[slice]:
-        """Rows of each batch."""
         return micro_batches(count, self.params.train_rtdmd.micro_batch)
 
     @torch.no_grad()
@@ -146,6 +141,7 @@ class Public:
     ) -> tuple[list[Tensor], Tensor]:
         """States of all images at the K+1 levels, and their scores (R, N). A group shares the noise of the steps that
         are not trained."""
+        p = self.params.train_rtdmd
         parts = list[list[Tensor]]()
         scores = list[Tensor]()
         for rows in self.batches(len(cond)):
@@ -161,13 +157,8 @@ class Public:
                 chain.append(cps_step(x, v, level, lower, self.params.model.eta, noise))
             parts.append(chain)
             images = self.decode(chain[-1])
-            scores.append(torch.stack([self.score(spec.name, images, records[rows]) for spec in self.specs]))
+            scores.append(torch.stack([self.score(spec.name, images, records[rows]) for spec in p.rewards]))
         return [torch.cat(level) for level in zip(*parts, strict=True)], torch.cat(scores, dim=1)
-
-    @property
-    def specs(self) -> list[Any]:
-        """Stage two's rewards, as params has them."""
-        return list(self.params.train_rtdmd.rewards)
 
     def score(self, name: str, images: Tensor, records: Records) -> Tensor:
         """Of images (B, 3, H, W) by one reward, (B,)."""
@@ -206,7 +197,7 @@ class Public:
         x0 = x0_from_velocity(x, v, sigma)
         loss = p.weights.matching * self.matching(x0, tau, cond, draws)
         images = self.decode(x0)
-        graded = [spec for spec in self.specs if spec.differentiable]
+        graded = [spec for spec in p.rewards if spec.differentiable]
         total = torch.stack([spec.weight * self.score(spec.name, images, records) for spec in graded]).sum(0)
         return loss + p.weights.backprop * torch.relu(p.backprop_margin - total).mean()
 

@@ -95,7 +95,6 @@ class Bench:
     prices: Prices = field(default=WORLD)
 
     def with_settings(self, settings: Mapping[str, Any]) -> Params:
-        """The parameters of one estimator."""
         tree = self.trainer.params.model_dump(mode="json")
         return validate(merged(merged(tree, {STAGE: COMMON}), {STAGE: dict(settings)}), "an estimator")
 

@@ -115,7 +115,6 @@ def write_pickscore(folder: Path) -> Path:
 
 
 def _edit_towers(folder: Path, **entries: Any) -> None:
-    """Set entries of both towers' configurations."""
     path = folder / "config.json"
     config = read_json(path)
     for part in ("text_config", "vision_config"):

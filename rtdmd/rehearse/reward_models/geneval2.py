@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rtdmd.common.files import write_json
-from rtdmd.rehearse.reward_models.files import write_beside
+from rtdmd.rehearse.reward_models.files import write_beside, write_shards
 from rtdmd.rehearse.reward_models.qwenvl import (
     HIDDEN,
     LANGUAGE,
@@ -20,13 +19,12 @@ from rtdmd.rehearse.reward_models.qwenvl import (
     special_ids,
     token_id,
     write_image_settings,
-    write_language,
+    write_tokenizer,
 )
 
 EYE = 32
 PATCH = PATCHES["geneval2"]
 HEAD = 16
-INDEX = "model.safetensors.index.json"
 
 
 def shapes(words: int) -> dict[str, tuple[int, ...]]:
@@ -65,25 +63,17 @@ def shapes(words: int) -> dict[str, tuple[int, ...]]:
 
 
 def published_weights(words: int) -> dict[str, Tensor]:
-    """Every tensor of the index."""
     return filled(shapes(words))
 
 
 def write_weights(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Two shards and their index."""
-    names = sorted(tensors)
-    places: dict[str, str] = {}
-    for number, part in enumerate((names[::2], names[1::2]), 1):
-        file = f"model-{number:05}-of-00002.safetensors"
-        save_file({name: tensors[name] for name in part}, folder / file, metadata={"format": "pt"})
-        places |= dict.fromkeys(part, file)
-    write_json(folder / INDEX, {"metadata": {}, "weight_map": places})
+    write_shards(tensors, folder / "model.safetensors", 2, {"format": "pt"})
 
 
 def write_qwen3vl(folder: Path, dtype: str = "bfloat16") -> int:
     """Qwen/Qwen3-VL-8B-Instruct's layout; returns the number of words that the model knows."""
     folder.mkdir(parents=True, exist_ok=True)
-    words = write_language(folder)
+    words = write_tokenizer(folder)
     text = LANGUAGE | {
         "attention_bias": False,
         "dtype": dtype,

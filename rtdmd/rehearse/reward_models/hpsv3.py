@@ -61,7 +61,6 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def published_weights() -> dict[str, Tensor]:
-    """Every tensor that the package saves."""
     return filled(shapes())
 
 

@@ -67,7 +67,6 @@ def _attention(name: str, width: int, seen: int) -> dict[str, tuple[int, ...]]:
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """Published name -> shape."""
     eye = "blip.visual_encoder"
     text = "blip.text_encoder"
     found: dict[str, tuple[int, ...]] = {
@@ -108,7 +107,6 @@ def published_weights() -> dict[str, Tensor]:
 
 
 def write_imagereward(folder: Path) -> None:
-    """zai-org/ImageReward's two files."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(published_weights(), folder / "ImageReward.pt")
     write_json(folder / "med_config.json", MED_CONFIG)

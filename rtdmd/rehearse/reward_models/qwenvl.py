@@ -71,7 +71,8 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def write_tokenizer(folder: Path) -> int:
-    """Write the tokenizer's and template's files; returns the number of tokens."""
+    """Write the tokenizer's and template's files; returns the rows of the embedding, of which the published one too has
+    more than tokens."""
     tokens, merges = vocabulary()
     write_vocabulary(folder, tokens, merges)
     added = {
@@ -99,13 +100,7 @@ def write_tokenizer(folder: Path) -> int:
     write_json(folder / "tokenizer_config.json", config)
     write_json(folder / "chat_template.json", {"chat_template": CHAT})
     write_fast(folder, Qwen2Tokenizer)
-    return len(tokens) + len(SPECIAL)
-
-
-def write_language(folder: Path) -> int:
-    """Write the tokenizer's files; returns the rows of the embedding, of which the published one too has more than
-    words."""
-    return write_tokenizer(folder) + 40
+    return len(tokens) + len(SPECIAL) + 40
 
 
 def write_image_settings(folder: Path, patch: int, own: Mapping[str, Any]) -> None:
@@ -115,7 +110,6 @@ def write_image_settings(folder: Path, patch: int, own: Mapping[str, Any]) -> No
 
 
 def token_id(token: str) -> int:
-    """Id of a token or special token."""
     tokens = vocabulary()[0]
     return tokens[token] if token in tokens else len(tokens) + SPECIAL.index(token)
 
@@ -188,7 +182,7 @@ def write_qwen2vl(folder: Path, dtype: str = "bfloat16") -> None:
         "use_sliding_window": False,
         "vision_config": vision,
         "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
-        "vocab_size": write_language(folder),
+        "vocab_size": write_tokenizer(folder),
     }
     write_json(folder / "config.json", config)
     images = {
