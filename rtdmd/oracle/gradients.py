@@ -212,16 +212,12 @@ def _total_variance(velocity: Velocity, chains: Chains, trained: Tensor) -> floa
     dims = chains.initial.shape[1]
     shifts = torch.zeros(STEPS - 1, groups, dims, dtype=chains.initial.dtype, device=chains.initial.device)
     shifts.requires_grad_()
-    densities: list[Tensor] = []
+    by_step = iter(shifts)
 
     def shifted_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        return cps.gaussian_log_prob(x, mean + shifts[len(densities)][chains.groups], std)
+        return cps.gaussian_log_prob(x, mean + next(by_step)[chains.groups], std)
 
-    def recording(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        densities.append(shifted_log_prob(x, mean, std))
-        return densities[-1]
-
-    final, _ = roll_out(velocity, chains, pathwise=False, log_prob=recording)
+    final, densities = roll_out(velocity, chains, pathwise=False, log_prob=shifted_log_prob)
     advantages = policy.subtract_baseline(final[None, :, 0].detach(), chains.groups, "leave_one_out")[0]
     terms = [policy.clipped_policy_loss(density, density.detach(), advantages, 1e-3)[0] for density in densities]
     loss = (torch.stack(terms) * trained[:, None]).sum() * groups / len(chains.groups)

@@ -117,15 +117,14 @@ def mixture_self_consistency(
     """
     mixture = _teacher(setting)
     worst = 0.0
-    starts = setting.normal((6, 2), "T2", "start") * t + (1 - t) * _teacher(setting).mean()[
-        setting.prompts(6, mixture)
-    ].to(setting.real)
+    prompts = setting.prompts(6, mixture)
+    starts = setting.normal((6, 2), "T2", "start") * t + (1 - t) * mixture.mean()[prompts].to(setting.real)
     noise, noise_weights = (part.to(setting.device) for part in hermite(10, 2))
     low = setting.level(r, 1)
     high = setting.level(t, 1)
     for i in range(6):
         x = starts[i : i + 1]
-        prompt = setting.prompts(6, mixture)[i : i + 1]
+        prompt = prompts[i : i + 1]
         if posterior:
             x0, weights = mixture.posterior_nodes(x, high, prompt, order=10)
         else:
@@ -219,12 +218,11 @@ def direction_is_kl_gradient(
     base = _other(setting)
     n = 100_000
     prompt = torch.zeros(n, dtype=torch.long, device=setting.device)
-    zeros = [0.0] * n
     level = setting.level(s, n)
     time = setting.level(t, n)
     theta = torch.zeros(n, 3, dtype=setting.real, device=setting.device, requires_grad=True)
     w = base.sample(prompt, setting.generator("T4", "w")).to(setting.real)
-    x_s = interpolate(theta[:, :2] + (1 + theta[:, 2:]) * w, setting.normal((len(zeros), 2), "T4", "epsilon"), level)
+    x_s = interpolate(theta[:, :2] + (1 + theta[:, 2:]) * w, setting.normal((n, 2), "T4", "epsilon"), level)
     x_t = ambient.renoise(x_s.detach(), setting.normal((n, 2), "T4", "z"), level, time)
     noise = setting.normal((n, 2), "T4", "projection")
     y_fake, y_teacher = (
