@@ -7,12 +7,12 @@ but the card's class. The configuration reads it, so a section with `recipe: gdm
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from rtdmd.common.discovery import discover
 from rtdmd.common.errors import UserError
+from rtdmd.common.parsing import did_you_mean
 from rtdmd.methods import acdmd, rtdmd
 from rtdmd.methods._card import Method
 
@@ -30,9 +30,7 @@ RECIPES["train_rtdmd"] |= rtdmd.RECIPES
 
 
 def find_method(name: str) -> Method:
-    """A method by name; UserError with the nearest names otherwise."""
+    """A method by name; UserError with the nearest one otherwise."""
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise UserError(f"method {name!r} is unknown; `rtdmd methods` lists them{hint}")
+        raise UserError(f"method {name!r} is unknown; `rtdmd methods` lists them{did_you_mean(name, METHODS)}")
     return METHODS[name]
