@@ -29,7 +29,7 @@ def table_text(name: str, table: Table) -> Iterator[str]:
     yield f"{name}: {table.title} ({table.source})"
     head = ["", "passes", *(column.title for column in table.columns), "run, model"]
     rows = [[row.title, str(row.passes), *row.figures.split(), stands_for(row)] for row in table.rows]
-    yield _aligned([head, *rows])
+    yield from _aligned([head, *rows])
     for row in table.rows:
         if row.missing:
             yield from _wrapped(f"missing, {row.title}: {row.missing}")
@@ -62,7 +62,7 @@ def check_text(names: Sequence[str], jobs: Jobs) -> Iterator[str]:
         for row, own in rows_of(table, cells):
             shown = [cell for cell in own if cell.published is not None or cell.ours is not None]
             lines += [[row.title, cell.column.title, *_figures(cell), cell.verdict] for cell in shown]
-        yield _aligned(lines)
+        yield from _aligned(lines)
         said = summary(cells)
         yield f"{name}: {said}"
         if rows:
@@ -79,9 +79,9 @@ def _figures(cell: Cell) -> tuple[str, str, str]:
     return published or "-", f"{ours} {width}".strip() or "-", difference or "-"
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     """Columns of figures, with text in the first and in the last."""
-    return indent(columns.table(lines, left=(0, len(lines[0]) - 1)), "  ")
+    return indent(columns.table(lines, left=(0, len(lines[0]) - 1)), "  ").splitlines()
 
 
 def _wrapped(text: str) -> list[str]:
