@@ -48,7 +48,7 @@ def test_the_studys_names_and_pictures_agree_and_its_settings_are_valid():
 
 
 def test_the_study_goes_alone():
-    with pytest.raises(UserError, match="--study: takes no other options"):
+    with pytest.raises(UserError, match="--study takes no other options"):
         verify.run(arguments("--study", "somewhere", "--only", "T8"))
 
 
