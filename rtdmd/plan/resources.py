@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,10 @@ class StageResources:
 
     params: Params
     root: Path = Path(".")
-    _found: dict[str, dict[str, int]] | None = None
+
+    @cached_property
+    def _found(self) -> dict[str, dict[str, int]]:
+        return plan_resources(self.params, self.root)
 
     def of(self, stage: str) -> dict[str, Callable[[Any], int] | int | str]:
         """The resources of a rule by name, for Snakemake to call."""
@@ -55,12 +59,7 @@ class StageResources:
         return on_nodes(found, self.params, stage)
 
     def _resource(self, stage: str, name: str) -> Callable[[Any], int]:
-        def resource(wildcards: Any) -> int:
-            if self._found is None:
-                self._found = plan_resources(self.params, self.root)
-            return self._found[stage][name]
-
-        return resource
+        return lambda wildcards: self._found[stage][name]
 
 
 def on_nodes(resources: Mapping[str, Any], params: Params, stage: str) -> dict[str, Any]:

@@ -80,10 +80,9 @@ def _fits(stage: StagePlan, params: Params, memory: float, gpu: str) -> str:
     if found.peak <= memory:
         return f"{stage.name}: does NOT fit {gpu} ({size(memory)}); it does, at {size(found.peak)}, with {settings}"
     least = f"; at least {size(found.peak)}" + (f" with {settings}" if settings else "")
-    return f"{stage.name}: does NOT fit {gpu} ({size(memory)}){least}{_SHARDS.get(stage.name, '')}"
-
-
-_SHARDS = {name: f"; raise {name}.processes and set {name}.sharding: base" for name in ("train_acdmd", "train_rtdmd")}
+    if stage.name in ("train_acdmd", "train_rtdmd"):
+        least += f"; raise {stage.name}.processes and set {stage.name}.sharding: base"
+    return f"{stage.name}: does NOT fit {gpu} ({size(memory)}){least}"
 
 
 def _computation(stages: list[StagePlan], gpu: str, dtype: str) -> str:

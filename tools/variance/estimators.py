@@ -14,7 +14,7 @@ what a row names can bias it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ class Bench:
     trainer: RtdmdTrainer
     records: list[dict[str, Any]]
     cond: Conditioning
-    prices: Prices = field(default=WORLD)
+    prices: Prices = WORLD
 
     def with_settings(self, settings: Mapping[str, Any]) -> Params:
         tree = self.trainer.params.model_dump(mode="json")
