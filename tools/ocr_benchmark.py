@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from rtdmd.rewards.ocr_text import text_score
-from rtdmd.rewards.scorers.ocr import Ocr
+from rtdmd.rewards.scorers.ocr import Ocr, OcrParams
 
 _TEXT = """
 able acid aged also apple area army away baby back ball band bank base beach bear beat bell bike bird blade blue boat
@@ -88,7 +88,7 @@ def measure(reward: Ocr, size: int, noise: float) -> Cell:
 
 
 def main() -> None:
-    reward = Ocr()
+    reward = Ocr(OcrParams(name="ocr"), torch.device("cpu"))
     print("| letters, pixels | noise | read without error | mean score | score of another word | CPU s / image |")
     print("|---|---|---|---|---|---|")
     for noise, size in itertools.product(NOISES, SIZES):

@@ -38,14 +38,13 @@ from rtdmd.common.torch_setup import configure
 from rtdmd.config import ModelParams, Params, load_params
 from rtdmd.experiments.checkpoints import wanted
 from rtdmd.pipeline.provenance import package_versions
-from rtdmd.publish.adapter_file import read_adapter, trained_on_merged
-from rtdmd.publish.compose import Adapter
-from rtdmd.publish.export_folder import PROVENANCE, Source, check_forms, finish, make_weights
-from rtdmd.publish.gate import table
+from rtdmd.publish.adapter import Adapter, read_adapter, trained_on_merged
+from rtdmd.publish.export import check_forms, finish, make_weights
+from rtdmd.publish.gate import Source, table
 from rtdmd.publish.known_bases import check_base, check_known_base
-from rtdmd.publish.lineage_record import weights_metadata
-from rtdmd.publish.recorded import recorded, with_base
+from rtdmd.publish.records import PROVENANCE, weights_metadata
 from rtdmd.publish.reference import stacked_student
+from rtdmd.publish.sampler import recorded, with_base
 from rtdmd.train.student_record import MERGED
 
 STUDENTS = ("train_acdmd", "train_rtdmd")

@@ -32,8 +32,7 @@ from rtdmd.conditioning.text_cache import NULL_PROMPT, TextCache
 from rtdmd.config import ModelParams, Params, load_params
 from rtdmd.evaluate.samples import Sampler, load_sampler
 from rtdmd.publish.merge import MERGED
-from rtdmd.publish.recorded import recorded, with_base
-from rtdmd.publish.sampler import published_sampler
+from rtdmd.publish.sampler import published_sampler, recorded, with_base
 
 MODELS = ("teacher", "teacher_few_step", "student_base", "train_acdmd", "train_rtdmd")
 MIN_SIDE = 144  # smaller images are enlarged to about this many pixels in the grid

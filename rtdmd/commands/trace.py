@@ -22,8 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
     """Print the lineage of ``arguments.target``; RtdmdError that names the first difference, if there is one."""
-    from rtdmd.publish.trace import Traced, trace_path
-    from rtdmd.publish.trace_table import table
+    from rtdmd.publish.trace import Traced, table, trace_path
 
     target: str = arguments.target
     traced: Traced

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace, root: Path = Path(".")) -> None:
         return
     gate = None
     if arguments.gate:
-        from rtdmd.publish.upload_gate import gate_folder  # it needs torch and the base model, a plain upload neither
+        from rtdmd.publish.export import gate_folder  # it needs torch and the base model, a plain upload neither
 
         def gate(folder: Path) -> None:
             gate_folder(folder, params, root, publication.repo_id)

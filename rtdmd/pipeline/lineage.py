@@ -1,7 +1,7 @@
 """The lineage of a result: the stages behind it, each with its command, inputs, settings and outputs.
 
 It is told by `dvc.lock` (MD5, for the results of this folder), or by the record that travels with published weights
-(SHA-256, see lineage_record.py). Either is a list of steps, causes first, and either can be compared with the files
+(SHA-256, see publish/records.py). Either is a list of steps, causes first, and either can be compared with the files
 and parameters that are here: `differences` goes from the first cause on, so that the first thing it names is why all
 that follows differs.
 """

@@ -1,6 +1,6 @@
 """Peak memory of publishing by phase: the stage's own process, and its gate's.
 
-Each phase holds one model and gives it back before the next one comes (`rtdmd.publish.export_folder`,
+Each phase holds one model and gives it back before the next one comes (`rtdmd.publish.export`,
 `rtdmd.publish.gate_check`), so nothing stays from one to another. Weights are merged and written a tensor at a time.
 """
 

@@ -10,12 +10,12 @@ import json
 import math
 import unicodedata
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import sha256_file
+from rtdmd.common.hub import fetching
 from rtdmd.common.parsing import json_value, read_bytes
 from rtdmd.prompts.records import BadPrompt, ErrorPolicy, Source, is_blank
 from rtdmd.prompts.registration import Facts, FileParams, Reading
@@ -28,7 +28,7 @@ _UNDECODED = range(0xDC80, 0xDD00)  # what "surrogateescape" makes of a byte tha
 _SPACES = "\t\n\r"  # control characters that a prompt may have inside
 
 Check = Callable[[Source], Source]
-Entry = tuple[str, Callable[[], Any]]  # where, and a function that gives the entry or raises BadPrompt
+Entry = tuple[str, Any]  # where, and the entry or the BadPrompt that it is
 
 
 def file_sources(path: Path, label: str, policy: ErrorPolicy, max_characters: float = math.inf) -> list[Source]:
@@ -40,9 +40,9 @@ def file_sources(path: Path, label: str, policy: ErrorPolicy, max_characters: fl
         raise UserError(f"{label}: prompts are read from {', '.join(SUFFIXES)} files")
     data = _bytes(path, label)
     sources = []
-    for where, parse in _entries(data, path.suffix, label):
+    for where, entry in _entries(data, path.suffix, label):
         try:
-            sources.append(_source(parse(), where, max_characters))
+            sources.append(_source(entry, where, max_characters))
         except BadPrompt as bad:
             policy.add(bad)
     if not sources:
@@ -66,10 +66,17 @@ def _found(params: FileParams, reading: Reading) -> tuple[Path, str]:
     """The file behind a source, and how errors call it."""
     if params.repo is None or params.revision is None:
         return reading.input(params.path), params.path
-    from rtdmd.prompts.hub import dataset_file
-
     label = f"{params.repo}@{params.revision[:8]}/{params.path}"
     return dataset_file(params.repo, params.revision, params.path, reading.key), label
+
+
+def dataset_file(repo: str, revision: str, path: str, key: str) -> Path:
+    """A file of a Hub dataset, downloaded once and then read from the Hub's cache, offline too. UserError that says
+    what to do: a gated or unknown dataset, no such commit or file, no connection."""
+    from huggingface_hub import hf_hub_download
+
+    with fetching(f"{key}.repo", f"{key}.revision", repo, revision, file=path, then="rtdmd prepare_prompts"):
+        return Path(hf_hub_download(repo, path, repo_type="dataset", revision=revision))
 
 
 def checked(sources: list[Source], check: Check, policy: ErrorPolicy) -> list[Source]:
@@ -109,33 +116,31 @@ def _entries(data: bytes, suffix: str, label: str) -> Iterator[Entry]:
         for number, line in enumerate(text.split("\n"), start=1):
             where = f"{label}:{number}"
             if line.strip():
-                yield where, partial(_parse, line, where) if suffix == ".jsonl" else partial(_as_given, line)
+                yield where, _parsed(line, where) if suffix == ".jsonl" else line
 
 
 def _list(text: str, label: str) -> Iterator[Entry]:
-    try:
-        values = _parse(text, label)
-    except BadPrompt as bad:
-        raise UserError(str(bad)) from bad  # a list with a fault in it has no entries to keep
+    values = _parsed(text, label)
+    if isinstance(values, BadPrompt):
+        raise UserError(str(values))  # a list with a fault in it has no entries to keep
     if not isinstance(values, list):
         raise UserError(f"{label}: a list of prompts is expected, got {type(values).__name__}")
     for number, value in enumerate(values, start=1):
-        yield f"{label}: item {number}", partial(_as_given, value)
+        yield f"{label}: item {number}", value
 
 
-def _as_given(value: Any) -> Any:
-    return value
-
-
-def _parse(text: str, where: str) -> Any:
+def _parsed(text: str, where: str) -> Any:
+    """A value of JSON, or the BadPrompt that it is."""
     try:
         return json_value(text)
     except ValueError as error:
-        raise BadPrompt("malformed", where, str(error)) from error
+        return BadPrompt("malformed", where, str(error))
 
 
 def _source(value: Any, where: str, max_characters: float) -> Source:
     """One entry of a file: a string, or an object with a prompt."""
+    if isinstance(value, BadPrompt):
+        raise value
     _refuse_halves(value, where)
     if isinstance(value, str):
         return Source(_text(value, where, max_characters), None, None, where)

@@ -9,10 +9,9 @@ A row with a fault in it is one fault, and the rows behind it are read.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator
 from itertools import islice
-from typing import Any, NoReturn
+from typing import Any
 
 from rtdmd.common.errors import UserError
 from rtdmd.prompts.records import BadPrompt
@@ -21,19 +20,23 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _NAMES = {"prompt": ("prompt", "prompts", "text", "caption"), "tag": ("tag", "category")}  # the first that is there
 _MOST_LINES = 1000  # of one row: a quote that is never closed would take all that follow
 
-Row = tuple[str, Callable[[], Any]]  # where, and a function that gives the record or raises BadPrompt
+Row = tuple[str, Any]  # where, and the record (as cells or as an object) or the BadPrompt that it is
 
 
 def table_rows(text: str, separator: str, label: str) -> Iterator[Row]:
     """Rows as objects, empty cells as null. UserError where the header cannot be read or has no column of prompts."""
     rows = _records(text, separator, label)
-    try:
-        first = next(rows, None)
-        header = _header(first[1]() if first else [], label)
-    except BadPrompt as bad:
-        raise UserError(str(bad)) from bad
+    _, first = next(rows, ("", []))
+    if isinstance(first, BadPrompt):
+        raise UserError(str(first))
+    header = _header(first, label)
     for where, cells in rows:
-        yield where, partial(_record, header, cells, where)
+        if isinstance(cells, BadPrompt):
+            yield where, cells
+        elif len(cells) != len(header):
+            yield where, BadPrompt("malformed", where, f"{len(header)} columns are expected, got {len(cells)}")
+        else:
+            yield where, {key: cell or None for key, cell in zip(header, cells, strict=True)}
 
 
 def _header(cells: list[str], label: str) -> list[str]:
@@ -51,15 +54,8 @@ def _header(cells: list[str], label: str) -> list[str]:
     return header
 
 
-def _record(header: list[str], cells: Callable[[], list[str]], where: str) -> dict[str, Any]:
-    row = cells()
-    if len(row) != len(header):
-        raise BadPrompt("malformed", where, f"{len(header)} columns are expected, got {len(row)}")
-    return {key: cell or None for key, cell in zip(header, row, strict=True)}
-
-
-def _records(text: str, separator: str, label: str) -> Iterator[tuple[str, Callable[[], list[str]]]]:
-    """(where, a function that gives the cells or raises BadPrompt) of each row that is not blank."""
+def _records(text: str, separator: str, label: str) -> Iterator[Row]:
+    """The cells of each row that is not blank."""
     lines = text.split("\n")
     plain = separator == "\t" and not lines[0].startswith('"')
     number = 0
@@ -67,7 +63,7 @@ def _records(text: str, separator: str, label: str) -> Iterator[tuple[str, Calla
         where = f"{label}:{number + 1}"
         if plain and not _is_quoted(lines[number]):
             if lines[number].strip():
-                yield where, partial(_given, lines[number].removesuffix("\r").split(separator))
+                yield where, lines[number].removesuffix("\r").split(separator)
             number += 1
             continue
         block = [line + "\n" for line in islice(lines, number, number + _MOST_LINES)]
@@ -75,11 +71,11 @@ def _records(text: str, separator: str, label: str) -> Iterator[tuple[str, Calla
         try:
             row = next(reader, [])
         except csv.Error as error:
-            yield where, partial(_raise, BadPrompt("malformed", where, f"a quote is not closed or misplaced ({error})"))
+            yield where, BadPrompt("malformed", where, f"a quote is not closed or misplaced ({error})")
             number += 1
             continue
         if any(cell.strip() for cell in row):
-            yield where, partial(_given, row)
+            yield where, row
         number += max(reader.line_num, 1)
 
 
@@ -91,11 +87,3 @@ def _is_quoted(line: str) -> bool:
         if cell[:1] == '"' and cell[-1:] == '"' and '""' in inside and '"' not in inside.replace('""', ""):
             return True
     return False
-
-
-def _given(row: Sequence[str]) -> list[str]:
-    return list(row)
-
-
-def _raise(bad: BadPrompt) -> NoReturn:
-    raise bad

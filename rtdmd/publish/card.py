@@ -1,212 +1,271 @@
-"""The model card (README.md): metadata for the Hub, then what it is, use, results, recipe, limits, provenance."""
+"""The model card (README.md): what the Hub reads from it, and the text of card.md, a template whose Python the
+gate runs as it is printed.
+
+Everything on it comes from the stage's inputs, so the same inputs give the same card; the commit of the code is known
+at upload only.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, StrictUndefined
 
-from rtdmd.common.escape import code_span, markdown
-from rtdmd.evaluate.names import LABELS, STUDENT, TAGS, in_order, score_label, score_title, suites_of
-from rtdmd.publish.card_data import (
-    FEATURES,
-    SAMPLES,
-    WIDGET,
-    WORLD,
-    Published,
-    card_data,
-    figure,
-    score_names,
-    trained_on,
-)
-from rtdmd.publish.card_use import use
+from rtdmd.backbones.protocol import PUBLISHED
+from rtdmd.common.escape import code_span, markdown, python_string
+from rtdmd.config import ModelParams
+from rtdmd.evaluate.names import LABELS, SCORES, STUDENT, TAGS, first_suite, in_order, score_label, score_title
+from rtdmd.evaluate.names import suites_of as suites_in
+from rtdmd.publish import scheduler_cps
+from rtdmd.publish.base import BaseModel
 
+STABILITY = ("other", "stabilityai-ai-community")
+BASE_LICENCES: dict[str, tuple[str, str | None]] = {  # as their owners state them
+    "stabilityai/stable-diffusion-3-medium-diffusers": STABILITY,
+    "stabilityai/stable-diffusion-3.5-medium": STABILITY,
+    "black-forest-labs/FLUX.1-dev": ("other", "flux-1-dev-non-commercial-license"),
+    "black-forest-labs/FLUX.2-klein-base-4B": ("apache-2.0", None),
+    "black-forest-labs/FLUX.2-klein-base-9B": ("other", "flux-non-commercial-license"),
+    "black-forest-labs/FLUX.2-klein-4B": ("apache-2.0", None),
+    "black-forest-labs/FLUX.2-klein-9B": ("other", "flux-non-commercial-license"),
+}
+CARD = "README.md"
+SAMPLES = "samples.png"
+WIDGET = "widget.png"
+WORLD = "data/world/"  # the embedded world belongs to this repository and carries its licence
+PLUS_MINUS = "\u00a0±\u00a0"  # a figure and its interval stay on one line
+MADE_OF = {"world_verifier": ("strict", "lenient", "soft")}  # figures that a reward is made of
+FEATURES = {"frechet": "Fréchet distance (lower is nearer)", "diversity": "Diversity (1: as real images)"}
 TARGETS = {
     "attention": "the attention projections",
     "attention_mlp": "attention projections and MLPs",
     "all": "all linear layers",
 }  # adapter.targets, as the recipe says it
+Metrics = Mapping[str, Any]
+Rows = list[list[str]]
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the card tells about the export."""
+
+    model: ModelParams  # on the student's base
+    base: BaseModel
+    sigmas: Sequence[float]  # trained levels, K + 1, ending in 0
+    stochastic: bool  # the folder's scheduler draws all noise anew (CPS with eta = 1), else takes Euler steps
+    forms: Sequence[str]  # "lora", "merged"
+    rank: int | None  # of the adapter; None where only merged weights are published
+    prompt: str  # example
+    folder: str  # what the snippets call the folder: its path, or the repository's id
+    settings: Mapping[str, Any]  # params sections of the stages behind it; empty for an import
+    metrics: Metrics  # metrics.json; empty where nothing was evaluated
+    settings_sha256: str
+    datasets: Sequence[str] = ()
+    sources: Mapping[str, str] | None = None  # imported checkpoints: file name -> SHA-256
+
+    @property
+    def rewards(self) -> list[str]:
+        """Names of the training rewards."""
+        return [reward["name"] for reward in self.settings.get("train_rtdmd", {}).get("rewards", [])]
+
+    @property
+    def teacher(self) -> str | None:
+        """The teacher's base, where the student stands on another one."""
+        model = self.settings.get("model", {})
+        return model["teacher"] if model.get("student") else None
+
+    @property
+    def title(self) -> str:
+        """The card's heading: the base's name without its owner or path, and what was made of it."""
+        name = self.model.teacher.split("/")[-1] if self.model.is_hub_id else Path(self.model.teacher).name
+        base = "Embedded world" if self.model.teacher.startswith(WORLD) else name
+        return f"{base}, {self.model.num_steps} steps, RTDMD"
+
+    def trained_on(self, score: str) -> bool:
+        """Whether a score was a training reward, or a figure that such a reward is made of."""
+        return score in self.rewards or any(score in MADE_OF.get(reward, ()) for reward in self.rewards)
 
 
 def model_card(found: Published) -> str:
     """README.md as a whole."""
-    return str(ModelCard(f"---\n{card_data(found).to_yaml()}\n---\n\n{card_text(found)}"))
-
-
-def card_text(found: Published) -> str:
-    """Everything under the metadata, in Markdown."""
-    picture = (
-        f"![Held-out prompts, the same noise for every model]({SAMPLES})"
-        if found.metrics
-        else f"![{markdown(found.prompt)}]({WIDGET})"
-    )
-    lines = [f"# {markdown(found.title)}", "", _what(found), "", picture, "", *use(found)]
-    lines += _results(found) if found.metrics else ["## Results", "", "Not evaluated here.", ""]
-    lines += _recipe(found) if found.settings else _sources(found)
-    return "\n".join([*lines, *_limits(found), *_provenance(found)])
-
-
-def _what(found: Published) -> str:
-    model = found.model
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "markdown": markdown,
+        "code": code_span,
+        "python": python_string,
+        "g": lambda number: f"{number:g}",
+    }
     forms = {
-        "lora": f"a LoRA adapter (rank {found.rank}, `pytorch_lora_weights.safetensors`)",
+        "lora": f"a LoRA adapter (rank {found.rank}, `{PUBLISHED}`)",
         "merged": "the whole transformer (`transformer/`)",
     }
-    teacher = "the multi-step model"
-    if found.teacher is not None:
-        teacher = f"{code_span(found.teacher)}, with whose text encoders and VAE it was trained and judged,"
-    return (
-        f"{code_span(model.teacher)} trained to sample in {model.num_steps} steps without guidance, as"
-        f" {' and as '.join(forms[form] for form in found.forms)}. It was distilled from {teacher} by"
-        " ambient-consistent distribution matching (AC-DMD) and then reinforced by reward-tilted distribution matching"
-        " (RTDMD, [arXiv 2605.26108](https://arxiv.org/abs/2605.26108)); the weights hold both stages."
+    template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
+    judged = f"{code_span(found.teacher)}, with whose text encoders and VAE it was trained and judged,"
+    text = environment.from_string(template).render(
+        teacher="the multi-step model" if found.teacher is None else judged,
+        found=found,
+        model=found.model,
+        base=found.base,
+        settings=found.settings,
+        scheduler="FlowMatchEulerDiscreteScheduler",
+        weights=PUBLISHED,
+        samples=SAMPLES,
+        widget=WIDGET,
+        forms=[forms[form] for form in found.forms],
+        levels=", ".join(f"{sigma:g}" for sigma in found.sigmas),
+        schedulers=_schedulers(found),
+        cps_source=cps_source(),
+        suites=[_suite(found, name, own) for name, own in suites_in(found.metrics).items()],
+        targets=TARGETS[found.settings["adapter"]["targets"]] if found.settings else "",
+        of_the_world=found.model.teacher.startswith(WORLD),
     )
+    return str(ModelCard(f"---\n{_metadata(found).to_yaml()}\n---\n\n{text}\n"))
 
 
-def _results(found: Published) -> list[str]:
-    lines = [
-        "## Results",
-        "",
-        "The same prompts and noise for all models;"
-        f" the students sampled with CPS at η = {found.model.eta:g}, the teacher in guided Euler steps. ± is a"
-        " 95 % interval over noise.",
-        "",
+def cps_source() -> str:
+    """The scheduler of the trained sampler as Python that stands alone: its module, without the docstring."""
+    return inspect.getsource(scheduler_cps).partition('"""\n\n')[2].rstrip()
+
+
+def _schedulers(found: Published) -> Rows:
+    """What each scheduler gives: how much noise it draws anew, its score, and how far that is from the trained one."""
+    eta = found.model.eta
+    own = 1.0 if found.stochastic else 0.0
+    texts = [(f"`CPSScheduler`, below (`pipe.scheduler.eta = {eta:g}`)", eta)] if eta not in (0.0, 1.0) else []
+    texts += [("the folder's own, as above", own), (f"the same with `stochastic_sampling={own == 0}`", 1.0 - own)]
+    metrics = first_suite(found.metrics)
+    name = next(iter(_score_names(metrics)), None)
+    head = [
+        "Scheduler",
+        "Noise drawn anew at each step (η)",
+        f"{markdown(score_title(name)) if name else 'Score'}, held-out prompts",
+        "Minus as trained, same prompts and noise",
     ]
-    for name, own in suites_of(found.metrics).items():
-        lines += _suite(found, name, own)
-    return lines
+    rows = [head]
+    for text, level in texts:
+        score = "not scored"
+        minus_trained = ""
+        other = metrics.get("etas", {}).get(f"{level:g}")
+        if name is not None and level == eta:
+            score = _figure(metrics[STUDENT][name])
+        elif name is not None and other is not None:
+            score = _figure(other[name])
+            minus_trained = _figure(other["minus_trained"][name], sign="+")
+        rows.append([text, f"{level:g}, as trained" if level == eta else f"{level:g}", score, minus_trained])
+    return rows
 
 
-def _suite(found: Published, suite: str, metrics: Mapping[str, Any]) -> list[str]:
-    """What was measured on one suite."""
-    rewards = found.rewards
-    names = score_names(metrics)
-    trained = [name for name in names if trained_on(name, rewards)]
-    other = [name for name in names if name not in trained]
-    features = [name for name in FEATURES if metrics[STUDENT].get(name) is not None]
-    own = metrics["resolution"] == metrics["trained_resolution"]
-    height, width = found.model.size if own else (metrics["resolution"], metrics["resolution"])
+def _suite(found: Published, suite: str, metrics: Metrics) -> dict[str, Any]:
+    """What was measured on one suite, for the template: scores that were trained on apart from all others."""
+    names = _score_names(metrics)
+    trained = [name for name in names if found.trained_on(name)]
+    held_out = [name for name in names if name not in trained]
+    held_out += [name for name in FEATURES if metrics[STUDENT].get(name) is not None]
+    trained_size = metrics["trained_resolution"]
+    height, width = found.model.size
     size = f"{height} x {width} pixels"
-    if not own:
-        size += f" (trained at {metrics['trained_resolution']})"
-    lines = [
-        f"### {markdown(suite)}",
-        "",
-        f"{metrics[STUDENT]['images']} images of each model for {metrics['prompts']} held-out prompts, {size}.",
-        "",
-    ]
-    if trained:
-        lines += [
-            f"Training rewards ({', '.join(map(markdown, rewards))}) and what they are made of. These were optimised:"
-            " expect less by any other measure.",
-            "",
-            *_markdown(_table(metrics, trained)),
-            "",
-        ]
-    if other or features:
-        lines += ["Held-out: never a training reward.", "", *_markdown(_table(metrics, [*other, *features])), ""]
-    return [*lines, *_markdown(_by_tag(metrics, names[0])), ""]
+    if metrics["resolution"] != trained_size:
+        size = f"{metrics['resolution']} x {metrics['resolution']} pixels (trained at {trained_size})"
+    return {
+        "name": suite,
+        "images": metrics[STUDENT]["images"],
+        "prompts": metrics["prompts"],
+        "size": size,
+        "trained": _table(metrics, trained) if trained else [],
+        "held_out": _table(metrics, held_out) if held_out else [],
+        "by_tag": _by_tag(metrics, names[0]),
+    }
 
 
-def _models(metrics: Mapping[str, Any]) -> list[str]:
+def _models(metrics: Metrics) -> list[str]:
     return [name for name in LABELS if name in metrics and name != "reference"]
 
 
-def _table(metrics: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
-    head = ["Model", "Network evaluations", *(FEATURES.get(name, markdown(score_label(name))) for name in names)]
-    table = [head]
+def _table(metrics: Metrics, names: Sequence[str]) -> Rows:
+    rows = [["Model", "Network evaluations", *(FEATURES.get(name, markdown(score_label(name))) for name in names)]]
     for model in _models(metrics):
         own = metrics[model]
-        table.append([LABELS[model], str(own["network_evaluations"]), *(figure(own.get(name)) for name in names)])
-    return table
+        rows.append([LABELS[model], str(own["network_evaluations"]), *(_figure(own.get(name)) for name in names)])
+    return rows
 
 
-def _by_tag(metrics: Mapping[str, Any], name: str) -> list[list[str]]:
+def _by_tag(metrics: Metrics, name: str) -> Rows:
     tags = in_order(metrics[STUDENT]["per_tag"][name], TAGS)
-    head = [f"{markdown(score_title(name))} by tag", *(markdown(tag.replace("_", " ")) for tag in tags)]
-    table = [head]
+    rows = [[f"{markdown(score_title(name))} by tag", *(markdown(tag.replace("_", " ")) for tag in tags)]]
     for model in _models(metrics):
-        found = metrics[model]["per_tag"][name]
-        table.append([LABELS[model], *(figure(found[tag]) for tag in tags)])
-    return table
+        rows.append([LABELS[model], *(_figure(metrics[model]["per_tag"][name][tag]) for tag in tags)])
+    return rows
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
+def _score_names(suite: Metrics) -> list[str]:
+    """Scores of the published student on a suite, in their usual order."""
+    return in_order(suite[STUDENT]["per_tag"], list(SCORES)) if suite else []
 
 
-def _recipe(found: Published) -> list[str]:
-    settings = found.settings
-    one = settings["train_acdmd"]
-    two = settings["train_rtdmd"]
-    adapter = settings["adapter"]
-    trained = (
-        f"LoRA of rank {adapter['rank']}, alpha {adapter['alpha']}, on {TARGETS[adapter['targets']]} in each stage"
+def _figure(value: Mapping[str, float | None] | float | None, sign: str = "") -> str:
+    """A score with its interval, a plain number, or a dash; ``sign`` "+" shows the sign of a difference."""
+    if isinstance(value, Mapping):
+        return f"{value['mean']:{sign}.3f}" + ("" if value["ci95"] is None else f"{PLUS_MINUS}{value['ci95']:.3f}")
+    return "–" if value is None else f"{value:{sign}.3f}"
+
+
+def _metadata(found: Published) -> ModelCardData:
+    """The card's metadata. base_model is left out for a local base: the Hub knows repositories only."""
+    model = found.model
+    licence, licence_name = licence_of(model)
+    hub = model.is_hub_id
+    adapter = "lora" in found.forms
+    results = eval_results(found)
+    return ModelCardData(
+        license=licence,
+        license_name=licence_name,
+        license_link=f"https://huggingface.co/{model.teacher}" if hub and licence == "other" else None,
+        library_name="diffusers",
+        pipeline_tag="text-to-image",
+        tags=["diffusers", "text-to-image", "few-step", "distillation", "rtdmd", model.family, *["lora"] * adapter],
+        datasets=list(found.datasets) or None,
+        model_name=found.title if results else None,
+        eval_results=results or None,
+        base_model=model.teacher if hub else None,
+        base_model_relation=("adapter" if adapter else "finetune") if hub else None,
+        widget=[{"text": found.prompt, "output": {"url": WIDGET}}],
     )
-    rows = [
-        ["Setting", "Value"],
-        ["Trained weights", trained if adapter["mode"] == "lora" else "all"],
-        *([["Teacher", code_span(found.teacher)]] if found.teacher is not None else []),
-        ["Teacher guidance", f"{settings['model']['guidance']:g}"],
-        ["Sampler", f"{found.model.num_steps} steps, CPS with η = {found.model.eta:g}"],
-        *(_stage_one(one) if one["iterations"] else [["Stage one", "none: stage two starts from the base as it is"]]),
-        ["Stage two", f"{two['epochs']} epochs of {two['prompts_per_epoch']} prompts x {two['group_size']} images"],
-        ["Stage two, rates", _rates(two)],
-        [
-            "Stage two, rewards",
-            ", ".join(f"{markdown(reward['name'])} x {reward['weight']:g}" for reward in two["rewards"]),
-        ],
-        ["Seed", str(settings["run.seed"])],
-    ]
-    return ["## Recipe", "", *_markdown(rows), "", "All settings are in `provenance.json`.", ""]
 
 
-def _stage_one(one: Mapping[str, Any]) -> list[list[str]]:
-    return [
-        ["Stage one", f"{one['iterations']} iterations of {one['batch_size']} images"],
-        ["Stage one, generator updates", f"every {one['generator_every']} iterations"],
-        ["Stage one, rates", _rates(one)],
-    ]
+def licence_of(model: ModelParams) -> tuple[str, str | None]:
+    """(licence, its name where the licence is "other"): what is made from a model inherits its licence."""
+    if model.teacher.startswith(WORLD):
+        return "apache-2.0", None
+    unknown = ("other", "licence-of-the-base-model")
+    return BASE_LICENCES.get(model.teacher, unknown) if model.is_hub_id else unknown
 
 
-def _rates(stage: Mapping[str, Any]) -> str:
-    generator, fake = (stage[f"{role}_optimizer"]["lr"] for role in ("generator", "fake"))
-    return f"generator {generator:g}, fake score {fake:g}, EMA {stage['ema_decay']:g}"
-
-
-def _sources(found: Published) -> list[str]:
-    rows = [
-        ["Checkpoint, in order", "SHA-256"],
-        *([markdown(name), f"`{digest}`"] for name, digest in (found.sources or {}).items()),
-    ]
-    return ["## Recipe", "", "Imported checkpoints, composed:", "", *_markdown(rows), ""]
-
-
-def _limits(found: Published) -> list[str]:
-    world = found.model.teacher.startswith(WORLD)
-    about = (
-        "- The base is the embedded world of the repository: pictures of coloured shapes, nothing else."
-        if world
-        else "- What the base model cannot draw, or draws with a bias, this model does too."
-    )
-    return [
-        "## Limits",
-        "",
-        about,
-        f"- {found.model.num_steps} steps at {found.model.size_text} pixels, without guidance. Other step counts,"
-        " sizes and guidance weights were not trained.",
-        "- It was tuned towards its training rewards; a better score is not always a better picture.",
-        "",
-    ]
-
-
-def _provenance(found: Published) -> list[str]:
-    return [
-        "## Provenance",
-        "",
-        f"Hash of the settings: `{found.settings_sha256}`. `provenance.json` holds the settings, the SHA-256 of every"
-        " input and the package versions; `gate.json` what the folder was tested for, and the SHA-256 of what passed.",
-        "",
-    ]
+def eval_results(found: Published) -> list[EvalResult]:
+    """The student's figures for the Hub's model-index, suite by suite: scores that were training rewards apart from the
+    others."""
+    results = []
+    for suite, metrics in suites_in(found.metrics).items():
+        student = metrics[STUDENT]
+        for name in [*_score_names(metrics), *(name for name in FEATURES if student.get(name) is not None)]:
+            score = student[name] if isinstance(student[name], Mapping) else {"mean": student[name], "ci95": None}
+            trained = found.trained_on(name)
+            half = score["ci95"]
+            interval = f" ± {half:.3f} (95 %)" if half is not None else ""
+            label = SCORES.get(name) or FEATURES.get(name) or name
+            result = EvalResult(
+                task_type="text-to-image",
+                dataset_type=f"held-out-prompts-{suite}",
+                dataset_name=f"Held-out prompts ({suite}), {'training rewards' if trained else 'held-out rewards'}",
+                dataset_config="training-rewards" if trained else "held-out-rewards",
+                metric_type=name,
+                metric_name=f"{label}{interval}, {student['images']} images",
+                metric_value=score["mean"],
+                metric_args=({} if half is None else {"ci95": half}) | {"images": student["images"]},
+            )
+            results.append(result)
+    return results

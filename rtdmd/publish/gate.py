@@ -15,8 +15,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rtdmd.backbones import family_module
+from rtdmd.backbones import Backbone, family_module
 from rtdmd.backbones.protocol import Conditioning, PipelineBackbone
 from rtdmd.backbones.sampling import Velocity, rollout
 from rtdmd.common.errors import RtdmdError
@@ -33,8 +33,8 @@ from rtdmd.common.files import read_json, save_tensors, sha256_file, tree_files,
 from rtdmd.common.processes import limited
 from rtdmd.common.rng import normal
 from rtdmd.config import ModelParams
-from rtdmd.publish.compose import Adapter
-from rtdmd.publish.export import BaseModel, write_lora
+from rtdmd.publish.adapter import Adapter, write_lora
+from rtdmd.publish.base import BaseModel
 
 TOLERANCE = 1e-4  # largest difference of a latent, float32
 MARGIN = 10.0  # the base model must be this many times farther than the student
@@ -62,17 +62,33 @@ class GateInputs:
 
 
 @dataclass(frozen=True)
-class Export:
-    """What is tested, and how the card calls it."""
+class Source:
+    """The student to export."""
 
-    folder: Path
-    called: str  # the card's name of the folder
-    model: ModelParams
-    base: BaseModel
+    model: ModelParams  # on the student's base (`ModelParams.of_student`)
     forms: Sequence[str]  # "lora", "merged"
-    stages: Mapping[str, Adapter]  # adapters that were composed, in their order; empty where there are none
+    adapters: Mapping[str, Adapter]  # by stage, in their order; empty where all weights were trained
+    full: Path | None  # the weights of such a student
+    student: Callable[[Backbone], Velocity]  # the student in memory, on a backbone of its own
+    prompt: str
+    called: str  # the card's name of the folder
     threads: int
-    device: str
+    seed: int
+    metadata: Mapping[str, str]  # for the headers of the weights
+    root: Path = Path(".")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class ExportedWeights:
+    """What the weights' making leaves for the rest."""
+
+    base: BaseModel
+    adapter: Adapter | None  # composed
+    sigmas: list[float]
+    scheduler: Mapping[str, Any] | None  # the base's own configuration, where its pipeline runs the levels with it
+    gate_inputs: GateInputs
+    latents: dict[str, dict[str, Tensor]]  # form -> η -> the student's latents
 
 
 def make_gate_inputs(backbone: PipelineBackbone, family: str, cond: Conditioning, sigmas: Tensor) -> GateInputs:
@@ -115,27 +131,25 @@ def blocks_of(card: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)\n```$", card, flags=re.DOTALL | re.MULTILINE)
 
 
-def run_gate(export: Export, gate_inputs: GateInputs, student: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
-    """Test ``export`` and return what gate.json holds; RtdmdError with every reason when it is refused.
-
-    student: form -> η -> latents of the student in memory, for each of ``export.forms`` ("lora" also stands
-    for the stacked stages).
-    """
+def run_gate(source: Source, exported: ExportedWeights, folder: Path, called: str) -> dict[str, Any]:
+    """Test the ``folder`` that should hold this student and return what gate.json holds; RtdmdError with every reason
+    when it is refused. called: the card's name of the folder."""
     versions = {name: version(name) for name in RELEASED}
-    answer = _ask(export, gate_inputs, student)
+    blocks = blocks_of((folder / "README.md").read_text(encoding="utf-8"))
+    answer = _ask(source, exported, folder, called, blocks)
     problems = [*unreleased(versions), *answer["problems"], *_judge(answer)]
     if problems:
         raise RtdmdError(
             f"the gate refuses this export, nothing was published: {'; '.join(problems)}\n{table(answer['forms'])}"
         )
     return {
-        "forms": _rounded(answer["forms"]),
+        "forms": {form: _rounded(found) for form, found in answer["forms"].items()},
         "tolerance": TOLERANCE,
         "margin": MARGIN,
-        "snippets": len(blocks_of((export.folder / "README.md").read_text(encoding="utf-8"))),
+        "snippets": len(blocks),
         "warnings": len(answer["warnings"]),
         "versions": versions,
-        "sha256": {path.relative_to(export.folder).as_posix(): sha256_file(path) for path in tree_files(export.folder)},
+        "sha256": {path.relative_to(folder).as_posix(): sha256_file(path) for path in tree_files(folder)},
     }
 
 
@@ -145,24 +159,52 @@ def unreleased(versions: Mapping[str, str]) -> list[str]:
     return [f"{name} {text} is no release; install one and publish again" for name, text in odd.items()]
 
 
-def _ask(export: Export, gate_inputs: GateInputs, student: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+def _ask(source: Source, exported: ExportedWeights, folder: Path, called: str, blocks: Sequence[str]) -> dict[str, Any]:
     """Write the request, run the program in a fresh process, read its answer."""
+    model = source.model
+    base = exported.base
+    gate_inputs = exported.gate_inputs
+    layout = family_module(model.family).LAYOUT
+    stages = source.adapters if "lora" in source.forms else {}  # else the pipeline may have no file for them
+    request = {
+        "blocks": blocks,
+        "export": str(folder.resolve()),
+        "base": str(base.folder.resolve()),
+        "pipeline": base.pipeline,
+        "transformer": base.transformer,
+        "left_out": list(base.text_parts),
+        "forms": list(source.forms),
+        "stages": list(stages),
+        "inputs": {name: f"input.{key}" for name, key in layout.inputs.items()} | {"latents": "latents"},
+        "settings": {
+            "num_inference_steps": model.num_steps,
+            "guidance_scale": 1.0,
+            "height": model.resolution,
+            "width": model.size[1],
+            "max_sequence_length": model.max_sequence_length,
+        },
+        "etas": compared_etas(model.eta),
+        "seed": SEED,
+        "threads": source.threads,
+        "device": str(source.device),
+    }
+    tensors = {f"input.{key}": value for key, value in gate_inputs.cond.tensors.items()}
+    tensors["latents"] = gate_inputs.inside(gate_inputs.latents) if layout.given_packed else gate_inputs.latents
+    for form, levels in exported.latents.items():
+        tensors |= {f"{form}.{level}": gate_inputs.inside(value) for level, value in levels.items()}
+    program = find_spec(PROGRAM)  # found without importing it
+    assert program is not None and program.origin is not None
     with tempfile.TemporaryDirectory(prefix="rtdmd-gate-") as name:
-        work = _working_folder(Path(name), [export.called, export.model.teacher])
-        _link(work, export.called, export.folder)
-        _link(work, export.model.teacher, export.base.folder)
-        write_json(work / "request.json", _request(export, gate_inputs))
-        packed = family_module(export.model.family).LAYOUT.given_packed
-        tensors = {f"input.{key}": value for key, value in gate_inputs.cond.tensors.items()}
-        tensors["latents"] = gate_inputs.inside(gate_inputs.latents) if packed else gate_inputs.latents
-        for form, levels in student.items():
-            tensors |= {f"{form}.{level}": gate_inputs.inside(value) for level, value in levels.items()}
+        work = _working_folder(Path(name), [called, model.teacher])
+        _link(work, called, folder)
+        _link(work, model.teacher, base.folder)
+        write_json(work / "request.json", request)
         save_tensors(tensors, work / "tensors.safetensors")
-        for stage, adapter in export.stages.items():
-            write_lora(adapter, work / f"{stage}.safetensors", pipeline=export.base.pipeline)
+        for stage, adapter in stages.items():
+            write_lora(adapter, work / f"{stage}.safetensors", pipeline=base.pipeline)
         with limited("it is the gate's process, and nothing was published; `rtdmd publish` starts it again"):
             done = subprocess.run(
-                [sys.executable, "-I", _program(), str(work)],
+                [sys.executable, "-I", program.origin, str(work)],
                 capture_output=True,
                 errors="replace",
                 check=False,
@@ -172,16 +214,7 @@ def _ask(export: Export, gate_inputs: GateInputs, student: Mapping[str, Mapping[
         if done.returncode != 0:
             last = "\n".join(done.stderr.strip().splitlines()[-12:])
             raise RtdmdError(f"the gate refuses this export, nothing was published; its process ended with:\n{last}")
-        answer: dict[str, Any] = read_json(work / "answer.json")
-    return answer
-
-
-def _program() -> str:
-    """The file of the gate's program, found without importing it."""
-    spec = find_spec(PROGRAM)
-    if spec is None or spec.origin is None:
-        raise RtdmdError(f"{PROGRAM} is not installed; install rtdmd again")
-    return spec.origin
+        return read_json(work / "answer.json")
 
 
 def _working_folder(top: Path, names: Sequence[str]) -> Path:
@@ -199,34 +232,6 @@ def _link(work: Path, name: str, target: Path) -> None:
     place = Path(os.path.normpath(work / name))
     place.parent.mkdir(parents=True, exist_ok=True)
     place.symlink_to(target.resolve(), target_is_directory=True)
-
-
-def _request(export: Export, gate_inputs: GateInputs) -> dict[str, Any]:
-    model = export.model
-    index = export.base
-    inputs = family_module(model.family).LAYOUT.inputs
-    return {
-        "blocks": blocks_of((export.folder / "README.md").read_text(encoding="utf-8")),
-        "export": str(export.folder.resolve()),
-        "base": str(index.folder.resolve()),
-        "pipeline": index.pipeline,
-        "transformer": index.transformer,
-        "left_out": list(index.text_parts),
-        "forms": list(export.forms),
-        "stages": list(export.stages),
-        "inputs": {name: f"input.{key}" for name, key in inputs.items()} | {"latents": "latents"},
-        "settings": {
-            "num_inference_steps": model.num_steps,
-            "guidance_scale": 1.0,
-            "height": model.resolution,
-            "width": model.size[1],
-            "max_sequence_length": model.max_sequence_length,
-        },
-        "etas": compared_etas(model.eta),
-        "seed": SEED,
-        "threads": export.threads,
-        "device": export.device,
-    }
 
 
 def _judge(answer: Mapping[str, Any]) -> list[str]:
@@ -247,16 +252,12 @@ def _judge(answer: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _rounded(forms: Mapping[str, Any]) -> dict[str, Any]:
-    """Differences to two digits."""
-    rounded = {}
-    for form, found in forms.items():
-        rounded[form] = {key: value if key == "keys" else _two_digits(value) for key, value in found.items()}
+def _rounded(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a form, differences to two digits."""
+    rounded: dict[str, Any] = {"keys": found["keys"]}
+    for kind in found.keys() - {"keys"}:
+        rounded[kind] = {level: float(f"{number:.1e}") for level, number in found[kind].items()}
     return rounded
-
-
-def _two_digits(levels: Mapping[str, float]) -> dict[str, float]:
-    return {level: float(f"{number:.1e}") for level, number in levels.items()}
 
 
 def table(forms: Mapping[str, Any]) -> str:

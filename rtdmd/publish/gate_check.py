@@ -13,8 +13,6 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +42,6 @@ def listen() -> Recorder:
     for name in ("", *LIBRARIES):
         logging.getLogger(name).addHandler(recorder)
     return recorder
-
-
-@contextmanager
-def quiet(recorder: Recorder, benign: str) -> Iterator[None]:
-    """Forget warnings that hold ``benign`` inside the ``with``."""
-    start = len(recorder.messages)
-    yield
-    recorder.messages[start:] = [text for text in recorder.messages[start:] if benign not in text]
 
 
 def run_card(blocks: list[str]) -> Any:
@@ -136,11 +126,9 @@ class Bench:
         self.request = request
         self.tensors = tensors
         self.cps = cps
-        self.torch = torch
+        kind = getattr(diffusers, request["pipeline"])
         parts = dict.fromkeys(request["left_out"])
-        self.pipe = getattr(diffusers, request["pipeline"]).from_pretrained(
-            request["base"], dtype=torch.float32, **parts
-        )
+        self.pipe = kind.from_pretrained(request["base"], dtype=torch.float32, **parts)
         self.pipe.set_progress_bar_config(disable=True)
         self.pipe.to(request["device"])
 
@@ -157,24 +145,26 @@ class Bench:
         scheduler.eta = eta
         return scheduler
 
-    def chain(self, eta: float) -> Any:
-        """Latents at the end of the pipeline's own loop, from the fixed latents, with the fixed seed's fresh noise."""
-        self.pipe.scheduler = self.scheduler(eta)
+    def outputs(self) -> Tensors:
+        """By η, the latents at the end of the pipeline's own loop, from the fixed latents, with the fixed
+        seed's fresh noise."""
+        import torch
+
         inputs = {name: self.tensors[key].to(self.pipe.device) for name, key in self.request["inputs"].items()}
-        self.torch.manual_seed(self.request["seed"])
+        found: Tensors = {}
         last: Tensors = {}
 
         def keep(_pipe: Any, _step: int, _timestep: Any, tensors: Tensors) -> Tensors:
             last.update(tensors)
             return {}
 
-        self.pipe(**inputs, **self.request["settings"], output_type="latent", callback_on_step_end=keep)
-        return last["latents"].cpu()
-
-    def outputs(self) -> Tensors:
-        """Every chain that there is an expectation of."""
-        with self.torch.no_grad():
-            return {eta: self.chain(float(eta)) for eta in self.request["etas"]}
+        for eta in self.request["etas"]:
+            self.pipe.scheduler = self.scheduler(float(eta))
+            torch.manual_seed(self.request["seed"])
+            with torch.no_grad():
+                self.pipe(**inputs, **self.request["settings"], output_type="latent", callback_on_step_end=keep)
+            found[eta] = last["latents"].cpu()
+        return found
 
 
 def distance(one: Tensors, other: Tensors) -> dict[str, float]:
@@ -182,15 +172,11 @@ def distance(one: Tensors, other: Tensors) -> dict[str, float]:
     return {eta: float((one[eta].float() - other[eta].float()).abs().max()) for eta in one}
 
 
-def expected(tensors: Tensors, form: str, etas: list[str]) -> Tensors:
-    """What the student in memory gave."""
-    return {eta: tensors[f"{form}.{eta}"] for eta in etas}
-
-
 def forms(bench: Bench, recorder: Recorder) -> dict[str, Any]:
     """Load each published form, and the two stages as two adapters, and compare with the student in memory; one
     transformer is held at a time."""
     import diffusers
+    import torch
 
     request = bench.request
     base = bench.outputs()
@@ -200,7 +186,7 @@ def forms(bench: Bench, recorder: Recorder) -> dict[str, Any]:
 
     def compared(form: str, keys: tuple[int, int]) -> dict[str, Any]:
         outputs = bench.outputs()
-        student = expected(bench.tensors, form, request["etas"])
+        student = {eta: bench.tensors[f"{form}.{eta}"] for eta in request["etas"]}
         return {
             "keys": list(keys),
             "from_student": distance(outputs, student),
@@ -214,9 +200,11 @@ def forms(bench: Bench, recorder: Recorder) -> dict[str, Any]:
         found["lora"] = compared("lora", adapter_keys(transformer, folder / WEIGHTS, "published"))
         transformer.delete_adapters("published")
     if stages:
-        with quiet(recorder, "Already found a `peft_config`"):  # two adapters at once are the point
-            for name in stages:
-                transformer.load_lora_adapter(".", weight_name=f"{name}.safetensors", adapter_name=name)
+        start = len(recorder.messages)
+        for name in stages:
+            transformer.load_lora_adapter(".", weight_name=f"{name}.safetensors", adapter_name=name)
+        told = "Already found a `peft_config`"  # two adapters at once are the point
+        recorder.messages[start:] = [text for text in recorder.messages[start:] if told not in text]
         transformer.set_adapters(stages)
         keys = [adapter_keys(transformer, Path(f"{name}.safetensors"), name) for name in stages]
         found["stacked"] = compared("lora", (sum(k for k, _ in keys), sum(n for _, n in keys)))
@@ -225,11 +213,11 @@ def forms(bench: Bench, recorder: Recorder) -> dict[str, Any]:
         del transformer
         bench.pipe.transformer = None  # the base's goes before the file's comes
         gc.collect()
-        bench.pipe.transformer, told = getattr(diffusers, request["transformer"]).from_pretrained(
-            str(folder), subfolder="transformer", dtype=bench.torch.float32, output_loading_info=True
+        bench.pipe.transformer, info = getattr(diffusers, request["transformer"]).from_pretrained(
+            str(folder), subfolder="transformer", dtype=torch.float32, output_loading_info=True
         )
-        if any(told.values()):
-            recorder.messages.append(f"diffusers: loading the merged transformer: {told}")
+        if any(info.values()):
+            recorder.messages.append(f"diffusers: loading the merged transformer: {info}")
         bench.pipe.transformer.to(request["device"]).eval()
         weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
         found["merged"] = compared("merged", merged_keys(bench.pipe.transformer, weights))

@@ -12,7 +12,7 @@ from pathlib import Path
 from rtdmd.common.errors import UserError
 from rtdmd.common.pins import ask
 from rtdmd.config import ModelParams
-from rtdmd.publish.compose import A, Adapter
+from rtdmd.publish.adapter import A, Adapter
 
 Layout = tuple[int, int, int]  # joint blocks, single blocks, width of the attention
 PUBLIC_CODE: dict[Layout, tuple[str, ...]] = {

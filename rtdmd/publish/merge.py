@@ -17,29 +17,11 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json, save_tensors, write_json
 from rtdmd.common.lazy_tensors import KINDS, LazyTensors, not_finite, odd_names, open_tensors, read_tensor, shapes_of
 from rtdmd.common.pretrained import weight_headers
-from rtdmd.publish.compose import Adapter
+from rtdmd.publish.adapter import Adapter, check_fits
 
 MERGED = "transformer/diffusion_pytorch_model.safetensors"
 CONFIG = "transformer/config.json"
 Weights = Mapping[str, Tensor]
-
-
-def check_fits(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
-    """UserError unless every adapted module is a linear layer of the base with the adapter's shape.
-
-    shapes: weight name -> shape of the base's transformer. what: how the message calls the adapter.
-    """
-    for module in adapter.modules():
-        found = shapes.get(f"{module}.weight")
-        if found is None:
-            raise UserError(
-                f"{what}: {module} is not a layer of the base model; another base, or another family, is needed"
-            )
-        if tuple(found) != tuple(adapter.shape(module)):
-            raise UserError(
-                f"{what}: {module} is made for a weight {adapter.shape(module)}, the base has {tuple(found)};"
-                " another base is needed"
-            )
 
 
 def base_weights(folder: Path, key: str) -> Weights:

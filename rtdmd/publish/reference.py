@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rtdmd.backbones import Backbone, Conditioning
+from rtdmd.backbones import Backbone
 from rtdmd.backbones.sampling import Velocity
 from rtdmd.common.errors import RtdmdError
 from rtdmd.common.lazy_tensors import fill
-from rtdmd.publish.adapter_file import NOT_PLAIN, check_belongs
-from rtdmd.publish.compose import Adapter
+from rtdmd.publish.adapter import NOT_PLAIN, Adapter, check_belongs
 
 STRENGTH = frozenset({"r", "lora_alpha", "target_modules", "bias", *NOT_PLAIN})  # what decides what an adapter adds
 BFLOAT16_STEP = 2.0**-8  # largest relative error of one rounding to bfloat16
@@ -44,21 +44,13 @@ def stacked_student(backbone: Backbone, adapters: Mapping[str, Adapter]) -> Velo
             transformer.add_adapter(LoraConfig(**told), adapter_name=name)
         set_peft_model_state_dict(transformer, adapter.tensors, adapter_name=name)
     transformer.set_adapters(list(adapters))
-
-    def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        return backbone.velocity(transformer, x, sigma, cond)
-
-    return velocity
+    return partial(backbone.velocity, transformer)
 
 
 def whole_student(backbone: Backbone, weights: Mapping[str, Tensor]) -> Velocity:
     """Velocity (x, sigma, cond) of the backbone with these weights, no adapters, in the place of its transformer's."""
     fill(backbone.transformer, weights)
-
-    def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        return backbone.velocity(backbone.transformer, x, sigma, cond)
-
-    return velocity
+    return partial(backbone.velocity, backbone.transformer)
 
 
 def check_merged(weights: Mapping[str, Tensor], backbone: Backbone) -> None:

@@ -66,9 +66,5 @@ def scheduler_config(sigmas: list[float], stochastic: bool) -> dict[str, Any]:
     worst = (scheduler.sigmas - torch.tensor(sigmas)).abs().max().item()
     if worst > TOLERANCE:
         raise RtdmdError(f"the published scheduler would run {scheduler.sigmas.tolist()}, not the trained {sigmas}")
-    return {"_class_name": type(scheduler).__name__, **_plain(scheduler.config)}
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    """The configuration's public entries, sorted."""
-    return {key: config[key] for key in sorted(config) if not key.startswith("_")}
+    config = {key: scheduler.config[key] for key in sorted(scheduler.config) if not key.startswith("_")}
+    return {"_class_name": type(scheduler).__name__, **config}

@@ -2,13 +2,10 @@
 
 diffusers' FlowMatchEulerDiscreteScheduler takes Euler steps (eta = 0) or draws all noise anew (``stochastic_sampling``,
 eta = 1); nothing between. This class changes its ``step`` and nothing else, so it reads the same configuration and runs
-the same levels. Its source is printed on every model card: who pastes it needs neither this package nor
-`trust_remote_code`. Hence it uses nothing of ours.
+the same levels. What follows this docstring is printed on every model card: who pastes it needs neither this package
+nor `trust_remote_code`. Hence it uses nothing of ours.
 """
 
-from __future__ import annotations
-
-import inspect
 import math
 from typing import Any
 
@@ -38,16 +35,3 @@ class CPSScheduler(FlowMatchEulerDiscreteScheduler):
         x = ((1 - tau) * (x - sigma * v) + tau * noise).to(model_output.dtype)
         self._step_index += 1
         return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=x) if return_dict else (x,)
-
-
-IMPORTS = """import math
-from typing import Any
-
-from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
-from diffusers.utils.torch_utils import randn_tensor"""
-
-
-def class_source() -> str:
-    """The class as Python that stands alone, its imports first."""
-    return f"{IMPORTS}\n\n\n{inspect.getsource(CPSScheduler).rstrip()}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rtdmd.common.errors import UserError
+from rtdmd.common.escape import printable
 from rtdmd.common.files import hash_of, sha256_file, tree_files
 from rtdmd.pipeline.lineage import (
     Difference,
@@ -26,16 +27,25 @@ from rtdmd.pipeline.lineage import (
     stages_of,
 )
 from rtdmd.pipeline.provenance import package_versions
-from rtdmd.publish.lineage_record import record_of_weights, steps_of_record
-from rtdmd.publish.record_schema import Gate, Provenance, Resolved, Upload, checked, read_record_file
+from rtdmd.publish.records import (
+    GATE,
+    PROVENANCE,
+    RESOLVED,
+    UPLOAD,
+    Gate,
+    Provenance,
+    Resolved,
+    Upload,
+    checked,
+    read_record_file,
+    record_of_weights,
+    steps_of_record,
+)
 
-PROVENANCE = "provenance.json"
-PUBLISHED_FROM = "upload.json"
-RESOLVED = "resolved.json"
-GATE = "gate.json"
-RECORDS = (PUBLISHED_FROM, GATE, RESOLVED)  # they come after what they tell of, so none tells of them all
+RECORDS = (PROVENANCE, UPLOAD, GATE, RESOLVED)  # none tells of all of them
 FOLDER = "the folder itself"
 VERSIONS = "package versions"
+WIDTH = 50
 
 
 @dataclass(frozen=True)
@@ -71,11 +81,11 @@ def trace_path(path: Path, root: Path = Path(".")) -> Traced:
     here = _relative(path, root)
     stages = stages_of(here, lock)
     if stages:
-        return trace_stages(stages, lock, str(path), _unrecorded(path, root, lock))
+        return _trace_stages(stages, lock, str(path), _unrecorded(path, root, lock))
     if path.is_dir() and (path / PROVENANCE).is_file():
         return _trace_published(path)
     if path.is_dir() and (path / RESOLVED).is_file():
-        return trace_resolved(read_record_file(Resolved, path / RESOLVED), str(path))
+        return _trace_copy(path)
     if path.is_file():
         return _trace_file(path, lock)
     if not path.exists():
@@ -106,7 +116,7 @@ def _not_looked_at(files: Sequence[str], record: str) -> list[str]:
     return [f"not in {record}, so not looked at: {files[0]}{more}"]
 
 
-def trace_stages(stages: Sequence[str], lock: Mapping[str, Step], title: str, notes: Sequence[str] = ()) -> Traced:
+def _trace_stages(stages: Sequence[str], lock: Mapping[str, Step], title: str, notes: Sequence[str] = ()) -> Traced:
     """The results of stages as dvc.lock records them, with all that is behind any of them."""
     found = {step.name: step for stage in stages for step in behind(stage, lock)}
     steps = list(found.values())
@@ -121,27 +131,19 @@ def trace_record(
     steps = steps_of_record(record, title)
     text = f"{title}: settings {short(record.settings_sha256 or 'without a hash')}, as its own record tells"
     versions = {name: version for step in steps for name, version in step.versions.items()}
-    return Traced(text, steps, sha256_here, [*_of_settings(record), *damage], notes, versions)
-
-
-def _of_settings(record: Provenance) -> list[Difference]:
-    """Whether the record's own hash is that of its settings."""
     digest = hash_of(record.settings)
-    if record.settings_sha256 in (None, digest):
-        return []
-    return [Difference(FOLDER, "settings_sha256", short(str(record.settings_sha256)), short(digest))]
+    if record.settings_sha256 not in (None, digest):
+        damage = [Difference(FOLDER, "settings_sha256", short(str(record.settings_sha256)), short(digest)), *damage]
+    return Traced(text, steps, sha256_here, damage, notes, versions)
 
 
-def trace_resolved(resolved: Resolved, title: str) -> Traced:
+def _trace_copy(folder: Path) -> Traced:
     """A copy of a stage's folder, through its settings file: this one stage, its inputs by their hashes."""
+    resolved = read_record_file(Resolved, folder / RESOLVED)
     name = resolved.stage
-    record = {
-        "inputs": {name: resolved.inputs},
-        "settings": resolved.params,
-        "versions": {name: resolved.versions},
-    }
+    record = {"inputs": {name: resolved.inputs}, "settings": resolved.params, "versions": {name: resolved.versions}}
     note = f"a copy of results/{name}: its inputs are told by hash, not how they were made"
-    return trace_record(checked(Provenance, record, title), title, notes=[note])
+    return trace_record(checked(Provenance, record, str(folder)), str(folder), notes=[note])
 
 
 def _trace_file(path: Path, lock: Mapping[str, Step]) -> Traced:
@@ -149,7 +151,7 @@ def _trace_file(path: Path, lock: Mapping[str, Step]) -> Traced:
     same = {out: step.name for step in lock.values() for out, recorded in step.outputs.items() if recorded == digest}
     if same:
         stages = list(dict.fromkeys(same.values()))
-        return trace_stages(stages, lock, f"{path}, the same bytes as {' and '.join(same)}")
+        return _trace_stages(stages, lock, f"{path}, the same bytes as {' and '.join(same)}")
     record = record_of_weights(path) if path.suffix == ".safetensors" else None
     if record is None:
         raise UserError(f"{path}: not an output of dvc.lock, and no record in it; trace the folder that it came with")
@@ -163,16 +165,15 @@ def _trace_published(folder: Path) -> Traced:
     recorded: Mapping[str, str] = {}
     if (folder / GATE).is_file():
         recorded = read_record_file(Gate, folder / GATE).sha256
-    if (folder / PUBLISHED_FROM).is_file():
-        upload = read_record_file(Upload, folder / PUBLISHED_FROM)
+    if (folder / UPLOAD).is_file():
+        upload = read_record_file(Upload, folder / UPLOAD)
         notes += published_from(upload)
         recorded = upload.files or recorded
     if not recorded:
-        notes.append(f"no {GATE} or {PUBLISHED_FROM} that tells its files, so they are not compared")
+        notes.append(f"no {GATE} or {UPLOAD} that tells its files, so they are not compared")
     here = {name: sha256_file(folder / name) for name in recorded if (folder / name).is_file()}
     files = [file.relative_to(folder).as_posix() for file in tree_files(folder)]
-    known = {*recorded, *RECORDS, PROVENANCE}
-    notes += _not_looked_at([file for file in files if file not in known], "its record")
+    notes += _not_looked_at([file for file in files if file not in {*recorded, *RECORDS}], "its record")
     return trace_record(record, str(folder), damage(recorded, here), notes)
 
 
@@ -190,3 +191,41 @@ def damage(recorded: Mapping[str, str], here: Mapping[str, str]) -> list[Differe
         for name, digest in sorted(recorded.items())
         if here.get(name) != digest
     ]
+
+
+def table(traced: Traced, found: Sequence[Difference]) -> str:
+    """The text that `rtdmd trace` prints, from the result back to its first causes, with a mark at whatever differs;
+    ``found`` is what ``traced.compare`` gave. Names and notes may be anybody's: control characters are printed as
+    Python writes them."""
+    makers = {path: step.name for step in traced.steps for path in step.outputs}
+    others = {one.what: one.here for one in found}
+
+    def here(path: str, digest: str) -> str:
+        return others.get(path, short(digest))
+
+    def row(kind: str, what: str, recorded: str, now: str, origin: str = "") -> str:
+        mark, differs = ("=", "") if now == recorded else ("≠", f", here {now}")
+        return f"  {kind}{mark} {what.ljust(WIDTH)} {recorded}{differs}{origin}"
+
+    def titled(title: str) -> list[str]:
+        rows = [row("", one.what, one.recorded, one.here) for one in found if one.stage == title]
+        return ["", title, *rows] if rows else []
+
+    lines = [traced.title, *(f"  {note}" for note in traced.notes), *titled(FOLDER)]
+    for step in reversed(traced.steps):
+        lines += ["", step.name + (f": {step.command}" if step.command else "")]
+        code = []  # as recorded, it takes one row together
+        for path, digest in step.inputs.items():
+            if path.startswith("rtdmd/") and here(path, digest) == short(digest):
+                code.append(path.removeprefix("rtdmd/"))
+                continue
+            origin = f"  from {makers[path]}" if path in makers else ""
+            lines.append(row("in   ", path, short(digest), here(path, digest), origin))
+        lines += [f"  code = {', '.join(code)}"] if code else []
+        changed = [one for one in found if one.stage == step.name and one.what not in {*step.inputs, *step.outputs}]
+        lines += [row("set  ", one.what, one.recorded, one.here) for one in changed]
+        if step.params and not changed:
+            lines.append(f"  set  = {', '.join(step.params)}")
+        for path, digest in step.outputs.items():
+            lines.append(row("out  ", path, short(digest), here(path, digest)))
+    return "\n".join(map(printable, [*lines, *titled(VERSIONS)]))

@@ -23,14 +23,13 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import RepositoryNotFoundError
-from huggingface_hub.hf_api import GitRefs, RepoFile
+from huggingface_hub.hf_api import RepoFile
 
 from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.common.files import read_json, sha256_file
-from rtdmd.publish.trace import PUBLISHED_FROM
-from rtdmd.publish.upload_http import Patience, hub_session
-from rtdmd.publish.upload_plan import Publication, header_bytes
-from rtdmd.publish.upload_shadows import shadows
+from rtdmd.publish.records import UPLOAD
+from rtdmd.publish.upload_http import Patience, hub_session, repository_files
+from rtdmd.publish.upload_plan import Publication, header_bytes, shadows
 
 Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 Files = Mapping[str, RepoFile]
@@ -53,25 +52,33 @@ class Uploader:
         RtdmdError or UserError when it could not be finished; then no tag was set, and `main` is as before or holds
         verified files. Neither the message nor its cause holds the token.
         """
+        publication = self.publication
+        repo = publication.repo_id
+        branch = publication.branch
+        tag = publication.tag
+        make_branch = partial(self.api.create_branch, repo, branch=branch, revision=MAIN)
+        remove_branch = partial(self.api.delete_branch, repo, branch=branch)
         with hub_session():
             self._check_no_token()
             self._ensure_repository()
             if self._is_published():
-                self._remove_branch()
+                self._set_ref(branch, f"end of branch {branch}", there=False, change=remove_branch)
                 return self._bring_back(review, gate)
-            self._start_branch()
-            head = self._fill_branch()
-            self._verify(head, self.publication.sha256)
+            self._set_ref(branch, f"branch {branch}", there=True, change=make_branch)
+            head = self._commit(branch, self._filling)
+            self._verify(head, publication.sha256)
             self._put_through(head, gate)
             if review:
-                return f"{self._where(self.publication.branch)} is verified; the same command without --review goes on"
-            self._tag(self._take_over(head, set(self.publication.files)))
-            self._remove_branch()
-            return f"published {self._where()}"
+                return f"{self._where(branch)} is verified; the same command without --review goes on"
+            commit = self._take_over(head, set(publication.files))
+            message = f"Lineage in dvc.lock: {publication.record['dvc_lock']['sha256']}"
+            set_tag = partial(self.api.create_tag, repo, tag=tag, tag_message=message, revision=commit)
+            self._set_ref(tag, f"tag {tag}", there=True, change=set_tag)
+            self._set_ref(branch, f"end of branch {branch}", there=False, change=remove_branch)
+            return f"published {self._where(tag)}"
 
-    def _where(self, revision: str | None = None) -> str:
-        repo = self.publication.repo_id
-        return f"{self.api.endpoint}/{repo}/tree/{revision or self.publication.tag}"
+    def _where(self, revision: str) -> str:
+        return f"{self.api.endpoint}/{self.publication.repo_id}/tree/{revision}"
 
     def _check_no_token(self) -> None:
         token = (get_token() or "").encode()
@@ -80,39 +87,44 @@ class Uploader:
                 raise UserError(f"{path} holds the token of the Hub; remove it, and make a new token")
 
     def _ensure_repository(self) -> None:
-        publication = self.publication
+        repo = self.publication.repo_id
+        wanted = self.publication.private
 
         def ensure() -> bool | None:
             try:
-                return self.api.model_info(publication.repo_id).private
+                return self.api.model_info(repo).private
             except RepositoryNotFoundError:
-                self.api.create_repo(publication.repo_id, private=publication.private, exist_ok=True)
-                return self.api.model_info(publication.repo_id).private
+                self.api.create_repo(repo, private=wanted, exist_ok=True)
+                return self.api.model_info(repo).private
 
         private = self.patience.call("repository", ensure)
-        if publication.private and private is False:
+        if private not in (None, wanted):
+            kinds = ("public", "private")
             raise UserError(
-                f"{publication.repo_id} is public, publish.private is true; make the repository private on the Hub, or"
-                " set publish.private: false"
-            )
-        if not publication.private and private:
-            raise UserError(
-                f"{publication.repo_id} is private, publish.private is false; make the repository public on the Hub, or"
-                " set publish.private: true"
+                f"{repo} is {kinds[not wanted]}, publish.private is {str(wanted).lower()}; make the repository"
+                f" {kinds[wanted]} on the Hub, or set publish.private: {str(not wanted).lower()}"
             )
 
-    def _refs(self) -> GitRefs:
-        return self.patience.call("branches and tags", lambda: self.api.list_repo_refs(self.publication.repo_id))
+    def _set_ref(self, name: str, what: str, there: bool, change: Callable[[], object]) -> None:
+        """Let a branch or tag be ``there``, or not, by ``change``, unless that is so already."""
+
+        def look_and_change() -> None:
+            refs = self.api.list_repo_refs(self.publication.repo_id)
+            if (name in {ref.name for ref in (*refs.branches, *refs.tags)}) != there:
+                change()
+
+        self.patience.call(what, look_and_change)
 
     def _is_published(self) -> bool:
         """Is the tag there, and does it hold this folder? UserError when it holds another."""
         publication = self.publication
-        if publication.tag not in {tag.name for tag in self._refs().tags}:
+        refs = self.patience.call("branches and tags", lambda: self.api.list_repo_refs(publication.repo_id))
+        if publication.tag not in {tag.name for tag in refs.tags}:
             return False
         there = self._files(publication.tag)
         record = self._record_at(publication.tag, there)
         files = record.get("files", {})
-        whole = all(path in there and _large_is(there[path], digest) for path, digest in files.items())
+        whole = all(path in there and _sha256(there[path]) in (None, digest) for path, digest in files.items())
         if record.get("folder") != publication.record["folder"] or not whole:
             raise UserError(
                 f"{publication.repo_id}: the tag {publication.tag} holds other files than results/publish; tags are not"
@@ -122,10 +134,10 @@ class Uploader:
 
     def _record_at(self, revision: str, there: Files) -> dict[str, Any]:
         """`upload.json` of a revision; empty where it has none."""
-        if PUBLISHED_FROM not in there:
+        if UPLOAD not in there:
             return {}
         with tempfile.TemporaryDirectory() as folder:
-            return dict(read_json(self._download(PUBLISHED_FROM, revision, folder)))
+            return read_json(self._download(UPLOAD, revision, folder))
 
     def _put_through(self, revision: str, gate: Gate | None) -> None:
         """Download every file of a revision, ours or not, and give the folder to the gate."""
@@ -141,47 +153,42 @@ class Uploader:
         """What is published already: see that `main` holds it, and bring `main` back to it where it does not."""
         tag = self.publication.tag
         record = self._record_at(tag, self._files(tag))
-        files = {*record["files"], PUBLISHED_FROM}
+        files = {*record["files"], UPLOAD}
         main = self._files(MAIN)
-        if not self._changes(main, self._wanted(tag, files)):
+        if not _changes(main, self._wanted(tag, files)):
             self._put_through(MAIN, gate)
-            return f"{self._where()} is there already; nothing was sent"
+            return f"{self._where(tag)} is there already; nothing was sent"
         now = self._record_at(MAIN, main).get("tag", "files that no upload of ours brought")
         if review:
             return (
-                f"{self._where()} is there already, but {MAIN} holds {now}; the same command without --review brings"
+                f"{self._where(tag)} is there already, but {MAIN} holds {now}; the same command without --review brings"
                 f" {MAIN} back to it"
             )
         self._verify(tag, record["files"])
         self._put_through(tag, gate)
         self._take_over(tag, files)
-        return f"{self._where()} is there already, but {MAIN} held {now}; {MAIN} holds {tag} again"
+        return f"{self._where(tag)} is there already, but {MAIN} held {now}; {MAIN} holds {tag} again"
 
-    def _start_branch(self) -> None:
-        def start() -> None:
-            branches = {branch.name for branch in self.api.list_repo_refs(self.publication.repo_id).branches}
-            if self.publication.branch not in branches:
-                self.api.create_branch(self.publication.repo_id, branch=self.publication.branch, revision=MAIN)
-
-        self.patience.call(f"branch {self.publication.branch}", start)
-
-    def _fill_branch(self) -> str:
-        """Bring the branch's files to what they should be, in one commit if any differ; its head."""
+    def _filling(self, head: str, there: Files) -> list[Operation]:
+        """What brings the branch's files to what they should be."""
         publication = self.publication
+        sent = [
+            CommitOperationAdd(path, content)
+            for path, content in publication.files.items()
+            if path not in there or not self._is_sent(there[path])
+        ]
+        self.api.preupload_lfs_files(publication.repo_id, sent, revision=publication.branch, free_memory=False)
+        for file in sent:
+            if file.upload_info.sha256.hex() != publication.sha256[file.path_in_repo]:
+                raise UserError(f"{file.path_in_repo} changed while it was sent; run `rtdmd upload` again")
+        return [*sent, *self._deletions(head, there, set(publication.files))]
 
-        def operations(head: str, there: Files) -> list[Operation]:
-            sent = [
-                CommitOperationAdd(path, content)
-                for path, content in publication.files.items()
-                if path not in there or not self._same(there[path], path)
-            ]
-            self.api.preupload_lfs_files(publication.repo_id, sent, revision=publication.branch, free_memory=False)
-            for file in sent:
-                if file.upload_info.sha256.hex() != publication.sha256[file.path_in_repo]:
-                    raise UserError(f"{file.path_in_repo} changed while it was sent; run `rtdmd upload` again")
-            return [*sent, *self._deletions(head, there, set(publication.files))]
-
-        return self._commit(publication.branch, operations)
+    def _is_sent(self, remote: RepoFile) -> bool:
+        """Is the file there what it should be? Large files tell their SHA-256, small ones Git's own hash."""
+        if remote.lfs is not None:
+            return remote.lfs.sha256 == self.publication.sha256[remote.path]
+        content = self.publication.files[remote.path]
+        return remote.blob_id == git_hash(content if isinstance(content, bytes) else content.read_bytes())
 
     def _take_over(self, source: str, files: set[str]) -> str:
         """Bring `main` to the verified ``files`` of the commit or tag ``source``, in one commit if any differ; its
@@ -189,11 +196,13 @@ class Uploader:
         wanted = self._wanted(source, files)
 
         def operations(head: str, there: Files) -> list[Operation]:
-            taken = [self._taken(file, source) for path, file in wanted.items() if not _equal(there.get(path), file)]
+            taken = [
+                self._taken(file, source) for path, file in wanted.items() if _hash(there.get(path)) != _hash(file)
+            ]
             return [*taken, *self._deletions(head, there, files)]
 
         commit = self._commit(MAIN, operations)
-        wrong = self._changes(self._files(commit), wanted)
+        wrong = _changes(self._files(commit), wanted)
         if wrong:
             raise RtdmdError(f"{MAIN} at {commit} holds other bytes of {', '.join(wrong)}; no tag was set")
         return commit
@@ -201,13 +210,6 @@ class Uploader:
     def _wanted(self, revision: str, files: set[str]) -> dict[str, RepoFile]:
         there = self._files(revision)
         return {path: there[path] for path in sorted(files)}
-
-    def _changes(self, there: Files, wanted: Files) -> list[str]:
-        """Paths at which a revision differs from what it should hold, or holds what would be loaded in its place."""
-        return [
-            *(path for path, file in wanted.items() if not _equal(there.get(path), file)),
-            *shadows(there, wanted.keys()),
-        ]
 
     def _taken(self, file: RepoFile, source: str) -> Operation:
         """A file of ``source`` for `main`: a large one by its hash, a small one by bytes that have the hash of Git."""
@@ -224,17 +226,18 @@ class Uploader:
     def _commit(self, revision: str, operations: Callable[[str, Files], list[Operation]]) -> str:
         """One commit on a branch with what ``operations`` asks for, given its head and the files there, if that is
         anything; the branch's head afterwards."""
+        publication = self.publication
 
         def commit() -> str:
-            head = str(self.api.model_info(self.publication.repo_id, revision=revision).sha)
-            wanted = operations(head, self._tree(head))
+            head = str(self.api.model_info(publication.repo_id, revision=revision).sha)
+            wanted = operations(head, repository_files(self.api, publication.repo_id, head))
             if not wanted:
                 return head
             made = self.api.create_commit(
-                self.publication.repo_id,
+                publication.repo_id,
                 wanted,
-                commit_message=f"Publish {self.publication.tag}",
-                commit_description=f"Made from commit {self.publication.record['git_commit']}",
+                commit_message=f"Publish {publication.tag}",
+                commit_description=f"Made from commit {publication.record['git_commit']}",
                 revision=revision,
                 parent_commit=head,
             )
@@ -246,27 +249,17 @@ class Uploader:
         """What goes: files that an earlier upload brought and this one does not have, and files that would be loaded in
         place of these. Other files that came otherwise stay."""
         earlier: set[str] = set()
-        if PUBLISHED_FROM in there:
+        if UPLOAD in there:
             with tempfile.TemporaryDirectory() as folder:
-                earlier = set(read_json(self._fetch(PUBLISHED_FROM, head, folder)).get("files", {}))
+                earlier = set(read_json(self._fetch(UPLOAD, head, folder)).get("files", {}))
         foreign = shadows(there, files | earlier)
         if foreign:
             self.patience.say(f"removing what would be loaded in place of these weights: {', '.join(foreign)}")
         return [CommitOperationDelete(path) for path in sorted((earlier & there.keys()) - files) + foreign]
 
-    def _same(self, remote: RepoFile, path: str) -> bool:
-        """Is the file there what it should be? Large files tell their SHA-256, small ones Git's own hash."""
-        if remote.lfs is not None:
-            return remote.lfs.sha256 == self.publication.sha256[path]
-        content = self.publication.files[path]
-        return remote.blob_id == git_hash(content if isinstance(content, bytes) else content.read_bytes())
-
-    def _tree(self, revision: str) -> dict[str, RepoFile]:
-        entries = self.api.list_repo_tree(self.publication.repo_id, recursive=True, revision=revision)
-        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
-
     def _files(self, revision: str) -> dict[str, RepoFile]:
-        return self.patience.call("list of files", lambda: self._tree(revision))
+        look = partial(repository_files, self.api, self.publication.repo_id, revision)
+        return self.patience.call("list of files", look)
 
     def _fetch(self, path: str, revision: str, folder: str) -> Path:
         return Path(self.api.hf_hub_download(self.publication.repo_id, path, revision=revision, cache_dir=folder))
@@ -293,36 +286,21 @@ class Uploader:
                     f" was set (branch {self.publication.branch})"
                 )
 
-    def _tag(self, commit: str) -> None:
-        publication = self.publication
 
-        def tag() -> None:
-            tags = {one.name for one in self.api.list_repo_refs(publication.repo_id).tags}
-            if publication.tag not in tags:
-                message = f"Lineage in dvc.lock: {publication.record['dvc_lock']['sha256']}"
-                self.api.create_tag(publication.repo_id, tag=publication.tag, tag_message=message, revision=commit)
-
-        self.patience.call(f"tag {publication.tag}", tag)
-
-    def _remove_branch(self) -> None:
-        def remove() -> None:
-            branches = {branch.name for branch in self.api.list_repo_refs(self.publication.repo_id).branches}
-            if self.publication.branch in branches:
-                self.api.delete_branch(self.publication.repo_id, branch=self.publication.branch)
-
-        self.patience.call(f"end of branch {self.publication.branch}", remove)
+def _changes(there: Files, wanted: Files) -> list[str]:
+    """Paths at which a revision differs from what it should hold, or holds what would be loaded in its place."""
+    differing = [path for path, file in wanted.items() if _hash(there.get(path)) != _hash(file)]
+    return differing + shadows(there, wanted.keys())
 
 
-def _large_is(remote: RepoFile, digest: str) -> bool:
-    """False when a large file tells another SHA-256 (a small one tells none)."""
-    return remote.lfs is None or remote.lfs.sha256 == digest
+def _sha256(file: RepoFile) -> str | None:
+    """What a large file tells of itself; None for a small one."""
+    return file.lfs.sha256 if file.lfs is not None else None
 
 
-def _equal(one: RepoFile | None, other: RepoFile) -> bool:
-    """Whether two entries of lists of files tell the same bytes."""
-    if one is None or one.lfs is None or other.lfs is None:
-        return one is not None and one.lfs is other.lfs and one.blob_id == other.blob_id
-    return bool(one.lfs.sha256 == other.lfs.sha256)
+def _hash(file: RepoFile | None) -> str | None:
+    """What tells a file's bytes from others: SHA-256 of a large one, Git's hash of a small one."""
+    return None if file is None else _sha256(file) or file.blob_id
 
 
 def git_hash(data: bytes) -> str:

@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import constants, get_token, set_client_factory
+from huggingface_hub import HfApi, constants, get_token, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import (
     are_progress_bars_disabled,
     disable_progress_bars,
@@ -147,6 +148,12 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     while current is not None:
         yield current
         current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+
+
+def repository_files(api: HfApi, repo: str, revision: str) -> dict[str, RepoFile]:
+    """Every file of a revision, by its path."""
+    entries = api.list_repo_tree(repo, recursive=True, revision=revision)
+    return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
 
 def redact(text: str) -> str:

@@ -11,7 +11,8 @@ disk; whoever sends them compares the hash of what was sent with the one that wa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,18 +24,20 @@ from rtdmd.common.parsing import parse_json
 from rtdmd.pipeline.dvc_yaml import read_pipeline
 from rtdmd.pipeline.lineage import Step, behind, differences, flat, lock_hash, lock_tree, read_lock
 from rtdmd.pipeline.provenance import GitState, git_state, hardware_class, package_versions
-from rtdmd.publish.lineage_record import header_of
-from rtdmd.publish.trace import PROVENANCE, PUBLISHED_FROM
+from rtdmd.publish.records import GATE, PROVENANCE, RESOLVED, UPLOAD, header_of
 
 STAGE = "publish"
+FOLDER = f"results/{STAGE}"
 CARD = "README.md"
-GATE = "gate.json"
-NOT_GATED = frozenset({GATE, "resolved.json"})  # written after the gate, from its inputs
+NOT_GATED = frozenset({GATE, RESOLVED})  # written after the gate, from its inputs
 KINDS = frozenset({".json", ".md", ".png", ".py", ".safetensors"})
 IN_MEMORY = 16 * 2**20  # bytes; weights above it are read again while they are sent, and their hash is compared
 STATE_WORDS = frozenset({"exp_avg", "exp_avg_sq", "momentum_buffer", "optimizer", "optim", "grad", "step", "rng_state"})
 """Parts of tensor names by which optimizer and run state are known (PyTorch's own names)."""
-
+WEIGHTS_FOLDERS = frozenset({".", "transformer"})  # where a published folder has its weights
+WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf"})
+INDEX = re.compile(r".+\.index(\.[^.]+)?\.json")  # of shards; a variant's has its name in it
+DESCRIPTIONS = frozenset({"adapter_config.json", "transformer/config.json"})  # of weights that are not the published
 
 Content = bytes | Path
 
@@ -90,9 +93,10 @@ def make_publication(root: Path, repo_id: str | None, private: bool, allow_dirty
     files[CARD] = with_section(_bytes(folder[CARD]).decode(), repo_id, record, reasons).encode()
     sha256[CARD] = _sha256(files[CARD])
     record["files"] = dict(sha256)
-    files[PUBLISHED_FROM] = json_text(record).encode()
-    sha256[PUBLISHED_FROM] = _sha256(files[PUBLISHED_FROM])
-    left = tuple(path for path in _all_files(root) if path not in folder)
+    files[UPLOAD] = json_text(record).encode()
+    sha256[UPLOAD] = _sha256(files[UPLOAD])
+    present = [path.relative_to(root / FOLDER).as_posix() for path in tree_files(root / FOLDER)]
+    left = tuple(path for path in present if path not in folder)
     return Publication(repo_id, private, record["tag"], files, sha256, record, left)
 
 
@@ -111,12 +115,10 @@ def _refusal(reasons: list[str], stale: list[str]) -> str:
 def stage_files(root: Path) -> dict[str, Content]:
     """The outputs that dvc.yaml declares for stage publish, by their path in the repository, each read once; large
     weights stay a path. UserError for one that is missing or must not leave."""
-    folder = f"results/{STAGE}"
-    pipeline = read_pipeline(root)
     found: dict[str, Content] = {}
-    for out in pipeline[STAGE].outs:
+    for out in read_pipeline(root)[STAGE].outs:
         path = root / out
-        name = PurePosixPath(out).relative_to(folder).as_posix()
+        name = PurePosixPath(out).relative_to(FOLDER).as_posix()
         if not path.is_file():
             raise UserError(f"{out}: no such file; `snakemake {STAGE}` makes it")
         if path.suffix not in KINDS:
@@ -131,13 +133,11 @@ def stage_files(root: Path) -> dict[str, Content]:
 def check_gate(folder: Mapping[str, Content], sha256: Mapping[str, str]) -> None:
     """UserError unless `gate.json` says that exactly these files passed the stage's gate."""
     if GATE not in folder:
-        raise UserError(f"results/{STAGE}: no {GATE}, so no upload; `snakemake {STAGE}` tests the folder and writes it")
+        raise UserError(f"{FOLDER}: no {GATE}, so no upload; `snakemake {STAGE}` tests the folder and writes it")
     passed: dict[str, str] = _json(folder, GATE)["sha256"]
     for name, digest in sha256.items():
         if name not in NOT_GATED and passed.get(name) != digest:
-            raise UserError(
-                f"results/{STAGE}/{name} is not what passed the gate; `snakemake {STAGE}` makes and tests it"
-            )
+            raise UserError(f"{FOLDER}/{name} is not what passed the gate; `snakemake {STAGE}` makes and tests it")
 
 
 def check_named(folder: Mapping[str, Content], repo_id: str) -> None:
@@ -151,7 +151,7 @@ def check_named(folder: Mapping[str, Content], repo_id: str) -> None:
 
 
 def _json(folder: Mapping[str, Content], name: str) -> Any:
-    return parse_json(_bytes(folder[name]), f"results/{STAGE}/{name}", f"`snakemake {STAGE}` makes it again")
+    return parse_json(_bytes(folder[name]), f"{FOLDER}/{name}", f"`snakemake {STAGE}` makes it again")
 
 
 def _bytes(content: Content) -> bytes:
@@ -160,7 +160,7 @@ def _bytes(content: Content) -> bytes:
 
 def check_weights(path: Path, name: str) -> None:
     """UserError when a file of weights holds the state of an optimizer or of a run."""
-    for tensor in header_of(path):
+    for tensor in header_of(path)[0]:
         if STATE_WORDS.intersection(tensor.split(".")):
             raise UserError(f"{name}: the tensor {tensor} is training state, not a weight; it is not uploaded")
 
@@ -170,11 +170,6 @@ def header_bytes(path: Path) -> bytes:
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         return file.read(min(size, path.stat().st_size))
-
-
-def _all_files(root: Path) -> list[str]:
-    folder = root / "results" / STAGE
-    return [path.relative_to(folder).as_posix() for path in tree_files(folder)]
 
 
 def _sha256(content: Content) -> str:
@@ -211,7 +206,7 @@ def with_section(card: str, repo_id: str, record: Mapping[str, Any], reasons: li
         "## Published from",
         "",
         f"Code: {commit}. Lineage in `dvc.lock`: `{record['dvc_lock']['sha256']}`, tag `{record['tag']}`."
-        f" `{PUBLISHED_FROM}` holds that lineage and the SHA-256 of every file; `rtdmd trace {repo_id}` compares both"
+        f" `{UPLOAD}` holds that lineage and the SHA-256 of every file; `rtdmd trace {repo_id}` compares both"
         " with a checkout.",
     ]
     if reasons:
@@ -236,3 +231,23 @@ def plan_text(publication: Publication) -> str:
         lines.append(f"  stays here: {', '.join(publication.left_here)}")
     lines += [f"  not clean: {reason}" for reason in publication.reasons]
     return "\n".join(lines)
+
+
+def shadows(there: Iterable[str], published: Collection[str]) -> list[str]:
+    """Files of a repository that would be loaded in place of the weights among ``published``, or beside them; sorted.
+
+    diffusers and transformers look a folder's weights up by name: an index of shards goes before one file, a `.bin` is
+    taken where there is no `.safetensors`, a variant (`.fp16.`) where one asks for it, `load_lora_weights` takes any
+    adapter that it finds. So of such files the published ones must be the only ones. there: every path in the
+    repository. Other files (a licence, notes, a VAE's folder) are not ours to remove.
+    """
+    return sorted(path for path in there if path not in published and _describes_weights(path))
+
+
+def _describes_weights(path: str) -> bool:
+    place = PurePosixPath(path)
+    if path in DESCRIPTIONS:
+        return True
+    if str(place.parent) not in WEIGHTS_FOLDERS:
+        return False
+    return place.suffix in WEIGHTS or INDEX.fullmatch(place.name) is not None

@@ -21,6 +21,7 @@ from rtdmd.common.parsing import first_line
 from rtdmd.common.section import param
 from rtdmd.rewards.protocol import Metadata, check_batch, checked
 from rtdmd.rewards.registration import RewardParams, Source, commit_of
+from rtdmd.rewards.scorer import Scorer
 
 if TYPE_CHECKING:
     import torch
@@ -71,39 +72,28 @@ class OwnRewardParams(RewardParams):
         return module
 
 
-class OwnReward:
-    """`rtdmd.rewards.protocol.Reward` over what the folder's ``load`` returns."""
-
-    needs_metadata = False
+class OwnReward(Scorer):
+    """What the folder's ``load`` returns."""
 
     def __init__(self, params: OwnRewardParams, device: torch.device) -> None:
         """UserError, which names the file, where there is none, it cannot be imported or lacks RANGE or load."""
+        from torch import nn
+
         from rtdmd.rewards.weights import file_hashes, file_in
 
         folder = Path(params.module)
         key = f"rewards: {params.name}: module"
-        self.name = params.name
-        self.differentiable = params.differentiable
         self.code = file_in(folder, key, CODE)
-        self.files = file_hashes(path for path in folder.iterdir() if path.is_file())
-        found = _run(self.code, f"rtdmd_{self.name}_{sha256_bytes(str(folder.absolute()).encode())[:8]}", key)
+        files = file_hashes(path for path in folder.iterdir() if path.is_file())
+        found = _run(self.code, f"rtdmd_{params.name}_{sha256_bytes(str(folder.absolute()).encode())[:8]}", key)
         for needed in ("RANGE", "load"):
             if needed not in found:
                 raise UserError(f"{key}: {self.code} has no {needed}; docs/extending.md shows a complete one")
         low, high = found["RANGE"]
         self.range = (float(low), float(high))
         self.scorer: Callable[[Tensor, Sequence[str], Sequence[Metadata]], Tensor] = found["load"](device)
-
-    def identity(self) -> dict[str, Any]:
-        """The hash of every file of the folder."""
-        return {"name": self.name, "files": self.files, "template": None, "version": 1}
-
-    def to(self, device: torch.device) -> None:
-        """What is no module has nothing to move."""
-        from torch import nn
-
-        if isinstance(self.scorer, nn.Module):
-            self.scorer.to(device)
+        modules = [self.scorer] if isinstance(self.scorer, nn.Module) else []  # what is none has nothing to move
+        super().__init__(params, device, modules, files=files, template=None, version=1)
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """UserError where the code does not return one number for each image."""

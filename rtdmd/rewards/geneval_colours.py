@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rtdmd.rewards.clip import clip_model, embed_images, load_tokenizer
+from rtdmd.rewards.clip import clip_model, embed_images, embed_texts, load_tokenizer
 from rtdmd.rewards.geneval_rules import COLOURS, Found
 from rtdmd.rewards.preprocessing import ImageTransform
 from rtdmd.rewards.protocol import to_bytes
@@ -50,16 +50,11 @@ class ColourNames:
         pixels = [self.transform(to_bytes("geneval", cut[None])) for cut in cuts]  # one by one: their sizes differ
         return [COLOURS[int((prototypes @ embed_images(self.model, one)[0]).argmax())] for one in pixels]
 
-    @torch.no_grad()
     def prototypes(self, name: str) -> Tensor:
         """Unit vectors (len(COLOURS), D) for things of class ``name``."""
         if name not in self._prototypes:
             sentences = [template.format(colour=colour, name=name) for colour in COLOURS for template in TEMPLATES]
-            length = self.model.config.text_config.max_position_embeddings
-            tokens = self.tokenizer(
-                sentences, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-            ).to(self.device)
-            units = F.normalize(self.model.get_text_features(**tokens).pooler_output, dim=-1)
+            units = embed_texts(self.model, self.tokenizer, sentences)
             self._prototypes[name] = F.normalize(units.unflatten(0, (len(COLOURS), -1)).mean(1), dim=-1)
         return self._prototypes[name]
 

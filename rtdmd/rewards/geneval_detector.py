@@ -18,9 +18,9 @@ from torch import Tensor
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.model_files import read_config
+from rtdmd.common.pretrained import pretrained_exactly
 from rtdmd.common.torch_setup import quiet_imports
 from rtdmd.rewards.geneval_rules import CLASSES, THRESHOLD, Found
-from rtdmd.rewards.weights import pretrained_exactly
 
 with quiet_imports():
     from transformers import Mask2FormerForUniversalSegmentation

@@ -50,7 +50,19 @@ def check_rewards(rewards: Iterable[Reward], root: Path = Path(".")) -> list[Pat
 
     Records that did not exist are written to ``root``/.rtdmd/golden; their paths are returned.
     """
-    return [path for reward in rewards if (path := _check(reward, root)) is not None]
+    written = []
+    committed = read_json(COMMITTED)
+    for reward in rewards:
+        found = measure(reward)
+        own = _path(root, found)
+        if own.is_file():
+            _compare(found, read_json(own), own)
+        elif found.key in committed:
+            _compare(found, committed[found.key], COMMITTED)
+        else:
+            write_json(own, found.as_json())
+            written.append(own)
+    return written
 
 
 def record_rewards(rewards: Iterable[Reward], root: Path = Path("."), file: Path | None = None) -> list[Path]:
@@ -76,8 +88,7 @@ def measure(reward: Reward) -> Golden:
         scores = reward.score(images, prompts, metadata)
     if scores.shape != (len(images),):
         raise UserError(f"reward {reward.name} gave scores {tuple(scores.shape)} for {len(images)} images")
-    _check_range(reward, scores.tolist())
-    _check_spread(reward, case, scores.tolist())
+    _check_scores(reward, case, scores.tolist())
     if reward.differentiable:
         _check_gradient(reward, case)
     where = scores.device.type if scores.device.type == "cpu" else torch.cuda.get_device_name(scores.device)
@@ -86,34 +97,18 @@ def measure(reward: Reward) -> Golden:
     return Golden(reward.name, f"{reward.name}-{key[:16]}", tuple(scores.tolist()), about)
 
 
-def _check(reward: Reward, root: Path) -> Path | None:
-    found = measure(reward)
-    own = _path(root, found)
-    if own.is_file():
-        _compare(found, read_json(own), own)
-        return None
-    committed = read_json(COMMITTED)
-    if found.key in committed:
-        _compare(found, committed[found.key], COMMITTED)
-        return None
-    write_json(own, found.as_json())
-    return own
-
-
 def _path(root: Path, golden: Golden) -> Path:
     return root / ".rtdmd" / "golden" / f"{golden.key}.json"
 
 
-def _check_range(reward: Reward, scores: list[float]) -> None:
+def _check_scores(reward: Reward, case: Case, scores: list[float]) -> None:
+    """UserError for a score outside the scorer's range, or the same one for all pictures."""
     low, high = reward.range
     for index, score in enumerate(scores):
         if not low - 1e-6 <= score <= high + 1e-6:
             raise UserError(
                 f"reward {reward.name} gave {score:.6g} at image {index}, outside its range {low} to {high}"
             )
-
-
-def _check_spread(reward: Reward, case: Case, scores: list[float]) -> None:
     number = len(case.pictures)
     for row, prompt in enumerate(case.prompts):
         part = scores[row * number : (row + 1) * number]

@@ -7,7 +7,6 @@ are rounded with the weights.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,13 +15,13 @@ from torch import Tensor, nn
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.torch_setup import quiet_imports
-from rtdmd.rewards.weights import load_exactly
+from rtdmd.rewards.weights import linear_layers, linear_sizes, load_exactly, renamed
 
 with quiet_imports():
     from transformers import AutoModel, Qwen2VLConfig
     from transformers.initialization import no_init_weights
 
-RENAMES = ((r"^visual\.", "body.visual."), (r"^model\.", "body.language_model."), (r"^rm_head\.", "head."))
+RENAMES = ((r"visual\.", "body.visual."), (r"model\.", "body.language_model."), (r"rm_head\.", "head."))
 UNUSED = ("lm_head.weight",)
 """In the file, but no part of the score: the base model's next-word layer."""
 HEAD = (0, 3, 5)  # positions of its linear layers; ReLU follows all but the last
@@ -32,16 +31,13 @@ class HPSv3Model(nn.Module):
     """Images and texts to (mean, spread) of their score, read at the reward token."""
 
     def __init__(self, config: Qwen2VLConfig, head: Mapping[int, tuple[int, int]], reward_token: int):
-        """head: position in the published head -> (inputs, outputs); reward_token: its id."""
+        """head: place in the published head -> (inputs, outputs) of its linear layers; reward_token: its id."""
         super().__init__()
         body: Any = AutoModel.from_config(config, dtype=config.dtype)
         self.body = body.to(config.dtype)  # buffers too: see above
-        layers: list[nn.Module] = [nn.Identity() for _ in range(max(head) + 1)]  # a dropout, off when scoring
-        for position, sizes in head.items():
-            layers[position] = nn.Linear(*sizes, dtype=torch.float32)
-            if position != max(head):
-                layers[position + 1] = nn.ReLU()
-        self.head = nn.Sequential(*layers)
+        self.head = linear_layers(head)
+        for place in sorted(head)[:-1]:
+            self.head[place + 1] = nn.ReLU()
         self.reward_token = reward_token
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -66,7 +62,7 @@ def build(published: Mapping[str, Tensor], config: Mapping[str, Any], reward_tok
     The body computes in the configuration's dtype, the head in float32. Raises UserError, with ``key`` in front, where
     tensors are missing, left over or of another shape.
     """
-    tensors = {_renamed(name): tensor for name, tensor in published.items()}
+    tensors = renamed(published, RENAMES)
     body = Qwen2VLConfig(**config)
     if "body.language_model.embed_tokens.weight" not in tensors:
         raise UserError(
@@ -78,25 +74,12 @@ def build(published: Mapping[str, Tensor], config: Mapping[str, Any], reward_tok
             f"{key}: the weights have {body.text_config.vocab_size} words, but base's tokenizer gives the reward token "
             f"the place {reward_token}; HPSv3 is based on Qwen/Qwen2-VL-7B-Instruct"
         )
-    with no_init_weights():
-        model = HPSv3Model(body, _head_sizes(tensors, key), reward_token)
-    load_exactly(model, tensors, key, UNUSED)
-    return model.requires_grad_(False).eval()
-
-
-def _renamed(name: str) -> str:
-    """The module's name of a published tensor; a name that no rule knows stays, and is reported as unexpected."""
-    for pattern, replacement in RENAMES:
-        if re.match(pattern, name):
-            return re.sub(pattern, replacement, name)
-    return name
-
-
-def _head_sizes(tensors: Mapping[str, Tensor], key: str) -> dict[int, tuple[int, int]]:
-    """Position -> (inputs, outputs) of the head's three linear layers."""
-    if lacking := [position for position in HEAD if f"head.{position}.weight" not in tensors]:
+    if lacking := [place for place in HEAD if f"head.{place}.weight" not in tensors]:
         raise UserError(
             f"{key}: the weights have no rm_head.{lacking[0]}.weight, so they are not HPSv3's; take MizzenAI/HPSv3"
         )
-    weights = {position: tensors[f"head.{position}.weight"] for position in HEAD}
-    return {position: (weight.shape[1], weight.shape[0]) for position, weight in weights.items()}
+    sizes = linear_sizes(tensors, "head")
+    with no_init_weights():
+        model = HPSv3Model(body, {place: sizes[place] for place in HEAD}, reward_token)
+    load_exactly(model, tensors, key, UNUSED)
+    return model.requires_grad_(False).eval()

@@ -6,7 +6,6 @@ The published weights use BLIP's own names; RENAMES turns them into those of the
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.torch_setup import quiet_imports
-from rtdmd.rewards.weights import load_exactly
+from rtdmd.rewards.weights import linear_layers, linear_sizes, load_exactly, renamed
 
 with quiet_imports():
     from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
@@ -49,12 +48,12 @@ UNUSED = (
 class ImageRewardModel(nn.Module):
     """Image and text to one standardised score."""
 
-    def __init__(self, vision: BlipVisionConfig, text: BlipTextConfig, head: dict[int, tuple[int, int]]):
-        """head: position in the published head -> (inputs, outputs) of the linear layer there; dropouts between."""
+    def __init__(self, vision: BlipVisionConfig, text: BlipTextConfig, head: Mapping[int, tuple[int, int]]):
+        """head: place in the published head -> (inputs, outputs) of the linear layer there."""
         super().__init__()
         self.vision = BlipVisionModel(vision)
         self.text = BlipTextModel(text, add_pooling_layer=False)
-        self.head = nn.Sequential(*(nn.Linear(*head[i]) if i in head else nn.Identity() for i in range(max(head) + 1)))
+        self.head = linear_layers(head)
 
     def forward(self, pixels: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Scores (B,) of pixel values (B, 3, H, W) and tokens (B, L): the head reads the text's first position."""
@@ -69,11 +68,9 @@ def build(published: Mapping[str, Tensor], med_config: Mapping[str, Any], key: s
 
     Raises UserError, with ``key`` in front, where tensors are missing, left over or of another shape.
     """
-    tensors = {_renamed(name): tensor for name, tensor in published.items()}
+    tensors = renamed(published, RENAMES)
     vision = _vision_config(tensors, key)
-    linear = re.compile(r"head\.(\d+)\.weight")
-    found = {int(match[1]): tensors[name] for name in tensors if (match := linear.fullmatch(name))}
-    head = {position: (weight.shape[1], weight.shape[0]) for position, weight in found.items()}
+    head = linear_sizes(tensors, "head")
     if not head:
         raise UserError(
             f"{key}: the weights have no mlp.layers, so they are not ImageReward's; take zai-org/ImageReward"
@@ -81,15 +78,6 @@ def build(published: Mapping[str, Tensor], med_config: Mapping[str, Any], key: s
     model = ImageRewardModel(vision, _text_config(med_config, vision.hidden_size, key), head)
     load_exactly(model, tensors, key, UNUSED)
     return model.requires_grad_(False).eval()
-
-
-def _renamed(name: str) -> str:
-    """The module's name of a published tensor; a name that no rule knows stays, and is reported as unexpected."""
-    for pattern, replacement in RENAMES:
-        changed, count = re.subn(f"^{pattern}", replacement, name)
-        if count:
-            return changed
-    return name
 
 
 def _vision_config(tensors: Mapping[str, Tensor], key: str) -> BlipVisionConfig:

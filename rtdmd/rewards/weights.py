@@ -19,7 +19,7 @@ from rtdmd.common.files import check_archive, load_tensors
 from rtdmd.common.hub import etag
 from rtdmd.common.model_files import absent, bring_back, plain_texts, tensor_headers
 from rtdmd.common.parsing import first_line
-from rtdmd.common.pretrained import FOREIGN, pretrained_exactly, problems_of
+from rtdmd.common.pretrained import FOREIGN, problems_of
 from rtdmd.common.torch_setup import quiet_loading
 from rtdmd.rewards.hub import TRANSFORMERS_FILES, fetch_scorer, model_weights, scorer_files
 
@@ -28,21 +28,6 @@ if TYPE_CHECKING:
 
 NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SHA256 = re.compile("[0-9a-f]{64}")
-
-__all__ = [
-    "assemble",
-    "checked_keys",
-    "file_hashes",
-    "file_in",
-    "load_exactly",
-    "made_from",
-    "model_hashes",
-    "on_this_machine",
-    "pretrained_exactly",
-    "read_model",
-    "read_weights",
-    "text_hashes",
-]
 
 
 def on_this_machine(params: RewardParams, root: Path) -> RewardParams:
@@ -128,6 +113,32 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], key: str, ign
     Buffers that the module does not save are not asked for.
     """
     module.load_state_dict(checked_keys(module, tensors, key, ignored))
+
+
+def renamed(tensors: Mapping[str, Tensor], rules: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
+    """Tensors under a module's names, by the first rule (pattern of a name's beginning, replacement) that knows the
+    published name; what none knows keeps its name, so that loading reports it."""
+    found = {}
+    for name, tensor in tensors.items():
+        changed = (re.subn(f"^{pattern}", replacement, name) for pattern, replacement in rules)
+        found[next((new for new, count in changed if count), name)] = tensor
+    return found
+
+
+def linear_layers(sizes: Mapping[int, tuple[int, int]]) -> nn.Sequential:
+    """Linear layers of (inputs, outputs) at their places in a published head; between them lies nothing, since a
+    dropout does nothing when scoring."""
+    layers: list[nn.Module] = [nn.Identity() for _ in range(max(sizes) + 1)]
+    for place, (inputs, outputs) in sizes.items():
+        layers[place] = nn.Linear(inputs, outputs)
+    return nn.Sequential(*layers)
+
+
+def linear_sizes(tensors: Mapping[str, Tensor], head: str) -> dict[int, tuple[int, int]]:
+    """Place -> (inputs, outputs) of a published head's linear layers, by their weights ``<head>.<place>.weight``."""
+    pattern = re.compile(rf"{re.escape(head)}\.(\d+)\.weight")
+    found = {int(match[1]): tensors[name] for name in tensors if (match := pattern.fullmatch(name))}
+    return {place: (weight.shape[1], weight.shape[0]) for place, weight in found.items() if weight.dim() == 2}
 
 
 def assemble(kind: Any, config: Any, tensors: Mapping[str, Tensor], key: str, ignored: Iterable[str] = ()) -> Any:

@@ -17,11 +17,10 @@ from rtdmd.common.files import read_json, write_atomic, write_json
 from rtdmd.evaluate.names import STUDENT, first_suite
 from rtdmd.pipeline.declared import check_format
 from rtdmd.pipeline.stage import open_stage, resolved
-from rtdmd.publish.card_data import SAMPLES
-from rtdmd.publish.export_folder import PROVENANCE, ExportedWeights, check_forms, finish, make_weights
-from rtdmd.publish.gate import table
-from rtdmd.publish.lineage_record import lineage_record, weights_metadata
-from rtdmd.publish.student_source import STUDENTS, WEIGHTS, student_source
+from rtdmd.publish.card import SAMPLES
+from rtdmd.publish.export import STUDENTS, WEIGHTS, check_forms, finish, make_weights, student_source
+from rtdmd.publish.gate import ExportedWeights, table
+from rtdmd.publish.records import PROVENANCE, lineage_record, weights_metadata
 
 
 def run(root: Path = Path(".")) -> None:

@@ -22,7 +22,7 @@ from rtdmd.backbones.sampling import rollout
 from rtdmd.common.files import write_json
 from rtdmd.common.rng import normal
 from rtdmd.flow.cps import cps_step
-from rtdmd.publish.adapter_file import read_adapter
+from rtdmd.publish.adapter import read_adapter
 from rtdmd.publish.reference import stacked_student
 from rtdmd.publish.scheduler import scheduler_config
 from tests.backbones.families import Loaded, plain

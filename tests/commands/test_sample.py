@@ -19,9 +19,7 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.files import load_tensors, read_json, save_tensors, sha256_file, sha256_tree, write_json
 from rtdmd.common.images import PADDING
 from rtdmd.config import load_params
-from rtdmd.publish.adapter_file import read_adapter
-from rtdmd.publish.compose import compose
-from rtdmd.publish.export import write_lora
+from rtdmd.publish.adapter import compose, read_adapter, write_lora
 from rtdmd.publish.merge import MERGED, merged_weights, write_merged
 from rtdmd.publish.reference import stacked_student
 from tests.tiny import make_tiny_teacher

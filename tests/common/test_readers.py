@@ -20,8 +20,7 @@ from rtdmd.pipeline.dvc_yaml import read_pipeline
 from rtdmd.pipeline.lineage import read_lock
 from rtdmd.prompts.files import file_sources
 from rtdmd.prompts.records import ErrorPolicy, read_prompts
-from rtdmd.publish.lineage_record import header_of, record_of_weights, steps_of_record
-from rtdmd.publish.record_schema import Provenance, read_record_file
+from rtdmd.publish.records import Provenance, read_record_file, record_of_weights, steps_of_record
 from rtdmd.report.over_time import read_curves
 from rtdmd.study.plan import load_plan
 from tests.mutations import mutations, outcome
@@ -53,7 +52,11 @@ PROMPTS = "".join(
     for i in range(3)
 )
 RECORD = json.dumps(
-    {"inputs": {"evaluate": {"results/train/x": "ab" * 32}}, "settings": {"run.seed": 1}, "versions": {"torch": "2"}}
+    {
+        "inputs": {"evaluate": {"results/train/x": "ab" * 32}},
+        "settings": {"run.seed": 1},
+        "versions": {"evaluate": {"torch": "2"}},
+    }
 )
 TABLE = 'Prompts,Category\n"a dog, a cat",Colors\n"two\nlines",\na "red" cow,\n'
 
@@ -108,7 +111,7 @@ def test_fuzz_mutated_weights_are_read_or_refused_in_one_line(tmp_path: Path) ->
     save_tensors({"a": torch.arange(4.0), "b": torch.ones(2, 2)}, path, {"rtdmd": RECORD, "x": "y"})
     header = path.read_bytes()[:400]
     rest = path.read_bytes()[400:]
-    for read in (load_tensors, header_of, record_of_weights):
+    for read in (load_tensors, record_of_weights):
         for data in mutations(header, read.__name__, 60):
             path.write_bytes(data + rest)
             found = outcome(partial(read, path))

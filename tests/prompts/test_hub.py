@@ -12,7 +12,7 @@ from huggingface_hub import errors
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.hub import fetching
-from rtdmd.prompts.hub import dataset_file
+from rtdmd.prompts.files import dataset_file
 
 KEY = "prepare_prompts.sets.train[0]"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

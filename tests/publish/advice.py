@@ -27,10 +27,8 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json, sha256_file, sha256_tree, write_json
 from rtdmd.common.torch_setup import quiet_imports
 from rtdmd.config import Params, load_params
-from rtdmd.publish import export_folder
-from rtdmd.publish.adapter_file import read_adapter
-from rtdmd.publish.compose import compose
-from rtdmd.publish.export import write_lora
+from rtdmd.publish import export
+from rtdmd.publish.adapter import compose, read_adapter, write_lora
 from rtdmd.publish.merge import CONFIG, MERGED
 from rtdmd.stages import publish
 from tests.publish.exports import publish_workspace
@@ -106,7 +104,7 @@ def stop_at_the_first_image(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(sample, "draw", draw)
     patch.setattr(sample, "encoded", lambda *_: NoText())  # a whole teacher is loaded once more after it
-    patch.setattr(export_folder, "_draw_example", draw)
+    patch.setattr(export, "_draw_example", draw)
 
 
 def make_good(root: Path, teacher: Path, clip: Path) -> Path:

@@ -18,7 +18,7 @@ import yaml
 
 from rtdmd.common.files import json_text
 from rtdmd.pipeline.lineage import md5_like_dvc
-from rtdmd.publish.lineage_record import lineage_record, weights_metadata
+from rtdmd.publish.records import lineage_record, weights_metadata
 
 TOKEN = "hf_" + "ThisTokenMustNeverBeSeen" + "0123"
 REPO = "somebody/few-steps"

@@ -13,10 +13,8 @@ from huggingface_hub import ModelCard
 
 from rtdmd.common.errors import UserError
 from rtdmd.config import preset
-from rtdmd.publish.card import model_card
-from rtdmd.publish.card_data import Published, eval_results, licence_of
-from rtdmd.publish.card_use import cps_snippet, load_snippet
-from rtdmd.publish.export import BaseModel, base_model
+from rtdmd.publish.base import BaseModel, base_model
+from rtdmd.publish.card import Published, eval_results, licence_of, model_card
 from rtdmd.publish.gate import blocks_of
 
 METRICS = {
@@ -128,7 +126,7 @@ def test_what_is_made_of_a_hub_model_inherits_its_licence() -> None:
     assert "lora" not in _metadata(model_card(merged))["tags"]
     assert (metadata["license"], metadata["license_name"]) == ("other", "stabilityai-ai-community")
     assert metadata["license_link"].endswith("stabilityai/stable-diffusion-3.5-medium")
-    assert f'revision="{"a" * 40}"' in load_snippet(adapter, merged=False)
+    assert f'revision="{"a" * 40}"' in blocks_of(model_card(adapter))[0]
     assert licence_of(preset("world", {"model": {"teacher": "elsewhere/x/y"}}).model)[0] == "other"
 
 
@@ -173,13 +171,14 @@ def test_an_import_has_sources_and_no_figures() -> None:
 def test_every_snippet_is_python_and_on_the_card(dtype: str) -> None:
     found = _found({"model": {"dtype": dtype}})
     blocks = blocks_of(model_card(found))
-    assert blocks == [load_snippet(found, merged=False), cps_snippet(found), load_snippet(found, merged=True)]
+    assert len(blocks) == 3
     for code in blocks:
         ast.parse(code)
     assert f"    dtype=torch.{dtype},\n    text_encoder_3=None,\n)" in blocks[0]
     assert max(len(line) for code in (blocks[0], blocks[2]) for line in code.splitlines()) <= 96
     assert r'pipe(prompt="two \"red\" circles", **settings)' in blocks[0]
     assert 'subfolder="transformer"' in blocks[2]
+    assert "pipe.scheduler.eta = 0.9\ntorch.manual_seed(0)\nimage = pipe(" in blocks[1]
     assert blocks_of(model_card(_found(forms=("merged",), rank=None)))[0].count("load_lora_adapter") == 0
 
 

@@ -14,9 +14,7 @@ from rtdmd.backbones.sampling import rollout
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import load_tensors, write_json
 from rtdmd.config import Params
-from rtdmd.publish.adapter_file import read_adapter
-from rtdmd.publish.compose import Adapter, compose
-from rtdmd.publish.export import write_lora
+from rtdmd.publish.adapter import Adapter, compose, read_adapter, write_lora
 from rtdmd.publish.scheduler import scheduler_config
 from rtdmd.train.adapters import load_student
 from tests.workspace import STAGES, make_workspace

@@ -18,7 +18,7 @@ from PIL import Image
 from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.common.files import load_tensors, read_json, save_tensors
-from rtdmd.publish import export_folder, gate, gate_check
+from rtdmd.publish import export, gate, gate_check
 from rtdmd.publish.merge import MERGED
 from rtdmd.stages import publish
 from tests.alive import transformers_alive
@@ -119,12 +119,12 @@ def test_merged_weights_are_held_against_the_base_and_the_adapters(
     """Below float32 the file is compared with its own cast in memory; that these are the student's is told by what PEFT
     adds to the base, here with an adapter merged at twice its strength."""
     set_params(root, {"model": {"dtype": "bfloat16"}})
-    real = export_folder.merged_weights
+    real = export.merged_weights
 
     def twice(state, adapter, dtype):
         return real(state, replace(adapter, alpha=2 * adapter.alpha), dtype)
 
-    monkeypatch.setattr(export_folder, "merged_weights", twice)
+    monkeypatch.setattr(export, "merged_weights", twice)
     with pytest.raises(RtdmdError, match=r"\.weight is not the base's with what the adapters add \(\S+ more than one"):
         publish.run(root)
     assert not list((root / "results/publish").iterdir())
@@ -159,13 +159,13 @@ def test_packed_latents_and_dynamic_shifts_pass_too(name: str, tmp_path: Path, t
 
 def _spoilt(monkeypatch: pytest.MonkeyPatch, spoil) -> None:
     """Let ``spoil`` change the folder after everything was written and before the gate sees it."""
-    real = export_folder.run_gate
+    real = export.run_gate
 
-    def run_gate(export, fixed, student):
-        spoil(export.folder)
-        return real(export, fixed, student)
+    def run_gate(source, exported, folder, called):
+        spoil(folder)
+        return real(source, exported, folder, called)
 
-    monkeypatch.setattr(export_folder, "run_gate", run_gate)
+    monkeypatch.setattr(export, "run_gate", run_gate)
 
 
 def _header(folder: Path, **changes: float) -> None:
@@ -285,7 +285,7 @@ def test_format_and_dvc_yaml_agree_and_full_has_no_adapter(root: Path) -> None:
     with pytest.raises(UserError, match=missing):
         publish.run(root)
     with pytest.raises(UserError, match=r"publish\.format: lora with adapter\.mode: full, .* allowed for it: merged"):
-        export_folder.check_forms("lora", "full")
+        export.check_forms("lora", "full")
 
 
 def test_only_released_packages_count() -> None:

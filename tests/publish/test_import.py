@@ -17,12 +17,10 @@ from rtdmd.commands.sample import published_model
 from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.common.files import load_tensors, read_json, save_tensors, sha256_tree
 from rtdmd.config import Params
-from rtdmd.publish import adapter_file
-from rtdmd.publish.adapter_file import read_adapter
-from rtdmd.publish.compose import compose
-from rtdmd.publish.lineage_record import record_of_weights, steps_of_record
+from rtdmd.publish import adapter
+from rtdmd.publish.adapter import compose, read_adapter
 from rtdmd.publish.merge import MERGED
-from rtdmd.publish.record_schema import Provenance, checked
+from rtdmd.publish.records import Provenance, checked, record_of_weights, steps_of_record
 from rtdmd.publish.sampler import published_sampler
 from rtdmd.train.adapters import load_student
 from tests.publish.exports import CHECKPOINT_RANK as RANK
@@ -197,7 +195,7 @@ def test_the_gate_sees_an_alpha_that_the_reader_missed(
     (folder / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="use_rslora is set"):
         _import(root, str(folder), "--base", "base", "--out", "elsewhere")
-    monkeypatch.setattr(adapter_file, "NOT_PLAIN", ())
+    monkeypatch.setattr(adapter, "NOT_PLAIN", ())
     with gate_in_process(monkeypatch), pytest.raises(RtdmdError, match=r"lora, eta 0: \S+ from the student in memory"):
         _import(root, str(folder), "--base", "base", "--out", "elsewhere")
     assert not (root / "elsewhere").exists()

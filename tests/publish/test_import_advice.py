@@ -1,7 +1,7 @@
 """Every refusal of `rtdmd import` that says what to do: each is provoked and its advice taken.
 
 Followed elsewhere: `--alpha` and `--base` of a checkpoint that tells neither (test_import.py), `--alpha` left out
-(test_adapter_file.py). What is wrong with a teacher is in commands/test_sample_advice.py: both load it.
+(test_adapter.py). What is wrong with a teacher is in commands/test_sample_advice.py: both load it.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch
 from rtdmd.common.errors import UserError
 from rtdmd.config import ModelParams, preset
 from rtdmd.plan.published import TEACHERS
-from rtdmd.publish.compose import A, Adapter, B
+from rtdmd.publish.adapter import A, Adapter, B
 from rtdmd.publish.known_bases import PUBLIC_CODE, check_base, layout_of
 
 PRESETS = {

@@ -7,7 +7,7 @@ import torch
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import load_tensors, save_tensors
-from rtdmd.publish.compose import A, Adapter, B
+from rtdmd.publish.adapter import A, Adapter, B
 from rtdmd.publish.merge import CONFIG, MERGED, full_weights, merged_weights, write_merged
 
 

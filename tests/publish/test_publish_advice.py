@@ -16,7 +16,7 @@ import yaml
 
 from rtdmd.common.errors import RtdmdError
 from rtdmd.common.files import load_tensors, save_tensors
-from rtdmd.publish import export_folder, gate
+from rtdmd.publish import export, gate
 from tests.publish.advice import (
     STUDENT,
     TEACHER,
@@ -139,7 +139,7 @@ def test_a_student_of_all_weights_is_published_merged(here: Here) -> None:
 def test_a_gate_that_hangs_and_a_version_that_is_no_release(here: Here) -> None:
     """Started again it is asked again, and with a released version what it answers is published."""
     here.words = ["publish"]
-    here.patch.setattr(export_folder, "_draw_example", lambda *given: given[-1].write_bytes(b"a picture"))
+    here.patch.setattr(export, "_draw_example", lambda *given: given[-1].write_bytes(b"a picture"))
 
     def hang(command: list[str], timeout: float, **_: Any) -> None:
         raise subprocess.TimeoutExpired(command, timeout)

@@ -8,8 +8,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from rtdmd.backbones import Conditioning
 from rtdmd.backbones.sampling import rollout
+from rtdmd.publish.card import cps_source
 from rtdmd.publish.scheduler import scheduler_config
-from rtdmd.publish.scheduler_cps import CPSScheduler, class_source
+from rtdmd.publish.scheduler_cps import CPSScheduler
 
 LEVELS = [1.0, 0.9, 0.75, 0.5, 0.0]
 
@@ -61,9 +62,9 @@ def test_the_ends_are_diffusers_own_steps(folder) -> None:
 
 def test_the_printed_class_stands_alone_and_keeps_the_models_dtype(folder) -> None:
     names: dict = {"__name__": "card"}
-    exec(class_source(), names)
+    exec(cps_source(), names)
     scheduler = names["CPSScheduler"].from_pretrained(folder)
-    assert "rtdmd" not in class_source()
+    assert "rtdmd" not in cps_source()
     scheduler.set_timesteps(4)
     v = torch.randn(1, 4, 2, 2).bfloat16()
     out = scheduler.step(v, scheduler.timesteps[0], v)

@@ -9,9 +9,8 @@ from huggingface_hub import HfApi
 from rtdmd.cli import main
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import read_json, write_json
-from rtdmd.publish.trace import trace_path
+from rtdmd.publish.trace import table, trace_path
 from rtdmd.publish.trace_hub import trace_hub
-from rtdmd.publish.trace_table import table
 from rtdmd.publish.upload import Uploader
 from rtdmd.publish.upload_http import Patience
 from rtdmd.publish.upload_plan import make_publication

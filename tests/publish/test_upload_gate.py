@@ -13,10 +13,10 @@ from huggingface_hub import HfApi
 from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.common.files import load_tensors, sha256_bytes, sha256_file
 from rtdmd.config import load_params
-from rtdmd.publish import export_folder, upload
+from rtdmd.publish import export, upload
+from rtdmd.publish.export import gate_folder
 from rtdmd.publish.merge import MERGED
 from rtdmd.publish.upload import Uploader
-from rtdmd.publish.upload_gate import gate_folder
 from rtdmd.publish.upload_http import Patience
 from rtdmd.publish.upload_plan import Publication
 from rtdmd.stages import publish
@@ -60,7 +60,7 @@ def test_a_revision_is_put_through_the_gate_before_main_gets_it(
     with gate_in_process(monkeypatch):
         with monkeypatch.context() as untested:
             passed = {"keys": [0, 0], "from_student": {"0": 0.0}, "from_base": {"0": 0.0}}
-            untested.setattr(export_folder, "run_gate", lambda *_: {"forms": {"lora": passed}})
+            untested.setattr(export, "run_gate", lambda *_: {"forms": {"lora": passed}})
             publish.run(tmp_path)
         found = publication_of(tmp_path / "results/publish")
         HfApi(endpoint=hub.url, token=True).create_repo(REPO, private=True)

@@ -14,7 +14,7 @@ from huggingface_hub import constants
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.hub import etag
-from rtdmd.prompts.hub import dataset_file
+from rtdmd.prompts.files import dataset_file
 from rtdmd.rehearse.hub import Hub
 from rtdmd.rehearse.hub_store import Fetch
 from rtdmd.rewards.hub import fetch_scorer

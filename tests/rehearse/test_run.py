@@ -19,7 +19,7 @@ from rtdmd.config import Params, preset
 from rtdmd.config.render import params_text
 from rtdmd.experiments import find_run
 from rtdmd.experiments.settings import load_local, run_params
-from rtdmd.publish.adapter_file import read_adapter
+from rtdmd.publish.adapter import read_adapter
 from rtdmd.publish.known_bases import layout_of
 from rtdmd.rehearse import bases
 from rtdmd.rehearse import run as rehearsal

@@ -53,7 +53,7 @@ def reward(detector: Detector, colours: ColourNames) -> GenEval:
 
 
 def scorer(detector: Detector, colours: ColourNames, **keys: Any) -> GenEval:
-    return GenEval(detector, colours, GenEvalParams(name="geneval", model="m", colour_model="c", **keys), {})
+    return GenEval(GenEvalParams(name="geneval", model="m", colour_model="c", **keys), detector, colours, {})
 
 
 def pictures(height: int = 48, width: int = 60) -> torch.Tensor:

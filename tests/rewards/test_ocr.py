@@ -18,7 +18,7 @@ from rtdmd.config import reward_params
 from rtdmd.rewards.ocr_text import edit_distance, normalise, target_text, text_score
 from rtdmd.rewards.registry import load_reward
 from rtdmd.rewards.scorers import ocr as ocr_module
-from rtdmd.rewards.scorers.ocr import Ocr, model_files
+from rtdmd.rewards.scorers.ocr import Ocr, OcrParams, model_files
 from tools.ocr_benchmark import SIZES, WORDS, picture
 
 TEXTS = ["Hello World", "STOP", "50% off"]
@@ -39,7 +39,7 @@ def rendered(*lines: str, size: int = 28) -> torch.Tensor:
 def reward() -> Ocr:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", refuse)
-        loaded = Ocr()
+        loaded = Ocr(OcrParams(name="ocr"), torch.device("cpu"))
         loaded.read(rendered("load the models")[None])
     return loaded
 
@@ -110,7 +110,7 @@ def test_faults_are_errors_and_never_scores(reward: Ocr, monkeypatch: pytest.Mon
 
 
 def test_loading_and_reading_nothing_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    assert Ocr().read(torch.ones(1, 3, 64, 64)) == [""]
+    assert Ocr(OcrParams(name="ocr"), torch.device("cpu")).read(torch.ones(1, 3, 64, 64)) == [""]
     assert capfd.readouterr() == ("", "")
 
 
@@ -188,6 +188,6 @@ def test_the_benchmark_draws_the_longest_words_inside_the_picture() -> None:
 def test_params_lead_to_it(reward: Ocr) -> None:
     found = load_reward(reward_params(name="ocr"))
     assert isinstance(found, Ocr) and found.identity() == reward.identity()
-    assert reward_params(name="ocr").differentiable is Ocr.differentiable is False
+    assert reward_params(name="ocr").differentiable is found.differentiable is False
     with pytest.raises(ValueError, match=r"ocr\.model\n +Extra inputs"):
         reward_params(name="ocr", model="somewhere")

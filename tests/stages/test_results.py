@@ -7,7 +7,6 @@ import re
 import shutil
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,6 @@ from rtdmd.evaluate.reference import world_images
 from rtdmd.evaluate.samples import load_sampler, model_images
 from rtdmd.evaluate.tables import read_scores, read_suites
 from rtdmd.prompts.records import read_prompts
-from rtdmd.publish.card import _results
 from rtdmd.rewards import reward_models
 from rtdmd.rewards.registration import RewardParams
 from rtdmd.stages import cache_teacher, evaluate, prepare_prompts, publish, report
@@ -221,7 +219,7 @@ SUITES = [
 
 
 def test_two_suites_on_one_set_of_scorers(root: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The suite that stood alone keeps its values; the other has its own size, scorers and prompts; page and card show
+    """The suite that stood alone keeps its values; the other has its own size, scorers and prompts; the page shows
     both; each scorer is loaded once."""
     names = []
     load = reward_models.load_reward
@@ -254,9 +252,6 @@ def test_two_suites_on_one_set_of_scorers(root: Path, copy: Path, monkeypatch: p
     for text in ("<h2>All suites</h2>", "<h2>Results: heldout</h2>", "<h2>Results: small</h2>", "CLIP score (small)"):
         assert text in page
     assert "Images of 24 pixels; trained at 36." in page and page.count("trained at 36") == 1
-    card = "\n".join(_results(SimpleNamespace(metrics=metrics, rewards=["clipscore"], model=load_params().model)))
-    assert "### small\n\n12 images of each model for 6 held-out prompts, 24 x 24 pixels (trained at 36)." in card
-    assert "### heldout\n\n24 images of each model for 16 held-out prompts, 36 x 36 pixels." in card
 
 
 def test_a_suite_that_cannot_be_drawn_or_has_no_prompt_writes_nothing(copy: Path) -> None:

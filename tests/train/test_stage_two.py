@@ -288,7 +288,7 @@ class Constant(WorldVerifier):
 def test_rewards_that_say_nothing_leave_the_last_step(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal rewards: no advantage, no policy gradient, and the other terms still train; where there are none, the
     generator stays where it was and the run goes on, until `require_signal` ends it."""
-    monkeypatch.setattr(reward_models, "load_reward", lambda spec, device, root: Constant(0.5))
+    monkeypatch.setattr(reward_models, "load_reward", lambda spec, device, root: Constant(spec, device))
     monkeypatch.setattr(reward_models, "check_rewards", lambda rewards, root: None)  # it refuses constants
     only = [{"name": "world_verifier", "weight": 1.0, "soft_weight": 0.5}]
     train(root, SIX | {"epochs": 2, "log_every": 1, "rewards": only, "weights": {"backprop": 0.0}})
@@ -304,7 +304,7 @@ def test_rewards_that_say_nothing_leave_the_last_step(root: Path, monkeypatch: p
 
 
 def test_rewards_that_say_nothing_for_twenty_epochs_stop_the_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reward_models, "load_reward", lambda spec, device, root: Constant(0.5))
+    monkeypatch.setattr(reward_models, "load_reward", lambda spec, device, root: Constant(spec, device))
     monkeypatch.setattr(reward_models, "check_rewards", lambda rewards, root: None)
     only = [{"name": "world_verifier", "weight": 1.0, "soft_weight": 0.5}]
     quick = {"epochs": 30, "save_every": 8, "fake_updates_per_epoch": 0}

@@ -47,8 +47,12 @@ HARNESS = {
 
 
 def modules_imported(path: Path) -> set[str]:
-    """Files of this package that `path` imports, anywhere in it, type checking apart."""
+    """Files of this package that `path` imports, anywhere in it, type checking apart, and data beside it that it
+    names."""
+    if path.suffix != ".py":
+        return set()
     names: set[str] = set()
+    data: set[str] = set()
     tree = ast.parse(path.read_text())
     typing_only = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test)]
     skipped = {id(inner) for node in typing_only for inner in ast.walk(node)}
@@ -62,9 +66,12 @@ def modules_imported(path: Path) -> set[str]:
         elif isinstance(node, ast.Constant) and re.fullmatch(r"rtdmd(\.\w+)+", str(node.value)):
             name = str(node.value)  # of a module that import_module gets, or of a folder whose files are discovered
             names |= {name, *(f"{name}.{file.stem}" for file in Path(name.replace(".", "/")).glob("*.py"))}
+        elif isinstance(node, ast.Constant) and re.fullmatch(r"\w+\.(md|json)", str(node.value)):
+            beside = path.with_name(str(node.value))
+            data |= {beside.as_posix()} if beside.is_file() else set()
     candidates = {Path(name.replace(".", "/")) for name in names}
     files = {path.with_suffix(".py") for path in candidates} | {path / "__init__.py" for path in candidates}
-    return {file.as_posix() for file in files if file.is_file() and says_something(file)}
+    return data | {file.as_posix() for file in files if file.is_file() and says_something(file)}
 
 
 def says_something(path: Path) -> bool:

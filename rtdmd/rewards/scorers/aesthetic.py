@@ -5,17 +5,16 @@ Trained to predict people's ratings from 1 to 10; the prompt does not matter. Di
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.section import param
-from rtdmd.rewards.protocol import Metadata, Pixels, as_read, check_batch, checked
+from rtdmd.rewards.protocol import Metadata, as_read, check_batch, checked
 from rtdmd.rewards.registration import DifferentiableParams, Networks, Registration, Source, commit_of
+from rtdmd.rewards.scorer import Scorer
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +24,6 @@ KEY = "rewards: aesthetic"
 FILES = ("sac+logos+ava1-l14-linearMSE.pth", "*.pth", "*.safetensors")
 LAYERS = (0, 2, 4, 6, 7)
 """Places of the linear layers in the published file; between them lies dropout, which does nothing here."""
-VERSION = 1
 
 
 class AestheticParams(DifferentiableParams):
@@ -63,51 +61,45 @@ def load(params: AestheticParams, device: torch.device) -> Aesthetic:
         raise UserError(f"{key}: predicts from {width} numbers, but {base} embeds images in {expected}")
     files = file_hashes([weights]) | model_hashes(base, f"{KEY}: base", "base/")
     transform = ImageTransform.from_folder(base, f"{KEY}: base")
-    return Aesthetic(clip, head.to(device), transform, files, device, params.pixels)
+    return Aesthetic(params, device, clip, head.to(device), transform, files)
 
 
 def predictor(tensors: Mapping[str, Tensor], key: str) -> nn.Sequential:
     """The linear layers of the published file, frozen, of the widths that it has; UserError for any other layout."""
+    import torch
     from torch import nn
 
-    from rtdmd.rewards.weights import load_exactly
+    from rtdmd.rewards.weights import linear_layers, linear_sizes, load_exactly
 
-    names = {f"layers.{place}.weight": f"{i}.weight" for i, place in enumerate(LAYERS)}
-    names |= {f"layers.{place}.bias": f"{i}.bias" for i, place in enumerate(LAYERS)}
-    missing = sorted(names.keys() - tensors.keys())
+    sizes = linear_sizes(tensors, "layers")
+    missing = [f"layers.{place}.weight" for place in LAYERS if place not in sizes]
     if missing:
         raise UserError(f"{key}: the weights are not this model's; missing: {', '.join(missing)}")
-    shapes = [tensors[f"layers.{place}.weight"].shape for place in LAYERS]
-    model = nn.Sequential(*(nn.Linear(wide, narrow, device="meta") for narrow, wide in shapes)).to_empty(device="cpu")
-    load_exactly(model, {names.get(name, name): value for name, value in tensors.items()}, key)
+    with torch.device("meta"):
+        model = linear_layers({place: sizes[place] for place in LAYERS})
+    model.to_empty(device="cpu")
+    load_exactly(nn.ModuleDict({"layers": model}), tensors, key)
     return model.requires_grad_(False).eval()
 
 
-@dataclass
-class Aesthetic:
-    """`rtdmd.rewards.protocol.Reward`."""
+class Aesthetic(Scorer):
+    """Ratings are 1 to 10; a linear predictor is not bound to them. The prompt is not read."""
 
-    model: Any
-    head: nn.Module
-    transform: Any
-    files: Mapping[str, str]
-    device: torch.device
-    pixels: Pixels
-    name: str = "aesthetic"
-    differentiable: bool = True
-    needs_metadata: bool = False
-    range: tuple[float, float] = (-math.inf, math.inf)  # ratings are 1 to 10; a linear predictor is not bound to them
-
-    def identity(self) -> dict[str, Any]:
-        """There is no template, because the prompt is not read."""
-        files = dict(self.files)
-        pixels = self.pixels
-        return {"name": self.name, "files": files, "template": None, "version": VERSION, "pixels": pixels}
-
-    def to(self, device: torch.device) -> None:
-        self.model.to(device)
-        self.head.to(device)
-        self.device = device
+    def __init__(
+        self,
+        params: AestheticParams,
+        device: torch.device,
+        model: Any,
+        head: nn.Module,
+        transform: Any,
+        files: Mapping[str, str],
+    ):
+        about = {"files": files, "template": None, "version": 1, "pixels": params.pixels}
+        super().__init__(params, device, [model, head], **about)
+        self.model = model
+        self.head = head
+        self.transform = transform
+        self.pixels = params.pixels
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """About 1 to 10; gradients reach the images."""
@@ -122,8 +114,8 @@ def cost(params: AestheticParams, root: Path) -> Networks:
     """CLIP's towers, of which an image goes through one, and the predictor."""
     from torch import nn
 
+    from rtdmd.rewards.clip import clip_cost, clip_towers
     from rtdmd.rewards.published import AESTHETIC_HEAD, CLIP_VIT_L
-    from rtdmd.rewards.without_weights import clip_cost, clip_towers
 
     clip = clip_cost(clip_towers(params, "base", root, CLIP_VIT_L))
     head = nn.Sequential(*(nn.Linear(wide, narrow) for wide, narrow in pairwise(AESTHETIC_HEAD)))

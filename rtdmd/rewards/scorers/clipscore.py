@@ -43,19 +43,17 @@ def load(params: ClipScoreParams, device: torch.device) -> ClipReward:
 
     folder = Path(params.model)
     model = clip_model(folder, KEY, "openai/clip-vit-large-patch14", device)
-    files = model_hashes(folder, KEY)
-    tokenizer = load_tokenizer(folder, KEY)
     transform = ImageTransform.from_folder(folder, KEY)
     if params.resize == "bilinear":
         transform = bilinear(transform)
-    settings = {"resize": params.resize}
-    return ClipReward(params.name, model, tokenizer, transform, files, device, params.pixels, settings)
+    about = {"files": model_hashes(folder, KEY), "version": 1, "resize": params.resize}
+    return ClipReward(params, device, model, load_tokenizer(folder, KEY), transform, **about)
 
 
 def cost(params: ClipScoreParams, root: Path) -> Networks:
     """Both towers; an image goes through one."""
+    from rtdmd.rewards.clip import clip_cost, clip_towers
     from rtdmd.rewards.published import CLIP_VIT_L
-    from rtdmd.rewards.without_weights import clip_cost, clip_towers
 
     return clip_cost(clip_towers(params, "model", root, CLIP_VIT_L))
 

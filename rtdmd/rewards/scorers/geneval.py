@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rtdmd.common.section import Real, param
 from rtdmd.rewards.geneval_rules import (
@@ -26,6 +26,7 @@ from rtdmd.rewards.geneval_rules import (
 )
 from rtdmd.rewards.protocol import Metadata, as_bytes, check_batch, checked, require_metadata
 from rtdmd.rewards.registration import Recorded, Registration, RewardParams, Source, commit_of
+from rtdmd.rewards.scorer import Scorer
 
 if TYPE_CHECKING:
     import torch
@@ -73,61 +74,45 @@ def load(params: GenEvalParams, device: torch.device) -> GenEval:
     from rtdmd.rewards.geneval_detector import Detector
     from rtdmd.rewards.weights import model_hashes
 
-    folders = {"detector": Path(params.model), "colours": Path(params.colour_model)}
-    detector = Detector(folders["detector"], device)
-    colours = ColourNames(folders["colours"], device)
-    files = model_hashes(folders["detector"], "rewards: geneval: model", "detector/")
-    files |= model_hashes(folders["colours"], "rewards: geneval: colour_model", "colours/")
-    return GenEval(detector, colours, params, files)
+    detector = Path(params.model)
+    colours = Path(params.colour_model)
+    files = model_hashes(detector, "rewards: geneval: model", "detector/")
+    files |= model_hashes(colours, "rewards: geneval: colour_model", "colours/")
+    return GenEval(params, Detector(detector, device), ColourNames(colours, device), files)
 
 
-class GenEval:
-    """`rtdmd.rewards.protocol.Reward`. Images are judged one by one, at 8 bits, so a score is that of a saved PNG and
-    does not depend on its batch."""
+class GenEval(Scorer):
+    """Images are judged one by one, at 8 bits, so a score is that of a saved PNG and does not depend on its batch."""
 
-    name = "geneval"
-    differentiable = False
-    needs_metadata = True
-
-    def __init__(self, detector: Detector, colours: ColourNames, params: GenEvalParams, files: Mapping[str, str]):
-        """files: sha256 by name, for `identity`."""
-        self.detector = detector
-        self.colours = colours
-        self.soft_weight = params.soft_weight
-        self.soft_parts = params.soft_parts
-        self.verdict = params.verdict
-        lowest = float(2 - MAX_OBJECTS) if params.soft_parts == "published" else 0.0  # of so many where one is wanted
-        self.range = (params.soft_weight * lowest, 1.0)
-        self._files = dict(files)
-
-    def identity(self) -> dict[str, Any]:
-        """``files`` are the sha256 of weights, tokenizer and preprocessing of both models."""
+    def __init__(self, params: GenEvalParams, detector: Detector, colours: ColourNames, files: Mapping[str, str]):
         from rtdmd.rewards.geneval_colours import TEMPLATES
 
-        rules = {"threshold": THRESHOLD, "counting": COUNTING_THRESHOLD, "objects": MAX_OBJECTS, "margin": MARGIN}
-        return {
-            "name": self.name,
-            "files": self._files,
-            "sides": [self.detector.short, self.detector.long],
-            "rules": rules,
-            "soft_weight": self.soft_weight,
-            "soft_parts": self.soft_parts,
-            "verdict": self.verdict,
-            "template": list(TEMPLATES),
-            "version": VERSION,
-        }
-
-    def to(self, device: torch.device) -> None:
-        self.detector.to(device)
-        self.colours.to(device)
+        super().__init__(
+            params,
+            detector.device,
+            [detector, colours],
+            files=files,
+            sides=[detector.short, detector.long],
+            rules={"threshold": THRESHOLD, "counting": COUNTING_THRESHOLD, "objects": MAX_OBJECTS, "margin": MARGIN},
+            soft_weight=params.soft_weight,
+            soft_parts=params.soft_parts,
+            verdict=params.verdict,
+            template=list(TEMPLATES),
+            version=VERSION,
+        )
+        self.detector = detector
+        self.colours = colours
+        self.params = params
+        lowest = float(2 - MAX_OBJECTS) if params.soft_parts == "published" else 0.0  # of so many where one is wanted
+        self.range = (params.soft_weight * lowest, 1.0)
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """On the images' device, without gradient."""
         import torch
 
         verdicts = self.verdicts(images, prompts, metadata)
-        hard = [one.exact if self.verdict == "exact" else one.correct for one in verdicts]
-        share = self.soft_weight
+        hard = [one.exact if self.params.verdict == "exact" else one.correct for one in verdicts]
+        share = self.params.soft_weight
         scores = [share * one.soft + (1 - share) * right for one, right in zip(verdicts, hard, strict=True)]
         return checked(self.name, torch.tensor(scores, dtype=torch.float32, device=images.device))
 
@@ -142,7 +127,7 @@ class GenEval:
         for spec, pixels in zip(specs, as_bytes(self.name, images), strict=True):
             image = torch.from_numpy(pixels).permute(2, 0, 1).to(self.detector.device) / 255
             seen = self.detector(image)
-            verdicts.append(judge(spec, seen.found, partial(self.colours, image, seen.masks), self.soft_parts))
+            verdicts.append(judge(spec, seen.found, partial(self.colours, image, seen.masks), self.params.soft_parts))
         return verdicts
 
 

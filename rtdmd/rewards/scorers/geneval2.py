@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.section import param
 from rtdmd.rewards.geneval2_questions import ASKED, Question, questions_of
 from rtdmd.rewards.protocol import Metadata, check_batch, checked, require_metadata
 from rtdmd.rewards.registration import Recorded, Registration, RewardParams, Source, commit_of
+from rtdmd.rewards.scorer import Scorer
 
 if TYPE_CHECKING:
     import torch
@@ -52,49 +53,33 @@ class GenEval2Params(RewardParams):
     sources: ClassVar = {"model": Source("revision")}
 
 
-def load(params: GenEval2Params, device: torch.device) -> GenEval2:
-    """The scorer of ``params.model``, a Qwen3-VL folder (GenEval 2: Qwen/Qwen3-VL-8B-Instruct).
+class GenEval2(Scorer):
+    """The scorer of ``params.model``, a Qwen3-VL folder. An image's questions are one batch, so a score does not depend
+    on others."""
 
-    Raises UserError where a file is missing or another model's.
-    """
-    return GenEval2(Path(params.model), device, params.answers, params.precision)
-
-
-class GenEval2:
-    """`rtdmd.rewards.protocol.Reward`. An image's questions are one batch, so a score does not depend on others."""
-
-    name = "geneval2"
-    differentiable = False
-    needs_metadata = True
     range = (0.0, 1.0)
 
-    def __init__(self, folder: Path, device: torch.device, answers: Answers, precision: Precision):
+    def __init__(self, params: GenEval2Params, device: torch.device):
+        """UserError where a file is missing or another model's."""
+        from rtdmd.common.pretrained import pretrained_exactly
         from rtdmd.common.torch_setup import quiet_imports
         from rtdmd.rewards.qwenvl import VisionChat, require_kind
-        from rtdmd.rewards.weights import model_hashes, pretrained_exactly
+        from rtdmd.rewards.weights import model_hashes
 
         with quiet_imports():
             from transformers import Qwen3VLForConditionalGeneration
 
-        key = "rewards: geneval2: model"
-        require_kind(folder, key, "qwen3_vl")
-        self.key = key
-        self.chat = VisionChat(folder, key)
-        self.model = pretrained_exactly(Qwen3VLForConditionalGeneration, folder, key, "auto")
-        if precision == "float16":
+        folder = Path(params.model)
+        self.key = "rewards: geneval2: model"
+        require_kind(folder, self.key, "qwen3_vl")
+        self.chat = VisionChat(folder, self.key)
+        self.model = pretrained_exactly(Qwen3VLForConditionalGeneration, folder, self.key, "auto")
+        if params.precision == "float16":
             self.model = self.model.half()
         self.model.to(device)
-        self.device = device
-        self.settings = {"answers": answers, "precision": precision}
-        self._files = model_hashes(folder, key)
-
-    def identity(self) -> dict[str, Any]:
-        """``files`` are the sha256 of weights, configuration, tokenizer and preprocessing."""
-        return {"name": self.name, "files": self._files, "template": ASKED, "version": VERSION, **self.settings}
-
-    def to(self, device: torch.device) -> None:
-        self.model.to(device)
-        self.device = device
+        self.settings = {"answers": params.answers, "precision": params.precision}
+        files = model_hashes(folder, self.key)
+        super().__init__(params, device, [self.model], files=files, template=ASKED, version=VERSION, **self.settings)
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """In [0, 1], on the images' device. UserError where a record holds no questions."""
@@ -148,4 +133,4 @@ def case() -> Case:
     return question_case()
 
 
-REWARD = Registration(GenEval2Params, load, Recorded(8_767_123_696, width=2, tokens=1400), case)  # Qwen3-VL-8B
+REWARD = Registration(GenEval2Params, GenEval2, Recorded(8_767_123_696, width=2, tokens=1400), case)  # Qwen3-VL-8B

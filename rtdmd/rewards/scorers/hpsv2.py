@@ -93,10 +93,10 @@ def load(params: HpsV2Params, device: torch.device) -> ClipReward:
     files = file_hashes([weights]) | text_hashes(base, "base/")
     tokenizer = load_tokenizer(base, f"{KEY}: base")
 
-    def tokenize(prompt: str, **options: Any) -> Any:
-        return tokenizer(cleaned(prompt), **options)
+    def tokenize(prompts: list[str], **options: Any) -> Any:
+        return tokenizer([cleaned(prompt) for prompt in prompts], **options)
 
-    return ClipReward(params.name, model, tokenize, transform, files, device, params.pixels, version=VERSION)
+    return ClipReward(params, device, model, tokenize, transform, files=files, version=VERSION)
 
 
 def cleaned(prompt: str) -> str:
@@ -110,9 +110,9 @@ def cleaned(prompt: str) -> str:
 
 def cost(params: HpsV2Params, root: Path) -> Networks:
     """Both towers; an image goes through one."""
+    from rtdmd.rewards.clip import MEAN, STD, clip_cost, clip_towers
     from rtdmd.rewards.preprocessing import Letterbox
     from rtdmd.rewards.published import CLIP_VIT_H
-    from rtdmd.rewards.without_weights import MEAN, STD, clip_cost, clip_towers
 
     model = clip_towers(params, "base", root, CLIP_VIT_H)
     return clip_cost(model, Letterbox(model.config.vision_config.image_size, MEAN, STD))

@@ -6,10 +6,9 @@ The package returns (mean, spread); as in the public code the mean is the score.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import sha256_bytes
@@ -18,6 +17,7 @@ from rtdmd.common.section import param
 from rtdmd.rewards.hpsv3_instruction import INSTRUCTION, REWARD_TOKEN
 from rtdmd.rewards.protocol import Metadata, check_batch, checked
 from rtdmd.rewards.registration import TEXTS, Recorded, Registration, RewardParams, Source, commit_of
+from rtdmd.rewards.scorer import Scorer
 
 if TYPE_CHECKING:
     import torch
@@ -45,34 +45,18 @@ class HPSv3Params(RewardParams):
     }
 
 
-def load(params: HPSv3Params, device: torch.device) -> HPSv3:
-    """The scorer of ``params.model`` (HPSv3.safetensors) and ``params.base`` (Qwen2-VL-7B-Instruct without weights).
+class HPSv3(Scorer):
+    """The scorer of ``params.model`` (HPSv3.safetensors) and ``params.base`` (Qwen2-VL-7B-Instruct without weights)."""
 
-    Raises UserError where a file is missing or another model's.
-    """
-    from rtdmd.rewards.qwenvl import require_kind
-    from rtdmd.rewards.weights import file_in
-
-    key = "rewards: hpsv3"
-    weights = file_in(Path(params.model), f"{key}: model", "HPSv3.safetensors")
-    config = require_kind(Path(params.base), f"{key}: base", "qwen2_vl")
-    return HPSv3(weights, config, device)
-
-
-class HPSv3:
-    """`rtdmd.rewards.protocol.Reward`."""
-
-    name = "hpsv3"
-    differentiable = False
-    needs_metadata = False
-    range = (-math.inf, math.inf)
-
-    def __init__(self, weights: Path, config: Path, device: torch.device):
+    def __init__(self, params: HPSv3Params, device: torch.device):
+        """UserError where a file is missing or another model's."""
         from rtdmd.rewards.hpsv3_model import build
-        from rtdmd.rewards.qwenvl import VisionChat
-        from rtdmd.rewards.weights import file_hashes, made_from, read_weights
+        from rtdmd.rewards.qwenvl import VisionChat, require_kind
+        from rtdmd.rewards.weights import file_hashes, file_in, made_from, read_weights
 
         key = "rewards: hpsv3"
+        weights = file_in(Path(params.model), f"{key}: model", "HPSv3.safetensors")
+        config = require_kind(Path(params.base), f"{key}: base", "qwen2_vl")
         self.chat = VisionChat(config.parent, f"{key}: base", pixels=PIXELS)
         self.chat.tokenizer.add_tokens([REWARD_TOKEN], special_tokens=True)
         self.reward_token: int = self.chat.tokenizer.convert_tokens_to_ids(REWARD_TOKEN)
@@ -80,17 +64,9 @@ class HPSv3:
         about = read_config(config, f"{key}: base")
         with made_from(config, f"{key}: base", "Qwen2-VL"):
             self.model = build(tensors, about, self.reward_token, f"{key}: model: {weights}").to(device)
-        self.device = device
-        self._files = file_hashes([weights, config, *self.chat.files.values()])
-
-    def identity(self) -> dict[str, Any]:
-        """``files`` are the sha256 of weights, configuration, tokenizer and preprocessing."""
+        files = file_hashes([weights, config, *self.chat.files.values()])
         template = f"hpsv3 1.0.0, sha256 {sha256_bytes(INSTRUCTION.encode())}"
-        return {"name": self.name, "files": self._files, "template": template, "version": VERSION}
-
-    def to(self, device: torch.device) -> None:
-        self.model.to(device)
-        self.device = device
+        super().__init__(params, device, [self.model], files=files, template=template, version=VERSION)
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """The mean. UserError where a prompt holds the model's own reward or image token."""
@@ -107,4 +83,4 @@ class HPSv3:
             return checked(self.name, self.model(to_device(inputs, self.device))[:, 0])
 
 
-REWARD = Registration(HPSv3Params, load, Recorded(parameters=8_291_375_616, width=2, tokens=1400))  # Qwen2-VL-7B
+REWARD = Registration(HPSv3Params, HPSv3, Recorded(parameters=8_291_375_616, width=2, tokens=1400))  # Qwen2-VL-7B

@@ -6,21 +6,23 @@ As in the public code the prompt is cut to 35 tokens, starts with [CLS], and is 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.model_files import check_tokenizer, read_config
 from rtdmd.common.section import param
-from rtdmd.rewards.protocol import Metadata, Pixels, as_read, check_batch, checked
+from rtdmd.rewards.protocol import Metadata, as_read, check_batch, checked
 from rtdmd.rewards.registration import TEXTS, DifferentiableParams, Networks, Registration, Source, commit_of
+from rtdmd.rewards.scorer import Scorer
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from transformers import BertTokenizer
+
+    from rtdmd.rewards.preprocessing import ImageTransform
 
 MAX_TOKENS = 35
 # CLIP's
@@ -45,23 +47,6 @@ class ImageRewardParams(DifferentiableParams):
     }
 
 
-def load(params: ImageRewardParams, device: torch.device) -> ImageReward:
-    """The scorer of ``params.model`` (ImageReward.pt, med_config.json) and ``params.base`` (BERT's tokenizer).
-
-    Raises UserError where a file is missing or another model's.
-    """
-    from rtdmd.rewards.weights import file_in
-
-    key = "rewards: imagereward"
-    model = Path(params.model)
-    base = Path(params.base)
-    weights = file_in(model, f"{key}: model", "ImageReward.pt", "ImageReward.safetensors")
-    config = file_in(model, f"{key}: model", "med_config.json")
-    vocabulary = file_in(base, f"{key}: base", "tokenizer.json", "vocab.txt")
-    check_tokenizer(vocabulary, f"{key}: base")
-    return ImageReward(weights, config, vocabulary, device, params.pixels)
-
-
 def tokenizer_of(folder: Path, vocabulary_size: int) -> BertTokenizer:
     """BERT's tokenizer with BLIP's two tokens after its own; UserError where that is not the model's vocabulary."""
     from transformers import BertTokenizer
@@ -80,40 +65,36 @@ def tokenizer_of(folder: Path, vocabulary_size: int) -> BertTokenizer:
     return tokenizer
 
 
-class ImageReward:
-    """`rtdmd.rewards.protocol.Reward`."""
+def _transform(side: int) -> ImageTransform:
+    from rtdmd.rewards.preprocessing import ImageTransform
 
-    name = "imagereward"
-    differentiable = True
-    needs_metadata = False
-    range = (-math.inf, math.inf)
+    return ImageTransform(side, (side, side), IMAGE_MEAN, IMAGE_STD, "bicubic", half="even")
 
-    def __init__(self, weights: Path, config: Path, vocabulary: Path, device: torch.device, pixels: Pixels):
+
+class ImageReward(Scorer):
+    """The scorer of ``params.model`` (ImageReward.pt, med_config.json) and ``params.base`` (BERT's tokenizer)."""
+
+    def __init__(self, params: ImageRewardParams, device: torch.device):
+        """UserError where a file is missing or another model's."""
         from rtdmd.rewards.imagereward_model import build
-        from rtdmd.rewards.preprocessing import ImageTransform
-        from rtdmd.rewards.weights import file_hashes, made_from, read_weights
+        from rtdmd.rewards.weights import file_hashes, file_in, made_from, read_weights
 
-        key = "rewards: imagereward: model"
-        med_config = read_config(config, key)
-        tensors = read_weights(weights, key)
-        with made_from(config, key, "text model"):
-            self.model = build(tensors, med_config, f"{key}: {weights}").to(device)
+        key = "rewards: imagereward"
+        folder = Path(params.model)
+        weights = file_in(folder, f"{key}: model", "ImageReward.pt", "ImageReward.safetensors")
+        config = file_in(folder, f"{key}: model", "med_config.json")
+        vocabulary = file_in(Path(params.base), f"{key}: base", "tokenizer.json", "vocab.txt")
+        check_tokenizer(vocabulary, f"{key}: base")
+        med_config = read_config(config, f"{key}: model")
+        tensors = read_weights(weights, f"{key}: model")
+        with made_from(config, f"{key}: model", "text model"):
+            self.model = build(tensors, med_config, f"{key}: model: {weights}").to(device)
         self.tokenizer = tokenizer_of(vocabulary.parent, med_config["vocab_size"])
-        self.side: int = self.model.vision.config.image_size
-        self.transform = ImageTransform(self.side, (self.side,) * 2, IMAGE_MEAN, IMAGE_STD, "bicubic", half="even")
-        self.device = device
-        self.pixels = pixels
-        self._files = file_hashes([weights, config, vocabulary])
-
-    def identity(self) -> dict[str, Any]:
-        """``files`` are the sha256 of weights, text configuration and vocabulary."""
-        files = self._files
-        pixels = self.pixels
-        return {"name": self.name, "files": files, "template": TEMPLATE, "version": VERSION, "pixels": pixels}
-
-    def to(self, device: torch.device) -> None:
-        self.model.to(device)
-        self.device = device
+        self.transform = _transform(self.model.vision.config.image_size)
+        self.pixels = params.pixels
+        files = file_hashes([weights, config, vocabulary])
+        about = {"files": files, "template": TEMPLATE, "version": VERSION, "pixels": params.pixels}
+        super().__init__(params, device, [self.model], **about)
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """About -2.5 to 2, mean 0 over ImageReward's own data; gradients reach the images."""
@@ -135,13 +116,11 @@ def cost(params: ImageRewardParams, root: Path) -> Networks:
     from transformers import BlipTextConfig, BlipVisionConfig
 
     from rtdmd.rewards.imagereward_model import ImageRewardModel
-    from rtdmd.rewards.preprocessing import ImageTransform
     from rtdmd.rewards.published import BLIP_HEAD, BLIP_TEXT, BLIP_VISION
 
     del params, root
     model = ImageRewardModel(BlipVisionConfig(**BLIP_VISION), BlipTextConfig(**BLIP_TEXT), BLIP_HEAD)
-    side = BLIP_VISION["image_size"]
-    transform = ImageTransform(side, (side, side), IMAGE_MEAN, IMAGE_STD, "bicubic", half="even")
+    transform = _transform(BLIP_VISION["image_size"])
 
     def score(images: Tensor) -> Tensor:
         tokens = torch.zeros(len(images), MAX_TOKENS, dtype=torch.long, device=images.device)
@@ -151,4 +130,4 @@ def cost(params: ImageRewardParams, root: Path) -> Networks:
     return Networks([model], score)
 
 
-REWARD = Registration(ImageRewardParams, load, cost)
+REWARD = Registration(ImageRewardParams, ImageReward, cost)

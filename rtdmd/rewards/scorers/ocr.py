@@ -24,6 +24,7 @@ from rtdmd.common.section import param
 from rtdmd.rewards.ocr_text import target_text, text_score
 from rtdmd.rewards.protocol import Metadata, as_bytes, check_batch
 from rtdmd.rewards.registration import Recorded, Registration, RewardParams
+from rtdmd.rewards.scorer import Scorer
 
 if TYPE_CHECKING:
     import torch
@@ -51,12 +52,6 @@ class OcrParams(RewardParams):
     needs_text = True
 
 
-def load(params: OcrParams, device: torch.device) -> Ocr:
-    """The reader that the installed rapidocr carries. It has no settings and computes on the CPU."""
-    del params, device
-    return Ocr()
-
-
 def model_files() -> dict[str, Path]:
     """The detector's and the recogniser's ONNX file inside the installed package; UserError where one is missing."""
     package = find_spec("rapidocr")
@@ -69,32 +64,19 @@ def model_files() -> dict[str, Path]:
     return {part: folder / name for part, name in MODELS.items()}
 
 
-class Ocr:
-    """`rtdmd.rewards.protocol.Reward`. Images are read one by one, so a score does not depend on its batch."""
+class Ocr(Scorer):
+    """Images are read one by one on the CPU, so a score does not depend on its batch."""
 
-    name = "ocr"
-    differentiable = False
-    needs_metadata = False
     range = (0.0, 1.0)
 
-    def __init__(self) -> None:
-        self._files = model_files()
-        self._reader = _reader(self._files)
-
-    def identity(self) -> dict[str, Any]:
-        """``packages`` are those that resize, crop and recognise."""
+    def __init__(self, params: OcrParams, device: torch.device) -> None:
         from rtdmd.rewards.weights import file_hashes
 
-        return {
-            "name": self.name,
-            "files": file_hashes(self._files.values()),
-            "packages": {package: version(package) for package in PACKAGES},
-            "settings": SETTINGS,
-            "version": VERSION,
-        }
-
-    def to(self, device: torch.device) -> None:
-        """It stays on the CPU."""
+        files = model_files()
+        packages = {package: version(package) for package in PACKAGES}  # that resize, crop and recognise
+        about = {"files": file_hashes(files.values()), "packages": packages, "settings": SETTINGS, "version": VERSION}
+        super().__init__(params, device, [], **about)
+        self._reader = _reader(files)
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """In [0, 1], on the images' device, without gradient."""
@@ -136,4 +118,4 @@ def case() -> Case:
 
 
 # PP-OCR's detector and recogniser.
-REWARD = Registration(OcrParams, load, Recorded(parameters=15_000_000, width=4, tokens=1000), case)
+REWARD = Registration(OcrParams, Ocr, Recorded(parameters=15_000_000, width=4, tokens=1000), case)

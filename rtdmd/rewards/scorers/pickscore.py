@@ -67,25 +67,19 @@ def load(params: PickScoreParams, device: torch.device) -> ClipReward:
     files = model_hashes(folder, f"{KEY}: model")
     if params.base is not None:
         files |= text_hashes(base, "base/")
-    return ClipReward(
-        params.name,
-        model,
-        tokenizer,
-        transform,
-        files,
-        device,
-        params.pixels,
-        {"backprop_resize": params.backprop_resize},
-        bilinear(transform) if params.backprop_resize == "bilinear" else None,
-        range=(-100 / DIVISOR, 100 / DIVISOR),  # training holds exp(logit_scale) at 100 or below
-        scaled=lambda cosine: model.logit_scale.exp() * cosine / DIVISOR,
-    )
+    about = {"files": files, "version": 1, "backprop_resize": params.backprop_resize}
+    reward = ClipReward(params, device, model, tokenizer, transform, **about)
+    reward.range = (-100 / DIVISOR, 100 / DIVISOR)  # training holds exp(logit_scale) at 100 or below
+    reward.scaled = lambda cosine: model.logit_scale.exp() * cosine / DIVISOR
+    if params.backprop_resize == "bilinear":
+        reward.backprop = bilinear(transform)
+    return reward
 
 
 def cost(params: PickScoreParams, root: Path) -> Networks:
     """Both towers; an image goes through one. ``base`` is CLIP ViT-H/14 in every published use."""
+    from rtdmd.rewards.clip import clip_cost, clip_towers
     from rtdmd.rewards.published import CLIP_VIT_H
-    from rtdmd.rewards.without_weights import clip_cost, clip_towers
 
     return clip_cost(clip_towers(params, "base", root, CLIP_VIT_H))
 

@@ -6,11 +6,12 @@ Not differentiable: it stands for GenEval, whose detector and rules pass no grad
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rtdmd.common.section import Real, param
 from rtdmd.rewards.protocol import Metadata, check_batch, checked, require_metadata
 from rtdmd.rewards.registration import FREE, Registration, RewardParams
+from rtdmd.rewards.scorer import Scorer
 
 if TYPE_CHECKING:
     import torch
@@ -31,32 +32,17 @@ class WorldVerifierParams(RewardParams):
     label = "Verifier reward"
 
 
-def load(params: WorldVerifierParams, device: torch.device) -> WorldVerifier:
-    """The verifier with the entry's ``soft_weight``. It always computes on the CPU and reads no files."""
-    del device
-    return WorldVerifier(params.soft_weight)
+class WorldVerifier(Scorer):
+    """`rtdmd.world.verifier.verify` on the CPU. There are no weights, so in its identity thresholds stand for them."""
 
-
-class WorldVerifier:
-    """`rtdmd.rewards.protocol.Reward` over `rtdmd.world.verifier.verify`."""
-
-    name = "world_verifier"
-    differentiable = False
-    needs_metadata = True
     range = (0.0, 1.0)
 
-    def __init__(self, soft_weight: float):
-        self.soft_weight = soft_weight
-
-    def identity(self) -> dict[str, Any]:
-        """There are no weights, so the thresholds stand for them."""
+    def __init__(self, params: WorldVerifierParams, device: torch.device):
         from rtdmd.world.verifier import BACKGROUND_TOLERANCE, EMPTY_ENERGY, THRESHOLD
 
         thresholds = {"object": THRESHOLD, "empty": EMPTY_ENERGY, "background": BACKGROUND_TOLERANCE}
-        return {"name": self.name, "soft_weight": self.soft_weight, "thresholds": thresholds, "version": VERSION}
-
-    def to(self, device: torch.device) -> None:
-        """It stays on the CPU."""
+        super().__init__(params, device, [], soft_weight=params.soft_weight, thresholds=thresholds, version=VERSION)
+        self.soft_weight = params.soft_weight
 
     def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]) -> Tensor:
         """In [0, 1], on the images' device, without gradient."""
@@ -69,4 +55,4 @@ class WorldVerifier:
         return checked(self.name, scores.float()).to(images.device)
 
 
-REWARD = Registration(WorldVerifierParams, load, FREE, example={"soft_weight": 0.5})
+REWARD = Registration(WorldVerifierParams, WorldVerifier, FREE, example={"soft_weight": 0.5})

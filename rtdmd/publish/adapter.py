@@ -1,4 +1,4 @@
-"""Every kind of adapter file, by one reader with one set of refusals.
+"""LoRA adapters: read from every kind of file, composed into one, and written as diffusers writes them.
 
     training stage     generator.safetensors: rank and alpha in its header
     diffusers          pytorch_lora_weights.safetensors: PEFT's LoraConfig in its header
@@ -16,7 +16,9 @@ from __future__ import annotations
 import math
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +28,24 @@ from torch import Tensor
 from rtdmd.backbones import Backbone
 from rtdmd.backbones.protocol import PUBLISHED, LoraKind
 from rtdmd.common.errors import UserError
-from rtdmd.common.files import check_archive, load_tensors, read_json
+from rtdmd.common.files import check_archive, load_tensors, read_json, save_tensors
 from rtdmd.common.parsing import first_line, parse_json
 from rtdmd.common.pretrained import FOREIGN
-from rtdmd.publish.compose import A, Adapter, B
-from rtdmd.publish.merge import check_fits
+from rtdmd.publish.base import pipeline_class
 from rtdmd.train.student_record import stands_on_merged
 
+A = ".lora_A.weight"
+B = ".lora_B.weight"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 # where diffusers keeps the LoraConfig
 HEADER = "lora_adapter_metadata"
 HEADER_PREFIX = "transformer."
-WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "_fsdp_wrapped_module.", "transformer.")
-KEY = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.[^.]+)?\.weight")
+KEY = re.compile(
+    r"((module|_orig_mod|base_model\.model|_fsdp_wrapped_module|transformer)\.)*"
+    r"(?P<module>.+)\.lora_(?P<factor>[AB])(\.[^.]+)?\.weight"
+)
+"""A factor's name, behind the prefixes of whatever wrapped the model."""
 NOT_PLAIN = (
     *("use_rslora", "use_dora", "use_qalora", "rank_pattern", "alpha_pattern", "lora_bias", "fan_in_fan_out"),
     *("modules_to_save", "layers_to_transform", "layers_pattern", "layer_replication", "exclude_modules"),
@@ -52,6 +58,29 @@ KINDS: tuple[LoraKind, ...] = ("attention", "attention_mlp", "all")  # adapter.t
 Config = Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """Tensors ``<module>.lora_A.weight`` (r, in) and ``<module>.lora_B.weight`` (out, r), relative to the
+    transformer."""
+
+    tensors: dict[str, Tensor]
+    rank: int
+    alpha: float
+    config: Config | None = None  # LoraConfig as its file tells it: what PEFT itself would make of it
+
+    def modules(self) -> list[str]:
+        """Names of the adapted modules, sorted."""
+        return sorted(key.removesuffix(A) for key in self.tensors if key.endswith(A))
+
+    def shape(self, module: str) -> tuple[int, int]:
+        """(out, in) of the weight that the module's factors belong to."""
+        return self.tensors[module + B].shape[0], self.tensors[module + A].shape[1]
+
+    def delta(self, module: str) -> Tensor:
+        """What the adapter adds to the module's weight, (out, in), computed in float32."""
+        return self.alpha / self.rank * self.tensors[module + B].float() @ self.tensors[module + A].float()
+
+
 def read_adapter(path: Path, alpha: float | None = None) -> Adapter:
     """The adapter of a file, or of a folder with one in it or in its transformer/.
 
@@ -59,11 +88,11 @@ def read_adapter(path: Path, alpha: float | None = None) -> Adapter:
     """
     if alpha is not None and not _is_positive(alpha):
         raise UserError(f"--alpha {alpha:g}: a number above 0 is expected (the public code's is 64, at rank 32)")
-    file = adapter_path(path)
+    file = _adapter_path(path)
     tensors, config = _read(file)
     factors = _factors(tensors, file)
     rank = _rank(factors, file)
-    told = _told(config, file)
+    told = _told(config or {}, file)
     if told.get("r", rank) != rank:
         raise UserError(
             f"{file}: rank {told['r']:g} in its settings, but its tensors have {rank};"
@@ -81,15 +110,13 @@ def read_adapter(path: Path, alpha: float | None = None) -> Adapter:
 def trained_on_merged(path: Path) -> bool:
     """Whether a checkpoint of stage two was trained on stage one's merged into its base: as the public code's are, and
     as the header of a training stage's says."""
-    file = adapter_path(path)
+    file = _adapter_path(path)
     return file.suffix != ".safetensors" or stands_on_merged(file)
 
 
-def adapter_path(path: Path) -> Path:
+def _adapter_path(path: Path) -> Path:
     """The file that holds the tensors. UserError where there is none."""
-    if path.is_file():
-        return path
-    for file in (path / PEFT_WEIGHTS, path / "transformer" / PEFT_WEIGHTS, path / PUBLISHED):
+    for file in (path, path / PEFT_WEIGHTS, path / "transformer" / PEFT_WEIGHTS, path / PUBLISHED):
         if file.is_file():
             return file
     raise UserError(
@@ -139,23 +166,19 @@ def _load_plain(path: Path) -> Mapping[str, Tensor]:
     return found
 
 
-def _told(config: Config | None, file: Path) -> dict[str, float]:
+def _told(config: Config, file: Path) -> dict[str, float]:
     """Rank and alpha where they are told; UserError for variants of LoRA that scale otherwise."""
-    if config is None:
-        return {}
     odd = [key for key in NOT_PLAIN if config.get(key)]
     odd += ["bias"] if config.get("bias") not in (None, "none") else []
     odd += ["peft_type"] if config.get("peft_type", "LORA") != "LORA" else []
     odd += ["init_lora_weights"] if str(config.get("init_lora_weights")).lower().startswith(OTHER_BASE) else []
     if odd:
         raise UserError(f"{file}: {odd[0]} is set; only plain LoRA of one rank can be taken")
-    return {key: _number(key, config[key], file) for key in ("r", "lora_alpha") if config.get(key) is not None}
-
-
-def _number(key: str, value: Any, file: Path) -> float:
-    if not _is_positive(value):
-        raise UserError(f"{file}: {key} is {value!r}, not a number above 0; copy or download the file again")
-    return float(value)
+    told = {key: config[key] for key in ("r", "lora_alpha") if config.get(key) is not None}
+    for key, value in told.items():
+        if not _is_positive(value):
+            raise UserError(f"{file}: {key} is {value!r}, not a number above 0; copy or download the file again")
+    return told
 
 
 def _is_positive(value: Any) -> bool:
@@ -166,7 +189,7 @@ def _factors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Tensors under our names, float32; UserError for a key that is no LoRA factor, or comes twice."""
     factors: dict[str, Tensor] = {}
     for key, value in tensors.items():
-        match = KEY.fullmatch(_unwrapped(key))
+        match = KEY.fullmatch(key)
         if match is None:
             raise UserError(f"{path}: {key} is not a LoRA factor; only adapters (adapter.mode: lora) can be taken")
         name = match["module"] + (A if match["factor"] == "A" else B)
@@ -180,22 +203,10 @@ def _factors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     return factors
 
 
-def _unwrapped(key: str) -> str:
-    """A key without the prefixes of wrappers, however many there are."""
-    while True:
-        shorter = key
-        for prefix in WRAPPERS:
-            shorter = shorter.removeprefix(prefix)
-        if shorter == key:
-            return key
-        key = shorter
-
-
 def _rank(factors: Mapping[str, Tensor], path: Path) -> int:
     """The one rank of complete pairs; UserError otherwise."""
-    modules = {key.removesuffix(A).removesuffix(B) for key in factors}
     ranks = set()
-    for module in sorted(modules):
+    for module in sorted({key.removesuffix(A).removesuffix(B) for key in factors}):
         a = factors.get(module + A)
         b = factors.get(module + B)
         if a is None or b is None or a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
@@ -206,14 +217,31 @@ def _rank(factors: Mapping[str, Tensor], path: Path) -> int:
     return int(ranks.pop())
 
 
+def check_fits(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """UserError unless every adapted module is a linear layer of the base with the adapter's shape.
+
+    shapes: weight name -> shape of the base's transformer. what: how the message calls the adapter.
+    """
+    for module in adapter.modules():
+        found = shapes.get(f"{module}.weight")
+        if found is None:
+            raise UserError(
+                f"{what}: {module} is not a layer of the base model; another base, or another family, is needed"
+            )
+        if tuple(found) != adapter.shape(module):
+            raise UserError(
+                f"{what}: {module} is made for a weight {adapter.shape(module)}, the base has {tuple(found)};"
+                " another base is needed"
+            )
+
+
 def check_belongs(adapter: Adapter, backbone: Backbone, what: str) -> None:
     """UserError unless the adapter fits the base, and no layer that it should adapt is missing: those that its own
     configuration names or, where it has none, the layers of one of adapter.targets.
 
     To be called before any adapter is on the transformer. what: how the message calls the adapter.
     """
-    shapes = {name: tuple(value.shape) for name, value in backbone.transformer.state_dict().items()}
-    check_fits(adapter, shapes, what)
+    check_fits(adapter, {name: tuple(value.shape) for name, value in backbone.transformer.state_dict().items()}, what)
     found = set(adapter.modules())
     targets = (adapter.config or {}).get("target_modules")
     if targets is None:
@@ -222,7 +250,7 @@ def check_belongs(adapter: Adapter, backbone: Backbone, what: str) -> None:
             sizes = ", ".join(f"{kind} ({len(names)})" for kind, names in kinds.items())
             raise UserError(f"{what}: {len(found)} layers, which are none of {sizes}; is a part of the file missing?")
         return
-    missing = [name for name in backbone.lora_targets("all") if _targeted(name, targets) and name not in found]
+    missing = [name for name in backbone.lora_targets("all") if _is_targeted(name, targets) and name not in found]
     if missing:
         raise UserError(
             f"{what}: no tensors for {len(missing)} layers that its target_modules name, first {missing[0]}; copy or"
@@ -230,8 +258,53 @@ def check_belongs(adapter: Adapter, backbone: Backbone, what: str) -> None:
         )
 
 
-def _targeted(name: str, targets: str | Iterable[str]) -> bool:
+def _is_targeted(name: str, targets: str | Iterable[str]) -> bool:
     """Whether PEFT's target_modules mean a linear layer: a pattern of the whole name, or ends of names."""
     if isinstance(targets, str):
         return targets == "all-linear" or re.fullmatch(targets, name) is not None
     return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def compose(adapters: Sequence[Adapter]) -> Adapter:
+    """Adapters that are stacked one on the other as ONE of the summed rank.
+
+    With A (r, in), B (out, r) and scale = alpha / r, they add ``sum_i scale_i B_i A_i`` to a base weight. The rows of
+    A and the columns of ``scale B``, concatenated, give the same sum in one product, at scale 1 (alpha = rank), so that
+    a loader that overlooks the alpha still applies it in the right strength. A module that an adapter lacks gets zeros
+    in its place.
+    """
+    tensors: dict[str, Tensor] = {}
+    for module in sorted({module for adapter in adapters for module in adapter.modules()}):
+        outer, inner = next(one.shape(module) for one in adapters if module + A in one.tensors)
+        rows = []
+        columns = []
+        for one in adapters:
+            rows.append(one.tensors.get(module + A, torch.zeros(one.rank, inner)).float())
+            columns.append(one.alpha / one.rank * one.tensors.get(module + B, torch.zeros(outer, one.rank)).float())
+        tensors[module + A] = torch.cat(rows, dim=0).contiguous()
+        tensors[module + B] = torch.cat(columns, dim=1).contiguous()
+    rank = sum(adapter.rank for adapter in adapters)
+    return Adapter(tensors, rank, alpha=float(rank))
+
+
+def write_lora(
+    adapter: Adapter,
+    path: Path,
+    metadata: Mapping[str, str] | None = None,
+    pipeline: str = "StableDiffusion3Pipeline",
+) -> None:
+    """Write an adapter to ``path`` as the pipeline class's ``save_lora_weights`` does, with the same bytes every time.
+
+    diffusers decides the keys and the header; only the header's order, which it leaves to chance, is made fixed, and
+    ``metadata`` is added to it. pipeline: the class's name in diffusers.
+    """
+    alpha = int(adapter.alpha) if adapter.alpha.is_integer() else adapter.alpha
+    config = {"r": adapter.rank, "lora_alpha": alpha, "target_modules": adapter.modules(), "bias": "none"}
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline_class(pipeline).save_lora_weights(
+            folder,
+            transformer_lora_layers={key: value.contiguous() for key, value in adapter.tensors.items()},
+            transformer_lora_adapter_metadata=config,
+        )
+        tensors, header = load_tensors(Path(folder) / PUBLISHED)
+    save_tensors(tensors, path, header | dict(metadata or {}))

@@ -7,15 +7,16 @@ import torch
 
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import hash_of, json_text, save_tensors
-from rtdmd.publish.lineage_record import (
+from rtdmd.publish.records import (
     HEADER_KEY,
+    Provenance,
+    checked,
     header_of,
     lineage_record,
     record_of_weights,
     steps_of_record,
     weights_metadata,
 )
-from rtdmd.publish.record_schema import Provenance, checked
 from tests.publish.publication import weights
 
 CLIP = {"name": "clipscore", "model": "data/clip", "revision": None, "weight": 0.1}
@@ -80,7 +81,7 @@ def test_weights_carry_their_record(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(weights(record))
     assert record_of_weights(path) == record
-    assert set(header_of(path)) == {"__metadata__", "transformer.proj.lora_A.weight"}
+    assert header_of(path)[0] == ["transformer.proj.lora_A.weight"]
 
 
 def test_steps_come_causes_first_and_carry_their_settings() -> None:

@@ -16,9 +16,7 @@ from rtdmd.backbones.protocol import PUBLISHED
 from rtdmd.common.errors import UserError
 from rtdmd.common.files import save_tensors
 from rtdmd.config import preset
-from rtdmd.publish.adapter_file import check_belongs, read_adapter
-from rtdmd.publish.compose import A, Adapter, B
-from rtdmd.publish.export import write_lora
+from rtdmd.publish.adapter import A, Adapter, B, check_belongs, compose, read_adapter, write_lora
 
 RANK = 2
 ROADS = ("stage", "diffusers", "peft folder", "peft in transformer", "peft file", "public code")
@@ -229,3 +227,44 @@ def test_an_adapter_with_a_part_of_its_tensors_is_refused(tiny_teacher: Path, tm
         check_belongs(Adapter(whole, RANK, 4.0, config), backbone, "x")
         with pytest.raises(UserError, match=r"no tensors for \d+ layers that its target_modules name, first tr"):
             check_belongs(Adapter(half(whole), RANK, 4.0, config), backbone, "x")
+
+
+def _adapter(rank: int, alpha: float, modules: dict[str, tuple[int, int]], seed: int) -> Adapter:
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, (outer, inner) in modules.items():
+        tensors[name + A] = torch.randn(rank, inner, generator=generator)
+        tensors[name + B] = torch.randn(outer, rank, generator=generator)
+    return Adapter(tensors, rank, alpha)
+
+
+def test_the_composed_adapter_adds_exactly_the_sum() -> None:
+    modules = {"blocks.0.to_q": (7, 5), "blocks.0.to_out.0": (5, 9)}
+    parts = [_adapter(4, 8, modules, 0), _adapter(6, 3, modules, 1)]
+    whole = compose(parts)
+    assert (whole.rank, whole.alpha) == (10, 10.0)
+    for name in modules:
+        expected = sum(part.delta(name).double() for part in parts)
+        assert whole.tensors[name + A].shape[0] == 10
+        assert torch.allclose(whole.delta(name).double(), expected, atol=1e-5)
+        x = torch.randn(3, modules[name][1], dtype=torch.float64)
+        b, a = (whole.tensors[name + end].double() for end in (B, A))
+        separate = [
+            p.alpha / p.rank * (x @ p.tensors[name + A].double().T @ p.tensors[name + B].double().T) for p in parts
+        ]
+        assert torch.allclose(x @ a.T @ b.T, sum(separate), atol=1e-5)
+
+
+def test_powers_of_two_compose_without_any_rounding() -> None:
+    """With alpha / rank = 2, as published, the composed factors are the given ones and their doubles, bit for bit."""
+    parts = [_adapter(4, 8, {"m": (6, 5)}, 0), _adapter(4, 8, {"m": (6, 5)}, 1)]
+    whole = compose(parts)
+    assert torch.equal(whole.tensors["m" + A], torch.cat([p.tensors["m" + A] for p in parts]))
+    assert torch.equal(whole.tensors["m" + B], torch.cat([2 * p.tensors["m" + B] for p in parts], dim=1))
+
+
+def test_a_module_that_one_adapter_lacks_is_that_of_the_other() -> None:
+    parts = [_adapter(2, 2, {"m": (3, 4)}, 0), _adapter(3, 6, {"m": (3, 4), "n": (5, 2)}, 1)]
+    whole = compose(parts)
+    assert whole.tensors["n" + A].shape == (5, 2)
+    assert torch.allclose(whole.delta("n"), parts[1].delta("n"))
