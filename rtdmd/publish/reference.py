@@ -1,7 +1,7 @@
 """The student in memory with which the gate compares an export: adapters put on the base by PEFT itself.
 
 It shares no step with what is exported. Each adapter is set up from the LoraConfig that its own file tells, as PEFT
-understands it, not from what `adapter_file` took out of it; and nothing is composed or merged.
+understands it, not from what `adapter` took out of it; and nothing is composed or merged.
 """
 
 from __future__ import annotations
