@@ -18,7 +18,7 @@ from rtdmd.config.presets import WORLD
 from rtdmd.methods import METHODS
 from rtdmd.methods.rtdmd import PUBLISHED
 from rtdmd.rewards import reward_models
-from rtdmd.rewards.scorers.world_verifier import WorldVerifier
+from rtdmd.rewards.scorers.world_verifier import WorldVerifier, WorldVerifierParams
 from rtdmd.stages import train_acdmd, train_rtdmd
 from rtdmd.train import adapters as roles_module
 from rtdmd.train.engine.watch import Watch
@@ -278,6 +278,9 @@ def test_a_roll_out_that_the_policy_pass_does_not_repeat_stops_the_run(
         train(root, SIX)
 
 
+VERDICT = WorldVerifierParams(name="world_verifier", soft_weight=0.5)
+
+
 class Constant(WorldVerifier):
     """A reward that is the same for every image."""
 
@@ -288,7 +291,7 @@ class Constant(WorldVerifier):
 def test_rewards_that_say_nothing_leave_the_last_step(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal rewards: no advantage, no policy gradient, and the other terms still train; where there are none, the
     generator stays where it was and the run goes on, until `require_signal` ends it."""
-    monkeypatch.setattr(reward_models, "load_reward", lambda spec, device, root: Constant(spec, device))
+    monkeypatch.setattr(reward_models, "load_reward", lambda spec, device, root: Constant(VERDICT, device))
     monkeypatch.setattr(reward_models, "check_rewards", lambda rewards, root: None)  # it refuses constants
     only = [{"name": "world_verifier", "weight": 1.0, "soft_weight": 0.5}]
     train(root, SIX | {"epochs": 2, "log_every": 1, "rewards": only, "weights": {"backprop": 0.0}})
@@ -304,7 +307,7 @@ def test_rewards_that_say_nothing_leave_the_last_step(root: Path, monkeypatch: p
 
 
 def test_rewards_that_say_nothing_for_twenty_epochs_stop_the_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reward_models, "load_reward", lambda spec, device, root: Constant(spec, device))
+    monkeypatch.setattr(reward_models, "load_reward", lambda spec, device, root: Constant(VERDICT, device))
     monkeypatch.setattr(reward_models, "check_rewards", lambda rewards, root: None)
     only = [{"name": "world_verifier", "weight": 1.0, "soft_weight": 0.5}]
     quick = {"epochs": 30, "save_every": 8, "fake_updates_per_epoch": 0}
