@@ -16,20 +16,18 @@ from torch import Tensor, nn
 
 from rtdmd.backbones.parts import (
     ATTENTION,
-    NO_VAE,
+    DiffusersBackbone,
     Endings,
     Pipeline,
-    adapted_layers,
     dynamic_shift,
     evenly_spaced,
     fresh_scheduler,
     latent_size,
     load_pipeline,
-    need_text,
     scheduler_settings,
     unit_timestep,
 )
-from rtdmd.backbones.protocol import POOLED_INPUTS, Asked, Conditioning, Layout, LoraKind
+from rtdmd.backbones.protocol import POOLED_INPUTS, Asked, Conditioning, Layout
 from rtdmd.common.errors import UserError
 from rtdmd.common.torch_setup import quiet_imports
 
@@ -49,7 +47,7 @@ PIPELINE = FluxPipeline
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 PATCH = 2  # latent pixels a side that make one token
 # As published: every attention projection (ATTENTION) of both kinds of block. A single-stream block has none of its own
-# behind its attention: `proj_out` reads attention and MLP together and counts as MLP.
+# behind its attention: `proj_out` reads attention and MLP together and counts as MLP. `all`: every linear layer.
 MLP = (".ff.net.0.proj", ".ff.net.2", ".ff_context.net.0.proj", ".ff_context.net.2", ".proj_mlp", ".proj_out")
 ENDINGS: Endings = {"attention": ATTENTION, "attention_mlp": ATTENTION + MLP, "all": ("",)}
 
@@ -66,35 +64,25 @@ def load(model: ModelParams, asked: Asked, device: torch.device, root: Path) -> 
     return Flux1(pipeline, size, model.max_sequence_length, model.shift)
 
 
-class Flux1:
+class Flux1(DiffusersBackbone):
     """`rtdmd.backbones.protocol.PipelineBackbone` over a FluxPipeline."""
 
     family = "flux1"
+    endings = ENDINGS
 
     def __init__(self, pipeline: Pipeline, size: tuple[int, int], max_sequence_length: int, shift: float | None = None):
-        self.pipeline = pipeline
-        self.transformer: nn.Module = pipeline.transformer
-        self.student: nn.Module = self.transformer  # `load_backbone` puts another one here where model.student names it
-        self.device: torch.device = pipeline.transformer.device
-        self.dtype: torch.dtype = pipeline.transformer.dtype
-        self.distilled: bool = pipeline.transformer.config.guidance_embeds
-        self.max_sequence_length = max_sequence_length
-        self.shift = shift
+        super().__init__(pipeline, size, max_sequence_length, shift)
+        self.distilled = pipeline.transformer.config.guidance_embeds
         self._latent_shape = (pipeline.transformer.config.in_channels // PATCH**2, *size)
-        # taken before any adapter wraps the layers
-        self._targets = {kind: adapted_layers(self.transformer, endings) for kind, endings in ENDINGS.items()}
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """T5's ``max_sequence_length`` tokens, and CLIP's pooled output."""
-        need_text(self.pipeline)
+        self.need_text()
         hidden, pooled, _ = self.pipeline.encode_prompt(
             prompt=list(prompts), prompt_2=None, device=self.device, max_sequence_length=self.max_sequence_length
         )
         return Conditioning({"encoder_hidden_states": hidden, "pooled_projections": pooled})
-
-    def latent_shape(self) -> tuple[int, int, int]:
-        return self._latent_shape
 
     def sigmas(self, num_steps: int) -> Tensor:
         """μ grows linearly with the number of image tokens: 0.63 at 512 pixels, 1.15 at 1024."""
@@ -140,27 +128,6 @@ class Flux1:
         )[0]
         v: Tensor = pipeline._unpack_latents(tokens, height, width, 1)  # in latent pixels: a VAE factor of 1
         return v.float()
-
-    def decode(self, latents: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        if vae is None:
-            raise ValueError(NO_VAE)
-        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
-        images = vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
-        return (images / 2 + 0.5).clamp(0, 1)  # as the pipeline's images: a saturated pixel passes no gradient
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        """The mode of the encoder's distribution."""
-        vae = self.pipeline.vae
-        if vae is None:
-            raise ValueError(NO_VAE)
-        mode: Tensor = vae.encode((2 * images - 1).to(vae.dtype)).latent_dist.mode().float()
-        return (mode - vae.config.shift_factor) * vae.config.scaling_factor
-
-    def lora_targets(self, kind: LoraKind) -> list[str]:
-        """``attention``: projections of the attention in both kinds of block; ``attention_mlp``: and
-        the MLPs with the single-stream blocks' output; ``all``: every linear layer."""
-        return list(self._targets[kind])
 
 
 def latent_multiple(transformer: Mapping[str, Any]) -> int:

@@ -16,20 +16,18 @@ from torch import Tensor, nn
 
 from rtdmd.backbones.parts import (
     ATTENTION,
-    NO_VAE,
+    DiffusersBackbone,
     Endings,
     Pipeline,
     Vae,
-    adapted_layers,
     evenly_spaced,
     fresh_scheduler,
     latent_size,
     load_pipeline,
-    need_text,
     scheduler_settings,
     unit_timestep,
 )
-from rtdmd.backbones.protocol import Asked, Conditioning, Layout, LoraKind
+from rtdmd.backbones.protocol import Asked, Conditioning, Layout
 from rtdmd.common.errors import UserError
 from rtdmd.common.torch_setup import quiet_imports
 
@@ -50,7 +48,7 @@ PIPELINE = Flux2KleinPipeline
 TEXT_PARTS = ("text_encoder", "tokenizer")
 PATCH = 2  # latent pixels a side that make one token
 # As published: the attention projections of the double-stream blocks (ATTENTION), and in the single-stream blocks the
-# two layers into which attention and MLP projections are fused.
+# two layers into which attention and MLP projections are fused; then the double-stream MLPs; then every linear layer.
 SINGLE = (".attn.to_qkv_mlp_proj", ".attn.to_out")
 MLP = (".ff.linear_in", ".ff.linear_out", ".ff_context.linear_in", ".ff_context.linear_out")
 ENDINGS: Endings = {"attention": ATTENTION + SINGLE, "attention_mlp": ATTENTION + SINGLE + MLP, "all": ("",)}
@@ -71,35 +69,23 @@ def load(model: ModelParams, asked: Asked, device: torch.device, root: Path) -> 
     return Flux2(pipeline, size, model.max_sequence_length, model.shift)
 
 
-class Flux2:
+class Flux2(DiffusersBackbone):
     """`rtdmd.backbones.protocol.PipelineBackbone` over a Flux2KleinPipeline."""
 
     family = "flux2"
-    distilled = False
+    endings = ENDINGS
 
     def __init__(self, pipeline: Pipeline, size: tuple[int, int], max_sequence_length: int, shift: float | None = None):
-        self.pipeline = pipeline
-        self.transformer: nn.Module = pipeline.transformer
-        self.student: nn.Module = self.transformer  # `load_backbone` puts another one here where model.student names it
-        self.device: torch.device = pipeline.transformer.device
-        self.dtype: torch.dtype = pipeline.transformer.dtype
-        self.max_sequence_length = max_sequence_length
-        self.shift = shift
-        self._latent_shape = (pipeline.transformer.config.in_channels, size[0] // PATCH, size[1] // PATCH)
-        # taken before any adapter wraps the layers
-        self._targets = {kind: adapted_layers(self.transformer, endings) for kind, endings in ENDINGS.items()}
+        super().__init__(pipeline, (size[0] // PATCH, size[1] // PATCH), max_sequence_length, shift)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """The chat template's tokens, padded to ``max_sequence_length``; the padding is read too."""
-        need_text(self.pipeline)
+        self.need_text()
         hidden, _ = self.pipeline.encode_prompt(
             prompt=list(prompts), device=self.device, max_sequence_length=self.max_sequence_length
         )
         return Conditioning({"encoder_hidden_states": hidden})
-
-    def latent_shape(self) -> tuple[int, int, int]:
-        return self._latent_shape
 
     def sigmas(self, num_steps: int) -> Tensor:
         """μ is the pipeline's for as many steps: 2.03 for 4 steps at 512 pixels."""
@@ -117,26 +103,9 @@ class Flux2:
     def own_scheduler(self) -> dict[str, Any]:
         return scheduler_settings(fresh_scheduler(self.pipeline, self.shift))
 
-    def velocity(
-        self,
-        transformer: nn.Module,
-        x: Tensor,
-        sigma: Tensor,
-        cond: Conditioning,
-        *,
-        guidance: float = 1.0,
-        null: Conditioning | None = None,
-    ) -> Tensor:
-        """Classifier-free: v_u + w (v_c - v_u), one forward of 2 B rows; w = 1 needs no ``null``."""
-        guided = guidance != 1.0
-        if guided:
-            if null is None:
-                raise ValueError("classifier-free guidance needs the null prompt's conditioning")
-            cond = Conditioning.cat([null.expand(len(x)), cond])
-            x = torch.cat([x, x])
-            sigma = torch.cat([sigma, sigma])
-        hidden = cond.tensors["encoder_hidden_states"].to(self.dtype)
+    def forward(self, transformer: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         pipeline = self.pipeline
+        hidden = cond.tensors["encoder_hidden_states"].to(self.dtype)
         tokens = transformer(
             hidden_states=pipeline._pack_latents(x.to(self.dtype)),
             timestep=unit_timestep(sigma, self.dtype),
@@ -147,34 +116,17 @@ class Flux2:
             return_dict=False,
         )[0]
         v: Tensor = tokens.transpose(1, 2).reshape(x.shape).float()  # (B, H W, C) -> (B, C, H, W)
-        if not guided:
-            return v
-        unconditional, conditional = v.chunk(2)
-        return unconditional + guidance * (conditional - unconditional)
+        return v
 
-    def decode(self, latents: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        if vae is None:
-            raise ValueError(NO_VAE)
-        mean, std = _statistics(vae)
-        latents = self.pipeline._unpatchify_latents(latents * std + mean)
-        images = vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
-        return (images / 2 + 0.5).clamp(0, 1)  # as the pipeline's images: a saturated pixel passes no gradient
+    def to_vae(self, latents: Tensor) -> Tensor:
+        mean, std = _statistics(self.pipeline.vae)
+        unpatched: Tensor = self.pipeline._unpatchify_latents(latents * std + mean)
+        return unpatched
 
-    def encode_images(self, images: Tensor) -> Tensor:
-        """The mode of the encoder's distribution."""
-        vae = self.pipeline.vae
-        if vae is None:
-            raise ValueError(NO_VAE)
-        mean, std = _statistics(vae)
-        mode = vae.encode((2 * images - 1).to(vae.dtype)).latent_dist.mode().float()
-        latents: Tensor = (self.pipeline._patchify_latents(mode) - mean) / std
-        return latents
-
-    def lora_targets(self, kind: LoraKind) -> list[str]:
-        """``attention``: the double-stream blocks' attention projections and both fused layers of the
-        single-stream blocks; ``attention_mlp``: and the double-stream MLPs; ``all``: every linear layer."""
-        return list(self._targets[kind])
+    def from_vae(self, latents: Tensor) -> Tensor:
+        mean, std = _statistics(self.pipeline.vae)
+        patched: Tensor = (self.pipeline._patchify_latents(latents) - mean) / std
+        return patched
 
 
 def _statistics(vae: Vae) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What the families share: a pipeline's parts loaded and frozen, its levels, adapter names.
+"""What the families share: a pipeline's parts loaded and frozen, its levels, guidance, images, adapter names.
 
 Each family stays one readable file; nothing here knows a family.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rtdmd.backbones.loading import load_part, part_classes, pipeline_parts, skeleton
-from rtdmd.backbones.protocol import Asked, LoraKind
+from rtdmd.backbones.protocol import Asked, Conditioning, LoraKind
 from rtdmd.backbones.snapshot import base_folder
 from rtdmd.common.errors import UserError
 from rtdmd.common.model_files import bring_back, read_config
@@ -137,13 +137,94 @@ def unit_timestep(sigma: Tensor, dtype: torch.dtype) -> Tensor:
     return (sigma * 1000).to(dtype) / 1000
 
 
-def need_text(pipeline: Pipeline) -> None:
-    """ValueError where the text encoders were left out."""
-    if pipeline.tokenizer is None:
-        raise ValueError("this backbone was loaded without its text encoders; use load_backbone(..., text=True)")
-
-
 def adapted_layers(transformer: nn.Module, endings: tuple[str, ...]) -> list[str]:
     """Full names of the linear layers whose name ends with one of ``endings``, in the model's order."""
     linears = (name for name, module in transformer.named_modules() if isinstance(module, nn.Linear))
     return [name for name in linears if name.endswith(endings)]
+
+
+class DiffusersBackbone:
+    """What the families' backbones have alike: see `rtdmd.backbones.protocol.PipelineBackbone`.
+
+    A family adds ``encode``, its levels, and ``forward`` (``velocity`` where its guidance is not classifier-free); the
+    latents of its VAE are scaled and shifted unless it says otherwise.
+    """
+
+    family: str
+    endings: Endings
+    distilled = False
+
+    def __init__(self, pipeline: Pipeline, size: tuple[int, int], max_sequence_length: int, shift: float | None = None):
+        """``size``: height and width of the VAE's latents."""
+        self.pipeline = pipeline
+        self.transformer: nn.Module = pipeline.transformer
+        self.student: nn.Module = self.transformer  # `load_backbone` puts another one here where model.student names it
+        self.device: torch.device = pipeline.transformer.device
+        self.dtype: torch.dtype = pipeline.transformer.dtype
+        self.max_sequence_length = max_sequence_length
+        self.shift = shift
+        self._latent_shape: tuple[int, int, int] = (pipeline.transformer.config.in_channels, *size)
+        # taken before any adapter wraps the layers
+        self._targets = {kind: adapted_layers(self.transformer, endings) for kind, endings in self.endings.items()}
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        return self._latent_shape
+
+    def lora_targets(self, kind: LoraKind) -> list[str]:
+        return list(self._targets[kind])
+
+    def need_text(self) -> None:
+        """ValueError where the text encoders were left out."""
+        if self.pipeline.tokenizer is None:
+            raise ValueError("this backbone was loaded without its text encoders; use load_backbone(..., text=True)")
+
+    def velocity(
+        self,
+        transformer: nn.Module,
+        x: Tensor,
+        sigma: Tensor,
+        cond: Conditioning,
+        *,
+        guidance: float = 1.0,
+        null: Conditioning | None = None,
+    ) -> Tensor:
+        """The family's, with classifier-free guidance: v_u + w (v_c - v_u), one forward of 2 B rows; w = 1 needs no
+        ``null``."""
+        if guidance == 1.0:
+            return self.forward(transformer, x, sigma, cond)
+        if null is None:
+            raise ValueError("classifier-free guidance needs the null prompt's conditioning")
+        both = Conditioning.cat([null.expand(len(x)), cond])
+        v = self.forward(transformer, torch.cat([x, x]), torch.cat([sigma, sigma]), both)
+        unconditional, conditional = v.chunk(2)
+        return unconditional + guidance * (conditional - unconditional)
+
+    def forward(self, transformer: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """Velocity (B, C, H, W) float32 without guidance, of a family that has `velocity` from here."""
+        raise NotImplementedError
+
+    def decode(self, latents: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        if vae is None:
+            raise ValueError(NO_VAE)
+        images = vae.decode(self.to_vae(latents).to(vae.dtype), return_dict=False)[0].float()
+        return (images / 2 + 0.5).clamp(0, 1)  # as the pipeline's images: a saturated pixel passes no gradient
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """The mode of the encoder's distribution."""
+        vae = self.pipeline.vae
+        if vae is None:
+            raise ValueError(NO_VAE)
+        return self.from_vae(vae.encode((2 * images - 1).to(vae.dtype)).latent_dist.mode().float())
+
+    def to_vae(self, latents: Tensor) -> Tensor:
+        """The VAE's own latents of the transformer's."""
+        config = self.pipeline.vae.config
+        scaled: Tensor = latents / config.scaling_factor + config.shift_factor
+        return scaled
+
+    def from_vae(self, latents: Tensor) -> Tensor:
+        """The inverse of ``to_vae``."""
+        config = self.pipeline.vae.config
+        scaled: Tensor = (latents - config.shift_factor) * config.scaling_factor
+        return scaled

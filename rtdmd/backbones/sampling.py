@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,18 +17,6 @@ from rtdmd.common.rng import normal_batch
 from rtdmd.flow.cps import cps_step
 
 Velocity = Callable[[Tensor, Tensor, Conditioning], Tensor]  # (x (B, C, H, W), sigma (B,), cond) -> v (B, C, H, W)
-
-
-class NoiseSource(Protocol):
-    """Where a chain's noise comes from; every draw is (B, C, H, W)."""
-
-    def initial(self) -> Tensor:
-        """x_1, the start of the chain."""
-        ...
-
-    def transition(self, step: int) -> Tensor:
-        """The fresh noise of transition ``step`` (0 is the first)."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -42,9 +29,11 @@ class ImageNoise:
     device: torch.device | str = "cpu"
 
     def initial(self) -> Tensor:
+        """x_1 (B, C, H, W), the start of the chain."""
         return self._draw("initial")
 
     def transition(self, step: int) -> Tensor:
+        """The fresh noise (B, C, H, W) of transition ``step``, 0 the first."""
         return self._draw("transition", step)
 
     def _draw(self, *what: str | int) -> Tensor:
@@ -73,7 +62,7 @@ def rollout(
 
 
 @torch.no_grad()
-def sample(velocity: Velocity, noise: NoiseSource, cond: Conditioning, sigmas: Tensor, eta: float) -> Tensor:
+def sample(velocity: Velocity, noise: ImageNoise, cond: Conditioning, sigmas: Tensor, eta: float) -> Tensor:
     """Latents x̂_0 (B, C, H, W) of a chain over sigmas (K+1,) at the stochasticity eta; eta = 0 is the Euler sampler."""
     transitions = range(len(sigmas) - 2) if eta != 0 else range(0)
     noises = [noise.transition(k) for k in transitions]

@@ -15,17 +15,14 @@ from torch import Tensor, nn
 
 from rtdmd.backbones.parts import (
     ATTENTION,
-    NO_VAE,
+    DiffusersBackbone,
     Endings,
-    Pipeline,
-    adapted_layers,
     dynamic_shift,
     fresh_scheduler,
     latent_size,
     load_pipeline,
-    need_text,
 )
-from rtdmd.backbones.protocol import POOLED_INPUTS, Asked, Conditioning, Layout, LoraKind
+from rtdmd.backbones.protocol import POOLED_INPUTS, Asked, Conditioning, Layout
 from rtdmd.common.torch_setup import quiet_imports
 
 with quiet_imports():
@@ -42,7 +39,8 @@ FAMILY = {
 }
 PIPELINE = StableDiffusion3Pipeline
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
-# As published: the joint attention (ATTENTION) only, so SD3.5's second self-attention (attn2) carries no adapter.
+# As published: the joint attention (ATTENTION) only, so SD3.5's second self-attention (attn2) carries no adapter; then
+# both MLPs; then every linear layer, the modulations, embedders and the output among them.
 MLP = (".ff.net.0.proj", ".ff.net.2", ".ff_context.net.0.proj", ".ff_context.net.2")
 ENDINGS: Endings = {"attention": ATTENTION, "attention_mlp": ATTENTION + MLP, "all": ("",)}
 
@@ -54,28 +52,16 @@ def load(model: ModelParams, asked: Asked, device: torch.device, root: Path) -> 
     return SD3Backbone(pipeline, size, model.max_sequence_length, model.shift)
 
 
-class SD3Backbone:
+class SD3Backbone(DiffusersBackbone):
     """`rtdmd.backbones.protocol.Backbone` over a StableDiffusion3Pipeline."""
 
     family = "sd3"
-    distilled = False
-
-    def __init__(self, pipeline: Pipeline, size: tuple[int, int], max_sequence_length: int, shift: float | None = None):
-        self.pipeline = pipeline
-        self.transformer: nn.Module = pipeline.transformer
-        self.student: nn.Module = self.transformer  # `load_backbone` puts another one here where model.student names it
-        self.device: torch.device = pipeline.transformer.device
-        self.dtype: torch.dtype = pipeline.transformer.dtype
-        self.max_sequence_length = max_sequence_length
-        self.shift = shift
-        self._latent_shape = (pipeline.transformer.config.in_channels, *size)
-        # taken before any adapter wraps the layers
-        self._targets = {kind: adapted_layers(self.transformer, endings) for kind, endings in ENDINGS.items()}
+    endings = ENDINGS
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """T5, where there is one, reads ``max_sequence_length`` tokens."""
-        need_text(self.pipeline)
+        self.need_text()
         hidden, _, pooled, _ = self.pipeline.encode_prompt(
             prompt=list(prompts),
             prompt_2=None,
@@ -85,9 +71,6 @@ class SD3Backbone:
             max_sequence_length=self.max_sequence_length,
         )
         return Conditioning({"encoder_hidden_states": hidden, "pooled_projections": pooled})
-
-    def latent_shape(self) -> tuple[int, int, int]:
-        return self._latent_shape
 
     def sigmas(self, num_steps: int) -> Tensor:
         """Shift 3 and K = 4 give 1, 0.9, 0.75, 0.5, 0."""
@@ -101,67 +84,22 @@ class SD3Backbone:
     def _scheduled(self, scheduler: Any, **steps: Any) -> Tensor:
         """The levels that a scheduler sets for ``steps``."""
         if scheduler.config.use_dynamic_shifting:
-            steps["mu"] = self._dynamic_shift(scheduler.config)
+            _, height, width = self._latent_shape  # μ from the number of image tokens, as in the pipeline's `__call__`
+            patch = self.pipeline.transformer.config.patch_size
+            steps["mu"] = dynamic_shift(scheduler.config, (height // patch) * (width // patch))
         scheduler.set_timesteps(**steps)
         levels: Tensor = scheduler.sigmas
         return levels.clone()
 
-    def _dynamic_shift(self, config: Any) -> float:
-        """μ from the number of image tokens, as in the pipeline's ``__call__``."""
-        _, height, width = self._latent_shape
-        patch = self.pipeline.transformer.config.patch_size
-        return dynamic_shift(config, (height // patch) * (width // patch))
-
-    def velocity(
-        self,
-        transformer: nn.Module,
-        x: Tensor,
-        sigma: Tensor,
-        cond: Conditioning,
-        *,
-        guidance: float = 1.0,
-        null: Conditioning | None = None,
-    ) -> Tensor:
-        """Classifier-free: v_u + w (v_c - v_u), one forward of 2 B rows; w = 1 needs no ``null``."""
-        guided = guidance != 1.0
-        if guided:
-            if null is None:
-                raise ValueError("classifier-free guidance needs the null prompt's conditioning")
-            cond = Conditioning.cat([null.expand(len(x)), cond])
-            x = torch.cat([x, x])
-            sigma = torch.cat([sigma, sigma])
+    def forward(self, transformer: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         timestep = sigma * self.pipeline.scheduler.config.num_train_timesteps
         inputs = {name: tensor.to(self.dtype) for name, tensor in cond.tensors.items()}
         out = transformer(hidden_states=x.to(self.dtype), timestep=timestep, return_dict=False, **inputs)
         v: Tensor = out[0].float()
-        if not guided:
-            return v
-        unconditional, conditional = v.chunk(2)
-        return unconditional + guidance * (conditional - unconditional)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        if vae is None:
-            raise ValueError(NO_VAE)
-        latents = latents / vae.config.scaling_factor + vae.config.shift_factor
-        images = vae.decode(latents.to(vae.dtype), return_dict=False)[0].float()
-        return (images / 2 + 0.5).clamp(0, 1)  # as the pipeline's images: a saturated pixel passes no gradient
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        """The mode of the encoder's distribution."""
-        vae = self.pipeline.vae
-        if vae is None:
-            raise ValueError(NO_VAE)
-        mode: Tensor = vae.encode((2 * images - 1).to(vae.dtype)).latent_dist.mode().float()
-        return (mode - vae.config.shift_factor) * vae.config.scaling_factor
+        return v
 
     def own_scheduler(self) -> None:
         """The pipeline spaces K steps its own way, down to the smallest level of its training."""
-
-    def lora_targets(self, kind: LoraKind) -> list[str]:
-        """``attention``: projections of the joint attention; ``attention_mlp``: and both MLPs;
-        ``all``: every linear layer, the modulations, embedders and the output among them."""
-        return list(self._targets[kind])
 
 
 def latent_multiple(transformer: Mapping[str, Any]) -> int:

@@ -39,7 +39,7 @@ def grid(images: Tensor, columns: int, captions: Sequence[str] | None = None, sc
     tiles = to_uint8(images).repeat(scale, axis=1).repeat(scale, axis=2)
     height, width = tiles.shape[1:3]
     font = ImageFont.load_default(size=FONT_SIZE)
-    texts = [_wrap(caption, width, font) for caption in captions or [""] * len(tiles)]
+    texts = ["\n".join(wrapped(caption, width, font)) for caption in captions or [""] * len(tiles)]
     text_height = max(text.count("\n") + 1 for text in texts) * (FONT_SIZE + 3) if captions is not None else 0
     step_x = width + PADDING
     step_y = height + text_height + PADDING
@@ -66,13 +66,13 @@ def save_png(path: Path, pixels: Pixels) -> None:
     write_atomic(path, png_bytes(pixels))
 
 
-def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Greedy line breaks so that lines fit ``width`` pixels where words allow it."""
-    lines = [""]
+def wrapped(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """Words of ``text`` in lines no wider than ``width`` pixels; a single longer word stays whole."""
+    lines: list[str] = []
     for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width or not lines[-1]:
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
             lines[-1] = longer
         else:
             lines.append(word)
-    return "\n".join(lines)
+    return lines

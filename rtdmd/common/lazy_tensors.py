@@ -99,21 +99,27 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def file_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> Iterator[bytes | memoryview]:
     """A safetensors file piece by piece, as the library writes it, with the header's metadata sorted (the library has
     it in hash order): the header, then each tensor, on the CPU and contiguous."""
-    layouts = layouts_of(tensors)
-    names = sorted(layouts, key=lambda name: (-_PLACES[layouts[name][0]], name))
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    end = 0
-    for name in names:
-        dtype, shape = layouts[name]
-        begin = end
-        end += dtype.itemsize * torch.Size(shape).numel()
-        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the payload starts at a multiple of 8 bytes
-    yield len(text).to_bytes(8, "little") + text
-    for name in names:
+    head, begins = file_head(layouts_of(tensors), metadata)
+    yield head
+    for name in begins:
         flat = tensors[name].detach().cpu().contiguous().flatten()
         yield flat.view(torch.uint8).numpy().data
+
+
+def file_head(layouts: Mapping[str, Layout], metadata: Mapping[str, str] | None) -> tuple[bytes, dict[str, int]]:
+    """The head of a safetensors file of such tensors, and where each one's data begins, in the order of the file."""
+    entries: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    begins: dict[str, int] = {}
+    end = 0
+    for name in sorted(layouts, key=lambda name: (-_PLACES[layouts[name][0]], name)):
+        dtype, shape = layouts[name]
+        begins[name] = end
+        end += dtype.itemsize * torch.Size(shape).numel()
+        entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begins[name], end]}
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the payload starts at a multiple of 8 bytes
+    head = len(text).to_bytes(8, "little") + text
+    return head, {name: len(head) + begin for name, begin in begins.items()}
 
 
 def layouts_of(tensors: Mapping[str, Tensor]) -> Mapping[str, Layout]:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -63,21 +63,11 @@ def write_index(
     write_json(index, {**key, "layout": asdict(layout), "files": held, "rows": rows})
 
 
-class Rows(Protocol):
-    """Conditioning by row number."""
-
-    def __len__(self) -> int: ...
-
-    def index(self, rows: Tensor | Sequence[int]) -> Conditioning:
-        """The chosen rows, in the chosen order."""
-        ...
-
-
 @dataclass(frozen=True)
 class TextCache:
     """An open cache: conditioning rows by prompt, handed out on ``device`` (None: where they are)."""
 
-    cond: Rows
+    cond: StoredRows | EncodedRows | Conditioning
     row_of: dict[str, int]
     device: torch.device | str | None = None
 
@@ -147,13 +137,10 @@ def open_text_cache(stage: Stage, *splits: str) -> TextCache:
         stage.input(path)
         if stage.inputs[path] != about["sha256"]:
             raise UserError(f"{path} is not the file that {index} was written with; run `rtdmd cache_teacher`")
-    encode = text_encoder(params.model, params.run.device, stage.root) if _on_the_fly(params.cache_teacher) else None
+    live = params.cache_teacher.mode == "on_the_fly"
+    encode = text_encoder(params.model, params.run.device, stage.root) if live else None
     embeddings = stage.input(f"{FOLDER}/{next(iter(found['files']))}")
     return TextCache.open(embeddings, index, expect, encode, params.cache_teacher.batch_size)
-
-
-def _on_the_fly(params: CacheTeacherParams) -> bool:
-    return params.mode == "on_the_fly"
 
 
 def text_encoder(model: ModelParams, device: torch.device | str, root: Path) -> Encode:

@@ -7,7 +7,6 @@ T5. Tokens behind a prompt's end are no such padding: the encoders give them val
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -22,10 +21,10 @@ from torch import Tensor
 
 from rtdmd.backbones.protocol import Conditioning
 from rtdmd.common.files import load_tensors, read_json, write_json
+from rtdmd.common.lazy_tensors import file_head
 from rtdmd.common.torch_setup import DTYPES
 
 PROGRESS = "progress.json"
-_CODES = {"float32": "F32", "bfloat16": "BF16"}  # safetensors' names
 
 Encode = Callable[[Sequence[str]], Conditioning]
 
@@ -121,20 +120,9 @@ def _blocks(tensor: Tensor) -> list[tuple[int, int, int]]:
 
 
 def _head(layout: Layout, rows: int) -> tuple[bytes, dict[str, int]]:
-    """A safetensors file's head for ``rows`` rows, as the library writes it, and where each tensor's data begins."""
-    entries = {}
-    begins = {}
-    offset = 0
-    for name, shape in sorted(layout.stored().items()):
-        size = rows * math.prod(shape) * DTYPES[layout.dtype].itemsize
-        data = {"dtype": _CODES[layout.dtype], "shape": [rows, *shape], "data_offsets": [offset, offset + size]}
-        entries[name] = data
-        begins[name] = offset
-        offset = offset + size
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    head = len(text).to_bytes(8, "little") + text
-    return head, {name: len(head) + begin for name, begin in begins.items()}
+    """A safetensors file's head for ``rows`` rows, and where each tensor's data begins."""
+    stored = layout.stored().items()
+    return file_head({name: (DTYPES[layout.dtype], (rows, *shape)) for name, shape in stored}, None)
 
 
 class RowWriter:

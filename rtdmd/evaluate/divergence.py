@@ -239,7 +239,10 @@ def _strata(own: Sample, distribution: Sample, weight: np.ndarray, tags: np.ndar
     both there."""
     model_here = own.parses.right == right
     distribution_here = distribution.parses.right == right
-    counts = [_by_caption(sample, here) for sample, here in ((own, model_here), (distribution, distribution_here))]
+    counts = []  # (R, C) images of each caption among those that are on this side
+    for sample, here in ((own, model_here), (distribution, distribution_here)):
+        member = sample.caption[:, None] == np.arange(len(sample.images))
+        counts.append(sample.counts @ (member & here[:, None]).astype(np.float64))
     both = (counts[0][0] > 0) & (counts[1][0] > 0)
     used = both & (counts[0] > 0) & (counts[1] > 0)  # (R, C); a replicate may lack what the sample has
     share = np.where(used, weight * counts[0] / own.images, 0.0)
@@ -261,9 +264,3 @@ def _strata(own: Sample, distribution: Sample, weight: np.ndarray, tags: np.ndar
                 )
             )
     return out
-
-
-def _by_caption(sample: Sample, here: np.ndarray) -> np.ndarray:
-    """(R, C) images of each caption among those that are ``here``."""
-    member = sample.caption[:, None] == np.arange(len(sample.images))
-    return sample.counts @ (member & here[:, None]).astype(np.float64)

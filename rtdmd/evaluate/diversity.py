@@ -15,14 +15,11 @@ def pairwise_diversity(features: np.ndarray, prompts: Sequence[int]) -> float | 
     """
     x = np.asarray(features, dtype=np.float64)
     prompt = np.asarray(prompts)
-    distances = [_mean_distance(x[prompt == p]) for p in np.unique(prompt) if (prompt == p).sum() > 1]
+    distances = []
+    for own in (x[prompt == p] for p in np.unique(prompt) if (prompt == p).sum() > 1):
+        rows, cols = np.triu_indices(len(own), k=1)
+        distances.append(float(np.linalg.norm(own[rows] - own[cols], axis=1).mean()))
     return float(np.mean(distances)) if distances else None
-
-
-def _mean_distance(x: np.ndarray) -> float:
-    """Mean distance over the n (n - 1) / 2 pairs of (n, D)."""
-    rows, cols = np.triu_indices(len(x), k=1)
-    return float(np.linalg.norm(x[rows] - x[cols], axis=1).mean())
 
 
 def entropy(labels: Iterable[object], categories: int) -> float | None:

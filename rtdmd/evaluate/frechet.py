@@ -25,9 +25,11 @@ def gaussian_frechet(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, 
     return float(((mean_a - mean_b) ** 2).sum() + max(trace, 0.0))
 
 
-def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
-    """Frechet distance between feature sets (N, D) and (M, D); biased upwards by about tr(C) (1/N + 1/M), so compare
-    equal N.
+def frechet_distance(features_a: np.ndarray, features_b: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """Frechet distance between feature sets (N, D) and (M, D), the second one's weighted by ``weights`` (M,); biased
+    upwards by about tr(C) (1/N + 1/M), so compare equal N.
+
+    With weights its covariance is the unbiased one for these, and M is (Σ v)² / Σ v² images in effect.
 
     Errors: ValueError with fewer than two vectors in a set or a feature that is not finite.
     """
@@ -39,4 +41,6 @@ def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
         )
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError("features hold a number that is not finite")
-    return gaussian_frechet(a.mean(0), np.atleast_2d(np.cov(a.T)), b.mean(0), np.atleast_2d(np.cov(b.T)))
+    mean_b = np.average(b, axis=0, weights=weights)
+    cov_b = np.atleast_2d(np.cov(b.T, aweights=weights))
+    return gaussian_frechet(a.mean(0), np.atleast_2d(np.cov(a.T)), mean_b, cov_b)

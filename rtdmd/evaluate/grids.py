@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from rtdmd.common.images import wrapped
+
 GAP = 6  # pixels between images
 LABEL_WIDTH = 250  # pixels for a prompt
 FONT_SIZE = 15
@@ -52,7 +54,8 @@ def contact_sheet(prompts: Sequence[str], grids: Mapping[str, Image.Image]) -> I
     row_height = (height - GAP) / len(prompts)
     for r, prompt in enumerate(prompts):
         top = head + GAP + r * row_height
-        text = "\n".join(wrap(prompt, LABEL_WIDTH - 16, font))
+        lines = wrapped(prompt, LABEL_WIDTH - 16, font)
+        text = "\n".join(lines if len(lines) <= 4 else [*lines[:3], lines[3] + " ..."])
         draw.multiline_text((8, top + (row_height - GAP) / 2), text, INK, font, anchor="lm", spacing=5)
         draw.line((0, top - GAP / 2, page.width, top - GAP / 2), LINE)
     for c, (heading, picture) in enumerate(grids.items()):
@@ -64,15 +67,3 @@ def contact_sheet(prompts: Sequence[str], grids: Mapping[str, Image.Image]) -> I
     for r in range(1, len(prompts)):
         draw.line((0, head + GAP + r * row_height - GAP / 2, page.width, head + GAP + r * row_height - GAP / 2), LINE)
     return page
-
-
-def wrap(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """Words of `text` in lines no wider than `width` pixels (a single longer word stays whole); at most four lines."""
-    lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines if len(lines) <= 4 else [*lines[:3], lines[3] + " ..."]

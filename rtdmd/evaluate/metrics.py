@@ -13,7 +13,7 @@ from rtdmd.evaluate.frechet import frechet_distance
 from rtdmd.evaluate.frontier import frontier
 from rtdmd.evaluate.judge import Judged
 from rtdmd.evaluate.names import PAIRS
-from rtdmd.evaluate.optimum import tilted_frechet, tilted_weights
+from rtdmd.evaluate.optimum import tilted_weights
 from rtdmd.evaluate.pairs import paired_difference
 from rtdmd.evaluate.tables import Scores
 from rtdmd.evaluate.world_figures import world_figures
@@ -27,7 +27,10 @@ def model_metrics(judged: Judged, steps: int, evaluations: int) -> dict[str, Any
     steps: of its sampler; evaluations: of the transformer per image (a guided step counts two).
     """
     names = list(judged.scores.columns)
-    figures = judged_figures(judged)
+    figures: dict[str, float | None] = {}
+    if judged.parses is not None:  # of the world's images
+        metadata = [item.prompt.metadata or {} for item in judged.items]
+        figures = {name: _rounded(value) for name, value in world_figures(judged.parses, metadata).items()}
     per_tag = {}
     for name in names:
         per_tag[name] = {tag: estimate.as_dict() for tag, estimate in judged.scores.per_tag(name).items()}
@@ -39,14 +42,6 @@ def model_metrics(judged: Judged, steps: int, evaluations: int) -> dict[str, Any
         "per_tag": per_tag,
         **figures,
     }
-
-
-def judged_figures(judged: Judged) -> dict[str, float | None]:
-    """Sizes, counts and entropies of what was drawn (world images only)."""
-    if judged.parses is None:
-        return {}
-    metadata = [item.prompt.metadata or {} for item in judged.items]
-    return {name: _rounded(value) for name, value in world_figures(judged.parses, metadata).items()}
 
 
 def feature_metrics(judged: Judged, reference: Judged | None, pool: np.ndarray | None) -> dict[str, float | None]:
@@ -85,7 +80,7 @@ def frontier_metrics(models: Mapping[str, Judged], distribution: Judged, seed: i
         if judged.features is not None and distribution.features is not None:
             own = found["models"][name]
             weights = tilted_weights(distribution.parses.right, distribution.parses.prompts, own["beta"])
-            own["tilted_frechet"] = _rounded(tilted_frechet(judged.features, distribution.features, weights))
+            own["tilted_frechet"] = _rounded(frechet_distance(judged.features, distribution.features, weights))
     return found
 
 

@@ -26,8 +26,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rtdmd.evaluate.frechet import gaussian_frechet
-
 BETA_LIMIT = 40.0  # where a reward of 0 or 1 is reached to all digits
 
 
@@ -130,17 +128,3 @@ def tilted_weights(right: np.ndarray, captions: np.ndarray, beta: float) -> np.n
         own = captions == caption
         out[own] = raw[own] * own.sum() / raw[own].sum()
     return out
-
-
-def tilted_frechet(features: np.ndarray, teacher: np.ndarray, weights: np.ndarray) -> float:
-    """Fréchet distance of features (N, D) to the teacher's (M, D) weighted by ``weights`` (M,) of `tilted_weights`.
-
-    Its covariance is the unbiased one for such weights, of (Σ v)² / Σ v² images in effect: like every Fréchet distance
-    it is biased upwards, by about tr(C) (1 / N + Σ v² / (Σ v)²). ValueError with fewer than two vectors on a side.
-    """
-    if len(features) < 2 or len(teacher) < 2:
-        counts = f"{len(features)} and {len(teacher)}"
-        raise ValueError(f"a Frechet distance needs at least two feature vectors on each side, not {counts}")
-    mean = np.average(teacher, axis=0, weights=weights)
-    cov = np.atleast_2d(np.cov(teacher.T, aweights=weights))
-    return gaussian_frechet(features.mean(0), np.atleast_2d(np.cov(features.T)), mean, cov)

@@ -185,7 +185,7 @@ def start_stage_two(mixture: Mixture, changes: dict[str, Any], setting: Setting,
 
 @dataclass(frozen=True)
 class OtherFake:
-    """`Velocities` whose fake score is exact for another distribution, so that matching has a known direction
+    """Velocities whose fake score is exact for another distribution, so that matching has a known direction
     everywhere."""
 
     bank: AdapterBank

@@ -120,18 +120,10 @@ def parse_lock(data: bytes, name: str = LOCK) -> dict[str, dict[str, Any]]:
         COMPILED_LOCKFILE_SCHEMA(tree)
         stages: dict[str, dict[str, Any]] = tree.get("stages", {})
         for stage, entry in stages.items():
-            _check_hashes(stage, entry)
+            for item in (*entry.get("deps", []), *entry.get("outs", [])):
+                if not _MD5.fullmatch(str(item.get("md5"))):
+                    raise UserError(f"{stage}: {item['path']} has no hash")
     except (UserError, UnicodeDecodeError, Invalid) as error:
-        raise UserError(f"{name}: not a whole record of DVC ({_one_line(error, name)}); {RECOVER}") from error
+        why = " ".join(str(error).removeprefix(f"{name}: ").split())
+        raise UserError(f"{name}: not a whole record of DVC ({why}); {RECOVER}") from error
     return stages
-
-
-def _check_hashes(stage: str, entry: dict[str, Any]) -> None:
-    for kind in ("deps", "outs"):
-        for item in entry.get(kind, []):
-            if not _MD5.fullmatch(str(item.get("md5"))):
-                raise UserError(f"{stage}: {item['path']} has no hash")
-
-
-def _one_line(error: Exception, name: str) -> str:
-    return " ".join(str(error).removeprefix(f"{name}: ").split())

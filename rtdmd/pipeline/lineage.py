@@ -119,7 +119,8 @@ def differences(root: Path, steps: Sequence[Step], hasher: Hasher = md5_like_dvc
     Each file is hashed and named once, where it first differs. For steps of dvc.lock this finds what `dvc status`
     finds.
     """
-    here = flat(_params_file(root))
+    params_file = root / "params.yaml"
+    here = flat(read_sections(read_text(params_file, COMPLETE), str(params_file)) if params_file.is_file() else {})
     hashes = folders_here(root) if hasher is sha256_here else {}
     named: set[str] = set()
     for step in steps:
@@ -158,11 +159,6 @@ def _of_declaration(root: Path, step: Step) -> Iterator[Difference]:
         yield from (
             Difference(step.name, f"{kind} {name}", "declared", "nothing") for name in recorded if name not in here
         )
-
-
-def _params_file(root: Path) -> Mapping[str, Any]:
-    path = root / "params.yaml"
-    return read_sections(read_text(path, COMPLETE), str(path)) if path.is_file() else {}
 
 
 def _of_params(step: Step, here: Mapping[str, Any]) -> Iterator[Difference]:

@@ -98,7 +98,8 @@ def open_stage(name: str, root: Path = Path(".")) -> Iterator[Stage]:
     values = params_values(params.model_dump(mode="json"), entry.params)
     inputs = _hash_inputs(root, entry, pipeline, params)
     with _only_one(root, name), _partial_folder(root / "results" / name) as partial:
-        run_dir = _run_dir(root, name, values, inputs)
+        run_dir = run_folder(root, name, {"params": values, "inputs": inputs, "versions": {"rtdmd": rtdmd.__version__}})
+        run_dir.mkdir(parents=True, exist_ok=True)
         stage = Stage(name, root, params, entry, values, inputs, run_dir, pipeline, partial)
         yield stage
         _check_unchanged(stage)
@@ -128,12 +129,6 @@ def stage_inputs(root: Path, entry: StageEntry, params: Params) -> dict[str, str
         else:
             inputs[dep] = cached_tree_digest(root / dep, root)
     return inputs
-
-
-def _run_dir(root: Path, name: str, values: dict[str, Any], inputs: dict[str, str]) -> Path:
-    path = run_folder(root, name, {"params": values, "inputs": inputs, "versions": {"rtdmd": rtdmd.__version__}})
-    path.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def run_folder(root: Path, name: str, settings: dict[str, Any]) -> Path:

@@ -95,7 +95,7 @@ class MetaModels:
 
     def adapter(self, name: str) -> list[nn.Parameter]:
         """Parameters of one adapter (of one copy of the transformer with `adapter.mode: full`)."""
-        return self.bank._adapter_parameters(name)
+        return list(self.bank._named_parameters(name).values())
 
     @property
     def merged(self) -> bool:

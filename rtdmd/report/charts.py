@@ -190,7 +190,9 @@ def tag_plot(rows: Mapping[str, Mapping[str, Estimate]], labels: Mapping[str, st
     tags = list(next(iter(rows.values())))
     height = 300
     frame = Frame(40, 34, width - 50, height - 66, (0, len(tags)), (0.0, 1.0))
-    parts = [_legend(frame.left, list(rows), labels)]
+    parts = []
+    for k, model in enumerate(rows):
+        parts.append(_key(frame.left + 190 * k, 12, COLORS.get(model, OTHER), labels[model]))
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         parts += [_line(frame.left, frame.py(tick), width - 10, frame.py(tick), GRID)]
         parts += [_text(frame.left - 6, frame.py(tick) + 4, f"{tick:.2f}", "end", AXIS, 10)]
@@ -203,10 +205,6 @@ def tag_plot(rows: Mapping[str, Mapping[str, Estimate]], labels: Mapping[str, st
             name = f"{labels[model]}, {tag.replace('_', ' ')}"
             parts += [_dot(frame, column + spread, values[tag], COLORS.get(model, OTHER), name)]
     return _svg(width, height, parts, "score of each model for each tag")
-
-
-def _legend(left: float, models: Sequence[str], labels: Mapping[str, str]) -> str:
-    return "".join(_key(left + 190 * k, 12, COLORS.get(model, OTHER), labels[model]) for k, model in enumerate(models))
 
 
 def _dot(frame: Frame, x: float, value: Estimate, color: str, name: str) -> str:

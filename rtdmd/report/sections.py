@@ -142,7 +142,9 @@ def _figure_names(metrics: Metrics) -> list[str]:
 
 def _figures(metrics: Metrics, own: Mapping[str, Any]) -> list[str]:
     """Scores, distance and diversity of one row."""
-    extra = {"frechet": plain(_thousand(own.get("frechet")), 1), "diversity": plain(own.get("diversity"), 2)}
+    frechet = own.get("frechet")
+    thousand = None if frechet is None else 1000 * frechet
+    extra = {"frechet": plain(thousand, 1), "diversity": plain(own.get("diversity"), 2)}
     present = [text for key, text in extra.items() if key in metrics[models_of(metrics)[0]]]
     return [*(cell(own[name]) for name in score_names(metrics)), *present]
 
@@ -161,10 +163,6 @@ def stochasticity(metrics: Metrics, trained: float, suite: str = "") -> Section 
         lines.append([f"η = {level} minus η = {trained:g}", *differences])
     body = table([LABELS[STUDENT], *_figure_names(metrics)], lines, classes + [""] * len(levels))
     return _section("Stochasticity of the sampler", "stochasticity", body, suite)
-
-
-def _thousand(value: float | None) -> float | None:
-    return None if value is None else 1000 * value
 
 
 def samples(sheet: Path) -> Section:

@@ -29,7 +29,10 @@ def run(root: Path = Path(".")) -> None:
         read: dict[str, list[list[Source]]] = {}
         about: dict[str, list[dict[str, Any]]] = {}
         for name in (*params.evaluation_sets, *params.training_sets):  # what is generated avoids evaluation's
-            held_out = [] if use[name] == "evaluation" else _all(read, params.evaluation_sets)
+            held_out: list[Source] = []
+            if use[name] == "training":
+                for evaluation in params.evaluation_sets:
+                    held_out += [source for group in read[evaluation] for source in group]
             read[name] = []
             about[name] = []
             for number, spec in enumerate(params.prepare_prompts.sets[name]):
@@ -40,10 +43,6 @@ def run(root: Path = Path(".")) -> None:
         training = {name: read[name] for name in params.training_sets}
         sets = make_sets(training, {name: read[name] for name in params.evaluation_sets}, policy)
         _write(stage, sets, use, about, policy)
-
-
-def _all(read: Mapping[str, list[list[Source]]], names: Sequence[str]) -> list[Source]:
-    return [source for name in names for group in read[name] for source in group]
 
 
 def read_source(

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from rtdmd.backbones.protocol import Backbone, Conditioning
 from rtdmd.common.files import save_tensors
-from rtdmd.common.rng import integers
 from rtdmd.config import Params
 from rtdmd.flow.cps import cps_step
 from rtdmd.pipeline.stage import Stage
@@ -80,27 +79,18 @@ class AcdmdTrainer:
             backbone, params.adapter, stacks, params.run.seed, p.compile, p.adapter_init
         )
         self.sigmas = backbone.sigmas(params.model.num_steps).to(backbone.device)  # (K+1,)
-        levels = self.sigmas[1:]  # that s can have; where x_s is always an image, 0 alone
-        if p.renoise_from == "data" or p.rollout_stop == "last":
-            levels = self.sigmas[-1:]
-        require_renoise_time(NAME, p.renoise_time, levels)
+        # Levels that s can have; where x_s is always an image, 0 alone.
+        only_images = p.renoise_from == "data" or p.rollout_stop == "last"
+        require_renoise_time(NAME, p.renoise_time, self.sigmas[-1:] if only_images else self.sigmas[1:])
         self.fake_loss = FakeScoreLoss(self.adapters, p, params.model.eta)
         weights = self.adapters.trainable("acdmd")
         self.ema = EMA(weights, p.ema_decay)
-        self.generator = Learner.adamw(
-            weights,
-            p.generator_optimizer,
-            warmup=p.warmup,
-            ema=self.ema,
-        ).named("generator", self.adapters.parameter_names("acdmd"))
-        self.fakes = {
-            name: Learner.adamw(
-                self.adapters.trainable(name),
-                p.fake_optimizer,
-                warmup=p.warmup,
-            ).named(f"fake score ({name})", self.adapters.parameter_names(name))
-            for name in ("fake", *early)
-        }
+        self.generator = Learner.adamw(weights, p.generator_optimizer, warmup=p.warmup, ema=self.ema)
+        self.generator.named("generator", self.adapters.parameter_names("acdmd"))
+        self.fakes: dict[str, Learner] = {}
+        for name in ("fake", *early):
+            self.fakes[name] = Learner.adamw(self.adapters.trainable(name), p.fake_optimizer, warmup=p.warmup)
+            self.fakes[name].named(f"fake score ({name})", self.adapters.parameter_names(name))
 
     def step(self, cond: Conditioning, draws: Draws) -> dict[str, float]:
         """One iteration of Algorithm 1: a fake-score update and, every n-th iteration, a generator update, on one
@@ -193,9 +183,7 @@ class AcdmdTrainer:
     def draw_stop(self, draws: Draws) -> int:
         """The step after which the iteration's rollout ends, 0 to K - 1, the same on every process."""
         steps = len(self.sigmas) - 1
-        if self.p.rollout_stop == "last":
-            return steps - 1
-        return integers(0, steps, draws.seed, draws.stream, draws.step, "stop")
+        return steps - 1 if self.p.rollout_stop == "last" else draws.integer(steps, "stop")
 
     def roll_out(self, cond: Conditioning, levels: Tensor, draws: Draws, gradient: bool) -> tuple[Tensor, Tensor]:
         """(x_s (B, C, H, W), s (B,)): the generator's CPS chain from pure noise down ``levels``; the last step may

@@ -99,15 +99,12 @@ class AdapterBank:
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are the point
             torch.manual_seed(key_seed(seed, "adapter", name))
             base.add_adapter(config, adapter_name=name)
-            drawn = self._standard_normal(name) if init == "standard_normal" else {}
-        for key, parameter in self._named_parameters(name).items():
+            own = self._named_parameters(name)
+            factors = [key for key in own if ".lora_A." in key and init == "standard_normal"]
+            drawn = {key: torch.randn(own[key].shape) for key in factors}  # by torch's generator of the CPU
+        for key, parameter in own.items():
             parameter.data = drawn[key].to(parameter.device) if key in drawn else parameter.data.float()
             parameter.requires_grad_(False)
-
-    def _standard_normal(self, name: str) -> dict[str, Tensor]:
-        """N(0, 1) for each matrix A of an adapter, by torch's generator of the CPU."""
-        named = self._named_parameters(name).items()
-        return {key: torch.randn(parameter.shape) for key, parameter in named if ".lora_A." in key}
 
     def shard(self, ranks: Ranks, shards: int) -> None:
         """Leave this process one of ``shards`` shards of each frozen base; adapters stay whole."""
@@ -124,9 +121,6 @@ class AdapterBank:
             return dict(self._copies[name].named_parameters())
         every = self._under[name].named_parameters()
         return {key: p for key, p in every if f".{name}." in key and ".lora_" in key}
-
-    def _adapter_parameters(self, name: str) -> list[nn.Parameter]:
-        return list(self._named_parameters(name).values())
 
     def layers(self, name: str) -> list[BaseTunerLayer]:
         """The layers of its base that carry an adapter; none in full mode."""
@@ -178,7 +172,7 @@ class AdapterBank:
 
     def trainable(self, name: str) -> list[nn.Parameter]:
         """Parameters of one adapter, switched to training, for an optimizer; everything else stays frozen."""
-        parameters = self._adapter_parameters(name)
+        parameters = list(self._named_parameters(name).values())
         for parameter in parameters:
             parameter.requires_grad_(True)
         return parameters

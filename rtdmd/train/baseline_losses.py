@@ -6,14 +6,13 @@ Shapes: N images of a rollout, K steps; ``local``: this process's images among t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from rtdmd.common.rng import integers
 from rtdmd.flow.anneal import annealed_scale, annealed_uniform
 from rtdmd.flow.awm import awm_loss
 from rtdmd.flow.credit import scored_steps, step_credit
@@ -24,43 +23,15 @@ from rtdmd.train.rollout import CPU, Rollout, to_device
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Conditioning
-    from rtdmd.config import Params
     from rtdmd.config.compared import AnnealingParams, RelativeParams
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
     from rtdmd.rewards.reward_models import Batch, RewardModels
     from rtdmd.train.adapters import AdapterBank
-    from rtdmd.train.distributed.ranks import Ranks
+    from rtdmd.train.engine.protocols import StageTwoTrainer
     from rtdmd.train.gradients import Terms
 
 Weigh = Callable[[slice, Tensor, Tensor], Tensor]
 """(rows of a rollout, their images x̂_0, their matching directions g (B, C, H, W)) -> a weight for each (B,)."""
-
-
-class Trainer(Protocol):
-    """What the losses of other methods use of stage two's trainer, whose module imports this one."""
-
-    p: TrainRtdmdParams
-    params: Params
-    eta: float
-    adapters: AdapterBank
-    rewards: RewardModels
-    ranks: Ranks
-    null: Conditioning
-
-    def images(self, rollout: Rollout) -> Iterator[Batch]: ...
-
-    def advantages(self, scores: Mapping[str, Tensor], groups: Tensor) -> Tensor: ...
-
-    def policy_gradient(
-        self,
-        rollout: Rollout,
-        advantages: Tensor,
-        trained: Sequence[int],
-        terms: Terms,
-        everyone: Tensor | None = None,
-    ) -> dict[str, float]: ...
-
-    def repeat_step(self, rollout: Rollout, rows: slice, k: int, x: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 def nft_losses(p: TrainRtdmdParams, v: Tensor, target: Tensor, sigma: Tensor, advantages: Tensor) -> Tensor:
@@ -82,7 +53,7 @@ RENOISED = {"nft": nft_losses, "awm": awm_losses}
 
 
 def renoised_gradients(
-    trainer: Trainer, rollout: Rollout, advantages: Tensor, draws: Draws, terms: Terms
+    trainer: StageTwoTrainer, rollout: Rollout, advantages: Tensor, draws: Draws, terms: Terms
 ) -> dict[str, float]:
     """Values, and in ``terms`` the gradients, of those of RENOISED that have a weight, on the rollout's images, each
     renoised to one of the sampler's own levels. Those of all processes add up to means over all images."""
@@ -96,7 +67,7 @@ def renoised_gradients(
     for name in values:
         for rows in micro_batches(len(rollout), p.micro_batch):
             image = rollout.state(-1, rows)
-            noise = to_device(noises[rows], rollout.device)
+            noise = to_device(noises[rows], rollout.sigmas.device)
             x = interpolate(image, noise, sigma[rows])
             v = trainer.adapters.velocity("generator", x, sigma[rows], rollout.cond.index(rows))
             loss = RENOISED[name](p, v, noise - image, sigma[rows], graded[rows]).sum() / total
@@ -106,16 +77,16 @@ def renoised_gradients(
 
 
 @torch.no_grad()
-def from_renoised(trainer: Trainer, rollout: Rollout, draws: Draws) -> Rollout:
+def from_renoised(trainer: StageTwoTrainer, rollout: Rollout, draws: Draws) -> Rollout:
     """One-step chains of the same prompts, as DMDR's code has them: the images renoised to one of the sampler's levels,
     the same for all, and the x̂_0 that the generator makes of them."""
-    k = integers(0, len(rollout.sigmas) - 1, draws.seed, draws.stream, draws.step, "renoised-level")
+    k = draws.integer(len(rollout.sigmas) - 1, "renoised-level")
     level = rollout.sigmas[k]
     noise = replace(draws, device=CPU).normal("renoised")
     start = interpolate(rollout.states[-1], noise, level.to(CPU).expand(len(rollout)))
     images = torch.empty_like(start)
     for rows in micro_batches(len(rollout), trainer.p.micro_batch):
-        x = to_device(start[rows], rollout.device)
+        x = to_device(start[rows], rollout.sigmas.device)
         sigma = level.expand(len(start[rows]))
         v = trainer.adapters.velocity("generator", x, sigma, rollout.cond.index(rows))
         images[rows] = x0_from_velocity(x, v, sigma).to(CPU)
@@ -130,7 +101,7 @@ def relative_gradients(
     prompt)."""
     found = []
     for words in (p.liked, p.disliked):
-        which = integers(0, len(words), draws.seed, draws.stream, draws.step, "words", words is p.liked)
+        which = draws.integer(len(words), "words", words is p.liked)
         asked: list[Batch] = []
         for images, prompts, metadata in batches:
             asked.append((images, [f"{words[which]}. {prompt}" for prompt in prompts], metadata))
@@ -139,14 +110,14 @@ def relative_gradients(
     return [(gain * r - s, gain * dr - ds) for (r, dr), (s, ds) in zip(*found, strict=True)]
 
 
-def scored(trainer: Trainer, rollout: Rollout, images: Tensor) -> dict[str, Tensor]:
+def scored(trainer: StageTwoTrainer, rollout: Rollout, images: Tensor) -> dict[str, Tensor]:
     """Scores (N,) of other images (N, C, H, W) of the rollout's prompts."""
     with trainer.rewards.scoring(trainer.images(replace(rollout, states=[images]))) as scoring:
-        return scoring.scores(rollout.device)
+        return scoring.scores(rollout.sigmas.device)
 
 
 def step_advantages(
-    trainer: Trainer, rollout: Rollout, scores: Mapping[str, Tensor], trained: Sequence[int]
+    trainer: StageTwoTrainer, rollout: Rollout, scores: Mapping[str, Tensor], trained: Sequence[int]
 ) -> dict[int, Tensor]:
     """Advantages (N,) of every trained step as ``credit`` has it, of the images of all processes; ``scores``: theirs,
     of the final images."""
@@ -157,7 +128,7 @@ def step_advantages(
     found = {last: dict(scores)}
     for k in scored_steps(tuple(trained), last, p.credit):
         with ranks.sync_errors():
-            own = scored(trainer, rollout, rollout.predicted_x0(slice(None), k, trainer.eta).to(CPU))
+            own = scored(trainer, rollout, rollout.predicted_x0(slice(None), k).to(CPU))
         found[k] = {name: ranks.all_gather(part) for name, part in own.items()}
     by_step = {}
     for step in trained:
@@ -170,7 +141,7 @@ def step_advantages(
 
 
 def stepwise_policy_gradient(
-    trainer: Trainer, rollout: Rollout, advantages: Mapping[int, Tensor], local: slice, terms: Terms
+    trainer: StageTwoTrainer, rollout: Rollout, advantages: Mapping[int, Tensor], local: slice, terms: Terms
 ) -> dict[str, float]:
     """Add to ``terms`` the trainer's policy gradient with advantages of their own for every trained step, averaged over
     the steps, or with ``loss_average: all_steps`` summed, as there; its values. advantages[k] (N,) are of the images of
@@ -188,7 +159,9 @@ def stepwise_policy_gradient(
     return values
 
 
-def gain_weights(trainer: Trainer, chosen: Rollout, scores: Mapping[str, Tensor], numbers: Sequence[int]) -> Weigh:
+def gain_weights(
+    trainer: StageTwoTrainer, chosen: Rollout, scores: Mapping[str, Tensor], numbers: Sequence[int]
+) -> Weigh:
     """GDMD's weights of matching for the ``chosen`` images, whose ``numbers`` among those of all processes are given:
     1 + γ clip((R(x̂_0 - g) - R(x̂_0)) / Z, ±1), R the weighted sum of the rewards that the policy sees, Z its standard
     deviation over the images of all processes, whose ``scores`` (N,) are."""

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from rtdmd.common.errors import UserError
-from rtdmd.common.rng import key_seed, normal_batch, torch_generator
+from rtdmd.common.rng import Key, integers, key_seed, normal_batch, permutation, torch_generator
 from rtdmd.flow.ambient import (
     ambient_loss,
     ambient_target,
@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from rtdmd.config.train_acdmd import TrainAcdmdParams
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
     from rtdmd.config.training import TrainingParams
-
-CLIP_SHARE = 0.1  # of the clip range, which rounding may take at the first update of an epoch
+    from rtdmd.train.adapters import AdapterBank
 
 # Constants of the public code that neither the paper's ablations nor any method varies.
 RENOISE_MARGIN = 0.01  # smallest distance of the renoising time t above s [σ]
@@ -47,23 +46,6 @@ WEIGHT_CLAMP = 10.0  # largest weight of the ambient loss with `weighting: clamp
 MIN_DELTA = 0.001  # backward step of a consistency pair [σ], 1 to 200 of 1000
 MAX_DELTA = 0.2
 MIN_TIME = 1e-3  # σ of the earlier point of a consistency pair with `delta: uniform`
-
-
-class Velocities(Protocol):
-    """What the terms need of ``AdapterBank`` (the analytic oracle offers the same)."""
-
-    def velocity(
-        self,
-        role: str,
-        x: Tensor,
-        sigma: Tensor,
-        cond: Conditioning,
-        *,
-        guidance: float = 1.0,
-        null: Conditioning | None = None,
-    ) -> Tensor:
-        """Velocity of a role."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -95,6 +77,14 @@ class Draws:
         rows = [sample - first for sample in chosen if 0 <= sample - first < count]
         own = tuple(self.samples[row] for row in rows)
         return rows, replace(self, samples=own, stream=stream or self.stream)
+
+    def integer(self, high: int, *names: Key) -> int:
+        """One integer in [0, high), the same for all samples and processes."""
+        return integers(0, high, self.seed, self.stream, self.step, *names)
+
+    def permutation(self, count: int, *names: Key) -> list[int]:
+        """One permutation of ``range(count)``, likewise."""
+        return permutation(count, self.seed, self.stream, self.step, *names)
 
     def uniform(self, name: str) -> Tensor:
         """(B,) uniform numbers in [0, 1) called ``name``."""
@@ -162,7 +152,7 @@ def scaled_guidance(weight: float, share: float) -> float:
 class FakeScoreLoss:
     """What the fake score learns from, in both stages; ``p``: the stage's section, ``eta``: the sampler's."""
 
-    adapters: Velocities
+    adapters: AdapterBank
     p: TrainAcdmdParams | TrainRtdmdParams
     eta: float
 
@@ -244,50 +234,3 @@ def micro_batches(count: int, size: int) -> Iterator[slice]:
     """Consecutive slices of at most ``size``."""
     for first in range(0, count, size):
         yield slice(first, min(first + size, count))
-
-
-class SharedPass(NamedTuple):
-    """A micro-batch of a policy pass: the rows that are run, the needed rows they stand for, and which of the run rows
-    stands for each of these."""
-
-    run: list[int]
-    rows: list[int]
-    of: list[int]
-
-
-def shared_passes(groups: Tensor | None, needed: Tensor, size: int) -> Iterator[SharedPass]:
-    """The micro-batches that pass every needed image (N,). ``groups`` (N,): those whose images are equal, so that the
-    first one's row stands for all of them; None where each row stands for itself.
-
-    Micro-batches are filled up with other owners to ``size``: a pass over fewer images has other kernels, whose
-    rounding in half precision would move the policy ratio off 1.
-    """
-    owners = torch.arange(len(needed))
-    if groups is not None:
-        _, group = torch.unique(groups, return_inverse=True)
-        none = owners.new_full((int(group.max()) + 1,), len(needed))
-        owners = none.scatter_reduce(0, group, owners, "amin")[group]
-    wanted = torch.unique(owners[needed]).tolist()
-    chosen = set(wanted)
-    others = [row for row in torch.unique(owners).tolist() if row not in chosen]
-    run = wanted + others[: -len(wanted) % size]
-    for batch in micro_batches(len(run), size):
-        place = {row: i for i, row in enumerate(run[batch])}
-        rows = [row for row, owner in enumerate(owners.tolist()) if owner in place and needed[row]]
-        yield SharedPass(run[batch], rows, [place[int(owners[row])] for row in rows])
-
-
-def require_on_policy(ratio_error: float, clip_range: float) -> None:
-    """FloatingPointError unless max |ratio - 1| at the first update of an epoch is at most a tenth of the clip range.
-
-    The generator has not moved since the rollout, so the ratio is 1 by construction and anything else is an error of
-    computation. A tenth of the range leaves nine tenths to what clipping is for; beyond it images are clipped, and
-    lose their gradient, by rounding.
-    """
-    if not ratio_error <= CLIP_SHARE * clip_range:
-        raise FloatingPointError(
-            f"the policy ratio differs from 1 by {ratio_error:.2g} at the first update of an epoch, above"
-            f" {CLIP_SHARE:g} x clip_range: {clip_range:g}; rollout and policy pass disagree about the transition"
-            " means: a kernel returns other numbers when it is called again (model.dtype: float32 shows it), or"
-            " clip_range is below the rounding of train_rtdmd.density"
-        )

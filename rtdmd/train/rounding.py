@@ -43,12 +43,6 @@ def surviving_move(pairs: Iterable[tuple[Tensor, Tensor]], dtype: torch.dtype) -
     return along / math.sqrt(exact * size) if exact * size > 0 else 0.0
 
 
-def published_moves(base: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The base's weights and those of an export, by name, in float32 on the CPU."""
-    for name, after in weights.items():
-        yield base[name].detach().cpu().to(after.dtype).float(), after.detach().cpu().float()
-
-
 def generator_moves(bank: AdapterBank) -> Iterator[tuple[Tensor, Tensor]]:
     """Each adapted weight of the generator without its own adapter and with it, merged in float32; the weights of the
     copies in full mode. The base must be whole (`sharding: none`)."""
@@ -88,7 +82,8 @@ def report_lost_export(base: Mapping[str, Tensor], weights: Mapping[str, Tensor]
     base, weights: the transformer's tensors by name; ``dtype``: the published one, for the message. Returns how far the
     weights moved, relative to their norm.
     """
-    move = surviving_move(published_moves(base, weights), torch.float32)
+    pairs = ((base[name].cpu().to(after.dtype).float(), after.cpu().float()) for name, after in weights.items())
+    move = surviving_move(pairs, torch.float32)
     if move < MIN_MOVE:
         print(
             f"publish: rounded to {dtype} (model.dtype), the merged weights differ from the base model's by {move:.1e}"

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rtdmd.common.rng import integers, permutation
 from rtdmd.flow.matching import dmd_loss
 from rtdmd.flow.path import require_finite
 from rtdmd.flow.preference import increases_distance, preference_weights
@@ -34,7 +33,7 @@ from rtdmd.train.rollout import CPU
 if TYPE_CHECKING:
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
     from rtdmd.train.adapters import AdapterBank
-    from rtdmd.train.baseline_losses import Trainer
+    from rtdmd.train.engine.protocols import StageTwoTrainer
     from rtdmd.train.gradients import Terms
     from rtdmd.train.rollout import Rollout
 
@@ -46,7 +45,7 @@ class SurrogateReward:
         self.learner = Learner.adamw(adapters.trainable("surrogate"), p.surrogate.optimizer)
         self.learner.named("surrogate reward", adapters.parameter_names("surrogate"))
 
-    def update(self, trainer: Trainer, rollout: Rollout, advantages: Tensor, draws: Draws) -> dict[str, float]:
+    def update(self, trainer: StageTwoTrainer, rollout: Rollout, advantages: Tensor, draws: Draws) -> dict[str, float]:
         """One update from whole groups of the rollout, all at one step of their chains; later steps come more often
         and weigh more (k + 1, as the public code draws and weighs them). ``advantages`` (N,): of this process's images.
 
@@ -56,9 +55,9 @@ class SurrogateReward:
         p = trainer.p
         own = trainer.p.surrogate
         steps = len(rollout.sigmas) - 1
-        drawn = integers(0, steps * (steps + 1) // 2, draws.seed, draws.stream, draws.step, "surrogate-step")
+        drawn = draws.integer(steps * (steps + 1) // 2, "surrogate-step")
         k = next(step for step in range(steps) if drawn < (step + 1) * (step + 2) // 2)
-        order = permutation(p.prompts_per_epoch, draws.seed, draws.stream, draws.step, "surrogate-prompts")
+        order = draws.permutation(p.prompts_per_epoch, "surrogate-prompts")
         chosen = [group * p.group_size + i for group in order[: own.prompts] for i in range(p.group_size)]
         rows, own_draws = draws.subset(chosen, f"{draws.stream}-surrogate-learns")
         groups = rollout.groups[rows]
@@ -79,7 +78,7 @@ class SurrogateReward:
         scale = (k + 1) / steps / len(chosen)
         with trainer.ranks.sync_errors():
             for part in parts:
-                here = points.part(part, rollout.device)
+                here = points.part(part, rollout.sigmas.device)
                 cond = rollout.cond.index(rows[part])
                 with torch.no_grad():
                     v_teacher = trainer.adapters.velocity("teacher", here.x_t, here.t, cond)
@@ -91,12 +90,12 @@ class SurrogateReward:
 
     @torch.no_grad()
     def _losses(
-        self, trainer: Trainer, rollout: Rollout, points: Renoised, rows: list[int], parts: list[slice]
+        self, trainer: StageTwoTrainer, rollout: Rollout, points: Renoised, rows: list[int], parts: list[slice]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Matching losses of surrogate and teacher at the points, and the squared distance of the two, each (N,)."""
         found = torch.zeros(3, len(rows))
         for part in parts:
-            here = points.part(part, rollout.device)
+            here = points.part(part, rollout.sigmas.device)
             cond = rollout.cond.index(rows[part])
             v_teacher = trainer.adapters.velocity("teacher", here.x_t, here.t, cond)
             v = require_finite(
@@ -108,18 +107,18 @@ class SurrogateReward:
             found[2, part] = _distance(v, v_teacher).to(CPU)
         return found[0], found[1], found[2]
 
-    def gradient(self, trainer: Trainer, rollout: Rollout, draws: Draws, terms: Terms, total: int) -> float:
+    def gradient(self, trainer: StageTwoTrainer, rollout: Rollout, draws: Draws, terms: Terms, total: int) -> float:
         """The value of the generator's term through a random step of the rollout, and its gradient in ``terms``.
         ``total``: images of all processes."""
         p = trainer.p
         own = trainer.p.surrogate
         draws = replace(draws, stream=f"{draws.stream}-surrogate")
-        k = integers(0, len(rollout.sigmas) - 1, draws.seed, draws.stream, draws.step, "step")
+        k = draws.integer(len(rollout.sigmas) - 1, "step")
         points = _points(rollout, k + 1, list(range(len(rollout))), draws, own.reward_min_sigma)
         guidance = scaled_guidance(trainer.params.model.guidance, own.guidance)
         value = 0.0
         for rows in micro_batches(len(rollout), p.micro_batch):
-            here = points.part(rows, rollout.device)
+            here = points.part(rows, rollout.sigmas.device)
             cond = rollout.cond.index(rows)
             with torch.no_grad():
                 v_teacher = trainer.adapters.velocity("teacher", here.x_t, here.t, cond)
@@ -129,7 +128,7 @@ class SurrogateReward:
             sample = here.x_s.detach().requires_grad_()
             loss = dmd_loss(sample, direction).sum() / total
             (grad_output,) = torch.autograd.grad(loss, sample)
-            x_next, _ = trainer.repeat_step(rollout, rows, k, rollout.state(k, rows))
+            x_next, _ = rollout.repeat_step(trainer.adapters, rows, k, rollout.state(k, rows))
             terms.add({"surrogate": x_next}, {"surrogate": grad_output})
             value += loss.item()
         return value

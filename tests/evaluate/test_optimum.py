@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binom
 
 from rtdmd.evaluate.frechet import frechet_distance
-from rtdmd.evaluate.optimum import BETA_LIMIT, bernoulli_kl, optimum, tilted_frechet, tilted_weights
+from rtdmd.evaluate.optimum import BETA_LIMIT, bernoulli_kl, optimum, tilted_weights
 from tests.evaluate.world_distributions import kl, tilted
 
 P = np.array([0.98, 0.78, 0.5, 0.81, 0.24, 0.52])  # SD3.5-M's row
@@ -107,9 +107,9 @@ def test_the_distance_is_to_the_weighted_teacher() -> None:
     weights = tilted_weights(right, np.zeros(4000, dtype=int), 1.0)
     rho = float(tilted(np.array(0.4), 1.0))
     wanted = (model.mean() - rho) ** 2 + (model.std() - np.sqrt(rho * (1 - rho))) ** 2
-    assert tilted_frechet(model, teacher, weights) == pytest.approx(wanted, rel=1e-3)
+    assert frechet_distance(model, teacher, weights) == pytest.approx(wanted, rel=1e-3)
     features = np.random.default_rng(1).normal(size=(50, 3))
-    assert tilted_frechet(features[:20], features[20:], np.ones(30)) == pytest.approx(
+    assert frechet_distance(features[:20], features[20:], np.ones(30)) == pytest.approx(
         frechet_distance(features[:20], features[20:]), rel=1e-12
     )
 
@@ -120,4 +120,4 @@ def test_what_cannot_be_estimated_is_an_error() -> None:
     with pytest.raises(ValueError, match="must sum to 1"):
         optimum(np.array([1, 1]), np.array([2, 2]), np.array([0.5, 0.6]))
     with pytest.raises(ValueError, match="not 1 and 4"):
-        tilted_frechet(np.zeros((1, 2)), np.zeros((4, 2)), np.ones(4))
+        frechet_distance(np.zeros((1, 2)), np.zeros((4, 2)), np.ones(4))

@@ -52,7 +52,7 @@ def test_only_what_is_asked_for_comes_to_the_device() -> None:
     sigmas = torch.empty(3, device=META)
     records = [{"prompt": str(i)} for i in range(6)]
     groups = torch.arange(6) // 2
-    rollout = Rollout(states, means, [torch.ones(6)], sigmas, texts(META), records, groups, (False, False))
+    rollout = Rollout(states, means, [torch.ones(6)], sigmas, texts(META), records, groups, (False, False), 0.9)
     few = rollout.take([4, 1])
     for part, of in ((rollout.state(1, slice(0, 2)), 2), (rollout.mean(0, [3, 1, 0]), 3), (few.state(-1, [0]), 1)):
         assert part.device == META and part.shape == (of, 1, 2, 2)

@@ -18,7 +18,7 @@ from rtdmd.flow.path import x0_from_velocity
 from rtdmd.rewards.registry import load_reward
 from rtdmd.rewards.reward_models import RewardModels
 from rtdmd.train.adapters import AdapterBank
-from rtdmd.train.engine.diagnostics import SaturationCounter
+from rtdmd.train.engine.diagnostics import SaturationCounter, require_on_policy
 from rtdmd.train.gradients import Gradients, Terms, combine
 from rtdmd.train.learner import Learner
 from rtdmd.train.losses import (
@@ -26,11 +26,9 @@ from rtdmd.train.losses import (
     matching_loss,
     micro_batches,
     renoised,
-    require_on_policy,
-    shared_passes,
     teacher_guidance,
 )
-from rtdmd.train.rollout import Rollout
+from rtdmd.train.rollout import Rollout, shared_passes
 from rtdmd.train.rtdmd import RtdmdTrainer
 from rtdmd.world.grammar import captions
 from tests.train.workshop import LEVELS, SHAPE, adamw, conditioning, disturb, roles_on, tiny_backbone
@@ -329,7 +327,7 @@ def test_rewards_in_their_turns_have_the_same_gradient_to_the_last_bit(
     moves = list[torch.device]()
     monkeypatch.setattr(trainer.rewards.rewards["clipscore"], "to", moves.append)
     images = 5 * 3 * 36 * 36 * 4
-    monkeypatch.setattr("rtdmd.train.rtdmd.MAX_WAITING", 2 * 2 * images)  # and as much for their gradients
+    monkeypatch.setattr("rtdmd.train.reward_gradients.MAX_WAITING", 2 * 2 * images)  # and as much for their gradients
     terms = Terms(trainer.generator, dict(trainer.p.weights))
     assert trainer.last_step(rollout, draws(), terms) == values
     assert len(moves) == 2 * 2
@@ -532,7 +530,7 @@ def chain(table: Table, rollout: Rollout) -> Tensor:
 
 def test_the_whole_chain_is_the_roll_out_with_a_gradient(table: Table) -> None:
     rollout = table.roll_out(settings(), (0, 2))
-    mine, plain = table.trainer.repeat_chain(rollout, slice(0, COUNT)), chain(table, rollout)
+    mine, plain = rollout.repeat_chain(table.bank, slice(0, COUNT)), chain(table, rollout)
     assert relative(mine, rollout.states[-1]) < 1e-6
     gradients = [torch.autograd.grad(x.square().mean(), table.learner.parameters) for x in (mine, plain)]
     one, other = (torch.cat([part.flatten() for part in gradient]) for gradient in gradients)
@@ -556,7 +554,7 @@ def test_the_whole_chain_keeps_no_activations(table: Table) -> None:
         return tensor
 
     sizes = []
-    for build in (lambda: table.trainer.repeat_chain(rollout, slice(0, COUNT)), lambda: chain(table, rollout)):
+    for build in (lambda: rollout.repeat_chain(table.bank, slice(0, COUNT)), lambda: chain(table, rollout)):
         held.clear()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             build()

@@ -137,7 +137,7 @@ def test_the_generator_follows_surrogate_over_teacher(held: Surrogate) -> None:
         v_teacher = held.velocity("teacher", point.x_t, t, rows)
         v = held.velocity("surrogate", point.x_t, t, rows, guidance=2.0, null=trainer.null)  # half of what is beyond 1
     direction = matching_direction(point, v_teacher, v, ETA, own)
-    x_next, _ = trainer.repeat_step(held.rollout, slice(0, COUNT), k, held.rollout.states[k])
+    x_next, _ = held.rollout.repeat_step(trainer.adapters, slice(0, COUNT), k, held.rollout.states[k])
     loss = dmd_loss(x_next, direction).mean()
     expected = torch.cat([part.flatten() for part in torch.autograd.grad(loss, trainer.generator.parameters)])
     assert relative(flat(terms.sums["surrogate"]), expected) < 1e-4

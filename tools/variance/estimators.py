@@ -200,7 +200,7 @@ def chain_gradient(trainer: RtdmdTrainer, rollout: Rollout) -> Gradients:
     (reward,) = trainer.rewards.rewards.values()
     total = Gradients(trainer.generator)
     for rows in micro_batches(len(rollout), trainer.p.micro_batch):
-        images = trainer.backbone.decode(trainer.repeat_chain(rollout, rows))
+        images = trainer.backbone.decode(rollout.repeat_chain(trainer.adapters, rows))
         prompts = [record["prompt"] for record in rollout.records[rows]]
         metadata = [record["metadata"] for record in rollout.records[rows]]
         total.add(-reward.score(images, prompts, metadata).sum() / len(rollout))

@@ -1,4 +1,4 @@
-"""What the journal says about a step besides its losses, and the one fault that no single step shows.
+"""What the journal says about a step besides its losses, and two faults of an algorithm that runs.
 
 Every name has a slash, so that it stays in the journal: latents, saturated pixels, each reward's spread, advantages,
 and gradient norms by the level σ of the sample they came from.
@@ -19,6 +19,7 @@ from rtdmd.train.engine.journal import Journal
 if TYPE_CHECKING:
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
 
+CLIP_SHARE = 0.1  # of the clip range, which rounding may take at the first update of an epoch
 SILENT_EPOCHS = 20
 """Epochs in a row without a reward that tells two images of a prompt apart, after which stage two stops."""
 
@@ -81,4 +82,20 @@ def require_signal(journal: Journal, p: TrainRtdmdParams) -> None:
             f"for {SILENT_EPOCHS} epochs no reward distinguished the images of a prompt ({last}), so the {zero}"
             " is zero; `rtdmd rewards check` tries the scorers, train_rtdmd.rewards names them, and"
             f" {' and '.join(f'weights.{name}: 0' for name in followers)} trains without them"
+        )
+
+
+def require_on_policy(ratio_error: float, clip_range: float) -> None:
+    """FloatingPointError unless max |ratio - 1| at the first update of an epoch is at most a tenth of the clip range.
+
+    The generator has not moved since the rollout, so the ratio is 1 by construction and anything else is an error of
+    computation. A tenth of the range leaves nine tenths to what clipping is for; beyond it images are clipped, and
+    lose their gradient, by rounding.
+    """
+    if not ratio_error <= CLIP_SHARE * clip_range:
+        raise FloatingPointError(
+            f"the policy ratio differs from 1 by {ratio_error:.2g} at the first update of an epoch, above"
+            f" {CLIP_SHARE:g} x clip_range: {clip_range:g}; rollout and policy pass disagree about the transition"
+            " means: a kernel returns other numbers when it is called again (model.dtype: float32 shows it), or"
+            " clip_range is below the rounding of train_rtdmd.density"
         )

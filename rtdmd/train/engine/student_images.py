@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,22 +12,9 @@ from torch import Tensor
 from rtdmd.backbones.sampling import ImageNoise, sample
 
 if TYPE_CHECKING:
-    from rtdmd.backbones.protocol import Backbone, Conditioning
-    from rtdmd.config import Params
-    from rtdmd.train.adapters import AdapterBank
-    from rtdmd.train.distributed.ranks import Ranks
+    from rtdmd.backbones.protocol import Conditioning
+    from rtdmd.train.engine.protocols import Trainer
     from rtdmd.train.learner import EMA
-
-
-class StudentTrainer(Protocol):
-    """What a look at the student needs of a stage's trainer."""
-
-    params: Params
-    backbone: Backbone
-    adapters: AdapterBank
-    ema: EMA
-    ranks: Ranks
-    sigmas: Tensor
 
 
 @contextmanager
@@ -41,7 +28,7 @@ def ema_weights(ema: EMA) -> Iterator[None]:
 
 
 @torch.no_grad()
-def student_images(trainer: StudentTrainer, noise: ImageNoise, cond: Conditioning, sigmas: Tensor) -> Tensor:
+def student_images(trainer: Trainer, noise: ImageNoise, cond: Conditioning, sigmas: Tensor) -> Tensor:
     """Images (B, 3, H, W) in [0, 1] of the generator as it is, over levels ``sigmas`` (K+1,), without guidance."""
 
     def velocity(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,19 +20,14 @@ from rtdmd.backbones.sampling import ImageNoise
 from rtdmd.common.rng import key_seed
 from rtdmd.common.sums import sum_in_order
 from rtdmd.train.engine import checkpoint
-from rtdmd.train.engine.student_images import StudentTrainer, ema_weights, student_images
+from rtdmd.train.engine.student_images import ema_weights, student_images
 from rtdmd.train.losses import micro_batches
 
 if TYPE_CHECKING:
     from rtdmd.backbones.protocol import Conditioning
     from rtdmd.config.validation import ValidationParams
-    from rtdmd.rewards.reward_models import Batch, RewardModels
-
-
-class Trainer(StudentTrainer, Protocol):
-    """What a validation needs of stage two's trainer."""
-
-    rewards: RewardModels
+    from rtdmd.rewards.reward_models import Batch
+    from rtdmd.train.engine.protocols import StageTwoTrainer
 
 
 @dataclass
@@ -41,7 +36,7 @@ class Validation:
     each."""
 
     p: ValidationParams
-    trainer: Trainer
+    trainer: StageTwoTrainer
     records: list[dict[str, Any]]
     cond: Conditioning | None
     best: list[Tensor] = field(default_factory=list)  # of the average

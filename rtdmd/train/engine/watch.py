@@ -25,7 +25,7 @@ from rtdmd.prompts.records import by_tag, first_prompts, read_set
 from rtdmd.rewards.reward_models import CPU, load_rewards
 from rtdmd.train.engine.journal import WATCH_SECONDS, write_curves
 from rtdmd.train.engine.look_parses import keep_look, read_images, write_looks
-from rtdmd.train.engine.student_images import StudentTrainer, ema_weights, student_images
+from rtdmd.train.engine.student_images import ema_weights, student_images
 from rtdmd.train.losses import micro_batches
 from rtdmd.world.verifier import VERIFIER
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from rtdmd.rewards.reward_models import Batch, RewardModels
     from rtdmd.train.engine.journal import Journal
     from rtdmd.train.engine.look_parses import Row
+    from rtdmd.train.engine.protocols import Trainer
 
 AHEAD = 2  # batches that may wait for a slow scorer
 START = "watch_start/"  # before the first step
@@ -60,7 +61,7 @@ class Watch:
     """The looks of a run; without ``suites`` there is none."""
 
     every: int
-    trainer: StudentTrainer
+    trainer: Trainer
     cache: TextCache
     seed: int
     micro_batch: int
@@ -70,7 +71,7 @@ class Watch:
     _seconds: float = field(default=0.0, init=False)  # of looks since the last line of the journal
 
     @staticmethod
-    def open(stage: Stage, trainer: StudentTrainer, cache: TextCache) -> Watch:
+    def open(stage: Stage, trainer: Trainer, cache: TextCache) -> Watch:
         """The watch of an open training stage, its scorers loaded and tried. UserError where one of them cannot be had,
         or a suite has no prompt or a size that the model cannot draw."""
         section = getattr(stage.params, stage.name)
