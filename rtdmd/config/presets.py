@@ -95,7 +95,7 @@ WORLD: dict[str, Any] = {
         "prompts": "train",
         "prompts_per_epoch": 64,
         "prompt_order": "by_tag",
-        "tag_shares": {},
+        "tag_shares": {"counting": 2, "position": 2, "two_object": 2, "color_attr": 2},
         "group_size": 8,
         "candidate_steps": [1],
         "trained_steps": 1,
@@ -111,7 +111,7 @@ WORLD: dict[str, Any] = {
         "credit": "trajectory",
         "weights": {
             "policy": 1.0,
-            "matching": 0.3,
+            "matching": 0.25,
             "backprop": 0.25,
             "nft": 0.0,
             "awm": 0.0,
@@ -160,7 +160,7 @@ WORLD: dict[str, Any] = {
             "kernel": "published",
             "delta": "uniform",
         },
-        "generator_optimizer": rtdmd.ADAMW | {"lr": 2e-3, "weight_decay": 1e-4},
+        "generator_optimizer": rtdmd.ADAMW | {"lr": 1.4e-3, "weight_decay": 1e-4},
         "fake_optimizer": rtdmd.ADAMW | {"lr": 2e-3, "weight_decay": 1e-4},
         "lr_decay_fraction": 0.7,
         "stage_one_adapters": "stacked",
@@ -239,7 +239,8 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 PRESETS: dict[str, dict[str, Any]] = {"world": WORLD, "smoke": merged(WORLD, _SMOKE)}
 _NO_SETS = {"prepare_prompts": WORLD["prepare_prompts"] | {"sets": {}}}  # the world's prompts are no real preset's
-_ANY = WORLD | _NO_SETS
+_NO_SHARES = {"train_rtdmd": WORLD["train_rtdmd"] | {"tag_shares": {}}}  # nor are shares of its tags
+_ANY = WORLD | _NO_SETS | _NO_SHARES
 PRESETS |= {name: merged(merged(_ANY, COMMON), own) for name, own in REAL.items()}
 RECIPES: dict[str, dict[str, Any]] = {
     name: {"train_rtdmd": {"recipe": name, **settings}} for name, settings in rtdmd.RECIPES.items()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from rtdmd.common.section import Flag, Real, Section, Whole, param
 from rtdmd.config.watch import WatchParams
@@ -67,7 +67,7 @@ class TrainingParams(Section):
         source="public code: as_listed; uniform and by_tag ours",
     )
     tag_shares: dict[str, Annotated[Whole, Field(ge=0)]] = param(
-        "by_tag: prompts of a tag for each prompt of a tag that is not named here; 0 leaves the tag out",
+        "by_tag alone: prompts of a tag for each prompt of a tag that is not named here; 0 leaves the tag out",
         source="Flow-GRPO's GenEval prompts: position 7, counting 5, color_attr 3, colors and two_object 1,"
         " single_object 0; ours {}",
     )
@@ -119,11 +119,3 @@ class TrainingParams(Section):
         if self.sharding == "none":
             return 1
         return processes if self.shard_group is None else min(self.shard_group, processes)
-
-    @model_validator(mode="after")
-    def _check_shares(self) -> Self:
-        if self.tag_shares and self.prompt_order != "by_tag":
-            raise ValueError(
-                f"tag_shares with prompt_order: {self.prompt_order}; allowed: {{}}, or prompt_order: by_tag"
-            )
-        return self
