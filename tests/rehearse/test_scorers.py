@@ -137,7 +137,7 @@ DAMAGES = [
     ("hpsv2", "model", "HPS_v2.1_compressed.pt", eight_bits, f"{NUMBERS}logit_scale"),
     ("hpsv2", "base", "config.json", gone, "is not a CLIP model folder; fetch one with `hf download laion/"),
     ("aesthetic", "model", "sac+logos+ava1-l14-linearMSE.pth", cut, AGAIN),
-    ("aesthetic", "model", "sac+logos+ava1-l14-linearMSE.pth", whole_numbers, f"{NUMBERS}0.bias"),
+    ("aesthetic", "model", "sac+logos+ava1-l14-linearMSE.pth", whole_numbers, f"{NUMBERS}layers.0.bias"),
     ("imagereward", "model", "ImageReward.pt", cut, AGAIN),
     ("imagereward", "model", "ImageReward.pt", eight_bits, f"{NUMBERS}head.0.bias"),
     ("imagereward", "model", "med_config.json", gone, f"has no med_config.json; {COPY}"),

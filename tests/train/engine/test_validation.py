@@ -160,7 +160,8 @@ def test_prompts_set_aside_are_never_trained_on(root: Path, monkeypatch: pytest.
     monkeypatch.setattr(RtdmdTrainer, "step", epoch)
     lines = (root / "results/prepare_prompts/train.jsonl").read_text().splitlines()
     every = len(lines) - 4
-    train(root, {"epochs": 2, "validation": SETTINGS | {"prompts": every}, "prompts_per_epoch": 4})
+    changes = {"epochs": 2, "validation": SETTINGS | {"prompts": every}, "prompts_per_epoch": 4, "tag_shares": {}}
+    train(root, changes)
     assert len(set(seen)) == 4  # all that is left
     with pytest.raises(
         UserError, match=rf"train_rtdmd.validation.prompts: {len(lines)}, of {len(lines)} prompts of the set train"
