@@ -160,7 +160,12 @@ def test_prompts_set_aside_are_never_trained_on(root: Path, monkeypatch: pytest.
     monkeypatch.setattr(RtdmdTrainer, "step", epoch)
     lines = (root / "results/prepare_prompts/train.jsonl").read_text().splitlines()
     every = len(lines) - 4
-    changes = {"epochs": 2, "validation": SETTINGS | {"prompts": every}, "prompts_per_epoch": 4, "tag_shares": {}}
+    changes = {
+        "epochs": 2,
+        "validation": SETTINGS | {"prompts": every},
+        "prompts_per_epoch": 4,
+        "prompt_order": "uniform",
+    }
     train(root, changes)
     assert len(set(seen)) == 4  # all that is left
     with pytest.raises(
