@@ -3,7 +3,8 @@
 Real teachers learned from captions that were partly wrong: right and wrong images are both in their distribution, each
 a clean picture, and a reward can tilt it (tools/world/caption_noise.py). The world's teacher learns to draw what a
 caption says first, on true captions, and its distribution is spread afterwards. Trained on such captions from nothing
-it hardly learns which attribute belongs to which object, and a reward then has little to choose from (docs/results.md).
+it hardly learns which attribute belongs to which object, and a reward then has little to choose from
+(docs/evidence/demo.md).
 Text encoders, autoencoder and CLIP know true captions alone.
 """
 
