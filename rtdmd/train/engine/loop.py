@@ -67,8 +67,7 @@ class Loop:
         """Steps still to do, with a progress bar on standard error."""
         with signals.defer_signals():
             done = first = self._resume()
-            for row in self.journal.steps():
-                self._track(row)
+            self._track()
             stop = None
             self._bar = progress(initial=first, total=self.total, desc=self.title, disable=not self.ranks.main)
             for step in range(first, self.total):
@@ -155,13 +154,16 @@ class Loop:
                 raise FloatingPointError(f"{name} is {value}")
         if self.ranks.main:
             self.journal.add(step + 1, values, images)
-            self._track(*self.journal.steps(1))
+            self._track(1)
 
-    def _track(self, row: Mapping[str, float]) -> None:
-        """Tell the trackers a step of the journal."""
-        values = {name: value for name, value in row.items() if name != self.unit}
-        for tracker in self.trackers:
-            tracker.step(int(row[self.unit]), values)
+    def _track(self, last: int | None = None) -> None:
+        """Tell the trackers every step of the journal, or the ``last`` ones."""
+        if not self.trackers:  # then no line is read again
+            return
+        for row in self.journal.steps(last):
+            values = {name: value for name, value in row.items() if name != self.unit}
+            for tracker in self.trackers:
+                tracker.step(int(row[self.unit]), values)
 
     @property
     def rows(self) -> list[dict[str, float]]:
