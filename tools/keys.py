@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from rtdmd.common.section import fields_in_order
 from rtdmd.config import preset
-from rtdmd.config.render import flow
+from rtdmd.config.render import flow, is_sets
 from rtdmd.config.results import SuiteParams
 from rtdmd.config.tree import Params
 from rtdmd.prompts.registration import FileParams
@@ -67,7 +67,7 @@ def _value(value: Any) -> str:
     """A preset's value; a list of entries is named by its length."""
     if isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
         return f"{len(value)} entries"
-    if isinstance(value, dict) and value and all(isinstance(entry, tuple) for entry in value.values()):
+    if is_sets(value):
         return f"{len(value)} sets"
     if isinstance(value, tuple):
         value = list(value)

@@ -238,9 +238,10 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 PRESETS: dict[str, dict[str, Any]] = {"world": WORLD, "smoke": merged(WORLD, _SMOKE)}
-_NO_SETS = {"prepare_prompts": WORLD["prepare_prompts"] | {"sets": {}}}  # the world's prompts are no real preset's
-_NO_SHARES = {"train_rtdmd": WORLD["train_rtdmd"] | {"tag_shares": {}}}  # nor are shares of its tags
-_ANY = WORLD | _NO_SETS | _NO_SHARES
+_ANY = WORLD | {  # neither the world's prompts nor shares of their tags are any real preset's
+    "prepare_prompts": WORLD["prepare_prompts"] | {"sets": {}},
+    "train_rtdmd": WORLD["train_rtdmd"] | {"tag_shares": {}},
+}
 PRESETS |= {name: merged(merged(_ANY, COMMON), own) for name, own in REAL.items()}
 RECIPES: dict[str, dict[str, Any]] = {
     name: {"train_rtdmd": {"recipe": name, **settings}} for name, settings in rtdmd.RECIPES.items()

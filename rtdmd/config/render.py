@@ -52,7 +52,7 @@ def _section(section: BaseModel, depth: int) -> Iterator[str]:
         if isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
             yield f"{indent}{name}:  {comment}"
             yield from _entries(value, depth + 1)
-        elif isinstance(value, dict) and value and all(isinstance(entries, tuple) for entries in value.values()):
+        elif is_sets(value):
             yield f"{indent}{name}:  {comment}"
             for key, entries in value.items():
                 yield f"{indent}  {key}:"
@@ -60,6 +60,11 @@ def _section(section: BaseModel, depth: int) -> Iterator[str]:
         else:
             plain = value if not isinstance(value, tuple) else list(value)
             yield f"{indent}{name}: {flow(plain)}".ljust(_COMMENT_COLUMN) + f"  {comment}"
+
+
+def is_sets(value: Any) -> bool:
+    """Whether a value is lists of entries by name, as the sets of prompts are; shares of tags are numbers by name."""
+    return isinstance(value, dict) and value != {} and all(isinstance(one, tuple) for one in value.values())
 
 
 def _entries(entries: Sequence[BaseModel], depth: int) -> Iterator[str]:

@@ -28,6 +28,7 @@ from torch import Tensor
 from rtdmd.backbones import Backbone, family_module
 from rtdmd.backbones.protocol import Conditioning, PipelineBackbone
 from rtdmd.backbones.sampling import Velocity, rollout
+from rtdmd.common import columns
 from rtdmd.common.errors import RtdmdError
 from rtdmd.common.files import read_json, save_tensors, sha256_file, tree_files, write_json
 from rtdmd.common.processes import limited
@@ -268,5 +269,4 @@ def table(forms: Mapping[str, Any]) -> str:
     for form, found in forms.items():
         numbers = [f"{found['from_student'][level]:.1e}" for level in levels]
         rows.append([form, "{} of {}".format(*found["keys"]), *numbers, f"{found['from_base'][levels[0]]:.2g}"])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return columns.table(rows, left=range(len(head)))

@@ -39,9 +39,9 @@ def train(stage: Stage, ranks: Ranks, trackers: Sequence[RunningTracker]) -> Non
     params = stage.params
     p = stage.params.train_acdmd
     with ranks.sync_errors():
+        prompts = TrainingPrompts.open(stage, ranks.device, p)
         drawn = p.image_log_every > 0 or p.watch.every > 0
         backbone = load_backbone(params.model, text=False, vae=drawn, device=ranks.device, root=stage.root)
-        prompts = TrainingPrompts.open(stage, ranks.device, p)
         trainer = AcdmdTrainer(params, backbone, prompts.cache.null(), ranks)
         watch = Watch.open(stage, trainer, prompts.cache)
     if p.iterations == 0 and ranks.main:

@@ -50,7 +50,12 @@ class TrainingPrompts:
         set_aside = [record for row, record in enumerate(records) if row in chosen]
         splits = ("train", "eval") if params.watch.every else ("train",)
         cache = open_text_cache(stage, *splits).to(device)
-        return TrainingPrompts(trained, cache, stage.seed, params.prompt_order, params.tag_shares, set_aside)
+        found = TrainingPrompts(trained, cache, stage.seed, params.prompt_order, params.tag_shares, set_aside)
+        try:
+            found.batch(0, 1, "preflight")  # says before the models are loaded what no batch could be made of
+        except UserError as error:
+            raise UserError(f"{stage.name}.{error}") from error
+        return found
 
     def batch(self, step: int, size: int, stream: str) -> list[dict[str, Any]]:
         """Records of step ``step``: a window of an endless stream, a function of the position in it alone.

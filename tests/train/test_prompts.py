@@ -120,3 +120,21 @@ def test_each_stage_reads_its_own_set_and_all_sets_are_in_one_cache(root: Path) 
         UserError, match=r"train\.jsonl: no prompt of the set train; `rtdmd prepare_prompts` makes it anew"
     ):
         opened(root, "train_acdmd")
+
+
+def test_a_stage_says_before_it_loads_a_model_which_share_no_prompt_has(root: Path) -> None:
+    (root / "data/prompts/tagged.jsonl").write_text('{"prompt": "two stars", "tag": "counting"}\n')
+    own = {"prompts": "own", "prompt_order": "by_tag", "tag_shares": {"colours": 2}}
+    set_params(
+        root,
+        {
+            "prepare_prompts": {"sets": {"own": [{"name": "prompts", "path": "data/prompts/tagged.jsonl"}]}},
+            "train_acdmd": own,
+        },
+    )
+    prepare_prompts.run(root)
+    cache_teacher.run(root)
+    with pytest.raises(
+        UserError, match=r"^train_acdmd\.tag_shares: no training prompt has the tag colours; allowed: c"
+    ):
+        opened(root, "train_acdmd")
