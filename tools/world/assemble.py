@@ -15,6 +15,7 @@ from rtdmd.common.files import read_json, sha256_file, tree_files, write_json
 from rtdmd.pipeline.provenance import package_versions
 from tools.world.common import WORK
 from tools.world.settings import WORLD_PARAMS
+from tools.world.teacher import HELDOUT_IMAGES
 from tools.world.teacher_row import shortcomings
 
 TARGET = Path("data/world")
@@ -26,7 +27,7 @@ LARGEST = 16 * 2**20  # bytes
 def run(root: Path = Path(".")) -> None:
     """Copy teacher and CLIP to data/world and write manifest.json: hashes of every file, figures, recipe, versions."""
     figures = {part: read_json(root / WORK / part / "metrics.json") for part in PARTS}
-    found = shortcomings(figures["imperfect"], "heldout")
+    found = shortcomings(figures["imperfect"], "heldout", HELDOUT_IMAGES)
     own = figures["vae"]["strict.heldout"]
     if own < VAE_FLOOR:
         found.append(f"the autoencoder's images are right with {own:.3f}, below {VAE_FLOOR}")

@@ -24,18 +24,24 @@ from tools.world.teacher import strict_by_tag
 SD35_MEDIUM = dict(zip(TAGS, (0.98, 0.78, 0.50, 0.81, 0.24, 0.52), strict=True))
 """GenEval of SD3.5-M by tag, mean 0.63 to two digits (Flow-GRPO, arXiv 2505.05470)."""
 
-TOLERANCE = 0.05  # how far from it a tag of the embedded teacher may lie
+TOLERANCE = 0.05  # how far from it a tag of the embedded teacher may lie, the images' own chance apart
 MEAN = (0.60, 0.68)  # where the mean of its tags shall lie
 CLUTTER = 0.02  # largest share of images with something that is no object
 
 
-def shortcomings(figures: Mapping[str, float], split: str) -> list[str]:
-    """What of a row (`tools.world.teacher.strict_by_tag`) is not as the imperfect teacher shall be, in words."""
+def shortcomings(figures: Mapping[str, float], split: str, per_tag: int) -> list[str]:
+    """What of a row (`tools.world.teacher.strict_by_tag`) is not as the imperfect teacher shall be, in words.
+
+    A share of ``per_tag`` images differs from the teacher's own by chance. A tag is refused where that chance does not
+    explain it: beyond TOLERANCE and the 95 % half-width of a share of that many images. With 600 images of a tag whose
+    share shall be 0.5, that is 0.05 + 0.04.
+    """
     found = []
     for tag, wanted in SD35_MEDIUM.items():
         own = figures[f"strict.{split}.{tag}"]
-        if abs(own - wanted) > TOLERANCE:
-            found.append(f"{tag} {own:.2f}, not {wanted:.2f} ± {TOLERANCE}")
+        allowed = TOLERANCE + 1.96 * (wanted * (1 - wanted) / per_tag) ** 0.5
+        if abs(own - wanted) > allowed:
+            found.append(f"{tag} {own:.2f}, not {wanted:.2f} ± {allowed:.2f}")
     mean = figures[f"strict.{split}"]
     if not MEAN[0] <= mean <= MEAN[1]:
         found.append(f"mean {mean:.3f}, not {MEAN[0]} to {MEAN[1]}")
@@ -44,14 +50,14 @@ def shortcomings(figures: Mapping[str, float], split: str) -> list[str]:
     return found
 
 
-def table(rows: Mapping[str, Mapping[str, float]], split: str) -> str:
-    """Markdown: SD3.5-M, then a line for each row with what it lacks."""
+def table(rows: Mapping[str, Mapping[str, float]], split: str, per_tag: int) -> str:
+    """Markdown: SD3.5-M, then a line for each row with what it lacks. ``per_tag``: images of each tag."""
     lines = [f"| {split} | " + " | ".join(TAGS) + " | mean | clutter | |", "|---" * (len(TAGS) + 4) + "|"]
     wanted = " | ".join(f"{value:.2f}" for value in SD35_MEDIUM.values())
     lines.append(f"| SD3.5-M, GenEval | {wanted} | {sum(SD35_MEDIUM.values()) / len(TAGS):.3f} | | |")
     for name, figures in rows.items():
         own = " | ".join(f"{figures[f'strict.{split}.{tag}']:.2f}" for tag in TAGS)
-        says = "; ".join(shortcomings(figures, split)) or "as wanted"
+        says = "; ".join(shortcomings(figures, split, per_tag)) or "as wanted"
         lines.append(
             f"| {name} | {own} | {figures[f'strict.{split}']:.3f} | {figures[f'clutter.{split}']:.3f} | {says} |"
         )
@@ -76,7 +82,7 @@ def main(words: Sequence[str] | None = None, root: Path = Path(".")) -> None:
     rows = {}
     for guidance in chosen.guidance or [params.teacher.guidance]:
         rows[f"guidance {guidance:g}"] = strict_by_tag(pipe, chosen.split, params.seed, guidance, chosen.images)
-    print(table(rows, chosen.split))
+    print(table(rows, chosen.split, chosen.images))
 
 
 if __name__ == "__main__":

@@ -205,15 +205,23 @@ def test_the_shares_give_the_training_images_row() -> None:
 def test_the_teachers_row_says_what_it_lacks() -> None:
     figures = {f"strict.heldout.{tag}": value for tag, value in SD35_MEDIUM.items()}
     figures |= {"strict.heldout": 0.638, "clutter.heldout": 0.01}
-    assert shortcomings(figures, "heldout") == []
+    assert shortcomings(figures, "heldout", 600) == []
     poor = figures | {"strict.heldout.counting": 0.37, "strict.heldout": 0.69, "clutter.heldout": 0.035}
-    assert shortcomings(poor, "heldout") == [
-        "counting 0.37, not 0.50 ± 0.05",
+    assert shortcomings(poor, "heldout", 600) == [
+        "counting 0.37, not 0.50 ± 0.09",
         "mean 0.690, not 0.6 to 0.68",
         "clutter 0.035, above 0.02",
     ]
-    lines = table({"guidance 2": figures, "guidance 3": poor}, "heldout").splitlines()
+    lines = table({"guidance 2": figures, "guidance 3": poor}, "heldout", 600).splitlines()
     assert lines[2] == "| SD3.5-M, GenEval | 0.98 | 0.78 | 0.50 | 0.81 | 0.24 | 0.52 | 0.638 | | |"
     assert lines[3] == "| guidance 2 | 0.98 | 0.78 | 0.50 | 0.81 | 0.24 | 0.52 | 0.638 | 0.010 | as wanted |"
-    assert lines[4].endswith("| 0.690 | 0.035 | " + "; ".join(shortcomings(poor, "heldout")) + " |")
+    assert lines[4].endswith("| 0.690 | 0.035 | " + "; ".join(shortcomings(poor, "heldout", 600)) + " |")
     assert {line.count("|") for line in lines} == {11}
+
+
+@pytest.mark.parametrize(("own", "per_tag", "refused"), [(0.587, 600, False), (0.593, 600, True), (0.593, 150, False)])
+def test_a_tag_is_refused_where_chance_does_not_explain_it(own: float, per_tag: int, refused: bool) -> None:
+    """± 0.05 and 1.96 sqrt(0.25 / 600) = 0.04: 0.59 is the edge; with 150 images it is 0.63."""
+    figures = {f"strict.heldout.{tag}": value for tag, value in SD35_MEDIUM.items()}
+    figures |= {"strict.heldout": 0.65, "clutter.heldout": 0.0, "strict.heldout.counting": own}
+    assert bool(shortcomings(figures, "heldout", per_tag)) is refused

@@ -118,7 +118,7 @@ def noted(steps: list[int], step: int, *others: Any, **more: Any) -> float:
 def shorten(patch: pytest.MonkeyPatch) -> None:
     """The parts' closing checks on few images."""
     by_tag, verified = pretrain_teacher.strict_by_tag, pretrain_vae.verified
-    patch.setattr(pretrain_teacher, "strict_by_tag", functools.partial(by_tag, per_tag=1))
+    patch.setattr(pretrain_teacher, "strict_by_tag", lambda *its, per_tag: by_tag(*its, per_tag=1))
     patch.setattr(pretrain_vae, "verified", lambda vae, split, count, seed: verified(vae, split, 20, seed))
 
 
@@ -338,7 +338,7 @@ def test_assemble_refuses_poor_figures_and_pins_good_ones(made: Path) -> None:
     assert not (target / "teacher").exists()
     write_json(work / "vae/metrics.json", {"strict.heldout": 0.999})
     for poor, message in {
-        ("strict.heldout.counting", 0.6): r"counting 0\.60, not 0\.50 ± 0\.05",
+        ("strict.heldout.counting", 0.6): r"counting 0\.60, not 0\.50 ± 0\.09",
         ("strict.heldout", 0.97): r"mean 0\.970, not 0\.6 to 0\.68",
         ("clutter.heldout", 0.03): r"clutter 0\.030, above 0\.02",
     }.items():
@@ -385,4 +385,4 @@ def test_the_committed_world_is_what_its_manifest_pins() -> None:
     assert manifest["recipe"]["params.yaml"] == sha256_file(folder / "params.yaml")
     figures = manifest["figures"]
     assert figures["vae"]["strict.heldout"] >= pretrain_assemble.VAE_FLOOR
-    assert teacher_row.shortcomings(figures["imperfect"], "heldout") == []
+    assert teacher_row.shortcomings(figures["imperfect"], "heldout", 150) == []
