@@ -31,7 +31,7 @@ from rtdmd.plan.passes import guided_passes
 from rtdmd.prompts.records import read_set
 from rtdmd.rehearse.updates import Update, stage_one, stage_two
 from rtdmd.rewards.reward_models import load_rewards
-from rtdmd.train.gradients import TERMS
+from rtdmd.train.learner import TERMS
 
 PROMPTS = Path("results/prepare_prompts/train.jsonl")
 

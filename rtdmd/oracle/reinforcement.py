@@ -44,7 +44,7 @@ from rtdmd.oracle.training import (
 )
 from rtdmd.rewards.reward_models import RewardModels
 from rtdmd.train.adapters import ADAPTERS, AdapterBank
-from rtdmd.train.gradients import Terms
+from rtdmd.train.learner import Terms
 from rtdmd.train.losses import RENOISE_HIGH, RENOISE_LOW, RENOISE_MARGIN
 from rtdmd.train.rtdmd import RtdmdTrainer
 

@@ -17,7 +17,7 @@ from rtdmd.plan.costs import Cost, Costs
 from rtdmd.plan.meta_models import MetaModels
 from rtdmd.plan.passes import pairs
 from rtdmd.rewards.reward_models import MAX_WAITING
-from rtdmd.train.gradients import shared_terms
+from rtdmd.train.learner import shared_terms
 
 if TYPE_CHECKING:
     from rtdmd.config import Params, RewardParams, WatchParams

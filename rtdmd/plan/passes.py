@@ -1,5 +1,5 @@
 """What one update of each stage needs: rows (images) that go through each model pass, from the parameters alone. Of
-terms that need no norm of their own and meet in a pass (`rtdmd.train.gradients.shared_terms`) one backward pass serves
+terms that need no norm of their own and meet in a pass (`rtdmd.train.learner.shared_terms`) one backward pass serves
 all.
 
 A test counts the passes of the real stages and finds these. Where an update draws something (the stop, the trained

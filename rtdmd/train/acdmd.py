@@ -25,8 +25,7 @@ from rtdmd.pipeline.stage import Stage
 from rtdmd.train.adapters import ADAPTERS, AdapterBank
 from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine.diagnostics import at_level, latent_values
-from rtdmd.train.gradients import Gradients
-from rtdmd.train.learner import EMA, Learner
+from rtdmd.train.learner import EMA, Gradients, Learner
 from rtdmd.train.losses import (
     Draws,
     FakeScoreLoss,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rtdmd.rewards.reward_models import Batch, RewardModels
     from rtdmd.train.adapters import AdapterBank
     from rtdmd.train.engine.protocols import StageTwoTrainer
-    from rtdmd.train.gradients import Terms
+    from rtdmd.train.learner import Terms
 
 Weigh = Callable[[slice, Tensor, Tensor], Tensor]
 """(rows of a rollout, their images x̂_0, their matching directions g (B, C, H, W)) -> a weight for each (B,)."""

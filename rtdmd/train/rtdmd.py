@@ -27,13 +27,12 @@ from rtdmd.flow.path import require_finite
 from rtdmd.flow.policy import clipped_policy_loss, draw_step_subset, gaussian_kl, group_advantages, subset_factor
 from rtdmd.pipeline.stage import Stage
 from rtdmd.rewards.protocol import identities
-from rtdmd.rewards.reward_models import Batch, RewardModels
+from rtdmd.rewards.reward_models import MAX_WAITING, Batch, RewardModels
 from rtdmd.train import baseline_losses
 from rtdmd.train.adapters import AdapterBank, merge_stage_one, stage_two_stacks
 from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine.diagnostics import SaturationCounter, latent_values, require_on_policy, signal_values
-from rtdmd.train.gradients import Gradients, Terms, combine, shared_terms
-from rtdmd.train.learner import EMA, Learner, ema_warmup_decay
+from rtdmd.train.learner import EMA, Gradients, Learner, Terms, combine, ema_warmup_decay, shared_terms
 from rtdmd.train.losses import (
     Draws,
     FakeScoreLoss,
@@ -44,7 +43,6 @@ from rtdmd.train.losses import (
     scaled_guidance,
     teacher_guidance,
 )
-from rtdmd.train.reward_gradients import reward_grad_outputs
 from rtdmd.train.rollout import CPU, ImageConditioning, Rollout, pinned_cat, shared_passes, to_device
 from rtdmd.train.rounding import report_lost_update
 from rtdmd.train.student_record import student_header
@@ -283,7 +281,7 @@ class RtdmdTrainer:
         guidance = scaled_guidance(teacher_guidance(self.params, p, draws), p.matching_guidance)
         guided: dict[str, Any] = {"guidance": guidance, "null": self.null}
         directions = list[Tensor]()
-        rewarded = reward_grad_outputs(self, rollout, seen, total, draws)
+        rewarded = self.reward_grad_outputs(rollout, seen, total, draws)
         for rows in micro_batches(len(rollout), p.micro_batch):
             cond = rollout.cond.index(rows)
             share = len(cond) / total
@@ -326,6 +324,45 @@ class RtdmdTrainer:
             rewards = matching_rewards(rollout.states[-1], torch.cat(directions), rollout.groups)
             terms.matching_rewards = rewards.to(rollout.sigmas.device)
         return values
+
+    def reward_grad_outputs(
+        self, rollout: Rollout, seen: int, total: int, draws: Draws
+    ) -> Iterator[tuple[Tensor, float]]:
+        """Of each micro-batch the gradient at x̂_0 (B, C, H, W) of its part of the rewards' loss, and that part: over
+        ``total`` images the mean of relu(m - Σ w r) of the differentiable rewards of the decoded x̂_0 that the
+        generator predicted at step ``seen``.
+
+        Where one of them is offloaded each comes to the device once, for many images that wait on the host; they are
+        decoded again for the gradient, which gives the same bits.
+        """
+        p = self.p
+        weights = {spec.name: spec.weight for spec in p.rewards if spec.differentiable}
+        in_turn = not self.rewards.offloaded.isdisjoint(weights)
+        at_once = 1  # micro-batches
+        if in_turn:
+            height, width = self.params.model.size
+            each = 2 * p.micro_batch * 3 * 4 * height * width  # bytes of images and their gradients
+            at_once = max(1, MAX_WAITING // each)
+        parts = list(micro_batches(len(rollout), p.micro_batch))
+        for some in micro_batches(len(parts), at_once):
+            batches = list[Batch]()
+            for rows in parts[some]:
+                with torch.set_grad_enabled(not in_turn):
+                    x0 = rollout.predicted_x0(rows, seen).detach().requires_grad_()
+                    images = self.backbone.decode(x0)
+                batches.append(rollout.batch(rows, images.detach().to(CPU) if in_turn else images.detach()))
+            if p.relative.liked:
+                gradients = baseline_losses.relative_gradients(self.rewards, batches, weights, p.relative, draws)
+            else:
+                gradients = self.rewards.gradients(batches, weights)
+            for rows, (rewards, slope) in zip(parts[some], gradients, strict=True):
+                if in_turn:
+                    x0 = rollout.predicted_x0(rows, seen).detach().requires_grad_()
+                    images = self.backbone.decode(x0)
+                left = p.backprop_margin - rewards.to(images.device)
+                slope = slope.to(images.device) * (-(left > 0).to(slope.dtype) / total)[:, None, None, None]
+                (grad_output,) = torch.autograd.grad(images, x0, slope)
+                yield grad_output, torch.relu(left).sum().item() / total
 
     # Step 4: the advantages and the policy gradient.
 

@@ -18,8 +18,7 @@ from torch import Tensor
 from rtdmd.flow.matching import dmd_loss
 from rtdmd.flow.path import require_finite
 from rtdmd.flow.preference import increases_distance, preference_weights
-from rtdmd.train.gradients import Gradients
-from rtdmd.train.learner import Learner
+from rtdmd.train.learner import Gradients, Learner
 from rtdmd.train.losses import (
     Draws,
     Renoised,
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from rtdmd.config.train_rtdmd import TrainRtdmdParams
     from rtdmd.train.adapters import AdapterBank
     from rtdmd.train.engine.protocols import StageTwoTrainer
-    from rtdmd.train.gradients import Terms
+    from rtdmd.train.learner import Terms
     from rtdmd.train.rollout import Rollout
 
 

@@ -10,7 +10,7 @@ from rtdmd.oracle.gradients import Chains, roll_out
 from rtdmd.oracle.identities import reward
 from rtdmd.oracle.mixture import ring
 from rtdmd.rewards.reward_models import RewardModels
-from rtdmd.train.gradients import Terms
+from rtdmd.train.learner import Terms
 from rtdmd.train.rtdmd import RtdmdTrainer
 
 MIXTURE = ring(variance=0.2)

@@ -26,7 +26,7 @@ from rtdmd.train.baseline_losses import (
     step_advantages,
     stepwise_policy_gradient,
 )
-from rtdmd.train.gradients import Terms
+from rtdmd.train.learner import Terms
 from rtdmd.train.losses import Renoised, scaled_guidance
 from tests.train.test_rtdmd import (
     COUNT,

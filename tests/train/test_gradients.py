@@ -17,8 +17,7 @@ from rtdmd.oracle.setting import Setting
 from rtdmd.oracle.training import BatchDraws
 from rtdmd.train import rtdmd
 from rtdmd.train.distributed.ranks import Ranks
-from rtdmd.train.gradients import TERMS, Gradients, Terms
-from rtdmd.train.learner import Learner
+from rtdmd.train.learner import TERMS, Gradients, Learner, Terms
 from tests.train.workshop import adamw
 
 EXACT = Setting()

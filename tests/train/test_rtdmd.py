@@ -19,8 +19,7 @@ from rtdmd.rewards.registry import load_reward
 from rtdmd.rewards.reward_models import RewardModels
 from rtdmd.train.adapters import AdapterBank
 from rtdmd.train.engine.diagnostics import SaturationCounter, require_on_policy
-from rtdmd.train.gradients import Gradients, Terms, combine
-from rtdmd.train.learner import Learner
+from rtdmd.train.learner import Gradients, Learner, Terms, combine
 from rtdmd.train.losses import (
     Draws,
     matching_loss,
@@ -327,7 +326,7 @@ def test_rewards_in_their_turns_have_the_same_gradient_to_the_last_bit(
     moves = list[torch.device]()
     monkeypatch.setattr(trainer.rewards.rewards["clipscore"], "to", moves.append)
     images = 5 * 3 * 36 * 36 * 4
-    monkeypatch.setattr("rtdmd.train.reward_gradients.MAX_WAITING", 2 * 2 * images)  # and as much for their gradients
+    monkeypatch.setattr("rtdmd.train.rtdmd.MAX_WAITING", 2 * 2 * images)  # and as much for their gradients
     terms = Terms(trainer.generator, dict(trainer.p.weights))
     assert trainer.last_step(rollout, draws(), terms) == values
     assert len(moves) == 2 * 2

@@ -15,10 +15,9 @@ from rtdmd.stages import train_rtdmd
 from rtdmd.train.rtdmd import RtdmdTrainer
 from tests.workspace import REPOSITORY, set_params
 
-FUNCTIONS, FILES = 97, 20
-"""16 and one of them since a rollout lies on the host and rewards pull at the images: train/rollout.py, the panel. Two
-files since the trainer's own is shorter by a fifth and the backbones share a class: train/reward_gradients.py,
-backbones/parts.py."""
+FUNCTIONS, FILES = 97, 18
+"""16 and one of them since a rollout lies on the host and rewards pull at the images: train/rollout.py, the panel. One
+file since the backbones share a class: backbones/parts.py."""
 PACKAGE = f"{REPOSITORY / 'rtdmd'}/"
 SCORERS = ("rewards/clip.py", "rewards/preprocessing.py", "rewards/protocol.py", "rewards/scorers/", "world/")
 """Behind `RewardModels.scoring`, and chosen by params.yaml: no part of the algorithm."""

@@ -16,7 +16,7 @@ from rtdmd.flow.ambient import ambient_target, draw_renoise_time, renoise
 from rtdmd.flow.matching import dmd_loss
 from rtdmd.rewards.reward_models import RewardModels
 from rtdmd.train.adapters import ADAPTERS, AdapterBank
-from rtdmd.train.gradients import Terms
+from rtdmd.train.learner import Terms
 from rtdmd.train.losses import Renoised, matching_direction
 from rtdmd.train.rtdmd import RtdmdTrainer
 from rtdmd.train.surrogate import SurrogateReward

@@ -36,7 +36,7 @@ from rtdmd.rewards.reward_models import load_rewards
 from rtdmd.study.variance_table import REFERENCE
 from rtdmd.train.adapters import ADAPTERS, AdapterBank
 from rtdmd.train.baseline_losses import step_advantages, stepwise_policy_gradient
-from rtdmd.train.gradients import Gradients, Terms
+from rtdmd.train.learner import Gradients, Terms
 from rtdmd.train.losses import Draws, micro_batches
 from rtdmd.train.rollout import Rollout
 from rtdmd.train.rtdmd import RtdmdTrainer

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from rtdmd.rewards.reward_models import Batch, RewardModels
     from rtdmd.train.adapters import AdapterBank
     from rtdmd.train.distributed.ranks import Ranks
-    from rtdmd.train.gradients import Terms
-    from rtdmd.train.learner import EMA
+    from rtdmd.train.learner import EMA, Terms
     from rtdmd.train.rollout import Rollout
 
 

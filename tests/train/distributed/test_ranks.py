@@ -26,7 +26,7 @@ from types import SimpleNamespace
 from rtdmd.config import preset
 from rtdmd.common.errors import RtdmdError, UserError
 from rtdmd.common.signals import Stopped
-from rtdmd.train.gradients import Gradients
+from rtdmd.train.learner import Gradients
 from rtdmd.train.distributed.ranks import join
 
 run = preset("smoke", {"run": {"threads": 1}}).run

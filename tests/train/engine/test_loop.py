@@ -20,8 +20,7 @@ from rtdmd.train.distributed.ranks import Ranks
 from rtdmd.train.engine import checkpoint
 from rtdmd.train.engine.journal import write_curves
 from rtdmd.train.engine.loop import Loop
-from rtdmd.train.gradients import Gradients, combine
-from rtdmd.train.learner import EMA, Learner
+from rtdmd.train.learner import EMA, Gradients, Learner, combine
 from tests.train.workshop import adamw
 
 SETTINGS = adamw(0.1)
