@@ -77,6 +77,7 @@ class Handler(BaseHTTPRequestHandler):
     hub: Hub
     routes = route
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two sends, and the second would wait 40 ms for the client's word
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
