@@ -80,8 +80,8 @@ def write_scorers(root: Path, params: Params) -> None:
 
 
 def write_training_records(folder: Path, params: Params, stage: str) -> None:
-    """curves.csv, watched.csv, looks.csv and image_log.zip (of none) and resolved.json as a training stage leaves
-    them."""
+    """curves.csv, watched.csv, watched_parses.csv, image_log.zip (of none) and resolved.json as a training stage
+    leaves them."""
     x = "iteration" if stage == "train_acdmd" else "epoch"
     lines = [
         f"{x},fake_loss,generator_gradient",
@@ -89,7 +89,9 @@ def write_training_records(folder: Path, params: Params, stage: str) -> None:
     ]
     (folder / "curves.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "watched.csv").write_text(f"{x},heldout/clipscore\n0,0.25\n30,0.5\n60,0.75\n", encoding="utf-8")
-    (folder / "looks.csv").write_text(f"{x},suite,prompt_id,index,tag,strict,background,cells\n", encoding="utf-8")
+    (folder / "watched_parses.csv").write_text(
+        f"{x},suite,prompt_id,index,tag,strict,background,cells\n", encoding="utf-8"
+    )
     zipfile.ZipFile(folder / "image_log.zip", "w").close()
     sections = {name: getattr(params, name).model_dump(mode="json") for name in ("model", "adapter", stage)}
     run = {f"run.{key}": getattr(params.run, key) for key in ("seed", "threads", "device")}  # as dvc.yaml names them

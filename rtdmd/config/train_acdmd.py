@@ -61,7 +61,7 @@ class TrainAcdmdParams(TrainingParams):
         if self.iterations == 0 and self.watch.every > 0:
             raise ValueError(
                 f"watch.every: {self.watch.every} with iterations: 0, so that nothing is ever watched; allowed: 0"
-                " (train_rtdmd.watch looks at the same student before its first epoch)"
+                " (train_rtdmd.watch evaluates the same student before its first epoch)"
             )
         if 0 < self.iterations < self.generator_every:
             raise ValueError(

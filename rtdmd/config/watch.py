@@ -13,7 +13,7 @@ class WatchParams(Section):
     """The student's scores on held-out prompts while it trains, in watched.csv; they change nothing of the training."""
 
     every: Whole = param(
-        "steps (updates, epochs) between looks, the first before the first step; 0: none, and the rest is not read",
+        "steps (updates, epochs) between evaluations, the first before any step; 0: none, and the rest is not read",
         source="public code: stage one 1000, stage two 50",
         ge=0,
     )
@@ -34,7 +34,7 @@ class WatchParams(Section):
         source="public code: nine scorers on five sets, FLUX's stage one seven on three",
     )
     rewards: tuple[RewardEntry, ...] = param(
-        "scorers, each once; a suite names those that score it; between two looks their weights are on the CPU",
+        "scorers, each once; a suite names those that score it; between two evaluations their weights are on the CPU",
         source="public code: the evaluation's",
     )
 

@@ -43,9 +43,9 @@ class SuitePlan:
 
 @dataclass(frozen=True)
 class WatchPlan:
-    """Looks at the student while it trains: how many, the images of each, and FLOPs of all."""
+    """Evaluations of the student while it trains: how many, the images of each, and FLOPs of all."""
 
-    looks: int
+    evaluations: int
     images: int
     total: float
 
@@ -151,11 +151,11 @@ def hours_of(flops: float, gpu: str, dtype: str) -> float:
 def _watch(
     stage: str, updates: int, params: Params, sized: Mapping[int, Costs], counts: Mapping[str, int] | None
 ) -> WatchPlan | None:
-    """The looks at a training stage's student; None where it is not watched. ``sized``: the costs by resolution."""
+    """How a training stage's student is watched; None where it is not. ``sized``: the costs by resolution."""
     p = getattr(params, stage).watch
     if not p.every:
         return None
-    looks = 1 + updates // p.every
+    evaluations = 1 + updates // p.every
     images = 0
     flops = 0.0
     for suite in p.suites:
@@ -163,7 +163,7 @@ def _watch(
         costs = sized[suite.resolution or params.model.resolution]
         flops += flops_of(watch_rows(params, own), costs, stage, suite.scorers(p.rewards))
         images += own
-    return WatchPlan(looks, images, looks * flops)
+    return WatchPlan(evaluations, images, evaluations * flops)
 
 
 def _suites(params: Params, sized: Mapping[int, Costs], counts: Mapping[str, int] | None) -> tuple[SuitePlan, ...]:

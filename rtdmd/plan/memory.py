@@ -276,7 +276,7 @@ def evaluate_memory(costs: Costs, params: Params) -> Memory:
 
 
 def with_watch(memory: Memory, p: WatchParams, micro_batch: int, sized: Mapping[int, Costs]) -> Memory:
-    """The memory of a training stage with looks at its student, while nothing of an update is there: images are drawn,
+    """The memory of a training stage that evaluates its student, while nothing of an update is there: images are drawn,
     then the scorers come in turn. ``sized``: the costs at each suite's resolution."""
     models = next(iter(sized.values())).models
     rows = min(micro_batch, p.max_prompts)

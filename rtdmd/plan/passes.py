@@ -178,7 +178,7 @@ def _matched(params: Params) -> Rows:
 
 
 def watch_rows(params: Params, images: int) -> Rows:
-    """Looks at the student of a training stage: so many images of it."""
+    """Evaluations of the student of a training stage: so many images of it."""
     return summed(scored(images), {"generator forward": images * params.model.num_steps})
 
 

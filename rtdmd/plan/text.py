@@ -92,10 +92,10 @@ def _computation(stages: list[StagePlan], gpu: str, dtype: str) -> str:
         time = duration(stage.hours(gpu, dtype))
         rows.append([stage.name, updates, number(stage.flops), number(stage.total), str(stage.processes), time])
         if stage.watch is not None:
-            looks = stage.watch.looks
+            evaluations = stage.watch.evaluations
             total = stage.watch.total
             time = duration(hours_of(total, gpu, dtype) / stage.processes)
-            rows.append(["  watch", f"{looks} looks", number(total / looks), number(total), "", time])
+            rows.append(["  watch", f"{evaluations} evaluations", number(total / evaluations), number(total), "", time])
         for suite in stage.suites if len(stage.suites) > 1 else ():
             time = duration(hours_of(suite.total, gpu, dtype))
             images = f"{suite.images} images at {suite.resolution} pixels"

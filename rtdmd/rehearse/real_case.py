@@ -53,8 +53,7 @@ class Case:
 
     @staticmethod
     def of(params: Params, root: Path, size: int | None = None, blocks: int | None = None) -> Case:
-        """Without looks at the student, and with the text cached. UserError where the teacher's shapes are not known
-        here."""
+        """Without a watched student, its text cached. UserError where the teacher's shapes are not known here."""
         alone = {"cache_teacher": {"mode": "cache"}} | {stage: {"watch": {"every": 0}} for stage in STAGES}
         case = Case(params, part_configs(params.model, root), root, size).changed(alone)
         return case if blocks is None else case.shallower(blocks)

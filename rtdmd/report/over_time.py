@@ -58,11 +58,11 @@ def curves(files: Mapping[str, Path]) -> Section | None:
 
 
 def watched(files: Mapping[str, tuple[Path, Path]]) -> Section | None:
-    """The student's scores while it trained, from watched.csv and looks.csv of each stage: a chart a scorer and suite,
-    and of the world's suites a chart a tag; None where no stage was watched."""
+    """The student's scores while it trained, from watched.csv and watched_parses.csv of each stage: a chart a
+    scorer and suite, and of the world's suites a chart a tag; None where no stage was watched."""
     drawn = {}
-    for title, (scores, looks) in files.items():
-        drawn[title] = _charts(*read_curves(scores)) + _charts(*strict_by_tag(looks))
+    for title, (scores, parses) in files.items():
+        drawn[title] = _charts(*read_curves(scores)) + _charts(*strict_by_tag(parses))
     return _by_stage("Watched while training", _WATCHED, drawn, "watched")
 
 
@@ -112,8 +112,8 @@ def read_curves(path: Path) -> tuple[str, Columns]:
 
 
 def strict_by_tag(path: Path) -> tuple[str, Columns]:
-    """Of looks.csv, in the form of `read_curves`: the share of right images of each suite and tag at each look.
-    UserError where a line is none of a look."""
+    """Of watched_parses.csv, in the form of `read_curves`: the share of right images of each suite and tag over
+    time. UserError where a line is no record of an image."""
     (unit, *_), lines = read_table(path, AGAIN)
     found: dict[str, dict[float, list[int]]] = {}
     try:
@@ -121,8 +121,8 @@ def strict_by_tag(path: Path) -> tuple[str, Columns]:
             name = f"{line['suite']}/{line['tag']} strict"
             found.setdefault(name, {}).setdefault(float(line[unit]), []).append(int(line["strict"]))
     except (KeyError, ValueError) as error:
-        raise UserError(f"{path}: a line is not a look ({error}); {AGAIN}") from error
-    steps = sorted({step for looks in found.values() for step in looks})
+        raise UserError(f"{path}: a line is no record of an image ({error}); {AGAIN}") from error
+    steps = sorted({step for own in found.values() for step in own})
     columns: Columns = {unit: [float(step) for step in steps]}
     for name in in_order(found, [f"{suite}/{tag} strict" for suite in _suites(found) for tag in TAGS]):
         shares = {step: sum(right) / len(right) for step, right in found[name].items()}

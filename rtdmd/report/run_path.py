@@ -1,4 +1,4 @@
-"""The path of a run in the frontier plot: the students of its looks, from what the verifier read in their images."""
+"""The path of a run in the frontier plot: its students on the way, from what the verifier read in their images."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from rtdmd.evaluate.frontier import path_points, plot_point
 from rtdmd.evaluate.names import STUDENT, TEACHER_DISTRIBUTION
 from rtdmd.evaluate.parses import parses_from, read_parses
 
-AGAIN = "`rtdmd train_rtdmd` writes results/train_rtdmd/looks.csv"
-LEAST = 150  # images of a look: of fewer the divergence is mostly noise, and no path is drawn
+AGAIN = "`rtdmd train_rtdmd` writes results/train_rtdmd/watched_parses.csv"
+LEAST = 150  # images of an evaluation: of fewer the divergence is mostly noise, and no path is drawn
 
 
-def read_looks(path: Path, suite: str, again: str) -> dict[int, list[dict[str, str]]]:
-    """The lines of a stage's looks.csv on one suite, by the updates before each look. UserError with ``again``, what
-    makes it anew, where it is no table."""
+def read_watched_parses(path: Path, suite: str, again: str) -> dict[int, list[dict[str, str]]]:
+    """The lines of a stage's watched_parses.csv on one suite, by the updates before each evaluation. UserError with
+    ``again``, what makes it anew, where it is no table."""
     (unit, *_), lines = read_table(path, again)
-    looks: dict[int, list[dict[str, str]]] = {}
+    found: dict[int, list[dict[str, str]]] = {}
     for line in lines:
         if line["suite"] == suite:
-            looks.setdefault(int(line[unit]), []).append(line)
-    return looks
+            found.setdefault(int(line[unit]), []).append(line)
+    return found
 
 
 @dataclass(frozen=True)
-class Looks:
-    """The files behind the path: looks.csv of stage two and parses.csv of the evaluation; the seed of the intervals,
-    and the epochs after which the student was kept that the evaluation has (None where a validation chose it)."""
+class PathFiles:
+    """The files behind the path: watched_parses.csv of stage two and parses.csv of the evaluation; the seed of the
+    intervals, and the epochs after which the student was kept that it has (None where a validation chose it)."""
 
-    looks: Path
+    watched: Path
     parses: Path
     seed: int
     epochs: int | None
 
     def path(self, suite: str, metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The points of stage two on a suite whose section of metrics.json is ``metrics``, by epoch: the looks between
+        """The points of stage two on a suite whose section of metrics.json is ``metrics``, by epoch: those between
         its models of stage one and stage two, which were judged on more images, and these at the ends where they are
-        there. [] where no look of this suite, on prompts of the teacher's distribution, has LEAST images.
+        there. [] where no evaluation on this suite, on prompts of the teacher's distribution, has LEAST images.
 
-        UserError where looks.csv or parses.csv is damaged.
+        UserError where watched_parses.csv or parses.csv is damaged.
         """
-        lines = read_looks(self.looks, suite, AGAIN)
+        lines = read_watched_parses(self.watched, suite, AGAIN)
         ends = {0: "train_acdmd"} | ({} if self.epochs is None else {self.epochs: STUDENT})
         judged = metrics["frontier"]["models"]
         known = {epoch: name for epoch, name in ends.items() if name in judged}
@@ -55,7 +55,7 @@ class Looks:
         if not between:
             return []
         distribution = read_parses(self.parses, suite, TEACHER_DISTRIBUTION)
-        students = {epoch: parses_from(own, self.looks, AGAIN) for epoch, own in between.items()}
+        students = {epoch: parses_from(own, self.watched, AGAIN) for epoch, own in between.items()}
         if not all(np.isin(student.prompts, distribution.prompts).all() for student in students.values()):
             return []
         points = [{"epoch": epoch} | plot_point(judged[name]) for epoch, name in known.items()]

@@ -24,7 +24,7 @@ from rtdmd.evaluate.names import (
 )
 from rtdmd.report import against_teacher, charts
 from rtdmd.report.html import Section, cell, details, drawing, picture, plain, section, table
-from rtdmd.report.run_path import Looks
+from rtdmd.report.run_path import PathFiles
 
 Metrics = Mapping[str, Any]
 FIGURES = {
@@ -72,14 +72,14 @@ def interval(value: Mapping[str, float | None], digits: int = 3) -> str:
     return f"{value['mean']:.{digits}f}{width}"
 
 
-def suite_sections(metrics: Metrics, trained_eta: float, looks: Looks | None = None) -> list[Section | None]:
+def suite_sections(metrics: Metrics, trained_eta: float, watched: PathFiles | None = None) -> list[Section | None]:
     """All that was measured: where there are several suites, first one table of them side by side, and each part under
-    the suite's name. ``looks``: the students on the way through stage two."""
+    the suite's name. ``watched``: the students on the way through stage two."""
     suites = suites_of(metrics)
     parts: list[Section | None] = [overview(suites)] if len(suites) > 1 else []
     for name, own in suites.items():
         where = name if len(suites) > 1 else ""
-        path = looks.path(name, own) if looks is not None and "frontier" in own else []
+        path = watched.path(name, own) if watched is not None and "frontier" in own else []
         parts += [
             results(own, where),
             tags(own, where),

@@ -17,7 +17,7 @@ from rtdmd.pipeline.stage import Stage, open_stage
 from rtdmd.report import over_time, sections
 from rtdmd.report.html import page
 from rtdmd.report.published import run_sections
-from rtdmd.report.run_path import Looks
+from rtdmd.report.run_path import PathFiles
 
 TRAINING = {"train_acdmd": "Stage one (AC-DMD)", "train_rtdmd": "Stage two (RTDMD)"}
 UNITS = {"train_acdmd": "iteration", "train_rtdmd": "epoch"}
@@ -40,7 +40,7 @@ def build(stage: Stage) -> str:
     for name in trained:
         title = TRAINING[name]
         curves[title] = stage.input(f"results/{name}/curves.csv")
-        watched[title] = stage.input(f"results/{name}/watched.csv"), stage.input(f"results/{name}/looks.csv")
+        watched[title] = stage.input(f"results/{name}/watched.csv"), stage.input(f"results/{name}/watched_parses.csv")
         logs[title] = stage.input(f"results/{name}/image_log.zip"), UNITS[name]
     experiment = stage.params.report.experiment
     facts = {
@@ -49,15 +49,15 @@ def build(stage: Stage) -> str:
         "Hash of the figures": sha256_file(stage.input("results/evaluate/metrics.json")),
     }
     evaluated = resolved["evaluate"]["params"]
-    looks = None
+    path_files = None
     if "train_rtdmd" in trained:
-        files = (stage.input("results/train_rtdmd/looks.csv"), stage.input("results/evaluate/parses.csv"))
+        files = (stage.input("results/train_rtdmd/watched_parses.csv"), stage.input("results/evaluate/parses.csv"))
         section = resolved["train_rtdmd"]["params"]["train_rtdmd"]
         epochs = None if section["validation"]["every"] else section["epochs"]
-        looks = Looks(*files, evaluated["run.seed"], epochs)
+        path_files = PathFiles(*files, evaluated["run.seed"], epochs)
     parts = [
         sections.samples(stage.input("results/evaluate/contact_sheet.png")),
-        *sections.suite_sections(metrics, evaluated["model"]["eta"], looks),
+        *sections.suite_sections(metrics, evaluated["model"]["eta"], path_files),
     ]
     if experiment is not None:
         parts += run_sections(experiment, metrics)

@@ -38,9 +38,9 @@ class Budgets(Section):
 
 
 class TimeToReward(Section):
-    """What the runs' looks are asked: when did the student score so much, and what had that cost."""
+    """Asked of the runs, whose students are watched: when did one score so much, and what had that cost?"""
 
-    suite: str = param("the suite of both stages' watch and of evaluate whose looks are read", source="ours")
+    suite: str = param("the suite of both stages' watch and of evaluate that is read", source="ours")
     levels: tuple[Real, ...] = param(
         "strict scores to reach in stage two; in stage one it is that of the teacher in as few steps",
         source="ours",

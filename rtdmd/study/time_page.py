@@ -25,11 +25,11 @@ FIGURES = {"updates": 0, "passes": 0, "seconds": 0, "excess": 3}  # and their di
 AXES = "strict score over thousand passes of the transformer, forward and backward"
 _HOW = (
     "When each run's student scored a level, on captions that are neither trained on nor held out: between the last"
-    " look below it and the first of two in a row at or above it, on a straight line. Mean over the seeds that reached"
-    " it, and their range. Passes: images through the transformer, forward and backward; seconds: of the clock, on the"
-    " machine that trained. Looks count in neither. Excess: the divergence above the known optimum there, in nats an"
-    " image. Share: of the passes of the method that it is compared with, mean over seeds; where that one did not reach"
-    " the level what its run had spent stands for what it needs, and the share is less than said."
+    " evaluation below it and the first of two in a row at or above it, on a straight line. Mean over the seeds that"
+    " reached it, and their range. Passes: images through the transformer, forward and backward; seconds: of the clock,"
+    " on the machine that trained. Evaluations count in neither. Excess: the divergence above the known optimum there,"
+    " in nats an image. Share: of the passes of the method that it is compared with, mean over seeds; where that one"
+    " did not reach the level what its run had spent stands for what it needs, and the share is less than said."
 )
 
 
@@ -137,7 +137,7 @@ def table_csv(lines: Sequence[Line], against: Sequence[str]) -> str:
 
 
 def runs_csv(lines: Sequence[Line]) -> str:
-    """One line per run and level, with what the run took to its last look, or to the last below a level not reached."""
+    """One line per run and level, with what the run took to its end, or to the last point below a level not reached."""
     last = ("updates", "passes", "seconds")
     body: list[list[object]] = []
     for line in lines:
@@ -149,7 +149,7 @@ def runs_csv(lines: Sequence[Line]) -> str:
 
 
 def curves_csv(tracks: Sequence[Track]) -> str:
-    """One line per look."""
+    """One line per evaluation."""
     body: list[list[object]] = []
     for track in tracks:
         columns = (track.updates.tolist(), track.passes.tolist(), track.seconds.tolist(), track.strict.tolist())
@@ -158,7 +158,7 @@ def curves_csv(tracks: Sequence[Track]) -> str:
 
 
 def plot(lines: Sequence[Line], tracks: Sequence[Track]) -> Markup:
-    """The scores of one stage's methods over their passes: mean and range over seeds, look by look."""
+    """The scores of one stage's methods over their passes: mean and range over seeds, evaluation by evaluation."""
     bands = {}
     for name in dict.fromkeys(track.name for track in tracks):
         own = [track for track in tracks if track.name == name]

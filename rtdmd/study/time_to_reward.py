@@ -1,13 +1,13 @@
 """Time to reward: the updates, transformer passes and seconds after which a run's student scores a level.
 
-A run is watched while it trains (section `watch` of both stages): looks at its EMA student, always the same
-prompts and noise, on captions that are neither trained on nor held out. A level is **reached** between the last look
-below it and the first of two looks in a row at or above it, so that one lucky look reaches nothing; where between
-them, a straight line says. What came at the last look alone is not reached.
+A run is watched while it trains (section `watch` of both stages): its EMA student is evaluated on always the same
+prompts and noise, on captions that are neither trained on nor held out. A level is **reached** between the last
+evaluation below it and the first of two in a row at or above it, so that one lucky evaluation reaches nothing;
+where between them, a straight line says. What came at the last evaluation alone is not reached.
 
 Passes are those that the algorithm needs of the transformer, forward and backward (`rtdmd.plan.budget.update_counts`),
 less those that the policy pass left out because an image's advantage was 0. Seconds are the wall seconds of the run's
-journal. Neither counts the looks.
+journal. Neither counts the evaluations.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rtdmd.evaluate.parses import Parses, parses_from
 from rtdmd.pipeline.stage import RESOLVED
 from rtdmd.pipeline.stage import run_folder as training_folder
 from rtdmd.plan.budget import update_counts
-from rtdmd.report.run_path import read_looks
+from rtdmd.report.run_path import read_watched_parses
 from rtdmd.study.divergences import METRICS, TeacherDistribution, teacher_distribution
 from rtdmd.study.plan import BASE, TEACHER, SweepPlan, TimeToReward, run_folder, run_params, stage_of
 from rtdmd.study.run import DONE
@@ -42,9 +42,10 @@ UNITS = {"train_acdmd": "iteration", "train_rtdmd": "epoch"}
 
 @dataclass(frozen=True)
 class Track:
-    """One run at its L looks, the first before the first update.
+    """One run at its L evaluations, the first before the first update.
 
-    updates, strict, passes, seconds: (L,), what had been done and spent, and the score; looks: the L looks' records.
+    updates, strict, passes, seconds: (L,), what had been done and spent, and the score; parses: what the verifier
+    read in the images of each.
     """
 
     name: str
@@ -53,10 +54,10 @@ class Track:
     strict: np.ndarray
     passes: np.ndarray
     seconds: np.ndarray
-    looks: Sequence[Parses]
+    parses: Sequence[Parses]
 
     def at(self, place: float) -> dict[str, float]:
-        """Updates, passes and seconds at a place among the looks, 0 the first and L - 1 the last, on straight lines."""
+        """Updates, passes and seconds at a place among the evaluations, 0 to L - 1, on straight lines."""
         columns = {"updates": self.updates, "passes": self.passes, "seconds": self.seconds}
         index = np.arange(len(self.strict))
         return {name: float(np.interp(place, index, values)) for name, values in columns.items()}
@@ -65,8 +66,8 @@ class Track:
 @dataclass(frozen=True)
 class Reached:
     """When one run reached one level: ``found`` has updates, passes, seconds and, where the teacher's distribution is
-    known, the excess divergence; None where the run ended before. ``last``: the first three at the run's last look, or
-    at the last one below the level where it was not reached: it needs more than that."""
+    known, the excess divergence; None where the run ended before. ``last``: the first three at the run's last
+    evaluation, or at the last one below the level where it was not reached: it needs more than that."""
 
     seed: int
     level: float
@@ -92,7 +93,7 @@ class Line:
 
 
 def place_of(strict: np.ndarray, level: float) -> float | None:
-    """Where along the looks the level is reached (see the module), 0 the first look; None where it is not."""
+    """Where along the evaluations the level is reached (see the module), 0 the first; None where it is not."""
     above = strict >= level
     twice = np.flatnonzero(above[:-1] & above[1:])
     if not len(twice):
@@ -105,8 +106,8 @@ def place_of(strict: np.ndarray, level: float) -> float | None:
 
 
 def reach(track: Track, level: float, distribution: TeacherDistribution | None) -> Reached:
-    """When the run reached the level. The excess divergence there is that of the looks on both sides, on a straight
-    line."""
+    """When the run reached the level. The excess divergence there is that of the evaluations on both sides, on a
+    straight line."""
     place = place_of(track.strict, level)
     if place is None:
         below = int(np.flatnonzero(track.strict < level)[-1])
@@ -115,7 +116,7 @@ def reach(track: Track, level: float, distribution: TeacherDistribution | None) 
     if distribution is not None:
         sides = sorted({int(np.floor(place)), int(np.ceil(place))})
         excess = [
-            divergence(track.looks[i], distribution.distribution, distribution.seed, PATH_REPLICATES)["excess"]["mean"]
+            divergence(track.parses[i], distribution.distribution, distribution.seed, PATH_REPLICATES)["excess"]["mean"]
             for i in sides
         ]
         found["excess"] = float(np.interp(place, sides, excess))
@@ -136,22 +137,22 @@ def read_track(folder: Path, params: Params, run: tuple[str, int], suite: str) -
     name, seed = run
     stage = stage_of(name)
     results = folder / "results" / stage
-    path = results / "looks.csv"
+    path = results / "watched_parses.csv"
     again = f"`rm -r {results}`, then `rtdmd sweep run {name} {seed}` trains it anew"
-    by_look = read_looks(path, suite, again)
-    if len(by_look) < 2:
+    lines = read_watched_parses(path, suite, again)
+    if len(lines) < 2:
         raise UserError(
-            f"{path}: {len(by_look)} looks at the suite {suite}, which the plan's time_to_reward names; allowed: a"
+            f"{path}: {len(lines)} evaluations on the suite {suite}, which the plan's time_to_reward names; allowed: a"
             f" suite of {stage}.watch.suites, with a watch.every below the length of the run"
         )
     file = training_folder(folder, stage, read_json(results / RESOLVED)) / JOURNAL
     if not file.is_file():
         raise UserError(f"{file}: no such file, and without it the run's cost is unknown; {again}")
     passes, seconds = spent(Journal(file, UNITS[stage], file.read_text(encoding="utf-8").splitlines()), params, stage)
-    updates = np.array(sorted(by_look))
-    looks = [parses_from(by_look[number], path, again) for number in updates.tolist()]
-    strict = np.array([estimate(look.right, look.prompts.tolist(), look.tags.tolist()).mean for look in looks])
-    return Track(name, seed, updates, strict, passes[updates], seconds[updates], looks)
+    updates = np.array(sorted(lines))
+    parses = [parses_from(lines[number], path, again) for number in updates.tolist()]
+    strict = np.array([estimate(one.right, one.prompts.tolist(), one.tags.tolist()).mean for one in parses])
+    return Track(name, seed, updates, strict, passes[updates], seconds[updates], parses)
 
 
 def tracks_of(root: Path, plan: SweepPlan, base: Params, suite: str) -> list[Track]:

@@ -59,9 +59,9 @@ def test_what_a_later_setting_made_needless_is_left_out() -> None:
     """The watch is what does not fit: neither the scorer nor the micro-batch has to change for it."""
 
     def watched(params: Params) -> Memory:
-        look = {"watch": {"activations": 500.0 + params.train_rtdmd.micro_batch}}
+        watch = {"watch": {"activations": 500.0 + params.train_rtdmd.micro_batch}}
         memory = measure(params)
-        return Memory(memory.parts, memory.phases | look if params.train_rtdmd.watch.every else memory.phases)
+        return Memory(memory.parts, memory.phases | watch if params.train_rtdmd.watch.every else memory.phases)
 
     suite = {"name": "one", "prompts": "heldout", "rewards": ["world_verifier"]}
     watch = {"every": 1, "suites": [suite], "rewards": [VERIFIER]}

@@ -63,8 +63,8 @@ def check_stages(plan: Plan, params: Params) -> None:
     for stage in plan.stages.values():
         memory = stage.memory
         assert memory.peak == sum(memory.parts.values()) + max(sum(phase.values()) for phase in memory.phases.values())
-        looked = 0 if stage.watch is None else stage.watch.total
-        assert stage.total == stage.flops * stage.updates + looked > looked
+        watched = 0 if stage.watch is None else stage.watch.total
+        assert stage.total == stage.flops * stage.updates + watched > watched
     adapter = plan.parameters["fake score (fake)"][0]
     assert first.memory.parts["optimizer"] == 2 * 2 * 4 * adapter
     held = 3 + (params.train_rtdmd.fake_adapter == "new")

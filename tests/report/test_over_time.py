@@ -1,4 +1,4 @@
-"""The report on the training: curves, scores of the looks, and the image log."""
+"""The report on the training: curves, scores of the watched student, and the image log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rtdmd.common.errors import UserError
 from rtdmd.common.images import png_bytes
 from rtdmd.report.over_time import PANEL_WIDTH, curves, evenly, image_log, panels, read_curves, strict_by_tag, watched
 
-LOOKS = "epoch,suite,prompt_id,index,tag,strict,background,cells\n"
+HEAD = "epoch,suite,prompt_id,index,tag,strict,background,cells\n"
 
 
 def test_curves_keep_gaps_and_name_a_damaged_file(tmp_path: Path) -> None:
@@ -40,10 +40,10 @@ def test_a_column_that_never_changes_is_a_sentence_and_no_chart(tmp_path: Path) 
 
 
 def test_looks_are_the_share_of_right_images_by_tag(tmp_path: Path) -> None:
-    """In the tags' own order; a tag that one look lacks has a gap there."""
-    path = tmp_path / "looks.csv"
+    """In the tags' own order; a tag that one evaluation lacks has a gap there."""
+    path = tmp_path / "watched_parses.csv"
     rows = ("0,own,1,0,colors,1", "0,own,1,1,colors,0", "0,own,2,0,two_object,1", "30,own,1,0,colors,1")
-    path.write_text(LOOKS + "".join(f"{row},0,.........\n" for row in rows))
+    path.write_text(HEAD + "".join(f"{row},0,.........\n" for row in rows))
     columns = {"epoch": [0.0, 30.0], "own/two_object strict": [1.0, None], "own/colors strict": [0.5, 1.0]}
     assert strict_by_tag(path) == ("epoch", columns)
     assert list(strict_by_tag(path)[1]) == list(columns)
@@ -53,8 +53,10 @@ def test_looks_are_the_share_of_right_images_by_tag(tmp_path: Path) -> None:
     assert found is not None
     labels = ["own/clipscore over epoch", "own/colors strict over epoch"]
     assert re.findall(r'aria-label="([^"]+)"', found.body) == labels
-    path.write_text(LOOKS + "0,own,1,0,colors,yes,0,.........\n")
-    with pytest.raises(UserError, match=r"looks\.csv: a line is not a look \(.*; run the training stage again"):
+    path.write_text(HEAD + "0,own,1,0,colors,yes,0,.........\n")
+    with pytest.raises(
+        UserError, match=r"watched_parses\.csv: a line is no record of an image \(.*; run the training stage again"
+    ):
         strict_by_tag(path)
 
 

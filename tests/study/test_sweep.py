@@ -277,10 +277,10 @@ def test_the_looks_of_the_runs_say_when_a_level_was_reached(swept: tuple[Path, P
         assert (lines[name, "0"]["passes"], lines[name, "1"]["passes"]) == ("0", "")
         length = read_json(run_folder(root, PLAN, name, 0) / "run.json")["length"]
         settings = run_params(params, PLAN, name, 0)
-        whole = (length // 2 * 2) * sum(update_counts(settings, "train_rtdmd"))  # up to the last look
+        whole = (length // 2 * 2) * sum(update_counts(settings, "train_rtdmd"))  # up to the last evaluation
         assert float(lines[name, "1"]["last_passes"]) == pytest.approx(whole)
     with (out / "time_curves.csv").open(newline="") as file:
-        looks = [int(line["updates"]) for line in csv.DictReader(file) if line["run"] == "base"]
-    assert looks == [0, 2, 4]
+        updates = [int(line["updates"]) for line in csv.DictReader(file) if line["run"] == "base"]
+    assert updates == [0, 2, 4]
     assert "Time to reward" in (out / "index.html").read_text()
     assert "not reached in" in (out / "time_to_reward.md").read_text()

@@ -1,4 +1,4 @@
-"""Time to reward from journals and looks made by hand: when a level is reached, at what cost, and how tables say it."""
+"""Time to reward from journals and evaluations made by hand: when a level is reached, at what cost; tables."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ OURS, THEIRS = "rtdmd", "rtdmd-published"
     ("strict", "place"),
     [
         ([0.6, 0.7, 0.8, 0.9], 1.5),  # half way between 0.7 and 0.8
-        ([0.6, 0.8, 0.7, 0.8, 0.9], 2.5),  # one look above reaches nothing
+        ([0.6, 0.8, 0.7, 0.8, 0.9], 2.5),  # one evaluation above reaches nothing
         ([0.75, 0.75], 0.0),  # where it starts
-        ([0.8, 0.7, 0.75, 0.76], 2.0),  # exactly at a look
-        ([0.6, 0.7, 0.8], None),  # nothing confirms the last look
+        ([0.8, 0.7, 0.75, 0.76], 2.0),  # exactly at an evaluation
+        ([0.6, 0.7, 0.8], None),  # nothing confirms the last one
         ([0.6, 0.7], None),
     ],
 )
@@ -47,34 +47,34 @@ def test_a_level_is_reached_before_the_first_two_looks_in_a_row_above_it(
     assert found == (None if place is None else pytest.approx(place))
 
 
-def laid(folder: Path, looks: Mapping[int, Parses], steps: Sequence[Mapping[str, float]]) -> None:
+def laid(folder: Path, parses: Mapping[int, Parses], steps: Sequence[Mapping[str, float]]) -> None:
     """What a watched stage two leaves, its journal of these steps."""
     results = folder / "results/train_rtdmd"
     settings = {"params": {"run.seed": 0}, "inputs": {}, "versions": {"rtdmd": "1"}}
     write_json(results / "resolved.json", settings)
     lines = ["epoch,suite,prompt_id,index,tag,strict,background,cells"]
-    for epoch, parses in looks.items():
-        records = parses_csv({"own": {"student": parses}}).splitlines()[1:]
+    for epoch, drawn in parses.items():
+        records = parses_csv({"own": {"student": drawn}}).splitlines()[1:]
         lines += [line.replace("own,student,", f"{epoch},own,") for line in records]
-    (results / "looks.csv").write_text("\n".join(lines) + "\n")
+    (results / "watched_parses.csv").write_text("\n".join(lines) + "\n")
     run_dir = training_folder(folder, "train_rtdmd", settings)
     run_dir.mkdir(parents=True)
     journal = [json.dumps({"epoch": number, **step}) for number, step in enumerate(steps, 1)]
     (run_dir / "journal.jsonl").write_text("\n".join(journal) + "\n")
 
 
-def test_passes_and_seconds_are_those_of_the_journal_without_its_looks(tmp_path: Path) -> None:
-    """Four epochs, looks after none, two and four: the first keeps half of its images in the policy pass."""
+def test_passes_and_seconds_are_those_of_the_journal_without_its_evaluations(tmp_path: Path) -> None:
+    """Four epochs, evaluated after none, two and four: the first keeps half of its images in the policy pass."""
     distribution = bank()
     rng = np.random.default_rng(0)
-    looks = {epoch: draw(distribution, np.ones(len(distribution)), 5, rng) for epoch in (0, 2, 4)}
+    parses = {epoch: draw(distribution, np.ones(len(distribution)), 5, rng) for epoch in (0, 2, 4)}
     kept = (0.5, 1.0, 1.0, 0.0)
     seconds = (3.0, 4.0, 5.0, 6.0)
     steps = [
         {"frac_nonzero_advantage": share, "machine/seconds": taken, "machine/watch_seconds": 100.0}
         for share, taken in zip(kept, seconds, strict=True)
     ]
-    laid(tmp_path, looks, steps)
+    laid(tmp_path, parses, steps)
     params = preset("world")
     track = read_track(tmp_path, params, (OURS, 0), "own")
     policy = 2 * params.train_rtdmd.prompts_per_epoch  # forward and backward, from what a group shares
@@ -82,9 +82,11 @@ def test_passes_and_seconds_are_those_of_the_journal_without_its_looks(tmp_path:
     assert track.updates.tolist() == [0, 2, 4]
     assert track.seconds.tolist() == [0.0, 7.0, 18.0]
     assert track.passes == pytest.approx([0.0, 2 * whole - policy / 2, 4 * whole - 1.5 * policy])
-    by_tag = [looks[2].right[looks[2].tags == tag].mean() for tag in np.unique(looks[2].tags)]
+    by_tag = [parses[2].right[parses[2].tags == tag].mean() for tag in np.unique(parses[2].tags)]
     assert track.strict[1] == pytest.approx(np.mean(by_tag))
-    with pytest.raises(UserError, match=r"looks\.csv: 0 looks at the suite other, .*allowed: a suite of train_rtdmd"):
+    with pytest.raises(
+        UserError, match=r"watched_parses\.csv: 0 evaluations on the suite other, .*allowed: a suite of train_rtdmd"
+    ):
         read_track(tmp_path, params, (OURS, 0), "other")
     next(tmp_path.glob(".rtdmd/runs/*/journal.jsonl")).unlink()
     with pytest.raises(UserError, match=r"no such file.*`rm -r .*train_rtdmd`, then `rtdmd sweep run rtdmd 0`"):
@@ -94,18 +96,18 @@ def test_passes_and_seconds_are_those_of_the_journal_without_its_looks(tmp_path:
 def test_the_excess_is_that_of_the_looks_on_both_sides() -> None:
     distribution, rng = bank(), np.random.default_rng(1)
     teacher = draw(distribution, np.ones(len(distribution)), 60, rng)
-    looks = [draw(distribution, np.exp(beta * distribution.right), 30, rng) for beta in (0.0, 0.7, 1.5)]
-    track = a_track(OURS, 0, [0.6, 0.7, 0.8, 0.9], [looks[0], looks[1], looks[2], looks[2]])
+    parses = [draw(distribution, np.exp(beta * distribution.right), 30, rng) for beta in (0.0, 0.7, 1.5)]
+    track = a_track(OURS, 0, [0.6, 0.7, 0.8, 0.9], [parses[0], parses[1], parses[2], parses[2]])
     found = reach(track, 0.725, TeacherDistribution("own", teacher, teacher, 3)).found
-    sides = [divergence(look, teacher, 3, PATH_REPLICATES)["excess"]["mean"] for look in looks[1:]]
+    sides = [divergence(one, teacher, 3, PATH_REPLICATES)["excess"]["mean"] for one in parses[1:]]
     assert found is not None and found["excess"] == pytest.approx(0.75 * sides[0] + 0.25 * sides[1])
     assert "excess" not in (reach(track, 0.725, None).found or {})
 
 
-def a_track(name: str, seed: int, strict: Sequence[float], looks: Sequence[Parses] = ()) -> Track:
-    """Looks every ten epochs, of 1000 passes and 2 seconds an epoch."""
+def a_track(name: str, seed: int, strict: Sequence[float], parses: Sequence[Parses] = ()) -> Track:
+    """Evaluated every ten epochs, of 1000 passes and 2 seconds an epoch."""
     epochs = 10 * np.arange(len(strict))
-    return Track(name, seed, epochs, np.array(strict), 1000.0 * epochs, 2.0 * epochs, looks)
+    return Track(name, seed, epochs, np.array(strict), 1000.0 * epochs, 2.0 * epochs, parses)
 
 
 def lines() -> list[Line]:

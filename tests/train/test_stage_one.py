@@ -36,7 +36,7 @@ FILES = [
     "fake.safetensors",
     "generator.safetensors",
     "image_log.zip",
-    "looks.csv",
+    "watched_parses.csv",
     "resolved.json",
     "watched.csv",
 ]
@@ -81,7 +81,11 @@ def test_two_runs_give_the_same_bytes_shown_in_a_tracker_or_not(
 def test_a_watch_changes_no_other_byte(root: Path, whole: dict[str, bytes]) -> None:
     """A head alone is what an unwatched run has to say; settings and their inputs differ in resolved.json."""
     alone = train(root, {"train_acdmd": EIGHT["train_acdmd"] | {"watch": {"every": 0}}})
-    assert [name for name in FILES if alone[name] != whole[name]] == ["looks.csv", "resolved.json", "watched.csv"]
+    assert [name for name in FILES if alone[name] != whole[name]] == [
+        "watched_parses.csv",
+        "resolved.json",
+        "watched.csv",
+    ]
     assert alone["watched.csv"] == b"iteration\n"
     assert [row["iteration"] for row in rows_of(whole["watched.csv"])] == [0, 4, 8]
 
@@ -141,7 +145,7 @@ def test_kill_9_inside_a_save_and_resume(root: Path, whole: dict[str, bytes]) ->
     killed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert killed.returncode == -9, killed.stderr
     (run_dir,) = (root / ".rtdmd/runs").iterdir()
-    left = [".step-00000006.partial", "LATEST", "journal.jsonl", "looks", "step-00000003"]
+    left = [".step-00000006.partial", "LATEST", "journal.jsonl", "step-00000003", "watched"]
     assert sorted(path.name for path in run_dir.iterdir()) == left
     assert train(root, EIGHT, fresh=False) == whole
     assert not list(run_dir.glob(".*.partial"))
@@ -150,7 +154,10 @@ def test_kill_9_inside_a_save_and_resume(root: Path, whole: dict[str, bytes]) ->
 
 def test_another_seed_is_another_run(root: Path, whole: dict[str, bytes]) -> None:
     other = train(root, EIGHT | {"run": {"seed": 1, "threads": 1}})
-    assert [name for name in FILES if other[name] == whole[name]] == ["image_log.zip", "looks.csv"]  # nobody looked
+    assert [name for name in FILES if other[name] == whole[name]] == [
+        "image_log.zip",
+        "watched_parses.csv",
+    ]  # nobody looked
 
 
 def test_curves_tell_what_happened(whole: dict[str, bytes]) -> None:

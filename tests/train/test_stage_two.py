@@ -45,7 +45,7 @@ FILES = [
     "curves.csv",
     "generator.safetensors",
     "image_log.zip",
-    "looks.csv",
+    "watched_parses.csv",
     "resolved.json",
     "scorers.json",
     "watched.csv",
@@ -78,8 +78,12 @@ def test_two_runs_give_the_same_bytes_watched_or_not(root: Path, whole: dict[str
     assert sorted(whole) == FILES
     torch.manual_seed(77)  # whatever came before
     alone = train(root, SIX | {"watch": {"every": 0}})
-    assert [name for name in FILES if alone[name] != whole[name]] == ["looks.csv", "resolved.json", "watched.csv"]
-    assert alone["watched.csv"] == b"epoch\n" and len(alone["looks.csv"].splitlines()) == 1
+    assert [name for name in FILES if alone[name] != whole[name]] == [
+        "watched_parses.csv",
+        "resolved.json",
+        "watched.csv",
+    ]
+    assert alone["watched.csv"] == b"epoch\n" and len(alone["watched_parses.csv"].splitlines()) == 1
     assert [row["epoch"] for row in rows_of(whole["watched.csv"])] == [0, 3, 6]
 
 
@@ -108,7 +112,7 @@ def test_where_and_when_scorers_compute_changes_no_byte(
 def test_another_seed_is_another_run(root: Path, whole: dict[str, bytes]) -> None:
     other = train(root, SIX, run={"seed": 1, "threads": 1})
     same = [name for name in FILES if other[name] == whole[name]]
-    assert same == ["image_log.zip", "looks.csv", "scorers.json"]  # nobody looked
+    assert same == ["image_log.zip", "watched_parses.csv", "scorers.json"]  # nobody looked
 
 
 def test_what_the_scorers_were_is_written_down(root: Path, whole: dict[str, bytes]) -> None:

@@ -25,7 +25,7 @@ from rtdmd.common.sums import sum_in_order
 
 Step = Mapping[str, float]
 WATCH_SECONDS = "machine/watch_seconds"
-"""Of a line's time, what looks at the student took (`rtdmd.train.engine.watch`); ``machine/seconds`` is without."""
+"""Of a line's time, that of evaluations of the student (`rtdmd.train.engine.watch`); ``machine/seconds`` is without."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What loss terms, looks and validations use of a stage's trainer, whose module imports theirs."""
+"""What loss terms, the watch and validations use of a stage's trainer, whose module imports theirs."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The student's scores on held-out prompts while it trains (section `watch` of a training stage).
 
-A look samples the EMA generator as `rtdmd evaluate` samples the student: the same noise by prompt, few steps, no
-guidance. Its figures go to the journal, to the trackers and to watched.csv, what the world's verifier read to looks.csv
-(`look_parses`), and nothing anywhere else: every draw is keyed, so a run that is watched leaves the same weights and
+An evaluation samples the EMA generator as `rtdmd evaluate` samples the student: the same noise by prompt, few steps, no
+guidance. Its figures go to the journal, to the trackers and to watched.csv, what the world's verifier read to
+watched_parses.csv, and nothing anywhere else: every draw is keyed, so a run that is watched leaves the same weights and
 curves as one that is not. They are part of a step's line in the journal, so that a killed run ends with the same rows
 as one that ran through.
 """
@@ -24,8 +24,8 @@ from rtdmd.backbones.sizes import sized_backbone, suite_sizes
 from rtdmd.prompts.records import by_tag, first_prompts, read_set
 from rtdmd.rewards.reward_models import CPU, load_rewards
 from rtdmd.train.engine.journal import WATCH_SECONDS, write_curves
-from rtdmd.train.engine.look_parses import keep_look, read_images, write_looks
 from rtdmd.train.engine.student_images import ema_weights, student_images
+from rtdmd.train.engine.watched_parses import keep_parses, read_images, write_watched_parses
 from rtdmd.train.losses import micro_batches
 from rtdmd.world.verifier import VERIFIER
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from rtdmd.prompts.records import Prompt
     from rtdmd.rewards.reward_models import Batch, RewardModels
     from rtdmd.train.engine.journal import Journal
-    from rtdmd.train.engine.look_parses import Row
     from rtdmd.train.engine.protocols import Trainer
+    from rtdmd.train.engine.watched_parses import Row
 
 AHEAD = 2  # batches that may wait for a slow scorer
 START = "watch_start/"  # before the first step
@@ -46,8 +46,8 @@ DONE = "watch/"  # after a step
 
 @dataclass(frozen=True)
 class WatchedSuite:
-    """A suite as a look draws it: images of prompts by index, of latents ``shape`` (C, H, W) over levels ``sigmas``
-    (K+1,)."""
+    """A suite as it is drawn each time: images of prompts by index, of latents ``shape`` (C, H, W) over levels
+    ``sigmas`` (K+1,)."""
 
     name: str
     drawn: Sequence[tuple[Prompt, int]]
@@ -58,7 +58,7 @@ class WatchedSuite:
 
 @dataclass
 class Watch:
-    """The looks of a run; without ``suites`` there is none."""
+    """The evaluations during a run; without ``suites`` there is none."""
 
     every: int
     trainer: Trainer
@@ -67,8 +67,8 @@ class Watch:
     micro_batch: int
     run_dir: Path
     suites: Sequence[WatchedSuite] = ()
-    _read: list[Row] = field(default_factory=list, init=False)  # of this process's images of the look under way
-    _seconds: float = field(default=0.0, init=False)  # of looks since the last line of the journal
+    _read: list[Row] = field(default_factory=list, init=False)  # of this process's images of the evaluation under way
+    _seconds: float = field(default=0.0, init=False)  # of evaluations since the last line of the journal
 
     @staticmethod
     def open(stage: Stage, trainer: Trainer, cache: TextCache) -> Watch:
@@ -104,23 +104,23 @@ class Watch:
 
     def before(self, step: int) -> dict[str, float]:
         """Before the first step: the figures of the student that the stage starts from."""
-        return self._look(START, 0) if self.suites and step == 0 else {}
+        return self._evaluate(START, 0) if self.suites and step == 0 else {}
 
     def after(self, done: int) -> dict[str, float]:
-        """After ``done`` steps: the figures where a look is due, and how long it took."""
-        found = self._look(DONE, done) if self.suites and done % self.every == 0 else {}
+        """After ``done`` steps: the figures where an evaluation is due, and how long it took."""
+        found = self._evaluate(DONE, done) if self.suites and done % self.every == 0 else {}
         if self._seconds:
             found[WATCH_SECONDS] = self._seconds
             self._seconds = 0.0
         return found
 
-    def _look(self, prefix: str, number: int) -> dict[str, float]:
+    def _evaluate(self, prefix: str, number: int) -> dict[str, float]:
         began = time.perf_counter()
         self._read = []
         found = {f"{prefix}{name}": value for name, value in self.measure().items()}
         parts = self.trainer.ranks.all_gather_object(self._read)
         if self.trainer.ranks.main:
-            keep_look(self.run_dir, number, [row for part in parts for row in part])
+            keep_parses(self.run_dir, number, [row for part in parts for row in part])
         self._seconds += time.perf_counter() - began
         return found
 
@@ -155,7 +155,7 @@ class Watch:
 
 
 def waiting(spec: RewardParams) -> RewardParams:
-    """The scorer's entry, its weights off the device between two looks, where it has weights in this process."""
+    """The scorer's entry, its weights off the device between two evaluations, where it has weights in this process."""
     return spec.model_copy(update={"offload": bool(spec.sources) and spec.socket is None})
 
 
@@ -168,7 +168,7 @@ def tag_mean(scores: Tensor, tags: Sequence[str | None]) -> float:
 
 
 def watched_rows(journal: Journal) -> list[dict[str, Any]]:
-    """A row per look: after how many steps, and its figures as ``<suite>/<scorer>``."""
+    """A row per evaluation: after how many steps, and its figures as ``<suite>/<scorer>``."""
     rows = []
     for step in journal.steps():
         for prefix, number in ((START, 0), (DONE, step[journal.unit])):
@@ -179,8 +179,8 @@ def watched_rows(journal: Journal) -> list[dict[str, Any]]:
 
 
 def write_watched(journal: Journal, stage: Stage) -> None:
-    """The stage's watched.csv and looks.csv; their heads alone where the run was not watched."""
+    """The stage's watched.csv and watched_parses.csv; their heads alone where the run was not watched."""
     rows = watched_rows(journal)
     write_curves(rows, stage.output("watched.csv"), first=[journal.unit])
     numbers = [int(row[journal.unit]) for row in rows]
-    write_looks(stage.run_dir, journal.unit, numbers, stage.output("looks.csv"))
+    write_watched_parses(stage.run_dir, journal.unit, numbers, stage.output("watched_parses.csv"))

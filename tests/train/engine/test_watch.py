@@ -1,4 +1,4 @@
-"""Looks at the student while it trains: what they measure, and what is refused.
+"""Evaluations of the student while it trains: what they measure, and what is refused.
 
 That a watched run leaves the weights and curves of one that is not, and a killed one its rows, tests/train has for both
 stages; that two processes see what one sees, tests/train/distributed.
@@ -55,15 +55,15 @@ def test_a_look_has_the_figures_that_the_evaluation_gives_the_same_prompts(root:
             suite, scorer = name.split("/")
             assert value == pytest.approx(found[suite][model][scorer]["mean"], abs=2e-6), (model, name)
     assert abs(start["own/clipscore"] - end["own/clipscore"]) > 1e-4
-    looks = (root / "results/train_rtdmd/looks.csv").read_text().splitlines()
-    assert looks.pop(0) == "epoch,suite,prompt_id,index,tag,strict,background,cells"
+    lines = (root / "results/train_rtdmd/watched_parses.csv").read_text().splitlines()
+    assert lines.pop(0) == "epoch,suite,prompt_id,index,tag,strict,background,cells"
     judged_lines = (root / "results/evaluate/parses.csv").read_text().splitlines()
     for number, model in ((0, "train_acdmd"), (2, "train_rtdmd")):
         read = [line.split(",", 2)[2] for line in judged_lines if line.startswith(f"own,{model},")]
         assert len(read) == 14 and read == [
-            line.split(",", 2)[2] for line in looks if line.startswith(f"{number},own,")
+            line.split(",", 2)[2] for line in lines if line.startswith(f"{number},own,")
         ]
-    assert len(looks) == 28
+    assert len(lines) == 28
     (run_dir,) = (root / ".rtdmd/runs").glob("train_rtdmd-*")
     first, last = map(json.loads, (run_dir / "journal.jsonl").read_text().splitlines())
     assert first["watch_start/small/clipscore"] == pytest.approx(start["small/clipscore"], rel=1e-7)
@@ -85,7 +85,7 @@ def test_weights_wait_off_the_device_where_there_are_any() -> None:
 
 
 def test_a_look_is_no_part_of_a_steps_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 10 seconds a look took 8: 4 images in the other 2."""
+    """Of 10 seconds an evaluation took 8: 4 images in the other 2."""
     now = iter([0.0, 10.0])
     monkeypatch.setattr(journal_module.time, "perf_counter", lambda: next(now))
     journal = Journal(tmp_path / "journal.jsonl", "epoch")

@@ -1,8 +1,8 @@
-"""What the world's verifier reads in the images of a look, kept so that the report can show a run's path.
+"""What the world's verifier reads in a watched student's images, kept so that the report can show a run's path.
 
-Each look leaves a file in the run folder, the same bytes whenever it is made, before its line is in the journal. So a
-resumed run finds those of the looks that its checkpoint knows, and makes the others again. At the end they are one
-table, looks.csv: a line per image of every look that the journal has.
+Each evaluation leaves a file in the run folder, the same bytes whenever it is made, before its line is in the journal.
+So a resumed run finds those that its checkpoint knows, and makes the others again. At the end they are one table,
+watched_parses.csv: a line per image of every evaluation that the journal has.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ def read_images(suite: str, drawn: Sequence[tuple[Prompt, int]], images: Tensor)
     ]
 
 
-def keep_look(run_dir: Path, number: int, rows: Sequence[Row]) -> None:
-    """The records of the look after ``number`` steps, in the run folder."""
-    folder = run_dir / "looks"
+def keep_parses(run_dir: Path, number: int, rows: Sequence[Row]) -> None:
+    """The records of the evaluation after ``number`` steps, in the run folder."""
+    folder = run_dir / "watched"
     folder.mkdir(exist_ok=True)
     write_json(folder / f"{number:06d}.json", {"images": list(rows)})
 
 
-def write_looks(run_dir: Path, unit: str, numbers: Sequence[int], path: Path) -> None:
-    """looks.csv: the records of the looks after ``numbers`` steps; its head alone where no image was read. UserError
-    where the run folder has lost a look."""
+def write_watched_parses(run_dir: Path, unit: str, numbers: Sequence[int], path: Path) -> None:
+    """watched_parses.csv: the records of the evaluations after ``numbers`` steps; its head alone where no image was
+    read. UserError where the run folder has lost one."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([unit, "suite", *RECORD])
     for number in numbers:
-        file = run_dir / "looks" / f"{number:06d}.json"
+        file = run_dir / "watched" / f"{number:06d}.json"
         if not file.is_file():
-            raise UserError(f"{file}: the look after {number} steps is gone; `rm -r {run_dir}`, then run again")
+            raise UserError(f"{file}: the records after {number} steps are gone; `rm -r {run_dir}`, then run again")
         writer.writerows([number, *row] for row in read_json(file)["images"])
     write_atomic(path, text.getvalue())
