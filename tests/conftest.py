@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tests.publish.advice import Here
 
 
-gc.set_threshold(100_000)  # torch makes a million objects that stay: to look for garbage among them takes long
+gc.set_threshold(100_000)  # torch makes a million objects that stay: to go through them for garbage takes long
 
 LONGEST = (
     "workflow/test_agreement.py",
@@ -49,6 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((place for place, start in enumerate(LONGEST) if name.startswith(start)), len(LONGEST))
 
     items.sort(key=place)
+    gc.freeze()  # what all imports have made is no garbage: `gc.collect` need not go through it again
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Hashable
+from copy import deepcopy
 from functools import lru_cache
 from typing import Any
 
@@ -73,16 +74,18 @@ def parse_yaml(text: str, name: str, remedy: str = "") -> Any:
     """What YAML text says to both readers. UserError, in one line with the line's number, where it is no YAML, where
     the two read a value differently, or where it stands for more values than ``MAX_VALUES``. ``remedy``: what to do
     about a file that is no YAML."""
-    return _parsed(text, name, remedy, both=True)
+    return deepcopy(_parsed(text, name, remedy, both=True))
 
 
 def parse_yaml_11(text: str, name: str, remedy: str = "") -> Any:
     """What YAML text says to PyYAML; UserError likewise. For values that no other program reads from there, and for
     files that a program wrote."""
-    return _parsed(text, name, remedy, both=False)
+    return deepcopy(_parsed(text, name, remedy, both=False))
 
 
+@lru_cache(maxsize=8)
 def _parsed(text: str, name: str, remedy: str, both: bool) -> Any:
+    """A stage reads params.yaml when it opens and when it ends; reading takes a tenth of a second."""
     then = f"; {remedy}" if remedy else ""
     try:
         loader = _Loader(text)
@@ -130,9 +133,7 @@ def _difference(node: yaml.Node, ours: Any, text: str) -> tuple[int, str] | None
     return _unlike(node, ours, theirs, "")
 
 
-@lru_cache(maxsize=8)
 def _read_by_dvc(text: str) -> Any:
-    """A stage reads params.yaml when it opens and when it ends, and the tree is compared alone: once is enough."""
     from ruamel.yaml import YAML
 
     return YAML(typ="safe").load(text)
