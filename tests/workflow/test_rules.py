@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from rtdmd.common.files import write_atomic
 from rtdmd.config import load_params
 from rtdmd.config.families import FAMILIES
 from rtdmd.pipeline.dvc_yaml import covers, read_pipeline
@@ -133,6 +135,26 @@ def test_a_plan_with_a_space_and_an_apostrophe_in_its_name_is_one_word_of_each_c
     (variance,) = (line for line in words if "variance" in line)
     assert variance[:3] == ["cd", f"{tmp_path}/a folder/base-0", "&&"]
     assert variance[variance.index("--out") + 1] == "$OLDPWD/results/comparison/variance.csv)"
+
+
+def test_another_seed_is_run_where_there_is_a_page_of_fewer(tmp_path: Path) -> None:
+    """Snakemake does not remake a page that exists because an input is missing; the rule's params tell it."""
+    plan, folder, page = tmp_path / "plan.yaml", tmp_path / "runs", tmp_path / "page"
+    own = {"folder": str(folder), "page": str(page), "seeds": [0, 1], "methods": ["rtdmd"], "shares": {}}
+    plan.write_text(yaml.safe_dump(yaml.safe_load(Path("workflow/sweep.yaml").read_text()) | own))
+    for name in ("teacher-0/run.json", "base-0/run.json", "rtdmd-0/run.json"):
+        write_atomic(folder / name, "{}")
+    for name in ("index.html", "table.csv", "runs.csv", "contact_sheet.png"):
+        write_atomic(page / name, "")
+    command = [sys.executable, "-m", "snakemake", "sweep", "--cores", "1", "--config", f"sweep={plan}"]
+
+    def jobs(seeds: int, how: str) -> set[str]:
+        done = subprocess.run([*command, f"seeds={seeds}", how], capture_output=True, text=True, check=True)
+        return set(re.findall(r"^(sweep_\w+) +\d+$", done.stdout + done.stderr, re.MULTILINE))
+
+    jobs(1, "--touch")  # as if they had just been made
+    assert jobs(1, "--dry-run") == set()
+    assert jobs(2, "--dry-run") == {"sweep_base", "sweep_method", "sweep_gather"}
 
 
 def test_a_mistake_in_the_plan_of_the_sweep_or_the_world_stops_only_these(tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ rule sweep_gather:
         runtime=10,
     params:
         plan=SWEEP_FILE,
+        runs=lambda wildcards: [*SWEEP().runs(), *map(str, SWEEP_SEEDS())],  # a missing run alone does not remake a page that exists
     message:
         "sweep: table and page of the comparison"
     shell:
