@@ -36,9 +36,9 @@ FILES = [
     "fake.safetensors",
     "generator.safetensors",
     "image_log.zip",
-    "watched_parses.csv",
     "resolved.json",
     "watched.csv",
+    "watched_parses.csv",
 ]
 
 
@@ -82,9 +82,9 @@ def test_a_watch_changes_no_other_byte(root: Path, whole: dict[str, bytes]) -> N
     """A head alone is what an unwatched run has to say; settings and their inputs differ in resolved.json."""
     alone = train(root, {"train_acdmd": EIGHT["train_acdmd"] | {"watch": {"every": 0}}})
     assert [name for name in FILES if alone[name] != whole[name]] == [
-        "watched_parses.csv",
         "resolved.json",
         "watched.csv",
+        "watched_parses.csv",
     ]
     assert alone["watched.csv"] == b"iteration\n"
     assert [row["iteration"] for row in rows_of(whole["watched.csv"])] == [0, 4, 8]

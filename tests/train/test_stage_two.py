@@ -45,10 +45,10 @@ FILES = [
     "curves.csv",
     "generator.safetensors",
     "image_log.zip",
-    "watched_parses.csv",
     "resolved.json",
     "scorers.json",
     "watched.csv",
+    "watched_parses.csv",
 ]
 
 
@@ -79,9 +79,9 @@ def test_two_runs_give_the_same_bytes_watched_or_not(root: Path, whole: dict[str
     torch.manual_seed(77)  # whatever came before
     alone = train(root, SIX | {"watch": {"every": 0}})
     assert [name for name in FILES if alone[name] != whole[name]] == [
-        "watched_parses.csv",
         "resolved.json",
         "watched.csv",
+        "watched_parses.csv",
     ]
     assert alone["watched.csv"] == b"epoch\n" and len(alone["watched_parses.csv"].splitlines()) == 1
     assert [row["epoch"] for row in rows_of(whole["watched.csv"])] == [0, 3, 6]
@@ -112,7 +112,7 @@ def test_where_and_when_scorers_compute_changes_no_byte(
 def test_another_seed_is_another_run(root: Path, whole: dict[str, bytes]) -> None:
     other = train(root, SIX, run={"seed": 1, "threads": 1})
     same = [name for name in FILES if other[name] == whole[name]]
-    assert same == ["image_log.zip", "watched_parses.csv", "scorers.json"]  # nobody looked
+    assert same == ["image_log.zip", "scorers.json", "watched_parses.csv"]  # nobody looked
 
 
 def test_what_the_scorers_were_is_written_down(root: Path, whole: dict[str, bytes]) -> None:
