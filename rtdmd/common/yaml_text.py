@@ -123,20 +123,14 @@ def _count(value: Any, seen: list[int]) -> None:
 
 def _difference(node: yaml.Node, ours: Any, text: str) -> tuple[int, str] | None:
     """The first value that DVC reads otherwise: its line and a sentence; None where there is none."""
-    from ruamel.yaml import YAMLError
+    from ruamel.yaml import YAML, YAMLError
 
     try:
-        theirs = _read_by_dvc(text)
+        theirs = YAML(typ="safe").load(text)
     except YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
         return line, f"DVC cannot read it ({getattr(error, 'problem', None) or first_line(error)})"
     return _unlike(node, ours, theirs, "")
-
-
-def _read_by_dvc(text: str) -> Any:
-    from ruamel.yaml import YAML
-
-    return YAML(typ="safe").load(text)
 
 
 def _unlike(node: yaml.Node, ours: Any, theirs: Any, path: str) -> tuple[int, str] | None:

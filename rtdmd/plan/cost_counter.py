@@ -63,14 +63,15 @@ class CostCounter(TorchDispatchMode):
             self._seen[tensor.untyped_storage()] = lambda: None  # there is nothing to take off at its end
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        call = (func, _description(args), _description(tuple((kwargs or {}).items())))
+        kwargs = kwargs or {}
+        call = (func, _description(args), _description(tuple(kwargs.items())))
         if call in self._outputs:
             shape, stride, dtype, flops = self._outputs[call]
             out = torch.empty_strided(shape, stride, dtype=dtype, device=META)
         else:
-            out = func(*args, **(kwargs or {}))
+            out = func(*args, **kwargs)
             count = FORMULAS.get(func._overloadpacket)
-            flops = 0 if count is None else count(*args, **(kwargs or {}), out_val=out)
+            flops = 0 if count is None else count(*args, **kwargs, out_val=out)
             # A model's blocks repeat the same operations, and torch takes long to find the shape of a result. One that
             # shares memory with an argument (a view, what is written in place) is quick and has to be done again.
             given = [leaf.untyped_storage() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]

@@ -13,14 +13,8 @@ import numpy as np
 from rtdmd.world import GRID
 from rtdmd.world.grammar import COLORS, SHAPES
 
-RECORD = (
-    "prompt_id",
-    "index",
-    "tag",
-    "strict",
-    "background",
-    "cells",
-)  # of an image, in parses.csv and watched_parses.csv
+RECORD = ("prompt_id", "index", "tag", "strict", "background", "cells")
+"""The columns of an image in parses.csv and watched_parses.csv."""
 SMALL = 9  # pixels: the smaller of the world's two sizes
 EMPTY = "."
 CLUTTER = "?"

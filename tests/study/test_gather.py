@@ -88,6 +88,8 @@ def test_the_plan_of_the_repository_is_valid_and_a_bad_one_is_one_line(tmp_path:
     assert {name for name in (*GAMMA, *STAGE_TWO) if name != "base"} <= set(plan.methods)
     short = load_plan(Path("workflow/sweep_two_cores.yaml"))
     assert short.methods == plan.methods and short.over(preset("world")).train_acdmd.iterations == 480
+    main = load_plan(Path("workflow/sweep_main.yaml"))  # whose runs are some of those
+    assert main.model_copy(update={"methods": short.methods}) == short and set(main.methods) <= set(short.methods)
     with pytest.raises(UserError, match=r"the sweep's params.*train_acdmd\.iteration: unknown key"):
         short.model_copy(update={"params": {"train_acdmd": {"iteration": 1}}}).over(preset("world"))
     text = Path("workflow/sweep.yaml").read_text()

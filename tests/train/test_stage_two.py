@@ -112,7 +112,7 @@ def test_where_and_when_scorers_compute_changes_no_byte(
 def test_another_seed_is_another_run(root: Path, whole: dict[str, bytes]) -> None:
     other = train(root, SIX, run={"seed": 1, "threads": 1})
     same = [name for name in FILES if other[name] == whole[name]]
-    assert same == ["image_log.zip", "scorers.json", "watched_parses.csv"]  # nobody looked
+    assert same == ["image_log.zip", "scorers.json", "watched_parses.csv"]
 
 
 def test_what_the_scorers_were_is_written_down(root: Path, whole: dict[str, bytes]) -> None:
